@@ -1,0 +1,91 @@
+"""What a blob store promises, by role.
+
+A blob is immutable: its name is its sha256. Uploads in progress lie under keys of their own and become a blob
+only when the digest of what was stored has been checked; so every reader sees whole blobs or none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import msgspec
+
+from lora_reg.spec.digest import Digest
+
+
+class Presigned(msgspec.Struct, frozen=True):
+    """A request that a client may send to the store itself, until `expires_in` seconds have passed.
+
+    The URL is a secret while it lives: it is never logged and never stored.
+    """
+
+    method: str
+    url: str
+    headers: dict[str, str]
+    expires_in: int
+
+
+class BlobReader(Protocol):
+    def size(self, digest: Digest) -> int | None:
+        """Length in bytes, or None where there is no such blob."""
+
+    def read(self, digest: Digest, offset: int = 0, length: int | None = None) -> bytes:
+        """Exactly `length` bytes from `offset` (to the end where None). For headers and small files.
+
+        Raises RegistryError `not-found`, or `corrupt` where the blob is shorter than asked for.
+        """
+
+    def stream(self, digest: Digest, offset: int = 0, length: int | None = None, chunk: int = 256 * 1024) -> Iterator[bytes]:
+        """The same, in pieces of at most `chunk` bytes; memory does not grow with the blob."""
+
+
+class BlobWriter(Protocol):
+    def put(self, chunks: Iterable[bytes], *, digest: Digest, size: int) -> None:
+        """Store a blob from a stream, hashing while writing; visible only once length and digest are right.
+
+        Idempotent: putting what is there already is no error. Raises RegistryError `digest-mismatch`,
+        `size-mismatch`, `storage-unavailable`; in each case nothing becomes visible and nothing is left behind.
+        """
+
+    def put_unknown(self, chunks: Iterable[bytes]) -> tuple[Digest, int]:
+        """Store a stream whose digest is not known before; returns digest and length. Same promises."""
+
+    def adopt(self, upload: str, *, digest: Digest, size: int) -> None:
+        """Turn what a presigned upload left under `uploads/<upload>/<hex>` into a blob.
+
+        Re-hashes what is stored, never trusts the client's word; then moves it to its key and removes the upload.
+        Idempotent. Raises `not-found` where nothing was uploaded, `digest-mismatch`, `size-mismatch`.
+        """
+
+    def discard_upload(self, upload: str) -> None:
+        """Remove all that was uploaded under this session. Idempotent."""
+
+
+class BlobDeleter(Protocol):
+    def delete(self, digest: Digest) -> None:
+        """Remove a blob. Idempotent. The caller has made sure that nothing refers to it."""
+
+
+class BlobLister(Protocol):
+    def list(self) -> Iterator[tuple[Digest, int]]:
+        """All blobs with their length, in order of their hex digits."""
+
+
+class Presigner(Protocol):
+    def presign_get(self, digest: Digest, *, filename: str | None, expires_in: int) -> Presigned | None:
+        """A GET for this blob (Range allowed), or None where the store has no presigned URLs."""
+
+    def presign_put(self, upload: str, digest: Digest, *, size: int, expires_in: int) -> Presigned | None:
+        """A PUT bound to length and sha256, to `uploads/<upload>/<hex>`; None where there is no such thing
+        (no presigned URLs, or a size above what one PUT may carry)."""
+
+
+class BlobStore(BlobReader, BlobWriter, BlobDeleter, BlobLister, Presigner, Protocol):
+    """Everything together; what the service is wired with."""
+
+    def check(self) -> None:
+        """Raise RegistryError `storage-unavailable` where the store does not answer. Cheap: for /readyz."""
+
+    def local_path(self, digest: Digest) -> str | None:
+        """The file of a blob where the store is a folder on this machine (for sendfile and mmap), else None."""

@@ -1,0 +1,77 @@
+"""The narrow port that stands before the engine: what the service and the workers may ask of it.
+
+A job's id is chosen by the caller (`<kind>-<recipe digest>` or the like): the same id is the same job, for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal, Protocol
+
+import msgspec
+from sqlalchemy.orm import Session
+
+State = Literal["queued", "running", "done", "failed", "cancelled"]
+TERMINAL: tuple[State, ...] = ("done", "failed", "cancelled")
+Queue = Literal["orchestrate", "cpu", "gpu"]
+
+
+class JobStatus(msgspec.Struct, frozen=True):
+    """What the engine knows of a job. Times are seconds since the epoch (UTC).
+
+    worker: the executor that runs or ran it. error: the last error's sentence, None unless failed. attempts: how
+    often it was started (more than one after a crash).
+    """
+
+    id: str
+    kind: str
+    state: State
+    queue: str
+    created_at: float
+    updated_at: float
+    worker: str | None = None
+    error: str | None = None
+    error_code: str | None = None
+    attempts: int = 0
+    result: Any = None
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """One progress record. `offset` counts from 0 and takes a follower up again after a lost connection.
+
+    done/total: units of work (`unit`, such as "bytes" or "tensors"); total None where it is not known.
+    A step that runs again after a crash repeats records: read them as states, not as increments.
+    """
+
+    offset: int
+    at: float
+    step: str
+    message: str
+    done: int = 0
+    total: int | None = None
+    unit: str = ""
+
+
+class JobEngine(Protocol):
+    def enqueue(self, session: Session, *, kind: str, job_id: str, spec: dict[str, Any], queue: Queue, priority: int = 100) -> None:
+        """Enqueue inside the caller's transaction: the job exists if and only if the transaction commits.
+
+        The same id again is a no-op, also when that job has ended.
+        """
+
+    def status(self, job_id: str) -> JobStatus | None: ...
+
+    def list(self, *, kind: str | None = None, state: State | None = None, limit: int = 100, before: float | None = None) -> list[JobStatus]:
+        """Newest first; `before` is the `created_at` of the last one seen."""
+
+    def cancel(self, job_id: str) -> None:
+        """Cancel a job that has not ended; its child process is killed within a few seconds. Idempotent."""
+
+    def follow(self, job_id: str, offset: int = 0, timeout: float | None = None) -> Iterator[Progress]:
+        """Progress records from `offset` on, until the job has ended or `timeout` seconds passed without one."""
+
+    def retry(self, job_id: str) -> None:
+        """Start a job that failed or was cancelled once more, under the same id. Finished steps are not repeated
+        where their results are kept. Raises RegistryError `conflict` where the job is not failed or cancelled."""
+
+    def close(self) -> None: ...
