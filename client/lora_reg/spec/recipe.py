@@ -39,6 +39,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     target: str
     dtype: OutputDtype | None = None
     seed: int = 0
+    allow_loss: bool = False
 
     def to_bytes(self) -> bytes:
         return canonical.dumps(msgspec.to_builtins(self))
