@@ -270,7 +270,7 @@ class LineageEdge(Response):
 
 
 class Lineage(Response):
-    """Nodes by digest, edges between them, starting at `root`."""
+    """Nodes by `namespace/name:vN`, edges between those keys, starting at `root`."""
 
     root: str
     nodes: dict[str, VersionRef]

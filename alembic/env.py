@@ -1,0 +1,45 @@
+"""Alembic's entry: run with the connection that `lora_registry.db.migrate` hands over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlmodel import SQLModel
+
+import lora_registry.db.tables  # noqa: F401  fills the metadata
+from alembic import context
+
+ENGINE_TABLES = frozenset(
+    {
+        "dbos_migrations",
+        "workflow_status",
+        "workflow_input",
+        "workflow_output",
+        "operation_outputs",
+        "notifications",
+        "workflow_events",
+        "workflow_events_history",
+        "streams",
+        "queues",
+        "workflow_schedules",
+        "application_versions",
+        "datasource_outputs",
+        "dbos_datasource_migrations",
+    }
+)
+"""The job engine's tables lie in the same SQLite file without a prefix; Alembic would propose to drop them."""
+
+
+def include_name(name: str | None, kind: str, _parents: Any) -> bool:
+    return not (kind == "table" and name in ENGINE_TABLES)
+
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=SQLModel.metadata,
+    include_name=include_name,
+    render_as_batch=True,
+    compare_server_default=True,
+)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,42 @@
+"""Who is asking, and what they may do. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from lora_reg.spec.errors import RegistryError
+
+Role = Literal["reader", "writer", "admin"]
+RANK: Final[dict[str, int]] = {"reader": 1, "writer": 2, "admin": 3}
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """A caller. namespace None: the role holds in every namespace."""
+
+    name: str
+    role: Role
+    namespace: str | None = None
+    anonymous: bool = False
+
+    def may(self, role: Role, namespace: str) -> bool:
+        return RANK[self.role] >= RANK[role] and self.namespace in (None, namespace)
+
+    def visible(self) -> str | None:
+        """The one namespace this caller may read, or None for all."""
+        return self.namespace
+
+
+LOCAL: Final = Principal("local", "admin", anonymous=True)
+"""Everybody, on a service that asks for no token (loopback only)."""
+
+WORKER: Final = Principal("worker", "admin")
+
+
+def require(principal: Principal, role: Role, namespace: str) -> None:
+    """Raise `not-found` where the caller may not even read, `forbidden` where reading is all they may do."""
+    if not principal.may("reader", namespace):
+        raise RegistryError("not-found", f"There is no namespace {namespace!r} that you may read.")
+    if not principal.may(role, namespace):
+        raise RegistryError("forbidden", f"This needs the role {role} in {namespace!r}; the token has {principal.role}.")

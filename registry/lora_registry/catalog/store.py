@@ -1,0 +1,240 @@
+"""Named queries on repositories, versions, tags and edges. SQL only: no checks, no rights, no transitions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy import func
+from sqlmodel import Session, col, select, update
+
+from lora_registry.db.dialect import insert_ignore
+from lora_registry.db.tables import Repository, Tag, TagMove, Version, VersionBlob, VersionEdge
+
+
+def repository(session: Session, namespace: str, name: str, *, lock: bool = False) -> Repository | None:
+    """A repository, deleted ones too. lock: hold its row to the end of the transaction; who changes anything in a
+    repository takes this lock first, so numbers have no gap and histories no fork."""
+    query = select(Repository).where(Repository.namespace == namespace, Repository.name == name)
+    return session.exec(query.with_for_update() if lock else query).first()
+
+
+def repositories_by_id(session: Session, ids: Iterable[int]) -> dict[int, Repository]:
+    rows = session.exec(select(Repository).where(col(Repository.id).in_(set(ids))))
+    return {row.id or 0: row for row in rows}
+
+
+def list_repositories(
+    session: Session,
+    *,
+    namespace: str | None,
+    kind: str | None,
+    like: str | None,
+    after: tuple[str, str] | None,
+    limit: int,
+) -> list[Repository]:
+    """Live repositories ordered by namespace and name. like: an escaped LIKE pattern over `namespace/name`."""
+    query = select(Repository).where(col(Repository.deleted_at).is_(None))
+    if namespace is not None:
+        query = query.where(Repository.namespace == namespace)
+    if kind is not None:
+        query = query.where(Repository.kind == kind)
+    if like is not None:
+        full = col(Repository.namespace) + "/" + col(Repository.name)
+        query = query.where(full.like(like, escape="\\"))
+    if after is not None:
+        query = query.where(
+            (col(Repository.namespace) > after[0])
+            | ((col(Repository.namespace) == after[0]) & (col(Repository.name) > after[1]))
+        )
+    query = query.order_by(col(Repository.namespace), col(Repository.name)).limit(limit)
+    return list(session.exec(query))
+
+
+def live_versions(session: Session, repository_id: int) -> int:
+    query = select(func.count()).select_from(Version).where(Version.repository_id == repository_id, col(Version.deleted_at).is_(None))
+    return session.exec(query).one()
+
+
+def newest(session: Session, repository_id: int) -> Version | None:
+    """The newest version that is neither deleted nor yanked; where all are yanked, the newest yanked one."""
+    query = (
+        select(Version)
+        .where(Version.repository_id == repository_id, col(Version.deleted_at).is_(None))
+        .order_by(col(Version.yanked_reason).is_not(None), col(Version.number).desc())
+        .limit(1)
+    )
+    return session.exec(query).first()
+
+
+def version_by_number(session: Session, repository_id: int, number: int) -> Version | None:
+    if number > 2**31 - 1:
+        return None
+    return session.exec(select(Version).where(Version.repository_id == repository_id, Version.number == number)).first()
+
+
+def version_by_digest(session: Session, repository_id: int, digest: str) -> Version | None:
+    """A live version, else a deleted one of the same content."""
+    query = (
+        select(Version)
+        .where(Version.repository_id == repository_id, Version.digest == digest)
+        .order_by(col(Version.deleted_at).is_not(None), col(Version.number).desc())
+        .limit(1)
+    )
+    return session.exec(query).first()
+
+
+def version_by_commit(session: Session, repository_id: int, commit: str) -> Version | None:
+    query = (
+        select(Version)
+        .where(Version.repository_id == repository_id, Version.commit_id == commit)
+        .order_by(col(Version.deleted_at).is_not(None), col(Version.number).desc())
+        .limit(1)
+    )
+    return session.exec(query).first()
+
+
+def version_by_global_digest(session: Session, digest: str) -> list[tuple[Version, Repository]]:
+    """Live versions with this digest, in every repository."""
+    query = (
+        select(Version, Repository)
+        .join(Repository, col(Repository.id) == col(Version.repository_id))
+        .where(Version.digest == digest, col(Version.deleted_at).is_(None))
+        .order_by(col(Version.id))
+    )
+    return [(version, repo) for version, repo in session.exec(query)]
+
+
+def versions_by_id(session: Session, ids: Iterable[int]) -> dict[int, Version]:
+    wanted = set(ids)
+    if not wanted:
+        return {}
+    return {row.id or 0: row for row in session.exec(select(Version).where(col(Version.id).in_(wanted)))}
+
+
+def list_versions(session: Session, repository_id: int, *, before: int | None, limit: int) -> list[Version]:
+    """Live versions, newest first."""
+    query = select(Version).where(Version.repository_id == repository_id, col(Version.deleted_at).is_(None))
+    if before is not None:
+        query = query.where(col(Version.number) < before)
+    return list(session.exec(query.order_by(col(Version.number).desc()).limit(limit)))
+
+
+def files_of(session: Session, version_ids: Iterable[int]) -> dict[int, list[VersionBlob]]:
+    """The files of several versions in one query."""
+    result: dict[int, list[VersionBlob]] = {}
+    query = select(VersionBlob).where(col(VersionBlob.version_id).in_(set(version_ids))).order_by(col(VersionBlob.path))
+    for row in session.exec(query):
+        result.setdefault(row.version_id, []).append(row)
+    return result
+
+
+def file(session: Session, version_id: int, path: str) -> VersionBlob | None:
+    return session.exec(select(VersionBlob).where(VersionBlob.version_id == version_id, VersionBlob.path == path)).first()
+
+
+def blob_is_readable(session: Session, digest: str, namespace: str | None) -> bool:
+    """Whether a live version in this namespace (None: in any) holds the blob."""
+    query = (
+        select(VersionBlob.version_id)
+        .join(Version, col(Version.id) == col(VersionBlob.version_id))
+        .join(Repository, col(Repository.id) == col(Version.repository_id))
+        .where(VersionBlob.digest == digest, col(VersionBlob.stored).is_(True), col(Version.deleted_at).is_(None))
+        .limit(1)
+    )
+    if namespace is not None:
+        query = query.where(Repository.namespace == namespace)
+    return session.exec(query).first() is not None
+
+
+def tag(session: Session, repository_id: int, name: str) -> Tag | None:
+    return session.exec(select(Tag).where(Tag.repository_id == repository_id, Tag.name == name)).first()
+
+
+def tags(session: Session, repository_ids: Sequence[int]) -> list[Tag]:
+    query = select(Tag).where(col(Tag.repository_id).in_(repository_ids)).order_by(col(Tag.repository_id), col(Tag.name))
+    return list(session.exec(query))
+
+
+def tags_of_versions(session: Session, version_ids: Iterable[int]) -> dict[int, list[str]]:
+    result: dict[int, list[str]] = {}
+    for row in session.exec(select(Tag).where(col(Tag.version_id).in_(set(version_ids))).order_by(col(Tag.name))):
+        result.setdefault(row.version_id, []).append(row.name)
+    return result
+
+
+def swap_tag(session: Session, row: Tag, *, version_id: int, at: int) -> bool:
+    """Move a tag if its generation is still the one of `row`: the compare-and-swap, in one statement."""
+    statement = (
+        update(Tag)
+        .where(
+            col(Tag.repository_id) == row.repository_id,
+            col(Tag.name) == row.name,
+            col(Tag.generation) == row.generation,
+        )
+        .values(version_id=version_id, generation=row.generation + 1, updated_at=at)
+        .execution_options(synchronize_session=False)
+    )
+    return session.exec(statement).rowcount == 1
+
+
+def last_generation(session: Session, repository_id: int, name: str) -> int:
+    query = select(func.max(TagMove.generation)).where(TagMove.repository_id == repository_id, TagMove.tag == name)
+    return session.exec(query).one() or 0
+
+
+def pointed_there(session: Session, repository_id: int, name: str, version_id: int) -> bool:
+    query = select(TagMove.id).where(
+        TagMove.repository_id == repository_id, TagMove.tag == name, TagMove.to_version_id == version_id
+    )
+    return session.exec(query.limit(1)).first() is not None
+
+
+def previous_target(session: Session, repository_id: int, name: str, current: int) -> int | None:
+    """The live version that the tag pointed to last before the present one."""
+    query = (
+        select(TagMove.to_version_id)
+        .join(Version, col(Version.id) == col(TagMove.to_version_id))
+        .where(
+            TagMove.repository_id == repository_id,
+            TagMove.tag == name,
+            col(TagMove.to_version_id) != current,
+            col(Version.deleted_at).is_(None),
+        )
+        .order_by(col(TagMove.generation).desc())
+        .limit(1)
+    )
+    return session.exec(query).first()
+
+
+def moves(session: Session, repository_id: int, *, name: str | None, before: int | None, limit: int) -> list[TagMove]:
+    query = select(TagMove).where(TagMove.repository_id == repository_id)
+    if name is not None:
+        query = query.where(TagMove.tag == name)
+    if before is not None:
+        query = query.where(col(TagMove.id) < before)
+    return list(session.exec(query.order_by(col(TagMove.id).desc()).limit(limit)))
+
+
+def edges_up(session: Session, ids: Iterable[int]) -> list[VersionEdge]:
+    return list(session.exec(select(VersionEdge).where(col(VersionEdge.child_id).in_(set(ids)))))
+
+
+def edges_down(session: Session, ids: Iterable[int]) -> list[VersionEdge]:
+    return list(session.exec(select(VersionEdge).where(col(VersionEdge.parent_id).in_(set(ids)))))
+
+
+def live_children(session: Session, version_id: int, limit: int = 10) -> list[Version]:
+    query = (
+        select(Version)
+        .join(VersionEdge, col(VersionEdge.child_id) == col(Version.id))
+        .where(VersionEdge.parent_id == version_id, col(Version.deleted_at).is_(None))
+        .limit(limit)
+    )
+    return list(session.exec(query))
+
+
+def create_repository(session: Session, namespace: str, name: str, kind: str, at: int) -> bool:
+    """Insert a repository unless somebody else just did. Returns whether this call made it."""
+    values = {"namespace": namespace, "name": name, "kind": kind, "next_number": 1, "created_at": at}
+    insert = insert_ignore(session, Repository)
+    return session.execute(insert.values(**values)).rowcount == 1

@@ -1,0 +1,203 @@
+"""Moving tags: compare-and-swap with full history. A tag never points to nothing and its history never forks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlmodel import Session
+
+from lora_reg.spec import reference
+from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.wire import TagHistory, TagList, TagView
+from lora_registry.auth.principals import Principal, require
+from lora_registry.catalog import resolve, store, views
+from lora_registry.context import Context
+from lora_registry.db.tables import Repository, Tag, TagMove, Version
+from lora_registry.events import audit
+from lora_registry.runtime import paging
+from lora_registry.runtime.clock import now
+from lora_registry.runtime.faults import fault_point
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """What a caller expects of a tag. generation: it is at this one. absent: there is none. Neither: anything,
+    which a protected tag does not accept."""
+
+    generation: int | None = None
+    absent: bool = False
+
+    @property
+    def stated(self) -> bool:
+        return self.absent or self.generation is not None
+
+
+ANYTHING = Expectation()
+
+
+def show(ctx: Context, principal: Principal, namespace: str, name: str, tag: str) -> TagView:
+    with ctx.db.read() as session:
+        repo = resolve.repository(session, principal, namespace, name)
+        row = _existing(session, repo, tag)
+        return _view(session, repo, row)
+
+
+def list_all(ctx: Context, principal: Principal, namespace: str, name: str) -> TagList:
+    with ctx.db.read() as session:
+        repo = resolve.repository(session, principal, namespace, name)
+        rows = store.tags(session, [repo.id or 0])
+        targets = store.versions_by_id(session, (row.version_id for row in rows))
+        return TagList(items=[views.tag(repo, row, targets[row.version_id]) for row in rows])
+
+
+def history(ctx: Context, principal: Principal, namespace: str, name: str, *, tag: str | None, cursor: str | None, limit: int) -> TagHistory:
+    """The moves of one tag or of all, newest first."""
+    before = paging.decode(cursor, int)
+    with ctx.db.read() as session:
+        repo = resolve.repository(session, principal, namespace, name)
+        rows = store.moves(session, repo.id or 0, name=tag, before=before[0] if before else None, limit=limit)
+        return TagHistory(
+            items=views.moves(session, rows),
+            next_cursor=paging.encode(rows[-1].id or 0) if len(rows) == limit else None,
+        )
+
+
+def move(ctx: Context, principal: Principal, namespace: str, name: str, tag: str, *, target: str, expect: Expectation, reason: str) -> TagView:
+    """Set a tag to what `target` selects. Raises `tag-moved` with the present value, `tag-protected`, `not-found`."""
+    reference.check_tag(tag)
+    require(principal, "writer", namespace)
+    with ctx.db.write() as session:
+        repo = resolve.repository(session, principal, namespace, name, lock=True)
+        _, version = resolve.version(session, principal, namespace, name, target)
+        row = set_in_transaction(session, principal, repo, tag, version, expect=expect, reason=reason)
+        fault_point("tag.before-commit")
+        view = _view(session, repo, row)
+    fault_point("tag.after-commit")
+    return view
+
+
+def remove(ctx: Context, principal: Principal, namespace: str, name: str, tag: str, *, expect: Expectation, reason: str) -> None:
+    require(principal, "writer", namespace)
+    with ctx.db.write() as session:
+        repo = resolve.repository(session, principal, namespace, name, lock=True)
+        row = _existing(session, repo, tag)
+        _check(session, repo, row, tag, expect)
+        _log(session, principal, repo, tag, row.generation + 1, row.version_id, None, reason)
+        session.delete(row)
+
+
+def protect(ctx: Context, principal: Principal, namespace: str, name: str, tag: str, *, protected: bool) -> TagView:
+    """Only an administrator of the namespace protects a tag or lifts it."""
+    require(principal, "admin", namespace)
+    with ctx.db.write() as session:
+        repo = resolve.repository(session, principal, namespace, name, lock=True)
+        row = _existing(session, repo, tag)
+        if row.protected != protected:
+            row.protected = protected
+            audit.record(
+                session,
+                "tag-protected" if protected else "tag-unprotected",
+                principal=principal,
+                namespace=repo.namespace,
+                subject=f"{repo.namespace}/{repo.name}:{tag}",
+            )
+        return _view(session, repo, row)
+
+
+def rollback(ctx: Context, principal: Principal, namespace: str, name: str, tag: str, *, to: str | None, expect: Expectation, reason: str) -> TagView:
+    """Set a tag back to what it pointed to before, or to `to`, where it must have pointed once."""
+    require(principal, "writer", namespace)
+    with ctx.db.write() as session:
+        repo = resolve.repository(session, principal, namespace, name, lock=True)
+        row = _existing(session, repo, tag)
+        if to is None:
+            before = store.previous_target(session, repo.id or 0, tag, row.version_id)
+            if before is None:
+                raise RegistryError("conflict", f"The tag {tag} has never pointed to another version that is still there.")
+            version = store.versions_by_id(session, [before])[before]
+        else:
+            _, version = resolve.version(session, principal, namespace, name, to)
+            if not store.pointed_there(session, repo.id or 0, tag, version.id or 0):
+                raise RegistryError(
+                    "conflict", f"The tag {tag} never pointed to v{version.number}.", way_out="Move it there with `lora-reg tag`."
+                )
+        # A rollback names the tag it undoes; the present generation is what it expects.
+        stated = expect if expect.stated else Expectation(generation=row.generation)
+        row = set_in_transaction(session, principal, repo, tag, version, expect=stated, reason=reason or "rollback")
+        return _view(session, repo, row)
+
+
+def set_in_transaction(session: Session, principal: Principal, repo: Repository, tag: str, version: Version, *, expect: Expectation, reason: str) -> Tag:
+    """The move itself. The caller holds the repository's lock and commits."""
+    row = store.tag(session, repo.id or 0, tag)
+    _check(session, repo, row, tag, expect)
+    at = now()
+    if row is None:
+        generation = store.last_generation(session, repo.id or 0, tag) + 1
+        row = Tag(repository_id=repo.id or 0, name=tag, version_id=version.id or 0, generation=generation, updated_at=at)
+        session.add(row)
+        _log(session, principal, repo, tag, generation, None, version.id, reason)
+        session.flush()
+        return row
+    if row.version_id == version.id:
+        return row
+    before, generation = row.version_id, row.generation + 1
+    if not store.swap_tag(session, row, version_id=version.id or 0, at=at):
+        session.refresh(row)
+        raise _moved(session, repo, row)
+    session.refresh(row)
+    _log(session, principal, repo, tag, generation, before, version.id, reason)
+    return row
+
+
+def _check(session: Session, repo: Repository, row: Tag | None, tag: str, expect: Expectation) -> None:
+    if row is None:
+        if expect.generation is not None:
+            raise RegistryError("tag-moved", f"The tag {tag} is not there any more.")
+        return
+    if expect.absent or (expect.generation is not None and expect.generation != row.generation):
+        raise _moved(session, repo, row)
+    if row.protected and not expect.stated:
+        raise RegistryError("tag-protected", f"The tag {tag} of {repo.namespace}/{repo.name} is protected.")
+
+
+def _moved(session: Session, repo: Repository, row: Tag) -> RegistryError:
+    view = _view(session, repo, row)
+    return RegistryError(
+        "tag-moved", f"The tag {row.name} points to v{view.version.number} now (generation {row.generation}).", current=view
+    )
+
+
+def _existing(session: Session, repo: Repository, tag: str) -> Tag:
+    row = store.tag(session, repo.id or 0, tag)
+    if row is None:
+        raise RegistryError("not-found", f"{repo.namespace}/{repo.name} has no tag {tag[:128]!r}.")
+    return row
+
+
+def _view(session: Session, repo: Repository, row: Tag) -> TagView:
+    return views.tag(repo, row, store.versions_by_id(session, [row.version_id])[row.version_id])
+
+
+def _log(session: Session, principal: Principal, repo: Repository, tag: str, generation: int, before: int | None, after: int | None, reason: str) -> None:
+    session.add(
+        TagMove(
+            repository_id=repo.id or 0,
+            tag=tag,
+            generation=generation,
+            from_version_id=before,
+            to_version_id=after,
+            reason=reason,
+            author=principal.name,
+            at=now(),
+        )
+    )
+    audit.record(
+        session,
+        "tag-moved" if after is not None else "tag-removed",
+        principal=principal,
+        namespace=repo.namespace,
+        subject=f"{repo.namespace}/{repo.name}:{tag}",
+        generation=generation,
+        reason=reason,
+    )

@@ -1,0 +1,128 @@
+"""From rows to wire structs. Pure but for the queries that gather the rows of a whole page at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from sqlmodel import Session
+
+from lora_reg.spec.wire import RepositoryView, TagEvent, TagView, VersionFile, VersionRef, VersionView
+from lora_registry.catalog import base_store, store
+from lora_registry.db.tables import Repository, Tag, TagMove, Version
+from lora_registry.work import store as work
+from lora_registry.runtime.clock import iso
+
+
+def ref(repo: Repository, version: Version) -> VersionRef:
+    return VersionRef(
+        namespace=repo.namespace,
+        name=repo.name,
+        kind=repo.kind,  # type: ignore[arg-type]
+        number=version.number,
+        digest=version.digest,
+        created_at=iso(version.created_at),
+    )
+
+
+def refs(session: Session, versions: Sequence[Version]) -> dict[int, VersionRef]:
+    """version id -> reference, one query for all repositories."""
+    repos = store.repositories_by_id(session, (version.repository_id for version in versions))
+    return {version.id or 0: ref(repos[version.repository_id], version) for version in versions}
+
+
+def version(session: Session, repo: Repository, row: Version) -> VersionView:
+    return versions(session, repo, [row])[0]
+
+
+def versions(session: Session, repo: Repository, rows: Sequence[Version]) -> list[VersionView]:
+    ids = [row.id or 0 for row in rows]
+    tags = store.tags_of_versions(session, ids)
+    files = store.files_of(session, ids)
+    edges = store.edges_up(session, ids)
+    related = store.versions_by_id(session, {edge.parent_id for edge in edges})
+    names = refs(session, list(related.values()))
+    result = []
+    for row in rows:
+        parents = [names[edge.parent_id] for edge in edges if edge.child_id == row.id and edge.relation != "base"]
+        result.append(
+            VersionView(
+                namespace=repo.namespace,
+                name=repo.name,
+                kind=repo.kind,  # type: ignore[arg-type]
+                number=row.number,
+                digest=row.digest,
+                commit=row.commit_id,
+                created_at=iso(row.created_at),
+                author=row.author,
+                message=row.message,
+                meta=json.loads(row.meta),
+                size=row.size,
+                files=[
+                    VersionFile(path=file.path, size=file.size, digest=file.digest)
+                    for file in files.get(row.id or 0, [])
+                ],
+                tags=tags.get(row.id or 0, []),
+                base=names.get(row.base_version_id) if row.base_version_id else None,
+                parents=parents,
+                recipe=work.body(session, row.recipe_digest) if row.recipe_digest else None,
+                facts=json.loads(row.facts) if row.facts else None,
+                yanked=row.yanked_reason,
+                weights_absent=row.weights_absent,
+            )
+        )
+    return result
+
+
+def repository(session: Session, repo: Repository) -> RepositoryView:
+    newest = store.newest(session, repo.id or 0)
+    tags = store.tags(session, [repo.id or 0])
+    numbers = {key: row.number for key, row in store.versions_by_id(session, (tag.version_id for tag in tags)).items()}
+    return RepositoryView(
+        namespace=repo.namespace,
+        name=repo.name,
+        kind=repo.kind,  # type: ignore[arg-type]
+        created_at=iso(repo.created_at),
+        versions=store.live_versions(session, repo.id or 0),
+        latest=ref(repo, newest) if newest else None,
+        tags={tag.name: numbers[tag.version_id] for tag in tags},
+        aliases=base_store.aliases(session, repo.id or 0) if repo.kind == "base" else [],
+    )
+
+
+def tag(repo: Repository, row: Tag, target: Version) -> TagView:
+    return TagView(
+        namespace=repo.namespace,
+        name=repo.name,
+        tag=row.name,
+        generation=row.generation,
+        protected=row.protected,
+        version=ref(repo, target),
+        updated_at=iso(row.updated_at),
+    )
+
+
+def moves(session: Session, rows: Sequence[TagMove]) -> list[TagEvent]:
+    ids = {side for row in rows for side in (row.from_version_id, row.to_version_id) if side is not None}
+    found = store.versions_by_id(session, ids)
+
+    def number(side: int | None) -> int | None:
+        return None if side is None else found[side].number
+
+    def digest(side: int | None) -> str | None:
+        return None if side is None else found[side].digest
+
+    return [
+        TagEvent(
+            tag=row.tag,
+            generation=row.generation,
+            from_number=number(row.from_version_id),
+            to_number=number(row.to_version_id),
+            from_digest=digest(row.from_version_id),
+            to_digest=digest(row.to_version_id),
+            reason=row.reason,
+            author=row.author,
+            at=iso(row.at),
+        )
+        for row in rows
+    ]

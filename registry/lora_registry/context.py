@@ -1,0 +1,18 @@
+"""What the service is wired with. Made once in `app` or in a worker, handed down, never looked up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lora_registry.blobs.protocols import BlobStore
+from lora_registry.db.session import Database
+from lora_registry.jobs.port import JobEngine
+from lora_registry.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    settings: Settings
+    db: Database
+    blobs: BlobStore
+    jobs: JobEngine

@@ -1,0 +1,68 @@
+"""Bring a database to the newest schema, and tell whether it is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine
+
+
+def _config() -> Config:
+    package = Path(__file__).resolve().parents[1]
+    packaged = package / "alembic"  # where the wheel puts the folder
+    config = Config()
+    config.set_main_option("script_location", str(packaged if packaged.is_dir() else package.parents[1] / "alembic"))
+    return config
+
+
+def upgrade(engine: Engine) -> None:
+    """Run the migrations that are missing, in one transaction. Safe to call from several processes at once."""
+    config = _config()
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7305617)")
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def is_current(engine: Engine) -> bool:
+    """True where the database has the newest revision."""
+    with engine.connect() as connection:
+        current = MigrationContext.configure(connection).get_current_revision()
+    return current == ScriptDirectory.from_config(_config()).get_current_head()
+
+
+def make_revision(engine: Engine, message: str) -> None:
+    """Write a migration for the difference between the tables and the database (for developers)."""
+    config = _config()
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.revision(config, message, autogenerate=True, rev_id=None)
+
+
+def difference(engine: Engine) -> list[object]:
+    """What `alembic check` would report: empty where tables and migrations agree."""
+    from sqlmodel import SQLModel
+
+    import lora_registry.db.tables  # noqa: F401
+
+    config = _config()
+    found: list[object] = []
+
+    def compare(_revision: object, context: MigrationContext) -> list[object]:
+        found.extend(compare_metadata(context, SQLModel.metadata))
+        return []
+
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        from alembic.runtime.environment import EnvironmentContext
+
+        script = ScriptDirectory.from_config(config)
+        with EnvironmentContext(config, script, fn=compare, dont_mutate=True):  # type: ignore[arg-type]
+            script.run_env()
+    return found

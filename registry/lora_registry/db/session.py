@@ -1,0 +1,48 @@
+"""The unit of work. Nobody else commits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlmodel import Session
+
+from lora_reg.spec.errors import RegistryError
+
+
+class Database:
+    """Sessions over one engine.
+
+    `write()` is one transaction: committed where the block ends, rolled back where it raises. `read()` sees one
+    snapshot and takes no write lock.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._reader = engine.execution_options(read_only=True)
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        with _unavailable(), Session(self.engine, expire_on_commit=False) as session:
+            yield session
+            session.commit()
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        with _unavailable(), Session(self._reader, expire_on_commit=False) as session:
+            yield session
+            session.rollback()
+
+
+@contextmanager
+def _unavailable() -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as error:
+        raise RegistryError("unavailable", "The database did not answer or is locked.") from error
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise RegistryError("unavailable", "The connection to the database was lost.") from error
+        raise

@@ -1,0 +1,30 @@
+"""SQLModel tables, no behaviour. Importing this package fills `SQLModel.metadata`, which Alembic compares.
+
+Times are microseconds since the epoch in UTC: the same number and the same order on both databases.
+"""
+
+from lora_registry.db.tables.access import AuditEvent, IdempotencyRecord, Token
+from lora_registry.db.tables.bases import BaseAlias, BaseFingerprintRow
+from lora_registry.db.tables.blobs import Blob, UploadFile, UploadSessionRow
+from lora_registry.db.tables.catalog import Repository, Tag, TagMove, Version, VersionBlob, VersionEdge
+from lora_registry.db.tables.work import JobRow, RecipeRow, Report
+
+__all__ = [
+    "AuditEvent",
+    "BaseAlias",
+    "BaseFingerprintRow",
+    "Blob",
+    "IdempotencyRecord",
+    "JobRow",
+    "RecipeRow",
+    "Report",
+    "Repository",
+    "Tag",
+    "TagMove",
+    "Token",
+    "UploadFile",
+    "UploadSessionRow",
+    "Version",
+    "VersionBlob",
+    "VersionEdge",
+]

@@ -1,0 +1,51 @@
+"""Tokens, repeated requests, and the log of what was done."""
+
+from __future__ import annotations
+
+from sqlalchemy import CheckConstraint, Index, Text
+from sqlmodel import Field, SQLModel
+
+from lora_registry.db.tables.columns import moment, row_id
+
+
+class Token(SQLModel, table=True):
+    """A bearer token; only its sha256 is kept. namespace None: the role holds everywhere."""
+
+    __tablename__ = "token"
+    __table_args__ = (CheckConstraint("role in ('reader', 'writer', 'admin')", name="role"),)
+
+    id: int | None = row_id()
+    name: str = Field(max_length=128, unique=True)
+    hash: str = Field(max_length=64, unique=True)
+    role: str = Field(max_length=16)
+    namespace: str | None = Field(None, max_length=96)
+    created_at: int = moment()
+    revoked_at: int | None = moment(nullable=True)
+
+
+class IdempotencyRecord(SQLModel, table=True):
+    """The answer that was given under an Idempotency-Key, for a day. status 0: still in flight."""
+
+    __tablename__ = "idempotency"
+
+    author: str = Field(primary_key=True, max_length=128)
+    key: str = Field(primary_key=True, max_length=128)
+    request: str = Field(max_length=64)
+    status: int = 0
+    body: str = Field("", sa_type=Text)
+    created_at: int = moment(index=True)
+
+
+class AuditEvent(SQLModel, table=True):
+    """A change that was committed, written in the same transaction."""
+
+    __tablename__ = "event"
+    __table_args__ = (Index("ix_event_namespace_id", "namespace", "id"),)
+
+    id: int | None = row_id()
+    kind: str = Field(max_length=32)
+    at: int = moment()
+    actor: str = Field(max_length=128)
+    namespace: str = Field(max_length=96)
+    subject: str = Field(max_length=256)
+    facts: str = Field("{}", sa_type=Text)

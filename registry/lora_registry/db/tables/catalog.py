@@ -1,0 +1,128 @@
+"""Repositories, versions, tags and lineage."""
+
+from __future__ import annotations
+
+from sqlalchemy import CheckConstraint, ForeignKeyConstraint, Index, LargeBinary, Text, UniqueConstraint, text
+from sqlmodel import Field, SQLModel
+
+from lora_registry.db.tables.columns import foreign, moment, row_id
+
+
+class Repository(SQLModel, table=True):
+    """A name of one kind. Rows are never removed: a deleted name is a tombstone and is not given out again."""
+
+    __tablename__ = "repository"
+    __table_args__ = (
+        UniqueConstraint("namespace", "name"),
+        CheckConstraint("next_number >= 1", name="next_number"),
+        CheckConstraint("kind in ('base', 'adapter', 'model', 'dataset')", name="kind"),
+    )
+
+    id: int | None = row_id()
+    namespace: str = Field(max_length=96)
+    name: str = Field(max_length=64)
+    kind: str = Field(max_length=16)
+    next_number: int = 1
+    """The number that the next version gets; grows inside the transaction that inserts it, so there is no gap."""
+    created_at: int = moment()
+    deleted_at: int | None = moment(nullable=True)
+
+
+class Version(SQLModel, table=True):
+    """Immutable content. Only yanking, and deleting (a tombstone), change a row."""
+
+    __tablename__ = "version"
+    __table_args__ = (
+        UniqueConstraint("repository_id", "number"),
+        UniqueConstraint("repository_id", "id"),
+        CheckConstraint("number >= 1", name="number"),
+        Index(
+            "uq_version_live_digest",
+            "repository_id",
+            "digest",
+            unique=True,
+            sqlite_where=text("deleted_at IS NULL"),
+            postgresql_where=text("deleted_at IS NULL"),
+        ),
+        Index("ix_version_repository_commit", "repository_id", "commit_id"),
+    )
+
+    id: int | None = row_id()
+    repository_id: int = foreign("repository.id")
+    number: int
+    digest: str = Field(max_length=71, index=True)
+    commit_id: str = Field(max_length=40)
+    manifest: bytes = Field(sa_type=LargeBinary)
+    """The canonical manifest bytes; their sha256 is `digest`."""
+    manifest_config: bytes = Field(sa_type=LargeBinary)
+    size: int = moment()
+    """Bytes of all files together."""
+    base_version_id: int | None = foreign("version.id", nullable=True, index=True)
+    recipe_digest: str | None = Field(None, max_length=71, foreign_key="recipe.digest")
+    weights_absent: bool = False
+    facts: str | None = Field(None, sa_type=Text)
+    """What the check found out, as JSON."""
+    meta: str = Field("{}", sa_type=Text)
+    message: str = Field("", sa_type=Text)
+    author: str = Field(max_length=128)
+    created_at: int = moment()
+    yanked_reason: str | None = Field(None, sa_type=Text)
+    deleted_at: int | None = moment(nullable=True)
+
+
+class VersionBlob(SQLModel, table=True):
+    """A file of a version; what keeps its blob alive. `stored` is false for weights that were never uploaded."""
+
+    __tablename__ = "version_blob"
+
+    version_id: int = foreign("version.id", primary_key=True)
+    path: str = Field(primary_key=True, max_length=255)
+    digest: str = Field(max_length=71, index=True)
+    size: int = moment()
+    stored: bool = True
+
+
+class VersionEdge(SQLModel, table=True):
+    """`child` was made from `parent`: relation base, parent or input."""
+
+    __tablename__ = "version_edge"
+    __table_args__ = (CheckConstraint("child_id <> parent_id", name="no_loop"),)
+
+    child_id: int = foreign("version.id", primary_key=True)
+    parent_id: int = foreign("version.id", primary_key=True, index=True)
+    relation: str = Field(primary_key=True, max_length=16)
+
+
+class Tag(SQLModel, table=True):
+    """A movable name. The composite foreign key keeps it inside its repository: a tag never points to nothing."""
+
+    __tablename__ = "tag"
+    __table_args__ = (
+        ForeignKeyConstraint(["repository_id", "version_id"], ["version.repository_id", "version.id"]),
+        CheckConstraint("generation >= 1", name="generation"),
+        Index("ix_tag_version", "version_id"),
+    )
+
+    repository_id: int = foreign("repository.id", primary_key=True)
+    name: str = Field(primary_key=True, max_length=128)
+    version_id: int = moment()
+    generation: int
+    protected: bool = False
+    updated_at: int = moment()
+
+
+class TagMove(SQLModel, table=True):
+    """The history of tags. Unique generations: it cannot fork."""
+
+    __tablename__ = "tag_move"
+    __table_args__ = (UniqueConstraint("repository_id", "tag", "generation"),)
+
+    id: int | None = row_id()
+    repository_id: int = foreign("repository.id")
+    tag: str = Field(max_length=128)
+    generation: int
+    from_version_id: int | None = foreign("version.id", nullable=True)
+    to_version_id: int | None = foreign("version.id", nullable=True)
+    reason: str = Field("", sa_type=Text)
+    author: str = Field(max_length=128)
+    at: int = moment()

@@ -1,0 +1,87 @@
+"""From a merge request to a job: references become digests, defaults are filled in, the recipe is the identity."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from lora_reg.spec import reference
+from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.recipe import Recipe, RecipeInput
+from lora_reg.spec.wire import JobView, MergeRequest
+from lora_registry.auth.principals import Principal, require
+from lora_registry.catalog import resolve, store
+from lora_registry.catalog.insert import check_target
+from lora_registry.context import Context
+from lora_registry.operations import jobs
+from lora_registry.work import enqueue
+
+MERGE_VERSION: Final = 1
+MAX_ADAPTERS: Final = 64
+
+
+def submit(ctx: Context, principal: Principal, request: MergeRequest) -> JobView:
+    """Start a merge, or find the job of the same recipe; one that failed or was cancelled is started again.
+
+    Raises `not-found`, `conflict` (bases differ, target of another kind), `unsupported`, `invalid-request`.
+    """
+    target = reference.parse(request.to).with_namespace(reference.DEFAULT_NAMESPACE)
+    if not target.is_bare:
+        raise RegistryError("invalid-reference", f"The target {request.to!r} names a tag or version; give a repository.")
+    require(principal, "writer", target.namespace or "")
+    for tag in request.tags:
+        reference.check_tag(tag)
+    if not 0 < len(request.adapters) <= MAX_ADAPTERS:
+        raise RegistryError("invalid-request", f"A merge takes 1 to {MAX_ADAPTERS} adapters, not {len(request.adapters)}.")
+    recipe = _resolve(ctx, principal, request, target.repository)
+    job_id = enqueue.merge_job_id(recipe)
+    status = ctx.jobs.status(job_id)
+    if status is not None and status.state in ("failed", "cancelled"):
+        ctx.jobs.retry(job_id)
+    elif status is None:
+        title = " + ".join(item.adapter for item in request.adapters) + f" -> {target.repository}"
+        with ctx.db.write() as session:
+            enqueue.merge(
+                ctx, session, principal, recipe, namespace=target.namespace or "", title=title, tags=request.tags, message=request.message
+            )
+    return jobs.show(ctx, principal, job_id)
+
+
+def _resolve(ctx: Context, principal: Principal, request: MergeRequest, target: str) -> Recipe:
+    """Pin every input by digest. All adapters must pin the base that is merged into."""
+    with ctx.db.read() as session:
+        namespace, _, name = target.partition("/")
+        check_target(store.repository(session, namespace, name), namespace, name, "model")
+        pins: dict[int, str] = {}
+        inputs = []
+        for item in request.adapters:
+            if not math.isfinite(item.weight):
+                raise RegistryError("invalid-request", f"The weight of {item.adapter} is {item.weight}; expected a finite number.")
+            ref = reference.parse(item.adapter).with_namespace(namespace)
+            repo, version = resolve.by_reference(session, principal, ref)
+            if repo.kind != "adapter" or version.base_version_id is None:
+                raise RegistryError("conflict", f"{ref} is of kind {repo.kind}; only adapters are merged.")
+            pins.setdefault(version.base_version_id, f"{repo.namespace}/{repo.name}:v{version.number}")
+            inputs.append(RecipeInput(digest=version.digest, weight=item.weight))
+        if len(pins) > 1:
+            raise RegistryError("conflict", f"{' and '.join(pins.values())} were made for different base versions.", way_out="Merge adapters of one base.")
+        base_id = next(iter(pins))
+        if request.base is not None:
+            _, chosen = resolve.by_reference(session, principal, reference.parse(request.base).with_namespace(namespace))
+            if chosen.id != base_id:
+                raise RegistryError("conflict", f"{request.base} is not the base version that {pins[base_id]} pins.")
+        base = store.versions_by_id(session, [base_id])[base_id]
+        if base.weights_absent:
+            raise RegistryError(
+                "unsupported", "The base was registered without its weights, so nothing can be merged into it here.",
+                way_out="Add the base with its weights, or use `lora-reg merge --local --base-dir`.",
+            )
+        return Recipe(
+            operation="merge",
+            operation_version=MERGE_VERSION,
+            base=base.digest,
+            inputs=tuple(inputs),
+            target=target,
+            dtype=request.dtype,
+            allow_loss=request.allow_loss,
+        )

@@ -1,0 +1,32 @@
+"""Reports of validations."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+
+from lora_reg.spec.findings import Finding
+from lora_reg.spec.wire import ReportList, ReportView
+from lora_registry.auth.principals import Principal
+from lora_registry.catalog import resolve
+from lora_registry.context import Context
+from lora_registry.runtime.clock import iso
+from lora_registry.work import store
+
+
+def list_all(ctx: Context, principal: Principal, namespace: str, name: str, selector: str) -> ReportList:
+    """The reports on a version, newest first."""
+    with ctx.db.read() as session:
+        _, version = resolve.version(session, principal, namespace, name, selector)
+        items = []
+        for row in store.reports(session, version.id or 0):
+            body = json.loads(row.body)
+            findings = msgspec.convert(body.pop("findings", []), list[Finding])
+            items.append(
+                ReportView(
+                    id=row.id, kind=row.kind, version=version.digest, created_at=iso(row.created_at),
+                    passed=row.passed, findings=findings, body=body,
+                )
+            )
+        return ReportList(items=items)

@@ -1,0 +1,120 @@
+"""The server's half of the check: the same code as the client's, fed from the blob store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from lora_reg.spec.adapter.check import AdapterFile, check_adapter
+from lora_reg.spec.base import BaseFingerprint, BaseTensor, parse_fingerprint
+from lora_reg.spec.digest import Digest
+from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.findings import Finding
+from lora_reg.spec.fingerprint import build_fingerprint, check_base_files
+from lora_reg.spec.manifest import FileEntry
+from lora_reg.spec.wire import CommitRequest
+from lora_registry.blobs.protocols import BlobStore
+from lora_registry.context import Context
+from lora_registry.db.tables import Repository, Version, VersionBlob
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """The base that an adapter is checked against. names: its own name and its aliases."""
+
+    repository: Repository
+    version: Version
+    fingerprint: bytes
+    names: Collection[str]
+    files: Mapping[str, VersionBlob]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """config: ModelPack's technical metadata, a function of the content alone."""
+
+    findings: list[Finding]
+    facts: dict[str, object] | None = None
+    fingerprint: BaseFingerprint | None = None
+    config: dict[str, str] = field(default_factory=dict)
+
+
+Reader = Callable[[str, int, int], bytes]
+
+
+def by_kind(ctx: Context, request: CommitRequest, files: tuple[FileEntry, ...], pin: Pin | None) -> Outcome:
+    """Check uploaded files as what they claim to be. Raises RegistryError for a request that makes no sense."""
+    read = reader(ctx.blobs, {entry.path: entry.digest for entry in files})
+    match request.kind:
+        case "adapter":
+            assert pin is not None
+            return _adapter(ctx, request, files, read, pin)
+        case "base":
+            return _base(request, files, read)
+        case _:
+            raise RegistryError(
+                "unsupported", f"Versions of kind {request.kind} are not pushed here yet.", way_out="Models are made by `lora-reg merge`."
+            )
+
+
+def reader(blobs: BlobStore, digests: Mapping[str, Digest]) -> Reader:
+    """`read(path, offset, length)` over stored blobs."""
+
+    def read(path: str, offset: int, length: int) -> bytes:
+        return blobs.read(digests[path], offset, length) if length else b""
+
+    return read
+
+
+def base_reader(blobs: BlobStore, pin: Pin) -> Callable[[BaseTensor, int, int], bytes] | None:
+    """`read(tensor, offset, length)`, the offset within the tensor; None where the base's weights are not stored."""
+    if pin.version.weights_absent:
+        return None
+
+    def read(tensor: BaseTensor, offset: int, length: int) -> bytes:
+        return blobs.read(Digest.parse(pin.files[tensor.file].digest), tensor.start + offset, length) if length else b""
+
+    return read
+
+
+def _adapter(ctx: Context, request: CommitRequest, files: tuple[FileEntry, ...], read: Reader, pin: Pin) -> Outcome:
+    result = check_adapter(
+        [AdapterFile(entry.path, entry.size) for entry in files],
+        read,
+        parse_fingerprint(pin.fingerprint),
+        base_aliases=pin.names,
+        accept_base=request.accept_base,
+        read_base=base_reader(ctx.blobs, pin),
+    )
+    facts = None if result.facts is None else msgspec.to_builtins(result.facts)
+    return Outcome(result.findings, facts=facts, config={"format": "safetensors"})
+
+
+def _base(request: CommitRequest, files: tuple[FileEntry, ...], read: Reader) -> Outcome:
+    table = {entry.path: (entry.size, str(entry.digest)) for entry in files}
+    if not request.weights_absent:
+        findings = list(check_base_files([AdapterFile(entry.path, entry.size) for entry in files], read))
+        if any(finding.severity == "error" for finding in findings):
+            return Outcome(findings)
+        fingerprint = build_fingerprint(table, read)
+    else:
+        if request.fingerprint is None:
+            raise RegistryError("invalid-request", "A base without its weights comes with the fingerprint that the client took.")
+        findings = []
+        fingerprint = parse_fingerprint(msgspec.json.encode(request.fingerprint))
+        if fingerprint.files != {path: digest for path, (_, digest) in table.items()}:
+            raise RegistryError("rejected", "The fingerprint names other files than the commit does.")
+    facts: dict[str, object] = {
+        "architecture": fingerprint.architecture,
+        "model_type": fingerprint.model_type,
+        "tensors": len(fingerprint.tensors),
+        "embedding_rows": fingerprint.embedding_rows,
+        "tied": fingerprint.tied,
+        "tokenizer": fingerprint.tokenizer,
+        "chat_template": fingerprint.chat_template,
+        "fingerprint": str(fingerprint.digest),
+        "dtypes": sorted({tensor.dtype for tensor in fingerprint.tensors}),
+    }
+    return Outcome(findings, facts=facts, fingerprint=fingerprint, config={"architecture": fingerprint.architecture, "format": "safetensors"})

@@ -1,0 +1,138 @@
+"""From an upload session to a version: checked from what was stored, then committed in one transaction."""
+
+from __future__ import annotations
+
+from sqlmodel import Session
+
+from lora_reg.spec import reference
+from lora_reg.spec.digest import Digest
+from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.findings import Finding, refuse
+from lora_reg.spec.manifest import FileEntry, Manifest
+from lora_reg.spec.wire import CommitRequest, CommitResult
+from lora_registry.auth.principals import Principal, require
+from lora_registry.catalog import base_store, bases, resolve, store, tags, views
+from lora_registry.catalog.insert import Draft, check_target, insert
+from lora_registry.context import Context
+from lora_registry.push import check
+from lora_registry.push import store as upload_rows
+from lora_registry.runtime.faults import fault_point
+from lora_registry.work import enqueue
+
+MAX_TEXT = 4096
+MAX_META = 64
+
+
+def commit(ctx: Context, principal: Principal, namespace: str, name: str, request: CommitRequest) -> CommitResult:
+    """Make a version of an upload session. The same content again is the same version.
+
+    Raises `rejected` and `base-mismatch` with all findings, `not-found`, `conflict`, `tag-protected`.
+    """
+    require(principal, "writer", namespace)
+    _check_texts(request)
+    for tag in request.tags:
+        reference.check_tag(tag)
+    draft, findings = _draft(ctx, principal, namespace, name, request)
+    fault_point("commit.checked")
+    with ctx.db.write() as session:
+        repo, version, created = insert(session, principal, namespace, name, draft)
+        for alias in request.aliases:
+            bases.add_alias(session, repo, alias)
+        for tag in request.tags:
+            tags.set_in_transaction(session, principal, repo, tag, version, expect=tags.ANYTHING, reason=request.message)
+        job = enqueue.inspect(ctx, session, principal, repo, version) if created else None
+        upload_rows.remove(session, request.session)
+        fault_point("commit.before")
+        view = views.version(session, repo, version)
+    fault_point("commit.after")
+    return CommitResult(version=view, created=created, findings=findings, job=job)
+
+
+def _draft(ctx: Context, principal: Principal, namespace: str, name: str, request: CommitRequest) -> tuple[Draft, list[Finding]]:
+    """Check what was uploaded. Reads the blobs and the base; writes nothing."""
+    files = tuple(sorted(FileEntry(file.path, file.size, Digest.parse(file.digest)) for file in request.files))
+    if request.weights_absent and request.kind != "base":
+        raise RegistryError("invalid-request", "Only a base may be registered without its weights.")
+    with ctx.db.read() as session:
+        check_target(store.repository(session, namespace, name), namespace, name, request.kind)
+        stored = _stored(ctx, principal, namespace, name, request, files, session)
+        parents = tuple(
+            resolve.by_reference(session, principal, reference.parse(text).with_namespace(namespace))[1].id or 0
+            for text in request.parents
+        )
+        pin = _pin(session, principal, namespace, request)
+    outcome = check.by_kind(ctx, request, files, pin)
+    refuse(outcome.findings)
+    manifest = Manifest(
+        kind=request.kind,
+        files=files,
+        base=Digest.parse(pin.version.digest) if pin else None,
+        fingerprint=outcome.fingerprint.digest if outcome.fingerprint else None,
+        weights_absent=request.weights_absent,
+        config=outcome.config,
+    )
+    draft = Draft(
+        manifest=manifest,
+        stored=stored,
+        base_version_id=pin.version.id if pin else None,
+        parent_ids=parents,
+        facts=outcome.facts,
+        fingerprint=outcome.fingerprint,
+        message=request.message,
+        meta=request.meta,
+    )
+    return draft, [finding for finding in outcome.findings if finding.severity != "error"]
+
+
+def _stored(
+    ctx: Context, principal: Principal, namespace: str, name: str, request: CommitRequest, files: tuple[FileEntry, ...], session: Session
+) -> frozenset[str]:
+    """The digests whose bytes are in the store. Raises `not-found`, `rejected` where a file was not uploaded."""
+    row = upload_rows.session_row(session, request.session)
+    if row is None or row.author != principal.name or (row.namespace, row.name, row.kind) != (namespace, name, request.kind):
+        raise RegistryError(
+            "not-found", f"There is no upload session {request.session[:40]!r} for {namespace}/{name}.", way_out="Push again: it opens a new one."
+        )
+    sizes = {file.digest: (file.size, file.stored) for file in upload_rows.files(session, row.id)}
+    result = set()
+    for entry in files:
+        size, stored = sizes.get(str(entry.digest), (entry.size, False))
+        if size != entry.size:
+            raise RegistryError("size-mismatch", f"{entry.path} is named with {entry.size} bytes; {size} were uploaded.")
+        if stored:
+            result.add(str(entry.digest))
+        elif not (request.weights_absent and entry.path.endswith(".safetensors")):
+            raise RegistryError("rejected", f"{entry.path} ({entry.digest.short}) was not uploaded.", way_out="Send its bytes, then commit.")
+    return frozenset(result)
+
+
+def _pin(session: Session, principal: Principal, namespace: str, request: CommitRequest) -> check.Pin | None:
+    if request.kind not in ("adapter", "model"):
+        if request.base is not None:
+            raise RegistryError("invalid-request", f"A version of kind {request.kind} has no base.")
+        return None
+    if request.base is None:
+        if request.kind == "model":
+            return None
+        raise RegistryError("usage", "An adapter names its base.", way_out="Give `--base NAME`; `lora-reg base list` shows what there is.")
+    repo, version = resolve.by_reference(session, principal, reference.parse(request.base).with_namespace(namespace))
+    if repo.kind != "base":
+        raise RegistryError("conflict", f"{repo.namespace}/{repo.name} is of kind {repo.kind}, not base.")
+    row = base_store.fingerprint(session, version.id or 0)
+    if row is None:
+        raise RegistryError("corrupt", f"The fingerprint of {repo.namespace}/{repo.name}:v{version.number} is missing.")
+    names = {*base_store.aliases(session, repo.id or 0), repo.name, f"{repo.namespace}/{repo.name}"}
+    shards = {file.path: file for file in store.files_of(session, [version.id or 0]).get(version.id or 0, [])}
+    return check.Pin(repo, version, row.body, frozenset(names), shards)
+
+
+def _check_texts(request: CommitRequest) -> None:
+    if len(request.message) > MAX_TEXT:
+        raise RegistryError("too-large", f"The message has {len(request.message)} characters; the limit is {MAX_TEXT}.")
+    if len(request.meta) > MAX_META or any(len(k) > 128 or len(v) > MAX_TEXT for k, v in request.meta.items()):
+        raise RegistryError("too-large", f"Metadata holds at most {MAX_META} pairs, keys up to 128 and values up to {MAX_TEXT} characters.")
+    texts = [request.message, *request.meta, *request.meta.values(), *request.aliases]
+    if any("\0" in text for text in texts):
+        raise RegistryError("invalid-request", "A text holds a NUL character.")
+    if request.aliases and request.kind != "base":
+        raise RegistryError("invalid-request", "Only a base has aliases.")

@@ -1,0 +1,145 @@
+"""Upload sessions: announce files, send what is lacking, then commit (in `push.commit`).
+
+A caller learns that a blob is here already only where a repository they may read holds it; otherwise the bytes are
+demanded again, so an answer never tells what another namespace has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from lora_reg.spec import reference
+from lora_reg.spec.digest import Digest
+from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.manifest import MAX_FILES, FileEntry
+from lora_reg.spec.wire import UploadRequest, UploadSession, UploadTarget
+from lora_registry.auth.principals import Principal, require
+from lora_registry.catalog import store as catalog
+from lora_registry.catalog.insert import check_target
+from lora_registry.context import Context
+from lora_registry.db.tables import UploadFile, UploadSessionRow
+from lora_registry.runtime.clock import iso, new_id, now
+from lora_registry.runtime.faults import fault_point
+from lora_registry.push import store
+
+
+def open_session(ctx: Context, principal: Principal, request: UploadRequest) -> UploadSession:
+    """Open a session for these files. Raises `forbidden`, `deleted`, `conflict` (another kind), `too-large`, `rejected`."""
+    reference.check_namespace(request.namespace)
+    reference.check_name(request.name)
+    require(principal, "writer", request.namespace)
+    entries = [FileEntry(file.path, file.size, Digest.parse(file.digest)) for file in request.files]
+    if not 0 < len(entries) <= MAX_FILES:
+        raise RegistryError("rejected", f"An upload announces 1 to {MAX_FILES} files, not {len(entries)}.")
+    sizes: dict[str, int] = {}
+    for entry in entries:
+        if entry.size > ctx.settings.max_file_bytes:
+            raise RegistryError("too-large", f"{entry.path} has {entry.size} bytes; the limit is {ctx.settings.max_file_bytes}.")
+        if sizes.setdefault(str(entry.digest), entry.size) != entry.size:
+            raise RegistryError("invalid-request", f"{entry.digest.short} is announced with two sizes.")
+    at = now()
+    row = UploadSessionRow(
+        id=new_id(),
+        namespace=request.namespace,
+        name=request.name,
+        kind=request.kind,
+        author=principal.name,
+        created_at=at,
+        expires_at=at + ctx.settings.upload_seconds * 1_000_000,
+    )
+    with ctx.db.write() as session:
+        check_target(catalog.repository(session, request.namespace, request.name), request.namespace, request.name, request.kind)
+        session.add(row)
+        session.flush()
+        for digest, size in sorted(sizes.items()):
+            stored = catalog.blob_is_readable(session, digest, principal.visible())
+            session.add(UploadFile(session_id=row.id, digest=digest, size=size, stored=stored))
+    return show(ctx, principal, row.id)
+
+
+def show(ctx: Context, principal: Principal, upload_id: str) -> UploadSession:
+    """The session with what is still needed, and fresh presigned requests where the store has them."""
+    with ctx.db.read() as session:
+        row = _own(store.session_row(session, upload_id), principal, upload_id)
+        files = store.files(session, upload_id)
+    return UploadSession(id=row.id, expires_at=iso(row.expires_at), blobs=[_target(ctx, row.id, file) for file in files])
+
+
+def receive(ctx: Context, principal: Principal, upload_id: str, digest: Digest, chunks: Iterable[bytes]) -> None:
+    """Take a blob's bytes. Raises `digest-mismatch`, `size-mismatch`, `not-found`; then nothing is kept."""
+    expected = _announced(ctx, principal, upload_id, digest)
+    ctx.blobs.put(chunks, digest=digest, size=expected.size)
+    fault_point("upload.stored")
+    _record(ctx, upload_id, digest, expected.size)
+
+
+def complete(ctx: Context, principal: Principal, upload_id: str, digest: Digest) -> None:
+    """After a presigned PUT: check what the store has, and take it. The client's word counts for nothing."""
+    expected = _announced(ctx, principal, upload_id, digest)
+    if expected.stored:
+        return
+    ctx.blobs.adopt(upload_id, digest=digest, size=expected.size)
+    fault_point("upload.adopted")
+    _record(ctx, upload_id, digest, expected.size)
+
+
+def abandon(ctx: Context, principal: Principal, upload_id: str) -> None:
+    with ctx.db.read() as session:
+        _own(store.session_row(session, upload_id), principal, upload_id)
+    ctx.blobs.discard_upload(upload_id)
+    with ctx.db.write() as session:
+        store.remove(session, upload_id)
+
+
+def sweep(ctx: Context) -> int:
+    """Remove sessions whose time is over, and what they left in the store. Returns how many."""
+    with ctx.db.read() as session:
+        ids = store.expired(session, now())
+    for upload_id in ids:
+        ctx.blobs.discard_upload(upload_id)
+        with ctx.db.write() as session:
+            store.remove(session, upload_id)
+    return len(ids)
+
+
+def _own(row: UploadSessionRow | None, principal: Principal, upload_id: str) -> UploadSessionRow:
+    if row is None or row.author != principal.name or not principal.may("writer", row.namespace):
+        raise RegistryError("not-found", f"There is no upload session {upload_id[:40]!r}.", way_out="Push again: it opens a new one.")
+    if row.expires_at < now():
+        raise RegistryError("not-found", "The upload session has expired.", way_out="Push again: it opens a new one.")
+    return row
+
+
+def _announced(ctx: Context, principal: Principal, upload_id: str, digest: Digest) -> UploadFile:
+    with ctx.db.read() as session:
+        _own(store.session_row(session, upload_id), principal, upload_id)
+        row = store.file(session, upload_id, str(digest))
+    if row is None:
+        raise RegistryError("not-found", f"The upload session does not announce {digest.short}.")
+    return row
+
+
+def _record(ctx: Context, upload_id: str, digest: Digest, size: int) -> None:
+    with ctx.db.write() as session:
+        store.remember_blob(session, str(digest), size, now())
+        store.mark_stored(session, upload_id, str(digest))
+
+
+def _target(ctx: Context, upload_id: str, file: UploadFile) -> UploadTarget:
+    if file.stored:
+        return UploadTarget(digest=file.digest, size=file.size, state="present")
+    presigned = None
+    if ctx.settings.presign:
+        presigned = ctx.blobs.presign_put(
+            upload_id, Digest.parse(file.digest), size=file.size, expires_in=ctx.settings.presign_seconds
+        )
+    if presigned is None:
+        return UploadTarget(digest=file.digest, size=file.size, state="needed")
+    return UploadTarget(
+        digest=file.digest,
+        size=file.size,
+        state="needed",
+        method=presigned.method,
+        url=presigned.url,
+        headers=presigned.headers,
+    )

@@ -1,0 +1,45 @@
+"""Named queries on upload sessions and on the catalogue of blobs."""
+
+from __future__ import annotations
+
+from sqlmodel import Session, col, delete, select, update
+
+from lora_registry.db.dialect import insert_ignore
+from lora_registry.db.tables import Blob, UploadFile, UploadSessionRow
+
+
+def session_row(session: Session, upload_id: str) -> UploadSessionRow | None:
+    return session.get(UploadSessionRow, upload_id)
+
+
+def files(session: Session, upload_id: str) -> list[UploadFile]:
+    query = select(UploadFile).where(UploadFile.session_id == upload_id).order_by(col(UploadFile.digest))
+    return list(session.exec(query))
+
+
+def file(session: Session, upload_id: str, digest: str) -> UploadFile | None:
+    return session.get(UploadFile, (upload_id, digest))
+
+
+def mark_stored(session: Session, upload_id: str, digest: str) -> None:
+    session.exec(
+        update(UploadFile)
+        .where(col(UploadFile.session_id) == upload_id, col(UploadFile.digest) == digest)
+        .values(stored=True)
+    )
+
+
+def remember_blob(session: Session, digest: str, size: int, at: int) -> None:
+    """Record a blob whose bytes were checked. Two uploads of the same bytes may come here at once."""
+    session.execute(insert_ignore(session, Blob).values(digest=digest, size=size, created_at=at))
+
+
+def remove(session: Session, upload_id: str) -> None:
+    session.exec(delete(UploadFile).where(col(UploadFile.session_id) == upload_id))
+    session.exec(delete(UploadSessionRow).where(col(UploadSessionRow.id) == upload_id))
+
+
+def expired(session: Session, at: int, limit: int = 100) -> list[str]:
+    query = select(UploadSessionRow.id).where(col(UploadSessionRow.expires_at) < at).limit(limit)
+    return list(session.exec(query))
+

@@ -1,0 +1,75 @@
+"""Asking for work: the row that says what a job is about and the engine's job, in the caller's transaction."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlmodel import Session
+
+from lora_reg.spec.recipe import Recipe
+from lora_registry.auth.principals import Principal
+from lora_registry.context import Context
+from lora_registry.db.dialect import insert_ignore
+from lora_registry.db.tables import JobRow, RecipeRow, Repository, Version
+from lora_registry.jobs.port import Queue
+from lora_registry.runtime.clock import now
+
+INSPECT: Final = "inspect"
+MERGE: Final = "merge"
+
+PRIORITY: Final[dict[str, int]] = {INSPECT: 50, MERGE: 100}
+"""Low runs first: a check of a push takes a second and somebody waits for it."""
+
+
+def inspect(ctx: Context, session: Session, principal: Principal, repo: Repository, version: Version) -> str:
+    """Enqueue the first validation of a version; returns the job's id."""
+    job_id = f"{INSPECT}-{version.id}-{version.digest[7:23]}"
+    title = f"inspect {repo.namespace}/{repo.name}:v{version.number}"
+    _row(session, principal, job_id, INSPECT, repo.namespace, title, subject=version.id)
+    _start(ctx, session, job_id, INSPECT, {"version": version.id, "digest": version.digest}, "cpu")
+    return job_id
+
+
+def merge_job_id(recipe: Recipe) -> str:
+    return f"{MERGE}-{recipe.digest.hex}"
+
+
+def merge(ctx: Context, session: Session, principal: Principal, recipe: Recipe, *, namespace: str, title: str, tags: list[str], message: str) -> str:
+    """Record a recipe and enqueue its merge; returns the job's id. The same recipe again is a no-op."""
+    digest = str(recipe.digest)
+    session.execute(insert_ignore(session, RecipeRow).values(digest=digest, body=recipe.to_bytes(), created_at=now()))
+    job_id = merge_job_id(recipe)
+    _row(session, principal, job_id, MERGE, namespace, title, recipe=digest)
+    spec = {"recipe": digest, "tags": tags, "message": message, "author": principal.name}
+    _start(ctx, session, job_id, MERGE, spec, "cpu")
+    return job_id
+
+
+def _row(
+    session: Session,
+    principal: Principal,
+    job_id: str,
+    kind: str,
+    namespace: str,
+    title: str,
+    *,
+    subject: int | None = None,
+    recipe: str | None = None,
+) -> None:
+    session.execute(
+        insert_ignore(session, JobRow).values(
+            id=job_id,
+            kind=kind,
+            namespace=namespace,
+            title=title,
+            author=principal.name,
+            created_at=now(),
+            recipe_digest=recipe,
+            subject_version_id=subject,
+        )
+    )
+
+
+def _start(ctx: Context, session: Session, job_id: str, kind: str, spec: dict[str, Any], queue: Queue) -> None:
+    session.flush()
+    ctx.jobs.enqueue(session, kind=kind, job_id=job_id, spec=spec, queue=queue, priority=PRIORITY[kind])

@@ -1,0 +1,43 @@
+"""Named queries on recipes, jobs and reports."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from sqlmodel import Session, col, select
+
+from lora_registry.db.tables import JobRow, RecipeRow, Report
+
+
+def recipe(session: Session, digest: str) -> RecipeRow | None:
+    return session.get(RecipeRow, digest)
+
+
+def body(session: Session, digest: str) -> dict[str, Any]:
+    row = session.get(RecipeRow, digest)
+    return {} if row is None else {**json.loads(row.body), "digest": digest}
+
+
+def job(session: Session, job_id: str) -> JobRow | None:
+    return session.get(JobRow, job_id)
+
+
+def jobs(session: Session, *, namespace: str | None, kind: str | None, before: tuple[int, str] | None, limit: int) -> list[JobRow]:
+    """Newest first."""
+    query = select(JobRow).order_by(col(JobRow.created_at).desc(), col(JobRow.id).desc()).limit(limit)
+    if namespace is not None:
+        query = query.where(JobRow.namespace == namespace)
+    if kind is not None:
+        query = query.where(JobRow.kind == kind)
+    if before is not None:
+        at, job_id = before
+        query = query.where(
+            (col(JobRow.created_at) < at) | ((col(JobRow.created_at) == at) & (col(JobRow.id) < job_id))
+        )
+    return list(session.exec(query))
+
+
+def reports(session: Session, version_id: int) -> list[Report]:
+    query = select(Report).where(Report.version_id == version_id).order_by(col(Report.created_at).desc())
+    return list(session.exec(query))
