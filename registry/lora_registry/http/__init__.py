@@ -1,0 +1,1 @@
+"""What all routes share: problems, answers with ETags, streaming of blobs, repeated requests. Knows no domain."""

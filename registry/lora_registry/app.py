@@ -1,0 +1,85 @@
+"""The service: settings in, ASGI application out. The only wiring."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from litestar import Litestar, Response, Router, get
+from litestar.di import Provide
+from litestar.exceptions import HTTPException
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+
+from lora_reg import __version__
+from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.wire import API
+from lora_registry.auth.guards import principal_of
+from lora_registry.blobs.open import open_store
+from lora_registry.catalog.routes import router as catalog
+from lora_registry.context import Context
+from lora_registry.db import migrate
+from lora_registry.db.engine import make_engine
+from lora_registry.db.session import Database
+from lora_registry.http import problems
+from lora_registry.jobs.engine import DbosEngine
+from lora_registry.operations.routes import router as operations
+from lora_registry.push.routes import router as push
+from lora_registry.settings import Settings
+
+MAX_BODY = 1 << 50
+"""Bodies are streamed and bound by what the session announced; JSON bodies by MAX_JSON."""
+
+
+def make_context(settings: Settings) -> Context:
+    """Open the database, the blob store and the job engine. Raises RegistryError where one does not answer."""
+    settings.data.mkdir(parents=True, exist_ok=True)
+    engine = make_engine(settings.resolved_database_url)
+    return Context(settings, Database(engine), open_store(settings), DbosEngine(engine))
+
+
+@get("/healthz", sync_to_thread=False, include_in_schema=False)
+def healthz() -> dict[str, str]:
+    """The process answers."""
+    return {"status": "ok", "version": __version__}
+
+
+@get("/readyz", sync_to_thread=True, include_in_schema=False)
+def readyz(ctx: Context) -> Response[dict[str, str]]:
+    """Database at the newest schema, blob store reachable."""
+    if not migrate.is_current(ctx.db.engine):
+        raise RegistryError("unavailable", "The database is not at the newest schema.", way_out="Run `lora-registry migrate`.")
+    ctx.blobs.check()
+    return Response({"status": "ready", "version": __version__})
+
+
+def create_app(ctx: Context) -> Litestar:
+    """The ASGI application over an open context; closes the job engine at the end."""
+
+    @asynccontextmanager
+    async def lifespan(_app: Litestar) -> AsyncIterator[None]:
+        yield
+        ctx.jobs.close()
+        ctx.db.engine.dispose()
+
+    def provide_context() -> Context:
+        return ctx
+
+    return Litestar(
+        route_handlers=[healthz, readyz, Router(API, route_handlers=[catalog, push, operations])],
+        dependencies={
+            "ctx": Provide(provide_context, sync_to_thread=False),
+            "principal": Provide(principal_of, sync_to_thread=ctx.settings.auth != "none"),
+        },
+        exception_handlers={
+            RegistryError: problems.registry_error,
+            HTTPException: problems.http_error,
+            Exception: problems.any_error,
+        },
+        lifespan=[lifespan],
+        openapi_config=OpenAPIConfig(
+            title="lora-reg", version=__version__, path="/schema", render_plugins=[JsonRenderPlugin()]
+        ),
+        request_max_body_size=MAX_BODY,
+        logging_config=None,
+    )

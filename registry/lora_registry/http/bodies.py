@@ -1,0 +1,83 @@
+"""Bytes in and out, in constant memory: the request's body as an iterator for a thread, blobs with ranges."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Final
+
+import anyio.from_thread
+import anyio.to_thread
+from litestar import Request, Response
+from litestar.response import Stream
+
+from lora_reg.spec.digest import Digest
+from lora_reg.spec.errors import RegistryError
+from lora_registry.blobs.protocols import BlobStore
+
+CHUNK: Final = 256 * 1024
+_RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})\Z")
+
+
+def from_thread(request: Request[Any, Any, Any]) -> Iterator[bytes]:
+    """The request's body for a worker thread, in pieces of about CHUNK bytes; each piece is one trip to the loop."""
+    stream = request.stream()
+
+    async def piece() -> bytes:
+        parts, length = [], 0
+        async for part in stream:
+            parts.append(part)
+            length += len(part)
+            if length >= CHUNK:
+                break
+        return b"".join(parts)
+
+    while data := anyio.from_thread.run(piece):
+        yield data
+
+
+def send_blob(
+    request: Request[Any, Any, Any], blobs: BlobStore, digest: Digest, size: int, *, headers: dict[str, str]
+) -> Response[Any]:
+    """A blob, or the range of it that is asked for; HEAD has the headers alone. Never compressed.
+
+    Raises `range-not-satisfiable`. A range that cannot be read is ignored (RFC 9110, 14.2).
+    """
+    start, end = 0, size
+    wanted = _RANGE.match(request.headers.get("range", ""))
+    if wanted and (wanted[1] or wanted[2]) and _may_range(request, digest):
+        if wanted[1]:
+            start = int(wanted[1])
+            end = min(int(wanted[2]) + 1, size) if wanted[2] else size
+        else:
+            start = max(0, size - int(wanted[2]))
+        if start >= end:
+            raise RegistryError("range-not-satisfiable", f"The range begins at byte {start}; the file has {size} bytes.")
+    partial = (start, end) != (0, size)
+    fields = {
+        "Accept-Ranges": "bytes",
+        "Content-Length": str(end - start),
+        "ETag": f'"{digest.hex}"',
+        **headers,
+    }
+    if wanted and (partial or wanted[1] == "0"):
+        fields["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+        partial = True
+    status = 206 if partial else 200
+    if request.method == "HEAD":
+        return Response(b"", status_code=status, headers=fields, media_type="application/octet-stream")
+    return Stream(
+        _pieces(blobs, digest, start, end - start), status_code=status, headers=fields, media_type="application/octet-stream"
+    )
+
+
+def _may_range(request: Request[Any, Any, Any], digest: Digest) -> bool:
+    """If-Range: the range holds only for the bytes the caller has part of."""
+    condition = request.headers.get("if-range")
+    return condition is None or condition.strip('"') == digest.hex
+
+
+async def _pieces(blobs: BlobStore, digest: Digest, offset: int, length: int) -> AsyncIterator[bytes]:
+    pieces = blobs.stream(digest, offset, length, CHUNK)
+    while data := await anyio.to_thread.run_sync(next, pieces, b""):
+        yield data

@@ -1,0 +1,65 @@
+"""Idempotency-Key: a write that is sent twice is done once.
+
+The operations behind it are idempotent in themselves (the same content is the same version, the same recipe the same
+job), so a process killed between the work and the record does no harm when the request comes again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+import msgspec
+from sqlmodel import Session, col, delete
+
+from lora_reg.spec.errors import RegistryError
+from lora_registry.auth.principals import Principal
+from lora_registry.context import Context
+from lora_registry.db.dialect import insert_ignore
+from lora_registry.db.tables import IdempotencyRecord
+from lora_registry.runtime.clock import now
+
+KEEP_MICROSECONDS: Final = 24 * 3600 * 1_000_000
+MAX_KEY: Final = 128
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+def once(
+    ctx: Context, principal: Principal, key: str | None, request: tuple[str, msgspec.Struct], result: type[T], run: Callable[[], tuple[int, T]]
+) -> tuple[int, T]:
+    """The status and answer that `run` gives, or gave before under the same key.
+
+    request: the route and the decoded body; the same key with another one raises `idempotency-mismatch`.
+    """
+    if key is None:
+        return run()
+    if not 0 < len(key) <= MAX_KEY or "\0" in key:
+        raise RegistryError("invalid-request", f"An Idempotency-Key has 1 to {MAX_KEY} characters.")
+    fingerprint = hashlib.sha256(request[0].encode() + b"\0" + msgspec.json.encode(request[1])).hexdigest()
+    with ctx.db.read() as session:
+        row = _row(session, principal, key)
+    if row is not None:
+        if row.request != fingerprint:
+            raise RegistryError("idempotency-mismatch", "This Idempotency-Key was used for another request.")
+        return row.status, msgspec.json.decode(row.body.encode(), type=result)
+    status, value = run()
+    with ctx.db.write() as session:
+        session.exec(delete(IdempotencyRecord).where(col(IdempotencyRecord.created_at) < now() - KEEP_MICROSECONDS))
+        session.execute(
+            insert_ignore(session, IdempotencyRecord).values(
+                author=principal.name,
+                key=key,
+                request=fingerprint,
+                status=status,
+                body=msgspec.json.encode(value).decode(),
+                created_at=now(),
+            )
+        )
+    return status, value
+
+
+def _row(session: Session, principal: Principal, key: str) -> IdempotencyRecord | None:
+    row = session.get(IdempotencyRecord, (principal.name, key))
+    return row if row is not None and row.created_at >= now() - KEEP_MICROSECONDS else None

@@ -1,0 +1,95 @@
+"""Routes of merges, jobs, reports and events."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from litestar import Request, Response, Router
+from litestar.params import QueryParameter
+
+from lora_reg.spec.wire import EventList, JobList, JobProgressList, JobView, MergeRequest, ReportList
+from lora_reg.spec.wire import Principal as PrincipalView
+from lora_registry.auth.principals import Principal
+from lora_registry.context import Context
+from lora_registry.events import audit
+from lora_registry.http.answers import reply
+from lora_registry.http.handlers import FromPath, IdempotencyKey, JSONBody, Limit, Text, Wait, get, post
+from lora_registry.http.idempotency import once
+from lora_registry.jobs.port import State
+from lora_registry.operations import jobs, merge, reports
+
+R = Request[Any, Any, Any]
+Offset = Annotated[int, QueryParameter(ge=0, le=2**31 - 1, description="Records from this one on.")]
+
+
+@get("/whoami", summary="Who the caller is")
+def whoami(request: R, principal: Principal) -> Response[PrincipalView]:
+    return reply(
+        request,
+        PrincipalView(name=principal.name, role=principal.role, namespace=principal.namespace, anonymous=principal.anonymous),
+    )
+
+
+@post("/merges", summary="Merge adapters into their base, by a job", status_code=202)
+def submit_merge(
+    request: R, ctx: Context, principal: Principal, data: JSONBody[MergeRequest], idempotency_key: IdempotencyKey = None
+) -> Response[JobView]:
+    status, view = once(
+        ctx, principal, idempotency_key, (request.url.path, data), JobView, lambda: (202, merge.submit(ctx, principal, data))
+    )
+    return reply(request, view, status=200 if view.state == "done" else status)
+
+
+@get("/jobs", summary="List jobs, newest first")
+def list_jobs(
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    kind: Text = None,
+    job_state: Annotated[State | None, QueryParameter(name="state")] = None,
+    cursor: Text = None,
+    limit: Limit = 50,
+) -> Response[JobList]:
+    return reply(request, jobs.list_all(ctx, principal, kind=kind, state=job_state, cursor=cursor, limit=limit))
+
+
+@get("/jobs/{job_id:str}", summary="Show a job")
+def show_job(request: R, ctx: Context, principal: Principal, job_id: FromPath[str]) -> Response[JobView]:
+    return reply(request, jobs.show(ctx, principal, job_id))
+
+
+@get("/jobs/{job_id:str}/progress", summary="Follow a job: answers as soon as there is something new")
+def follow_job(
+    request: R, ctx: Context, principal: Principal, job_id: FromPath[str], offset: Offset = 0, wait: Wait = 0.0
+) -> Response[JobProgressList]:
+    return reply(request, jobs.progress(ctx, principal, job_id, offset=offset, wait=wait))
+
+
+@post("/jobs/{job_id:str}/cancel", summary="Cancel a job", status_code=200)
+def cancel_job(request: R, ctx: Context, principal: Principal, job_id: FromPath[str]) -> Response[JobView]:
+    return reply(request, jobs.cancel(ctx, principal, job_id))
+
+
+@post("/jobs/{job_id:str}/retry", summary="Start a failed or cancelled job again", status_code=200)
+def retry_job(request: R, ctx: Context, principal: Principal, job_id: FromPath[str]) -> Response[JobView]:
+    return reply(request, jobs.retry(ctx, principal, job_id))
+
+
+@get("/repositories/{namespace:str}/{name:str}/versions/{selector:str}/reports", summary="Reports on a version")
+def list_reports(
+    request: R, ctx: Context, principal: Principal, namespace: FromPath[str], name: FromPath[str], selector: FromPath[str]
+) -> Response[ReportList]:
+    return reply(request, reports.list_all(ctx, principal, namespace, name, selector))
+
+
+@get("/events", summary="What was done, in order")
+def list_events(request: R, ctx: Context, principal: Principal, after: Text = None, limit: Limit = 100) -> Response[EventList]:
+    with ctx.db.read() as session:
+        return reply(request, audit.read(session, principal=principal, after=after, limit=limit))
+
+
+router = Router(
+    "/",
+    tags=["operations"],
+    route_handlers=[whoami, submit_merge, list_jobs, show_job, follow_job, cancel_job, retry_job, list_reports, list_events],
+)

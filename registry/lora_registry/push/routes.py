@@ -1,0 +1,89 @@
+"""Routes of uploads and commits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio.to_thread
+from litestar import Request, Response, Router
+from litestar import put as async_put
+from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody, Schema
+from litestar.openapi.spec.enums import OpenAPIFormat, OpenAPIType
+
+from lora_reg.spec.digest import Digest
+from lora_reg.spec.wire import CommitRequest, CommitResult, UploadRequest, UploadSession
+from lora_registry.auth.principals import Principal
+from lora_registry.context import Context
+from lora_registry.http.answers import reply
+from lora_registry.http.bodies import from_thread
+from lora_registry.http.handlers import FromPath, IdempotencyKey, JSONBody, delete, get, post
+from lora_registry.http.idempotency import once
+from lora_registry.http.problems import RESPONSES
+from lora_registry.push import commit, sessions
+
+R = Request[Any, Any, Any]
+
+
+class RawBody(Operation):
+    """The operation takes bytes, not JSON."""
+
+    def __post_init__(self) -> None:
+        schema = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
+        self.request_body = RequestBody(content={"application/octet-stream": OpenAPIMediaType(schema=schema)}, required=True)
+
+
+@post("/uploads", summary="Open an upload session")
+def open_session(
+    request: R, ctx: Context, principal: Principal, data: JSONBody[UploadRequest], idempotency_key: IdempotencyKey = None
+) -> Response[UploadSession]:
+    return reply(request, sessions.open_session(ctx, principal, data), status=201)
+
+
+@get("/uploads/{upload_id:str}", summary="What a session still needs")
+def show_session(request: R, ctx: Context, principal: Principal, upload_id: FromPath[str]) -> Response[UploadSession]:
+    return reply(request, sessions.show(ctx, principal, upload_id))
+
+
+@delete("/uploads/{upload_id:str}", summary="Abandon a session")
+def abandon_session(ctx: Context, principal: Principal, upload_id: FromPath[str]) -> None:
+    sessions.abandon(ctx, principal, upload_id)
+
+
+@async_put("/uploads/{upload_id:str}/blobs/{digest:str}", summary="Send a blob's bytes", status_code=204, responses=RESPONSES, operation_class=RawBody)
+async def receive_blob(request: R, ctx: Context, principal: Principal, upload_id: FromPath[str], digest: FromPath[str]) -> None:
+    wanted = Digest.parse(digest)
+
+    def receive() -> None:
+        sessions.receive(ctx, principal, upload_id, wanted, from_thread(request))
+
+    await anyio.to_thread.run_sync(receive)
+
+
+@post("/uploads/{upload_id:str}/blobs/{digest:str}/complete", summary="Take what a presigned PUT stored", status_code=204)
+def complete_blob(ctx: Context, principal: Principal, upload_id: FromPath[str], digest: FromPath[str]) -> None:
+    sessions.complete(ctx, principal, upload_id, Digest.parse(digest))
+
+
+@post("/repositories/{namespace:str}/{name:str}/versions", summary="Commit an upload as a version")
+def commit_version(
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    namespace: FromPath[str],
+    name: FromPath[str],
+    data: JSONBody[CommitRequest],
+    idempotency_key: IdempotencyKey = None,
+) -> Response[CommitResult]:
+    def run() -> tuple[int, CommitResult]:
+        result = commit.commit(ctx, principal, namespace, name, data)
+        return (201 if result.created else 200), result
+
+    status, result = once(ctx, principal, idempotency_key, (request.url.path, data), CommitResult, run)
+    return reply(request, result, status=status)
+
+
+router = Router(
+    "/",
+    tags=["push"],
+    route_handlers=[open_session, show_session, abandon_session, receive_blob, complete_blob, commit_version],
+)
