@@ -31,13 +31,21 @@ class BlobReader(Protocol):
         """Length in bytes, or None where there is no such blob."""
 
     def read(self, digest: Digest, offset: int = 0, length: int | None = None) -> bytes:
-        """Exactly `length` bytes from `offset` (to the end where None). For headers and small files.
+        """Exactly `length` bytes from `offset` (to the end where None, of which `offset` may be the very last point).
+
+        For headers and small files: what it returns is in memory as a whole.
 
         Raises RegistryError `not-found`, or `corrupt` where the blob is shorter than asked for.
         """
 
-    def stream(self, digest: Digest, offset: int = 0, length: int | None = None, chunk: int = 256 * 1024) -> Iterator[bytes]:
-        """The same, in pieces of at most `chunk` bytes; memory does not grow with the blob."""
+    def stream(
+        self, digest: Digest, offset: int = 0, length: int | None = None, chunk: int = 256 * 1024
+    ) -> Iterator[bytes]:
+        """The same, in pieces of at most `chunk` bytes; memory does not grow with the blob.
+
+        Errors known before the first byte are raised by the call, not by the first step of the iterator. The digest is
+        not checked here: whoever needs that hashes what passes (`hashing.checked`).
+        """
 
 
 class BlobWriter(Protocol):
@@ -54,12 +62,20 @@ class BlobWriter(Protocol):
     def adopt(self, upload: str, *, digest: Digest, size: int) -> None:
         """Turn what a presigned upload left under `uploads/<upload>/<hex>` into a blob.
 
-        Re-hashes what is stored, never trusts the client's word; then moves it to its key and removes the upload.
-        Idempotent. Raises `not-found` where nothing was uploaded, `digest-mismatch`, `size-mismatch`.
+        Re-hashes what is stored, never trusts the client's word; then moves it to its key. Idempotent for this
+        session until `discard_upload`: it remembers what it brought. Raises `not-found` where this session uploaded
+        nothing, even if the blob exists (else one could claim the bytes of others by naming them), `digest-mismatch`
+        and `size-mismatch`, which remove the upload.
         """
 
     def discard_upload(self, upload: str) -> None:
-        """Remove all that was uploaded under this session. Idempotent."""
+        """Remove all that was uploaded under this session, once its blobs are adopted or given up. Idempotent."""
+
+    def sweep(self, *, older_than: float) -> int:
+        """Remove what dead writers and forgotten sessions left; returns how many things went.
+
+        `older_than` is in seconds and must exceed the life of the longest upload. Blobs are never touched.
+        """
 
 
 class BlobDeleter(Protocol):
@@ -74,11 +90,18 @@ class BlobLister(Protocol):
 
 class Presigner(Protocol):
     def presign_get(self, digest: Digest, *, filename: str | None, expires_in: int) -> Presigned | None:
-        """A GET for this blob (Range allowed), or None where the store has no presigned URLs."""
+        """A GET for this blob (Range allowed), or None where the store has no presigned URLs.
+
+        `filename` becomes the name under which a browser saves it. Does not ask whether the blob exists.
+        `expires_in` is 1 second to 7 days, here and below.
+        """
 
     def presign_put(self, upload: str, digest: Digest, *, size: int, expires_in: int) -> Presigned | None:
-        """A PUT bound to length and sha256, to `uploads/<upload>/<hex>`; None where there is no such thing
-        (no presigned URLs, or a size above what one PUT may carry)."""
+        """A PUT bound to length and sha256, to `uploads/<upload>/<hex>`; it may be repeated while it lives.
+
+        The request must carry `headers` as they are. None where there is no such thing: no presigned URLs, or a
+        size above what one PUT may carry.
+        """
 
 
 class BlobStore(BlobReader, BlobWriter, BlobDeleter, BlobLister, Presigner, Protocol):
@@ -88,4 +111,7 @@ class BlobStore(BlobReader, BlobWriter, BlobDeleter, BlobLister, Presigner, Prot
         """Raise RegistryError `storage-unavailable` where the store does not answer. Cheap: for /readyz."""
 
     def local_path(self, digest: Digest) -> str | None:
-        """The file of a blob where the store is a folder on this machine (for sendfile and mmap), else None."""
+        """The file of a blob where the store is a folder on this machine (for sendfile and mmap).
+
+        None where the store is no folder, or has no such blob.
+        """

@@ -1,0 +1,63 @@
+"""Where everything lies in a store: the whole layout, in one place.
+
+    <root folder, or bucket and prefix>
+    ├── blobs/sha256/
+    │   ├── 00/0012…                     a blob: the name is the sha256 of the content, written once, never changed
+    │   └── ff/ffe8…
+    ├── uploads/<session>/
+    │   ├── <64 hex>                     what a presigned PUT left; a blob only after `adopt` has hashed it
+    │   ├── <64 hex>.adopted             empty: this session did bring these bytes, so a repeated `adopt` may say yes
+    │   └── stream                       (S3) a long stream whose digest is not known before its end
+    └── tmp/put-…                        (folder) what a writer is writing; locked while the writer lives
+
+`<session>` consists of hex digits and dashes (a UUID with or without its dashes). Two hex digits of fan-out keep
+a folder of a million blobs at some four thousand names each.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from lora_reg.spec.digest import Digest
+from lora_reg.spec.errors import RegistryError
+
+BLOBS: Final = "blobs/sha256/"
+UPLOADS: Final = "uploads/"
+TMP: Final = "tmp/"
+ADOPTED: Final = ".adopted"
+
+_HEX: Final = re.compile(r"[0-9a-f]{64}\Z")
+_SESSION: Final = re.compile(r"[0-9a-fA-F][0-9a-fA-F-]{7,63}\Z")
+
+
+def blob_key(digest: Digest) -> str:
+    """`blobs/sha256/ab/abcdef…`."""
+    return f"{BLOBS}{digest.hex[:2]}/{digest.hex}"
+
+
+def upload_prefix(upload: str) -> str:
+    """`uploads/<session>/`. Raises RegistryError `invalid-request` where the session is no hex or UUID text."""
+    if not _SESSION.match(upload):
+        raise RegistryError(
+            "invalid-request", f"{upload[:80]!r} is not an upload session: 8 to 64 hex digits and dashes."
+        )
+    return f"{UPLOADS}{upload}/"
+
+
+def upload_key(upload: str, digest: Digest) -> str:
+    """`uploads/<session>/<hex>`: where the bytes announced with this digest are put. Raises as upload_prefix."""
+    return upload_prefix(upload) + digest.hex
+
+
+def adopted_key(upload: str, digest: Digest) -> str:
+    """The empty mark beside it. Raises as upload_prefix."""
+    return upload_key(upload, digest) + ADOPTED
+
+
+def parse_blob_key(key: str) -> Digest | None:
+    """The digest of a blob's key, or None where the key is no blob's (nothing else should lie there, but may)."""
+    shard, _, name = key.removeprefix(BLOBS).partition("/")
+    if not key.startswith(BLOBS) or not _HEX.match(name) or name[:2] != shard:
+        return None
+    return Digest(name)

@@ -1,0 +1,125 @@
+"""Objects in parts, with a constant amount of memory, and server-side copies.
+
+This is ours rather than boto3's transfer manager because an upload must be given up, not completed, when the last
+byte shows that the digest is wrong; and because that manager may choose the CRT, which ignores `endpoint_url`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Final
+
+from lora_reg.spec.errors import RegistryError
+from lora_registry.blobs.s3_client import StoreAnswered, call
+from lora_registry.blobs.s3_settings import MIB
+
+MAX_PARTS: Final = 10_000
+_COPY_PART: Final = 256 * MIB
+_CHECKSUMS: Final = ("ChecksumCRC32", "ChecksumCRC32C", "ChecksumCRC64NVME", "ChecksumSHA1", "ChecksumSHA256")
+
+
+def part_size_for(size: int, wanted: int) -> int:
+    """The wanted part size, or as much more as keeps `size` bytes within the 10,000 parts that S3 allows."""
+    least = -(-size // MAX_PARTS)
+    return max(wanted, -(-least // MIB) * MIB)
+
+
+def upload(client: Any, *, bucket: str, key: str, chunks: Iterable[bytes], part_size: int, parallel: int) -> str:
+    """Store the chunks as one object and return its ETag.
+
+    The object appears when the chunks have ended well: an error that the iterator raises, like any other, gives the
+    upload up, and nothing of it stays. Holds `parallel` + 1 parts in memory.
+    """
+
+    def send(number: int, body: bytearray) -> dict[str, Any]:
+        answer = call(client, "upload_part", **target, PartNumber=number, Body=body)
+        return _part(number, answer)
+
+    target = {"Bucket": bucket, "Key": key}
+    target["UploadId"] = call(client, "create_multipart_upload", **target)["UploadId"]
+    try:
+        sent: list[dict[str, Any]] = []
+        pool = ThreadPoolExecutor(max_workers=parallel, thread_name_prefix="s3-part")
+        try:
+            under_way: deque[Future[dict[str, Any]]] = deque()
+            for number, body in enumerate(_bodies(chunks, part_size), start=1):
+                if len(under_way) == parallel:
+                    sent.append(under_way.popleft().result())
+                under_way.append(pool.submit(send, number, body))
+            sent.extend(future.result() for future in under_way)
+        finally:
+            # No part may arrive after the upload was given up: a store could keep it for ever.
+            pool.shutdown(wait=True, cancel_futures=True)
+        return _complete(client, target, sent)
+    except BaseException:
+        _give_up(client, target)
+        raise
+
+
+def copy(
+    client: Any, *, bucket: str, source: str, key: str, size: int, etag: str, parallel: int, single_limit: int
+) -> None:
+    """Copy inside the store, provided that the source still has this ETag; else StoreAnswered with status 412."""
+    origin = {"CopySource": {"Bucket": bucket, "Key": source}, "CopySourceIfMatch": etag}
+    if size <= single_limit:
+        call(client, "copy_object", Bucket=bucket, Key=key, **origin)
+        return
+    step = part_size_for(size, min(_COPY_PART, single_limit))
+
+    def send(number: int) -> dict[str, Any]:
+        first = (number - 1) * step
+        span = f"bytes={first}-{min(first + step, size) - 1}"
+        answer = call(client, "upload_part_copy", **target, PartNumber=number, CopySourceRange=span, **origin)
+        return _part(number, answer["CopyPartResult"])
+
+    target = {"Bucket": bucket, "Key": key}
+    target["UploadId"] = call(client, "create_multipart_upload", **target)["UploadId"]
+    try:
+        with ThreadPoolExecutor(max_workers=parallel, thread_name_prefix="s3-copy") as pool:
+            sent = list(pool.map(send, range(1, -(-size // step) + 1)))
+        _complete(client, target, sent)
+    except BaseException:
+        _give_up(client, target)
+        raise
+
+
+def _bodies(chunks: Iterable[bytes], part_size: int) -> Iterator[bytearray]:
+    body = bytearray()
+    for chunk in chunks:
+        view = memoryview(chunk)
+        while view:
+            taken = view[: part_size - len(body)]
+            body += taken
+            view = view[len(taken) :]
+            if len(body) == part_size:
+                yield body
+                body = bytearray()
+    if body:
+        yield body
+
+
+def _part(number: int, answer: dict[str, Any]) -> dict[str, Any]:
+    """What completing needs to know of a part; a store that keeps checksums wants them told again."""
+    checksums: dict[str, Any] = {name: answer[name] for name in _CHECKSUMS if name in answer}
+    return {"PartNumber": number, "ETag": answer["ETag"], **checksums}
+
+
+def _complete(client: Any, target: dict[str, str], parts: list[dict[str, Any]]) -> str:
+    try:
+        answer = call(client, "complete_multipart_upload", **target, MultipartUpload={"Parts": parts})
+    except StoreAnswered as error:
+        if error.error != "NoSuchUpload":
+            raise
+        # A repeated request: the first was carried out, and its answer was lost.
+        answer = call(client, "head_object", Bucket=target["Bucket"], Key=target["Key"])
+    return str(answer["ETag"])
+
+
+def _give_up(client: Any, target: dict[str, str]) -> None:
+    try:
+        call(client, "abort_multipart_upload", **target)
+    except RegistryError:
+        # The error that brought us here is the one to report; `sweep` removes what stays.
+        pass

@@ -1,0 +1,70 @@
+"""The connection to an S3 store: the boto3 client, and what its errors mean to us."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import boto3.session
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from lora_reg.spec.errors import RegistryError
+from lora_registry.blobs.s3_settings import S3Settings
+
+
+def make_client(settings: S3Settings) -> Any:
+    """A boto3 S3 client, safe to share between threads. boto3 has no types, so it is Any from here on."""
+    return boto3.session.Session().client(
+        "s3",
+        endpoint_url=settings.endpoint_url,
+        region_name=settings.region,
+        verify=settings.verify,
+        config=Config(
+            signature_version="s3v4",
+            s3={"addressing_style": "path" if settings.path_style else "auto"},
+            request_checksum_calculation=settings.checksums,
+            # Every reader of ours knows the sha256; a second checksum on the way would only cost time.
+            response_checksum_validation="when_required",
+            connect_timeout=settings.connect_timeout,
+            read_timeout=settings.read_timeout,
+            retries={"mode": "standard", "total_max_attempts": settings.attempts},
+            max_pool_connections=64,
+            tcp_keepalive=True,
+        ),
+    )
+
+
+class StoreAnswered(RegistryError):
+    """The store answered with an error: its HTTP `status` and S3 `error` code (`404` and such for HEAD)."""
+
+    def __init__(self, operation: str, status: int, error: str) -> None:
+        detail = f"The S3 store answered {operation} with {error} ({status})."
+        if status in (401, 403):
+            way_out = "Check the credentials and the rights that they have on the bucket and prefix."
+            super().__init__("storage-unavailable", detail, way_out=way_out, status=status, error=error)
+        else:
+            super().__init__("storage-unavailable", detail, status=status, error=error)
+        self.status = status
+        self.error = error
+
+
+def call(client: Any, operation: str, **parameters: Any) -> Any:
+    """One request, by boto's method name; returns boto's answer.
+
+    Raises StoreAnswered where the store refused, and plain RegistryError `storage-unavailable` where it could not be
+    reached. boto's own text is dropped: it holds URLs, and for signature errors the key id and the signed request.
+    """
+    try:
+        return getattr(client, operation)(**parameters)
+    except ClientError as error:
+        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        raise StoreAnswered(operation, status, str(error.response.get("Error", {}).get("Code", "unknown"))) from None
+    except BotoCoreError as error:
+        raise unreachable(operation, error) from None
+
+
+def unreachable(operation: str, error: Exception) -> RegistryError:
+    """For errors of the connection; names their kind only, since their text holds URLs."""
+    return RegistryError(
+        "storage-unavailable", f"The S3 store could not be reached for {operation}: {type(error).__name__}."
+    )
