@@ -53,7 +53,9 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 class JobEngine(Protocol):
-    def enqueue(self, session: Session, *, kind: str, job_id: str, spec: dict[str, Any], queue: Queue, priority: int = 100) -> None:
+    def enqueue(
+        self, session: Session, *, kind: str, job_id: str, spec: dict[str, Any], queue: Queue, priority: int = 100
+    ) -> None:
         """Enqueue inside the caller's transaction: the job exists if and only if the transaction commits.
 
         The same id again is a no-op, also when that job has ended.
@@ -61,7 +63,9 @@ class JobEngine(Protocol):
 
     def status(self, job_id: str) -> JobStatus | None: ...
 
-    def list(self, *, kind: str | None = None, state: State | None = None, limit: int = 100, before: float | None = None) -> list[JobStatus]:
+    def list(
+        self, *, kind: str | None = None, state: State | None = None, limit: int = 100, before: float | None = None
+    ) -> list[JobStatus]:
         """Newest first; `before` is the `created_at` of the last one seen."""
 
     def cancel(self, job_id: str) -> None:

@@ -1,0 +1,33 @@
+"""What the client side and the worker side must agree on."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from dbos import PortableWorkflowError
+
+from lora_reg.spec.errors import ERRORS, RegistryError
+
+APPLICATION: Final = "lora-reg"
+
+# Pinned: by default it is a hash of the workflows' source, and any edit would strand the jobs that are running.
+# Raise it only when a running job could not go on under the new code.
+APPLICATION_VERSION: Final = "1"
+
+PROGRESS_STREAM: Final = "progress"
+ALIVE_EVENT: Final = "alive"
+ERROR_NAME: Final = "RegistryError"
+
+
+def to_portable(error: RegistryError) -> PortableWorkflowError:
+    """The form in which an error is checkpointed: JSON, with code, detail, way out and facts."""
+    data: dict[str, Any] = {"way_out": error.way_out, "facts": error.facts}
+    return PortableWorkflowError(error.detail, ERROR_NAME, error.code, data)
+
+
+def from_portable(error: PortableWorkflowError) -> RegistryError:
+    """The same error back. Whatever was no RegistryError was a fault of ours: code `job-failed`."""
+    if error.name != ERROR_NAME or error.code not in ERRORS or not isinstance(error.data, dict):
+        return RegistryError("job-failed", f"{error.name}: {error.message}")
+    data: dict[str, Any] = error.data
+    return RegistryError(str(error.code), error.message, way_out=data["way_out"], **data["facts"])
