@@ -15,27 +15,15 @@ from lora_reg import __version__
 from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.wire import API
 from lora_registry.auth.guards import principal_of
-from lora_registry.blobs.open import open_store
 from lora_registry.catalog.routes import router as catalog
 from lora_registry.context import Context
 from lora_registry.db import migrate
-from lora_registry.db.engine import make_engine
-from lora_registry.db.session import Database
 from lora_registry.http import problems
-from lora_registry.jobs.engine import DbosEngine
 from lora_registry.operations.routes import router as operations
 from lora_registry.push.routes import router as push
-from lora_registry.settings import Settings
 
-MAX_BODY = 1 << 50
-"""Bodies are streamed and bound by what the session announced; JSON bodies by MAX_JSON."""
-
-
-def make_context(settings: Settings) -> Context:
-    """Open the database, the blob store and the job engine. Raises RegistryError where one does not answer."""
-    settings.data.mkdir(parents=True, exist_ok=True)
-    engine = make_engine(settings.resolved_database_url)
-    return Context(settings, Database(engine), open_store(settings), DbosEngine(engine))
+MAX_BODY = 64 * 1024 * 1024
+"""Bytes of a JSON body; blobs are streamed and bound by what their session announced."""
 
 
 @get("/healthz", sync_to_thread=False, include_in_schema=False)

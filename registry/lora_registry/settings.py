@@ -101,6 +101,15 @@ def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings
     return Settings(**{name: _convert(name, str(known[name].type), value) for name, value in values.items()})
 
 
+def environment(settings: Settings) -> dict[str, str]:
+    """The settings as environment variables, for the processes that `serve` starts."""
+    return {
+        PREFIX + name.upper(): str(value)
+        for name in Settings.__dataclass_fields__
+        if (value := getattr(settings, name)) is not None
+    }
+
+
 def _convert(name: str, kind: str, value: Any) -> Any:
     try:
         match kind.removesuffix(" | None"):

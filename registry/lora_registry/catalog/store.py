@@ -238,3 +238,14 @@ def create_repository(session: Session, namespace: str, name: str, kind: str, at
     values = {"namespace": namespace, "name": name, "kind": kind, "next_number": 1, "created_at": at}
     insert = insert_ignore(session, Repository)
     return session.execute(insert.values(**values)).rowcount == 1
+
+
+def stored_blobs(session: Session) -> list[tuple[str, int]]:
+    """Digest and size of every blob that a live version needs."""
+    query = (
+        select(VersionBlob.digest, VersionBlob.size)
+        .join(Version, col(Version.id) == col(VersionBlob.version_id))
+        .where(col(VersionBlob.stored).is_(True), col(Version.deleted_at).is_(None))
+        .distinct()
+    )
+    return [(digest, size) for digest, size in session.exec(query)]

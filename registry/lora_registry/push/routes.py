@@ -49,7 +49,7 @@ def abandon_session(ctx: Context, principal: Principal, upload_id: FromPath[str]
     sessions.abandon(ctx, principal, upload_id)
 
 
-@async_put("/uploads/{upload_id:str}/blobs/{digest:str}", summary="Send a blob's bytes", status_code=204, responses=RESPONSES, operation_class=RawBody)
+@async_put("/uploads/{upload_id:str}/blobs/{digest:str}", summary="Send a blob's bytes", status_code=204, responses=RESPONSES, operation_class=RawBody, request_max_body_size=None)
 async def receive_blob(request: R, ctx: Context, principal: Principal, upload_id: FromPath[str], digest: FromPath[str]) -> None:
     wanted = Digest.parse(digest)
 

@@ -7,6 +7,7 @@ from lora_registry.db.tables.access import AuditEvent, IdempotencyRecord, Token
 from lora_registry.db.tables.bases import BaseAlias, BaseFingerprintRow
 from lora_registry.db.tables.blobs import Blob, UploadFile, UploadSessionRow
 from lora_registry.db.tables.catalog import Repository, Tag, TagMove, Version, VersionBlob, VersionEdge
+from lora_registry.db.tables.jobs import WorkerLease
 from lora_registry.db.tables.work import JobRow, RecipeRow, Report
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "Version",
     "VersionBlob",
     "VersionEdge",
+    "WorkerLease",
 ]

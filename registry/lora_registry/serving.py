@@ -1,0 +1,153 @@
+"""What the commands of `lora-registry` do."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+
+import click
+import uvicorn
+
+from lora_reg.spec.digest import Digest
+from lora_reg.spec.errors import RegistryError
+from lora_registry.app import create_app
+from lora_registry.auth import tokens
+from lora_registry.blobs.hashing import checked
+from lora_registry.catalog import store as catalog
+from lora_registry.db import migrate as schema
+from lora_registry.db.engine import make_engine
+from lora_registry.jobs import engine as jobs
+from lora_registry.settings import Settings, environment, load
+from lora_registry.wiring import open_blobs, open_context
+
+log = logging.getLogger(__name__)
+
+
+def serve(settings: Settings, *, processes: int) -> None:
+    """Listen until SIGINT or SIGTERM."""
+    settings.check_exposure()
+    settings.data.mkdir(parents=True, exist_ok=True)
+    if settings.embedded:
+        migrate(settings)
+    elif not schema.is_current(make_engine(settings.resolved_database_url)):
+        raise RegistryError("unavailable", "The database is not at the newest schema.", way_out="Run `lora-registry migrate` first.")
+    listener = _listen(settings)
+    settings = replace(settings, port=listener.getsockname()[1])
+    os.environ.update(environment(settings))
+    stopping = threading.Event()
+    supervisor = None
+    if settings.embedded:
+        supervisor = threading.Thread(target=_supervise_worker, args=(settings, stopping), name="worker-supervisor")
+        supervisor.start()
+    click.echo(f"lora-registry serves http://{settings.host}:{settings.port} (data in {settings.data.resolve()})", err=True)
+    config = uvicorn.Config(
+        "lora_registry.serving:application",
+        factory=True,
+        loop="uvloop",  # asyncio leaves Nagle's algorithm on where uvicorn runs several workers: 44 ms a request
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        workers=processes,
+        timeout_graceful_shutdown=10,
+    )
+    try:
+        if processes > 1:
+            from uvicorn.supervisors import Multiprocess
+
+            Multiprocess(config, target=uvicorn.Server(config).run, sockets=[listener]).run()
+        else:
+            uvicorn.Server(config).run(sockets=[listener])
+    finally:
+        stopping.set()
+        if supervisor is not None:
+            supervisor.join(timeout=10)
+
+
+def application() -> object:
+    """The ASGI application for settings of the environment: what each API process calls."""
+    return create_app(open_context(load()))
+
+
+def migrate(settings: Settings) -> None:
+    """Our schema, then the job engine's."""
+    settings.data.mkdir(parents=True, exist_ok=True)
+    engine = make_engine(settings.resolved_database_url)
+    schema.upgrade(engine)
+    engine.dispose()
+    jobs.migrate(settings.resolved_database_url)
+
+
+def check(settings: Settings) -> Iterator[str]:
+    """One line for each part that answers. Raises RegistryError for the first that does not."""
+    engine = make_engine(settings.resolved_database_url)
+    if not schema.is_current(engine):
+        raise RegistryError("unavailable", "The database is not at the newest schema.", way_out="Run `lora-registry migrate`.")
+    yield f"database: {engine.url.render_as_string(hide_password=True)}, newest schema"
+    open_blobs(settings).check()
+    yield f"blobs: {settings.storage_url or settings.data.resolve()}"
+    yield f"login: {settings.auth}"
+
+
+def fsck(settings: Settings) -> Iterator[tuple[str, str | None]]:
+    """Each blob that a live version needs, with what is wrong with it or None."""
+    ctx = open_context(settings)
+    with ctx.db.read() as session:
+        wanted = catalog.stored_blobs(session)
+    for digest_text, size in wanted:
+        digest = Digest.parse(digest_text)
+        if ctx.blobs.size(digest) is None:
+            yield digest_text, "missing"
+            continue
+        try:
+            for _ in checked(ctx.blobs.stream(digest), digest=digest, size=size):
+                pass
+        except RegistryError as error:
+            yield digest_text, error.detail
+        else:
+            yield digest_text, None
+
+
+def create_token(settings: Settings, *, name: str, role: str, namespace: str | None) -> str:
+    ctx = open_context(settings)
+    with ctx.db.write() as session:
+        return tokens.create(session, name=name, role=role, namespace=namespace)  # type: ignore[arg-type]
+
+
+def _listen(settings: Settings) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        raise RegistryError(
+            "unavailable", f"Port {settings.port} of {settings.host} cannot be listened on: {error.strerror}.",
+            way_out="Stop what listens there, or give another `--port`.",
+        ) from error
+    listener.set_inheritable(True)
+    return listener
+
+
+def _supervise_worker(settings: Settings, stopping: threading.Event) -> None:
+    """Keep one worker process alive beside the API; a worker that dies is started again."""
+    command = [sys.executable, "-m", "lora_registry.cli", "worker", "--parent", str(os.getpid())]
+    while not stopping.is_set():
+        # Started from this thread, which lives as long as the service: a worker dies with the thread that forked it.
+        process = subprocess.Popen(command, env={**os.environ, **environment(settings)}, close_fds=True)
+        while process.poll() is None and not stopping.wait(0.2):
+            pass
+        if stopping.is_set():
+            process.terminate()
+            try:
+                process.wait(timeout=8)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            return
+        log.warning("The job worker ended with status %s and is started again.", process.returncode)
+        stopping.wait(1.0)

@@ -1,0 +1,116 @@
+"""The heavy half of a merge, run in child processes: plan, merge one file, write the files beside the weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from lora_kernels.merging import (
+    AdapterInput,
+    MergePlan,
+    RangeSource,
+    TensorStats,
+    merged_config,
+    merged_index,
+    plan_merge,
+    shard_size,
+    stream_shard,
+)
+from lora_reg.spec.adapter.config import parse_config
+from lora_reg.spec.digest import Digest
+from lora_reg.spec.fingerprint import build_fingerprint
+from lora_reg.spec.tensors import Header, header_length, parse_header
+from lora_registry.blobs.protocols import BlobStore
+from lora_registry.jobs.child import Report
+from lora_registry.runtime.faults import fault_point
+from lora_registry.tasks import sources
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+INDEX = "model.safetensors.index.json"
+
+
+def plan(spec: dict[str, Any], report: Report) -> dict[str, Any]:
+    """The files of the result, in order. Raises RegistryError where the adapters do not fit or cannot be merged."""
+    made = _plan(spec, sources.blobs())
+    for shard in made.shards:
+        touched = sum(bool(tensor.deltas) for tensor in shard.tensors)
+        report.log(f"{shard.file}: {len(shard.tensors)} tensors, {touched} touched, {shard.size} bytes")
+    return {"files": [shard.file for shard in made.shards]}
+
+
+def shard(spec: dict[str, Any], report: Report) -> dict[str, Any]:
+    """Merge one file and stream it into the blob store; returns path, size, digest and what became of each tensor."""
+    blobs = sources.blobs()
+    made = _plan(spec, blobs)
+    file, total = spec["file"], shard_size(made, spec["file"])
+    tensors: list[TensorStats] = []
+    stream = stream_shard(
+        made,
+        file,
+        base=_source(blobs, spec["base"]),
+        adapters=[_source(blobs, adapter["files"]) for adapter in spec["adapters"]],
+        on_tensor=tensors.append,
+    )
+
+    def pieces() -> Iterator[bytes]:
+        done = 0
+        for view in stream:
+            yield bytes(view)
+            done += len(view)
+            fault_point("merge.piece")
+            report.progress(file, done=done, total=total, unit="bytes")
+
+    digest, size = blobs.put_unknown(pieces())
+    return {"path": file, "size": size, "digest": str(digest), "tensors": msgspec.to_builtins(tensors)}
+
+
+def side_files(spec: dict[str, Any], report: Report) -> dict[str, Any]:
+    """Index and config of the result; tokenizer and licence files are the base's own blobs."""
+    blobs = sources.blobs()
+    made = _plan(spec, blobs)
+    base = spec["base"]
+    read = sources.reader(blobs, base)
+    files = []
+    for path, (digest, size) in base.items():
+        if path.endswith(".safetensors") or path.lower() == "readme.md":
+            continue
+        body: bytes | None = None
+        if path == INDEX:
+            body = _json(merged_index(json.loads(read(path, 0, size)), made))
+        elif path == "config.json" and spec["dtype"] is not None:
+            body = _json(merged_config(json.loads(read(path, 0, size)), spec["dtype"]))
+        if body is not None:
+            known, size = Digest.of(body), len(body)
+            blobs.put([body], digest=known, size=size)
+            digest = str(known)
+        files.append({"path": path, "size": size, "digest": digest})
+    return {"files": files}
+
+
+def _plan(spec: dict[str, Any], blobs: BlobStore) -> MergePlan:
+    base = {path: (int(size), digest) for path, (digest, size) in spec["base"].items()}
+    fingerprint = build_fingerprint(base, sources.reader(blobs, spec["base"]))
+    adapters = []
+    for adapter in spec["adapters"]:
+        read = sources.reader(blobs, adapter["files"])
+        config = parse_config(read(CONFIG, 0, int(adapter["files"][CONFIG][1])))
+        size = int(adapter["files"][WEIGHTS][1])
+        adapters.append(AdapterInput(config=config, header=_header(read, size), weight=adapter["weight"], file=WEIGHTS))
+    return plan_merge(fingerprint, adapters, spec["dtype"])
+
+
+def _header(read: Any, size: int) -> Header:
+    length = header_length(read(WEIGHTS, 0, min(8, size)), size)
+    return parse_header(read(WEIGHTS, 0, 8 + length), size)
+
+
+def _source(blobs: BlobStore, files: sources.Files) -> RangeSource:
+    return RangeSource(sources.reader(blobs, files), sizes=sources.sizes(files))
+
+
+def _json(document: dict[str, Any]) -> bytes:
+    return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,32 @@
+"""Files of versions for a child process: it holds no database, so its job hands it digests and sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lora_reg.spec.digest import Digest
+from lora_registry.blobs.protocols import BlobStore
+from lora_registry.settings import load
+from lora_registry.wiring import open_blobs
+
+Files = Mapping[str, Any]
+"""path -> [digest, size]: JSON, as a job's step returns it."""
+
+
+def blobs() -> BlobStore:
+    """The blob store that this process's environment names."""
+    return open_blobs(load())
+
+
+def reader(store: BlobStore, files: Files) -> Callable[[str, int, int], bytes]:
+    """`read(path, offset, length)` over the files of a version."""
+
+    def read(path: str, offset: int, length: int) -> bytes:
+        return store.read(Digest.parse(files[path][0]), offset, length) if length else b""
+
+    return read
+
+
+def sizes(files: Files) -> dict[str, int]:
+    return {path: int(size) for path, (_, size) in files.items()}

@@ -1,0 +1,35 @@
+"""`lora-registry worker`: the handlers of every kind of job, over an open context."""
+
+from __future__ import annotations
+
+import os
+from typing import NoReturn
+
+from lora_reg.spec.errors import RegistryError
+from lora_registry.db import migrate
+from lora_registry.jobs.kinds import JobKind
+from lora_registry.jobs.worker import run_worker
+from lora_registry.settings import Settings, environment
+from lora_registry.tasks import inspect, merge
+from lora_registry.wiring import open_context
+from lora_registry.work import enqueue
+
+INSPECT = JobKind(enqueue.INSPECT, timeout=6 * 3600)
+MERGE = JobKind(enqueue.MERGE, timeout=24 * 3600)
+
+
+def work(settings: Settings, *, queues: tuple[str, ...], name: str | None, parent: int | None) -> NoReturn:
+    """Run jobs until told to stop. Raises RegistryError `unavailable` where the database was not migrated."""
+    os.environ.update(environment(settings))  # the children of jobs read their settings there
+    ctx = open_context(settings)
+    if not migrate.is_current(ctx.db.engine):
+        raise RegistryError("unavailable", "The database is not at the newest schema.", way_out="Run `lora-registry migrate` first.")
+    run_worker(
+        ctx.db.engine,
+        {INSPECT: inspect.handler(ctx), MERGE: merge.handler(ctx)},
+        queues=queues,
+        executor_id=name,
+        lease_seconds=settings.lease_seconds,
+        beat_seconds=settings.lease_seconds / 6,
+        parent_pid=parent,
+    )
