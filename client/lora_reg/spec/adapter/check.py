@@ -1,0 +1,191 @@
+"""The check of an adapter against a base: one piece of code for the client before a push and for the server after it.
+
+It reads through functions that the caller gives, never raises for a fault of the adapter, and tells all faults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import msgspec
+
+from lora_reg.spec.adapter import lora
+from lora_reg.spec.adapter.config import AdapterConfig, parse_config
+from lora_reg.spec.adapter.coverage import check_coverage
+from lora_reg.spec.adapter.facts import AdapterFacts, gather
+from lora_reg.spec.adapter.files import AdapterFile, ReadFile, check_files, paths
+from lora_reg.spec.adapter.numbers import ReadBase, check_values
+from lora_reg.spec.adapter.report import CONFIG, WEIGHTS, Report
+from lora_reg.spec.adapter.structure import build
+from lora_reg.spec.adapter.types import TYPES
+from lora_reg.spec.base import BaseFingerprint
+from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.findings import Finding
+from lora_reg.spec.modules import modules_of
+from lora_reg.spec.tensors import Header, header_length, parse_header
+
+__all__ = ["AdapterFacts", "AdapterFile", "CheckResult", "ReadBase", "ReadFile", "check_adapter"]
+
+
+class CheckResult(msgspec.Struct, frozen=True):
+    """All findings in the order they were made; `facts` where config and weights could be read and placed."""
+
+    findings: list[Finding]
+    facts: AdapterFacts | None
+
+    @property
+    def accepted(self) -> bool:
+        return not any(finding.severity == "error" for finding in self.findings)
+
+
+def check_adapter(
+    files: Sequence[AdapterFile],
+    read: ReadFile,
+    base: BaseFingerprint,
+    *,
+    base_aliases: Collection[str],
+    accept_base: bool = False,
+    read_base: ReadBase | None = None,
+) -> CheckResult:
+    """Check an adapter's files against a base.
+
+    read: bytes of a file by (path, offset, length). base_aliases: every id under which trainers know this base.
+    accept_base: take another id in the config for this base, this once. read_base: bytes of a base tensor by
+    (tensor, offset, length); None where only the base's structure is registered. Raises what `read` raises.
+    """
+    report = Report()
+    facts: AdapterFacts | None = None
+    check_files(files, read, report)
+    sizes = paths(files)
+    for required in (CONFIG, WEIGHTS):
+        if required not in sizes:
+            report.add(
+                "file-missing",
+                f"There is no {required}; an adapter is {CONFIG} and {WEIGHTS}.",
+                file=required,
+                expected=required,
+                way_out="Save the adapter with PEFT's save_pretrained and push that folder.",
+            )
+    config = _read_config(sizes, read, report)
+    header = _read_header(sizes, read, report)
+    if config is not None:
+        _check_base_name(config, base_aliases, accept_base, report)
+        _check_init(config, report)
+    if config is not None and header is not None:
+        facts = _check_together(config, header, read, base, read_base, report)
+    return CheckResult(report.findings(), facts)
+
+
+def _check_together(
+    config: AdapterConfig,
+    header: Header,
+    read: ReadFile,
+    base: BaseFingerprint,
+    read_base: ReadBase | None,
+    report: Report,
+) -> AdapterFacts | None:
+    modules = modules_of(base)
+    try:
+        structure = build(config, header, base, modules, report)
+        check_coverage(config, structure, modules, report)
+        check_values(config, header, structure, read, read_base, report)
+        return gather(config, header, structure)
+    except RegistryError as error:
+        if error.code != "rejected":
+            raise
+        report.add_error("pattern-refused", error, file=CONFIG)
+        return None
+
+
+def _read_config(sizes: dict[str, int], read: ReadFile, report: Report) -> AdapterConfig | None:
+    size = sizes.get(CONFIG)
+    if size is None:
+        return None
+    try:
+        if size > MAX_READ_CONFIG:
+            raise RegistryError("rejected", f"{CONFIG} has {size} bytes, expected at most {MAX_READ_CONFIG}.")
+        return parse_config(read(CONFIG, 0, size))
+    except RegistryError as error:
+        if error.code != "rejected":
+            raise
+        report.add_error("bad-config", error, file=CONFIG)
+        return None
+
+
+def _read_header(sizes: dict[str, int], read: ReadFile, report: Report) -> Header | None:
+    size = sizes.get(WEIGHTS)
+    if size is None:
+        return None
+    try:
+        length = header_length(read(WEIGHTS, 0, min(8, size)), size)
+        header = parse_header(read(WEIGHTS, 0, 8 + length), size)
+    except RegistryError as error:
+        if error.code != "rejected":
+            raise
+        report.add_error("bad-safetensors", error, file=WEIGHTS)
+        return None
+    if not header.tensors:
+        report.add("no-tensors", f"{WEIGHTS} holds no tensor.", way_out="Save the adapter again; its weights are missing.")
+        return None
+    return header
+
+
+def _check_base_name(config: AdapterConfig, aliases: Collection[str], accept: bool, report: Report) -> None:
+    name = (config.base_model or "").rstrip("/")
+    if not name:
+        report.add("base-unnamed", f"{CONFIG} names no base model.", severity="note", file=CONFIG)
+    elif name.casefold() in {alias.rstrip("/").casefold() for alias in aliases}:
+        return
+    elif is_local_path(name):
+        report.add(
+            "base-local-path",
+            f"{CONFIG} names its base by the local path {name[:200]!r}, which says nothing here.",
+            severity="note",
+            file=CONFIG,
+            where="base_model_name_or_path",
+            found=name[:200],
+        )
+    else:
+        report.add(
+            "base-mismatch",
+            f"{CONFIG} names the base {name[:200]!r}, which is no alias of the base given.",
+            severity="note" if accept else "error",
+            file=CONFIG,
+            where="base_model_name_or_path",
+            found=name[:200],
+            expected=", ".join(sorted(aliases)) or None,
+            way_out=f"If it is this base: `lora-reg base alias NAME {name[:200]}`; for this push alone: `--accept-base`.",
+        )
+
+
+def is_local_path(name: str) -> bool:
+    """Whether a base's name is a path on somebody's machine rather than a hub id (`name` or `owner/name`)."""
+    return name.startswith(("/", "./", "../", "~", "file:")) or "\\" in name or name.count("/") > 1 or name in (".", "..")
+
+
+def _check_init(config: AdapterConfig, report: Report) -> None:
+    changed = lora.changes_base(config) if TYPES[config.peft_type].kinds and config.peft_type == "LORA" else None
+    if changed is not None:
+        report.add(
+            "init-changes-base",
+            f"{CONFIG} has {changed}: the adapter was trained against a base that this init had changed, so its A and B "
+            "do not fit the base as it is.",
+            file=CONFIG,
+            where=changed.partition(" ")[0],
+            found=changed,
+            expected="an init that leaves the base as it is",
+            way_out="Convert it: save_pretrained(..., path_initial_model_for_weight_conversion=...) gives a plain LoRA.",
+        )
+    if config.layer_replication:
+        report.add(
+            "layer-replication",
+            f"{CONFIG} has layer_replication: the adapter belongs to a model with copied layers, not to this base.",
+            file=CONFIG,
+            where="layer_replication",
+            found=str(config.raw.get("layer_replication"))[:80],
+            expected="null",
+            way_out="Register the model with the copied layers as a base and train on that.",
+        )
+
+
+MAX_READ_CONFIG = 16 * 1024 * 1024

@@ -1,0 +1,352 @@
+"""Which tensor of the file is what: every name on the list that type, targets and base allow, every shape as it must.
+
+PEFT loads any tensor that is named like a base parameter over the base, silently and for good. So a name is not
+searched for faults: it is accepted only where this module can say what it is.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from lora_reg.spec.adapter import lora
+from lora_reg.spec.adapter.config import AdapterConfig
+from lora_reg.spec.adapter.names import PREFIX, ancestors, global_name, leaf_of, split_suffix
+from lora_reg.spec.adapter.report import CONFIG, Report
+from lora_reg.spec.adapter.scaling import scales
+from lora_reg.spec.adapter.shapes import shape_fault
+from lora_reg.spec.adapter.types import TYPES, AdapterType, Slot
+from lora_reg.spec.base import BaseFingerprint, BaseTensor
+from lora_reg.spec.modules import BaseModule, BaseModules, input_embedding, is_embedding_name, is_output_name
+from lora_reg.spec.tensors import FLOAT_DTYPES, Header, TensorEntry
+
+_HEADS: Final = {
+    "SEQ_CLS": ("score", "classifier"),
+    "TOKEN_CLS": ("score", "classifier"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
+
+
+class Group(msgspec.Struct):
+    """The tensors of one adapted module. `nested`: how many `base_layer` stand between module and suffix."""
+
+    path: str
+    module: BaseModule | None
+    nested: int = 0
+    tensors: dict[str, TensorEntry] = {}
+
+
+class Structure(msgspec.Struct):
+    """Every accepted tensor by what it is.
+
+    groups: by (module path, nesting). saved: full tensors of modules_to_save. copies: tensors that must equal the
+    named base tensor bit by bit. biases: trained biases that replace the base's. tokens: rows that replace rows.
+    """
+
+    groups: dict[tuple[str, int], Group] = {}
+    saved: list[TensorEntry] = []
+    copies: list[tuple[TensorEntry, BaseTensor]] = []
+    biases: list[TensorEntry] = []
+    tokens: list[TensorEntry] = []
+    globals_: list[TensorEntry] = []
+
+
+def build(config: AdapterConfig, header: Header, base: BaseFingerprint, modules: BaseModules, report: Report) -> Structure:
+    """Place every tensor, then check each module's tensors together. Faults go to the report."""
+    kind = TYPES[config.peft_type]
+    structure = Structure()
+    for tensor in header.tensors:
+        _place(tensor, config, kind, base, modules, structure, report)
+    scale = scales(config)
+    for group in structure.groups.values():
+        if group.module is not None:
+            _check_group(group, config, kind, base, scale(group.path).r, report)
+    return structure
+
+
+def _place(
+    tensor: TensorEntry,
+    config: AdapterConfig,
+    kind: AdapterType,
+    base: BaseFingerprint,
+    modules: BaseModules,
+    structure: Structure,
+    report: Report,
+) -> None:
+    if global_name(tensor.name, kind):
+        structure.globals_.append(tensor)
+        _check_dtype(tensor, report, integer=config.peft_type == "FROD")
+        return
+    if not tensor.name.startswith(PREFIX):
+        report.add(
+            "unknown-tensor",
+            f"The tensor {tensor.name} does not begin with {PREFIX!r}, as PEFT writes the tensors of a {config.peft_type} "
+            "adapter; loaders would skip it in silence.",
+            where=tensor.name,
+            expected=f"{PREFIX}<module>.<suffix>",
+            way_out="Save the adapter with PEFT's save_pretrained and push that.",
+        )
+        return
+    rest = tensor.name[len(PREFIX) :]
+    split = split_suffix(rest, config.peft_type, kind)
+    if split is not None:
+        path, nested, suffix = split
+        module = modules.resolve(path)
+        if module is None and not (kind.prefix and modules.has_container(path)):
+            report.add(
+                "module-not-in-base",
+                f"The tensor {tensor.name} adapts the module {path}, which the base does not have.",
+                where=tensor.name,
+                found=path,
+                expected="a module of the base",
+                way_out="Check that this adapter was trained on this base.",
+            )
+            return
+        if suffix.endswith("trainable_tokens_delta"):
+            _place_tokens(tensor, path, module, config, base, structure, report)
+            return
+        group = structure.groups.setdefault((path, nested), Group(path, module, nested, {}))
+        group.tensors[suffix] = tensor
+        return
+    if _is_saved(rest, config, base):
+        structure.saved.append(tensor)
+        _check_saved(tensor, rest, config, modules, report)
+        return
+    _place_base_parameter(tensor, rest, config, modules, structure, report)
+
+
+def _place_base_parameter(
+    tensor: TensorEntry, rest: str, config: AdapterConfig, modules: BaseModules, structure: Structure, report: Report
+) -> None:
+    """A tensor that is named like a parameter of the base: a copy, a trained bias, or an attack."""
+    plain = rest.replace(".base_layer.", ".")
+    parameter = modules.resolve_parameter(plain)
+    owner = modules.resolve(plain.rpartition(".")[0])
+    leaf = leaf_of(plain)
+    if parameter is None and leaf == "weight" and owner is not None:
+        parameter = owner.weight  # a tied module has no tensor of its own
+    if parameter is None:
+        report.add(
+            "unknown-tensor",
+            f"The tensor {tensor.name} is none of those that a {config.peft_type} adapter with these targets has.",
+            where=tensor.name,
+            way_out="Save the adapter with PEFT's save_pretrained and push that.",
+        )
+        return
+    wrapped = plain != rest
+    if leaf == "bias" and (config.bias == "all" or (config.bias == "lora_only" and wrapped)):
+        structure.biases.append(tensor)
+        _check_dtype(tensor, report)
+        if tensor.shape != parameter.shape:
+            _shape(report, tensor, f"{list(parameter.shape)} as in the base")
+        return
+    path = plain.rpartition(".")[0]
+    embedding = leaf == "weight" and (is_embedding_name(path) or is_output_name(path))
+    if wrapped or embedding:
+        structure.copies.append((tensor, parameter))
+        return
+    report.add(
+        "overwrites-base",
+        f"The tensor {tensor.name} is named like the base's own parameter {parameter.name} and would overwrite it in "
+        "every process that shares the base.",
+        where=tensor.name,
+        expected="only tensors of the adapter",
+        way_out="Remove the tensor; if the module was trained in full, name it in modules_to_save.",
+    )
+
+
+def _is_saved(rest: str, config: AdapterConfig, base: BaseFingerprint) -> bool:
+    names = config.modules_to_save
+    if not names:
+        return False
+    if any(path.endswith(name) for path in ancestors(rest) for name in names):
+        return True
+    # With ensure_weight_tying PEFT saves the tied partner of a saved embedding too.
+    path = rest.rpartition(".")[0]
+    pair = is_embedding_name(path) or is_output_name(path)
+    return base.tied and pair and config.on("ensure_weight_tying") and any(map(_embedding_or_output, names))
+
+
+def _embedding_or_output(name: str) -> bool:
+    return is_embedding_name(name) or is_output_name(name)
+
+
+def _check_saved(
+    tensor: TensorEntry, rest: str, config: AdapterConfig, modules: BaseModules, report: Report
+) -> None:
+    if not _check_dtype(tensor, report):
+        return
+    path, _, leaf = rest.rpartition(".")
+    parameter = modules.resolve_parameter(rest)
+    owner = modules.resolve(path)
+    if parameter is None and leaf == "weight" and owner is not None:
+        parameter = owner.weight
+    if parameter is None:
+        heads = _HEADS.get(config.task_type or "", ())
+        if owner is None and rest.partition(".")[0] in heads:
+            return  # a new head of this task: the base has none that it could overwrite
+        report.add(
+            "module-not-in-base",
+            f"The tensor {tensor.name} belongs to modules_to_save, but the base has no parameter {rest}.",
+            where=tensor.name,
+            way_out="Check that this adapter was trained on this base.",
+        )
+        return
+    if tensor.shape != parameter.shape:
+        rows = leaf == "weight" and (is_embedding_name(path) or is_output_name(path))
+        if rows and tensor.shape[1:] == parameter.shape[1:]:
+            report.add(
+                "vocabulary-rows",
+                f"The tensor {tensor.name} has {tensor.shape[0]} rows, the base's vocabulary has {parameter.shape[0]}.",
+                where=tensor.name,
+                found=str(tensor.shape[0]),
+                expected=str(parameter.shape[0]),
+                way_out="Register the base with the resized vocabulary, or train without adding tokens.",
+            )
+        else:
+            _shape(report, tensor, f"{list(parameter.shape)}, the full shape of {rest} in the base")
+
+
+def _place_tokens(
+    tensor: TensorEntry,
+    path: str,
+    module: BaseModule | None,
+    config: AdapterConfig,
+    base: BaseFingerprint,
+    structure: Structure,
+    report: Report,
+) -> None:
+    structure.tokens.append(tensor)
+    if not _check_dtype(tensor, report):
+        return
+    tokens = config.trainable_tokens
+    indices = tokens
+    if isinstance(tokens, dict):
+        named = [items for name, items in tokens.items() if path == name or path.endswith(f".{name}")]
+        indices = named[0] if named else None
+    if not isinstance(indices, list):
+        report.add(
+            "not-targeted",
+            f"The tensor {tensor.name} holds token rows, but {CONFIG} names no token indices for {path}.",
+            where=tensor.name,
+        )
+        return
+    width = None if module is None else module.in_
+    if len(tensor.shape) != 2 or tensor.shape[0] != len(indices) or (width is not None and tensor.shape[1] != width):
+        _shape(report, tensor, f"[{len(indices)}, {width}]: a row for each of the token indices")
+    rows = module.out if module is not None and module.out is not None else base.embedding_rows
+    if rows is not None and indices and max(indices) >= rows:
+        report.add(
+            "vocabulary-rows",
+            f"{CONFIG} trains the token {max(indices)}, but the base's vocabulary has {rows} rows.",
+            file=CONFIG,
+            where=tensor.name,
+            found=str(max(indices)),
+            expected=f"less than {rows}",
+        )
+
+
+def _check_group(
+    group: Group, config: AdapterConfig, kind: AdapterType, base: BaseFingerprint, rank: int, report: Report
+) -> None:
+    module = group.module
+    assert module is not None
+    module_kind = module.kind
+    if config.peft_type == "LORA" and lora.is_embedding(group.tensors) and module.out == base.embedding_rows:
+        module_kind = "embedding"
+    if module_kind not in kind.kinds and not kind.prefix:
+        report.add(
+            "kind-not-adapted",
+            f"The module {group.path} is a {module_kind} of the base, which {config.peft_type} does not adapt.",
+            where=group.path,
+            found=module_kind,
+            expected=" or ".join(sorted(kind.kinds)),
+            way_out="Remove the module's tensors.",
+        )
+        return
+    slots = lora.slots(config, module_kind) if config.peft_type == "LORA" else kind.slots
+    by_suffix = {slot.suffix: slot for slot in slots}
+    if kind.prefix is None:
+        _check_halves(group, slots, config, report)
+    bound: dict[str, int] = {}
+    for suffix, tensor in sorted(group.tensors.items()):
+        slot = by_suffix.get(suffix) if kind.prefix is None else Slot(suffix, integer="indices" in suffix)
+        if slot is None:
+            report.add(
+                "unknown-tensor",
+                f"The tensor {tensor.name} has the part {suffix}, which this {config.peft_type} adapter's config does not "
+                f"switch on for a {module_kind}.",
+                where=tensor.name,
+                found=suffix,
+                expected=", ".join(by_suffix),
+            )
+            continue
+        if not _check_dtype(tensor, report, integer=slot.integer) or not slot.shapes:
+            continue
+        fault = shape_fault(tensor.shape, slot.shapes, module, rank, bound)
+        if fault is not None:
+            code = "rank-mismatch" if fault.rank_only else "shape-mismatch"
+            report.add(
+                code,
+                f"The tensor {tensor.name} has the shape {list(tensor.shape)}, expected {fault.expected}"
+                + (f" for rank {rank} of {CONFIG}." if fault.rank_only else " by the base's module and the config."),
+                where=tensor.name,
+                found=str(list(tensor.shape)),
+                expected=fault.expected,
+            )
+    if module_kind == "experts" and config.peft_type == "LORA":
+        _check_experts(group, module, report)
+
+
+def _check_halves(group: Group, slots: tuple[Slot, ...], config: AdapterConfig, report: Report) -> None:
+    if config.use_dora and not any(suffix.startswith("lora_magnitude") for suffix in group.tensors):
+        slots = (*slots, Slot("lora_magnitude_vector"))
+    for slot in slots:
+        if slot.required and slot.suffix not in group.tensors:
+            report.add(
+                "missing-tensor",
+                f"The module {group.path} lacks {slot.suffix}; the file holds only {', '.join(sorted(group.tensors))}.",
+                where=group.path,
+                found=", ".join(sorted(group.tensors)),
+                expected=slot.suffix,
+                way_out="Save the adapter again; a part of it is missing.",
+            )
+
+
+def _check_experts(group: Group, module: BaseModule, report: Report) -> None:
+    a, b = group.tensors.get("lora_A.weight"), group.tensors.get("lora_B.weight")
+    if a is None or b is None or len(a.shape) != 2 or len(b.shape) != 2:
+        return
+    if a.shape[0] != b.shape[1] or (module.experts and a.shape[0] % module.experts):
+        _shape(report, b, f"[*, {a.shape[0]}], and both a multiple of the {module.experts} experts")
+
+
+def _check_dtype(tensor: TensorEntry, report: Report, *, integer: bool = False) -> bool:
+    if tensor.dtype in FLOAT_DTYPES or (integer and tensor.dtype in ("I32", "I64", "I16", "U8")):
+        return True
+    report.add(
+        "dtype-refused",
+        f"The tensor {tensor.name} has the dtype {tensor.dtype}, expected one of {', '.join(sorted(FLOAT_DTYPES))}.",
+        where=tensor.name,
+        found=tensor.dtype,
+        expected=", ".join(sorted(FLOAT_DTYPES)),
+        way_out="Save the adapter in float32, bfloat16 or float16.",
+    )
+    return False
+
+
+def _shape(report: Report, tensor: TensorEntry, expected: str) -> None:
+    report.add(
+        "shape-mismatch",
+        f"The tensor {tensor.name} has the shape {list(tensor.shape)}, expected {expected}.",
+        where=tensor.name,
+        found=str(list(tensor.shape)),
+        expected=expected,
+    )
+
+
+def token_module(path: str, modules: BaseModules) -> bool:
+    """Whether a path is the input embedding."""
+    embedding = input_embedding(modules.modules)
+    return embedding is not None and modules.resolve(path) == embedding
