@@ -1,0 +1,52 @@
+"""Merge adapters into a base checkpoint, tensor by tensor, in bounded memory.
+
+`plan_merge` says what will be done, from headers alone; `stream_shard` yields the bytes of one file of the result, for
+any sink; `merge_folder` does all of it between folders. Planning loads no numpy; executing does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from lora_kernels.merging.delta import AdapterInput
+from lora_kernels.merging.folder import merge_folder, merged_config, merged_index
+from lora_kernels.merging.plan import MergePlan, plan_merge, shard_size
+from lora_kernels.merging.sink import FolderSink, Hashing, Sink
+from lora_kernels.merging.sources import FolderSource, RangeSource, Source
+from lora_kernels.merging.stats import FileRecord, MergeReport, TensorStats, check_kept, merge_report
+
+__all__ = [
+    "AdapterInput",
+    "FileRecord",
+    "FolderSink",
+    "FolderSource",
+    "Hashing",
+    "MergePlan",
+    "MergeReport",
+    "RangeSource",
+    "Sink",
+    "Source",
+    "TensorStats",
+    "check_kept",
+    "merge_folder",
+    "merge_report",
+    "merged_config",
+    "merged_index",
+    "plan_merge",
+    "shard_size",
+    "stream_shard",
+]
+
+
+def stream_shard(
+    plan: MergePlan,
+    file: str,
+    *,
+    base: Source,
+    adapters: Sequence[Source],
+    on_tensor: Callable[[TensorStats], None] | None = None,
+) -> Iterator[memoryview]:
+    """See `lora_kernels.merging.execute.stream_shard`, which is loaded, with numpy, when this is called."""
+    from lora_kernels.merging import execute
+
+    return execute.stream_shard(plan, file, base=base, adapters=adapters, on_tensor=on_tensor)

@@ -1,0 +1,66 @@
+"""One BLAS thread while a merge runs.
+
+A merge splits its work itself, into blocks of fixed size. Threads inside BLAS would gain nothing on blocks that fit a
+core's cache, would spin against the other workers, and could split a product differently on another machine size.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+_PREFIXES = ("scipy_", "")
+_SUFFIXES = ("64_", "")
+_lock = threading.Lock()
+_holders = 0
+_previous = 1
+
+
+@cache
+def _controls() -> tuple[Callable[[int], Any], Callable[[], int]] | None:
+    """Setter and getter of the thread count of numpy's own OpenBLAS; None where numpy was built with another BLAS."""
+    package = Path(numpy.__file__).parent
+    candidates = sorted([*package.parent.glob("numpy.libs/*openblas*"), *package.glob(".dylibs/*openblas*")])
+    for path in candidates:
+        library = ctypes.CDLL(str(path))
+        for prefix in _PREFIXES:
+            for suffix in _SUFFIXES:
+                setter = getattr(library, f"{prefix}openblas_set_num_threads{suffix}", None)
+                getter = getattr(library, f"{prefix}openblas_get_num_threads{suffix}", None)
+                if setter is not None and getter is not None:
+                    return setter, getter
+    return None
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Hold numpy's BLAS at one thread; the count from before returns when the last holder leaves.
+
+    Without effect where numpy does not carry its own OpenBLAS: there `OPENBLAS_NUM_THREADS`, `MKL_NUM_THREADS` or
+    `BLIS_NUM_THREADS` in the environment of the process decides.
+    """
+    global _holders, _previous
+    controls = _controls()
+    if controls is None:
+        yield
+        return
+    set_threads, get_threads = controls
+    with _lock:
+        if _holders == 0:
+            _previous = get_threads()
+            set_threads(1)
+        _holders += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _holders -= 1
+            if _holders == 0:
+                set_threads(_previous)

@@ -1,0 +1,244 @@
+"""Merge folders: a base model's folder and adapter folders in, a model folder out."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from lora_reg.spec import canonical
+from lora_reg.spec.adapter.config import parse_config
+from lora_reg.spec.base import BaseFingerprint, BaseTensor
+from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.tensors import Header, header_length, parse_header
+
+from lora_kernels.merging.delta import AdapterInput
+from lora_kernels.merging.plan import MergePlan, plan_merge
+from lora_kernels.merging.sink import Chunk, FolderSink, Hashing, staged_folder
+from lora_kernels.merging.sources import FolderSource
+from lora_kernels.merging.stats import MIN_KEPT, FileRecord, MergeReport, TensorStats, check_kept, merge_report
+
+INDEX: Final = "model.safetensors.index.json"
+SINGLE: Final = "model.safetensors"
+ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
+ADAPTER_CONFIG: Final = "adapter_config.json"
+MAX_JSON: Final = 64 * 1024 * 1024
+# What belongs to a model beside its weights. Its README tells of the base, not of the result, and stays behind.
+_CARRIED_SUFFIXES: Final = frozenset({".json", ".jinja", ".txt", ".model", ".tiktoken", ".py"})
+_CARRIED_STEMS: Final = ("LICENSE", "LICENCE", "NOTICE")
+
+_T = TypeVar("_T")
+
+Progress = Callable[[int, int], None]
+
+
+def merge_folder(
+    base_dir: str | os.PathLike[str],
+    adapters: Sequence[tuple[str | os.PathLike[str], float]],
+    out_dir: str | os.PathLike[str],
+    *,
+    dtype: str | None = None,
+    min_kept: float | None = MIN_KEPT,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> MergeReport:
+    """Merge adapter folders, each with its weight, into a copy of a base model's folder.
+
+    The result has the base's files and index; it appears under `out_dir` whole or not at all. dtype: see `plan_merge`.
+    min_kept: see `check_kept`. threads: files done at a time, None for one per processor; the bytes do not depend on it.
+    progress: called with bytes written and bytes in all, from several threads. Raises RegistryError as `plan_merge`,
+    `stream_shard`, `check_kept` and `staged_folder` do, and `not-found` for files that are missing.
+    """
+    base, index = read_base(base_dir)
+    inputs = [read_adapter(folder, weight) for folder, weight in adapters]
+    plan = plan_merge(base, inputs, dtype)
+    with staged_folder(Path(out_dir), needed=plan.size) as staging:
+        stats, files = _write_shards(
+            plan, base_dir, [folder for folder, _ in adapters], FolderSink(staging), threads=threads, progress=progress
+        )
+        check_kept(stats, min_kept=min_kept)
+        if index is not None:
+            _write_json(staging / INDEX, merged_index(index, plan))
+        _carry(Path(base_dir), staging, dtype)
+    return merge_report(stats, files=files, ignored=[name for adapter in plan.adapters for name in adapter.ignored])
+
+
+def read_base(folder: str | os.PathLike[str]) -> tuple[BaseFingerprint, dict[str, Any] | None]:
+    """What a merge needs to know of a base folder (digests of files and tokenizer are left empty), and its index.
+
+    index: None where the weights are one file. Raises RegistryError `rejected` where index and files disagree.
+    """
+    with FolderSource(folder) as source:
+        config = _read_json(source, "config.json")
+        index = _read_json(source, INDEX) if (Path(folder) / INDEX).exists() else None
+        weight_map = _weight_map(index) if index is not None else None
+        tensors: list[BaseTensor] = []
+        for file in sorted(set(weight_map.values())) if weight_map is not None else [SINGLE]:
+            for entry in _header(source, file).tensors:
+                if weight_map is not None and weight_map.get(entry.name) != file:
+                    raise RegistryError(
+                        "rejected",
+                        f"{file} holds the tensor {entry.name}, which {INDEX} places in {weight_map.get(entry.name)}.",
+                    )
+                tensors.append(BaseTensor(entry.name, entry.dtype, entry.shape, file, entry.file_start, entry.file_end))
+    missing = sorted((weight_map or {}).keys() - {tensor.name for tensor in tensors})
+    if missing:
+        raise RegistryError(
+            "rejected", f"{INDEX} names the tensor {missing[0]}, which {(weight_map or {})[missing[0]]} does not hold."
+        )
+    return _fingerprint(config, tensors), index
+
+
+def read_adapter(folder: str | os.PathLike[str], weight: float = 1.0) -> AdapterInput:
+    """Config and header of an adapter folder."""
+    with FolderSource(folder) as source:
+        config = parse_config(_read(source, ADAPTER_CONFIG, MAX_JSON))
+        return AdapterInput(config=config, header=_header(source, ADAPTER_WEIGHTS), weight=weight, file=ADAPTER_WEIGHTS)
+
+
+def merged_index(index: dict[str, Any], plan: MergePlan) -> dict[str, Any]:
+    """The base's index with the sizes of the result."""
+    tensors = [(tensor, shard.file) for shard in plan.shards for tensor in shard.tensors]
+    metadata = dict(index.get("metadata") or {})
+    metadata["total_size"] = sum(tensor.end - tensor.start for tensor, _ in tensors)
+    return {"metadata": metadata, "weight_map": {tensor.name: file for tensor, file in tensors}}
+
+
+def merged_config(config: dict[str, Any], dtype: str | None) -> dict[str, Any]:
+    """The base's config.json, naming the output dtype where one was asked for."""
+    if dtype is None:
+        return config
+    key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
+    return {**config, key: dtype}
+
+
+def _write_shards(
+    plan: MergePlan,
+    base_dir: str | os.PathLike[str],
+    adapter_dirs: Sequence[str | os.PathLike[str]],
+    sink: FolderSink,
+    *,
+    threads: int | None,
+    progress: Progress | None,
+) -> tuple[list[TensorStats], list[FileRecord]]:
+    from lora_kernels.merging.execute import stream_shard
+
+    written = {shard.file: 0 for shard in plan.shards}
+    stop = threading.Event()
+
+    def counted(file: str, chunks: Iterator[memoryview]) -> Iterator[Chunk]:
+        for chunk in chunks:
+            if stop.is_set():
+                raise InterruptedError("another file of the merge failed")
+            yield chunk
+            written[file] += len(chunk)
+            if progress is not None:
+                progress(sum(written.values()), plan.size)
+
+    def write(file: str, size: int) -> tuple[list[TensorStats], FileRecord]:
+        stats: list[TensorStats] = []
+        stream = stream_shard(plan, file, base=base, adapters=adapters, on_tensor=stats.append)
+        chunks = Hashing(counted(file, stream))
+        sink.write(file, size, chunks)
+        return stats, FileRecord(file, size, chunks.hexdigest)
+
+    with ExitStack() as stack:
+        base = stack.enter_context(FolderSource(base_dir))
+        adapters = [stack.enter_context(FolderSource(folder)) for folder in adapter_dirs]
+        pool = stack.enter_context(ThreadPoolExecutor(min(threads or os.cpu_count() or 1, len(plan.shards))))
+        stack.callback(stop.set)  # runs before the pool waits for its threads
+        futures = [pool.submit(write, shard.file, shard.size) for shard in plan.shards]
+        results = [future.result() for future in _failed_first(futures)]
+    return [tensor for stats, _ in results for tensor in stats], [record for _, record in results]
+
+
+def _failed_first(futures: Sequence[Future[_T]]) -> list[Future[_T]]:
+    """Wait for all, or for the first failure, which then comes first."""
+    done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+    return sorted(futures, key=lambda future: not (future in done and future.exception() is not None))
+
+
+def _fingerprint(config: dict[str, Any], tensors: Sequence[BaseTensor]) -> BaseFingerprint:
+    architectures = config.get("architectures") or []
+    architecture = str(architectures[0]) if architectures else ""
+    return BaseFingerprint(
+        architecture=architecture,
+        model_type=str(config.get("model_type", "")),
+        config=config,
+        tensors=tuple(sorted(tensors, key=lambda tensor: tensor.name)),
+        files={},
+        embedding_rows=None,
+        tied=_tied(config, architecture, tensors),
+        tokenizer=None,
+        chat_template=None,
+    )
+
+
+def _tied(config: dict[str, Any], architecture: str, tensors: Sequence[BaseTensor]) -> bool:
+    """The config's word; where it says nothing, whether a language model comes without an output layer of its own."""
+    nested = config.get("text_config")
+    for part in (config, nested if isinstance(nested, dict) else {}):
+        if isinstance(part.get("tie_word_embeddings"), bool):
+            return bool(part["tie_word_embeddings"])
+    has_output = any(tensor.name.split(".")[-2:-1] in (["lm_head"], ["embed_out"]) for tensor in tensors)
+    return not has_output and ("LM" in architecture or "ConditionalGeneration" in architecture)
+
+
+def _weight_map(index: dict[str, Any]) -> dict[str, str]:
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise RegistryError("rejected", f"{INDEX} has no weight_map.")
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or "/" in file or not file.endswith(".safetensors"):
+            raise RegistryError(
+                "rejected", f"{INDEX} places the tensor {name} in {file!r}; expected a .safetensors file beside it."
+            )
+    return weight_map
+
+
+def _header(source: FolderSource, file: str) -> Header:
+    size = source.size(file)
+    first = _range(source, file, 0, min(8, size))
+    return parse_header(_range(source, file, 0, 8 + header_length(first, size)), size)
+
+
+def _range(source: FolderSource, file: str, offset: int, length: int) -> bytes:
+    buffer = bytearray(length)
+    source.read_into(file, offset, memoryview(buffer))
+    return bytes(buffer)
+
+
+def _read(source: FolderSource, file: str, limit: int) -> bytes:
+    size = source.size(file)
+    if size > limit:
+        raise RegistryError("rejected", f"{file} has {size} bytes; at most {limit} are read.")
+    return _range(source, file, 0, size)
+
+
+def _read_json(source: FolderSource, file: str) -> dict[str, Any]:
+    document = canonical.loads_strict(_read(source, file, MAX_JSON), what=file, max_bytes=MAX_JSON)
+    if not isinstance(document, dict):
+        raise RegistryError("rejected", f"{file} is no JSON object.")
+    return document
+
+
+def _write_json(path: Path, document: dict[str, Any]) -> None:
+    path.write_text(json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _carry(base: Path, staging: Path, dtype: str | None) -> None:
+    """Copy config, tokenizer and licence files."""
+    for entry in sorted(base.iterdir()):
+        named = entry.suffix in _CARRIED_SUFFIXES or entry.name.upper().startswith(_CARRIED_STEMS)
+        if not entry.is_file() or not named or entry.name.endswith(".index.json"):
+            continue
+        if entry.name == "config.json" and dtype is not None:
+            _write_json(staging / entry.name, merged_config(json.loads(entry.read_bytes()), dtype))
+        else:
+            shutil.copyfile(entry, staging / entry.name)

@@ -1,0 +1,112 @@
+"""Where the bytes of checkpoints and adapters come from."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+from lora_reg.spec.errors import RegistryError
+
+
+class Source(Protocol):
+    """Files addressed by the names that a plan holds."""
+
+    def read_into(self, path: str, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` (bytes, writable) from `offset` of the file. Raises RegistryError `corrupt` where the file ends before."""
+
+
+class FolderSource:
+    """Files of a folder, held open until the end of the `with` block. May be read from several threads."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self._folder = Path(folder)
+        self._descriptors: dict[str, int] = {}
+        self._open = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._descriptors.clear()
+        self._open.close()
+
+    def descriptor(self, path: str) -> int:
+        """The open file. Raises RegistryError `not-found` where it is missing or no regular file."""
+        known = self._descriptors.get(path)
+        if known is not None:
+            return known
+        try:
+            # O_NONBLOCK: opening a pipe that somebody left there must not hang.
+            descriptor = os.open(self._folder / path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise RegistryError(
+                "not-found", f"{self._folder / path} cannot be opened: {error.strerror}.", path=path
+            ) from error
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise RegistryError("not-found", f"{self._folder / path} is no regular file.", path=path)
+        kept = self._descriptors.setdefault(path, descriptor)
+        if kept != descriptor:
+            os.close(descriptor)
+            return kept
+        self._open.callback(os.close, descriptor)
+        return descriptor
+
+    def size(self, path: str) -> int:
+        return os.fstat(self.descriptor(path)).st_size
+
+    def read_into(self, path: str, offset: int, buffer: memoryview) -> None:
+        descriptor = self.descriptor(path)
+        done = 0
+        while done < len(buffer):
+            count = os.preadv(descriptor, [buffer[done:]], offset + done)
+            if count == 0:
+                raise _short(path, offset + done, len(buffer) - done)
+            done += count
+
+
+class RangeSource:
+    """Files behind a function `read(path, offset, length) -> bytes`, such as a blob store.
+
+    window: bytes asked for at once; smaller reads that follow each other are served from the last window. For one
+    thread. sizes: length of each file, so that the window never asks beyond the end.
+    """
+
+    def __init__(
+        self, read: Callable[[str, int, int], bytes], *, sizes: dict[str, int], window: int = 8 * 1024 * 1024
+    ) -> None:
+        self._read = read
+        self._sizes = sizes
+        self._window = window
+        self._held: tuple[str, int, memoryview] = ("", 0, memoryview(b""))
+
+    def read_into(self, path: str, offset: int, buffer: memoryview) -> None:
+        size = self._sizes[path]
+        if offset + len(buffer) > size:
+            raise _short(path, size, offset + len(buffer) - size)
+        done = 0
+        while done < len(buffer):
+            held_path, start, held = self._held
+            at = offset + done
+            if held_path != path or not start <= at < start + len(held):
+                data = self._read(path, at, min(self._window, size - at))
+                if not data:
+                    raise _short(path, at, len(buffer) - done)
+                self._held = (path, at, memoryview(data))
+                continue
+            piece = held[at - start : at - start + len(buffer) - done]
+            buffer[done : done + len(piece)] = piece
+            done += len(piece)
+
+
+def _short(path: str, offset: int, missing: int) -> RegistryError:
+    return RegistryError(
+        "corrupt", f"{path} ends at byte {offset}, {missing} bytes short of what its header promises.", path=path
+    )

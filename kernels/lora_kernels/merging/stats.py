@@ -1,0 +1,116 @@
+"""What became of an adapter in a merge: how much of it survived the rounding, tensor by tensor and in all.
+
+kept = <realised update, dW> / <dW, dW>, where the realised update is what the stored weights really changed by; the
+cosine is between the two. Both are 1 without rounding. Sums of squares are kept, so that parts can be added up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import msgspec
+from lora_reg.spec.errors import RegistryError
+
+MIN_KEPT = 0.5
+
+
+class UpdateSums(msgspec.Struct, frozen=True):
+    """<dW, dW>, <realised, dW> and <realised, realised>, over the elements of one tensor or of several."""
+
+    delta_delta: float
+    realised_delta: float
+    realised_realised: float
+
+    @property
+    def kept(self) -> float | None:
+        """None where there was no update to keep."""
+        return self.realised_delta / self.delta_delta if self.delta_delta > 0 else None
+
+    @property
+    def cosine(self) -> float | None:
+        """None where there was no update, or nothing of it was realised."""
+        norms = math.sqrt(self.delta_delta) * math.sqrt(self.realised_realised)
+        return self.realised_delta / norms if norms > 0 else None
+
+
+class TensorStats(msgspec.Struct, frozen=True):
+    """One touched tensor. kind: `update` where something was added, `replace` where the tensor was exchanged whole.
+
+    adapters: indices of the adapters that touched it. max_delta: largest absolute element of dW.
+    """
+
+    name: str
+    kind: str
+    adapters: tuple[int, ...]
+    elements: int
+    max_delta: float
+    sums: UpdateSums
+
+
+class FileRecord(msgspec.Struct, frozen=True):
+    """A file of the result. sha256: 64 hex digits."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+class MergeReport(msgspec.Struct, frozen=True):
+    """What a merge did. kept / cosine are over all updates; replaced tensors do not count, lest they drown the rest.
+
+    ignored: tensors of the adapters that are the base's own and were left out knowingly.
+    """
+
+    kept: float | None
+    cosine: float | None
+    max_delta: float
+    tensors: tuple[TensorStats, ...]
+    files: tuple[FileRecord, ...]
+    ignored: tuple[str, ...]
+
+
+def total(tensors: Iterable[TensorStats]) -> UpdateSums:
+    """The sums over all updates, the same in whatever order the tensors were done."""
+    sums = [tensor.sums for tensor in tensors if tensor.kind == "update"]
+    return UpdateSums(
+        delta_delta=math.fsum(part.delta_delta for part in sums),
+        realised_delta=math.fsum(part.realised_delta for part in sums),
+        realised_realised=math.fsum(part.realised_realised for part in sums),
+    )
+
+
+def merge_report(
+    tensors: Sequence[TensorStats], *, files: Sequence[FileRecord] = (), ignored: Sequence[str] = ()
+) -> MergeReport:
+    """Put the parts of a merge together, sorted by tensor name and by path."""
+    sums = total(tensors)
+    return MergeReport(
+        kept=sums.kept,
+        cosine=sums.cosine,
+        max_delta=max((tensor.max_delta for tensor in tensors if tensor.kind == "update"), default=0.0),
+        tensors=tuple(sorted(tensors, key=lambda tensor: tensor.name)),
+        files=tuple(sorted(files, key=lambda file: file.path)),
+        ignored=tuple(ignored),
+    )
+
+
+def check_kept(tensors: Sequence[TensorStats], *, min_kept: float | None = MIN_KEPT) -> None:
+    """Refuse a merge that lost the adapter. min_kept: least share of the update to survive; None to allow any loss.
+
+    An adapter without any effect (zero weight, zero B) has nothing to lose and passes. Raises RegistryError `rejected`.
+    """
+    sums = total(tensors)
+    if min_kept is None or sums.kept is None or sums.kept >= min_kept:
+        return
+    cosine = "" if sums.cosine is None else f", cosine {sums.cosine:.2f}"
+    raise RegistryError(
+        "rejected",
+        f"Only {sums.kept:.0%} of the adapter survived the rounding of the merged weights (kept {sums.kept:.3f}{cosine}); "
+        f"at least {min_kept:.0%} is expected. The update is so small beside the weights that most of it is less than half "
+        "a step of the output's number format.",
+        way_out="Merge into a finer dtype (float32), serve the adapter unmerged, or allow the loss expressly.",
+        kept=sums.kept,
+        cosine=sums.cosine,
+        min_kept=min_kept,
+    )

@@ -1,0 +1,114 @@
+"""The updates of one tensor, computed block by block in float32.
+
+A block is a range of whole rows, or a piece of one row where a row alone is larger than a block. Whatever its kind, an
+update is a product left @ right of float32 factors with contiguous rows, or a tensor that takes the weight's place.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from lora_reg.spec.errors import RegistryError
+
+from lora_kernels.merging.delta import Delta, Factor
+from lora_kernels.merging.numerics import F32, Array, decode, storage
+from lora_kernels.merging.sources import Source
+
+
+class Block:
+    """Rows r0:r1 and columns c0:c1 of a tensor seen as a matrix. `first`: index of its first element in the tensor."""
+
+    __slots__ = ("c0", "c1", "first", "r0", "r1")
+
+    def __init__(self, r0: int, r1: int, c0: int, c1: int, columns: int) -> None:
+        self.r0, self.r1, self.c0, self.c1 = r0, r1, c0, c1
+        self.first = r0 * columns + c0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.r1 - self.r0, self.c1 - self.c0
+
+    @property
+    def elements(self) -> int:
+        return (self.r1 - self.r0) * (self.c1 - self.c0)
+
+
+class Update(Protocol):
+    def block(self, block: Block, weight: F32, out: F32, scratch: F32) -> None:
+        """Write dW of a block to `out`. weight: the block of the base, not to be changed. All of the block's shape."""
+
+
+class LowRank:
+    """scale * left @ right, left (rows, r), right (r, columns). Holds both factors in memory, in float32."""
+
+    def __init__(self, left: F32, right: F32, scale: float) -> None:
+        self._left = left
+        self._right = right
+        self._scale = np.float32(scale)
+
+    def block(self, block: Block, weight: F32, out: F32, scratch: F32) -> None:
+        np.matmul(self._left[block.r0 : block.r1], self._right[:, block.c0 : block.c1], out=out)
+        if self._scale != 1:
+            np.multiply(out, self._scale, out=out)
+
+
+class Replacement:
+    """The difference between a stored tensor, read block by block, and the weight.
+
+    weight + (new - weight) need not be `new` in float32, so the executor takes `values` for the result instead.
+    """
+
+    def __init__(self, factor: Factor, source: Source, path: str) -> None:
+        self._factor = factor
+        self._source = source
+        self._path = path
+
+    def values(self, block: Block, out: F32) -> F32:
+        dtype = storage(self._factor.dtype)
+        raw = np.empty(block.shape, dtype)
+        _read(self._source, self._path, self._factor.start + block.first * dtype.itemsize, raw)
+        return decode(raw, self._factor.dtype, out)
+
+
+class Sum:
+    """Several updates, added in order."""
+
+    def __init__(self, parts: list[Update]) -> None:
+        self._parts = parts
+
+    def block(self, block: Block, weight: F32, out: F32, scratch: F32) -> None:
+        self._parts[0].block(block, weight, out, scratch)
+        for part in self._parts[1:]:
+            part.block(block, weight, scratch, scratch)
+            np.add(out, scratch, out=out)
+
+
+def load_low_rank(delta: Delta, source: Source, path: str) -> LowRank:
+    """Read both factors of a linear or embedding update. Raises RegistryError `rejected` where they are not finite."""
+    assert delta.a is not None
+    a = _load(delta.a, source, path)
+    b = _load(delta.b, source, path)
+    if delta.kind == "embedding" or delta.transposed:
+        return LowRank(np.ascontiguousarray(a.T), np.ascontiguousarray(b.T), delta.scale)
+    return LowRank(b, a, delta.scale)
+
+
+def _load(factor: Factor, source: Source, path: str) -> F32:
+    raw = np.empty(factor.shape, storage(factor.dtype))
+    _read(source, path, factor.start, raw)
+    values = decode(raw, factor.dtype, np.empty(factor.shape, np.float32))
+    if not np.isfinite(values).all():
+        count = int(values.size - np.isfinite(values).sum())
+        raise RegistryError(
+            "rejected",
+            f"{factor.name} holds {count} values that are NaN or infinite.",
+            way_out="Train it again or take an earlier checkpoint; such an adapter destroys the model.",
+            tensor=factor.name,
+        )
+    return values
+
+
+def _read(source: Source, path: str, offset: int, raw: Array) -> None:
+    if raw.size:
+        source.read_into(path, offset, memoryview(raw.reshape(-1).view(np.uint8)).cast("B"))
