@@ -34,10 +34,18 @@ def include_name(name: str | None, kind: str, _parents: Any) -> bool:
     return not (kind == "table" and name in ENGINE_TABLES)
 
 
+def render_item(kind: str, item: Any, _context: Any) -> str | bool:
+    """SQLModel's string type as the plain one, so that migrations do not depend on SQLModel."""
+    if kind == "type" and type(item).__name__ == "AutoString":
+        return f"sa.String(length={item.length})"
+    return False
+
+
 context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=SQLModel.metadata,
     include_name=include_name,
+    render_item=render_item,
     render_as_batch=True,
     compare_server_default=True,
 )
