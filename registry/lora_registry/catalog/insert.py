@@ -123,6 +123,6 @@ def _locked(session: Session, principal: Principal, namespace: str, name: str, k
         repo = store.repository(session, namespace, name, lock=True)
         assert repo is not None
         if made:
-            audit.record(session, "repository-created", principal=principal, namespace=namespace, subject=f"{namespace}/{name}", kind=kind)
+            audit.record(session, "repository-created", principal=principal, namespace=namespace, subject=f"{namespace}/{name}", of=kind)
     check_target(repo, namespace, name, kind)
     return repo

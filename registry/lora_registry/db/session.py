@@ -33,7 +33,6 @@ class Database:
     def read(self) -> Iterator[Session]:
         with _unavailable(), Session(self._reader, expire_on_commit=False) as session:
             yield session
-            session.rollback()
 
 
 @contextmanager

@@ -1,0 +1,89 @@
+"""The real service as a subprocess: `lora-registry serve` on a free port, over a data folder or given databases."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+ROOT = Path(__file__).resolve().parents[2]
+PYTHONPATH = os.pathsep.join(str(ROOT / folder) for folder in ("client", "registry", "kernels"))
+READY_SECONDS = 60.0
+
+
+@dataclass(slots=True)
+class Service:
+    """A running service. `environment` is what it was started with; `log` is the file of its output."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    environment: dict[str, str]
+    log: Path
+
+    def kill(self) -> None:
+        """SIGKILL the API process; its worker dies with it."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        """SIGTERM, and wait for the end."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=30)
+
+
+def environment(data: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of a service on this data folder: nothing of LORA_REG_* from outside, our sources on the path."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("LORA_REG_")}
+    return {**clean, "PYTHONPATH": PYTHONPATH, "LORA_REG_DATA": str(data), "OMP_NUM_THREADS": "1", **(extra or {})}
+
+
+def start(data: Path, *, extra: Mapping[str, str] | None = None, arguments: tuple[str, ...] = (), wait: bool = True) -> Service:
+    """Start the service and wait until it is ready. Raises AssertionError with its output where it is not."""
+    data.mkdir(parents=True, exist_ok=True)
+    env = environment(data, extra)
+    log = data / f"serve-{time.time_ns()}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lora_registry.cli", "serve", "--port", "0", *arguments],
+            env=env,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    service = Service("", process, env, log)
+    deadline = time.monotonic() + READY_SECONDS
+    while wait and time.monotonic() < deadline:
+        text = log.read_text("utf-8", "replace")
+        if process.poll() is not None:
+            break
+        if not service.url and "serves http://" in text:
+            service.url = text.split("serves ", 1)[1].split(" ", 1)[0]
+        if service.url:
+            try:
+                if httpx.get(service.url + "/readyz", timeout=5).status_code == 200:
+                    return service
+            except httpx.TransportError:
+                pass
+        time.sleep(0.05)
+    if not wait:
+        return service
+    process.kill()
+    raise AssertionError(f"The service did not become ready:\n{log.read_text('utf-8', 'replace')}")
+
+
+@contextmanager
+def running(data: Path, **options: object) -> Iterator[Service]:
+    """A service for the length of a block."""
+    service = start(data, **options)  # type: ignore[arg-type]
+    try:
+        yield service
+    finally:
+        if service.process.poll() is None:
+            service.stop()
