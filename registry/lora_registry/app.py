@@ -36,7 +36,9 @@ def healthz() -> dict[str, str]:
 def readyz(ctx: Context) -> Response[dict[str, str]]:
     """Database at the newest schema, blob store reachable."""
     if not migrate.is_current(ctx.db.engine):
-        raise RegistryError("unavailable", "The database is not at the newest schema.", way_out="Run `lora-registry migrate`.")
+        raise RegistryError(
+            "unavailable", "The database is not at the newest schema.", way_out="Run `lora-registry migrate`."
+        )
     ctx.blobs.check()
     return Response({"status": "ready", "version": __version__})
 

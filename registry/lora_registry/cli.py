@@ -38,13 +38,17 @@ def command(function: Callable[..., Any]) -> Any:
     return main.command()(run)
 
 
-data_option = click.option("--data", type=click.Path(path_type=Path), help="Folder for database and blobs (LORA_REG_DATA).")
+data_option = click.option(
+    "--data", type=click.Path(path_type=Path), help="Folder for database and blobs (LORA_REG_DATA)."
+)
 
 
 @command
 @data_option
 @click.option("--host", help="Address to listen on (LORA_REG_HOST; default 127.0.0.1).")
-@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on (LORA_REG_PORT; default 8750; 0: any free one).")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), help="Port to listen on (LORA_REG_PORT; default 8750; 0: any free one)."
+)
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="API processes.")
 def serve(data: Path | None, host: str | None, port: int | None, workers: int) -> None:
     """API and, on the embedded default (SQLite), one job worker beside it.
@@ -136,7 +140,9 @@ def create(name: str, role: str, namespace: str | None, data: Path | None) -> No
 def load(**overrides: Any) -> Settings:
     """Settings from file and environment under the options given; logging set up."""
     config = settings_module.load(os.environ, **overrides)
-    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(
+        level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
     for noisy in ("dbos", "alembic", "botocore", "boto3", "httpx", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     return config

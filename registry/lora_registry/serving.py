@@ -36,7 +36,9 @@ def serve(settings: Settings, *, processes: int) -> None:
     if settings.embedded:
         migrate(settings)
     elif not schema.is_current(make_engine(settings.resolved_database_url)):
-        raise RegistryError("unavailable", "The database is not at the newest schema.", way_out="Run `lora-registry migrate` first.")
+        raise RegistryError(
+            "unavailable", "The database is not at the newest schema.", way_out="Run `lora-registry migrate` first."
+        )
     listener = _listen(settings)
     settings = replace(settings, port=listener.getsockname()[1])
     os.environ.update(environment(settings))
@@ -45,7 +47,9 @@ def serve(settings: Settings, *, processes: int) -> None:
     if settings.embedded:
         supervisor = threading.Thread(target=_supervise_worker, args=(settings, stopping), name="worker-supervisor")
         supervisor.start()
-    click.echo(f"lora-registry serves http://{settings.host}:{settings.port} (data in {settings.data.resolve()})", err=True)
+    click.echo(
+        f"lora-registry serves http://{settings.host}:{settings.port} (data in {settings.data.resolve()})", err=True
+    )
     config = uvicorn.Config(
         "lora_registry.serving:application",
         factory=True,
@@ -87,7 +91,9 @@ def check(settings: Settings) -> Iterator[str]:
     """One line for each part that answers. Raises RegistryError for the first that does not."""
     engine = make_engine(settings.resolved_database_url)
     if not schema.is_current(engine):
-        raise RegistryError("unavailable", "The database is not at the newest schema.", way_out="Run `lora-registry migrate`.")
+        raise RegistryError(
+            "unavailable", "The database is not at the newest schema.", way_out="Run `lora-registry migrate`."
+        )
     yield f"database: {engine.url.render_as_string(hide_password=True)}, newest schema"
     open_blobs(settings).check()
     yield f"blobs: {settings.storage_url or settings.data.resolve()}"
@@ -127,7 +133,8 @@ def _listen(settings: Settings) -> socket.socket:
         listener.bind((settings.host, settings.port))
     except OSError as error:
         raise RegistryError(
-            "unavailable", f"Port {settings.port} of {settings.host} cannot be listened on: {error.strerror}.",
+            "unavailable",
+            f"Port {settings.port} of {settings.host} cannot be listened on: {error.strerror}.",
             way_out="Stop what listens there, or give another `--port`.",
         ) from error
     listener.set_inheritable(True)

@@ -56,7 +56,9 @@ class Settings:
         if self.auth not in ("none", "token"):
             raise RegistryError("usage", f"LORA_REG_AUTH is {self.auth!r}; expected none or token.")
         if self.s3_checksum not in ("when_supported", "when_required"):
-            raise RegistryError("usage", f"LORA_REG_S3_CHECKSUM is {self.s3_checksum!r}; expected when_supported or when_required.")
+            raise RegistryError(
+                "usage", f"LORA_REG_S3_CHECKSUM is {self.s3_checksum!r}; expected when_supported or when_required."
+            )
 
     @property
     def resolved_database_url(self) -> str:

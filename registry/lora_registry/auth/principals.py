@@ -39,4 +39,6 @@ def require(principal: Principal, role: Role, namespace: str) -> None:
     if not principal.may("reader", namespace):
         raise RegistryError("not-found", f"There is no namespace {namespace!r} that you may read.")
     if not principal.may(role, namespace):
-        raise RegistryError("forbidden", f"This needs the role {role} in {namespace!r}; the token has {principal.role}.")
+        raise RegistryError(
+            "forbidden", f"This needs the role {role} in {namespace!r}; the token has {principal.role}."
+        )

@@ -19,7 +19,9 @@ MAX_ALIAS = 512
 def add_alias(session: Session, repo: Repository, text: str) -> None:
     """Record an alias in the caller's transaction. Raises `exists` where another base of the namespace has it."""
     if not text or len(text) > MAX_ALIAS or text != text.strip() or "\0" in text:
-        raise RegistryError("invalid-request", f"{text[:80]!r} cannot be an alias: 1 to {MAX_ALIAS} characters, no white space around.")
+        raise RegistryError(
+            "invalid-request", f"{text[:80]!r} cannot be an alias: 1 to {MAX_ALIAS} characters, no white space around."
+        )
     row = store.alias(session, repo.namespace, text)
     if row is None:
         session.add(BaseAlias(namespace=repo.namespace, alias=text, repository_id=repo.id or 0))
@@ -36,7 +38,14 @@ def add_aliases(ctx: Context, principal: Principal, namespace: str, name: str, a
             raise RegistryError("conflict", f"{namespace}/{name} is of kind {repo.kind}; only a base has aliases.")
         for alias in aliases:
             add_alias(session, repo, alias)
-        audit.record(session, "aliases-added", principal=principal, namespace=namespace, subject=f"{namespace}/{name}", aliases=aliases)
+        audit.record(
+            session,
+            "aliases-added",
+            principal=principal,
+            namespace=namespace,
+            subject=f"{namespace}/{name}",
+            aliases=aliases,
+        )
         session.flush()
         return views.repository(session, repo)
 
@@ -47,5 +56,7 @@ def fingerprint(ctx: Context, principal: Principal, namespace: str, name: str, s
         repo, version = resolve.version(session, principal, namespace, name, selector)
         row = store.fingerprint(session, version.id or 0)
         if row is None:
-            raise RegistryError("not-found", f"{repo.namespace}/{repo.name} is of kind {repo.kind} and has no fingerprint.")
+            raise RegistryError(
+                "not-found", f"{repo.namespace}/{repo.name} is of kind {repo.kind} and has no fingerprint."
+            )
         return row.body

@@ -42,7 +42,9 @@ class Draft:
     derivation: Derivation | None = None
 
 
-def insert(session: Session, principal: Principal, namespace: str, name: str, draft: Draft) -> tuple[Repository, Version, bool]:
+def insert(
+    session: Session, principal: Principal, namespace: str, name: str, draft: Draft
+) -> tuple[Repository, Version, bool]:
     """Insert a draft as the next version of `namespace/name`, or find the version that has this content.
 
     Runs in the caller's transaction and takes the repository's lock. Returns whether the version is new.
@@ -112,7 +114,9 @@ def check_target(repo: Repository | None, namespace: str, name: str, kind: str) 
     if repo.deleted_at is not None:
         raise RegistryError("deleted", f"{namespace}/{name} was deleted; its name is not given out again.")
     if repo.kind != kind:
-        raise RegistryError("conflict", f"{namespace}/{name} is of kind {repo.kind}, not {kind}.", way_out="Choose another name.")
+        raise RegistryError(
+            "conflict", f"{namespace}/{name} is of kind {repo.kind}, not {kind}.", way_out="Choose another name."
+        )
 
 
 def _locked(session: Session, principal: Principal, namespace: str, name: str, kind: str) -> Repository:
@@ -123,6 +127,13 @@ def _locked(session: Session, principal: Principal, namespace: str, name: str, k
         repo = store.repository(session, namespace, name, lock=True)
         assert repo is not None
         if made:
-            audit.record(session, "repository-created", principal=principal, namespace=namespace, subject=f"{namespace}/{name}", of=kind)
+            audit.record(
+                session,
+                "repository-created",
+                principal=principal,
+                namespace=namespace,
+                subject=f"{namespace}/{name}",
+                of=kind,
+            )
     check_target(repo, namespace, name, kind)
     return repo

@@ -16,7 +16,9 @@ MAX_NODES = 2000
 Direction = Literal["up", "down", "both"]
 
 
-def show(ctx: Context, principal: Principal, namespace: str, name: str, selector: str, *, direction: Direction) -> Lineage:
+def show(
+    ctx: Context, principal: Principal, namespace: str, name: str, selector: str, *, direction: Direction
+) -> Lineage:
     """Breadth-first from one version, one query a level, at most MAX_NODES versions.
 
     Versions in namespaces that the caller may not read are left out, with the edges to them.

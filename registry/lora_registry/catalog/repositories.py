@@ -19,13 +19,23 @@ _PATTERN: Final = re.compile(r"[a-z0-9._*?/-]{1,200}\Z")
 
 
 def list_all(
-    ctx: Context, principal: Principal, *, kind: str | None, namespace: str | None, pattern: str | None, cursor: str | None, limit: int
+    ctx: Context,
+    principal: Principal,
+    *,
+    kind: str | None,
+    namespace: str | None,
+    pattern: str | None,
+    cursor: str | None,
+    limit: int,
 ) -> RepositoryList:
     """Repositories that the caller may read, by name. pattern: a glob over `namespace/name`, or over the name alone."""
     if kind is not None and kind not in KINDS:
         raise RegistryError("invalid-request", f"{kind[:40]!r} is no kind; expected one of {', '.join(KINDS)}.")
     if pattern is not None and not _PATTERN.match(pattern):
-        raise RegistryError("invalid-request", f"{pattern[:80]!r} is no pattern: lower-case letters, digits, '.', '_', '-', '/', '*' and '?'.")
+        raise RegistryError(
+            "invalid-request",
+            f"{pattern[:80]!r} is no pattern: lower-case letters, digits, '.', '_', '-', '/', '*' and '?'.",
+        )
     visible = principal.visible()
     if visible is not None and namespace not in (None, visible):
         return RepositoryList(items=[])
@@ -60,18 +70,25 @@ def delete(ctx: Context, principal: Principal, namespace: str, name: str) -> Non
         repo = resolve.repository(session, principal, namespace, name, lock=True)
         tags = store.tags(session, [repo.id or 0])
         if tags:
-            raise RegistryError("in-use", f"{namespace}/{name} has the tag {tags[0].name}.", way_out="Remove its tags with `lora-reg untag` first.")
+            raise RegistryError(
+                "in-use",
+                f"{namespace}/{name} has the tag {tags[0].name}.",
+                way_out="Remove its tags with `lora-reg untag` first.",
+            )
         at = now()
         for version in store.list_versions(session, repo.id or 0, before=None, limit=2**31 - 1):
             for child in store.live_children(session, version.id or 0):
                 if child.repository_id != repo.id:
                     other = views.refs(session, [child])[child.id or 0]
                     raise RegistryError(
-                        "in-use", f"{other.namespace}/{other.name}:v{other.number} was made from {namespace}/{name}:v{version.number}."
+                        "in-use",
+                        f"{other.namespace}/{other.name}:v{other.number} was made from {namespace}/{name}:v{version.number}.",
                     )
             version.deleted_at = at
         repo.deleted_at = at
-        audit.record(session, "repository-deleted", principal=principal, namespace=namespace, subject=f"{namespace}/{name}")
+        audit.record(
+            session, "repository-deleted", principal=principal, namespace=namespace, subject=f"{namespace}/{name}"
+        )
 
 
 def _like(pattern: str) -> str:

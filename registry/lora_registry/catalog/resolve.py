@@ -29,7 +29,9 @@ def repository(session: Session, principal: Principal, namespace: str, name: str
     return row
 
 
-def version(session: Session, principal: Principal, namespace: str, name: str, selector: str) -> tuple[Repository, Version]:
+def version(
+    session: Session, principal: Principal, namespace: str, name: str, selector: str
+) -> tuple[Repository, Version]:
     """What `namespace/name:selector` means now. Raises `not-found`, `deleted`, `invalid-reference`, `conflict`.
 
     A selector is `latest`, a tag, `vN`, `sha256:…`, `tag@sha256:…`, or a commit id of 40 hex digits.

@@ -42,13 +42,25 @@ TAG = REPO + "/tags/{tag:str}"
 
 @get("/", summary="List repositories")
 def list_repositories(
-    request: R, ctx: Context, principal: Principal, kind: Text = None, namespace: Text = None, q: Text = None, cursor: Text = None, limit: Limit = 100
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    kind: Text = None,
+    namespace: Text = None,
+    q: Text = None,
+    cursor: Text = None,
+    limit: Limit = 100,
 ) -> Response[RepositoryList]:
-    return reply(request, repositories.list_all(ctx, principal, kind=kind, namespace=namespace, pattern=q, cursor=cursor, limit=limit))
+    return reply(
+        request,
+        repositories.list_all(ctx, principal, kind=kind, namespace=namespace, pattern=q, cursor=cursor, limit=limit),
+    )
 
 
 @get(REPO, summary="Show a repository")
-def show_repository(request: R, ctx: Context, principal: Principal, namespace: FromPath[str], name: FromPath[str]) -> Response[RepositoryView]:
+def show_repository(
+    request: R, ctx: Context, principal: Principal, namespace: FromPath[str], name: FromPath[str]
+) -> Response[RepositoryView]:
     return reply(request, repositories.show(ctx, principal, namespace, name))
 
 
@@ -59,31 +71,58 @@ def delete_repository(ctx: Context, principal: Principal, namespace: FromPath[st
 
 @put(REPO + "/aliases", summary="Add aliases to a base")
 def add_aliases(
-    request: R, ctx: Context, principal: Principal, namespace: FromPath[str], name: FromPath[str], data: JSONBody[AliasRequest]
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    namespace: FromPath[str],
+    name: FromPath[str],
+    data: JSONBody[AliasRequest],
 ) -> Response[RepositoryView]:
     return reply(request, bases.add_aliases(ctx, principal, namespace, name, data.aliases))
 
 
 @get(REPO + "/versions", summary="List versions, newest first")
 def list_versions(
-    request: R, ctx: Context, principal: Principal, namespace: FromPath[str], name: FromPath[str], cursor: Text = None, limit: Limit = 100
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    namespace: FromPath[str],
+    name: FromPath[str],
+    cursor: Text = None,
+    limit: Limit = 100,
 ) -> Response[VersionList]:
     return reply(request, versions.list_all(ctx, principal, namespace, name, cursor=cursor, limit=limit))
 
 
 @get(VERSION, summary="Show what a selector means")
-def show_version(request: R, ctx: Context, principal: Principal, namespace: FromPath[str], name: FromPath[str], selector: FromPath[str]) -> Response[VersionView]:
+def show_version(
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    namespace: FromPath[str],
+    name: FromPath[str],
+    selector: FromPath[str],
+) -> Response[VersionView]:
     view = versions.show(ctx, principal, namespace, name, selector)
     return reply(request, view, headers={"X-Lora-Reg-Digest": view.digest})
 
 
 @delete(VERSION, summary="Delete a version, leaving a tombstone")
-def delete_version(ctx: Context, principal: Principal, namespace: FromPath[str], name: FromPath[str], selector: FromPath[str]) -> None:
+def delete_version(
+    ctx: Context, principal: Principal, namespace: FromPath[str], name: FromPath[str], selector: FromPath[str]
+) -> None:
     versions.delete(ctx, principal, namespace, name, selector)
 
 
 @get(VERSION + "/manifest", summary="The manifest bytes", media_type="application/vnd.oci.image.manifest.v1+json")
-def show_manifest(request: R, ctx: Context, principal: Principal, namespace: FromPath[str], name: FromPath[str], selector: FromPath[str]) -> Response[bytes]:
+def show_manifest(
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    namespace: FromPath[str],
+    name: FromPath[str],
+    selector: FromPath[str],
+) -> Response[bytes]:
     body, digest = versions.manifest(ctx, principal, namespace, name, selector)
     headers = {"ETag": f'"{digest}"', "Cache-Control": "no-cache"}
     if matches(request.headers.get("if-none-match"), headers["ETag"]):
@@ -99,7 +138,13 @@ def show_manifest(request: R, ctx: Context, principal: Principal, namespace: Fro
     summary="A file of a version; Range is served, or the request redirected to the store",
 )
 def show_file(
-    request: R, ctx: Context, principal: Principal, namespace: FromPath[str], name: FromPath[str], selector: FromPath[str], path: FromPath[str]
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    namespace: FromPath[str],
+    name: FromPath[str],
+    selector: FromPath[str],
+    path: FromPath[str],
 ) -> Response[bytes]:
     found = versions.locate(ctx, principal, namespace, name, selector, path.removeprefix("/"))
     etag = f'"{found.digest.hex}"'
@@ -109,7 +154,9 @@ def show_file(
     if ctx.settings.presign and request.method == "GET":
         presigned = ctx.blobs.presign_get(found.digest, filename=None, expires_in=ctx.settings.presign_seconds)
         if presigned is not None:
-            return Redirect(presigned.url, status_code=307, headers={**headers, "ETag": etag, "Cache-Control": "no-store"})  # type: ignore[return-value]
+            return Redirect(
+                presigned.url, status_code=307, headers={**headers, "ETag": etag, "Cache-Control": "no-store"}
+            )  # type: ignore[return-value]
     return send_blob(request, ctx.blobs, found.digest, found.size, headers=headers)
 
 
@@ -136,25 +183,40 @@ def show_lineage(
 
 @put(VERSION + "/yank", summary="Mark a version as not to be used")
 def yank_version(
-    request: R, ctx: Context, principal: Principal, namespace: FromPath[str], name: FromPath[str], selector: FromPath[str], data: JSONBody[YankRequest]
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    namespace: FromPath[str],
+    name: FromPath[str],
+    selector: FromPath[str],
+    data: JSONBody[YankRequest],
 ) -> Response[VersionView]:
     return reply(request, versions.yank(ctx, principal, namespace, name, selector, data.reason))
 
 
 @delete(VERSION + "/yank", summary="Lift a yank", status_code=200)
 def unyank_version(
-    request: R, ctx: Context, principal: Principal, namespace: FromPath[str], name: FromPath[str], selector: FromPath[str]
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    namespace: FromPath[str],
+    name: FromPath[str],
+    selector: FromPath[str],
 ) -> Response[VersionView]:
     return reply(request, versions.yank(ctx, principal, namespace, name, selector, None))
 
 
 @get(REPO + "/tags", summary="List tags")
-def list_tags(request: R, ctx: Context, principal: Principal, namespace: FromPath[str], name: FromPath[str]) -> Response[TagList]:
+def list_tags(
+    request: R, ctx: Context, principal: Principal, namespace: FromPath[str], name: FromPath[str]
+) -> Response[TagList]:
     return reply(request, tags.list_all(ctx, principal, namespace, name))
 
 
 @get(TAG, summary="Show a tag")
-def show_tag(request: R, ctx: Context, principal: Principal, namespace: FromPath[str], name: FromPath[str], tag: FromPath[str]) -> Response[TagView]:
+def show_tag(
+    request: R, ctx: Context, principal: Principal, namespace: FromPath[str], name: FromPath[str], tag: FromPath[str]
+) -> Response[TagView]:
     return _tag(request, tags.show(ctx, principal, namespace, name, tag))
 
 
@@ -171,19 +233,33 @@ def move_tag(
     if_none_match: IfNoneMatch = None,
 ) -> Response[TagView]:
     expect = _expectation(if_match, if_none_match)
-    return _tag(request, tags.move(ctx, principal, namespace, name, tag, target=data.target, expect=expect, reason=data.reason))
+    return _tag(
+        request, tags.move(ctx, principal, namespace, name, tag, target=data.target, expect=expect, reason=data.reason)
+    )
 
 
 @delete(TAG, summary="Remove a tag")
 def remove_tag(
-    ctx: Context, principal: Principal, namespace: FromPath[str], name: FromPath[str], tag: FromPath[str], if_match: IfMatch = None, reason: Text = None
+    ctx: Context,
+    principal: Principal,
+    namespace: FromPath[str],
+    name: FromPath[str],
+    tag: FromPath[str],
+    if_match: IfMatch = None,
+    reason: Text = None,
 ) -> None:
     tags.remove(ctx, principal, namespace, name, tag, expect=_expectation(if_match, None), reason=reason or "")
 
 
 @put(TAG + "/protection", summary="Protect a tag, or lift it")
 def protect_tag(
-    request: R, ctx: Context, principal: Principal, namespace: FromPath[str], name: FromPath[str], tag: FromPath[str], data: JSONBody[ProtectRequest]
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    namespace: FromPath[str],
+    name: FromPath[str],
+    tag: FromPath[str],
+    data: JSONBody[ProtectRequest],
 ) -> Response[TagView]:
     return _tag(request, tags.protect(ctx, principal, namespace, name, tag, protected=data.protected))
 
@@ -200,12 +276,21 @@ def rollback_tag(
     if_match: IfMatch = None,
 ) -> Response[TagView]:
     expect = _expectation(if_match, None)
-    return _tag(request, tags.rollback(ctx, principal, namespace, name, tag, to=data.to, expect=expect, reason=data.reason))
+    return _tag(
+        request, tags.rollback(ctx, principal, namespace, name, tag, to=data.to, expect=expect, reason=data.reason)
+    )
 
 
 @get(REPO + "/history", summary="The moves of tags, newest first")
 def show_history(
-    request: R, ctx: Context, principal: Principal, namespace: FromPath[str], name: FromPath[str], tag: Text = None, cursor: Text = None, limit: Limit = 100
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    namespace: FromPath[str],
+    name: FromPath[str],
+    tag: Text = None,
+    cursor: Text = None,
+    limit: Limit = 100,
 ) -> Response[TagHistory]:
     return reply(request, tags.history(ctx, principal, namespace, name, tag=tag, cursor=cursor, limit=limit))
 
@@ -224,7 +309,7 @@ def _expectation(if_match: str | None, if_none_match: str | None) -> Expectation
         return Expectation()
     text = if_match.strip().strip('"')
     if not (text.startswith("gen-") and text[4:].isascii() and text[4:].isdigit() and len(text) < 15):
-        raise RegistryError("invalid-request", f"If-Match is {if_match[:40]!r}; expected the tag's ETag, as \"gen-3\".")
+        raise RegistryError("invalid-request", f'If-Match is {if_match[:40]!r}; expected the tag\'s ETag, as "gen-3".')
     return Expectation(generation=int(text[4:]))
 
 

@@ -51,7 +51,11 @@ def list_repositories(
 
 
 def live_versions(session: Session, repository_id: int) -> int:
-    query = select(func.count()).select_from(Version).where(Version.repository_id == repository_id, col(Version.deleted_at).is_(None))
+    query = (
+        select(func.count())
+        .select_from(Version)
+        .where(Version.repository_id == repository_id, col(Version.deleted_at).is_(None))
+    )
     return session.exec(query).one()
 
 
@@ -129,7 +133,9 @@ def files_of(session: Session, version_ids: Iterable[int]) -> dict[int, list[Ver
 
 
 def file(session: Session, version_id: int, path: str) -> VersionBlob | None:
-    return session.exec(select(VersionBlob).where(VersionBlob.version_id == version_id, VersionBlob.path == path)).first()
+    return session.exec(
+        select(VersionBlob).where(VersionBlob.version_id == version_id, VersionBlob.path == path)
+    ).first()
 
 
 def blob_is_readable(session: Session, digest: str, namespace: str | None) -> bool:
@@ -151,7 +157,9 @@ def tag(session: Session, repository_id: int, name: str) -> Tag | None:
 
 
 def tags(session: Session, repository_ids: Sequence[int]) -> list[Tag]:
-    query = select(Tag).where(col(Tag.repository_id).in_(repository_ids)).order_by(col(Tag.repository_id), col(Tag.name))
+    query = (
+        select(Tag).where(col(Tag.repository_id).in_(repository_ids)).order_by(col(Tag.repository_id), col(Tag.name))
+    )
     return list(session.exec(query))
 
 

@@ -50,7 +50,9 @@ def list_all(ctx: Context, principal: Principal, namespace: str, name: str) -> T
         return TagList(items=[views.tag(repo, row, targets[row.version_id]) for row in rows])
 
 
-def history(ctx: Context, principal: Principal, namespace: str, name: str, *, tag: str | None, cursor: str | None, limit: int) -> TagHistory:
+def history(
+    ctx: Context, principal: Principal, namespace: str, name: str, *, tag: str | None, cursor: str | None, limit: int
+) -> TagHistory:
     """The moves of one tag or of all, newest first."""
     before = paging.decode(cursor, int)
     with ctx.db.read() as session:
@@ -62,7 +64,17 @@ def history(ctx: Context, principal: Principal, namespace: str, name: str, *, ta
         )
 
 
-def move(ctx: Context, principal: Principal, namespace: str, name: str, tag: str, *, target: str, expect: Expectation, reason: str) -> TagView:
+def move(
+    ctx: Context,
+    principal: Principal,
+    namespace: str,
+    name: str,
+    tag: str,
+    *,
+    target: str,
+    expect: Expectation,
+    reason: str,
+) -> TagView:
     """Set a tag to what `target` selects. Raises `tag-moved` with the present value, `tag-protected`, `not-found`."""
     reference.check_tag(tag)
     require(principal, "writer", namespace)
@@ -76,7 +88,9 @@ def move(ctx: Context, principal: Principal, namespace: str, name: str, tag: str
     return view
 
 
-def remove(ctx: Context, principal: Principal, namespace: str, name: str, tag: str, *, expect: Expectation, reason: str) -> None:
+def remove(
+    ctx: Context, principal: Principal, namespace: str, name: str, tag: str, *, expect: Expectation, reason: str
+) -> None:
     require(principal, "writer", namespace)
     with ctx.db.write() as session:
         repo = resolve.repository(session, principal, namespace, name, lock=True)
@@ -104,7 +118,17 @@ def protect(ctx: Context, principal: Principal, namespace: str, name: str, tag: 
         return _view(session, repo, row)
 
 
-def rollback(ctx: Context, principal: Principal, namespace: str, name: str, tag: str, *, to: str | None, expect: Expectation, reason: str) -> TagView:
+def rollback(
+    ctx: Context,
+    principal: Principal,
+    namespace: str,
+    name: str,
+    tag: str,
+    *,
+    to: str | None,
+    expect: Expectation,
+    reason: str,
+) -> TagView:
     """Set a tag back to what it pointed to before, or to `to`, where it must have pointed once."""
     require(principal, "writer", namespace)
     with ctx.db.write() as session:
@@ -113,13 +137,17 @@ def rollback(ctx: Context, principal: Principal, namespace: str, name: str, tag:
         if to is None:
             before = store.previous_target(session, repo.id or 0, tag, row.version_id)
             if before is None:
-                raise RegistryError("conflict", f"The tag {tag} has never pointed to another version that is still there.")
+                raise RegistryError(
+                    "conflict", f"The tag {tag} has never pointed to another version that is still there."
+                )
             version = store.versions_by_id(session, [before])[before]
         else:
             _, version = resolve.version(session, principal, namespace, name, to)
             if not store.pointed_there(session, repo.id or 0, tag, version.id or 0):
                 raise RegistryError(
-                    "conflict", f"The tag {tag} never pointed to v{version.number}.", way_out="Move it there with `lora-reg tag`."
+                    "conflict",
+                    f"The tag {tag} never pointed to v{version.number}.",
+                    way_out="Move it there with `lora-reg tag`.",
                 )
         # A rollback names the tag it undoes; the present generation is what it expects.
         stated = expect if expect.stated else Expectation(generation=row.generation)
@@ -127,14 +155,25 @@ def rollback(ctx: Context, principal: Principal, namespace: str, name: str, tag:
         return _view(session, repo, row)
 
 
-def set_in_transaction(session: Session, principal: Principal, repo: Repository, tag: str, version: Version, *, expect: Expectation, reason: str) -> Tag:
+def set_in_transaction(
+    session: Session,
+    principal: Principal,
+    repo: Repository,
+    tag: str,
+    version: Version,
+    *,
+    expect: Expectation,
+    reason: str,
+) -> Tag:
     """The move itself. The caller holds the repository's lock and commits."""
     row = store.tag(session, repo.id or 0, tag)
     _check(session, repo, row, tag, expect)
     at = now()
     if row is None:
         generation = store.last_generation(session, repo.id or 0, tag) + 1
-        row = Tag(repository_id=repo.id or 0, name=tag, version_id=version.id or 0, generation=generation, updated_at=at)
+        row = Tag(
+            repository_id=repo.id or 0, name=tag, version_id=version.id or 0, generation=generation, updated_at=at
+        )
         session.add(row)
         _log(session, principal, repo, tag, generation, None, version.id, reason)
         session.flush()
@@ -164,7 +203,9 @@ def _check(session: Session, repo: Repository, row: Tag | None, tag: str, expect
 def _moved(session: Session, repo: Repository, row: Tag) -> RegistryError:
     view = _view(session, repo, row)
     return RegistryError(
-        "tag-moved", f"The tag {row.name} points to v{view.version.number} now (generation {row.generation}).", current=view
+        "tag-moved",
+        f"The tag {row.name} points to v{view.version.number} now (generation {row.generation}).",
+        current=view,
     )
 
 
@@ -179,7 +220,16 @@ def _view(session: Session, repo: Repository, row: Tag) -> TagView:
     return views.tag(repo, row, store.versions_by_id(session, [row.version_id])[row.version_id])
 
 
-def _log(session: Session, principal: Principal, repo: Repository, tag: str, generation: int, before: int | None, after: int | None, reason: str) -> None:
+def _log(
+    session: Session,
+    principal: Principal,
+    repo: Repository,
+    tag: str,
+    generation: int,
+    before: int | None,
+    after: int | None,
+    reason: str,
+) -> None:
     session.add(
         TagMove(
             repository_id=repo.id or 0,

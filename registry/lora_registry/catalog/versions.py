@@ -32,7 +32,9 @@ def show(ctx: Context, principal: Principal, namespace: str, name: str, selector
         return views.version(session, repo, version)
 
 
-def list_all(ctx: Context, principal: Principal, namespace: str, name: str, *, cursor: str | None, limit: int) -> VersionList:
+def list_all(
+    ctx: Context, principal: Principal, namespace: str, name: str, *, cursor: str | None, limit: int
+) -> VersionList:
     """Live versions, newest first."""
     before = paging.decode(cursor, int)
     with ctx.db.read() as session:
@@ -61,12 +63,16 @@ def locate(ctx: Context, principal: Principal, namespace: str, name: str, select
         raise RegistryError("not-found", f"{where} has no file {path[:120]!r}.", commit=version.commit_id)
     if not row.stored:
         raise RegistryError(
-            "not-found", f"{path} of {where} was never uploaded.", way_out="The base was registered with --manifest-only; add it with its weights."
+            "not-found",
+            f"{path} of {where} was never uploaded.",
+            way_out="The base was registered with --manifest-only; add it with its weights.",
         )
     return Located(row.path, Digest.parse(row.digest), row.size, version.digest, version.commit_id)
 
 
-def yank(ctx: Context, principal: Principal, namespace: str, name: str, selector: str, reason: str | None) -> VersionView:
+def yank(
+    ctx: Context, principal: Principal, namespace: str, name: str, selector: str, reason: str | None
+) -> VersionView:
     """Mark a version as not to be used (reason None lifts it). Tags keep pointing to it, `latest` passes it by."""
     require(principal, "writer", namespace)
     with ctx.db.write() as session:
@@ -104,4 +110,6 @@ def delete(ctx: Context, principal: Principal, namespace: str, name: str, select
             other = views.refs(session, children)[children[0].id or 0]
             raise RegistryError("in-use", f"{other.namespace}/{other.name}:v{other.number} was made from {where}.")
         version.deleted_at = now()
-        audit.record(session, "version-deleted", principal=principal, namespace=namespace, subject=where, digest=version.digest)
+        audit.record(
+            session, "version-deleted", principal=principal, namespace=namespace, subject=where, digest=version.digest
+        )

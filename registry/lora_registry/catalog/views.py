@@ -10,8 +10,8 @@ from sqlmodel import Session
 from lora_reg.spec.wire import RepositoryView, TagEvent, TagView, VersionFile, VersionRef, VersionView
 from lora_registry.catalog import base_store, store
 from lora_registry.db.tables import Repository, Tag, TagMove, Version
-from lora_registry.work import store as work
 from lora_registry.runtime.clock import iso
+from lora_registry.work import store as work
 
 
 def ref(repo: Repository, version: Version) -> VersionRef:

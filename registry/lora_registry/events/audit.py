@@ -37,7 +37,14 @@ def read(session: Session, *, principal: Principal, after: str | None, limit: in
     rows = list(session.exec(query))
     return EventList(
         items=[
-            EventView(id=row.id or 0, kind=row.kind, at=iso(row.at), actor=row.actor, subject=row.subject, facts=json.loads(row.facts))
+            EventView(
+                id=row.id or 0,
+                kind=row.kind,
+                at=iso(row.at),
+                actor=row.actor,
+                subject=row.subject,
+                facts=json.loads(row.facts),
+            )
             for row in rows
         ],
         next_cursor=paging.encode(rows[-1].id or 0) if len(rows) == limit else None,

@@ -12,7 +12,12 @@ T = TypeVar("T")
 
 
 def reply(
-    request: Request[Any, Any, Any], value: T, *, status: int = 200, etag: str | None = None, headers: dict[str, str] | None = None
+    request: Request[Any, Any, Any],
+    value: T,
+    *,
+    status: int = 200,
+    etag: str | None = None,
+    headers: dict[str, str] | None = None,
 ) -> Response[T]:
     """`value` as JSON. etag: the strong tag (without quotes) where the resource has one; else one is made of the bytes."""
     body = msgspec.json.encode(value)

@@ -52,7 +52,9 @@ def send_blob(
         else:
             start = max(0, size - int(wanted[2]))
         if start >= end:
-            raise RegistryError("range-not-satisfiable", f"The range begins at byte {start}; the file has {size} bytes.")
+            raise RegistryError(
+                "range-not-satisfiable", f"The range begins at byte {start}; the file has {size} bytes."
+            )
     partial = (start, end) != (0, size)
     fields = {
         "Accept-Ranges": "bytes",
@@ -67,7 +69,10 @@ def send_blob(
     if request.method == "HEAD":
         return Response(b"", status_code=status, headers=fields, media_type="application/octet-stream")
     return Stream(
-        _pieces(blobs, digest, start, end - start), status_code=status, headers=fields, media_type="application/octet-stream"
+        _pieces(blobs, digest, start, end - start),
+        status_code=status,
+        headers=fields,
+        media_type="application/octet-stream",
     )
 
 

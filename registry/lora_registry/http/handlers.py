@@ -13,7 +13,21 @@ from litestar.params import BodyKwarg, FromPath, HeaderParameter, JSONBody, Quer
 
 from lora_registry.http.problems import RESPONSES
 
-__all__ = ["FromPath", "IdempotencyKey", "IfMatch", "IfNoneMatch", "JSONBody", "BodyKwarg", "Limit", "Text", "Wait", "delete", "get", "post", "put"]
+__all__ = [
+    "FromPath",
+    "IdempotencyKey",
+    "IfMatch",
+    "IfNoneMatch",
+    "JSONBody",
+    "BodyKwarg",
+    "Limit",
+    "Text",
+    "Wait",
+    "delete",
+    "get",
+    "post",
+    "put",
+]
 
 T = TypeVar("T")
 

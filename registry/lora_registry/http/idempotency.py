@@ -27,7 +27,12 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 def once(
-    ctx: Context, principal: Principal, key: str | None, request: tuple[str, msgspec.Struct], result: type[T], run: Callable[[], tuple[int, T]]
+    ctx: Context,
+    principal: Principal,
+    key: str | None,
+    request: tuple[str, msgspec.Struct],
+    result: type[T],
+    run: Callable[[], tuple[int, T]],
 ) -> tuple[int, T]:
     """The status and answer that `run` gives, or gave before under the same key.
 

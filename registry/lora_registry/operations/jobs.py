@@ -29,11 +29,19 @@ def show(ctx: Context, principal: Principal, job_id: str) -> JobView:
         return _view(ctx, session, _own(session, principal, job_id))
 
 
-def list_all(ctx: Context, principal: Principal, *, kind: str | None, state: str | None, cursor: str | None, limit: int) -> JobList:
+def list_all(
+    ctx: Context, principal: Principal, *, kind: str | None, state: str | None, cursor: str | None, limit: int
+) -> JobList:
     """Newest first. A filter by state may leave a page short; follow `next_cursor`."""
     before = paging.decode(cursor, int, str)
     with ctx.db.read() as session:
-        rows = store.jobs(session, namespace=principal.visible(), kind=kind, before=(before[0], before[1]) if before else None, limit=limit)
+        rows = store.jobs(
+            session,
+            namespace=principal.visible(),
+            kind=kind,
+            before=(before[0], before[1]) if before else None,
+            limit=limit,
+        )
         items = [_view(ctx, session, row) for row in rows]
     return JobList(
         items=[item for item in items if state in (None, item.state)],
@@ -56,7 +64,13 @@ def progress(ctx: Context, principal: Principal, job_id: str, *, offset: int, wa
         state=state,
         items=[
             JobProgress(
-                offset=r.offset, at=iso(int(r.at * 1e6)), step=r.step, message=r.message, done=r.done, total=r.total, unit=r.unit
+                offset=r.offset,
+                at=iso(int(r.at * 1e6)),
+                step=r.step,
+                message=r.message,
+                done=r.done,
+                total=r.total,
+                unit=r.unit,
             )
             for r in records
         ],
@@ -83,7 +97,9 @@ def _require_writer(ctx: Context, principal: Principal, job_id: str) -> None:
 def _own(session: Session, principal: Principal, job_id: str) -> JobRow:
     row = store.job(session, job_id)
     if row is None or not principal.may("reader", row.namespace):
-        raise RegistryError("not-found", f"There is no job {job_id[:80]!r}.", way_out="`lora-reg job list` shows the jobs.")
+        raise RegistryError(
+            "not-found", f"There is no job {job_id[:80]!r}.", way_out="`lora-reg job list` shows the jobs."
+        )
     return row
 
 

@@ -27,12 +27,16 @@ def submit(ctx: Context, principal: Principal, request: MergeRequest) -> JobView
     """
     target = reference.parse(request.to).with_namespace(reference.DEFAULT_NAMESPACE)
     if not target.is_bare:
-        raise RegistryError("invalid-reference", f"The target {request.to!r} names a tag or version; give a repository.")
+        raise RegistryError(
+            "invalid-reference", f"The target {request.to!r} names a tag or version; give a repository."
+        )
     require(principal, "writer", target.namespace or "")
     for tag in request.tags:
         reference.check_tag(tag)
     if not 0 < len(request.adapters) <= MAX_ADAPTERS:
-        raise RegistryError("invalid-request", f"A merge takes 1 to {MAX_ADAPTERS} adapters, not {len(request.adapters)}.")
+        raise RegistryError(
+            "invalid-request", f"A merge takes 1 to {MAX_ADAPTERS} adapters, not {len(request.adapters)}."
+        )
     recipe = _resolve(ctx, principal, request, target.repository)
     job_id = enqueue.merge_job_id(recipe)
     status = ctx.jobs.status(job_id)
@@ -42,7 +46,14 @@ def submit(ctx: Context, principal: Principal, request: MergeRequest) -> JobView
         title = " + ".join(item.adapter for item in request.adapters) + f" -> {target.repository}"
         with ctx.db.write() as session:
             enqueue.merge(
-                ctx, session, principal, recipe, namespace=target.namespace or "", title=title, tags=request.tags, message=request.message
+                ctx,
+                session,
+                principal,
+                recipe,
+                namespace=target.namespace or "",
+                title=title,
+                tags=request.tags,
+                message=request.message,
             )
     return jobs.show(ctx, principal, job_id)
 
@@ -56,7 +67,9 @@ def _resolve(ctx: Context, principal: Principal, request: MergeRequest, target: 
         inputs = []
         for item in request.adapters:
             if not math.isfinite(item.weight):
-                raise RegistryError("invalid-request", f"The weight of {item.adapter} is {item.weight}; expected a finite number.")
+                raise RegistryError(
+                    "invalid-request", f"The weight of {item.adapter} is {item.weight}; expected a finite number."
+                )
             ref = reference.parse(item.adapter).with_namespace(namespace)
             repo, version = resolve.by_reference(session, principal, ref)
             if repo.kind != "adapter" or version.base_version_id is None:
@@ -64,16 +77,23 @@ def _resolve(ctx: Context, principal: Principal, request: MergeRequest, target: 
             pins.setdefault(version.base_version_id, f"{repo.namespace}/{repo.name}:v{version.number}")
             inputs.append(RecipeInput(digest=version.digest, weight=item.weight))
         if len(pins) > 1:
-            raise RegistryError("conflict", f"{' and '.join(pins.values())} were made for different base versions.", way_out="Merge adapters of one base.")
+            raise RegistryError(
+                "conflict",
+                f"{' and '.join(pins.values())} were made for different base versions.",
+                way_out="Merge adapters of one base.",
+            )
         base_id = next(iter(pins))
         if request.base is not None:
-            _, chosen = resolve.by_reference(session, principal, reference.parse(request.base).with_namespace(namespace))
+            _, chosen = resolve.by_reference(
+                session, principal, reference.parse(request.base).with_namespace(namespace)
+            )
             if chosen.id != base_id:
                 raise RegistryError("conflict", f"{request.base} is not the base version that {pins[base_id]} pins.")
         base = store.versions_by_id(session, [base_id])[base_id]
         if base.weights_absent:
             raise RegistryError(
-                "unsupported", "The base was registered without its weights, so nothing can be merged into it here.",
+                "unsupported",
+                "The base was registered without its weights, so nothing can be merged into it here.",
                 way_out="Add the base with its weights, or use `lora-reg merge --local --base-dir`.",
             )
         return Recipe(

@@ -25,8 +25,13 @@ def list_all(ctx: Context, principal: Principal, namespace: str, name: str, sele
             findings = msgspec.convert(body.pop("findings", []), list[Finding])
             items.append(
                 ReportView(
-                    id=row.id, kind=row.kind, version=version.digest, created_at=iso(row.created_at),
-                    passed=row.passed, findings=findings, body=body,
+                    id=row.id,
+                    kind=row.kind,
+                    version=version.digest,
+                    created_at=iso(row.created_at),
+                    passed=row.passed,
+                    findings=findings,
+                    body=body,
                 )
             )
         return ReportList(items=items)

@@ -26,7 +26,9 @@ Offset = Annotated[int, QueryParameter(ge=0, le=2**31 - 1, description="Records 
 def whoami(request: R, principal: Principal) -> Response[PrincipalView]:
     return reply(
         request,
-        PrincipalView(name=principal.name, role=principal.role, namespace=principal.namespace, anonymous=principal.anonymous),
+        PrincipalView(
+            name=principal.name, role=principal.role, namespace=principal.namespace, anonymous=principal.anonymous
+        ),
     )
 
 
@@ -35,7 +37,12 @@ def submit_merge(
     request: R, ctx: Context, principal: Principal, data: JSONBody[MergeRequest], idempotency_key: IdempotencyKey = None
 ) -> Response[JobView]:
     status, view = once(
-        ctx, principal, idempotency_key, (request.url.path, data), JobView, lambda: (202, merge.submit(ctx, principal, data))
+        ctx,
+        principal,
+        idempotency_key,
+        (request.url.path, data),
+        JobView,
+        lambda: (202, merge.submit(ctx, principal, data)),
     )
     return reply(request, view, status=200 if view.state == "done" else status)
 
@@ -77,13 +84,20 @@ def retry_job(request: R, ctx: Context, principal: Principal, job_id: FromPath[s
 
 @get("/repositories/{namespace:str}/{name:str}/versions/{selector:str}/reports", summary="Reports on a version")
 def list_reports(
-    request: R, ctx: Context, principal: Principal, namespace: FromPath[str], name: FromPath[str], selector: FromPath[str]
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    namespace: FromPath[str],
+    name: FromPath[str],
+    selector: FromPath[str],
 ) -> Response[ReportList]:
     return reply(request, reports.list_all(ctx, principal, namespace, name, selector))
 
 
 @get("/events", summary="What was done, in order")
-def list_events(request: R, ctx: Context, principal: Principal, after: Text = None, limit: Limit = 100) -> Response[EventList]:
+def list_events(
+    request: R, ctx: Context, principal: Principal, after: Text = None, limit: Limit = 100
+) -> Response[EventList]:
     with ctx.db.read() as session:
         return reply(request, audit.read(session, principal=principal, after=after, limit=limit))
 
@@ -91,5 +105,15 @@ def list_events(request: R, ctx: Context, principal: Principal, after: Text = No
 router = Router(
     "/",
     tags=["operations"],
-    route_handlers=[whoami, submit_merge, list_jobs, show_job, follow_job, cancel_job, retry_job, list_reports, list_events],
+    route_handlers=[
+        whoami,
+        submit_merge,
+        list_jobs,
+        show_job,
+        follow_job,
+        cancel_job,
+        retry_job,
+        list_reports,
+        list_events,
+    ],
 )

@@ -55,7 +55,9 @@ def by_kind(ctx: Context, request: CommitRequest, files: tuple[FileEntry, ...], 
             return _base(request, files, read)
         case _:
             raise RegistryError(
-                "unsupported", f"Versions of kind {request.kind} are not pushed here yet.", way_out="Models are made by `lora-reg merge`."
+                "unsupported",
+                f"Versions of kind {request.kind} are not pushed here yet.",
+                way_out="Models are made by `lora-reg merge`.",
             )
 
 
@@ -101,7 +103,9 @@ def _base(request: CommitRequest, files: tuple[FileEntry, ...], read: Reader) ->
         fingerprint = build_fingerprint(table, read)
     else:
         if request.fingerprint is None:
-            raise RegistryError("invalid-request", "A base without its weights comes with the fingerprint that the client took.")
+            raise RegistryError(
+                "invalid-request", "A base without its weights comes with the fingerprint that the client took."
+            )
         findings = []
         fingerprint = parse_fingerprint(msgspec.json.encode(request.fingerprint))
         if fingerprint.files != {path: digest for path, (_, digest) in table.items()}:
@@ -117,4 +121,9 @@ def _base(request: CommitRequest, files: tuple[FileEntry, ...], read: Reader) ->
         "fingerprint": str(fingerprint.digest),
         "dtypes": sorted({tensor.dtype for tensor in fingerprint.tensors}),
     }
-    return Outcome(findings, facts=facts, fingerprint=fingerprint, config={"architecture": fingerprint.architecture, "format": "safetensors"})
+    return Outcome(
+        findings,
+        facts=facts,
+        fingerprint=fingerprint,
+        config={"architecture": fingerprint.architecture, "format": "safetensors"},
+    )

@@ -39,7 +39,9 @@ def commit(ctx: Context, principal: Principal, namespace: str, name: str, reques
         for alias in request.aliases:
             bases.add_alias(session, repo, alias)
         for tag in request.tags:
-            tags.set_in_transaction(session, principal, repo, tag, version, expect=tags.ANYTHING, reason=request.message)
+            tags.set_in_transaction(
+                session, principal, repo, tag, version, expect=tags.ANYTHING, reason=request.message
+            )
         job = enqueue.inspect(ctx, session, principal, repo, version) if created else None
         upload_rows.remove(session, request.session)
         fault_point("commit.before")
@@ -48,7 +50,9 @@ def commit(ctx: Context, principal: Principal, namespace: str, name: str, reques
     return CommitResult(version=view, created=created, findings=findings, job=job)
 
 
-def _draft(ctx: Context, principal: Principal, namespace: str, name: str, request: CommitRequest) -> tuple[Draft, list[Finding]]:
+def _draft(
+    ctx: Context, principal: Principal, namespace: str, name: str, request: CommitRequest
+) -> tuple[Draft, list[Finding]]:
     """Check what was uploaded. Reads the blobs and the base; writes nothing."""
     files = tuple(sorted(FileEntry(file.path, file.size, Digest.parse(file.digest)) for file in request.files))
     if request.weights_absent and request.kind != "base":
@@ -85,24 +89,42 @@ def _draft(ctx: Context, principal: Principal, namespace: str, name: str, reques
 
 
 def _stored(
-    ctx: Context, principal: Principal, namespace: str, name: str, request: CommitRequest, files: tuple[FileEntry, ...], session: Session
+    ctx: Context,
+    principal: Principal,
+    namespace: str,
+    name: str,
+    request: CommitRequest,
+    files: tuple[FileEntry, ...],
+    session: Session,
 ) -> frozenset[str]:
     """The digests whose bytes are in the store. Raises `not-found`, `rejected` where a file was not uploaded."""
     row = upload_rows.session_row(session, request.session)
-    if row is None or row.author != principal.name or (row.namespace, row.name, row.kind) != (namespace, name, request.kind):
+    if (
+        row is None
+        or row.author != principal.name
+        or (row.namespace, row.name, row.kind) != (namespace, name, request.kind)
+    ):
         raise RegistryError(
-            "not-found", f"There is no upload session {request.session[:40]!r} for {namespace}/{name}.", way_out="Push again: it opens a new one."
+            "not-found",
+            f"There is no upload session {request.session[:40]!r} for {namespace}/{name}.",
+            way_out="Push again: it opens a new one.",
         )
     sizes = {file.digest: (file.size, file.stored) for file in upload_rows.files(session, row.id)}
     result = set()
     for entry in files:
         size, stored = sizes.get(str(entry.digest), (entry.size, False))
         if size != entry.size:
-            raise RegistryError("size-mismatch", f"{entry.path} is named with {entry.size} bytes; {size} were uploaded.")
+            raise RegistryError(
+                "size-mismatch", f"{entry.path} is named with {entry.size} bytes; {size} were uploaded."
+            )
         if stored:
             result.add(str(entry.digest))
         elif not (request.weights_absent and entry.path.endswith(".safetensors")):
-            raise RegistryError("rejected", f"{entry.path} ({entry.digest.short}) was not uploaded.", way_out="Send its bytes, then commit.")
+            raise RegistryError(
+                "rejected",
+                f"{entry.path} ({entry.digest.short}) was not uploaded.",
+                way_out="Send its bytes, then commit.",
+            )
     return frozenset(result)
 
 
@@ -114,7 +136,11 @@ def _pin(session: Session, principal: Principal, namespace: str, request: Commit
     if request.base is None:
         if request.kind == "model":
             return None
-        raise RegistryError("usage", "An adapter names its base.", way_out="Give `--base NAME`; `lora-reg base list` shows what there is.")
+        raise RegistryError(
+            "usage",
+            "An adapter names its base.",
+            way_out="Give `--base NAME`; `lora-reg base list` shows what there is.",
+        )
     repo, version = resolve.by_reference(session, principal, reference.parse(request.base).with_namespace(namespace))
     if repo.kind != "base":
         raise RegistryError("conflict", f"{repo.namespace}/{repo.name} is of kind {repo.kind}, not base.")
@@ -130,7 +156,10 @@ def _check_texts(request: CommitRequest) -> None:
     if len(request.message) > MAX_TEXT:
         raise RegistryError("too-large", f"The message has {len(request.message)} characters; the limit is {MAX_TEXT}.")
     if len(request.meta) > MAX_META or any(len(k) > 128 or len(v) > MAX_TEXT for k, v in request.meta.items()):
-        raise RegistryError("too-large", f"Metadata holds at most {MAX_META} pairs, keys up to 128 and values up to {MAX_TEXT} characters.")
+        raise RegistryError(
+            "too-large",
+            f"Metadata holds at most {MAX_META} pairs, keys up to 128 and values up to {MAX_TEXT} characters.",
+        )
     texts = [request.message, *request.meta, *request.meta.values(), *request.aliases]
     if any("\0" in text for text in texts):
         raise RegistryError("invalid-request", "A text holds a NUL character.")

@@ -29,12 +29,18 @@ class RawBody(Operation):
 
     def __post_init__(self) -> None:
         schema = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
-        self.request_body = RequestBody(content={"application/octet-stream": OpenAPIMediaType(schema=schema)}, required=True)
+        self.request_body = RequestBody(
+            content={"application/octet-stream": OpenAPIMediaType(schema=schema)}, required=True
+        )
 
 
 @post("/uploads", summary="Open an upload session")
 def open_session(
-    request: R, ctx: Context, principal: Principal, data: JSONBody[UploadRequest], idempotency_key: IdempotencyKey = None
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    data: JSONBody[UploadRequest],
+    idempotency_key: IdempotencyKey = None,
 ) -> Response[UploadSession]:
     return reply(request, sessions.open_session(ctx, principal, data), status=201)
 
@@ -49,8 +55,17 @@ def abandon_session(ctx: Context, principal: Principal, upload_id: FromPath[str]
     sessions.abandon(ctx, principal, upload_id)
 
 
-@async_put("/uploads/{upload_id:str}/blobs/{digest:str}", summary="Send a blob's bytes", status_code=204, responses=RESPONSES, operation_class=RawBody, request_max_body_size=None)
-async def receive_blob(request: R, ctx: Context, principal: Principal, upload_id: FromPath[str], digest: FromPath[str]) -> None:
+@async_put(
+    "/uploads/{upload_id:str}/blobs/{digest:str}",
+    summary="Send a blob's bytes",
+    status_code=204,
+    responses=RESPONSES,
+    operation_class=RawBody,
+    request_max_body_size=None,
+)
+async def receive_blob(
+    request: R, ctx: Context, principal: Principal, upload_id: FromPath[str], digest: FromPath[str]
+) -> None:
     wanted = Digest.parse(digest)
 
     def receive() -> None:
@@ -59,7 +74,9 @@ async def receive_blob(request: R, ctx: Context, principal: Principal, upload_id
     await anyio.to_thread.run_sync(receive)
 
 
-@post("/uploads/{upload_id:str}/blobs/{digest:str}/complete", summary="Take what a presigned PUT stored", status_code=204)
+@post(
+    "/uploads/{upload_id:str}/blobs/{digest:str}/complete", summary="Take what a presigned PUT stored", status_code=204
+)
 def complete_blob(ctx: Context, principal: Principal, upload_id: FromPath[str], digest: FromPath[str]) -> None:
     sessions.complete(ctx, principal, upload_id, Digest.parse(digest))
 

@@ -18,9 +18,9 @@ from lora_registry.catalog import store as catalog
 from lora_registry.catalog.insert import check_target
 from lora_registry.context import Context
 from lora_registry.db.tables import UploadFile, UploadSessionRow
+from lora_registry.push import store
 from lora_registry.runtime.clock import iso, new_id, now
 from lora_registry.runtime.faults import fault_point
-from lora_registry.push import store
 
 
 def open_session(ctx: Context, principal: Principal, request: UploadRequest) -> UploadSession:
@@ -34,7 +34,9 @@ def open_session(ctx: Context, principal: Principal, request: UploadRequest) -> 
     sizes: dict[str, int] = {}
     for entry in entries:
         if entry.size > ctx.settings.max_file_bytes:
-            raise RegistryError("too-large", f"{entry.path} has {entry.size} bytes; the limit is {ctx.settings.max_file_bytes}.")
+            raise RegistryError(
+                "too-large", f"{entry.path} has {entry.size} bytes; the limit is {ctx.settings.max_file_bytes}."
+            )
         if sizes.setdefault(str(entry.digest), entry.size) != entry.size:
             raise RegistryError("invalid-request", f"{entry.digest.short} is announced with two sizes.")
     at = now()
@@ -48,7 +50,9 @@ def open_session(ctx: Context, principal: Principal, request: UploadRequest) -> 
         expires_at=at + ctx.settings.upload_seconds * 1_000_000,
     )
     with ctx.db.write() as session:
-        check_target(catalog.repository(session, request.namespace, request.name), request.namespace, request.name, request.kind)
+        check_target(
+            catalog.repository(session, request.namespace, request.name), request.namespace, request.name, request.kind
+        )
         session.add(row)
         session.flush()
         for digest, size in sorted(sizes.items()):
@@ -62,7 +66,9 @@ def show(ctx: Context, principal: Principal, upload_id: str) -> UploadSession:
     with ctx.db.read() as session:
         row = _own(store.session_row(session, upload_id), principal, upload_id)
         files = store.files(session, upload_id)
-    return UploadSession(id=row.id, expires_at=iso(row.expires_at), blobs=[_target(ctx, row.id, file) for file in files])
+    return UploadSession(
+        id=row.id, expires_at=iso(row.expires_at), blobs=[_target(ctx, row.id, file) for file in files]
+    )
 
 
 def receive(ctx: Context, principal: Principal, upload_id: str, digest: Digest, chunks: Iterable[bytes]) -> None:
@@ -104,7 +110,9 @@ def sweep(ctx: Context) -> int:
 
 def _own(row: UploadSessionRow | None, principal: Principal, upload_id: str) -> UploadSessionRow:
     if row is None or row.author != principal.name or not principal.may("writer", row.namespace):
-        raise RegistryError("not-found", f"There is no upload session {upload_id[:40]!r}.", way_out="Push again: it opens a new one.")
+        raise RegistryError(
+            "not-found", f"There is no upload session {upload_id[:40]!r}.", way_out="Push again: it opens a new one."
+        )
     if row.expires_at < now():
         raise RegistryError("not-found", "The upload session has expired.", way_out="Push again: it opens a new one.")
     return row

@@ -42,4 +42,3 @@ def remove(session: Session, upload_id: str) -> None:
 def expired(session: Session, at: int, limit: int = 100) -> list[str]:
     query = select(UploadSessionRow.id).where(col(UploadSessionRow.expires_at) < at).limit(limit)
     return list(session.exec(query))
-

@@ -24,9 +24,15 @@ def decode(cursor: str | None, *types: type) -> tuple[Any, ...] | None:
         key = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
     except (binascii.Error, ValueError, UnicodeError) as error:
         raise _bad(cursor) from error
-    if not isinstance(key, list) or len(key) != len(types) or any(type(k) is not t for k, t in zip(key, types, strict=True)):
+    if (
+        not isinstance(key, list)
+        or len(key) != len(types)
+        or any(type(k) is not t for k, t in zip(key, types, strict=True))
+    ):
         raise _bad(cursor)
-    if any(isinstance(part, int) and abs(part) >= 2**63 for part in key) or any("\0" in part for part in key if isinstance(part, str)):
+    if any(isinstance(part, int) and abs(part) >= 2**63 for part in key) or any(
+        "\0" in part for part in key if isinstance(part, str)
+    ):
         raise _bad(cursor)
     return tuple(key)
 

@@ -46,7 +46,16 @@ def _report(session: Session, job_id: str, version_id: int, found: dict[str, Any
     passed = not any(finding["severity"] == "error" for finding in found["findings"])
     version = catalog.versions_by_id(session, [version_id])[version_id]
     repo = catalog.repositories_by_id(session, [version.repository_id])[version.repository_id]
-    session.add(Report(id=job_id, kind="inspect", version_id=version_id, passed=passed, body=json.dumps(found, sort_keys=True), created_at=now()))
+    session.add(
+        Report(
+            id=job_id,
+            kind="inspect",
+            version_id=version_id,
+            passed=passed,
+            body=json.dumps(found, sort_keys=True),
+            created_at=now(),
+        )
+    )
     fingerprint = base_store.fingerprint(session, version_id)
     if fingerprint is not None and found.get("rendered_template"):
         fingerprint.rendered_template = str(Digest.parse(found["rendered_template"]))

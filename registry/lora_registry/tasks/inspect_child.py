@@ -35,20 +35,29 @@ def examine(spec: dict[str, Any], report: Report) -> dict[str, Any]:
                 report.progress(f"re-hash {path}", done=done, total=total, unit="bytes")
         except RegistryError as error:
             findings.append(
-                Finding(code="stored-bytes-differ", severity="error", message=f"{path}: the stored bytes are damaged: {error.detail}", file=path)
+                Finding(
+                    code="stored-bytes-differ",
+                    severity="error",
+                    message=f"{path}: the stored bytes are damaged: {error.detail}",
+                    file=path,
+                )
             )
     result: dict[str, Any] = {"bytes": total, "files": len(files)}
     read = sources.reader(blobs, files)
     if not findings and spec["kind"] == "adapter":
         result["modules"] = _modules(read, int(files[WEIGHTS][1]), findings, report)
-        result["peft_type"] = parse_config(read("adapter_config.json", 0, int(files["adapter_config.json"][1]))).peft_type
+        result["peft_type"] = parse_config(
+            read("adapter_config.json", 0, int(files["adapter_config.json"][1]))
+        ).peft_type
     if not findings and spec["kind"] == "base":
         result["rendered_template"] = _template(read, files, findings)
     result["findings"] = msgspec.to_builtins(findings)
     return result
 
 
-def _modules(read: Callable[[str, int, int], bytes], size: int, findings: list[Finding], report: Report) -> list[dict[str, Any]]:
+def _modules(
+    read: Callable[[str, int, int], bytes], size: int, findings: list[Finding], report: Report
+) -> list[dict[str, Any]]:
     """Frobenius norm, largest absolute value and count of non-finite elements of each tensor."""
     header = parse_header(read(WEIGHTS, 0, 8 + header_length(read(WEIGHTS, 0, 8), size)), size)
     rows = []
@@ -64,7 +73,15 @@ def _modules(read: Callable[[str, int, int], bytes], size: int, findings: list[F
                     where=entry.name,
                 )
             )
-        rows.append({"tensor": entry.name, "dtype": entry.dtype, "shape": list(entry.shape), "norm": measured.norm, "max": measured.largest})
+        rows.append(
+            {
+                "tensor": entry.name,
+                "dtype": entry.dtype,
+                "shape": list(entry.shape),
+                "norm": measured.norm,
+                "max": measured.largest,
+            }
+        )
         report.progress("measure tensors", done=number + 1, total=len(header.tensors), unit="tensors")
     return rows
 
@@ -84,5 +101,13 @@ def _template(read: Callable[[str, int, int], bytes], files: sources.Files, find
     try:
         return str(Digest.of(render_template(source, config).encode()))
     except RegistryError as error:
-        findings.append(Finding(code="chat-template", severity="warning", message=error.detail, file="chat_template.jinja", way_out=error.way_out))
+        findings.append(
+            Finding(
+                code="chat-template",
+                severity="warning",
+                message=error.detail,
+                file="chat_template.jinja",
+                way_out=error.way_out,
+            )
+        )
         return None

@@ -35,11 +35,19 @@ def handler(ctx: Context) -> Handler:
         plan = job.child("plan", f"{CHILD}:plan", inputs)
         merged = []
         for number, file in enumerate(plan["files"]):
-            job.progress("merge", f"{file} ({number + 1} of {len(plan['files'])})", done=number, total=len(plan["files"]), unit="files")
+            job.progress(
+                "merge",
+                f"{file} ({number + 1} of {len(plan['files'])})",
+                done=number,
+                total=len(plan["files"]),
+                unit="files",
+            )
             merged.append(job.child(f"merge {file}", f"{CHILD}:shard", {**inputs, "file": file}))
         report = job.step("judge", _judge, merged, inputs["allow_loss"])
         side = job.child("side files", f"{CHILD}:side_files", inputs)
-        return job.transaction("commit", lambda session: _commit(ctx, session, job.job_id, spec, [*merged, *side["files"]], report))
+        return job.transaction(
+            "commit", lambda session: _commit(ctx, session, job.job_id, spec, [*merged, *side["files"]], report)
+        )
 
     return run
 
@@ -65,7 +73,12 @@ def _judge(merged: list[dict[str, Any]], allow_loss: bool) -> dict[str, Any]:
 
 
 def _commit(
-    ctx: Context, session: Session, job_id: str, spec: dict[str, Any], files: list[dict[str, Any]], report: dict[str, Any]
+    ctx: Context,
+    session: Session,
+    job_id: str,
+    spec: dict[str, Any],
+    files: list[dict[str, Any]],
+    report: dict[str, Any],
 ) -> dict[str, Any]:
     recipe = _recipe(session, spec["recipe"])
     base = _version(session, recipe.base)
@@ -86,7 +99,12 @@ def _commit(
         stored=frozenset(str(entry.digest) for entry in entries),
         base_version_id=base.id,
         parent_ids=(),
-        facts={"operation": recipe.operation, "kept": report["kept"], "cosine": report["cosine"], "tensors": len(report["tensors"])},
+        facts={
+            "operation": recipe.operation,
+            "kept": report["kept"],
+            "cosine": report["cosine"],
+            "tensors": len(report["tensors"]),
+        },
         fingerprint=None,
         message=spec["message"],
         meta={},
@@ -122,4 +140,6 @@ def _version(session: Session, digest: str) -> Version:
 
 def _files(session: Session, digest: str) -> dict[str, Any]:
     version = _version(session, digest)
-    return {file.path: [file.digest, file.size] for file in catalog.files_of(session, [version.id or 0])[version.id or 0]}
+    return {
+        file.path: [file.digest, file.size] for file in catalog.files_of(session, [version.id or 0])[version.id or 0]
+    }

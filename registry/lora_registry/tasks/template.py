@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import resource
 import signal
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final, NoReturn
 
 from lora_reg.spec.errors import RegistryError
@@ -33,13 +33,17 @@ def render_template(source: str, tokenizer: dict[str, Any]) -> str:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     if len(source) > MAX_SOURCE:
-        raise RegistryError("rejected", f"The chat template has {len(source)} characters; at most {MAX_SOURCE} are rendered.")
+        raise RegistryError(
+            "rejected", f"The chat template has {len(source)} characters; at most {MAX_SOURCE} are rendered."
+        )
 
     def raise_exception(message: str) -> NoReturn:
         raise TemplateError(message)
 
     # The environment that transformers renders chat templates with (utils/chat_template_utils.py).
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
     environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False)
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda _format: "2024-01-01"
@@ -47,17 +51,23 @@ def render_template(source: str, tokenizer: dict[str, Any]) -> str:
     try:
         with _limits():
             pieces, length = [], 0
-            for piece in environment.from_string(source).generate(messages=CONVERSATION, add_generation_prompt=True, **tokens):
+            for piece in environment.from_string(source).generate(
+                messages=CONVERSATION, add_generation_prompt=True, **tokens
+            ):
                 length += len(piece)
                 if length > MAX_OUTPUT:
-                    raise RegistryError("rejected", f"The chat template writes more than {MAX_OUTPUT} characters for three messages.")
+                    raise RegistryError(
+                        "rejected", f"The chat template writes more than {MAX_OUTPUT} characters for three messages."
+                    )
                 pieces.append(piece)
     except RegistryError:
         raise
     except MemoryError as error:
         raise RegistryError("rejected", f"The chat template needs more than {MEMORY} bytes.") from error
     except Exception as error:  # a template may raise whatever Python can
-        raise RegistryError("rejected", f"The chat template cannot be rendered: {type(error).__name__}: {str(error)[:200]}.") from error
+        raise RegistryError(
+            "rejected", f"The chat template cannot be rendered: {type(error).__name__}: {str(error)[:200]}."
+        ) from error
     return "".join(pieces)
 
 

@@ -23,7 +23,9 @@ def work(settings: Settings, *, queues: tuple[str, ...], name: str | None, paren
     os.environ.update(environment(settings))  # the children of jobs read their settings there
     ctx = open_context(settings)
     if not migrate.is_current(ctx.db.engine):
-        raise RegistryError("unavailable", "The database is not at the newest schema.", way_out="Run `lora-registry migrate` first.")
+        raise RegistryError(
+            "unavailable", "The database is not at the newest schema.", way_out="Run `lora-registry migrate` first."
+        )
     run_worker(
         ctx.db.engine,
         {INSPECT: inspect.handler(ctx), MERGE: merge.handler(ctx)},

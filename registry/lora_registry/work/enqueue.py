@@ -34,7 +34,17 @@ def merge_job_id(recipe: Recipe) -> str:
     return f"{MERGE}-{recipe.digest.hex}"
 
 
-def merge(ctx: Context, session: Session, principal: Principal, recipe: Recipe, *, namespace: str, title: str, tags: list[str], message: str) -> str:
+def merge(
+    ctx: Context,
+    session: Session,
+    principal: Principal,
+    recipe: Recipe,
+    *,
+    namespace: str,
+    title: str,
+    tags: list[str],
+    message: str,
+) -> str:
     """Record a recipe and enqueue its merge; returns the job's id. The same recipe again is a no-op."""
     digest = str(recipe.digest)
     session.execute(insert_ignore(session, RecipeRow).values(digest=digest, body=recipe.to_bytes(), created_at=now()))

@@ -23,7 +23,9 @@ def job(session: Session, job_id: str) -> JobRow | None:
     return session.get(JobRow, job_id)
 
 
-def jobs(session: Session, *, namespace: str | None, kind: str | None, before: tuple[int, str] | None, limit: int) -> list[JobRow]:
+def jobs(
+    session: Session, *, namespace: str | None, kind: str | None, before: tuple[int, str] | None, limit: int
+) -> list[JobRow]:
     """Newest first."""
     query = select(JobRow).order_by(col(JobRow.created_at).desc(), col(JobRow.id).desc()).limit(limit)
     if namespace is not None:

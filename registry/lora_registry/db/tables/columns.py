@@ -27,9 +27,7 @@ def row_id() -> Any:
 
 def foreign(target: str, *, nullable: bool = False, index: bool = False, primary_key: bool = False) -> Any:
     default = None if nullable else ...
-    return Field(
-        default, foreign_key=target, nullable=nullable, index=index, primary_key=primary_key, sa_type=BigId
-    )
+    return Field(default, foreign_key=target, nullable=nullable, index=index, primary_key=primary_key, sa_type=BigId)
 
 
 def moment(*, nullable: bool = False, index: bool = False) -> Any:
