@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import click
 import uvicorn
+from uvicorn.supervisors import Multiprocess
 
 from lora_reg.spec.digest import Digest
 from lora_reg.spec.errors import RegistryError
@@ -62,9 +63,7 @@ def serve(settings: Settings, *, processes: int) -> None:
     )
     try:
         if processes > 1:
-            from uvicorn.supervisors import Multiprocess
-
-            Multiprocess(config, target=uvicorn.Server(config).run, sockets=[listener]).run()
+            Multiprocess(config, sockets=[listener]).run()
         else:
             uvicorn.Server(config).run(sockets=[listener])
     finally:

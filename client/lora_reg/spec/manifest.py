@@ -97,7 +97,7 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """The canonical manifest bytes; `digest` is their sha256."""
         config = self.config_bytes()
-        annotations = {A_KIND: self.kind}
+        annotations: dict[str, str] = {A_KIND: self.kind}
         for key, digest in ((A_BASE, self.base), (A_FINGERPRINT, self.fingerprint), (A_RECIPE, self.recipe)):
             if digest is not None:
                 annotations[key] = str(digest)

@@ -28,7 +28,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
 # Errors
 
 
-class Problem(Response):
+class Problem(Response, frozen=True):
     """RFC 9457. `code` is the row of `spec.errors.ERRORS`; `way_out` its sentence or a better one."""
 
     type: str
@@ -46,7 +46,7 @@ class Problem(Response):
 # Who
 
 
-class Principal(Response):
+class Principal(Response, frozen=True):
     """Who is asking. namespace None: the role holds everywhere. role: reader, writer or admin."""
 
     name: str
@@ -58,13 +58,13 @@ class Principal(Response):
 # Uploads
 
 
-class FileSpec(Request):
+class FileSpec(Request, frozen=True):
     path: str
     size: int
     digest: str
 
 
-class UploadRequest(Request):
+class UploadRequest(Request, frozen=True):
     """Open an upload session for these files of a version to be committed to `namespace/name`."""
 
     namespace: str
@@ -73,7 +73,7 @@ class UploadRequest(Request):
     files: list[FileSpec]
 
 
-class UploadTarget(Response):
+class UploadTarget(Response, frozen=True):
     """Where one blob goes. state: `present` (nothing to send) or `needed`.
 
     url/headers/method: a presigned request straight to the store, to be followed by `…/complete`; None: PUT the
@@ -88,7 +88,7 @@ class UploadTarget(Response):
     headers: dict[str, str] = {}
 
 
-class UploadSession(Response):
+class UploadSession(Response, frozen=True):
     id: str
     expires_at: str
     blobs: list[UploadTarget]
@@ -97,7 +97,7 @@ class UploadSession(Response):
 # Commits and versions
 
 
-class CommitRequest(Request):
+class CommitRequest(Request, frozen=True):
     """Turn an upload session into a version.
 
     base: reference of the base version (adapters, models); a bare name pins its newest version. parents: versions
@@ -120,7 +120,7 @@ class CommitRequest(Request):
     aliases: list[str] = []
 
 
-class VersionRef(Response):
+class VersionRef(Response, frozen=True):
     """A version in few words, as lists and lineage hold it."""
 
     namespace: str
@@ -131,13 +131,13 @@ class VersionRef(Response):
     created_at: str
 
 
-class VersionFile(Response):
+class VersionFile(Response, frozen=True):
     path: str
     size: int
     digest: str
 
 
-class VersionView(Response):
+class VersionView(Response, frozen=True):
     """A version. base: the pinned base version. facts: what the check found out about it (adapters, bases).
 
     yanked: the reason, None where it is not yanked. tags: the tags that point to it now.
@@ -164,7 +164,7 @@ class VersionView(Response):
     weights_absent: bool = False
 
 
-class CommitResult(Response):
+class CommitResult(Response, frozen=True):
     """created: False where the same content was a version already (its message and metadata are unchanged)."""
 
     version: VersionView
@@ -173,7 +173,7 @@ class CommitResult(Response):
     job: str | None = None
 
 
-class VersionList(Response):
+class VersionList(Response, frozen=True):
     items: list[VersionView]
     next_cursor: str | None = None
 
@@ -181,7 +181,7 @@ class VersionList(Response):
 # Repositories and tags
 
 
-class RepositoryView(Response):
+class RepositoryView(Response, frozen=True):
     namespace: str
     name: str
     kind: Kind
@@ -192,38 +192,38 @@ class RepositoryView(Response):
     aliases: list[str] = []
 
 
-class RepositoryList(Response):
+class RepositoryList(Response, frozen=True):
     items: list[RepositoryView]
     next_cursor: str | None = None
 
 
-class TagRequest(Request):
+class TagRequest(Request, frozen=True):
     """target: a selector in the same repository (`v3`, another tag, a digest, `latest`)."""
 
     target: str
     reason: str = ""
 
 
-class RollbackRequest(Request):
+class RollbackRequest(Request, frozen=True):
     """to: a selector; None: the version that the tag pointed to before the present one."""
 
     to: str | None = None
     reason: str = ""
 
 
-class ProtectRequest(Request):
+class ProtectRequest(Request, frozen=True):
     protected: bool
 
 
-class YankRequest(Request):
+class YankRequest(Request, frozen=True):
     reason: str
 
 
-class AliasRequest(Request):
+class AliasRequest(Request, frozen=True):
     aliases: list[str]
 
 
-class TagView(Response):
+class TagView(Response, frozen=True):
     """generation grows by one with every move; the ETag is `"gen-<generation>"`."""
 
     namespace: str
@@ -235,11 +235,11 @@ class TagView(Response):
     updated_at: str
 
 
-class TagList(Response):
+class TagList(Response, frozen=True):
     items: list[TagView]
 
 
-class TagEvent(Response):
+class TagEvent(Response, frozen=True):
     """One move. from_number / to_number None: the tag did not exist before / was removed."""
 
     tag: str
@@ -253,7 +253,7 @@ class TagEvent(Response):
     at: str
 
 
-class TagHistory(Response):
+class TagHistory(Response, frozen=True):
     items: list[TagEvent]
     next_cursor: str | None = None
 
@@ -261,7 +261,7 @@ class TagHistory(Response):
 # Lineage
 
 
-class LineageEdge(Response):
+class LineageEdge(Response, frozen=True):
     """`child` was made from `parent`. relation: `base`, `parent` (continues it) or `input` (of a recipe)."""
 
     child: str
@@ -269,7 +269,7 @@ class LineageEdge(Response):
     relation: str
 
 
-class Lineage(Response):
+class Lineage(Response, frozen=True):
     """Nodes by `namespace/name:vN`, edges between those keys, starting at `root`."""
 
     root: str
@@ -281,12 +281,12 @@ class Lineage(Response):
 # Jobs and reports
 
 
-class MergeInput(Request):
+class MergeInput(Request, frozen=True):
     adapter: str
     weight: float = 1.0
 
 
-class MergeRequest(Request):
+class MergeRequest(Request, frozen=True):
     """base None: the base that the first adapter pins. to: `namespace/name` of the result, a repository of kind
     `model`. dtype None: each tensor keeps its own. tags: set on the result in the transaction that commits it."""
 
@@ -299,7 +299,7 @@ class MergeRequest(Request):
     allow_loss: bool = False
 
 
-class JobView(Response):
+class JobView(Response, frozen=True):
     """state: queued, running, done, failed, cancelled. result: the version made, where the job made one."""
 
     id: str
@@ -317,12 +317,12 @@ class JobView(Response):
     recipe: dict[str, Any] | None = None
 
 
-class JobList(Response):
+class JobList(Response, frozen=True):
     items: list[JobView]
     next_cursor: str | None = None
 
 
-class JobProgress(Response):
+class JobProgress(Response, frozen=True):
     offset: int
     at: str
     step: str
@@ -332,14 +332,14 @@ class JobProgress(Response):
     unit: str = ""
 
 
-class JobProgressList(Response):
+class JobProgressList(Response, frozen=True):
     """state is the job's at the time of the answer; where it has ended and `items` is empty, there is no more."""
 
     state: str
     items: list[JobProgress]
 
 
-class ReportView(Response):
+class ReportView(Response, frozen=True):
     """What a validation found; immutable, bound to the version's digest."""
 
     id: str
@@ -351,11 +351,11 @@ class ReportView(Response):
     body: dict[str, Any] = {}
 
 
-class ReportList(Response):
+class ReportList(Response, frozen=True):
     items: list[ReportView]
 
 
-class EventView(Response):
+class EventView(Response, frozen=True):
     id: int
     kind: str
     at: str
@@ -364,6 +364,6 @@ class EventView(Response):
     facts: dict[str, Any]
 
 
-class EventList(Response):
+class EventList(Response, frozen=True):
     items: list[EventView]
     next_cursor: str | None = None

@@ -154,9 +154,8 @@ def show_file(
     if ctx.settings.presign and request.method == "GET":
         presigned = ctx.blobs.presign_get(found.digest, filename=None, expires_in=ctx.settings.presign_seconds)
         if presigned is not None:
-            return Redirect(
-                presigned.url, status_code=307, headers={**headers, "ETag": etag, "Cache-Control": "no-store"}
-            )  # type: ignore[return-value]
+            fields = {**headers, "ETag": etag, "Cache-Control": "no-store"}
+            return Redirect(presigned.url, status_code=307, headers=fields)
     return send_blob(request, ctx.blobs, found.digest, found.size, headers=headers)
 
 

@@ -244,8 +244,8 @@ def live_children(session: Session, version_id: int, limit: int = 10) -> list[Ve
 def create_repository(session: Session, namespace: str, name: str, kind: str, at: int) -> bool:
     """Insert a repository unless somebody else just did. Returns whether this call made it."""
     values = {"namespace": namespace, "name": name, "kind": kind, "next_number": 1, "created_at": at}
-    insert = insert_ignore(session, Repository)
-    return session.execute(insert.values(**values)).rowcount == 1
+    result = session.connection().execute(insert_ignore(session, Repository).values(**values))
+    return result.rowcount == 1
 
 
 def stored_blobs(session: Session) -> list[tuple[str, int]]:

@@ -7,8 +7,12 @@ from pathlib import Path
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine
+from sqlmodel import SQLModel
+
+import lora_registry.db.tables  # noqa: F401  fills the metadata
 
 from alembic import command
 
@@ -48,10 +52,6 @@ def make_revision(engine: Engine, message: str) -> None:
 
 def difference(engine: Engine) -> list[object]:
     """What `alembic check` would report: empty where tables and migrations agree."""
-    from sqlmodel import SQLModel
-
-    import lora_registry.db.tables  # noqa: F401
-
     config = _config()
     found: list[object] = []
 
@@ -61,9 +61,7 @@ def difference(engine: Engine) -> list[object]:
 
     with engine.begin() as connection:
         config.attributes["connection"] = connection
-        from alembic.runtime.environment import EnvironmentContext
-
         script = ScriptDirectory.from_config(config)
-        with EnvironmentContext(config, script, fn=compare, dont_mutate=True):  # type: ignore[arg-type]
+        with EnvironmentContext(config, script, fn=compare, dont_mutate=True):
             script.run_env()
     return found

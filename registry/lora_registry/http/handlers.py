@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Annotated, Any, TypeAlias, TypeVar
+from collections.abc import Callable
+from typing import Annotated, Any, TypeAlias
 
 from litestar import delete as _delete
 from litestar import get as _get
 from litestar import post as _post
 from litestar import put as _put
+from litestar.handlers import HTTPRouteHandler
 from litestar.params import BodyKwarg, FromPath, HeaderParameter, JSONBody, QueryParameter
 
 from lora_registry.http.problems import RESPONSES
@@ -29,12 +30,24 @@ __all__ = [
     "put",
 ]
 
-T = TypeVar("T")
+Decorator: TypeAlias = Callable[[Callable[..., Any]], HTTPRouteHandler]
 
-get: Any = partial(_get, sync_to_thread=True, responses=RESPONSES)
-post: Any = partial(_post, sync_to_thread=True, responses=RESPONSES)
-put: Any = partial(_put, sync_to_thread=True, responses=RESPONSES, status_code=200)
-delete: Any = partial(_delete, sync_to_thread=True, responses=RESPONSES)
+
+def get(path: str, *, summary: str, media_type: str | None = None) -> Decorator:
+    return _get(path, sync_to_thread=True, responses=RESPONSES, summary=summary, media_type=media_type)
+
+
+def post(path: str, *, summary: str, status_code: int = 201) -> Decorator:
+    return _post(path, sync_to_thread=True, responses=RESPONSES, summary=summary, status_code=status_code)
+
+
+def put(path: str, *, summary: str) -> Decorator:
+    return _put(path, sync_to_thread=True, responses=RESPONSES, summary=summary, status_code=200)
+
+
+def delete(path: str, *, summary: str, status_code: int = 204) -> Decorator:
+    return _delete(path, sync_to_thread=True, responses=RESPONSES, summary=summary, status_code=status_code)
+
 
 Limit: TypeAlias = Annotated[int, QueryParameter(ge=1, le=1000, description="How many items a page holds.")]
 Wait: TypeAlias = Annotated[float, QueryParameter(ge=0, le=30, description="Seconds to wait for something new.")]

@@ -24,9 +24,12 @@ def handler(ctx: Context) -> Handler:
     """The handler of `inspect` over an open context."""
 
     def run(job: JobContext, spec: dict[str, Any]) -> dict[str, Any]:
-        inputs = job.step("inputs", lambda: _inputs(ctx, spec["version"]))
+        inputs: dict[str, Any] = job.step("inputs", lambda: _inputs(ctx, spec["version"]))
         found = job.child("examine", f"{CHILD}:examine", inputs)
-        return job.transaction("report", lambda session: _report(session, job.job_id, spec["version"], found))
+        report: dict[str, Any] = job.transaction(
+            "report", lambda session: _report(session, job.job_id, spec["version"], found)
+        )
+        return report
 
     return run
 

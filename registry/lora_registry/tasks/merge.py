@@ -45,9 +45,11 @@ def handler(ctx: Context) -> Handler:
             merged.append(job.child(f"merge {file}", f"{CHILD}:shard", {**inputs, "file": file}))
         report = job.step("judge", _judge, merged, inputs["allow_loss"])
         side = job.child("side files", f"{CHILD}:side_files", inputs)
-        return job.transaction(
-            "commit", lambda session: _commit(ctx, session, job.job_id, spec, [*merged, *side["files"]], report)
+        files = [*merged, *side["files"]]
+        result: dict[str, Any] = job.transaction(
+            "commit", lambda session: _commit(ctx, session, job.job_id, spec, files, report)
         )
+        return result
 
     return run
 

@@ -72,22 +72,18 @@ def side_files(spec: dict[str, Any], report: Report) -> dict[str, Any]:
     """Index and config of the result; tokenizer and licence files are the base's own blobs."""
     blobs = sources.blobs()
     made = _plan(spec, blobs)
-    base = spec["base"]
-    read = sources.reader(blobs, base)
+    read = sources.reader(blobs, spec["base"])
     files = []
-    for path, (digest, size) in base.items():
+    for path, (digest, size) in spec["base"].items():
         if path.endswith(".safetensors") or path.lower() == "readme.md":
             continue
-        body: bytes | None = None
         if path == INDEX:
-            body = _json(merged_index(json.loads(read(path, 0, size)), made))
+            files.append(_store(blobs, path, merged_index(json.loads(read(path, 0, size)), made)))
         elif path == "config.json" and spec["dtype"] is not None:
-            body = _json(merged_config(json.loads(read(path, 0, size)), spec["dtype"]))
-        if body is not None:
-            known, size = Digest.of(body), len(body)
-            blobs.put([body], digest=known, size=size)
-            digest = str(known)
-        files.append({"path": path, "size": size, "digest": digest})
+            files.append(_store(blobs, path, merged_config(json.loads(read(path, 0, size)), spec["dtype"])))
+        else:
+            files.append({"path": path, "size": size, "digest": digest})
+    report.log(f"{len(files)} files beside the weights")
     return {"files": files}
 
 
@@ -112,5 +108,8 @@ def _source(blobs: BlobStore, files: sources.Files) -> RangeSource:
     return RangeSource(sources.reader(blobs, files), sizes=sources.sizes(files))
 
 
-def _json(document: dict[str, Any]) -> bytes:
-    return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+def _store(blobs: BlobStore, path: str, document: dict[str, Any]) -> dict[str, Any]:
+    body = (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    digest = Digest.of(body)
+    blobs.put([body], digest=digest, size=len(body))
+    return {"path": path, "size": len(body), "digest": str(digest)}

@@ -44,7 +44,7 @@ def render_template(source: str, tokenizer: dict[str, Any]) -> str:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False)
+    environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda _format: "2024-01-01"
     tokens = {name: _token(tokenizer.get(name)) for name in SPECIAL}
@@ -69,6 +69,10 @@ def render_template(source: str, tokenizer: dict[str, Any]) -> str:
             "rejected", f"The chat template cannot be rendered: {type(error).__name__}: {str(error)[:200]}."
         ) from error
     return "".join(pieces)
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 def _token(value: Any) -> str:

@@ -18,7 +18,7 @@ class Token(SQLModel, table=True):
     name: str = Field(max_length=128, unique=True)
     hash: str = Field(max_length=64, unique=True)
     role: str = Field(max_length=16)
-    namespace: str | None = Field(None, max_length=96)
+    namespace: str | None = Field(default=None, max_length=96)
     created_at: int = moment()
     revoked_at: int | None = moment(nullable=True)
 
@@ -32,7 +32,7 @@ class IdempotencyRecord(SQLModel, table=True):
     key: str = Field(primary_key=True, max_length=128)
     request: str = Field(max_length=64)
     status: int = 0
-    body: str = Field("", sa_type=Text)
+    body: str = Field(default="", sa_type=Text)
     created_at: int = moment(index=True)
 
 
@@ -48,4 +48,4 @@ class AuditEvent(SQLModel, table=True):
     actor: str = Field(max_length=128)
     namespace: str = Field(max_length=96)
     subject: str = Field(max_length=256)
-    facts: str = Field("{}", sa_type=Text)
+    facts: str = Field(default="{}", sa_type=Text)

@@ -16,7 +16,7 @@ class BaseFingerprintRow(SQLModel, table=True):
     version_id: int = foreign("version.id", primary_key=True)
     digest: str = Field(max_length=71)
     body: bytes = Field(sa_type=LargeBinary)
-    rendered_template: str | None = Field(None, max_length=71)
+    rendered_template: str | None = Field(default=None, max_length=71)
     """Digest of the chat template rendered on a fixed conversation; None until a worker has rendered it."""
 
 

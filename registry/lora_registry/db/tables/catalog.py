@@ -58,15 +58,15 @@ class Version(SQLModel, table=True):
     size: int = moment()
     """Bytes of all files together."""
     base_version_id: int | None = foreign("version.id", nullable=True, index=True)
-    recipe_digest: str | None = Field(None, max_length=71, foreign_key="recipe.digest")
+    recipe_digest: str | None = Field(default=None, max_length=71, foreign_key="recipe.digest")
     weights_absent: bool = False
-    facts: str | None = Field(None, sa_type=Text)
+    facts: str | None = Field(default=None, sa_type=Text)
     """What the check found out, as JSON."""
-    meta: str = Field("{}", sa_type=Text)
-    message: str = Field("", sa_type=Text)
+    meta: str = Field(default="{}", sa_type=Text)
+    message: str = Field(default="", sa_type=Text)
     author: str = Field(max_length=128)
     created_at: int = moment()
-    yanked_reason: str | None = Field(None, sa_type=Text)
+    yanked_reason: str | None = Field(default=None, sa_type=Text)
     deleted_at: int | None = moment(nullable=True)
 
 
@@ -123,6 +123,6 @@ class TagMove(SQLModel, table=True):
     generation: int
     from_version_id: int | None = foreign("version.id", nullable=True)
     to_version_id: int | None = foreign("version.id", nullable=True)
-    reason: str = Field("", sa_type=Text)
+    reason: str = Field(default="", sa_type=Text)
     author: str = Field(max_length=128)
     at: int = moment()

@@ -26,10 +26,10 @@ class JobRow(SQLModel, table=True):
     id: str = Field(primary_key=True, max_length=160)
     kind: str = Field(max_length=32)
     namespace: str = Field(max_length=96, index=True)
-    title: str = Field("", sa_type=Text)
+    title: str = Field(default="", sa_type=Text)
     author: str = Field(max_length=128)
     created_at: int = moment(index=True)
-    recipe_digest: str | None = Field(None, max_length=71, foreign_key="recipe.digest")
+    recipe_digest: str | None = Field(default=None, max_length=71, foreign_key="recipe.digest")
     subject_version_id: int | None = foreign("version.id", nullable=True, index=True)
     result_version_id: int | None = foreign("version.id", nullable=True)
 
