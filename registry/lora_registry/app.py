@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from litestar import Litestar, Response, Router, get
@@ -22,6 +24,7 @@ from lora_registry.http import problems
 from lora_registry.operations.routes import router as operations
 from lora_registry.push.routes import router as push
 
+THREADS = 24
 MAX_BODY = 64 * 1024 * 1024
 """Bytes of a JSON body; blobs are streamed and bound by what their session announced."""
 
@@ -48,6 +51,8 @@ def create_app(ctx: Context) -> Litestar:
 
     @asynccontextmanager
     async def lifespan(_app: Litestar) -> AsyncIterator[None]:
+        # The loop's own executor has a thread per core and four: a few slow requests would stop all others.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="request"))
         yield
         ctx.jobs.close()
         ctx.db.engine.dispose()

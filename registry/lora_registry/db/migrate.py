@@ -13,7 +13,6 @@ from sqlalchemy import Engine
 from sqlmodel import SQLModel
 
 import lora_registry.db.tables  # noqa: F401  fills the metadata
-
 from alembic import command
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from itertools import islice
 
 from sqlmodel import Session
@@ -15,12 +14,11 @@ from lora_registry.catalog import store as catalog
 from lora_registry.catalog import views
 from lora_registry.context import Context
 from lora_registry.db.tables import JobRow
-from lora_registry.jobs.port import TERMINAL, JobStatus
+from lora_registry.jobs.port import JobStatus
 from lora_registry.runtime import paging
 from lora_registry.runtime.clock import iso
 from lora_registry.work import store
 
-MAX_WAIT_SECONDS = 30.0
 MAX_RECORDS = 500
 
 
@@ -49,17 +47,12 @@ def list_all(
     )
 
 
-def progress(ctx: Context, principal: Principal, job_id: str, *, offset: int, wait: float) -> JobProgressList:
-    """Records from `offset` on; waits up to `wait` seconds for the first one while the job has not ended."""
+def progress(ctx: Context, principal: Principal, job_id: str, *, offset: int) -> JobProgressList:
+    """The records from `offset` on that there are now."""
     with ctx.db.read() as session:
         _own(session, principal, job_id)
-    deadline = time.monotonic() + min(wait, MAX_WAIT_SECONDS)
-    while True:
-        state = _status(ctx, job_id).state
-        records = list(islice(ctx.jobs.follow(job_id, offset, timeout=0.0), MAX_RECORDS))
-        if records or state in TERMINAL or time.monotonic() >= deadline:
-            break
-        time.sleep(0.1)
+    state = _status(ctx, job_id).state  # before the records: those of an ended job are then complete
+    records = list(islice(ctx.jobs.follow(job_id, offset, timeout=0.0), MAX_RECORDS))
     return JobProgressList(
         state=state,
         items=[

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated, Any, Final
 
+import anyio
+import anyio.to_thread
 from litestar import Request, Response, Router
+from litestar import get as async_get
 from litestar.params import QueryParameter
 
 from lora_reg.spec.wire import EventList, JobList, JobProgressList, JobView, MergeRequest, ReportList
@@ -15,10 +19,12 @@ from lora_registry.events import audit
 from lora_registry.http.answers import reply
 from lora_registry.http.handlers import FromPath, IdempotencyKey, JSONBody, Limit, Text, Wait, get, post
 from lora_registry.http.idempotency import once
-from lora_registry.jobs.port import State
+from lora_registry.http.problems import RESPONSES
+from lora_registry.jobs.port import TERMINAL, State
 from lora_registry.operations import jobs, merge, reports
 
 R = Request[Any, Any, Any]
+POLL_SECONDS: Final = 0.2
 Offset = Annotated[int, QueryParameter(ge=0, le=2**31 - 1, description="Records from this one on.")]
 
 
@@ -65,11 +71,21 @@ def show_job(request: R, ctx: Context, principal: Principal, job_id: FromPath[st
     return reply(request, jobs.show(ctx, principal, job_id))
 
 
-@get("/jobs/{job_id:str}/progress", summary="Follow a job: answers as soon as there is something new")
-def follow_job(
+@async_get(
+    "/jobs/{job_id:str}/progress",
+    responses=RESPONSES,
+    summary="Follow a job: answers as soon as there is something new",
+)
+async def follow_job(
     request: R, ctx: Context, principal: Principal, job_id: FromPath[str], offset: Offset = 0, wait: Wait = 0.0
 ) -> Response[JobProgressList]:
-    return reply(request, jobs.progress(ctx, principal, job_id, offset=offset, wait=wait))
+    deadline = anyio.current_time() + wait
+    while True:
+        # Between looks the request holds no thread: a hundred followers must not stop the service.
+        found = await anyio.to_thread.run_sync(partial(jobs.progress, ctx, principal, job_id, offset=offset))
+        if found.items or found.state in TERMINAL or anyio.current_time() >= deadline:
+            return reply(request, found)
+        await anyio.sleep(POLL_SECONDS)
 
 
 @post("/jobs/{job_id:str}/cancel", summary="Cancel a job", status_code=200)
