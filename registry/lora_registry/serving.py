@@ -25,7 +25,8 @@ from lora_registry.db import migrate as schema
 from lora_registry.db.engine import make_engine
 from lora_registry.jobs import engine as jobs
 from lora_registry.settings import Settings, environment, load
-from lora_registry.wiring import open_blobs, open_context
+from lora_registry.storage import open_blobs
+from lora_registry.wiring import open_context
 
 log = logging.getLogger(__name__)
 

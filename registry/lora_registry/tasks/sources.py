@@ -8,7 +8,7 @@ from typing import Any
 from lora_reg.spec.digest import Digest
 from lora_registry.blobs.protocols import BlobStore
 from lora_registry.settings import load
-from lora_registry.wiring import open_blobs
+from lora_registry.storage import open_blobs
 
 Files = Mapping[str, Any]
 """path -> [digest, size]: JSON, as a job's step returns it."""

@@ -1,0 +1,22 @@
+"""From settings to the blob store. Apart from `wiring`, so that a job's child process need not load a database."""
+
+from __future__ import annotations
+
+from lora_registry.blobs.open import open_store
+from lora_registry.blobs.protocols import BlobStore
+from lora_registry.blobs.s3_settings import S3Settings
+from lora_registry.settings import Settings
+
+
+def open_blobs(settings: Settings) -> BlobStore:
+    return open_store(
+        settings.storage_url,
+        settings.data.resolve(),
+        S3Settings(
+            endpoint_url=settings.s3_endpoint_url,
+            region=settings.s3_region,
+            path_style=settings.s3_path_style,
+            checksums=settings.s3_checksum,  # type: ignore[arg-type]  # checked by Settings
+            verify=settings.s3_ca_bundle or True,
+        ),
+    )
