@@ -56,6 +56,26 @@ class Regex:
             states = found
         return self._start in states
 
+    def backtracking(self, text: str, limit: int) -> bool:
+        """Whether a backtracking engine could need more than `limit` steps on a text: the nodes of its whole search
+        tree are counted, without searching it. Assertions count as if they held; an empty round of a loop ends it, as
+        it does in engines."""
+        forward: list[list[int]] = [[] for _ in self._steps]
+        for target, sources in enumerate(self._sources):
+            for source, condition in sources:
+                forward[source].append(target)
+                if isinstance(condition, tuple):
+                    forward[source].append(condition[0])
+        moves = [(state, step) for state, step in enumerate(self._steps) if step is not None]
+        entered: dict[int, int] = {}  # state entered by a character -> nodes below it
+        for position in range(len(text), -1, -1):
+            taken = {s: entered[step[1]] for s, step in moves if step[1] in entered and step[0].accepts(text[position])}
+            if position == 0:
+                return _nodes(self._start, forward, taken, limit) > limit
+            before = {step[1] for _, step in moves if step[0].accepts(text[position - 1])}
+            entered = {state: _nodes(state, forward, taken, limit) for state in before}
+        return False
+
     def _before(self, after: frozenset[int], here: str, boundary: bool, first: bool, last: bool) -> frozenset[int]:
         """The states from which the rest matches, one character before `after`."""
         self._work += len(self._steps)
@@ -153,3 +173,20 @@ class Regex:
             self._build(part, entry, end, group)
             self._empty(end, target)
             source = end
+
+
+def _nodes(root: int, forward: list[list[int]], taken: dict[int, int], limit: int) -> int:
+    """Nodes of the search tree below a state, where `taken` are the nodes behind each character step from here."""
+    counts: dict[int, int] = {}
+    open_states: set[int] = set()
+    stack = [(root, False)]
+    while stack:
+        state, done = stack.pop()
+        if done:
+            total = 1 + taken.get(state, 0) + sum(counts.get(target, 0) for target in forward[state])
+            counts[state] = min(total, limit + 1)
+        elif state not in open_states:
+            open_states.add(state)
+            stack.append((state, True))
+            stack.extend((target, False) for target in forward[state] if target not in open_states)
+    return counts[root]

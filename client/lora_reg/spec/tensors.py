@@ -39,7 +39,8 @@ DTYPE_BYTES: Final[dict[str, int]] = {
     "I64": 8,
     "F64": 8,
 }
-FLOAT_DTYPES: Final = frozenset({"F64", "F32", "F16", "BF16"})
+ADAPTER_DTYPES: Final = frozenset({"F32", "F16", "BF16"})
+"""What an adapter's values may be. No trainer saves float64, and no loader keeps it."""
 _LENGTH: Final = struct.Struct("<Q")
 
 

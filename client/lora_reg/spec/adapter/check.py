@@ -15,6 +15,7 @@ from lora_reg.spec.adapter.coverage import check_coverage
 from lora_reg.spec.adapter.facts import AdapterFacts, gather
 from lora_reg.spec.adapter.files import AdapterFile, ReadFile, check_files, paths
 from lora_reg.spec.adapter.numbers import ReadBase, check_values
+from lora_reg.spec.adapter.patterns import hangs
 from lora_reg.spec.adapter.report import CONFIG, WEIGHTS, Report
 from lora_reg.spec.adapter.structure import build
 from lora_reg.spec.adapter.types import TYPES
@@ -86,6 +87,17 @@ def _check_together(
 ) -> AdapterFacts | None:
     modules = modules_of(base)
     try:
+        hang = hangs(config, modules.modules)
+        if hang is not None:
+            report.add(
+                "pattern-refused",
+                f"{CONFIG} has in {hang[0]} the pattern {hang[1][:80]!r}, on which PEFT would hang for ages.",
+                file=CONFIG,
+                where=hang[0],
+                found=hang[1][:200],
+                expected="a pattern without nested repeats",
+                way_out="List the modules by name instead of by a pattern.",
+            )
         structure = build(config, header, base, modules, report)
         check_coverage(config, structure, modules, report)
         check_values(config, header, structure, read, read_base, report)

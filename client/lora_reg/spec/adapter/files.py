@@ -49,7 +49,6 @@ _MAGIC: Final[tuple[tuple[int, bytes, str], ...]] = (
     (0, b"Rar!", "a rar archive"),
     (257, b"ustar", "a tar archive"),
     (0, b"\x7fELF", "a program"),
-    (0, b"MZ", "a program"),
     (0, b"\xcf\xfa\xed\xfe", "a program"),
     (0, b"\xca\xfe\xba\xbe", "a program"),
     (0, b"#!", "a script"),
@@ -100,6 +99,8 @@ def sniff(head: bytes, *, weights: bool = False) -> str | None:
     for offset, magic, kind in _MAGIC:
         if head[offset : offset + len(magic)] == magic:
             return kind
+    if head[:2] == b"MZ" and b"\0" in head:
+        return "a program"
     if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05" and len(head) > 2:
         return "a pickle"
     if not weights and _looks_like_text_pickle(head):

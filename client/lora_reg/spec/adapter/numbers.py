@@ -55,12 +55,11 @@ def check_values(
 def _scan(tensor: TensorEntry, read: ReadFile, report: Report) -> Stats:
     stats = Stats()
     size = DTYPE_BYTES[tensor.dtype]
-    told = False
     for offset in range(0, tensor.nbytes, CHUNK):
         chunk = read(WEIGHTS, tensor.file_start + offset, min(CHUNK, tensor.nbytes - offset))
         index = values.first_nonfinite(chunk, tensor.dtype)
-        if index is not None and not told:
-            told = True
+        if index is not None and stats.bound != float("inf"):
+            stats.bound = float("inf")
             place = offset // size + index
             report.add(
                 "nonfinite-value",

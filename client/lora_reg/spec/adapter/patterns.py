@@ -7,12 +7,16 @@ Rules as peft 0.21.2 has them (`check_target_module_exists`, `get_pattern_key`);
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from itertools import groupby
 
 from lora_reg.spec.adapter.config import AdapterConfig
 from lora_reg.spec.regex import Regex
 
 ALL_LINEAR = "all-linear"
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
+_MAX_STEPS = 5_000_000
+_PROBE = 40
+_MAX_PATHS = 64
 
 
 def pattern_key(keys: Iterable[str]) -> Callable[[str], str | None]:
@@ -29,7 +33,7 @@ def targets(config: AdapterConfig) -> Callable[[str], bool]:
     """A function that tells whether the config targets a module path. "all-linear" is not decided here: it gives
     True for every path that is not excluded, and the caller leaves out what is not linear."""
     excluded = _named(config.exclude_modules)
-    saved = [Regex(rf"(^|.*\.){name}($|\..*)", prefix=True) for name in config.modules_to_save]
+    saved = [_saved_rule(name) for name in config.modules_to_save]
     target = config.target_modules
     if isinstance(target, str):
         everything = target.lower() == ALL_LINEAR
@@ -46,7 +50,7 @@ def targets(config: AdapterConfig) -> Callable[[str], bool]:
             return path in exact or (named(path) and layers(path))
 
     def targeted(path: str) -> bool:
-        return not excluded(path) and not any(rule.matches(path) for rule in saved) and chosen(path)
+        return not excluded(path) and not any(rule(path) for rule in saved) and chosen(path)
 
     return targeted
 
@@ -77,10 +81,84 @@ def _named(names: Collection[str] | str | None) -> Callable[[str], bool]:
     return ends
 
 
+def hangs(config: AdapterConfig, paths: Iterable[str]) -> tuple[str, str] | None:
+    """The first (key, pattern) of a config that could hang `re`, to which PEFT and others give it; None: none could.
+
+    Looked for on one path of each form (numbers aside) and on texts of repeated characters of the pattern itself.
+    """
+    forms = {"".join("0" if character.isdecimal() else character for character in path): path for path in paths}
+    samples = sorted(forms.values(), key=len)[-_MAX_PATHS:]
+    for key, text, pattern in _expressions(config):
+        probes = [(piece * _PROBE)[:_PROBE] + "!" for piece in ("a", "0", "a.0", *_pieces(text))]
+        regex = Regex(pattern)
+        if any(regex.backtracking(sample, _MAX_STEPS) for sample in (*probes, *samples)):
+            return key, text
+    return None
+
+
+def _pieces(text: str) -> list[str]:
+    """The words of a pattern and their letters, a few of each: what its repeats are likely to repeat."""
+    words = sorted({"".join(run) for plain, run in groupby(text, _PLAIN.__contains__) if plain}, key=len)
+    return words[:12] + sorted({character for word in words for character in word})[:12]
+
+
+def _expressions(config: AdapterConfig) -> Iterable[tuple[str, str, str]]:
+    """(key, text in the config, expression that PEFT makes of it) of all that is more than a plain name."""
+    for key, value in (
+        ("target_modules", config.target_modules),
+        ("exclude_modules", config.exclude_modules),
+        ("feedforward_modules", config.feedforward_modules),
+    ):
+        if isinstance(value, str) and value.lower() != ALL_LINEAR:
+            yield key, value, value
+    for key, names in (("rank_pattern", config.rank_pattern), ("alpha_pattern", config.alpha_pattern)):
+        if config.peft_type != "ADALORA":
+            yield from ((key, name, rf"(.*\.)?({name})$") for name in names if _literal(name) is None)
+    for name in config.layers_pattern or ():
+        if _literal(name) is None:
+            yield "layers_pattern", name, rf"(?:^|.*?\.){name}"
+    for name in config.modules_to_save:
+        if _literal(name) is None:
+            yield "modules_to_save", name, rf"(^|.*\.){name}($|\..*)"
+
+
+def _literal(text: str) -> list[str] | None:
+    """The characters of an expression without operators ("" for a dot, which is any character); None for others."""
+    characters: list[str] = []
+    position = 0
+    while position < len(text):
+        character = text[position]
+        if text.startswith("\\.", position):
+            character, position = ".", position + 1
+            characters.append(character)
+        elif character == ".":
+            characters.append("")
+        elif character in _PLAIN:
+            characters.append(character)
+        else:
+            return None
+        position += 1
+    return characters or None
+
+
 def _key_rule(key: str) -> Callable[[str], bool]:
-    if key and all(character in _PLAIN for character in key):
-        return lambda path: path == key or path.endswith(f".{key}")
-    return Regex(rf"(.*\.)?({key})$", prefix=True).matches
+    characters = _literal(key)
+    if characters is None:
+        return Regex(rf"(.*\.)?({key})$", prefix=True).matches
+
+    def ends(path: str) -> bool:
+        start = len(path) - len(characters)
+        if start < 0 or (start > 0 and path[start - 1] != "."):
+            return False
+        return all(not known or known == path[start + place] for place, known in enumerate(characters))
+
+    return ends
+
+
+def _saved_rule(name: str) -> Callable[[str], bool]:
+    if not name or any(character not in _PLAIN for character in name):
+        return Regex(rf"(^|.*\.){name}($|\..*)", prefix=True).matches
+    return lambda path: f".{name}." in f".{path}."
 
 
 def _layers(config: AdapterConfig) -> Callable[[str], bool]:

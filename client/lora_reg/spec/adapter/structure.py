@@ -18,8 +18,8 @@ from lora_reg.spec.adapter.scaling import scales
 from lora_reg.spec.adapter.shapes import shape_fault
 from lora_reg.spec.adapter.types import TYPES, AdapterType, Slot
 from lora_reg.spec.base import BaseFingerprint, BaseTensor
-from lora_reg.spec.modules import BaseModule, BaseModules, input_embedding, is_embedding_name, is_output_name
-from lora_reg.spec.tensors import FLOAT_DTYPES, Header, TensorEntry
+from lora_reg.spec.modules import BaseModule, BaseModules, is_embedding_name, is_output_name
+from lora_reg.spec.tensors import ADAPTER_DTYPES, Header, TensorEntry
 
 _HEADS: Final = {
     "SEQ_CLS": ("score", "classifier"),
@@ -41,7 +41,8 @@ class Structure(msgspec.Struct):
     """Every accepted tensor by what it is.
 
     groups: by (module path, nesting). saved: full tensors of modules_to_save. copies: tensors that must equal the
-    named base tensor bit by bit. biases: trained biases that replace the base's. tokens: rows that replace rows.
+    named base tensor bit by bit. biases: trained biases that replace the base's. tokens: rows that replace rows, of the
+    embeddings in token_modules.
     """
 
     groups: dict[tuple[str, int], Group] = {}
@@ -49,6 +50,7 @@ class Structure(msgspec.Struct):
     copies: list[tuple[TensorEntry, BaseTensor]] = []
     biases: list[TensorEntry] = []
     tokens: list[TensorEntry] = []
+    token_modules: list[str] = []
     globals_: list[TensorEntry] = []
 
 
@@ -218,6 +220,7 @@ def _place_tokens(
     report: Report,
 ) -> None:
     structure.tokens.append(tensor)
+    structure.token_modules.append(path)
     if not _check_dtype(tensor, report):
         return
     tokens = config.trainable_tokens
@@ -323,14 +326,14 @@ def _check_experts(group: Group, module: BaseModule, report: Report) -> None:
 
 
 def _check_dtype(tensor: TensorEntry, report: Report, *, integer: bool = False) -> bool:
-    if tensor.dtype in FLOAT_DTYPES or (integer and tensor.dtype in ("I32", "I64", "I16", "U8")):
+    if tensor.dtype in ADAPTER_DTYPES or (integer and tensor.dtype in ("I32", "I64", "I16", "U8")):
         return True
     report.add(
         "dtype-refused",
-        f"The tensor {tensor.name} has the dtype {tensor.dtype}, expected one of {', '.join(sorted(FLOAT_DTYPES))}.",
+        f"The tensor {tensor.name} has the dtype {tensor.dtype}, expected one of {', '.join(sorted(ADAPTER_DTYPES))}.",
         where=tensor.name,
         found=tensor.dtype,
-        expected=", ".join(sorted(FLOAT_DTYPES)),
+        expected=", ".join(sorted(ADAPTER_DTYPES)),
         way_out="Save the adapter in float32, bfloat16 or float16.",
     )
     return False
@@ -344,9 +347,3 @@ def _shape(report: Report, tensor: TensorEntry, expected: str) -> None:
         found=str(list(tensor.shape)),
         expected=expected,
     )
-
-
-def token_module(path: str, modules: BaseModules) -> bool:
-    """Whether a path is the input embedding."""
-    embedding = input_embedding(modules.modules)
-    return embedding is not None and modules.resolve(path) == embedding
