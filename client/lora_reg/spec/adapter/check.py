@@ -15,14 +15,16 @@ from lora_reg.spec.adapter.coverage import check_coverage
 from lora_reg.spec.adapter.facts import AdapterFacts, gather
 from lora_reg.spec.adapter.files import AdapterFile, ReadFile, check_files, paths
 from lora_reg.spec.adapter.numbers import ReadBase, check_values
-from lora_reg.spec.adapter.patterns import hangs
+from lora_reg.spec.adapter.patterns import hangs, targets
 from lora_reg.spec.adapter.report import CONFIG, WEIGHTS, Report
+from lora_reg.spec.adapter.scaling import scales
 from lora_reg.spec.adapter.structure import build
 from lora_reg.spec.adapter.types import TYPES
 from lora_reg.spec.base import BaseFingerprint
 from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.findings import Finding
 from lora_reg.spec.modules import modules_of
+from lora_reg.spec.regex import Budget
 from lora_reg.spec.tensors import Header, header_length, parse_header
 
 __all__ = ["AdapterFacts", "AdapterFile", "CheckResult", "ReadBase", "ReadFile", "check_adapter"]
@@ -86,8 +88,9 @@ def _check_together(
     report: Report,
 ) -> AdapterFacts | None:
     modules = modules_of(base)
+    budget = Budget()
     try:
-        hang = hangs(config, modules.modules)
+        hang = hangs(config, modules.modules, budget)
         if hang is not None:
             report.add(
                 "pattern-refused",
@@ -98,10 +101,11 @@ def _check_together(
                 expected="a pattern without nested repeats",
                 way_out="List the modules by name instead of by a pattern.",
             )
-        structure = build(config, header, base, modules, report)
-        check_coverage(config, structure, modules, report)
-        check_values(config, header, structure, read, read_base, report)
-        return gather(config, header, structure)
+        scale = scales(config, budget)
+        structure = build(config, header, base, modules, scale, report)
+        check_coverage(config, structure, modules, targets(config, budget), report)
+        check_values(config, header, structure, scale, read, read_base, report)
+        return gather(config, header, structure, scale)
     except RegistryError as error:
         if error.code != "rejected":
             raise

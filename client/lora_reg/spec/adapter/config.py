@@ -26,9 +26,16 @@ MAX_ALPHA: Final = 3.4e38
 _RANK_OPTIONAL: Final = frozenset({"OFT", "SUPERTUNING", "ADAMSS"})
 _ALPHA_KEYS: Final = ("lora_alpha", "alpha", "randlora_alpha", "psoft_alpha", "shadow_alpha", "delora_lambda", "scaling")
 _BOOLS: Final = (
-    "inference_mode use_rslora use_dora lora_bias fan_in_fan_out use_qalora rank_dropout_scale ensure_weight_tying "
-    "decompose_both use_effective_conv2d decompose_factor_only"
-).split()
+    "inference_mode",
+    "use_rslora",
+    "use_dora",
+    "lora_bias",
+    "fan_in_fan_out",
+    "use_qalora",
+    "ensure_weight_tying",
+    "decompose_both",
+    "use_effective_conv2d",
+)
 _CODE_KEYS: Final = frozenset({"auto_map", "_attn_implementation_internal", "custom_pipelines", "library_import_path"})
 
 
@@ -268,4 +275,4 @@ def _number(key: str, value: Any, *, low: float, high: float) -> float:
 def _kind(value: Any) -> str:
     if value is None or isinstance(value, bool | int | float):
         return str(value)[:40]
-    return {str: "a string", list: "a list", dict: "an object"}.get(type(value), "something else")
+    return "a string" if isinstance(value, str) else "a list" if isinstance(value, list) else "an object"

@@ -5,19 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lora_reg.spec.adapter.config import AdapterConfig
-from lora_reg.spec.adapter.patterns import ALL_LINEAR, targets
+from lora_reg.spec.adapter.patterns import ALL_LINEAR
 from lora_reg.spec.adapter.report import CONFIG, Report
 from lora_reg.spec.adapter.structure import Structure
 from lora_reg.spec.adapter.types import TYPES
 from lora_reg.spec.modules import BaseModule, BaseModules, is_output_name
 
 
-def check_coverage(config: AdapterConfig, structure: Structure, modules: BaseModules, report: Report) -> None:
+def check_coverage(
+    config: AdapterConfig,
+    structure: Structure,
+    modules: BaseModules,
+    targeted: Callable[[str], bool],
+    report: Report,
+) -> None:
     """Modules in the file that are not targeted, targeted ones that are not in the file, targets that mean nothing."""
     kind = TYPES[config.peft_type]
     if not kind.targeted or not (config.target_modules or config.target_parameters):
         return
-    targeted = targets(config)
     everything = isinstance(config.target_modules, str) and config.target_modules.lower() == ALL_LINEAR
     owners = {name.rpartition(".")[0] for name in config.target_parameters}
     held = {resolved.path for path in structure.token_modules if (resolved := modules.resolve(path)) is not None}

@@ -16,20 +16,44 @@ ReadFile = Callable[[str, int, int], bytes]
 """read(path, offset, length) -> exactly that many bytes of the file."""
 
 TOKENIZER_FILES: Final = frozenset(
-    "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json vocab.txt merges.txt "
-    "tokenizer.model spiece.model sentencepiece.bpe.model chat_template.jinja chat_template.json".split()
+    {
+        "added_tokens.json",
+        "chat_template.jinja",
+        "chat_template.json",
+        "merges.txt",
+        "sentencepiece.bpe.model",
+        "special_tokens_map.json",
+        "spiece.model",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "vocab.json",
+        "vocab.txt",
+    }
 )
-_ADAPTER_FILES: Final = (
-    frozenset({CONFIG, WEIGHTS, "trainer_state.json", "training_args.json", "train_results.json", "all_results.json"})
-    | frozenset({"eval_results.json", "generation_config.json", "processor_config.json", "preprocessor_config.json"})
-    | TOKENIZER_FILES
-)
-_BASE_FILES: Final = (
-    frozenset({"config.json", "generation_config.json", "model.safetensors.index.json", "quantize_config.json"})
-    | frozenset({"quantization_config.json", "processor_config.json", "preprocessor_config.json"})
-    | frozenset({"video_preprocessor_config.json", "generation_config_for_text.json", "configuration.json"})
-    | TOKENIZER_FILES
-)
+_ADAPTER_FILES: Final = TOKENIZER_FILES | {
+    CONFIG,
+    WEIGHTS,
+    "all_results.json",
+    "eval_results.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "train_results.json",
+    "trainer_state.json",
+    "training_args.json",
+}
+_BASE_FILES: Final = TOKENIZER_FILES | {
+    "config.json",
+    "configuration.json",
+    "generation_config.json",
+    "model.safetensors.index.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "quantization_config.json",
+    "quantize_config.json",
+    "video_preprocessor_config.json",
+}
 _DOC_SUFFIXES: Final = (".md", ".txt", ".rst")
 _DOC_NAMES: Final = ("license", "licence", "notice", "readme", "use_policy", "copying", "authors")
 _CODE_SUFFIXES: Final = (".py", ".pyc", ".so", ".dll", ".sh", ".bat", ".exe", ".js", ".ipynb")

@@ -14,8 +14,9 @@ from lora_reg.spec.adapter import lora
 from lora_reg.spec.adapter.config import AdapterConfig
 from lora_reg.spec.adapter.names import PREFIX, ancestors, global_name, leaf_of, split_suffix
 from lora_reg.spec.adapter.report import CONFIG, Report
-from lora_reg.spec.adapter.scaling import scales
+from lora_reg.spec.adapter.scaling import Scales
 from lora_reg.spec.adapter.shapes import shape_fault
+from lora_reg.spec.adapter.sizes import size_fault
 from lora_reg.spec.adapter.types import TYPES, AdapterType, Slot
 from lora_reg.spec.base import BaseFingerprint, BaseTensor
 from lora_reg.spec.modules import BaseModule, BaseModules, is_embedding_name, is_output_name
@@ -26,6 +27,10 @@ _HEADS: Final = {
     "TOKEN_CLS": ("score", "classifier"),
     "QUESTION_ANS": ("qa_outputs",),
 }
+
+
+_WAY_OUT_RANK: Final = f"Push the {CONFIG} that was saved with these weights: it says another rank."
+_WAY_OUT_SHAPE: Final = "Check that this adapter was trained on this base, and push the config saved with it."
 
 
 class Group(msgspec.Struct):
@@ -54,13 +59,19 @@ class Structure(msgspec.Struct):
     globals_: list[TensorEntry] = []
 
 
-def build(config: AdapterConfig, header: Header, base: BaseFingerprint, modules: BaseModules, report: Report) -> Structure:
+def build(
+    config: AdapterConfig,
+    header: Header,
+    base: BaseFingerprint,
+    modules: BaseModules,
+    scale: Scales,
+    report: Report,
+) -> Structure:
     """Place every tensor, then check each module's tensors together. Faults go to the report."""
     kind = TYPES[config.peft_type]
     structure = Structure()
     for tensor in header.tensors:
         _place(tensor, config, kind, base, modules, structure, report)
-    scale = scales(config)
     for group in structure.groups.values():
         if group.module is not None:
             _check_group(group, config, kind, base, scale(group.path).r, report)
@@ -287,19 +298,24 @@ def _check_group(
             continue
         if not _check_dtype(tensor, report, integer=slot.integer) or not slot.shapes:
             continue
-        fault = shape_fault(tensor.shape, slot.shapes, module, rank, bound)
-        if fault is not None:
-            code = "rank-mismatch" if fault.rank_only else "shape-mismatch"
+        wrong = shape_fault(tensor.shape, slot.shapes, module, rank, bound)
+        if wrong is not None:
             report.add(
-                code,
-                f"The tensor {tensor.name} has the shape {list(tensor.shape)}, expected {fault.expected}"
-                + (f" for rank {rank} of {CONFIG}." if fault.rank_only else " by the base's module and the config."),
+                "rank-mismatch" if wrong.rank_only else "shape-mismatch",
+                f"The tensor {tensor.name} has the shape {list(tensor.shape)}, expected {wrong.expected}"
+                + (f" for rank {rank} of {CONFIG}." if wrong.rank_only else " by the base's module and the config."),
                 where=tensor.name,
                 found=str(list(tensor.shape)),
-                expected=fault.expected,
+                expected=wrong.expected,
+                way_out=_WAY_OUT_RANK if wrong.rank_only else _WAY_OUT_SHAPE,
             )
     if module_kind == "experts" and config.peft_type == "LORA":
         _check_experts(group, module, report)
+    fault = size_fault(
+        config.peft_type, {suffix: tensor.shape for suffix, tensor in group.tensors.items()}, module, config.raw
+    )
+    if fault is not None:
+        report.add("shape-mismatch", f"The tensors of {group.path} do not fit it: {fault}.", where=group.path, found=fault)
 
 
 def _check_halves(group: Group, slots: tuple[Slot, ...], config: AdapterConfig, report: Report) -> None:
