@@ -1,8 +1,9 @@
 """Regular expressions of untrusted configs, matched in time linear in the text: nothing here can hang.
 
 The subset that adapter configs use, with the meaning that Python's `re` gives it (version 3.11, no flags): literals,
-`.`, classes, `\\d \\w \\s` and their negations, `\\b \\B ^ $ \\A \\Z`, groups, alternation, greedy and lazy repeats, lookahead.
-What only a backtracking engine can do (back references, lookbehind, atomic groups, flags) is refused by name.
+`.`, classes, `\\d \\w \\s` and their negations, `\\b \\B ^ $ \\A \\Z`, groups, alternation, greedy and lazy repeats,
+lookahead. What only a backtracking engine can do (back references, lookbehind, atomic groups, flags) is refused by
+name.
 
 The pattern becomes an automaton of states; the text is read backwards and, at each position, the set of states is
 kept from which the rest matches. Going backwards makes a lookahead a plain question: is its first state in the set?

@@ -57,7 +57,19 @@ _BASE_FILES: Final = TOKENIZER_FILES | {
 _DOC_SUFFIXES: Final = (".md", ".txt", ".rst")
 _DOC_NAMES: Final = ("license", "licence", "notice", "readme", "use_policy", "copying", "authors")
 _CODE_SUFFIXES: Final = (".py", ".pyc", ".so", ".dll", ".sh", ".bat", ".exe", ".js", ".ipynb")
-_PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".npz", ".h5", ".msgpack", ".joblib")
+_PICKLE_SUFFIXES: Final = (
+    ".bin",
+    ".pt",
+    ".pth",
+    ".pkl",
+    ".pickle",
+    ".ckpt",
+    ".npy",
+    ".npz",
+    ".h5",
+    ".msgpack",
+    ".joblib",
+)
 _ARCHIVE_SUFFIXES: Final = (".tar", ".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".whl")
 _MAX_SIDE_JSON: Final = 64 * 1024 * 1024
 _SNIFF: Final = 512
@@ -98,7 +110,9 @@ def check_files(files: Sequence[AdapterFile], read: ReadFile, report: Report, *,
     for file in files:
         folded = file.path.casefold()
         if folded in seen:
-            report.add("duplicate-path", f"{file.path} and {seen[folded]} are one name on some systems.", file=file.path)
+            report.add(
+                "duplicate-path", f"{file.path} and {seen[folded]} are one name on some systems.", file=file.path
+            )
         seen[folded] = file.path
         if _path_is_bad(file.path, report) or not _allowed(file.path, report, base=base):
             continue
@@ -171,14 +185,18 @@ def _allowed(path: str, report: Report, *, base: bool) -> bool:
         "file-not-allowed",
         f"{path} is not among the files that belong to {what.lower()}.",
         file=path,
-        way_out="Leave it out; " + ("a base" if base else "an adapter") + " is its config, weights, tokenizer and texts.",
+        way_out="Leave it out; "
+        + ("a base" if base else "an adapter")
+        + " is its config, weights, tokenizer and texts.",
     )
     return False
 
 
 def _check_json(file: AdapterFile, read: ReadFile, report: Report) -> None:
     if file.size > _MAX_SIDE_JSON:
-        report.add("file-too-large", f"{file.path} has {file.size} bytes, expected at most {_MAX_SIDE_JSON}.", file=file.path)
+        report.add(
+            "file-too-large", f"{file.path} has {file.size} bytes, expected at most {_MAX_SIDE_JSON}.", file=file.path
+        )
         return
     try:
         document = canonical.loads_strict(read(file.path, 0, file.size), what=file.path, max_bytes=_MAX_SIDE_JSON)

@@ -202,16 +202,18 @@ def _check_copy(
         for first in range(0, tensor.elements, CHUNK // item):
             count = min(CHUNK // item, tensor.elements - first)
             own = read(WEIGHTS, tensor.file_start + first * item, count * item)
-            if own != values.widen(read_base(parameter, first * base_item, count * base_item), parameter.dtype, tensor.dtype):
+            if own != values.widen(
+                read_base(parameter, first * base_item, count * base_item), parameter.dtype, tensor.dtype
+            ):
                 why = "differs from it"
                 break
     if why is not None:
         report.add(
             "overwrites-base",
-            f"The tensor {tensor.name} would be loaded over the base's own {parameter.name}, which is harmless only where "
-            f"both are equal bit by bit; it {why}.",
+            f"The tensor {tensor.name} would be loaded over the base's own {parameter.name}, which is harmless only "
+            f"where both are equal bit by bit; it {why}.",
             where=tensor.name,
             found=why,
             expected=f"the bytes of {parameter.name}",
-            way_out="Save with save_embedding_layers=False; if the module was trained in full, name it in modules_to_save.",
+            way_out="Save with save_embedding_layers=False; a module trained in full belongs in modules_to_save.",
         )

@@ -58,7 +58,7 @@ def targets(config: AdapterConfig, budget: Budget | None = None) -> Callable[[st
 def names_module(names: Collection[str] | str | None, budget: Budget | None = None) -> Callable[[str], bool]:
     """Whether a list of names (equal, or the path's end) or a pattern (full match) means a path; None means none."""
     if not names:
-        return lambda path: False
+        return lambda _: False
     if isinstance(names, str):
         return Regex(names, budget=budget).matches
     known = frozenset(names)
@@ -162,7 +162,7 @@ def _saved_rule(name: str, budget: Budget | None) -> Callable[[str], bool]:
 def _layers(config: AdapterConfig, budget: Budget | None) -> Callable[[str], bool]:
     wanted = config.layers_to_transform
     if wanted is None or wanted == []:
-        return lambda path: True
+        return lambda _: True
     numbers = frozenset(wanted if isinstance(wanted, list) else [wanted])
     patterns = [Regex(rf"(?:^|.*?\.){pattern}", budget=budget) for pattern in config.layers_pattern or ()]
 

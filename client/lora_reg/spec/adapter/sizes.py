@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Any
 
 from lora_reg.spec.modules import BaseModule
 
@@ -12,13 +12,29 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 def size_fault(peft_type: str, shapes: Shapes, module: BaseModule, raw: Mapping[str, Any]) -> str | None:
     """What does not agree with the module, as a clause; None where all agrees or the module's sizes are unknown."""
-    rule = _RULES.get(peft_type)
-    if rule is None or module.out is None or module.in_ is None or module.kind != "linear":
+    out, in_ = module.out, module.in_
+    if out is None or in_ is None or module.kind != "linear":
         return None
-    return rule(shapes, module.out, module.in_, raw)
+    match peft_type:
+        case "LOKR":
+            return _lokr(shapes, out, in_)
+        case "C3A":
+            return _c3a(shapes, out, in_)
+        case "OFT":
+            return _oft(shapes, in_)
+        case "BOFT":
+            return _boft(shapes, in_)
+        case "GRALORA":
+            return _gralora(shapes, out, in_)
+        case "ROAD":
+            return _road(shapes, out)
+        case "VBLORA":
+            return _vblora(shapes, out, in_, raw.get("vector_length", 256))
+        case _:
+            return None
 
 
-def _lokr(shapes: Shapes, out: int, in_: int, raw: Mapping[str, Any]) -> str | None:
+def _lokr(shapes: Shapes, out: int, in_: int) -> str | None:
     first, second = _factor(shapes, "lokr_w1"), _factor(shapes, "lokr_w2")
     if first is None or second is None:
         missing = "lokr_w1" if first is None else "lokr_w2"
@@ -36,14 +52,14 @@ def _factor(shapes: Shapes, name: str) -> tuple[int, int] | None:
     return None
 
 
-def _c3a(shapes: Shapes, out: int, in_: int, raw: Mapping[str, Any]) -> str | None:
+def _c3a(shapes: Shapes, out: int, in_: int) -> str | None:
     kernel = shapes.get("c3a_kernel", ())
     if len(kernel) == 3 and (kernel[0] * kernel[2], kernel[1] * kernel[2]) != (out, in_):
         return f"c3a_kernel covers {kernel[0] * kernel[2]} by {kernel[1] * kernel[2]}, expected {out} by {in_}"
     return None
 
 
-def _oft(shapes: Shapes, out: int, in_: int, raw: Mapping[str, Any]) -> str | None:
+def _oft(shapes: Shapes, in_: int) -> str | None:
     rotation = shapes.get("oft_R.weight")
     if rotation is None or len(rotation) != 2:
         return None
@@ -55,14 +71,14 @@ def _oft(shapes: Shapes, out: int, in_: int, raw: Mapping[str, Any]) -> str | No
     return None
 
 
-def _boft(shapes: Shapes, out: int, in_: int, raw: Mapping[str, Any]) -> str | None:
+def _boft(shapes: Shapes, in_: int) -> str | None:
     rotation = shapes.get("boft_R", ())
     if len(rotation) == 4 and rotation[1] * rotation[2] != in_:
         return f"boft_R has {rotation[1]} blocks of {rotation[2]}, expected together {in_}"
     return None
 
 
-def _gralora(shapes: Shapes, out: int, in_: int, raw: Mapping[str, Any]) -> str | None:
+def _gralora(shapes: Shapes, out: int, in_: int) -> str | None:
     a, b = shapes.get("gralora_A", ()), shapes.get("gralora_B", ())
     if len(a) != 3 or len(b) != 3:
         return "gralora_A or gralora_B is missing"
@@ -71,27 +87,15 @@ def _gralora(shapes: Shapes, out: int, in_: int, raw: Mapping[str, Any]) -> str 
     return None
 
 
-def _road(shapes: Shapes, out: int, in_: int, raw: Mapping[str, Any]) -> str | None:
+def _road(shapes: Shapes, out: int) -> str | None:
     size = shapes.get("road_theta", (0,))
     if len(size) == 1 and size[0] not in (out // 2, out, 2 * out):
         return f"road_theta has {size[0]} values, expected {out // 2}, {out} or {2 * out}"
     return None
 
 
-def _vblora(shapes: Shapes, out: int, in_: int, raw: Mapping[str, Any]) -> str | None:
-    length = raw.get("vector_length", 256)
+def _vblora(shapes: Shapes, out: int, in_: int, length: object) -> str | None:
     a, b = shapes.get("vblora_logits_A", ()), shapes.get("vblora_logits_B", ())
     if type(length) is not int or (a and a[1] * length != in_) or (b and b[0] * length != out):
-        return f"vblora_logits_A {list(a)} and vblora_logits_B {list(b)} do not cover {out} by {in_} with vectors of {length}"
+        return f"logits of the shapes {list(a)} and {list(b)} do not cover {out} by {in_} with vectors of {length}"
     return None
-
-
-_RULES: Final[dict[str, Callable[[Shapes, int, int, Mapping[str, Any]], str | None]]] = {
-    "LOKR": _lokr,
-    "C3A": _c3a,
-    "OFT": _oft,
-    "BOFT": _boft,
-    "GRALORA": _gralora,
-    "ROAD": _road,
-    "VBLORA": _vblora,
-}

@@ -94,8 +94,8 @@ def _place(
     if not tensor.name.startswith(PREFIX):
         report.add(
             "unknown-tensor",
-            f"The tensor {tensor.name} does not begin with {PREFIX!r}, as PEFT writes the tensors of a {config.peft_type} "
-            "adapter; loaders would skip it in silence.",
+            f"The tensor {tensor.name} does not begin with {PREFIX!r}, as PEFT writes the tensors of a "
+            f"{config.peft_type} adapter; loaders would skip it in silence.",
             where=tensor.name,
             expected=f"{PREFIX}<module>.<suffix>",
             way_out="Save the adapter with PEFT's save_pretrained and push that.",
@@ -185,9 +185,7 @@ def _embedding_or_output(name: str) -> bool:
     return is_embedding_name(name) or is_output_name(name)
 
 
-def _check_saved(
-    tensor: TensorEntry, rest: str, config: AdapterConfig, modules: BaseModules, report: Report
-) -> None:
+def _check_saved(tensor: TensorEntry, rest: str, config: AdapterConfig, modules: BaseModules, report: Report) -> None:
     if not _check_dtype(tensor, report):
         return
     path, _, leaf = rest.rpartition(".")
@@ -289,8 +287,8 @@ def _check_group(
         if slot is None:
             report.add(
                 "unknown-tensor",
-                f"The tensor {tensor.name} has the part {suffix}, which this {config.peft_type} adapter's config does not "
-                f"switch on for a {module_kind}.",
+                f"The tensor {tensor.name} has the part {suffix}, which this {config.peft_type} adapter's config does "
+                f"not switch on for a {module_kind}.",
                 where=tensor.name,
                 found=suffix,
                 expected=", ".join(by_suffix),
@@ -315,7 +313,9 @@ def _check_group(
         config.peft_type, {suffix: tensor.shape for suffix, tensor in group.tensors.items()}, module, config.raw
     )
     if fault is not None:
-        report.add("shape-mismatch", f"The tensors of {group.path} do not fit it: {fault}.", where=group.path, found=fault)
+        report.add(
+            "shape-mismatch", f"The tensors of {group.path} do not fit it: {fault}.", where=group.path, found=fault
+        )
 
 
 def _check_halves(group: Group, slots: tuple[Slot, ...], config: AdapterConfig, report: Report) -> None:

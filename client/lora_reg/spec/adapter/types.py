@@ -216,9 +216,7 @@ TYPES: Final[dict[str, AdapterType]] = {
     "POLY": AdapterType(prefix="poly_", mergeable=False),
     "XLORA": AdapterType(prefix="xlora_", globals_=("internal_xlora_classifier.*",), targeted=False, mergeable=False),
     "LILY": AdapterType(prefix="lily_", mergeable=False),
-    "SHADOW": AdapterType(
-        prefix="shadow_", globals_=("shadow_backbone.*",), targeted=False, mergeable=False
-    ),
+    "SHADOW": AdapterType(prefix="shadow_", globals_=("shadow_backbone.*",), targeted=False, mergeable=False),
     "ADAPTION_PROMPT": AdapterType(
         kinds=frozenset({"linear", "container"}), prefix="adaption_", targeted=False, mergeable=False
     ),
