@@ -68,25 +68,18 @@ def loads_strict(data: bytes | bytearray | memoryview, *, what: str, max_bytes: 
         raise RegistryError("rejected", f"{what} is not valid JSON: {error}.") from error
 
 
+_NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
+
+
 def _depth(raw: bytes) -> int:
-    """The deepest nesting of brackets outside strings, found without recursion."""
+    """The deepest nesting of brackets outside strings, found without recursion.
+
+    Escapes go first (left to right, so `\\\\"` ends a string and `\\"` does not); then every second part between
+    quotes lies outside of strings. Text that is no JSON may be counted wrongly; the parser refuses it.
+    """
+    outside = b"".join(raw.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
     deepest = depth = 0
-    in_string = escaped = False
-    if raw.count(b"[") + raw.count(b"{") <= 2:
-        return 0
-    for byte in raw:
-        if in_string:
-            if escaped:
-                escaped = False
-            elif byte == 0x5C:
-                escaped = True
-            elif byte == 0x22:
-                in_string = False
-        elif byte == 0x22:
-            in_string = True
-        elif byte in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif byte in b"]}":
-            depth -= 1
+    for byte in outside.translate(None, _NOT_BRACKETS):
+        depth += 1 if byte in b"[{" else -1
+        deepest = max(deepest, depth)
     return deepest

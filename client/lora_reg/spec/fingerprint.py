@@ -34,7 +34,9 @@ def check_base_files(files: Sequence[AdapterFile], read: ReadFile) -> list[Findi
     check_files(files, read, report, base=True)
     names = {file.path for file in files}
     if "config.json" not in names:
-        report.add("file-missing", "There is no config.json; a base is config.json and safetensors files.", file="config.json")
+        report.add(
+            "file-missing", "There is no config.json; a base is config.json and safetensors files.", file="config.json"
+        )
     if not any(name.endswith(".safetensors") for name in names):
         report.add(
             "file-missing",
@@ -104,7 +106,9 @@ def _tensors(files: Mapping[str, tuple[int, str]], read: ReadFile) -> dict[str, 
             if tensor.name in tensors:
                 raise _bad(f"the tensor {tensor.name} stands in {tensors[tensor.name].file} and in {shard}")
             if indexed is not None and indexed.get(tensor.name) != shard:
-                raise _bad(f"{shard} holds the tensor {tensor.name}, which {INDEX} places in {indexed.get(tensor.name)}")
+                raise _bad(
+                    f"{shard} holds the tensor {tensor.name}, which {INDEX} places in {indexed.get(tensor.name)}"
+                )
             tensors[tensor.name] = BaseTensor(
                 tensor.name, tensor.dtype, tensor.shape, shard, tensor.file_start, tensor.file_end
             )
@@ -123,7 +127,9 @@ def _index(files: Mapping[str, tuple[int, str]], read: ReadFile) -> dict[str, st
         raise _bad(f"{INDEX} has no weight_map")
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not shard.endswith(".safetensors") or "/" in shard or "\\" in shard:
-            raise _bad(f"{INDEX} places the tensor {name[:200]} in {str(shard)[:80]!r}, which is no safetensors file beside it")
+            raise _bad(
+                f"{INDEX} places the tensor {name[:200]} in {str(shard)[:80]!r}, which is no safetensors file beside it"
+            )
     return weight_map
 
 
@@ -140,7 +146,9 @@ def _tied(config: dict[str, Any], tensors: Mapping[str, BaseTensor]) -> bool:
 def _tokenizer(files: Mapping[str, tuple[int, str]]) -> str | None:
     """The digest of the canonical list of the tokenizer's files, without the chat template's; None where none."""
     found = [
-        [path, digest] for path, (_, digest) in sorted(files.items()) if path in TOKENIZER_FILES and path not in _TEMPLATE_FILES
+        [path, digest]
+        for path, (_, digest) in sorted(files.items())
+        if path in TOKENIZER_FILES and path not in _TEMPLATE_FILES
     ]
     return str(canonical.digest(found)) if found else None
 

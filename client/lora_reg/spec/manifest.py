@@ -80,7 +80,9 @@ class Manifest:
             raise RegistryError("rejected", "The files of a manifest must be sorted by path, each path once.")
         folded = {path.casefold() for path in paths}
         if len(folded) != len(paths):
-            raise RegistryError("rejected", "Two paths of the manifest differ only in case; some file systems merge them.")
+            raise RegistryError(
+                "rejected", "Two paths of the manifest differ only in case; some file systems merge them."
+            )
         if not 0 < len(paths) <= MAX_FILES:
             raise RegistryError("rejected", f"A version has 1 to {MAX_FILES} files, not {len(paths)}.")
 

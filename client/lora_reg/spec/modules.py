@@ -16,8 +16,24 @@ from lora_reg.spec.base import BaseFingerprint, BaseTensor
 Kind = Literal["linear", "embedding", "norm", "conv", "experts", "mha"]
 
 EMBEDDINGS: Final = frozenset(
-    "embed_tokens wte wpe word_embeddings position_embeddings token_type_embeddings embed_positions tok_embeddings "
-    "embed_in shared embed embedding embeddings token_embedding tokens_embed word_embedding".split()
+    {
+        "embed",
+        "embed_in",
+        "embed_positions",
+        "embed_tokens",
+        "embedding",
+        "embeddings",
+        "position_embeddings",
+        "shared",
+        "tok_embeddings",
+        "token_embedding",
+        "token_type_embeddings",
+        "tokens_embed",
+        "word_embedding",
+        "word_embeddings",
+        "wpe",
+        "wte",
+    }
 )
 OUTPUTS: Final = ("lm_head", "embed_out", "output", "output_projection", "score", "classifier")
 _CONV1D_TYPES: Final = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})

@@ -139,7 +139,9 @@ def check_tag(tag: str) -> str:
     if _COMMIT.match(tag):
         raise _invalid(tag, "looks like a commit id of 40 hex digits, which is not allowed as a tag")
     if not _TAG.match(tag):
-        raise _invalid(tag, "is no tag: expected a letter, digit or '_', then up to 127 of letters, digits, '.', '_', '-'")
+        raise _invalid(
+            tag, "is no tag: expected a letter, digit or '_', then up to 127 of letters, digits, '.', '_', '-'"
+        )
     return tag
 
 

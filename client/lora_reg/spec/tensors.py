@@ -40,6 +40,8 @@ DTYPE_BYTES: Final[dict[str, int]] = {
     "F64": 8,
 }
 FLOAT_DTYPES: Final = frozenset({"F64", "F32", "F16", "BF16"})
+ADAPTER_DTYPES: Final = frozenset({"F32", "F16", "BF16"})
+"""What an adapter's values may be. No trainer saves float64, and no loader keeps it."""
 _LENGTH: Final = struct.Struct("<Q")
 
 
@@ -123,7 +125,9 @@ def parse_header(prefix: bytes, file_size: int) -> Header:
     return Header(tensors=tuple(tensors), metadata=metadata, data_start=data_start)
 
 
-def write_header(tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None) -> bytes:
+def write_header(
+    tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
+) -> bytes:
     """The 8 length bytes and the header for (name, dtype, shape) in this order, their data following without gaps.
 
     Canonical: metadata first with sorted keys, tensors as given, no white space, padded with spaces to a multiple of
@@ -135,7 +139,9 @@ def write_header(tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: 
     position = 0
     for name, dtype, shape in tensors:
         if name in document or dtype not in DTYPE_BYTES:
-            raise RegistryError("invalid-request", f"The tensor {name!r} stands twice or has an unknown dtype {dtype!r}.")
+            raise RegistryError(
+                "invalid-request", f"The tensor {name!r} stands twice or has an unknown dtype {dtype!r}."
+            )
         size = DTYPE_BYTES[dtype]
         for dimension in shape:
             size *= dimension

@@ -15,13 +15,15 @@ from lora_reg.spec.adapter.coverage import check_coverage
 from lora_reg.spec.adapter.facts import AdapterFacts, gather
 from lora_reg.spec.adapter.files import AdapterFile, ReadFile, check_files, paths
 from lora_reg.spec.adapter.numbers import ReadBase, check_values
+from lora_reg.spec.adapter.patterns import hangs, targets
 from lora_reg.spec.adapter.report import CONFIG, WEIGHTS, Report
+from lora_reg.spec.adapter.scaling import scales
 from lora_reg.spec.adapter.structure import build
-from lora_reg.spec.adapter.types import TYPES
 from lora_reg.spec.base import BaseFingerprint
 from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.findings import Finding
 from lora_reg.spec.modules import modules_of
+from lora_reg.spec.regex import Budget
 from lora_reg.spec.tensors import Header, header_length, parse_header
 
 __all__ = ["AdapterFacts", "AdapterFile", "CheckResult", "ReadBase", "ReadFile", "check_adapter"]
@@ -85,11 +87,24 @@ def _check_together(
     report: Report,
 ) -> AdapterFacts | None:
     modules = modules_of(base)
+    budget = Budget()
     try:
-        structure = build(config, header, base, modules, report)
-        check_coverage(config, structure, modules, report)
-        check_values(config, header, structure, read, read_base, report)
-        return gather(config, header, structure)
+        hang = hangs(config, modules.modules, budget)
+        if hang is not None:
+            report.add(
+                "pattern-refused",
+                f"{CONFIG} has in {hang[0]} the pattern {hang[1][:80]!r}, on which PEFT would hang for ages.",
+                file=CONFIG,
+                where=hang[0],
+                found=hang[1][:200],
+                expected="a pattern without nested repeats",
+                way_out="List the modules by name instead of by a pattern.",
+            )
+        scale = scales(config, budget)
+        structure = build(config, header, base, modules, scale, report)
+        check_coverage(config, structure, modules, targets(config, budget), report)
+        check_values(config, header, structure, scale, read, read_base, report)
+        return gather(config, header, structure, scale)
     except RegistryError as error:
         if error.code != "rejected":
             raise
@@ -125,7 +140,9 @@ def _read_header(sizes: dict[str, int], read: ReadFile, report: Report) -> Heade
         report.add_error("bad-safetensors", error, file=WEIGHTS)
         return None
     if not header.tensors:
-        report.add("no-tensors", f"{WEIGHTS} holds no tensor.", way_out="Save the adapter again; its weights are missing.")
+        report.add(
+            "no-tensors", f"{WEIGHTS} holds no tensor.", way_out="Save the adapter again; its weights are missing."
+        )
         return None
     return header
 
@@ -154,27 +171,29 @@ def _check_base_name(config: AdapterConfig, aliases: Collection[str], accept: bo
             where="base_model_name_or_path",
             found=name[:200],
             expected=", ".join(sorted(aliases)) or None,
-            way_out=f"If it is this base: `lora-reg base alias NAME {name[:200]}`; for this push alone: `--accept-base`.",
+            way_out=f"If it is this base: `lora-reg base alias NAME {name[:200]}`; for once: `--accept-base`.",
         )
 
 
 def is_local_path(name: str) -> bool:
     """Whether a base's name is a path on somebody's machine rather than a hub id (`name` or `owner/name`)."""
-    return name.startswith(("/", "./", "../", "~", "file:")) or "\\" in name or name.count("/") > 1 or name in (".", "..")
+    return (
+        name.startswith(("/", "./", "../", "~", "file:")) or "\\" in name or name.count("/") > 1 or name in (".", "..")
+    )
 
 
 def _check_init(config: AdapterConfig, report: Report) -> None:
-    changed = lora.changes_base(config) if TYPES[config.peft_type].kinds and config.peft_type == "LORA" else None
+    changed = lora.changes_base(config) if config.peft_type == "LORA" else None
     if changed is not None:
         report.add(
             "init-changes-base",
-            f"{CONFIG} has {changed}: the adapter was trained against a base that this init had changed, so its A and B "
-            "do not fit the base as it is.",
+            f"{CONFIG} has {changed}: the adapter was trained against a base that this had changed, so its A and B do "
+            "not fit the base as it is.",
             file=CONFIG,
             where=changed.partition(" ")[0],
             found=changed,
             expected="an init that leaves the base as it is",
-            way_out="Convert it: save_pretrained(..., path_initial_model_for_weight_conversion=...) gives a plain LoRA.",
+            way_out="Convert it to a plain LoRA: save_pretrained with path_initial_model_for_weight_conversion.",
         )
     if config.layer_replication:
         report.add(

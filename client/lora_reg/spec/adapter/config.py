@@ -24,11 +24,26 @@ MAX_ALPHA: Final = 3.4e38
 
 # Types whose `r` may be 0 or absent: the rank is not what sizes their tensors.
 _RANK_OPTIONAL: Final = frozenset({"OFT", "SUPERTUNING", "ADAMSS"})
-_ALPHA_KEYS: Final = ("lora_alpha", "alpha", "randlora_alpha", "psoft_alpha", "shadow_alpha", "delora_lambda", "scaling")
+_ALPHA_KEYS: Final = (
+    "lora_alpha",
+    "alpha",
+    "randlora_alpha",
+    "psoft_alpha",
+    "shadow_alpha",
+    "delora_lambda",
+    "scaling",
+)
 _BOOLS: Final = (
-    "inference_mode use_rslora use_dora lora_bias fan_in_fan_out use_qalora rank_dropout_scale ensure_weight_tying "
-    "decompose_both use_effective_conv2d decompose_factor_only"
-).split()
+    "inference_mode",
+    "use_rslora",
+    "use_dora",
+    "lora_bias",
+    "fan_in_fan_out",
+    "use_qalora",
+    "ensure_weight_tying",
+    "decompose_both",
+    "use_effective_conv2d",
+)
 _CODE_KEYS: Final = frozenset({"auto_map", "_attn_implementation_internal", "custom_pipelines", "library_import_path"})
 
 
@@ -109,7 +124,9 @@ def parse_config(data: bytes) -> AdapterConfig:
         layers_pattern=reader.names("layers_pattern", single=True),
         modules_to_save=reader.names("modules_to_save") or [],
         target_parameters=reader.names("target_parameters") or [],
-        trainable_tokens=reader.tokens("token_indices" if peft_type == "TRAINABLE_TOKENS" else "trainable_token_indices"),
+        trainable_tokens=reader.tokens(
+            "token_indices" if peft_type == "TRAINABLE_TOKENS" else "trainable_token_indices"
+        ),
         feedforward_modules=reader.names_or_pattern("feedforward_modules"),
         init_weights=reader.init("init_lora_weights" if "init_lora_weights" in document else "init_weights"),
         init_r=reader.integer("init_r", low=1, high=MAX_RANK, default=12),
@@ -240,7 +257,9 @@ def _code(key: str, why: str) -> RegistryError:
 
 
 def _bad(why: str) -> RegistryError:
-    return RegistryError("rejected", f"adapter_config.json {why}.", way_out="Correct adapter_config.json and push again.")
+    return RegistryError(
+        "rejected", f"adapter_config.json {why}.", way_out="Correct adapter_config.json and push again."
+    )
 
 
 def _text(key: str, value: str) -> str:
@@ -260,7 +279,7 @@ def _integer(key: str, value: Any, *, low: int, high: int) -> int:
 def _number(key: str, value: Any, *, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _bad(f"has {key} = {_kind(value)}, expected a number")
-    if isinstance(value, int) and abs(value) > 1 << 127 or not math.isfinite(value) or not low <= value <= high:
+    if (isinstance(value, int) and abs(value) > 1 << 127) or not math.isfinite(value) or not low <= value <= high:
         raise _bad(f"has {key} = {str(value)[:40]}, expected a finite number from {low:g} to {high:g}")
     return float(value)
 
@@ -268,4 +287,4 @@ def _number(key: str, value: Any, *, low: float, high: float) -> float:
 def _kind(value: Any) -> str:
     if value is None or isinstance(value, bool | int | float):
         return str(value)[:40]
-    return {str: "a string", list: "a list", dict: "an object"}.get(type(value), "something else")
+    return "a string" if isinstance(value, str) else "a list" if isinstance(value, list) else "an object"

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from lora_reg.spec.adapter.config import AdapterConfig
-from lora_reg.spec.adapter.patterns import ALL_LINEAR, targets
+from lora_reg.spec.adapter.patterns import ALL_LINEAR
 from lora_reg.spec.adapter.report import CONFIG, Report
 from lora_reg.spec.adapter.structure import Structure
 from lora_reg.spec.adapter.types import TYPES
 from lora_reg.spec.modules import BaseModule, BaseModules, is_output_name
 
 
-def check_coverage(config: AdapterConfig, structure: Structure, modules: BaseModules, report: Report) -> None:
+def check_coverage(
+    config: AdapterConfig,
+    structure: Structure,
+    modules: BaseModules,
+    targeted: Callable[[str], bool],
+    report: Report,
+) -> None:
     """Modules in the file that are not targeted, targeted ones that are not in the file, targets that mean nothing."""
     kind = TYPES[config.peft_type]
     if not kind.targeted or not (config.target_modules or config.target_parameters):
         return
-    targeted = targets(config)
     everything = isinstance(config.target_modules, str) and config.target_modules.lower() == ALL_LINEAR
-    parameters = tuple(name.rpartition(".")[0] for name in config.target_parameters)
-    held: set[str] = set()
+    owners = {name.rpartition(".")[0] for name in config.target_parameters}
+    held = {resolved.path for path in structure.token_modules if (resolved := modules.resolve(path)) is not None}
     for group in structure.groups.values():
         if group.module is not None:
             held.add(group.module.path)
-        by_parameter = any(group.path == owner or group.path.endswith(f".{owner}") for owner in parameters)
+        # A parameter may be named without its module (`gate_up_proj`): only fused experts hold such parameters.
+        by_parameter = any(_owns(owner, group.path) for owner in owners) or (
+            "" in owners and group.module is not None and group.module.kind == "experts"
+        )
         by_module = bool(config.target_modules) and targeted(group.path)
         if everything and group.module is not None and is_output_name(group.path):
             by_module = False
@@ -42,11 +52,10 @@ def _check_missing(
     config: AdapterConfig,
     held: set[str],
     modules: BaseModules,
-    targeted: object,
+    targeted: Callable[[str], bool],
     everything: bool,
     report: Report,
 ) -> None:
-    assert callable(targeted)
     kind = TYPES[config.peft_type]
     roots = {_root(path) for path in held}
     experts = any(".experts." in path for path in held)
@@ -79,6 +88,10 @@ def _check_missing(
             where="target_modules",
             found=_show(config),
         )
+
+
+def _owns(owner: str, path: str) -> bool:
+    return bool(owner) and (path == owner or path.endswith(f".{owner}"))
 
 
 def _tied_partner(config: AdapterConfig, module: BaseModule | None) -> bool:

@@ -7,7 +7,7 @@ from collections import Counter
 import msgspec
 
 from lora_reg.spec.adapter.config import AdapterConfig
-from lora_reg.spec.adapter.scaling import scales
+from lora_reg.spec.adapter.scaling import Scales
 from lora_reg.spec.adapter.structure import Structure
 from lora_reg.spec.adapter.types import TYPES
 from lora_reg.spec.modules import is_embedding_name, is_output_name
@@ -43,13 +43,12 @@ class AdapterFacts(msgspec.Struct, frozen=True):
     mergeable: bool
 
 
-def gather(config: AdapterConfig, header: Header, structure: Structure) -> AdapterFacts:
+def gather(config: AdapterConfig, header: Header, structure: Structure, scale: Scales) -> AdapterFacts:
     """The facts of an adapter whose tensors were placed."""
     kind = TYPES[config.peft_type]
     paths = sorted({group.path for group in structure.groups.values()})
     ranks: Counter[int] = Counter()
     if not kind.prompt and config.peft_type != "ADALORA":
-        scale = scales(config)
         ranks.update(scale(path).r for path in paths)
     elif config.peft_type == "ADALORA":
         ranks.update(

@@ -16,24 +16,60 @@ ReadFile = Callable[[str, int, int], bytes]
 """read(path, offset, length) -> exactly that many bytes of the file."""
 
 TOKENIZER_FILES: Final = frozenset(
-    "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json vocab.txt merges.txt "
-    "tokenizer.model spiece.model sentencepiece.bpe.model chat_template.jinja chat_template.json".split()
+    {
+        "added_tokens.json",
+        "chat_template.jinja",
+        "chat_template.json",
+        "merges.txt",
+        "sentencepiece.bpe.model",
+        "special_tokens_map.json",
+        "spiece.model",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "vocab.json",
+        "vocab.txt",
+    }
 )
-_ADAPTER_FILES: Final = (
-    frozenset({CONFIG, WEIGHTS, "trainer_state.json", "training_args.json", "train_results.json", "all_results.json"})
-    | frozenset({"eval_results.json", "generation_config.json", "processor_config.json", "preprocessor_config.json"})
-    | TOKENIZER_FILES
-)
-_BASE_FILES: Final = (
-    frozenset({"config.json", "generation_config.json", "model.safetensors.index.json", "quantize_config.json"})
-    | frozenset({"quantization_config.json", "processor_config.json", "preprocessor_config.json"})
-    | frozenset({"video_preprocessor_config.json", "generation_config_for_text.json", "configuration.json"})
-    | TOKENIZER_FILES
-)
+_ADAPTER_FILES: Final = TOKENIZER_FILES | {
+    CONFIG,
+    WEIGHTS,
+    "all_results.json",
+    "eval_results.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "train_results.json",
+    "trainer_state.json",
+    "training_args.json",
+}
+_BASE_FILES: Final = TOKENIZER_FILES | {
+    "config.json",
+    "configuration.json",
+    "generation_config.json",
+    "model.safetensors.index.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "quantization_config.json",
+    "quantize_config.json",
+    "video_preprocessor_config.json",
+}
 _DOC_SUFFIXES: Final = (".md", ".txt", ".rst")
 _DOC_NAMES: Final = ("license", "licence", "notice", "readme", "use_policy", "copying", "authors")
 _CODE_SUFFIXES: Final = (".py", ".pyc", ".so", ".dll", ".sh", ".bat", ".exe", ".js", ".ipynb")
-_PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".npz", ".h5", ".msgpack", ".joblib")
+_PICKLE_SUFFIXES: Final = (
+    ".bin",
+    ".pt",
+    ".pth",
+    ".pkl",
+    ".pickle",
+    ".ckpt",
+    ".npy",
+    ".npz",
+    ".h5",
+    ".msgpack",
+    ".joblib",
+)
 _ARCHIVE_SUFFIXES: Final = (".tar", ".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".whl")
 _MAX_SIDE_JSON: Final = 64 * 1024 * 1024
 _SNIFF: Final = 512
@@ -49,7 +85,6 @@ _MAGIC: Final[tuple[tuple[int, bytes, str], ...]] = (
     (0, b"Rar!", "a rar archive"),
     (257, b"ustar", "a tar archive"),
     (0, b"\x7fELF", "a program"),
-    (0, b"MZ", "a program"),
     (0, b"\xcf\xfa\xed\xfe", "a program"),
     (0, b"\xca\xfe\xba\xbe", "a program"),
     (0, b"#!", "a script"),
@@ -75,7 +110,9 @@ def check_files(files: Sequence[AdapterFile], read: ReadFile, report: Report, *,
     for file in files:
         folded = file.path.casefold()
         if folded in seen:
-            report.add("duplicate-path", f"{file.path} and {seen[folded]} are one name on some systems.", file=file.path)
+            report.add(
+                "duplicate-path", f"{file.path} and {seen[folded]} are one name on some systems.", file=file.path
+            )
         seen[folded] = file.path
         if _path_is_bad(file.path, report) or not _allowed(file.path, report, base=base):
             continue
@@ -100,6 +137,8 @@ def sniff(head: bytes, *, weights: bool = False) -> str | None:
     for offset, magic, kind in _MAGIC:
         if head[offset : offset + len(magic)] == magic:
             return kind
+    if head[:2] == b"MZ" and b"\0" in head:
+        return "a program"
     if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05" and len(head) > 2:
         return "a pickle"
     if not weights and _looks_like_text_pickle(head):
@@ -146,14 +185,18 @@ def _allowed(path: str, report: Report, *, base: bool) -> bool:
         "file-not-allowed",
         f"{path} is not among the files that belong to {what.lower()}.",
         file=path,
-        way_out="Leave it out; " + ("a base" if base else "an adapter") + " is its config, weights, tokenizer and texts.",
+        way_out="Leave it out; "
+        + ("a base" if base else "an adapter")
+        + " is its config, weights, tokenizer and texts.",
     )
     return False
 
 
 def _check_json(file: AdapterFile, read: ReadFile, report: Report) -> None:
     if file.size > _MAX_SIDE_JSON:
-        report.add("file-too-large", f"{file.path} has {file.size} bytes, expected at most {_MAX_SIDE_JSON}.", file=file.path)
+        report.add(
+            "file-too-large", f"{file.path} has {file.size} bytes, expected at most {_MAX_SIDE_JSON}.", file=file.path
+        )
         return
     try:
         document = canonical.loads_strict(read(file.path, 0, file.size), what=file.path, max_bytes=_MAX_SIDE_JSON)

@@ -5,6 +5,7 @@ Everything is read once, in chunks, whatever the size of a tensor.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import Final
 
@@ -14,7 +15,7 @@ from lora_reg.spec import values
 from lora_reg.spec.adapter.config import AdapterConfig
 from lora_reg.spec.adapter.files import ReadFile
 from lora_reg.spec.adapter.report import CONFIG, WEIGHTS, Report
-from lora_reg.spec.adapter.scaling import scales
+from lora_reg.spec.adapter.scaling import Scales
 from lora_reg.spec.adapter.structure import Group, Structure
 from lora_reg.spec.adapter.types import TYPES, AdapterType
 from lora_reg.spec.base import BaseTensor
@@ -25,6 +26,7 @@ ReadBase = Callable[[BaseTensor, int, int], bytes]
 
 CHUNK: Final = 1 << 18
 _FLOAT32_MAX: Final = 3.4028234663852886e38
+_LARGE: Final = 1e5
 
 
 class Stats(msgspec.Struct):
@@ -39,6 +41,7 @@ def check_values(
     config: AdapterConfig,
     header: Header,
     structure: Structure,
+    scale: Scales,
     read: ReadFile,
     read_base: ReadBase | None,
     report: Report,
@@ -46,8 +49,10 @@ def check_values(
     """Read every float tensor once; faults go to the report."""
     stats = {tensor.name: _scan(tensor, read, report) for tensor in header.tensors}
     kind = TYPES[config.peft_type]
-    _check_products(config, kind, structure, stats, report)
-    _check_effect(config, kind, structure, stats, report)
+    _check_products(kind, structure, scale, stats, report)
+    for group in structure.groups.values():
+        _check_indices(group, read, report)
+    _check_effect(kind, structure, scale, stats, report)
     for tensor, parameter in structure.copies:
         _check_copy(tensor, parameter, read, read_base, report)
 
@@ -55,12 +60,11 @@ def check_values(
 def _scan(tensor: TensorEntry, read: ReadFile, report: Report) -> Stats:
     stats = Stats()
     size = DTYPE_BYTES[tensor.dtype]
-    told = False
     for offset in range(0, tensor.nbytes, CHUNK):
         chunk = read(WEIGHTS, tensor.file_start + offset, min(CHUNK, tensor.nbytes - offset))
         index = values.first_nonfinite(chunk, tensor.dtype)
-        if index is not None and not told:
-            told = True
+        if index is not None and stats.bound != float("inf"):
+            stats.bound = float("inf")
             place = offset // size + index
             report.add(
                 "nonfinite-value",
@@ -77,11 +81,10 @@ def _scan(tensor: TensorEntry, read: ReadFile, report: Report) -> Stats:
 
 
 def _check_products(
-    config: AdapterConfig, kind: AdapterType, structure: Structure, stats: dict[str, Stats], report: Report
+    kind: AdapterType, structure: Structure, scale: Scales, stats: dict[str, Stats], report: Report
 ) -> None:
     if not kind.factors:
         return
-    scale = scales(config)
     for group in structure.groups.values():
         factors = [stats[tensor.name].bound for suffix, tensor in group.tensors.items() if suffix in kind.factors]
         if any(bound == float("inf") for bound in factors):
@@ -90,6 +93,15 @@ def _check_products(
         product = abs(module.scale) * module.r ** (len(factors) // 2)
         for bound in factors:
             product *= bound
+        if _LARGE < product <= _FLOAT32_MAX:
+            report.add(
+                "large-update",
+                f"The update of {group.path} may reach {product:.3g}; weights are seldom above 1.",
+                severity="warning",
+                where=group.path,
+                found=f"up to {product:.3g}",
+                way_out="Validate it before it is used: the training may have diverged.",
+            )
         if product > _FLOAT32_MAX:
             report.add(
                 "product-overflow",
@@ -103,11 +115,10 @@ def _check_products(
 
 
 def _check_effect(
-    config: AdapterConfig, kind: AdapterType, structure: Structure, stats: dict[str, Stats], report: Report
+    kind: AdapterType, structure: Structure, scale: Scales, stats: dict[str, Stats], report: Report
 ) -> None:
     if structure.saved or structure.biases or structure.tokens or not structure.groups:
         return
-    scale = scales(config)
     if all(scale(group.path).scale == 0.0 for group in structure.groups.values()):
         report.add(
             "no-effect",
@@ -129,6 +140,35 @@ def _check_effect(
             expected="at least one module that is changed",
             way_out="The adapter was saved untrained, or its weights were lost on saving: push a trained one.",
         )
+
+
+def _check_indices(group: Group, read: ReadFile, report: Report) -> None:
+    """Indices into the module's weight lie inside: on a GPU one that does not ends the whole process."""
+    module = group.module
+    if module is None or module.out is None or module.in_ is None:
+        return
+    for suffix, limits in (
+        ("shira_indices", (module.out, module.in_)),
+        ("supertuning_indices", (module.out * module.in_,)),
+    ):
+        tensor = group.tensors.get(suffix)
+        if tensor is None or tensor.dtype not in ("I32", "I64"):
+            continue
+        size = DTYPE_BYTES[tensor.dtype]
+        row = tensor.nbytes // len(limits) // size * size
+        for place, limit in enumerate(limits):
+            for offset in range(place * row, (place + 1) * row, CHUNK):
+                chunk = read(WEIGHTS, tensor.file_start + offset, min(CHUNK, (place + 1) * row - offset))
+                found = struct.unpack(f"<{len(chunk) // size}{'i' if size == 4 else 'q'}", chunk)
+                if min(found) < 0 or max(found) >= limit:
+                    report.add(
+                        "index-out-of-range",
+                        f"The tensor {tensor.name} holds the index {max(found, key=abs)}, expected 0 to {limit - 1}.",
+                        where=tensor.name,
+                        found=str(max(found, key=abs)),
+                        expected=f"0 to {limit - 1}",
+                    )
+                    return
 
 
 def _inert(group: Group, kind: AdapterType, stats: dict[str, Stats]) -> bool:
@@ -162,16 +202,18 @@ def _check_copy(
         for first in range(0, tensor.elements, CHUNK // item):
             count = min(CHUNK // item, tensor.elements - first)
             own = read(WEIGHTS, tensor.file_start + first * item, count * item)
-            if own != values.widen(read_base(parameter, first * base_item, count * base_item), parameter.dtype, tensor.dtype):
+            if own != values.widen(
+                read_base(parameter, first * base_item, count * base_item), parameter.dtype, tensor.dtype
+            ):
                 why = "differs from it"
                 break
     if why is not None:
         report.add(
             "overwrites-base",
-            f"The tensor {tensor.name} would be loaded over the base's own {parameter.name}, which is harmless only where "
-            f"both are equal bit by bit; it {why}.",
+            f"The tensor {tensor.name} would be loaded over the base's own {parameter.name}, which is harmless only "
+            f"where both are equal bit by bit; it {why}.",
             where=tensor.name,
             found=why,
             expected=f"the bytes of {parameter.name}",
-            way_out="Save with save_embedding_layers=False; if the module was trained in full, name it in modules_to_save.",
+            way_out="Save with save_embedding_layers=False; a module trained in full belongs in modules_to_save.",
         )

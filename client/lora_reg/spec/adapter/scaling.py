@@ -13,6 +13,7 @@ import msgspec
 from lora_reg.spec.adapter.config import AdapterConfig
 from lora_reg.spec.adapter.patterns import pattern_key
 from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.regex import Budget
 
 # Types whose update carries alpha / r.
 _SCALED = frozenset({"LORA", "LOHA", "LOKR", "GRALORA"})
@@ -26,7 +27,10 @@ class ModuleScale(msgspec.Struct, frozen=True):
     scale: float
 
 
-def scales(config: AdapterConfig) -> Callable[[str], ModuleScale]:
+Scales = Callable[[str], ModuleScale]
+
+
+def scales(config: AdapterConfig, budget: Budget | None = None) -> Scales:
     """A function from module path to its scale. Patterns are compiled once: use it for many modules.
 
     rank_pattern and alpha_pattern are independent of each other; the first key that matches wins. rsLoRA divides by
@@ -34,8 +38,8 @@ def scales(config: AdapterConfig) -> Callable[[str], ModuleScale]:
     Raises RegistryError `rejected` where a key of a pattern is no supported expression.
     """
     adalora = config.peft_type == "ADALORA"
-    rank_key = pattern_key(() if adalora else config.rank_pattern)
-    alpha_key = pattern_key(config.alpha_pattern)
+    rank_key = pattern_key(() if adalora else config.rank_pattern, budget)
+    alpha_key = pattern_key(config.alpha_pattern, budget)
     r_default = (config.init_r or 12) if adalora else config.r or 8
     alpha_default = 8.0 if config.alpha is None else config.alpha
 

@@ -32,7 +32,7 @@ def shape_fault(
     without_rank = {**sizes, "r": None, "2r": None}
     rank_only = any(
         len(shape) == len(symbols)
-        and "r" in symbols + ("",)
+        and not {"r", "2r"}.isdisjoint(symbols)
         and all(_agrees(size, symbol, without_rank, dict(bound)) for size, symbol in zip(shape, symbols, strict=True))
         for symbols in allowed
     )

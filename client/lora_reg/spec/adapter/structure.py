@@ -14,18 +14,23 @@ from lora_reg.spec.adapter import lora
 from lora_reg.spec.adapter.config import AdapterConfig
 from lora_reg.spec.adapter.names import PREFIX, ancestors, global_name, leaf_of, split_suffix
 from lora_reg.spec.adapter.report import CONFIG, Report
-from lora_reg.spec.adapter.scaling import scales
+from lora_reg.spec.adapter.scaling import Scales
 from lora_reg.spec.adapter.shapes import shape_fault
+from lora_reg.spec.adapter.sizes import size_fault
 from lora_reg.spec.adapter.types import TYPES, AdapterType, Slot
 from lora_reg.spec.base import BaseFingerprint, BaseTensor
-from lora_reg.spec.modules import BaseModule, BaseModules, input_embedding, is_embedding_name, is_output_name
-from lora_reg.spec.tensors import FLOAT_DTYPES, Header, TensorEntry
+from lora_reg.spec.modules import BaseModule, BaseModules, is_embedding_name, is_output_name
+from lora_reg.spec.tensors import ADAPTER_DTYPES, Header, TensorEntry
 
 _HEADS: Final = {
     "SEQ_CLS": ("score", "classifier"),
     "TOKEN_CLS": ("score", "classifier"),
     "QUESTION_ANS": ("qa_outputs",),
 }
+
+
+_WAY_OUT_RANK: Final = f"Push the {CONFIG} that was saved with these weights: it says another rank."
+_WAY_OUT_SHAPE: Final = "Check that this adapter was trained on this base, and push the config saved with it."
 
 
 class Group(msgspec.Struct):
@@ -41,7 +46,8 @@ class Structure(msgspec.Struct):
     """Every accepted tensor by what it is.
 
     groups: by (module path, nesting). saved: full tensors of modules_to_save. copies: tensors that must equal the
-    named base tensor bit by bit. biases: trained biases that replace the base's. tokens: rows that replace rows.
+    named base tensor bit by bit. biases: trained biases that replace the base's. tokens: rows that replace rows, of the
+    embeddings in token_modules.
     """
 
     groups: dict[tuple[str, int], Group] = {}
@@ -49,16 +55,23 @@ class Structure(msgspec.Struct):
     copies: list[tuple[TensorEntry, BaseTensor]] = []
     biases: list[TensorEntry] = []
     tokens: list[TensorEntry] = []
+    token_modules: list[str] = []
     globals_: list[TensorEntry] = []
 
 
-def build(config: AdapterConfig, header: Header, base: BaseFingerprint, modules: BaseModules, report: Report) -> Structure:
+def build(
+    config: AdapterConfig,
+    header: Header,
+    base: BaseFingerprint,
+    modules: BaseModules,
+    scale: Scales,
+    report: Report,
+) -> Structure:
     """Place every tensor, then check each module's tensors together. Faults go to the report."""
     kind = TYPES[config.peft_type]
     structure = Structure()
     for tensor in header.tensors:
         _place(tensor, config, kind, base, modules, structure, report)
-    scale = scales(config)
     for group in structure.groups.values():
         if group.module is not None:
             _check_group(group, config, kind, base, scale(group.path).r, report)
@@ -81,8 +94,8 @@ def _place(
     if not tensor.name.startswith(PREFIX):
         report.add(
             "unknown-tensor",
-            f"The tensor {tensor.name} does not begin with {PREFIX!r}, as PEFT writes the tensors of a {config.peft_type} "
-            "adapter; loaders would skip it in silence.",
+            f"The tensor {tensor.name} does not begin with {PREFIX!r}, as PEFT writes the tensors of a "
+            f"{config.peft_type} adapter; loaders would skip it in silence.",
             where=tensor.name,
             expected=f"{PREFIX}<module>.<suffix>",
             way_out="Save the adapter with PEFT's save_pretrained and push that.",
@@ -172,9 +185,7 @@ def _embedding_or_output(name: str) -> bool:
     return is_embedding_name(name) or is_output_name(name)
 
 
-def _check_saved(
-    tensor: TensorEntry, rest: str, config: AdapterConfig, modules: BaseModules, report: Report
-) -> None:
+def _check_saved(tensor: TensorEntry, rest: str, config: AdapterConfig, modules: BaseModules, report: Report) -> None:
     if not _check_dtype(tensor, report):
         return
     path, _, leaf = rest.rpartition(".")
@@ -218,6 +229,7 @@ def _place_tokens(
     report: Report,
 ) -> None:
     structure.tokens.append(tensor)
+    structure.token_modules.append(path)
     if not _check_dtype(tensor, report):
         return
     tokens = config.trainable_tokens
@@ -275,8 +287,8 @@ def _check_group(
         if slot is None:
             report.add(
                 "unknown-tensor",
-                f"The tensor {tensor.name} has the part {suffix}, which this {config.peft_type} adapter's config does not "
-                f"switch on for a {module_kind}.",
+                f"The tensor {tensor.name} has the part {suffix}, which this {config.peft_type} adapter's config does "
+                f"not switch on for a {module_kind}.",
                 where=tensor.name,
                 found=suffix,
                 expected=", ".join(by_suffix),
@@ -284,19 +296,26 @@ def _check_group(
             continue
         if not _check_dtype(tensor, report, integer=slot.integer) or not slot.shapes:
             continue
-        fault = shape_fault(tensor.shape, slot.shapes, module, rank, bound)
-        if fault is not None:
-            code = "rank-mismatch" if fault.rank_only else "shape-mismatch"
+        wrong = shape_fault(tensor.shape, slot.shapes, module, rank, bound)
+        if wrong is not None:
             report.add(
-                code,
-                f"The tensor {tensor.name} has the shape {list(tensor.shape)}, expected {fault.expected}"
-                + (f" for rank {rank} of {CONFIG}." if fault.rank_only else " by the base's module and the config."),
+                "rank-mismatch" if wrong.rank_only else "shape-mismatch",
+                f"The tensor {tensor.name} has the shape {list(tensor.shape)}, expected {wrong.expected}"
+                + (f" for rank {rank} of {CONFIG}." if wrong.rank_only else " by the base's module and the config."),
                 where=tensor.name,
                 found=str(list(tensor.shape)),
-                expected=fault.expected,
+                expected=wrong.expected,
+                way_out=_WAY_OUT_RANK if wrong.rank_only else _WAY_OUT_SHAPE,
             )
     if module_kind == "experts" and config.peft_type == "LORA":
         _check_experts(group, module, report)
+    fault = size_fault(
+        config.peft_type, {suffix: tensor.shape for suffix, tensor in group.tensors.items()}, module, config.raw
+    )
+    if fault is not None:
+        report.add(
+            "shape-mismatch", f"The tensors of {group.path} do not fit it: {fault}.", where=group.path, found=fault
+        )
 
 
 def _check_halves(group: Group, slots: tuple[Slot, ...], config: AdapterConfig, report: Report) -> None:
@@ -323,14 +342,14 @@ def _check_experts(group: Group, module: BaseModule, report: Report) -> None:
 
 
 def _check_dtype(tensor: TensorEntry, report: Report, *, integer: bool = False) -> bool:
-    if tensor.dtype in FLOAT_DTYPES or (integer and tensor.dtype in ("I32", "I64", "I16", "U8")):
+    if tensor.dtype in ADAPTER_DTYPES or (integer and tensor.dtype in ("I32", "I64", "I16", "U8")):
         return True
     report.add(
         "dtype-refused",
-        f"The tensor {tensor.name} has the dtype {tensor.dtype}, expected one of {', '.join(sorted(FLOAT_DTYPES))}.",
+        f"The tensor {tensor.name} has the dtype {tensor.dtype}, expected one of {', '.join(sorted(ADAPTER_DTYPES))}.",
         where=tensor.name,
         found=tensor.dtype,
-        expected=", ".join(sorted(FLOAT_DTYPES)),
+        expected=", ".join(sorted(ADAPTER_DTYPES)),
         way_out="Save the adapter in float32, bfloat16 or float16.",
     )
     return False
@@ -344,9 +363,3 @@ def _shape(report: Report, tensor: TensorEntry, expected: str) -> None:
         found=str(list(tensor.shape)),
         expected=expected,
     )
-
-
-def token_module(path: str, modules: BaseModules) -> bool:
-    """Whether a path is the input embedding."""
-    embedding = input_embedding(modules.modules)
-    return embedding is not None and modules.resolve(path) == embedding

@@ -193,10 +193,16 @@ TYPES: Final[dict[str, AdapterType]] = {
         identity=(("road_theta", 0), ("road_alpha", 1)),
     ),
     "PSOFT": AdapterType(prefix="psoft_"),
-    "OSF": AdapterType(prefix="osf_"),
+    "OSF": AdapterType(
+        slots=_slots(
+            ("osf_svd_params.U_low", ("out", "k")),
+            ("osf_svd_params.S_low", ("k",)),
+            ("osf_svd_params.V_low", ("k", "in")),
+        ),
+    ),
     "FROD": AdapterType(prefix="frod_", globals_=("frod_V.*", "frod_s_indices.*", "frod_s_size.*")),
     "ADAMSS": AdapterType(prefix="adamss_"),
-    "DEFT": AdapterType(prefix="deft_"),
+    "DEFT": AdapterType(slots=_slots(("deft_P", ("out", "r")), ("deft_R", ("r", "in")))),
     "PEANUT": AdapterType(prefix="peanut_"),
     "LN_TUNING": AdapterType(
         kinds=frozenset({"norm", "linear", "embedding", "conv"}),
@@ -210,9 +216,7 @@ TYPES: Final[dict[str, AdapterType]] = {
     "POLY": AdapterType(prefix="poly_", mergeable=False),
     "XLORA": AdapterType(prefix="xlora_", globals_=("internal_xlora_classifier.*",), targeted=False, mergeable=False),
     "LILY": AdapterType(prefix="lily_", mergeable=False),
-    "SHADOW": AdapterType(
-        prefix="shadow_", globals_=("shadow_backbone.*",), targeted=False, mergeable=False
-    ),
+    "SHADOW": AdapterType(prefix="shadow_", globals_=("shadow_backbone.*",), targeted=False, mergeable=False),
     "ADAPTION_PROMPT": AdapterType(
         kinds=frozenset({"linear", "container"}), prefix="adaption_", targeted=False, mergeable=False
     ),
