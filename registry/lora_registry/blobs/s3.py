@@ -35,7 +35,7 @@ _TYPE: Final = "application/octet-stream"
 def connect(url: str, settings: S3Settings) -> S3Store:
     """The store at `s3://bucket[/prefix]`. Sends nothing yet. Raises RegistryError `usage` on another form of URL."""
     parts = urlsplit(url)
-    if parts.scheme != "s3" or not parts.hostname or parts.netloc != parts.hostname or parts.query or parts.fragment:
+    if parts.scheme != "s3" or not parts.netloc or {"@", ":"} & set(parts.netloc) or parts.query or parts.fragment:
         raise RegistryError("usage", "A storage URL is s3://bucket or s3://bucket/prefix; credentials do not go there.")
     return S3Store(bucket=parts.netloc, prefix=parts.path.strip("/"), client=make_client(settings), settings=settings)
 
