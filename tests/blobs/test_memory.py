@@ -16,7 +16,7 @@ from pathlib import Path
 from lora_reg.spec.digest import Digest
 from lora_registry.blobs.open import open_store
 from lora_registry.blobs.s3_settings import S3Settings
-url, endpoint, verify = sys.argv[1:]
+url, endpoint, verify, known = sys.argv[1:]
 settings = S3Settings(endpoint_url=endpoint, region="us-east-1", path_style=True, verify=verify or True)
 store = open_store(url, Path("unused"), settings)
 PIECE, COUNT = bytes(range(256)) * 1024, 763
@@ -31,8 +31,10 @@ for piece in pieces():
 digest, size = Digest(sha256.hexdigest()), COUNT * len(PIECE)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 before = peak()
-store.put(pieces(), digest=digest, size=size)
-assert store.put_unknown(pieces()) == (digest, size)
+if known:
+    store.put(pieces(), digest=digest, size=size)
+else:
+    assert store.put_unknown(pieces()) == (digest, size)
 again = hashlib.sha256()
 for piece in store.stream(digest):
     again.update(piece)
@@ -42,21 +44,23 @@ print(size, peak() - before)
 """
 
 
-def growth(url: str, endpoint: str = "", verify: str = "") -> float:
+def growth(url: str, *, known: bool, endpoint: str = "", verify: str = "") -> float:
     """Peak resident memory, in MiB, above that of a process that has stored and read four bytes."""
-    command = [sys.executable, "-c", MEASURE, url, endpoint, verify]
+    command = [sys.executable, "-c", MEASURE, url, endpoint, verify, "known" if known else ""]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     size, grown = done.stdout.split()
     assert int(size) > 200_000_000 * 0.99
     return float(grown)
 
 
-def test_memory_of_a_folder(tmp_path: Path) -> None:
-    assert growth(str(tmp_path)) < 10
+@pytest.mark.parametrize("known", [True, False])
+def test_memory_of_a_folder(tmp_path: Path, known: bool) -> None:
+    assert growth(str(tmp_path), known=known) < 10
 
 
-@pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
-def test_memory_of_s3(ministack_server: S3Server, tls: bool) -> None:
+@pytest.mark.parametrize(("tls", "known"), [(False, True), (True, False)], ids=["http-put", "https-put_unknown"])
+def test_memory_of_s3(ministack_server: S3Server, tls: bool, known: bool) -> None:
     endpoint = ministack_server.https if tls else ministack_server.http
+    verify = str(ministack_server.ca) if tls else ""
     with ministack_server.credentials():
-        assert growth(f"s3://{BUCKET}/memory", endpoint, str(ministack_server.ca) if tls else "") < 60
+        assert growth(f"s3://{BUCKET}/memory", known=known, endpoint=endpoint, verify=verify) < 60

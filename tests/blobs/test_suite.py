@@ -328,6 +328,22 @@ def test_presigned_urls_live_a_second_to_a_week(place: Place) -> None:
     assert place.store.presign_put(session(), OTHER, size=5 * 2**30 + 1, expires_in=60) is None
 
 
+@pytest.mark.parametrize("length", [3_000_000, 20_000_000])
+def test_a_writer_may_reuse_its_buffer(place: Place, length: int) -> None:
+    def reused() -> Iterator[Any]:
+        buffer = bytearray(1_000_000)
+        for number in range(length // len(buffer)):
+            buffer[:] = bytes([number]) * len(buffer)
+            yield memoryview(buffer) if number % 2 else buffer
+
+    data = b"".join(bytes([number]) * 1_000_000 for number in range(length // 1_000_000))
+    place.store.put(reused(), digest=Digest.of(data), size=length)
+    assert place.store.read(Digest.of(data)) == data
+    place.store.delete(Digest.of(data))
+    assert place.store.put_unknown(reused()) == blob(data)
+    assert place.store.read(Digest.of(data)) == data
+
+
 def test_random_blobs(place: Place) -> None:
     generator = random.Random(os.urandom(8))
     for _ in range(5):

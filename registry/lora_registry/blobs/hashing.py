@@ -21,8 +21,9 @@ class Tally:
         return Digest(self._sha256.hexdigest())
 
     def over(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        """Pass each chunk on unchanged, after counting it."""
-        for chunk in chunks:
+        """Pass each chunk on, after counting it; as bytes, so that what was hashed cannot change before it is stored."""
+        for given in chunks:
+            chunk = given if type(given) is bytes else bytes(given)
             self._sha256.update(chunk)
             self.size += len(chunk)
             yield chunk

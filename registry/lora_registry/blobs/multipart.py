@@ -33,7 +33,7 @@ def upload(client: Any, *, bucket: str, key: str, chunks: Iterable[bytes], part_
     upload up, and nothing of it stays. Holds `parallel` + 1 parts in memory.
     """
 
-    def send(number: int, body: bytearray) -> dict[str, Any]:
+    def send(number: int, body: bytes) -> dict[str, Any]:
         answer = call(client, "upload_part", **target, PartNumber=number, Body=body)
         return _part(number, answer)
 
@@ -85,19 +85,28 @@ def copy(
         raise
 
 
-def _bodies(chunks: Iterable[bytes], part_size: int) -> Iterator[bytearray]:
-    body = bytearray()
+def _bodies(chunks: Iterable[bytes], part_size: int) -> Iterator[bytes]:
+    """Cut the stream into bodies of `part_size`. Bytes, not a bytearray: boto wraps them without another copy."""
+    pieces: list[bytes | memoryview] = []
+    missing = part_size
     for chunk in chunks:
         view = memoryview(chunk)
         while view:
-            taken = view[: part_size - len(body)]
-            body += taken
+            taken = view[:missing]
+            pieces.append(taken)
+            missing -= len(taken)
             view = view[len(taken) :]
-            if len(body) == part_size:
-                yield body
-                body = bytearray()
-    if body:
-        yield body
+            if not missing:
+                yield _joined(pieces)
+                missing = part_size
+    if pieces:
+        yield _joined(pieces)
+
+
+def _joined(pieces: list[bytes | memoryview]) -> bytes:
+    body = b"".join(pieces)
+    pieces.clear()
+    return body
 
 
 def _part(number: int, answer: dict[str, Any]) -> dict[str, Any]:
