@@ -131,7 +131,7 @@ def test_an_answer_that_is_lost_is_asked_for_again(place: S3Place, proxy: FaultP
     store = through(proxy, place, attempts=3)
     answers = {"put": 0, "multipart": 0}
     for kind, data in (("put", DATA[:1000]), ("multipart", DATA)):
-        for cut_after in range(0, 6000, 500):
+        for cut_after in range(0, 6000, 800):
             proxy.reset()
             proxy.cut_down_after, proxy.cuts = cut_after, 1
             store.put(pieces(data), digest=Digest.of(data), size=len(data))

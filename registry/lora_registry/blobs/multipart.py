@@ -6,6 +6,7 @@ byte shows that the digest is wrong; and because that manager may choose the CRT
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -127,8 +128,6 @@ def _complete(client: Any, target: dict[str, str], parts: list[dict[str, Any]]) 
 
 
 def _give_up(client: Any, target: dict[str, str]) -> None:
-    try:
+    # The error that brought us here is the one to report; `sweep` removes what stays.
+    with contextlib.suppress(RegistryError):
         call(client, "abort_multipart_upload", **target)
-    except RegistryError:
-        # The error that brought us here is the one to report; `sweep` removes what stays.
-        pass
