@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +20,7 @@ class Place(Protocol):
     """Blobs enough to see paging, where that is affordable."""
     large: int
     """Bytes enough to need several parts."""
-    verify: str | bool
+    verify: ssl.SSLContext | bool
     """For httpx."""
 
     def leave_upload(self, upload: str, name: str, data: bytes) -> None:
@@ -34,7 +35,7 @@ class LocalPlace:
     root: Path
     many: int = 1100
     large: int = 20_000_000
-    verify: str | bool = True
+    verify: ssl.SSLContext | bool = True
 
     def __post_init__(self) -> None:
         self.store: BlobStore = LocalStore(self.root)
@@ -59,7 +60,7 @@ class S3Place:
 
     def __post_init__(self) -> None:
         self.store: BlobStore = self.server.store(prefix=self.prefix, tls=self.tls)
-        self.verify: str | bool = str(self.server.ca) if self.tls else True
+        self.verify: ssl.SSLContext | bool = ssl.create_default_context(cafile=self.server.ca) if self.tls else True
 
     @property
     def client(self) -> Any:

@@ -21,8 +21,9 @@ class Tally:
         return Digest(self._sha256.hexdigest())
 
     def over(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        """Pass each chunk on unchanged, after counting it."""
-        for chunk in chunks:
+        """Count each chunk and pass it on, as bytes: what was hashed stays as it is though its writer reuses a buffer."""
+        for given in chunks:
+            chunk = given if type(given) is bytes else bytes(given)
             self._sha256.update(chunk)
             self.size += len(chunk)
             yield chunk
@@ -55,22 +56,3 @@ def checked(chunks: Iterable[bytes], *, digest: Digest, size: int) -> Iterator[b
             expected=str(digest),
             found=str(tally.digest),
         )
-
-
-def refuse_negative(offset: int, length: int | None) -> None:
-    if offset < 0 or (length is not None and length < 0):
-        raise ValueError(f"offset {offset} and length {length} must not be negative")
-
-
-def span(*, digest: Digest, size: int, offset: int, length: int | None) -> tuple[int, int]:
-    """Begin and end of a range inside a blob of `size` bytes; `length` None means to the end.
-
-    Raises RegistryError `corrupt` where the blob is shorter than asked for: callers ask for what a manifest promises.
-    """
-    refuse_negative(offset, length)
-    end = size if length is None else offset + length
-    if max(offset, end) > size:
-        raise RegistryError(
-            "corrupt", f"{digest} has {size} bytes, bytes {offset} to {end} were asked for.", found=size, expected=end
-        )
-    return offset, end

@@ -20,8 +20,9 @@ from typing import Final
 from lora_reg.spec.digest import Digest
 from lora_reg.spec.errors import RegistryError
 from lora_registry.blobs import keys
-from lora_registry.blobs.hashing import Tally, checked, span
+from lora_registry.blobs.hashing import Tally, checked
 from lora_registry.blobs.protocols import Presigned
+from lora_registry.blobs.streams import begun, refuse_negative, span
 
 # Writes of megabytes allocate huge folios and were measured five times slower than these on virtual machines.
 PIECE: Final = 256 * 1024
@@ -53,26 +54,8 @@ class LocalStore:
         return b"".join(self.stream(digest, offset, length))
 
     def stream(self, digest: Digest, offset: int = 0, length: int | None = None, chunk: int = PIECE) -> Iterator[bytes]:
-        with _disk():
-            try:
-                descriptor = os.open(self._path(digest), os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                raise RegistryError("not-found", f"There is no blob {digest}.") from None
-        # A file object closes itself where the caller drops the iterator unused; a bare descriptor would not.
-        file = os.fdopen(descriptor, "rb", buffering=0)
-        begin, end = span(digest=digest, size=os.fstat(descriptor).st_size, offset=offset, length=length)
-
-        def pieces(position: int) -> Iterator[bytes]:
-            with file:
-                while position < end:
-                    with _disk():
-                        piece = os.pread(descriptor, min(chunk, end - position), position)
-                    if not piece:
-                        raise RegistryError("corrupt", f"{digest} ended at byte {position}, {end} were expected.")
-                    position += len(piece)
-                    yield piece
-
-        return pieces(begin)
+        refuse_negative(offset, length)
+        return begun(self._pieces(digest, offset, length, chunk))
 
     def put(self, chunks: Iterable[bytes], *, digest: Digest, size: int) -> None:
         with self._temporary() as (path, descriptor):
@@ -127,10 +110,10 @@ class LocalStore:
                 if digest is not None and size is not None:
                     yield digest, size
 
-    def presign_get(self, digest: Digest, *, filename: str | None, expires_in: int) -> Presigned | None:
+    def presign_get(self, digest: Digest, *, filename: str | None, expires_in: int) -> Presigned | None:  # noqa: ARG002
         return None
 
-    def presign_put(self, upload: str, digest: Digest, *, size: int, expires_in: int) -> Presigned | None:
+    def presign_put(self, upload: str, digest: Digest, *, size: int, expires_in: int) -> Presigned | None:  # noqa: ARG002
         return None
 
     def check(self) -> None:
@@ -154,6 +137,24 @@ class LocalStore:
                     _remove_tree(folder)
                     removed += 1
         return removed
+
+    def _pieces(self, digest: Digest, offset: int, length: int | None, chunk: int) -> Iterator[bytes]:
+        with _disk():
+            try:
+                file = self._path(digest).open("rb", buffering=0)
+            except FileNotFoundError:
+                raise RegistryError("not-found", f"There is no blob {digest}.") from None
+        with file:
+            size = os.fstat(file.fileno()).st_size
+            position, end = span(digest=digest, size=size, offset=offset, length=length)
+            yield b""
+            while position < end:
+                with _disk():
+                    piece = os.pread(file.fileno(), min(chunk, end - position), position)
+                if not piece:
+                    raise RegistryError("corrupt", f"{digest} ended at byte {position}, {end} were expected.")
+                position += len(piece)
+                yield piece
 
     def _path(self, digest: Digest) -> Path:
         return self._root / keys.blob_key(digest)
@@ -208,7 +209,7 @@ def _disk() -> Iterator[None]:
             raise RegistryError(
                 "storage-unavailable",
                 "The disk that holds the blobs is full; nothing of this write was kept.",
-                way_out="Free space on the server's data disk (`lora-registry gc` removes unused blobs), then try again.",
+                way_out="Free space on the server's disk (`lora-registry gc` removes unused blobs), then try again.",
             ) from error
         raise RegistryError(
             "storage-unavailable",

@@ -6,6 +6,7 @@ byte shows that the digest is wrong; and because that manager may choose the CRT
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,7 +34,7 @@ def upload(client: Any, *, bucket: str, key: str, chunks: Iterable[bytes], part_
     upload up, and nothing of it stays. Holds `parallel` + 1 parts in memory.
     """
 
-    def send(number: int, body: bytearray) -> dict[str, Any]:
+    def send(number: int, body: bytes) -> dict[str, Any]:
         answer = call(client, "upload_part", **target, PartNumber=number, Body=body)
         return _part(number, answer)
 
@@ -85,19 +86,28 @@ def copy(
         raise
 
 
-def _bodies(chunks: Iterable[bytes], part_size: int) -> Iterator[bytearray]:
-    body = bytearray()
+def _bodies(chunks: Iterable[bytes], part_size: int) -> Iterator[bytes]:
+    """Cut the stream into bodies of `part_size`. Bytes, not a bytearray: boto wraps them without another copy."""
+    pieces: list[bytes | memoryview] = []
+    missing = part_size
     for chunk in chunks:
         view = memoryview(chunk)
         while view:
-            taken = view[: part_size - len(body)]
-            body += taken
+            taken = view[:missing]
+            pieces.append(taken)
+            missing -= len(taken)
             view = view[len(taken) :]
-            if len(body) == part_size:
-                yield body
-                body = bytearray()
-    if body:
-        yield body
+            if not missing:
+                yield _joined(pieces)
+                missing = part_size
+    if pieces:
+        yield _joined(pieces)
+
+
+def _joined(pieces: list[bytes | memoryview]) -> bytes:
+    body = b"".join(pieces)
+    pieces.clear()
+    return body
 
 
 def _part(number: int, answer: dict[str, Any]) -> dict[str, Any]:
@@ -118,8 +128,6 @@ def _complete(client: Any, target: dict[str, str], parts: list[dict[str, Any]]) 
 
 
 def _give_up(client: Any, target: dict[str, str]) -> None:
-    try:
+    # The error that brought us here is the one to report; `sweep` removes what stays.
+    with contextlib.suppress(RegistryError):
         call(client, "abort_multipart_upload", **target)
-    except RegistryError:
-        # The error that brought us here is the one to report; `sweep` removes what stays.
-        pass

@@ -12,7 +12,7 @@ from lora_registry.blobs.s3_settings import S3Settings
 
 
 def open_store(url: str | None, data_dir: Path, settings: S3Settings | None = None) -> BlobStore:
-    """The store that `LORA_REG_STORAGE_URL` names: None the data folder, `s3://bucket/prefix`, `file:///folder`, a path.
+    """The store that `LORA_REG_STORAGE_URL` names: `s3://bucket/prefix`, `file:///folder`, a path; None: data_dir.
 
     A folder is made if need be; a bucket must exist, which `check()` shows. Raises RegistryError `usage` on
     another scheme, `storage-unavailable` where a folder cannot be made. `settings` concern S3 alone.

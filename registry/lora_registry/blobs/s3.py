@@ -22,10 +22,11 @@ from urllib3.exceptions import HTTPError
 from lora_reg.spec.digest import Digest
 from lora_reg.spec.errors import RegistryError
 from lora_registry.blobs import keys, multipart
-from lora_registry.blobs.hashing import Tally, checked, refuse_negative, span
+from lora_registry.blobs.hashing import Tally, checked
 from lora_registry.blobs.protocols import Presigned
 from lora_registry.blobs.s3_client import StoreAnswered, call, make_client, unreachable
 from lora_registry.blobs.s3_settings import S3Settings
+from lora_registry.blobs.streams import begun, refuse_negative, span
 
 _PIECE: Final = 256 * 1024
 _RESUMES: Final = 3
@@ -35,7 +36,7 @@ _TYPE: Final = "application/octet-stream"
 def connect(url: str, settings: S3Settings) -> S3Store:
     """The store at `s3://bucket[/prefix]`. Sends nothing yet. Raises RegistryError `usage` on another form of URL."""
     parts = urlsplit(url)
-    if parts.scheme != "s3" or not parts.hostname or parts.netloc != parts.hostname or parts.query or parts.fragment:
+    if parts.scheme != "s3" or not parts.netloc or {"@", ":"} & set(parts.netloc) or parts.query or parts.fragment:
         raise RegistryError("usage", "A storage URL is s3://bucket or s3://bucket/prefix; credentials do not go there.")
     return S3Store(bucket=parts.netloc, prefix=parts.path.strip("/"), client=make_client(settings), settings=settings)
 
@@ -78,7 +79,7 @@ class S3Store:
         if wanted is not None and end != wanted:
             answer["Body"].close()
             raise RegistryError("corrupt", f"{digest} ends at byte {end}, bytes to {wanted} were asked for.")
-        return self._pieces(answer, key, offset, end, chunk)
+        return begun(self._pieces(answer, key, offset, end, chunk))
 
     def put(self, chunks: Iterable[bytes], *, digest: Digest, size: int) -> None:
         verified = checked(chunks, digest=digest, size=size)
@@ -121,7 +122,7 @@ class S3Store:
                     "size-mismatch", f"{found} bytes were uploaded for {digest}, {size} were announced."
                 )
             if size:
-                stored = self._pieces(self._get(key, 0, size, etag=etag), key, 0, size, _PIECE, etag=etag)
+                stored = begun(self._pieces(self._get(key, 0, size, etag=etag), key, 0, size, _PIECE, etag=etag))
             else:
                 stored = iter(())
             for _ in checked(stored, digest=digest, size=size):
@@ -166,7 +167,7 @@ class S3Store:
     def check(self) -> None:
         call(self._client, "head_bucket", Bucket=self._bucket)
 
-    def local_path(self, digest: Digest) -> str | None:
+    def local_path(self, digest: Digest) -> str | None:  # noqa: ARG002
         return None
 
     def sweep(self, *, older_than: float) -> int:
@@ -238,6 +239,8 @@ class S3Store:
         while True:
             try:
                 with contextlib.closing(answer["Body"]) as body:
+                    if not resumes:
+                        yield b""
                     while position < end and (piece := body.read(min(chunk, end - position))):
                         position += len(piece)
                         yield piece

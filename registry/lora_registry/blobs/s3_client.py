@@ -14,7 +14,7 @@ from lora_registry.blobs.s3_settings import S3Settings
 
 def make_client(settings: S3Settings) -> Any:
     """A boto3 S3 client, safe to share between threads. boto3 has no types, so it is Any from here on."""
-    return boto3.session.Session().client(
+    client = boto3.session.Session().client(
         "s3",
         endpoint_url=settings.endpoint_url,
         region_name=settings.region,
@@ -32,6 +32,21 @@ def make_client(settings: S3Settings) -> Any:
             tcp_keepalive=True,
         ),
     )
+    client.meta.events.register("before-parse.s3", _notice_cut_answers)
+    return client
+
+
+def _notice_cut_answers(*, operation_model: Any, response_dict: dict[str, Any], **_: Any) -> None:
+    """Have an answer that lost its body on the way repeated, as boto has it for an error inside a 200.
+
+    botocore does not compare the length of what it parses with what was announced: a listing cut after its headers
+    reads as an empty bucket. Bodies that are streamed are compared where they are read.
+    """
+    body = response_dict["body"]
+    if operation_model.http["method"] == "HEAD" or not isinstance(body, bytes):
+        return
+    if len(body) < int(response_dict["headers"].get("content-length", 0)):
+        response_dict["status_code"] = 500
 
 
 class StoreAnswered(RegistryError):
