@@ -160,7 +160,8 @@ def _launch(
 def _register(
     kind: JobKind, handler: Handler, *, datasource: SQLAlchemyDatasource, isolation: str, children: Children
 ) -> None:
-    @DBOS.workflow(name=kind.name, max_recovery_attempts=kind.max_attempts)
+    # The engine counts what comes after the first start.
+    @DBOS.workflow(name=kind.name, max_recovery_attempts=kind.max_attempts - 1)
     def run(spec: dict[str, Any]) -> dict[str, Any]:
         assert DBOS.workflow_id is not None
         fault_point("jobs.job.started")
