@@ -3,19 +3,21 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, func, select, update
 from sqlmodel import Session, SQLModel, col
 
 from lora_registry.db.engine import make_engine
+from lora_registry.db.tables.jobs import WorkerLease
 from lora_registry.jobs.engine import DbosEngine, migrate
 from lora_registry.jobs.port import JobStatus
 from lora_registry.jobs.store import create_table
@@ -23,7 +25,7 @@ from tests.jobs.handlers import Outcome
 from tests.support.postgres import fresh_database
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICK: dict[str, Any] = {"lease_seconds": 1.5, "beat_seconds": 0.3, "reap_seconds": 0.3, "poll_seconds": 0.1}
+QUICK: dict[str, Any] = {"lease_seconds": 3.0, "beat_seconds": 0.5, "reap_seconds": 0.3, "poll_seconds": 0.1}
 
 
 class Site:
@@ -50,17 +52,23 @@ class Site:
         return worker
 
     def doomed(self, faults: dict[str, str]) -> list[int]:
-        """Start a worker per queue with its fault, let them all die, and return their exit statuses."""
-        options = [json.dumps(QUICK | {"queues": [queue], "fault": fault}) for queue, fault in faults.items()]
+        """Start a worker per queue with its fault, let them all die, and return their exit statuses.
+
+        Their leases are long, so that a busy machine makes none of them miss its fault, and are ended here.
+        """
+        chosen = QUICK | {"lease_seconds": 600.0}
+        options = [chosen | {"queues": [queue], "fault": fault} for queue, fault in faults.items()]
         with (self.folder / "doomed.log").open("wb") as log:
             done = subprocess.run(
-                [sys.executable, "-m", "tests.jobs.program", self.url, *options],
+                [sys.executable, "-m", "tests.jobs.program", self.url, json.dumps(options)],
                 cwd=ROOT,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 timeout=60,
                 check=True,
             )
+        with self.database.begin() as connection:
+            connection.execute(update(WorkerLease).values(lease_us=0))
         statuses: list[int] = json.loads(done.stdout)
         return statuses
 
@@ -105,6 +113,21 @@ class Site:
 
     def talk(self) -> str:
         return "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in sorted(self.folder.glob("*.log")))
+
+    def freeze(self, worker: subprocess.Popen[bytes]) -> None:
+        """SIGSTOP a worker at a moment when it does not hold SQLite's write lock, which would stop everybody."""
+        while True:
+            worker.send_signal(signal.SIGSTOP)
+            if not self.url.startswith("sqlite"):
+                return
+            probe = sqlite3.connect(self.url.removeprefix("sqlite:///"), timeout=0.3, isolation_level=None)
+            with closing(probe):
+                try:
+                    probe.execute("BEGIN IMMEDIATE")
+                    return
+                except sqlite3.OperationalError:
+                    worker.send_signal(signal.SIGCONT)
+                    time.sleep(0.03)
 
     def close(self) -> None:
         for worker in self.workers:

@@ -40,10 +40,10 @@ def starts(journal: Path, step: str) -> int:
 
 
 def _pause(ctx: JobContext, spec: dict[str, Any], step: str) -> str:
-    """A step that takes `spec["seconds"][step]`, reporting every 50 ms."""
+    """A step that takes `spec["seconds"][step]`, or until the journal's `.go` is there, reporting every 50 ms."""
     note(spec["journal"], step)
     end = time.monotonic() + spec.get("seconds", {}).get(step, 0)
-    while time.monotonic() < end:
+    while time.monotonic() < end and not Path(spec["journal"] + ".go").exists():
         ctx.progress(step, "working")
         time.sleep(0.05)
     return step

@@ -1,7 +1,7 @@
-"""Worker processes of the tests: `python -m tests.jobs.program URL OPTIONS…`.
+"""Worker processes of the tests: `python -m tests.jobs.program URL OPTIONS`.
 
-Each of OPTIONS is the JSON of one worker's arguments, and of the fault it meets under "fault". One makes this process
-the worker; several are forked from here, which saves their imports, and their exit statuses are written as JSON.
+OPTIONS is the JSON of a worker's arguments, and of the fault it meets under "fault". A list of such makes several
+workers, forked from here, which saves their imports; their exit statuses are written as JSON.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def work(url: str, options: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
-    url, *workers = sys.argv[1:]
-    if len(workers) == 1:
-        work(url, json.loads(workers[0]))
+    url, options = sys.argv[1], json.loads(sys.argv[2])
+    if isinstance(options, dict):
+        work(url, options)
     children = []
-    for options in workers:
+    for each in options:
         pid = os.fork()
         if pid == 0:
-            work(url, json.loads(options))
+            work(url, each | {"parent_pid": os.getppid()})
         children.append(pid)
     print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 import signal
 import subprocess
 import sys
@@ -75,7 +75,7 @@ def test_killed_inside_a_step_while_another_worker_lives(site: Site, step: str) 
     site.until(lambda: len(store.holders(site.database)) == 2)
     first.kill()
     took = site.until(lambda: starts(site.journal("a"), step) == 2)
-    assert took < 5.0
+    assert took < 10.0  # a lease of 3 s and a tick of 0.3 s, on a busy machine
     assert site.ended("a").state == "done"
     assert [starts(site.journal("a"), each) for each in ("plan", "execute", "check", "commit")] == [
         1 + (each == step) for each in ("plan", "execute", "check", "commit")
@@ -83,27 +83,40 @@ def test_killed_inside_a_step_while_another_worker_lives(site: Site, step: str) 
     assert site.rows("a") == 1
 
 
-@pytest.mark.parametrize("point", ["jobs.step.check.after", "jobs.transaction.commit.written"])
-def test_a_frozen_worker_that_wakes_up_writes_nothing(site: Site, point: str) -> None:
-    if site.url.startswith("sqlite") and "transaction" in point:
-        pytest.skip("a process frozen inside a transaction holds SQLite's only write lock: nobody can take over")
-    zombie = site.worker(fault=f"{point}@stop")
-    site.enqueue("a")
-    site.until(lambda: starts(site.journal("a"), "check" if "check" in point else "commit") == 1)
+def test_a_frozen_worker_that_wakes_up_in_a_step_writes_nothing(site: Site) -> None:
+    zombie = site.worker()
+    site.enqueue("a", seconds={"check": 60.0})
+    site.until(lambda: starts(site.journal("a"), "check") == 1)
+    site.freeze(zombie)
     site.worker()
-    if "check" in point:
-        assert site.ended("a").state == "done"
-    else:
-        # The living worker waits for the row that the frozen one has written and not committed.
-        site.until(lambda: starts(site.journal("a"), "commit") == 2)
-        time.sleep(0.5)
-        assert site.rows("a") == 0
-    os.kill(zombie.pid, signal.SIGCONT)
+    took = site.until(lambda: starts(site.journal("a"), "check") == 2)
+    assert took < 10.0
+    Path(str(site.journal("a")) + ".go").touch()
+    assert site.ended("a").state == "done"
+    records = len(list(site.jobs.follow("a")))
+    zombie.send_signal(signal.SIGCONT)
+    assert zombie.wait(10) == EXIT_LEASE_LOST
+    assert len(list(site.jobs.follow("a"))) == records
+    assert [starts(site.journal("a"), step) for step in ("plan", "execute", "check", "commit")] == [1, 1, 2, 1]
+    assert site.rows("a") == 1
+    assert "its lease was given up by others" in (site.folder / "worker-0.log").read_text()
+
+
+def test_a_frozen_worker_that_wakes_up_in_its_transaction_commits_nothing(site: Site) -> None:
+    if site.url.startswith("sqlite"):
+        pytest.skip("frozen inside a transaction it holds SQLite's only write lock: nobody can take over")
+    zombie = site.worker(fault="jobs.transaction.commit.written@stop")
+    site.enqueue("a")
+    site.until(lambda: starts(site.journal("a"), "commit") == 1)
+    site.worker()
+    # The living worker waits for the checkpoint that the frozen one has written and not committed.
+    site.until(lambda: starts(site.journal("a"), "commit") == 2)
+    time.sleep(0.5)
+    assert site.rows("a") == 0
+    zombie.send_signal(signal.SIGCONT)
     assert zombie.wait(10) == EXIT_LEASE_LOST
     assert site.ended("a").state == "done"
     assert site.rows("a") == 1
-    assert starts(site.journal("a"), "check") == (2 if "check" in point else 1)
-    assert "its lease was given up by others" in (site.folder / "worker-0.log").read_text()
 
 
 def test_the_child_dies_with_its_worker(site: Site) -> None:
@@ -163,8 +176,6 @@ def test_an_embedded_worker_ends_with_its_parent(site: Site) -> None:
         "print(worker.pid, flush=True)\n"
         "time.sleep(60)\n"
     )
-    import json
-
     parent = subprocess.Popen(
         [sys.executable, "-c", program, site.url, json.dumps(QUICK)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )

@@ -16,13 +16,12 @@ APPLICATION_VERSION: Final = "1"
 
 PROGRESS_STREAM: Final = "progress"
 ALIVE_EVENT: Final = "alive"
-ERROR_NAME: Final = "RegistryError"
 
 
 def to_portable(error: RegistryError) -> PortableWorkflowError:
     """The form in which an error is checkpointed: JSON, with code, detail, way out and facts."""
     data: dict[str, Any] = {"way_out": error.way_out, "facts": error.facts}
-    return PortableWorkflowError(error.detail, ERROR_NAME, error.code, data)
+    return PortableWorkflowError(error.detail, type(error).__name__, error.code, data)
 
 
 def from_portable(error: PortableWorkflowError) -> RegistryError:
