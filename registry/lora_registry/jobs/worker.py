@@ -177,7 +177,10 @@ def _register(
 
 
 def _running_executors() -> set[str]:
-    running = DBOS.list_workflows(status="PENDING", load_input=False, load_output=False)
+    # Recovery is for our own version; others' jobs are theirs to take over.
+    running = DBOS.list_workflows(
+        status="PENDING", app_version=APPLICATION_VERSION, load_input=False, load_output=False
+    )
     return {workflow.executor_id for workflow in running if workflow.executor_id}
 
 
