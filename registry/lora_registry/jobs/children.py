@@ -124,7 +124,9 @@ class _Stream:
         """`{"result"}` or `{"error"}`; None where the process ended without either."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while self._outcome is None and self._selector.get_map():
-            ready = self._selector.select(_TICK)
+            # Asked before reading: what it wrote before its end is then still read.
+            ended = self._process.poll() is not None
+            ready = self._selector.select(0 if ended else _TICK)
             for key, _ in ready:
                 read: Callable[[], None] = key.data
                 read()
@@ -133,7 +135,7 @@ class _Stream:
                 raise RegistryError(
                     "job-failed", f"The work took longer than its limit of {timeout:g} seconds.", reason="timeout"
                 )
-            if not ready and self._process.poll() is not None:
+            if ended and not ready:
                 break  # something it started still holds its output
         if self._newest is not None:
             self._sink.progress(self._newest)

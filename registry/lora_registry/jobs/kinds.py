@@ -27,13 +27,14 @@ class JobKind:
     """A kind of work.
 
     queue: where the service enqueues it. timeout: seconds that one child process of it may take; None is no limit.
-    max_attempts: how many workers may die over one job before it is given up as failed.
+    max_attempts: how often a job is started, the first time included, before it is given up as failed: a job that kills
+    its workers must end. Restarts of healthy workers count too.
     """
 
     name: str
     queue: Queue = "cpu"
     timeout: float | None = None
-    max_attempts: int = 5
+    max_attempts: int = 10
     retry: RetryPolicy = field(default_factory=RetryPolicy)
 
 

@@ -16,18 +16,18 @@ APPLICATION_VERSION: Final = "1"
 
 PROGRESS_STREAM: Final = "progress"
 ALIVE_EVENT: Final = "alive"
-ERROR_NAME: Final = "RegistryError"
 
 
 def to_portable(error: RegistryError) -> PortableWorkflowError:
     """The form in which an error is checkpointed: JSON, with code, detail, way out and facts."""
     data: dict[str, Any] = {"way_out": error.way_out, "facts": error.facts}
-    return PortableWorkflowError(error.detail, ERROR_NAME, error.code, data)
+    return PortableWorkflowError(error.detail, type(error).__name__, error.code, data)
 
 
 def from_portable(error: PortableWorkflowError) -> RegistryError:
     """The same error back. Whatever was no RegistryError was a fault of ours: code `job-failed`."""
-    if error.name != ERROR_NAME or error.code not in ERRORS or not isinstance(error.data, dict):
+    # The name does not tell: read back, it is the name of the portable class.
+    if error.code not in ERRORS or not isinstance(error.data, dict) or error.data.keys() != {"way_out", "facts"}:
         return RegistryError("job-failed", f"{error.name}: {error.message}")
     data: dict[str, Any] = error.data
     return RegistryError(str(error.code), error.message, way_out=data["way_out"], **data["facts"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Engine, delete, func, literal_column, select, update
+from sqlalchemy import BigInteger, ColumnElement, Connection, Engine, delete, func, literal_column, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import InstrumentedAttribute
 from sqlmodel import SQLModel, col
@@ -24,6 +24,11 @@ _lease: InstrumentedAttribute[int] = col(WorkerLease.lease_us)  # type: ignore[a
 
 def _now(engine: Engine) -> ColumnElement[int]:
     return literal_column(_NOW[engine.dialect.name], BigInteger)
+
+
+def _reading(engine: Engine) -> Connection:
+    # Once a second in every worker: it must not queue for SQLite's write lock.
+    return engine.execution_options(read_only=True).connect()
 
 
 def claim(engine: Engine, *, executor_id: str, instance: str, host: str, queues: str, lease_seconds: float) -> bool:
@@ -69,7 +74,7 @@ def drop_expired(engine: Engine, *, but: str) -> list[str]:
     A worker that slept past its lease finds its row gone, and so learns that its jobs are no longer its own.
     """
     expired = (_beat + _lease < _now(engine)) & (_executor != but)
-    with engine.connect() as connection:
+    with _reading(engine) as connection:
         found = connection.execute(select(func.count()).select_from(WorkerLease).where(expired)).scalar_one()
     if not found:
         return []
@@ -79,7 +84,7 @@ def drop_expired(engine: Engine, *, but: str) -> list[str]:
 
 def holders(engine: Engine) -> set[str]:
     """Executor ids that have a lease."""
-    with engine.connect() as connection:
+    with _reading(engine) as connection:
         return set(connection.execute(select(_executor)).scalars())
 
 

@@ -160,7 +160,8 @@ def _launch(
 def _register(
     kind: JobKind, handler: Handler, *, datasource: SQLAlchemyDatasource, isolation: str, children: Children
 ) -> None:
-    @DBOS.workflow(name=kind.name, max_recovery_attempts=kind.max_attempts)
+    # The engine counts what comes after the first start.
+    @DBOS.workflow(name=kind.name, max_recovery_attempts=kind.max_attempts - 1)
     def run(spec: dict[str, Any]) -> dict[str, Any]:
         assert DBOS.workflow_id is not None
         fault_point("jobs.job.started")
@@ -176,7 +177,10 @@ def _register(
 
 
 def _running_executors() -> set[str]:
-    running = DBOS.list_workflows(status="PENDING", load_input=False, load_output=False)
+    # Recovery is for our own version; others' jobs are theirs to take over.
+    running = DBOS.list_workflows(
+        status="PENDING", app_version=APPLICATION_VERSION, load_input=False, load_output=False
+    )
     return {workflow.executor_id for workflow in running if workflow.executor_id}
 
 

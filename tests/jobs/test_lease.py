@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import time
+
+from lora_registry.jobs import store
+from tests.jobs.conftest import Site
+
+
+def _claim(site: Site, executor: str, instance: str, *, lease: float = 30.0) -> bool:
+    return store.claim(
+        site.database, executor_id=executor, instance=instance, host="h", queues="cpu", lease_seconds=lease
+    )
+
+
+def test_a_live_lease_is_refused_to_others_and_renewed_by_its_holder(site: Site) -> None:
+    assert _claim(site, "w", "one")
+    assert not _claim(site, "w", "two")
+    assert _claim(site, "w", "one")
+    assert store.beat(site.database, executor_id="w", instance="one")
+    assert not store.beat(site.database, executor_id="w", instance="two")
+    assert store.drop_expired(site.database, but="other") == []
+    assert store.holders(site.database) == {"w"}
+
+
+def test_an_expired_lease_is_taken_and_its_holder_learns_it(site: Site) -> None:
+    assert _claim(site, "w", "one", lease=0.2)
+    time.sleep(0.4)
+    assert _claim(site, "w", "two")
+    assert not store.beat(site.database, executor_id="w", instance="one")
+
+
+def test_expired_leases_are_dropped_but_not_ones_own(site: Site) -> None:
+    assert _claim(site, "dead", "one", lease=0.2)
+    assert _claim(site, "slow", "two", lease=0.2)
+    assert _claim(site, "live", "three")
+    time.sleep(0.4)
+    assert store.drop_expired(site.database, but="slow") == ["dead"]
+    assert store.holders(site.database) == {"slow", "live"}
+    assert store.beat(site.database, executor_id="slow", instance="two")
+    assert store.drop_expired(site.database, but="live") == []
+    assert not store.beat(site.database, executor_id="dead", instance="one")
+
+
+def test_a_released_lease_is_free_at_once(site: Site) -> None:
+    assert _claim(site, "w", "one")
+    store.release(site.database, executor_id="w", instance="two")
+    assert store.holders(site.database) == {"w"}
+    store.release(site.database, executor_id="w", instance="one")
+    assert store.holders(site.database) == set()
+    assert _claim(site, "w", "two")
