@@ -66,7 +66,8 @@ def encode(values: F32, dtype: str, out: Array, scratch: npt.NDArray[np.uint32] 
 def _encode_bf16(values: F32, out: Array, scratch: npt.NDArray[np.uint32] | None) -> None:
     bits = np.ascontiguousarray(values).view(np.uint32)
     rounded = np.empty(bits.shape, np.uint32) if scratch is None else scratch[: bits.size].reshape(bits.shape)
-    # Adding 0x7fff, and one more where the kept part is odd, carries into the kept part exactly when nearest-even rounds up.
+    # Adding 0x7fff, and one more where the kept part is odd, carries into the kept part exactly when nearest-even
+    # rounds up.
     np.right_shift(bits, 16, out=rounded)
     np.bitwise_and(rounded, 1, out=rounded)
     np.add(rounded, bits, out=rounded)

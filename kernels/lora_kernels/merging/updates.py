@@ -111,4 +111,4 @@ def _load(factor: Factor, source: Source, path: str) -> F32:
 
 def _read(source: Source, path: str, offset: int, raw: Array) -> None:
     if raw.size:
-        source.read_into(path, offset, memoryview(raw.reshape(-1).view(np.uint8)).cast("B"))
+        source.read_into(path, offset, memoryview(raw.reshape(-1).view(np.uint8).data))
