@@ -55,10 +55,10 @@ def encode(values: F32, dtype: str, out: Array, scratch: npt.NDArray[np.uint32] 
     What is too large becomes infinity, as IEEE 754 rounding says; NaN stays NaN. scratch: contiguous, at least as many
     elements as `values`, overwritten; None to allocate it.
     """
-    if dtype == "BF16":
-        _encode_bf16(values, out, scratch)
-    else:
-        with np.errstate(over="ignore", under="ignore"):
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        if dtype == "BF16":
+            _encode_bf16(values, out, scratch)
+        else:
             np.copyto(out, values, casting="same_kind")
     return out
 
