@@ -27,8 +27,13 @@ Q = "model.layers.0.self_attn.q_proj"
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    first: Tensors = {f"{Q}.weight": ("BF16", matrix(700, 300, seed=1)), "model.norm.weight": ("F32", matrix(9, seed=2))}
-    folder = write_base(tmp_path / "base", [first, {"lm_head.weight": ("BF16", matrix(50, 300, seed=3))}], dtype="bfloat16")
+    first: Tensors = {
+        f"{Q}.weight": ("BF16", matrix(700, 300, seed=1)),
+        "model.norm.weight": ("F32", matrix(9, seed=2)),
+    }
+    folder = write_base(
+        tmp_path / "base", [first, {"lm_head.weight": ("BF16", matrix(50, 300, seed=3))}], dtype="bfloat16"
+    )
     (folder / "tokenizer.json").write_text("{}")
     (folder / "LICENSE").write_text("free")
     (folder / "README.md").write_text("the base")
@@ -130,12 +135,16 @@ def test_same_bytes_with_any_number_of_threads_and_any_hash_seed(base: Path, ada
         "import msgspec; print(msgspec.json.encode(r).decode())"
     )
     outputs = set()
-    for number, (blas, workers, seed) in enumerate([("1", "1", "0"), ("2", "2", "1"), ("2", "1", "2"), ("1", "2", "3")]):
+    for number, (blas, workers, seed) in enumerate(
+        [("1", "1", "0"), ("2", "2", "1"), ("2", "1", "2"), ("1", "2", "3")]
+    ):
         out = tmp_path / f"out{number}"
         done = subprocess.run(
             [sys.executable, "-c", script, str(base), str(adapter), str(second), str(out), workers],
             env={**os.environ, "OPENBLAS_NUM_THREADS": blas, "OMP_NUM_THREADS": blas, "PYTHONHASHSEED": seed},
-            check=True, capture_output=True, text=True,
+            check=True,
+            capture_output=True,
+            text=True,
         )
         files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.iterdir())}
         outputs.add(done.stdout + json.dumps(files))
@@ -145,10 +154,16 @@ def test_same_bytes_with_any_number_of_threads_and_any_hash_seed(base: Path, ada
 def sparse_base(folder: Path, *, layers: int, hidden: int, rows: int) -> None:
     """A base of zeros that takes no room on the disk: one sparse file per layer, of `rows` x hidden and two projections."""
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False}))
+    (folder / "config.json").write_text(
+        json.dumps({"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False})
+    )
     weight_map = {}
     for layer in range(layers):
-        shapes = {"mlp.up_proj": (rows, hidden), "self_attn.q_proj": (hidden, hidden), "self_attn.v_proj": (hidden, hidden)}
+        shapes = {
+            "mlp.up_proj": (rows, hidden),
+            "self_attn.q_proj": (hidden, hidden),
+            "self_attn.v_proj": (hidden, hidden),
+        }
         header: dict[str, Any] = {}
         position = 0
         for module, shape in shapes.items():
@@ -168,7 +183,9 @@ def qv_adapter(folder: Path, *, layers: int, hidden: int, r: int) -> Path:
     tensors: dict[str, Any] = {}
     for layer in range(layers):
         for module in ("q_proj", "v_proj"):
-            tensors |= pair(f"model.layers.{layer}.self_attn.{module}", out=hidden, in_=hidden, r=r, seed=layer, dtype="BF16")
+            tensors |= pair(
+                f"model.layers.{layer}.self_attn.{module}", out=hidden, in_=hidden, r=r, seed=layer, dtype="BF16"
+            )
     return write_adapter(folder, tensors, r=r)
 
 
@@ -210,7 +227,8 @@ def test_killed_in_the_middle_leaves_nothing_under_the_final_name(tmp_path: Path
         "merge_folder(sys.argv[1], [(sys.argv[2], 1.0)], sys.argv[3], threads=1, progress=progress)"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path / "base"), str(adapter), str(tmp_path / "out")], stdout=subprocess.PIPE
+        [sys.executable, "-c", script, str(tmp_path / "base"), str(adapter), str(tmp_path / "out")],
+        stdout=subprocess.PIPE,
     ) as process:
         assert process.stdout is not None and process.stdout.readline() == b"half\n"
         os.kill(process.pid, signal.SIGKILL)
@@ -231,10 +249,13 @@ def test_interrupted_leaves_nothing_at_all(base: Path, adapter: Path, tmp_path: 
 def test_first_failure_stops_the_other_files(tmp_path: Path) -> None:
     """A broken update in the small last file ends the work on the large first one."""
     tensors: Tensors = {f"{Q}.weight": ("F16", np.full((8, 8), 65504.0))}
-    folder = write_base(tmp_path / "base", [{"model.large.weight": ("BF16", np.zeros((8192, 8192), np.uint16))}, tensors])
-    broken = write_adapter(tmp_path / "adapter", {
-        f"{Q}.lora_A.weight": ("F32", np.full((4, 8), 100.0)), f"{Q}.lora_B.weight": ("F32", np.full((8, 4), 100.0))
-    })
+    folder = write_base(
+        tmp_path / "base", [{"model.large.weight": ("BF16", np.zeros((8192, 8192), np.uint16))}, tensors]
+    )
+    broken = write_adapter(
+        tmp_path / "adapter",
+        {f"{Q}.lora_A.weight": ("F32", np.full((4, 8), 100.0)), f"{Q}.lora_B.weight": ("F32", np.full((8, 4), 100.0))},
+    )
     seen: list[int] = []
 
     def slowly(done: int, total: int) -> None:

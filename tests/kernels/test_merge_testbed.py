@@ -10,7 +10,7 @@ import pytest
 
 from lora_kernels.merging import merge_folder
 from lora_reg.spec.errors import RegistryError
-from tests.kernels.checkpoints import exact, read_model
+from tests.kernels.checkpoints import read_model
 from tests.support.oracle import compare_bf16, merge64, read_checkpoint
 from tests.support.testbed import require_testbed
 
@@ -32,7 +32,9 @@ WEIGHTED = [(name, weight) for name in ADAPTERS for weight in (1.0, 0.37, -1.0)]
 
 
 # A saved module cannot be weighted: refused, see test_plan.
-@pytest.mark.parametrize(("name", "weight"), [case for case in WEIGHTED if case[0] != "lora-lmhead-cheader" or case[1] == 1])
+@pytest.mark.parametrize(
+    ("name", "weight"), [case for case in WEIGHTED if case[0] != "lora-lmhead-cheader" or case[1] == 1]
+)
 def test_equals_the_correctly_rounded_float64_merge(tmp_path: Path, name: str, weight: float) -> None:
     bed = require_testbed()
     report = merge_folder(bed / "base", [(bed / "adapters" / name, weight)], tmp_path / "out")
@@ -41,7 +43,11 @@ def test_equals_the_correctly_rounded_float64_merge(tmp_path: Path, name: str, w
     differing = elements = beyond = 0
     for tensor, expected in right.items():
         found = compare_bf16(got[tensor][1], expected)
-        differing, elements, beyond = differing + found.differing, elements + found.elements, beyond + found.beyond_float32
+        differing, elements, beyond = (
+            differing + found.differing,
+            elements + found.elements,
+            beyond + found.beyond_float32,
+        )
     assert beyond == 0
     assert differing <= elements / 10_000, f"{differing} of {elements}"
     assert {tensor.name for tensor in report.tensors} == set(right)

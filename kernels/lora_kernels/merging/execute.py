@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NoReturn
 
 import numpy as np
-from lora_reg.spec.errors import RegistryError
 
 from lora_kernels.merging.blas import one_thread
 from lora_kernels.merging.numerics import F32, decode, encode, storage
 from lora_kernels.merging.plan import MergePlan, ShardPlan, TensorPlan, shard_header
 from lora_kernels.merging.sources import Source
 from lora_kernels.merging.stats import TensorStats, UpdateSums
-from lora_kernels.merging.updates import Block, LowRank, Replacement, Sum, load_low_rank
+from lora_kernels.merging.updates import Block, LowRank, Replacement, load_low_rank, sum_block
+from lora_reg.spec.errors import RegistryError
 
 # Elements of a block: its four float32 buffers stay in a core's cache. Writes of 128 to 256 KiB were five to ten times
 # as fast as writes of megabytes where it was measured.
@@ -121,12 +121,14 @@ def _merge(
     on_tensor: Callable[[TensorStats], None] | None,
 ) -> Iterator[memoryview]:
     replacement: Replacement | None = None
-    update: Sum | None = None
+    updates: list[LowRank] = []
     if tensor.deltas and tensor.deltas[0].kind == "replace":
         delta = tensor.deltas[0]
         replacement = Replacement(delta.b, adapters[delta.adapter], plan.adapters[delta.adapter].file)
-    elif tensor.deltas:
-        update = Sum([_low_rank(tensor, index, plan, adapters) for index in range(len(tensor.deltas))])
+    else:
+        updates = [
+            load_low_rank(delta, adapters[delta.adapter], plan.adapters[delta.adapter].file) for delta in tensor.deltas
+        ]
     source_type, output_type = storage(tensor.source_dtype), storage(tensor.dtype)
     sums = _Sums()
     for block in _blocks(tensor.shape):
@@ -142,8 +144,8 @@ def _merge(
         with np.errstate(over="ignore", invalid="ignore"):
             if replacement is not None:
                 np.subtract(replacement.values(block, new), weight, out=change)
-            elif update is not None:
-                update.block(block, weight, change, new)
+            elif updates:
+                sum_block(updates, block, change, new)
                 np.add(weight, change, out=new)
             else:
                 np.copyto(new, weight)
@@ -167,11 +169,6 @@ def _merge(
                 sums=UpdateSums(sums.delta_delta, sums.realised_delta, sums.realised_realised),
             )
         )
-
-
-def _low_rank(tensor: TensorPlan, index: int, plan: MergePlan, adapters: Sequence[Source]) -> LowRank:
-    delta = tensor.deltas[index]
-    return load_low_rank(delta, adapters[delta.adapter], plan.adapters[delta.adapter].file)
 
 
 class _Sums:

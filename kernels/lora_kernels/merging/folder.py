@@ -13,18 +13,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from lora_kernels.merging.delta import AdapterInput
+from lora_kernels.merging.plan import MergePlan, plan_merge
+from lora_kernels.merging.sink import Chunk, FolderSink, Hashing, staged_folder
+from lora_kernels.merging.sources import FolderSource
+from lora_kernels.merging.stats import MIN_KEPT, FileRecord, MergeReport, TensorStats, check_kept, merge_report
 from lora_reg.spec import canonical
 from lora_reg.spec.adapter.config import parse_config
 from lora_reg.spec.base import BaseFingerprint
 from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.fingerprint import INDEX, SINGLE, build_fingerprint
 from lora_reg.spec.tensors import Header, header_length, parse_header
-
-from lora_kernels.merging.delta import AdapterInput
-from lora_kernels.merging.plan import MergePlan, plan_merge
-from lora_kernels.merging.sink import Chunk, FolderSink, Hashing, staged_folder
-from lora_kernels.merging.sources import FolderSource
-from lora_kernels.merging.stats import MIN_KEPT, FileRecord, MergeReport, TensorStats, check_kept, merge_report
 
 ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
 ADAPTER_CONFIG: Final = "adapter_config.json"

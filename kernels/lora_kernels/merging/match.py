@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
+from lora_kernels.merging.delta import AdapterInput, Delta, DeltaKind, Factor
 from lora_reg.spec.adapter.config import AdapterConfig
 from lora_reg.spec.adapter.lora import changes_base
 from lora_reg.spec.adapter.names import PREFIX
@@ -20,8 +21,6 @@ from lora_reg.spec.base import BaseFingerprint, BaseTensor
 from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.modules import BaseModule, BaseModules, input_embedding
 from lora_reg.spec.tensors import FLOAT_DTYPES, TensorEntry
-
-from lora_kernels.merging.delta import AdapterInput, Delta, DeltaKind, Factor
 
 # suffix -> (kind of pair, half). The order does not matter: no suffix ends in another.
 _HALVES: Final[dict[str, tuple[DeltaKind, str]]] = {

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+
 from lora_reg.spec.errors import RegistryError
 
 Array = npt.NDArray[Any]

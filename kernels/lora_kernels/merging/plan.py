@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
+
+from lora_kernels.merging.delta import AdapterInput, Delta
+from lora_kernels.merging.match import match_adapter
 from lora_reg.spec.base import BaseFingerprint, BaseTensor
 from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.modules import modules_of
 from lora_reg.spec.tensors import DTYPE_BYTES, FLOAT_DTYPES, write_header
-
-from lora_kernels.merging.delta import AdapterInput, Delta
-from lora_kernels.merging.match import match_adapter
 
 OPERATION_VERSION: Final = 1
 OUTPUT_DTYPES: Final[dict[str, str]] = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
