@@ -14,19 +14,28 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy
+import numpy as np
 
 _PREFIXES = ("scipy_", "")
 _SUFFIXES = ("64_", "")
-_lock = threading.Lock()
-_holders = 0
-_previous = 1
+
+
+class _Hold:
+    """How many merges of this process hold BLAS at one thread, and the count to go back to."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.holders = 0
+        self.previous = 1
+
+
+_hold = _Hold()
 
 
 @cache
 def _controls() -> tuple[Callable[[int], Any], Callable[[], int]] | None:
     """Setter and getter of the thread count of numpy's own OpenBLAS; None where numpy was built with another BLAS."""
-    package = Path(numpy.__file__).parent
+    package = Path(np.__file__).parent
     candidates = sorted([*package.parent.glob("numpy.libs/*openblas*"), *package.glob(".dylibs/*openblas*")])
     for path in candidates:
         library = ctypes.CDLL(str(path))
@@ -46,21 +55,20 @@ def one_thread() -> Iterator[None]:
     Without effect where numpy does not carry its own OpenBLAS: there `OPENBLAS_NUM_THREADS`, `MKL_NUM_THREADS` or
     `BLIS_NUM_THREADS` in the environment of the process decides.
     """
-    global _holders, _previous
     controls = _controls()
     if controls is None:
         yield
         return
     set_threads, get_threads = controls
-    with _lock:
-        if _holders == 0:
-            _previous = get_threads()
+    with _hold.lock:
+        if _hold.holders == 0:
+            _hold.previous = get_threads()
             set_threads(1)
-        _holders += 1
+        _hold.holders += 1
     try:
         yield
     finally:
-        with _lock:
-            _holders -= 1
-            if _holders == 0:
-                set_threads(_previous)
+        with _hold.lock:
+            _hold.holders -= 1
+            if _hold.holders == 0:
+                set_threads(_hold.previous)

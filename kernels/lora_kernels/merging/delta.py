@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
+
 from lora_reg.spec.adapter.config import AdapterConfig
 from lora_reg.spec.tensors import Header
 

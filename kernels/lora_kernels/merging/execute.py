@@ -12,17 +12,17 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NoReturn
 
 import numpy as np
-from lora_reg.spec.errors import RegistryError
 
 from lora_kernels.merging.blas import one_thread
 from lora_kernels.merging.numerics import F32, decode, encode, storage
 from lora_kernels.merging.plan import MergePlan, ShardPlan, TensorPlan, shard_header
 from lora_kernels.merging.sources import Source
 from lora_kernels.merging.stats import TensorStats, UpdateSums
-from lora_kernels.merging.updates import Block, LowRank, Replacement, Sum, load_low_rank
+from lora_kernels.merging.updates import Block, LowRank, Replacement, load_low_rank, sum_block
+from lora_reg.spec.errors import RegistryError
 
-# Elements of a block: its four float32 buffers stay in a core's cache. Writes of 128 to 256 KiB were five to ten times as
-# fast as writes of megabytes where it was measured.
+# Elements of a block: its four float32 buffers stay in a core's cache. Writes of 128 to 256 KiB were five to ten times
+# as fast as writes of megabytes where it was measured.
 BLOCK: Final = 1 << 16
 COPY_BYTES: Final = 1 << 18
 _SMALLEST_SUM: Final = 1e-30
@@ -52,8 +52,8 @@ def stream_shard(
     """The bytes of a file of the result, `shard_size(plan, file)` in all.
 
     A chunk is a view of a buffer that the next one overwrites: use or copy it before going on. base: knows the base's
-    files by the plan's names; adapters: one source per adapter of the plan. on_tensor: told of each touched tensor once it
-    is done. Raises RegistryError `rejected` naming the tensor whose merged values are not finite in the output type,
+    files by the plan's names; adapters: one source per adapter of the plan. on_tensor: told of each touched tensor once
+    it is done. Raises RegistryError `rejected` naming the tensor whose merged values are not finite in the output type,
     `corrupt` where a file is shorter than its header says.
     """
     shard = plan.shard(file)
@@ -95,7 +95,7 @@ def _copy(file: str, start: int, end: int, base: Source, buffers: _Buffers) -> I
 
 
 def _blocks(shape: tuple[int, ...]) -> Iterator[Block]:
-    """Blocks of at most BLOCK elements over a tensor seen as (first dimension, all others), in the order of its bytes."""
+    """Blocks of at most BLOCK elements of a tensor seen as (first dimension, all others), in the order of its bytes."""
     rows = shape[0] if len(shape) > 1 else 1
     columns = math.prod(shape[1:]) if len(shape) > 1 else math.prod(shape)
     if rows * columns == 0:
@@ -121,12 +121,14 @@ def _merge(
     on_tensor: Callable[[TensorStats], None] | None,
 ) -> Iterator[memoryview]:
     replacement: Replacement | None = None
-    update: Sum | None = None
+    updates: list[LowRank] = []
     if tensor.deltas and tensor.deltas[0].kind == "replace":
         delta = tensor.deltas[0]
         replacement = Replacement(delta.b, adapters[delta.adapter], plan.adapters[delta.adapter].file)
-    elif tensor.deltas:
-        update = Sum([_low_rank(tensor, index, plan, adapters) for index in range(len(tensor.deltas))])
+    else:
+        updates = [
+            load_low_rank(delta, adapters[delta.adapter], plan.adapters[delta.adapter].file) for delta in tensor.deltas
+        ]
     source_type, output_type = storage(tensor.source_dtype), storage(tensor.dtype)
     sums = _Sums()
     for block in _blocks(tensor.shape):
@@ -142,8 +144,8 @@ def _merge(
         with np.errstate(over="ignore", invalid="ignore"):
             if replacement is not None:
                 np.subtract(replacement.values(block, new), weight, out=change)
-            elif update is not None:
-                update.block(block, weight, change, new)
+            elif updates:
+                sum_block(updates, block, change, new)
                 np.add(weight, change, out=new)
             else:
                 np.copyto(new, weight)
@@ -167,11 +169,6 @@ def _merge(
                 sums=UpdateSums(sums.delta_delta, sums.realised_delta, sums.realised_realised),
             )
         )
-
-
-def _low_rank(tensor: TensorPlan, index: int, plan: MergePlan, adapters: Sequence[Source]) -> LowRank:
-    delta = tensor.deltas[index]
-    return load_low_rank(delta, adapters[delta.adapter], plan.adapters[delta.adapter].file)
 
 
 class _Sums:
@@ -217,7 +214,7 @@ def _refuse_nonfinite(tensor: TensorPlan, weight: F32, stored: F32) -> NoReturn:
     if before:
         raise RegistryError(
             "rejected",
-            f"The base tensor {tensor.name} holds values that are NaN or infinite ({before} in one block of {weight.size}).",
+            f"The base tensor {tensor.name} holds NaN or infinite values ({before} in one block of {weight.size}).",
             way_out="Register an undamaged copy of the base.",
             tensor=tensor.name,
         )

@@ -9,28 +9,27 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
-
-from lora_reg.spec import canonical
-from lora_reg.spec.adapter.config import parse_config
-from lora_reg.spec.base import BaseFingerprint, BaseTensor
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.tensors import Header, header_length, parse_header
 
 from lora_kernels.merging.delta import AdapterInput
 from lora_kernels.merging.plan import MergePlan, plan_merge
 from lora_kernels.merging.sink import Chunk, FolderSink, Hashing, staged_folder
 from lora_kernels.merging.sources import FolderSource
 from lora_kernels.merging.stats import MIN_KEPT, FileRecord, MergeReport, TensorStats, check_kept, merge_report
+from lora_reg.spec import canonical
+from lora_reg.spec.adapter.config import parse_config
+from lora_reg.spec.base import BaseFingerprint
+from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.fingerprint import INDEX, SINGLE, build_fingerprint
+from lora_reg.spec.tensors import Header, header_length, parse_header
 
-INDEX: Final = "model.safetensors.index.json"
-SINGLE: Final = "model.safetensors"
 ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
 ADAPTER_CONFIG: Final = "adapter_config.json"
 MAX_JSON: Final = 64 * 1024 * 1024
 # What belongs to a model beside its weights. Its README tells of the base, not of the result, and stays behind.
-_CARRIED_SUFFIXES: Final = frozenset({".json", ".jinja", ".txt", ".model", ".tiktoken", ".py"})
+_CARRIED_SUFFIXES: Final = frozenset({".json", ".jinja", ".txt", ".model", ".tiktoken"})
 _CARRIED_STEMS: Final = ("LICENSE", "LICENCE", "NOTICE")
 
 _T = TypeVar("_T")
@@ -51,9 +50,9 @@ def merge_folder(
     """Merge adapter folders, each with its weight, into a copy of a base model's folder.
 
     The result has the base's files and index; it appears under `out_dir` whole or not at all. dtype: see `plan_merge`.
-    min_kept: see `check_kept`. threads: files done at a time, None for one per processor; the bytes do not depend on it.
-    progress: called with bytes written and bytes in all, from several threads. Raises RegistryError as `plan_merge`,
-    `stream_shard`, `check_kept` and `staged_folder` do, and `not-found` for files that are missing.
+    min_kept: see `check_kept`. threads: files done at a time, None for one per processor; the bytes do not depend
+    on it. progress: called with bytes written and bytes in all, from several threads. Raises RegistryError as
+    `plan_merge`, `stream_shard`, `check_kept` and `staged_folder` do, and `not-found` for files that are missing.
     """
     base, index = read_base(base_dir)
     inputs = [read_adapter(folder, weight) for folder, weight in adapters]
@@ -70,29 +69,17 @@ def merge_folder(
 
 
 def read_base(folder: str | os.PathLike[str]) -> tuple[BaseFingerprint, dict[str, Any] | None]:
-    """What a merge needs to know of a base folder (digests of files and tokenizer are left empty), and its index.
+    """What a merge needs to know of a base folder (the digests of its files are left empty), and its index.
 
-    index: None where the weights are one file. Raises RegistryError `rejected` where index and files disagree.
+    index: None where the weights are one file. Raises RegistryError `rejected` as `build_fingerprint` does.
     """
     with FolderSource(folder) as source:
-        config = _read_json(source, "config.json")
         index = _read_json(source, INDEX) if (Path(folder) / INDEX).exists() else None
-        weight_map = _weight_map(index) if index is not None else None
-        tensors: list[BaseTensor] = []
-        for file in sorted(set(weight_map.values())) if weight_map is not None else [SINGLE]:
-            for entry in _header(source, file).tensors:
-                if weight_map is not None and weight_map.get(entry.name) != file:
-                    raise RegistryError(
-                        "rejected",
-                        f"{file} holds the tensor {entry.name}, which {INDEX} places in {weight_map.get(entry.name)}.",
-                    )
-                tensors.append(BaseTensor(entry.name, entry.dtype, entry.shape, file, entry.file_start, entry.file_end))
-    missing = sorted((weight_map or {}).keys() - {tensor.name for tensor in tensors})
-    if missing:
-        raise RegistryError(
-            "rejected", f"{INDEX} names the tensor {missing[0]}, which {(weight_map or {})[missing[0]]} does not hold."
-        )
-    return _fingerprint(config, tensors), index
+        weight_map = index.get("weight_map") if index is not None else {"": SINGLE}
+        shards = {str(file) for file in weight_map.values()} if isinstance(weight_map, dict) else set()
+        needed = ["config.json", *sorted(shards)] + ([INDEX] if index is not None else [])
+        sizes = {file: (source.size(file), "") for file in needed if "/" not in file}
+        return build_fingerprint(sizes, partial(_range, source)), index
 
 
 def read_adapter(folder: str | os.PathLike[str], weight: float = 1.0) -> AdapterInput:
@@ -162,44 +149,6 @@ def _failed_first(futures: Sequence[Future[_T]]) -> list[Future[_T]]:
     """Wait for all, or for the first failure, which then comes first."""
     done, _ = wait(futures, return_when=FIRST_EXCEPTION)
     return sorted(futures, key=lambda future: not (future in done and future.exception() is not None))
-
-
-def _fingerprint(config: dict[str, Any], tensors: Sequence[BaseTensor]) -> BaseFingerprint:
-    architectures = config.get("architectures") or []
-    architecture = str(architectures[0]) if architectures else ""
-    return BaseFingerprint(
-        architecture=architecture,
-        model_type=str(config.get("model_type", "")),
-        config=config,
-        tensors=tuple(sorted(tensors, key=lambda tensor: tensor.name)),
-        files={},
-        embedding_rows=None,
-        tied=_tied(config, architecture, tensors),
-        tokenizer=None,
-        chat_template=None,
-    )
-
-
-def _tied(config: dict[str, Any], architecture: str, tensors: Sequence[BaseTensor]) -> bool:
-    """The config's word; where it says nothing, whether a language model comes without an output layer of its own."""
-    nested = config.get("text_config")
-    for part in (config, nested if isinstance(nested, dict) else {}):
-        if isinstance(part.get("tie_word_embeddings"), bool):
-            return bool(part["tie_word_embeddings"])
-    has_output = any(tensor.name.split(".")[-2:-1] in (["lm_head"], ["embed_out"]) for tensor in tensors)
-    return not has_output and ("LM" in architecture or "ConditionalGeneration" in architecture)
-
-
-def _weight_map(index: dict[str, Any]) -> dict[str, str]:
-    weight_map = index.get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise RegistryError("rejected", f"{INDEX} has no weight_map.")
-    for name, file in weight_map.items():
-        if not isinstance(file, str) or "/" in file or not file.endswith(".safetensors"):
-            raise RegistryError(
-                "rejected", f"{INDEX} places the tensor {name} in {file!r}; expected a .safetensors file beside it."
-            )
-    return weight_map
 
 
 def _header(source: FolderSource, file: str) -> Header:

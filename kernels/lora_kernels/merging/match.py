@@ -11,7 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
+from lora_kernels.merging.delta import AdapterInput, Delta, DeltaKind, Factor
 from lora_reg.spec.adapter.config import AdapterConfig
+from lora_reg.spec.adapter.lora import changes_base
+from lora_reg.spec.adapter.names import PREFIX
 from lora_reg.spec.adapter.patterns import names_module
 from lora_reg.spec.adapter.scaling import ModuleScale, scales
 from lora_reg.spec.base import BaseFingerprint, BaseTensor
@@ -19,9 +22,6 @@ from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.modules import BaseModule, BaseModules, input_embedding
 from lora_reg.spec.tensors import FLOAT_DTYPES, TensorEntry
 
-from lora_kernels.merging.delta import AdapterInput, Delta, DeltaKind, Factor
-
-PREFIX: Final = "base_model.model."
 # suffix -> (kind of pair, half). The order does not matter: no suffix ends in another.
 _HALVES: Final[dict[str, tuple[DeltaKind, str]]] = {
     ".lora_A.weight": ("linear", "A"),
@@ -49,7 +49,6 @@ _UNSUPPORTED_OPTIONS: Final = {
     "target_parameters": "LoRA on expert parameters",
     "trainable_token_indices": "trainable tokens",
 }
-_INITS_THAT_KEEP_THE_BASE: Final = frozenset({"gaussian", "eva", "orthogonal", "mica", "true", "false"})
 # Layers that may share the storage of the input embedding.
 _TIED_OUTPUTS: Final = frozenset({"lm_head", "embed_out", "output", "output_projection"})
 _BASE_LAYER: Final = ".base_layer."
@@ -87,14 +86,14 @@ def _refuse_unsupported(adapter: AdapterInput) -> None:
     for option, name in _UNSUPPORTED_OPTIONS.items():
         if config.on(option):
             _unsupported(name, where)
-    init = config.init_weights
-    if isinstance(init, str) and init.lower() not in _INITS_THAT_KEEP_THE_BASE:
+    changed = changes_base(config)
+    if changed is not None:
         raise RegistryError(
             "unsupported",
-            f"The adapter was trained with init_lora_weights={init!r}, which changes the base weights when training starts; "
-            "its tensors are not an update of the base as it is stored.",
+            f"The adapter was trained with {changed}, which changes the base weights when training starts; its tensors "
+            "are not an update of the base as it is stored.",
             way_out="Save it converted to plain LoRA (PEFT: path_initial_model_for_weight_conversion) and merge that.",
-            type=init,
+            type=changed,
         )
 
 
@@ -128,6 +127,10 @@ class _Matcher:
         self.scale = scale
         self.saved = saved
         self.embedding = input_embedding(modules.modules)
+        # A checkpoint may hold an output layer that its config ties away again when it is loaded.
+        nested = base.config.get("text_config")
+        configs = (base.config, nested if isinstance(nested, dict) else {})
+        self.tied = base.tied or any(part.get("tie_word_embeddings") is True for part in configs)
         self.stores_transposed = any(module.transposed for module in modules.modules.values())
 
     def run(self) -> Matched:
@@ -253,7 +256,7 @@ class _Matcher:
         return False
 
     def _refuse_tied(self, module: str, tensor: str, entry: TensorEntry) -> None:
-        if not self.base.tied:
+        if not self.tied:
             return
         embedding = (
             self.embedding.weight.name if self.embedding is not None and self.embedding.weight is not None else None
@@ -261,8 +264,8 @@ class _Matcher:
         if tensor == embedding or module.rpartition(".")[2] in _TIED_OUTPUTS:
             raise RegistryError(
                 "unsupported",
-                f"{entry.name} changes {module}, but the base ties its output layer to its input embedding: merged, the change "
-                "would reach both, which is another model than the one trained.",
+                f"{entry.name} changes {module}, but the base ties its output layer to its input embedding: merged, "
+                "the change would reach both, which is another model than the one trained.",
                 way_out="Serve the adapter unmerged, or untie the base first and register it as a base of its own.",
                 module=module,
                 tensor=entry.name,

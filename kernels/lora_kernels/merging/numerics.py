@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+
 from lora_reg.spec.errors import RegistryError
 
 Array = npt.NDArray[Any]
@@ -55,10 +56,10 @@ def encode(values: F32, dtype: str, out: Array, scratch: npt.NDArray[np.uint32] 
     What is too large becomes infinity, as IEEE 754 rounding says; NaN stays NaN. scratch: contiguous, at least as many
     elements as `values`, overwritten; None to allocate it.
     """
-    if dtype == "BF16":
-        _encode_bf16(values, out, scratch)
-    else:
-        with np.errstate(over="ignore", under="ignore"):
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        if dtype == "BF16":
+            _encode_bf16(values, out, scratch)
+        else:
             np.copyto(out, values, casting="same_kind")
     return out
 
@@ -66,7 +67,8 @@ def encode(values: F32, dtype: str, out: Array, scratch: npt.NDArray[np.uint32] 
 def _encode_bf16(values: F32, out: Array, scratch: npt.NDArray[np.uint32] | None) -> None:
     bits = np.ascontiguousarray(values).view(np.uint32)
     rounded = np.empty(bits.shape, np.uint32) if scratch is None else scratch[: bits.size].reshape(bits.shape)
-    # Adding 0x7fff, and one more where the kept part is odd, carries into the kept part exactly when nearest-even rounds up.
+    # Adding 0x7fff, and one more where the kept part is odd, carries into the kept part exactly when nearest-even
+    # rounds up.
     np.right_shift(bits, 16, out=rounded)
     np.bitwise_and(rounded, 1, out=rounded)
     np.add(rounded, bits, out=rounded)

@@ -1,7 +1,7 @@
 """The plan of a merge: pure data, made from headers alone, before a byte of a tensor is read.
 
 A plan holds, for each file of the result, its tensors in the order of the base's file: where each comes from, what is
-added to it, as which type it is stored. It prints as JSON (`msgspec.to_builtins`), and the same inputs give the same plan.
+added to it, as which type it is stored. It prints as JSON (`msgspec.to_builtins`); the same inputs give the same plan.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
+
+from lora_kernels.merging.delta import AdapterInput, Delta
+from lora_kernels.merging.match import match_adapter
 from lora_reg.spec.base import BaseFingerprint, BaseTensor
 from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.modules import modules_of
 from lora_reg.spec.tensors import DTYPE_BYTES, FLOAT_DTYPES, write_header
-
-from lora_kernels.merging.delta import AdapterInput, Delta
-from lora_kernels.merging.match import match_adapter
 
 OPERATION_VERSION: Final = 1
 OUTPUT_DTYPES: Final[dict[str, str]] = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
@@ -85,12 +85,12 @@ class MergePlan(msgspec.Struct, frozen=True):
 def plan_merge(base: BaseFingerprint, adapters: Sequence[AdapterInput], dtype: str | None = None) -> MergePlan:
     """Plan the merge of `adapters`, in this order, into `base`.
 
-    dtype: `bfloat16`, `float16` or `float32`, for every touched tensor and every other one of the checkpoint's main type
-    (the floating-point type with the most bytes: tensors kept apart on purpose, such as a float32 router in a bfloat16
-    model, stay as they are); None to keep each tensor's own type.
+    dtype: `bfloat16`, `float16` or `float32`, for every touched tensor and every other one of the checkpoint's main
+    type (the floating-point type with the most bytes: tensors kept apart on purpose, such as a float32 router in a
+    bfloat16 model, stay as they are); None to keep each tensor's own type.
 
-    Nothing is skipped silently. Raises RegistryError `unsupported` for what cannot be merged, naming type and module, and
-    `rejected` for tensors that do not fit the base or lack their other half.
+    Nothing is skipped silently. Raises RegistryError `unsupported` for what cannot be merged, naming type and module,
+    and `rejected` for tensors that do not fit the base or lack their other half.
     """
     if dtype is not None and dtype not in OUTPUT_DTYPES:
         raise RegistryError(
@@ -101,8 +101,8 @@ def plan_merge(base: BaseFingerprint, adapters: Sequence[AdapterInput], dtype: s
     plans = []
     for index, adapter in enumerate(adapters):
         matched = match_adapter(index, adapter, base=base, modules=modules)
-        for tensor, delta in matched.deltas:
-            deltas.setdefault(tensor, []).append(delta)
+        for name, delta in matched.deltas:
+            deltas.setdefault(name, []).append(delta)
         plans.append(AdapterPlan(adapter.file, adapter.config.peft_type, adapter.weight, matched.ignored))
     _refuse_conflicts(deltas)
     output = OUTPUT_DTYPES[dtype] if dtype is not None else None

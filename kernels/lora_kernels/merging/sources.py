@@ -17,7 +17,7 @@ class Source(Protocol):
     """Files addressed by the names that a plan holds."""
 
     def read_into(self, path: str, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` (bytes, writable) from `offset` of the file. Raises RegistryError `corrupt` where the file ends before."""
+        """Fill `buffer` (writable bytes) from `offset` of a file. RegistryError `corrupt` where it ends before."""
 
 
 class FolderSource:

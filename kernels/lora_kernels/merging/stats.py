@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 import msgspec
+
 from lora_reg.spec.errors import RegistryError
 
 MIN_KEPT = 0.5
@@ -106,9 +107,9 @@ def check_kept(tensors: Sequence[TensorStats], *, min_kept: float | None = MIN_K
     cosine = "" if sums.cosine is None else f", cosine {sums.cosine:.2f}"
     raise RegistryError(
         "rejected",
-        f"Only {sums.kept:.0%} of the adapter survived the rounding of the merged weights (kept {sums.kept:.3f}{cosine}); "
-        f"at least {min_kept:.0%} is expected. The update is so small beside the weights that most of it is less than half "
-        "a step of the output's number format.",
+        f"Only {sums.kept:.0%} of the adapter survived the rounding of the merged weights (kept {sums.kept:.3f}"
+        f"{cosine}; at least {min_kept:.0%} is expected): the update is so small beside the weights that most of it is "
+        "less than half a step of the output's number format.",
         way_out="Merge into a finer dtype (float32), serve the adapter unmerged, or allow the loss expressly.",
         kept=sums.kept,
         cosine=sums.cosine,

@@ -6,14 +6,14 @@ update is a product left @ right of float32 factors with contiguous rows, or a t
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
 
 import numpy as np
-from lora_reg.spec.errors import RegistryError
 
 from lora_kernels.merging.delta import Delta, Factor
 from lora_kernels.merging.numerics import F32, Array, decode, storage
 from lora_kernels.merging.sources import Source
+from lora_reg.spec.errors import RegistryError
 
 
 class Block:
@@ -34,11 +34,6 @@ class Block:
         return (self.r1 - self.r0) * (self.c1 - self.c0)
 
 
-class Update(Protocol):
-    def block(self, block: Block, weight: F32, out: F32, scratch: F32) -> None:
-        """Write dW of a block to `out`. weight: the block of the base, not to be changed. All of the block's shape."""
-
-
 class LowRank:
     """scale * left @ right, left (rows, r), right (r, columns). Holds both factors in memory, in float32."""
 
@@ -47,17 +42,15 @@ class LowRank:
         self._right = right
         self._scale = np.float32(scale)
 
-    def block(self, block: Block, weight: F32, out: F32, scratch: F32) -> None:
+    def block(self, block: Block, out: F32) -> None:
+        """Write dW of a block to `out`, of the block's shape."""
         np.matmul(self._left[block.r0 : block.r1], self._right[:, block.c0 : block.c1], out=out)
         if self._scale != 1:
             np.multiply(out, self._scale, out=out)
 
 
 class Replacement:
-    """The difference between a stored tensor, read block by block, and the weight.
-
-    weight + (new - weight) need not be `new` in float32, so the executor takes `values` for the result instead.
-    """
+    """A stored tensor that takes the weight's place, read block by block."""
 
     def __init__(self, factor: Factor, source: Source, path: str) -> None:
         self._factor = factor
@@ -71,17 +64,12 @@ class Replacement:
         return decode(raw, self._factor.dtype, out)
 
 
-class Sum:
-    """Several updates, added in order."""
-
-    def __init__(self, parts: list[Update]) -> None:
-        self._parts = parts
-
-    def block(self, block: Block, weight: F32, out: F32, scratch: F32) -> None:
-        self._parts[0].block(block, weight, out, scratch)
-        for part in self._parts[1:]:
-            part.block(block, weight, scratch, scratch)
-            np.add(out, scratch, out=out)
+def sum_block(updates: Sequence[LowRank], block: Block, out: F32, scratch: F32) -> None:
+    """Write the sum of dW of a block to `out`, added in order. scratch: of the same shape, overwritten."""
+    updates[0].block(block, out)
+    for update in updates[1:]:
+        update.block(block, scratch)
+        np.add(out, scratch, out=out)
 
 
 def load_low_rank(delta: Delta, source: Source, path: str) -> LowRank:
@@ -111,4 +99,4 @@ def _load(factor: Factor, source: Source, path: str) -> F32:
 
 def _read(source: Source, path: str, offset: int, raw: Array) -> None:
     if raw.size:
-        source.read_into(path, offset, memoryview(raw.reshape(-1).view(np.uint8)).cast("B"))
+        source.read_into(path, offset, memoryview(raw.reshape(-1).view(np.uint8).data))
