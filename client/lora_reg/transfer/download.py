@@ -7,6 +7,7 @@ import os
 import secrets
 import threading
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -61,14 +62,14 @@ def _fetch(client: Client, ref: Reference, entry: FileEntry, cache: Cache, progr
             # Without a lock another process may write there too.
             part = part.with_name(f"{entry.digest.hex}.{secrets.token_hex(6)}.part")
         part.parent.mkdir(parents=True, exist_ok=True)
-        transfer = _Transfer(client, ref, entry, part, progress, stop)
-        begun = transfer.resume()
-        received = transfer.run()
-        if transfer.hex != entry.digest.hex and begun:
-            # What lay there from before may be what is wrong: once more, from nothing.
-            transfer.restart()
-            received += transfer.run()
-        transfer.close()
+        with closing(_Transfer(client, ref, entry, part, progress, stop)) as transfer:
+            begun = transfer.resume()
+            transfer.run()
+            if transfer.hex != entry.digest.hex and begun:
+                # What lay there from before may be what is wrong: once more, from nothing.
+                transfer.restart()
+                transfer.run()
+            transfer.sync()
         if transfer.hex != entry.digest.hex:
             part.unlink(missing_ok=True)
             raise RegistryError(
@@ -77,7 +78,7 @@ def _fetch(client: Client, ref: Reference, entry: FileEntry, cache: Cache, progr
                 way_out=_WAY_OUT,
             )
         cache.adopt(part, entry.digest)
-        return received
+        return transfer.received
 
 
 class _Transfer:
@@ -91,6 +92,8 @@ class _Transfer:
         self._file: BinaryIO = os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b", buffering=0)
         self._hash = hashlib.sha256()
         self._at = 0
+        self.received = 0
+        """Bytes that travelled."""
 
     @property
     def hex(self) -> str:
@@ -112,18 +115,20 @@ class _Transfer:
         self._hash = hashlib.sha256()
         self._at = 0
 
-    def close(self) -> None:
+    def sync(self) -> None:
         os.fsync(self._file.fileno())
+
+    def close(self) -> None:
         self._file.close()
 
-    def run(self) -> int:
-        """Receive until the file is whole. Returns the bytes that came. Raises `size-mismatch`, `unavailable`."""
-        received = breaks = 0
+    def run(self) -> None:
+        """Receive until the file is whole. Raises `size-mismatch`, `unavailable`, what the answers say."""
+        breaks = 0
         while self._at < self._entry.size:
             before = self._at
             broke: Exception | None = None
             try:
-                received += self._receive()
+                self._receive()
             except httpx.RequestError as error:
                 broke = error
             breaks = 0 if self._at > before else breaks + 1
@@ -135,9 +140,8 @@ class _Transfer:
                 self._stop.wait(0.1 * 2**breaks)
             if self._stop.is_set():
                 raise Interrupted
-        return received
 
-    def _receive(self) -> int:
+    def _receive(self) -> None:
         start = self._at
         with self._client.file(self._ref, self._entry.path, start=start, whole=start == 0) as response:
             if start and response.status_code != 206:
@@ -146,19 +150,19 @@ class _Transfer:
             elif start and not response.headers.get("content-range", "").startswith(f"bytes {start}-"):
                 raise RegistryError("unavailable", f"{place(response.url)} sent another range than was asked for.")
             if response.status_code == 416:
-                return 0
+                return
             for piece in response.iter_raw():
                 if self._stop.is_set():
                     raise Interrupted
                 if self._at + len(piece) > self._entry.size:
                     raise self._wrong_size("goes on after that")
                 self._write(piece)
-        return max(self._at - start, 0)
 
     def _write(self, piece: bytes) -> None:
         view = memoryview(piece)
         while view:
             view = view[self._file.write(view) :]
+        self.received += len(piece)
         self._count(piece)
 
     def _count(self, piece: bytes) -> None:
