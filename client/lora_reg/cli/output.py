@@ -40,6 +40,11 @@ class Output:
         for line in quiet if self.mode == "quiet" else human:
             self._print(clean(line), self._out)
 
+    def line(self, text: str) -> None:
+        """One line of an answer that grows while it is waited for; to be used in human mode alone."""
+        self._print(clean(text), self._out)
+        self._out.flush()
+
     def note(self, text: str) -> None:
         """A word to the person at the terminal; none where only ids are wanted."""
         if self.mode != "quiet":
