@@ -52,6 +52,7 @@ ERRORS: Final[dict[str, ErrorKind]] = {
     "rate-limited": ErrorKind(429, 9, "Wait as long as Retry-After says and try again.", True),
     "unavailable": ErrorKind(503, 10, "Try again in a moment; if it stays, look at the service.", True),
     "storage-unavailable": ErrorKind(503, 10, "The blob store did not answer; try again in a moment.", True),
+    "local-io": ErrorKind(500, 1, "Look at the path, its permissions and the free space on its disk."),
     "precondition-failed": ErrorKind(412, 5, "Read it again and repeat with the new ETag."),
     "range-not-satisfiable": ErrorKind(416, 2, "Ask for a range inside the file."),
 }

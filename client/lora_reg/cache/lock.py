@@ -1,0 +1,53 @@
+"""Locks between processes, by file. The kernel frees one when its holder dies, however it dies."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+_LONGEST_WAIT: Final = 0.25
+
+
+class Interrupted(Exception):
+    """The wait was given up because `stop` was set."""
+
+
+@contextmanager
+def locked(path: Path, stop: threading.Event | None = None) -> Iterator[bool]:
+    """Hold the lock of this name; waits for other holders, threads of this process among them.
+
+    Gives False, holding nothing, where the file system has no locks: the caller then works in a place of its own.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        yield _acquire(descriptor, stop)
+    finally:
+        os.close(descriptor)
+
+
+def _acquire(descriptor: int, stop: threading.Event | None) -> bool:
+    if fcntl is None:
+        return False
+    pause = 0.005
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if stop is not None and stop.is_set():
+                raise Interrupted from None
+            time.sleep(pause)
+            pause = min(pause * 2, _LONGEST_WAIT)
+        except OSError:
+            return False

@@ -1,0 +1,65 @@
+"""What a reference meant when the server was last asked: for conditional requests and for `--offline`."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+import msgspec
+
+from lora_reg.cache.store import Cache, write_synced
+from lora_reg.spec.digest import Digest
+from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.reference import Reference
+
+SCHEMA: Final = "lora-reg/ref/1"
+
+
+class Resolved(msgspec.Struct, frozen=True):
+    """reference: with its namespace. number: of the version. etag: as the server gave it. at: RFC 3339, UTC."""
+
+    server: str
+    reference: str
+    digest: str
+    number: int
+    etag: str
+    at: str
+    schema: str = SCHEMA
+
+
+def read(cache: Cache, server: str, ref: Reference) -> Resolved | None:
+    """What the reference meant last; None where it was never asked, or the file is damaged or of another reference
+    (two tags that differ only in case, on a file system that does not)."""
+    try:
+        found = msgspec.json.decode(_path(cache, server, ref).read_bytes(), type=Resolved)
+        Digest.parse(found.digest)
+    except (FileNotFoundError, NotADirectoryError, msgspec.MsgspecError, RegistryError):
+        return None
+    same = (found.schema, found.server, found.reference) == (SCHEMA, server, str(ref))
+    return found if same else None
+
+
+def write(cache: Cache, server: str, ref: Reference, *, digest: Digest, number: int, etag: str) -> None:
+    """Remember what the reference means now; the last writer wins."""
+    entry = Resolved(
+        server=server,
+        reference=str(ref),
+        digest=str(digest),
+        number=number,
+        etag=etag,
+        at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+    )
+    target = _path(cache, server, ref)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with cache.staging() as folder:
+        staged = folder / "ref"
+        write_synced(staged, msgspec.json.encode(entry))
+        staged.replace(target)
+
+
+def _path(cache: Cache, server: str, ref: Reference) -> Path:
+    host = hashlib.sha256(server.encode()).hexdigest()[:16]
+    return cache.root / "refs" / host / str(ref.namespace) / ref.name / f"{quote(ref.selector(), safe='')}.json"

@@ -1,0 +1,171 @@
+"""The cache's folder.
+
+    blobs/sha256/ab/abcdef…               bytes by digest, read-only; there only when whole and verified
+    downloads/abcdef….part                bytes that are still arriving; taken up again where they end
+    snapshots/<namespace>/<name>/<commit>/ a version as a folder, its files linked to the blobs
+    refs/<server>/<namespace>/<name>/     what a selector meant when it was last asked
+    outputs/                              what was written where by `pull -o`
+    locks/                                one file per lock
+
+Any number of processes may use it at once: everything becomes visible by one rename.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+from lora_reg.cache.lock import locked
+from lora_reg.spec.digest import Digest
+from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.manifest import FileEntry, Manifest, parse
+
+
+class Cache:
+    """The cache in one folder, which is made when it is first written to."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def blob(self, digest: Digest) -> Path:
+        return self.root / "blobs" / "sha256" / digest.hex[:2] / digest.hex
+
+    def part(self, digest: Digest) -> Path:
+        return self.root / "downloads" / f"{digest.hex}.part"
+
+    def lock(self, name: str, stop: threading.Event | None = None) -> AbstractContextManager[bool]:
+        return locked(self.root / "locks" / f"{name}.lock", stop)
+
+    def has(self, digest: Digest, size: int) -> bool:
+        """Whether the blob is here, whole. A file of another length is damaged and counts as missing."""
+        try:
+            return self.blob(digest).stat().st_size == size
+        except FileNotFoundError:
+            return False
+
+    def missing(self, entries: Iterable[FileEntry]) -> list[FileEntry]:
+        """The entries whose blobs are not here, each digest once."""
+        lacking = {entry.digest: entry for entry in entries if not self.has(entry.digest, entry.size)}
+        return sorted(lacking.values())
+
+    def adopt(self, staged: Path, digest: Digest) -> None:
+        """Make a verified file the blob. It becomes read-only and visible in one step."""
+        target = self.blob(digest)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staged.chmod(0o444)
+        staged.replace(target)
+        sync_folder(target.parent)
+
+    def put(self, data: bytes, digest: Digest) -> None:
+        """Store a small verified blob."""
+        with self.staging() as folder:
+            staged = folder / "blob"
+            write_synced(staged, data)
+            self.adopt(staged, digest)
+
+    def manifest(self, digest: Digest) -> Manifest | None:
+        """A version's manifest, None where it is not here or damaged."""
+        try:
+            data = self.blob(digest).read_bytes()
+        except FileNotFoundError:
+            return None
+        return parse(data) if Digest.of(data) == digest else None
+
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """A folder of one's own on the same file system, removed at the end."""
+        folder = self.root / "tmp" / secrets.token_hex(8)
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def snapshot(self, namespace: str, name: str, digest: Digest, manifest: Manifest) -> Path:
+        """The version as a folder, made where it is not there yet or damaged. All blobs must be here."""
+        target = self.root / "snapshots" / namespace / name / digest.commit
+        if _is_whole(target, manifest):
+            return target
+        with self.lock(f"snapshot-{digest.hex}"), self.staging() as staging:
+            if _is_whole(target, manifest):
+                return target
+            staged = staging / "new"
+            for entry in manifest.files:
+                place = staged / entry.path
+                place.parent.mkdir(parents=True, exist_ok=True)
+                _link(self.blob(entry.digest), place)
+            for folder in (staged, *(path for path in staged.rglob("*") if path.is_dir())):
+                sync_folder(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if os.path.lexists(target):
+                target.rename(staging / "damaged")
+            staged.rename(target)
+            sync_folder(target.parent)
+        return target
+
+    def check_space(self, needed: int) -> None:
+        """Raise `storage-unavailable` where the disk has no room for so many more bytes."""
+        check_space(self.root, needed)
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raise `storage-unavailable` where the disk below `folder` (or its nearest parent) lacks `needed` bytes."""
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise no_space(folder, needed - free)
+
+
+def no_space(path: Path, missing: int) -> RegistryError:
+    return RegistryError(
+        "storage-unavailable",
+        f"The disk of {path} is full: {missing} more bytes are needed.",
+        way_out="Free some space, or name another folder with LORA_REG_CACHE or -o.",
+    )
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder last, where the system can."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _link(source: Path, target: Path) -> None:
+    """A hard link, or a copy where the file system has none or the source has too many."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOTSUP, errno.EACCES):
+            raise
+        shutil.copyfile(source, target)
+        target.chmod(0o444)
+
+
+def _is_whole(folder: Path, manifest: Manifest) -> bool:
+    try:
+        return all((folder / entry.path).stat().st_size == entry.size for entry in manifest.files)
+    except (FileNotFoundError, NotADirectoryError):
+        return False

@@ -1,0 +1,67 @@
+"""login, logout, whoami."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from lora_reg.cli.state import Command, State, pass_state
+
+
+@click.command(cls=Command)
+@click.argument("url")
+@click.option("--token-stdin", is_flag=True, help="Read the token from the first line of stdin.")
+@pass_state
+def login(state: State, url: str, token_stdin: bool) -> None:
+    """Sign in to a registry and make it the one that commands talk to.
+
+    The token is asked for without showing it, or taken from --token or from stdin. It is tried before it is kept, in a
+    file that only you can read. A registry that needs no token takes an empty one.
+    """
+    from lora_reg import credentials
+    from lora_reg.client import Client
+    from lora_reg.config import Settings, check_server, config_folder
+
+    server = check_server(url)
+    token = state.token or _ask(server, token_stdin)
+    with Client(settings=Settings(server=server, token=token or None)) as client:
+        who = client.whoami()
+    credentials.store(config_folder(), server, token or None)
+    human = [f"Signed in to {server} as {who.name} ({who.role}{' in ' + who.namespace if who.namespace else ''})."]
+    state.output().result("lora-reg/login/1", {"server": server, "principal": who}, human=human, quiet=[who.name])
+
+
+def _ask(server: str, token_stdin: bool) -> str:
+    from lora_reg.spec.errors import RegistryError
+
+    if token_stdin:
+        return sys.stdin.readline().strip()
+    if not sys.stdin.isatty():
+        raise RegistryError("usage", "There is no terminal to ask for the token on.", way_out="Pipe it in and add --token-stdin.")
+    answer = click.prompt(f"Token for {server}", hide_input=True, default="", show_default=False, err=True)
+    return str(answer).strip()
+
+
+@click.command(cls=Command)
+@pass_state
+def logout(state: State) -> None:
+    """Forget the token of a registry."""
+    from lora_reg import credentials
+    from lora_reg.config import config_folder
+
+    server = state.settings().server
+    known = credentials.forget(config_folder(), server)
+    human = [f"Signed out of {server}." if known else f"There was nothing stored for {server}."]
+    state.output().result("lora-reg/logout/1", {"server": server, "was_signed_in": known}, human=human, quiet=[server])
+
+
+@click.command(cls=Command)
+@pass_state
+def whoami(state: State) -> None:
+    """Show who the registry takes you for."""
+    client = state.client()
+    who = client.whoami()
+    where = f" in {who.namespace}" if who.namespace else ""
+    human = [f"{who.name}  {who.role}{where}  {client.settings.server}" + ("  (no token needed)" if who.anonymous else "")]
+    state.output().result("lora-reg/whoami/1", {"server": client.settings.server, "principal": who}, human=human, quiet=[who.name])

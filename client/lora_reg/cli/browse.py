@@ -1,0 +1,99 @@
+"""list, show, history, report."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from lora_reg.cli.state import Command, State, pass_state
+
+if TYPE_CHECKING:
+    from lora_reg.cli.output import Output
+    from lora_reg.spec.wire import RepositoryView
+
+_KINDS = click.Choice(["base", "adapter", "model", "dataset"])
+
+
+@click.command("list", cls=Command)
+@click.argument("pattern", required=False)
+@click.option("--kind", type=_KINDS, help="Only repositories of this kind.")
+@click.option("--limit", type=click.IntRange(1), help="At most so many.")
+@pass_state
+def list_(state: State, pattern: str | None, kind: str | None, limit: int | None) -> None:
+    """List repositories.
+
+    PATTERN is a glob such as 'acme/sql-*'.
+    """
+    found = list(state.client().repositories(pattern=pattern, kind=kind, limit=limit))
+    nothing = f"Nothing matches {pattern!r}." if pattern else "There is nothing yet."
+    tell_repositories(state.output(), found, nothing, "lora-reg push DIR --base NAME")
+
+
+def tell_repositories(output: Output, found: list[RepositoryView], nothing: str, then: str) -> None:
+    """A list of repositories; where it is empty, a word and the command that fills it."""
+    from lora_reg.cli import views
+
+    if not found:
+        output.note(nothing)
+        output.next(then)
+    output.result(
+        "lora-reg/repository-list/1",
+        {"items": found},
+        human=views.repositories(found),
+        quiet=[f"{view.namespace}/{view.name}" for view in found],
+    )
+
+
+@click.command(cls=Command)
+@click.argument("ref")
+@pass_state
+def show(state: State, ref: str) -> None:
+    """Show a version: its files, base, tags and facts."""
+    from lora_reg.cli import views
+
+    view = state.client().version(ref)
+    state.output().result("lora-reg/version/1", view, human=views.version(view), quiet=[views.name_of(view)])
+
+
+@click.command(cls=Command)
+@click.argument("name")
+@click.option("--limit", type=click.IntRange(1), help="At most so many of each.")
+@pass_state
+def history(state: State, name: str, limit: int | None) -> None:
+    """Show a repository's versions and the moves of its tags, newest first.
+
+    NAME:TAG shows the moves of one tag alone.
+    """
+    from lora_reg.cli import views
+
+    client = state.client()
+    ref = client.parse(name)
+    versions = [] if ref.tag else list(client.versions(ref, limit=limit))
+    moves = list(client.history(ref, tag=ref.tag, limit=limit))
+    blank = [""] if versions and moves else []
+    state.output().result(
+        "lora-reg/history/1",
+        {"repository": ref.repository, "tag": ref.tag, "versions": versions, "moves": moves},
+        human=[*views.versions(versions), *blank, *views.moves(moves)],
+        quiet=[views.name_of(view) for view in versions] or [str(move.to_digest or "-") for move in moves],
+    )
+
+
+@click.command(cls=Command)
+@click.argument("ref")
+@pass_state
+def report(state: State, ref: str) -> None:
+    """Show what validations found out about a version."""
+    from lora_reg.cli import views
+
+    found = state.client().reports(ref).items
+    output = state.output()
+    if not found:
+        output.note(f"There is no report about {ref} yet.")
+    output.result(
+        "lora-reg/report-list/1",
+        {"items": found},
+        human=[line for view in found for line in views.report(view)],
+        quiet=[view.id for view in found],
+    )

@@ -1,0 +1,107 @@
+"""push."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from lora_reg.cli.state import Command, State, pass_state
+
+if TYPE_CHECKING:
+    from lora_reg.cli.output import Output
+    from lora_reg.transfer.push import Pushed
+
+
+@click.command(cls=Command)
+@click.argument("folder", metavar="DIR")
+@click.argument("ref", required=False)
+@click.option("--base", required=True, metavar="NAME", help="The base that the adapter was trained on.")
+@click.option("--tag", "tags", multiple=True, metavar="T", help="A tag to set on the version; may be repeated.")
+@click.option("--message", "-m", default="", help="A word on this version.")
+@click.option("--meta", multiple=True, metavar="K=V", help="Metadata to keep with it; may be repeated.")
+@click.option("--parent", "parents", multiple=True, metavar="REF", help="A version that this one continues; may be repeated.")
+@click.option("--dry-run", is_flag=True, help="Check only; send nothing.")
+@click.option("--accept-base", is_flag=True, help="Take the base although the adapter names another, for this push.")
+@pass_state
+def push(
+    state: State,
+    folder: str,
+    ref: str | None,
+    base: str,
+    tags: tuple[str, ...],
+    message: str,
+    meta: tuple[str, ...],
+    parents: tuple[str, ...],
+    dry_run: bool,
+    accept_base: bool,
+) -> None:
+    """Check an adapter against its base and push it as a version.
+
+    DIR holds adapter_config.json and adapter_model.safetensors as PEFT saves them. REF is [namespace/]name, with or
+    without a tag to set; without it the folder's name is taken. The same content pushed again is the same version.
+    """
+    from lora_reg.transfer.push import push_adapter
+
+    pushed = push_adapter(
+        state.client(),
+        folder,
+        base=base,
+        to=ref,
+        tags=tags,
+        message=message,
+        meta=_pairs(meta),
+        parents=parents,
+        accept_base=accept_base,
+        dry_run=dry_run,
+        progress=state.progress(),
+    )
+    tell(state.output(), "lora-reg/push/1", pushed)
+
+
+def tell(output: Output, schema: str, pushed: Pushed, *, then: str | None = None) -> None:
+    """What a push did, and the command that is likely to come next."""
+    from lora_reg.cli import views
+    from lora_reg.cli.text import fields, plural, size
+
+    output.findings(finding for finding in pushed.findings)
+    for name in pushed.ignored:
+        output.note(f"  note: {name} was left out.")
+    held = f"{plural(len(pushed.files), 'file')}, {size(pushed.size)}"
+    if pushed.result is None:
+        output.result(
+            schema,
+            {"dry_run": True, "target": pushed.target, "files": pushed.files, "size": pushed.size, "facts": pushed.facts, "findings": pushed.findings},
+            human=[f"{pushed.target}  may be pushed: {held}; nothing was sent"],
+            quiet=[pushed.target],
+        )
+        return
+    result = pushed.result
+    version = result.version
+    name = views.name_of(version)
+    output.result(
+        schema,
+        {"dry_run": False, "created": result.created, "version": version, "sent": pushed.sent, "job": result.job, "findings": pushed.findings},
+        human=[
+            f"{views.label(version)}  {'created' if result.created else 'already there'}",
+            *fields(
+                [
+                    ("base", views.label(version.base) if version.base else None),
+                    ("tags", ", ".join(version.tags)),
+                    ("files", f"{held}; {size(pushed.sent)} sent"),
+                ]
+            ),
+        ],
+        quiet=[name],
+    )
+    output.next(then or (f"lora-reg pull {name} -o DIR" if version.tags else f"lora-reg tag {name} prod"))
+
+
+def _pairs(meta: tuple[str, ...]) -> dict[str, str]:
+    pairs = {}
+    for text in meta:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise click.BadParameter(f"{text!r} is no K=V.", param_hint="--meta")
+        pairs[key] = value
+    return pairs

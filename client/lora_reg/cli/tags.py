@@ -1,0 +1,133 @@
+"""tag, untag, rollback, protect, unprotect."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import click
+
+from lora_reg.cli import views
+from lora_reg.cli.state import Command, State, pass_state
+from lora_reg.spec.errors import RegistryError
+
+if TYPE_CHECKING:
+    from lora_reg.client import Client
+    from lora_reg.spec.reference import Reference
+
+_EXPECT = "Only if the tag points there now (`none`: only if there is no such tag)."
+_LOOKS_LIKE_SELECTOR = re.compile(r"v[1-9][0-9]*\Z|sha256:[0-9a-f]{64}\Z|latest\Z")
+
+
+@click.command(cls=Command)
+@click.argument("ref")
+@click.argument("name", metavar="TAG")
+@click.option("--expect", metavar="REF", help=_EXPECT)
+@click.option("--reason", default="", help="Why, for the history.")
+@pass_state
+def tag(state: State, ref: str, name: str, expect: str | None, reason: str) -> None:
+    """Point a tag at a version.
+
+    A tag moves by compare-and-swap: with --expect it moves only if nobody else has moved it meanwhile.
+    """
+    client = state.client()
+    target = client.parse(ref)
+    create = expect == "none"
+    generation = None if expect is None or create else _generation(client, target, name, expect)
+    moved = client.set_tag(target, name, target.selector(), reason=reason, generation=generation, create=create)
+    output = state.output()
+    output.result("lora-reg/tag/1", moved, human=[views.tag(moved)], quiet=[f"{moved.namespace}/{moved.name}:{moved.tag}"])
+    output.next(f"lora-reg pull {moved.namespace}/{moved.name}:{moved.tag}")
+
+
+@click.command(cls=Command)
+@click.argument("name", metavar="NAME:TAG")
+@click.option("--expect", metavar="REF", help="Only if the tag points there now.")
+@pass_state
+def untag(state: State, name: str, expect: str | None) -> None:
+    """Remove a tag; its history stays."""
+    client = state.client()
+    ref, wanted = _tagged(client, name)
+    client.remove_tag(ref, wanted, generation=None if expect is None else _generation(client, ref, wanted, expect))
+    text = f"{ref.repository}:{wanted}"
+    state.output().result("lora-reg/untag/1", {"removed": text}, human=[f"{text} removed"], quiet=[text])
+
+
+@click.command(cls=Command)
+@click.argument("name", metavar="NAME:TAG")
+@click.option("--to", metavar="REF", help="The version to go back to; without it, the one before the present one.")
+@click.option("--reason", default="", help="Why, for the history.")
+@pass_state
+def rollback(state: State, name: str, to: str | None, reason: str) -> None:
+    """Point a tag back at the version before."""
+    client = state.client()
+    ref, wanted = _tagged(client, name)
+    present = client.tag(ref, wanted)
+    selector = None if to is None else _selector(client, ref, to)
+    moved = client.rollback(ref, wanted, to=selector, reason=reason, generation=present.generation)
+    state.output().result(
+        "lora-reg/tag/1",
+        moved,
+        human=[f"{views.tag(moved)}  (was v{present.version.number})"],
+        quiet=[f"{moved.namespace}/{moved.name}:{moved.tag}"],
+    )
+
+
+@click.command(cls=Command)
+@click.argument("name", metavar="NAME:TAG")
+@pass_state
+def protect(state: State, name: str) -> None:
+    """Let a tag move only when the version it points to is named.
+
+    Such a tag moves with `lora-reg tag REF TAG --expect REF` alone.
+    """
+    _protect(state, name, True)
+
+
+@click.command(cls=Command)
+@click.argument("name", metavar="NAME:TAG")
+@pass_state
+def unprotect(state: State, name: str) -> None:
+    """Let a tag move freely again."""
+    _protect(state, name, False)
+
+
+def _protect(state: State, name: str, protected: bool) -> None:
+    client = state.client()
+    ref, wanted = _tagged(client, name)
+    view = client.protect(ref, wanted, protected)
+    text = f"{view.namespace}/{view.name}:{view.tag}"
+    state.output().result("lora-reg/tag/1", view, human=[views.tag(view)], quiet=[text])
+
+
+def _tagged(client: Client, name: str) -> tuple[Reference, str]:
+    ref = client.parse(name)
+    if ref.tag is None or ref.digest is not None:
+        raise RegistryError("usage", f"{name!r} names no tag; expected NAME:TAG.")
+    return ref, ref.tag
+
+
+def _selector(client: Client, repository: Reference, text: str) -> str:
+    """What stands for a version in `repository`: `v2`, a digest, or a reference into the same repository."""
+    if _LOOKS_LIKE_SELECTOR.match(text):
+        return text
+    ref = client.parse(text)
+    if ref.is_bare and "/" not in text and ":" not in text:
+        return text if ref.name != repository.name else "latest"
+    if ref.repository != repository.repository:
+        raise RegistryError("usage", f"{text!r} is not in {repository.repository}; a tag points into its own repository.")
+    return ref.selector()
+
+
+def _generation(client: Client, repository: Reference, tag: str, expect: str) -> int:
+    """The generation of a tag that points to `expect` now. Raises `tag-moved` where it points elsewhere."""
+    present = client.tag(repository, tag)
+    selector = _selector(client, repository, expect)
+    expected = client.version(f"{repository.repository}{'@' if selector.startswith('sha256:') else ':'}{selector}")
+    if present.version.digest != expected.digest:
+        raise RegistryError(
+            "tag-moved",
+            f"{repository.repository}:{tag} points to v{present.version.number}, not to v{expected.number} as expected.",
+            current=present,
+        )
+    return present.generation

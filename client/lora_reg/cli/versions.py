@@ -1,0 +1,58 @@
+"""delete, yank, unyank."""
+
+from __future__ import annotations
+
+import click
+
+from lora_reg.cli import views
+from lora_reg.cli.state import Command, State, pass_state
+from lora_reg.spec.errors import RegistryError
+
+
+@click.command(cls=Command)
+@click.argument("ref")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@pass_state
+def delete(state: State, ref: str, yes: bool) -> None:
+    """Delete a version, or a whole repository, for good.
+
+    REF is NAME:vN or NAME@DIGEST for a version; NAME alone is the repository with all its versions. Numbers and names
+    are not given out again. What a tag points to, or something else is made from, stays.
+    """
+    client = state.client()
+    wanted = client.parse(ref)
+    output = state.output()
+    if wanted.tag is not None:
+        raise RegistryError(
+            "usage", f"{ref!r} is a tag.", way_out=f"Remove the tag with `lora-reg untag {ref}`, or name the version as NAME:vN."
+        )
+    if wanted.is_bare:
+        view = client.repository(wanted)
+        output.confirm(f"Delete {wanted.repository} with all its {view.versions} versions?", yes=yes)
+        client.delete_repository(wanted)
+        text = wanted.repository
+    else:
+        version = client.version(wanted)
+        text = views.name_of(version)
+        output.confirm(f"Delete {text}?", yes=yes)
+        client.delete_version(wanted)
+    output.result("lora-reg/delete/1", {"deleted": text}, human=[f"{text} deleted"], quiet=[text])
+
+
+@click.command(cls=Command)
+@click.argument("ref")
+@click.option("--reason", required=True, metavar="S", help="Why; shown to everybody who pulls it.")
+@pass_state
+def yank(state: State, ref: str, reason: str) -> None:
+    """Warn everybody off a version, without removing it."""
+    view = state.client().yank(ref, reason)
+    state.output().result("lora-reg/version/1", view, human=[f"{views.label(view)}  yanked: {view.yanked}"], quiet=[views.name_of(view)])
+
+
+@click.command(cls=Command)
+@click.argument("ref")
+@pass_state
+def unyank(state: State, ref: str) -> None:
+    """Take a yank back."""
+    view = state.client().unyank(ref)
+    state.output().result("lora-reg/version/1", view, human=[f"{views.label(view)}  no longer yanked"], quiet=[views.name_of(view)])

@@ -1,0 +1,163 @@
+"""Wire structs as lines for people. Pure; what comes from a server is escaped by the output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from lora_reg.cli.text import fields, plural, short, size, table, when
+from lora_reg.spec.wire import JobView, ReportView, RepositoryView, TagEvent, TagView, VersionRef, VersionView
+
+
+def name_of(version: VersionView | VersionRef) -> str:
+    """`namespace/name:vN`: short, and never means anything else."""
+    return f"{version.namespace}/{version.name}:v{version.number}"
+
+
+def label(version: VersionView | VersionRef) -> str:
+    return f"{name_of(version)}  {short(version.digest)}"
+
+
+def version(view: VersionView) -> list[str]:
+    lines = [f"{label(view)}  {view.kind}"]
+    lines += fields(
+        [
+            ("yanked", view.yanked),
+            ("base", label(view.base) if view.base else None),
+            ("tags", ", ".join(view.tags)),
+            ("message", view.message),
+            ("author", view.author),
+            ("created", when(view.created_at)),
+            ("digest", view.digest),
+            ("commit", view.commit),
+            ("parents", ", ".join(name_of(parent) for parent in view.parents)),
+            ("weights", "not stored (--manifest-only)" if view.weights_absent else None),
+            *((f"meta {key}", value) for key, value in sorted(view.meta.items())),
+            *((name.replace("_", " "), _fact(value)) for name, value in (view.facts or {}).items()),
+        ]
+    )
+    lines.append(f"  {plural(len(view.files), 'file')}, {size(view.size)}")
+    lines += [f"    {line}" for line in table(("PATH", "SIZE", "DIGEST"), [(f.path, size(f.size), short(f.digest)) for f in view.files])]
+    return lines
+
+
+def versions(views: Iterable[VersionView]) -> list[str]:
+    return table(
+        ("VERSION", "DIGEST", "CREATED", "BY", "TAGS", "MESSAGE"),
+        [
+            (
+                f"v{view.number}" + (" (yanked)" if view.yanked else ""),
+                short(view.digest),
+                when(view.created_at),
+                view.author,
+                ",".join(view.tags),
+                _cut(view.message),
+            )
+            for view in views
+        ],
+    )
+
+
+def repositories(views: Iterable[RepositoryView]) -> list[str]:
+    return table(
+        ("NAME", "KIND", "VERSIONS", "LATEST", "TAGS"),
+        [
+            (
+                f"{view.namespace}/{view.name}",
+                view.kind,
+                str(view.versions),
+                f"v{view.latest.number}" if view.latest else "-",
+                ",".join(f"{tag}=v{number}" for tag, number in sorted(view.tags.items())),
+            )
+            for view in views
+        ],
+    )
+
+
+def repository(view: RepositoryView) -> list[str]:
+    return [
+        f"{view.namespace}/{view.name}  {view.kind}",
+        *fields(
+            [
+                ("aliases", ", ".join(view.aliases)),
+                ("versions", str(view.versions)),
+                ("latest", label(view.latest) if view.latest else None),
+                ("tags", ", ".join(f"{tag}=v{number}" for tag, number in sorted(view.tags.items()))),
+                ("created", when(view.created_at)),
+            ]
+        ),
+    ]
+
+
+def tag(view: TagView) -> str:
+    return f"{view.namespace}/{view.name}:{view.tag} -> v{view.version.number}  {short(view.version.digest)}" + (
+        "  protected" if view.protected else ""
+    )
+
+
+def moves(events: Sequence[TagEvent]) -> list[str]:
+    return table(
+        ("TAG", "MOVE", "WHEN", "BY", "REASON"),
+        [(event.tag, f"{_number(event.from_number)} -> {_number(event.to_number)}", when(event.at), event.author, _cut(event.reason)) for event in events],
+    )
+
+
+def job(view: JobView) -> list[str]:
+    return [
+        f"{view.id}  {view.kind}  {view.state}",
+        *fields(
+            [
+                ("title", view.title),
+                ("result", label(view.result) if view.result else None),
+                ("error", view.error),
+                ("queue", view.queue),
+                ("worker", view.worker),
+                ("attempts", str(view.attempts)),
+                ("created", when(view.created_at)),
+                ("updated", when(view.updated_at)),
+            ]
+        ),
+    ]
+
+
+def jobs(views: Iterable[JobView]) -> list[str]:
+    return table(
+        ("ID", "KIND", "STATE", "TITLE", "RESULT", "UPDATED"),
+        [
+            (view.id, view.kind, view.state, _cut(view.title), name_of(view.result) if view.result else "", when(view.updated_at))
+            for view in views
+        ],
+    )
+
+
+def report(view: ReportView) -> list[str]:
+    lines = [f"{view.kind}  {'passed' if view.passed else 'failed'}  {short(view.version)}"]
+    lines += fields([("report", view.id), ("created", when(view.created_at)), *((name.replace("_", " "), _fact(value)) for name, value in view.body.items())])
+    return lines + [f"  {finding.severity}: {finding.message}" for finding in view.findings]
+
+
+def _number(number: int | None) -> str:
+    return "-" if number is None else f"v{number}"
+
+
+def _fact(value: Any) -> str | None:
+    """A fact in one line; long tables are counted, since `--json` has them whole."""
+    match value:
+        case None | False | [] | {} | "":
+            return None
+        case True:
+            return "yes"
+        case float():
+            return f"{value:g}"
+        case list():
+            return ", ".join(str(item) for item in value) if len(value) <= 8 else plural(len(value), "item")
+        case dict() if len(value) <= 8 and all(isinstance(item, (str, int, float)) for item in value.values()):
+            return ", ".join(f"{key}: {item}" for key, item in value.items())
+        case dict():
+            return plural(len(value), "entry").replace("entrys", "entries")
+        case _:
+            return str(value)
+
+
+def _cut(text: str, length: int = 60) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,0 +1,296 @@
+"""The client of `/api/v1`: one short method per endpoint. Says nothing on a terminal, keeps nothing on disk."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any, Final, Literal, Self, TypeVar
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+from lora_reg.config import Settings, load_settings
+from lora_reg.problems import place
+from lora_reg.spec import reference, wire
+from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.reference import Reference
+from lora_reg.transport import Body, Transport
+
+PAGE: Final = 200
+COMMIT_SECONDS: Final = 3600.0
+"""A commit answers when every byte has been checked: minutes for a large base."""
+POLL_SECONDS: Final = 20
+
+T = TypeVar("T")
+
+
+class Client:
+    """One registry, as one caller.
+
+    server, token, namespace: None takes them from the settings (environment, files). A reference without a namespace
+    means the one given here. Every method raises RegistryError with the code of the answer.
+    """
+
+    def __init__(
+        self,
+        server: str | None = None,
+        token: str | None = None,
+        *,
+        namespace: str | None = None,
+        settings: Settings | None = None,
+        transport: Transport | None = None,
+    ) -> None:
+        self.settings = settings or load_settings(server=server, token=token)
+        self.namespace = namespace or self.settings.namespace
+        self.transport = transport or Transport(self.settings.server, self.settings.token)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.transport.close()
+
+    def parse(self, text: str | Reference) -> Reference:
+        """A reference with its namespace filled in."""
+        parsed = text if isinstance(text, Reference) else reference.parse(text)
+        return parsed.with_namespace(self.namespace)
+
+    # Who
+
+    def whoami(self) -> wire.Principal:
+        return self._get("/whoami", wire.Principal)
+
+    # Repositories and versions
+
+    def repositories(
+        self, *, pattern: str | None = None, kind: str | None = None, limit: int | None = None
+    ) -> Iterator[wire.RepositoryView]:
+        """Repositories in order, page by page. pattern: a glob such as `acme/sql-*`. limit None: all of them."""
+        return self._pages("/repositories", wire.RepositoryList, {"q": pattern, "kind": kind}, limit)
+
+    def repository(self, ref: str | Reference) -> wire.RepositoryView:
+        return self._get(self._repository(ref), wire.RepositoryView)
+
+    def delete_repository(self, ref: str | Reference) -> None:
+        self._send("DELETE", self._repository(ref))
+
+    def versions(self, ref: str | Reference, *, limit: int | None = None) -> Iterator[wire.VersionView]:
+        """Versions, newest first."""
+        return self._pages(f"{self._repository(ref)}/versions", wire.VersionList, {}, limit)
+
+    def version(self, ref: str | Reference) -> wire.VersionView:
+        return self._get(self._version(ref), wire.VersionView)
+
+    def resolve(self, ref: str | Reference, *, etag: str | None = None) -> tuple[wire.VersionView | None, str]:
+        """The version that a reference means now, and its ETag. None where it is still what `etag` stands for."""
+        headers = {"If-None-Match": etag} if etag else {}
+        response = self._call("GET", self._version(ref), headers=headers)
+        if response.status_code == 304:
+            return None, etag or ""
+        return self._decode(response, wire.VersionView), response.headers.get("etag", "")
+
+    def manifest(self, ref: str | Reference) -> bytes:
+        return self._call("GET", f"{self._version(ref)}/manifest").content
+
+    def fingerprint(self, ref: str | Reference) -> bytes:
+        return self._call("GET", f"{self._version(ref)}/fingerprint").content
+
+    def file(
+        self, ref: str | Reference, path: str, *, start: int = 0, end: int | None = None, whole: bool = False
+    ) -> AbstractContextManager[httpx.Response]:
+        """A file of a version as a stream of bytes from `start` to before `end` (None: its end).
+
+        whole: ask without a range. A status of 416 is handed back.
+        """
+        headers = {} if whole else {"Range": f"bytes={start}-{'' if end is None else end - 1}"}
+        url = self._url(f"{self._version(ref)}/files/{quote(path)}")
+        return self.transport.stream("GET", url, headers=headers, accept=(416,))
+
+    def delete_version(self, ref: str | Reference) -> None:
+        self._send("DELETE", self._version(ref))
+
+    def yank(self, ref: str | Reference, reason: str) -> wire.VersionView:
+        return self._put(f"{self._version(ref)}/yank", wire.YankRequest(reason=reason), wire.VersionView)
+
+    def unyank(self, ref: str | Reference) -> wire.VersionView:
+        return self._decode(self._send("DELETE", f"{self._version(ref)}/yank"), wire.VersionView)
+
+    def lineage(self, ref: str | Reference, *, direction: Literal["up", "down", "both"] = "both") -> wire.Lineage:
+        return self._get(f"{self._version(ref)}/lineage", wire.Lineage, {"direction": direction})
+
+    def reports(self, ref: str | Reference) -> wire.ReportList:
+        return self._get(f"{self._version(ref)}/reports", wire.ReportList)
+
+    def add_aliases(self, ref: str | Reference, aliases: list[str]) -> wire.RepositoryView:
+        return self._put(f"{self._repository(ref)}/aliases", wire.AliasRequest(aliases=aliases), wire.RepositoryView)
+
+    # Tags
+
+    def tags(self, ref: str | Reference) -> wire.TagList:
+        return self._get(f"{self._repository(ref)}/tags", wire.TagList)
+
+    def tag(self, ref: str | Reference, tag: str) -> wire.TagView:
+        return self._get(self._tag(ref, tag), wire.TagView)
+
+    def set_tag(
+        self, ref: str | Reference, tag: str, target: str, *, reason: str = "", generation: int | None = None, create: bool = False
+    ) -> wire.TagView:
+        """Point a tag at `target`, a selector in the same repository.
+
+        generation: only where the tag still has it; create: only where there is no such tag. Raises `tag-moved` with
+        the present value in `facts["current"]`, `tag-protected`.
+        """
+        request = wire.TagRequest(target=target, reason=reason)
+        return self._put(self._tag(ref, tag), request, wire.TagView, _expecting(generation, create))
+
+    def remove_tag(self, ref: str | Reference, tag: str, *, generation: int | None = None) -> None:
+        self._send("DELETE", self._tag(ref, tag), headers=_expecting(generation, False))
+
+    def protect(self, ref: str | Reference, tag: str, protected: bool) -> wire.TagView:
+        return self._put(f"{self._tag(ref, tag)}/protection", wire.ProtectRequest(protected=protected), wire.TagView)
+
+    def rollback(
+        self, ref: str | Reference, tag: str, *, to: str | None = None, reason: str = "", generation: int | None = None
+    ) -> wire.TagView:
+        """Move a tag back. to: a selector; None: where it pointed before."""
+        request = wire.RollbackRequest(to=to, reason=reason)
+        return self._post(f"{self._tag(ref, tag)}/rollback", request, wire.TagView, _expecting(generation, False))
+
+    def history(self, ref: str | Reference, *, tag: str | None = None, limit: int | None = None) -> Iterator[wire.TagEvent]:
+        """Moves of one tag, or of all, newest first."""
+        return self._pages(f"{self._repository(ref)}/history", wire.TagHistory, {"tag": tag}, limit)
+
+    # Uploads and commits
+
+    def open_upload(self, request: wire.UploadRequest) -> wire.UploadSession:
+        return self._post("/uploads", request, wire.UploadSession)
+
+    def upload(self, upload_id: str) -> wire.UploadSession:
+        """An upload session as it is now; its presigned URLs are fresh."""
+        return self._get(f"/uploads/{upload_id}", wire.UploadSession)
+
+    def abandon_upload(self, upload_id: str) -> None:
+        self._send("DELETE", f"/uploads/{upload_id}")
+
+    def put_blob(self, upload_id: str, digest: str, body: Body, size: int) -> None:
+        headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
+        self._call("PUT", f"/uploads/{upload_id}/blobs/{digest}", headers=headers, content=body)
+
+    def complete_blob(self, upload_id: str, digest: str) -> None:
+        self._send("POST", f"/uploads/{upload_id}/blobs/{digest}/complete", timeout=COMMIT_SECONDS)
+
+    def commit(self, ref: str | Reference, request: wire.CommitRequest) -> wire.CommitResult:
+        path = f"{self._repository(ref)}/versions"
+        return self._post(path, request, wire.CommitResult, timeout=COMMIT_SECONDS)
+
+    # Jobs
+
+    def merge(self, request: wire.MergeRequest) -> wire.JobView:
+        return self._post("/merges", request, wire.JobView)
+
+    def jobs(self, *, state: str | None = None, kind: str | None = None, limit: int | None = None) -> Iterator[wire.JobView]:
+        return self._pages("/jobs", wire.JobList, {"state": state, "kind": kind}, limit)
+
+    def job(self, job_id: str) -> wire.JobView:
+        return self._get(f"/jobs/{quote(job_id, safe='')}", wire.JobView)
+
+    def job_progress(self, job_id: str, *, offset: int = 0, wait: int = 0) -> wire.JobProgressList:
+        """Progress from `offset` on. wait: seconds that the server may hold the answer back until there is some."""
+        params: dict[str, str | int | None] = {"offset": offset, "wait": wait}
+        return self._get(f"/jobs/{quote(job_id, safe='')}/progress", wire.JobProgressList, params)
+
+    def cancel_job(self, job_id: str) -> wire.JobView:
+        return self._decode(self._send("POST", f"/jobs/{quote(job_id, safe='')}/cancel"), wire.JobView)
+
+    def retry_job(self, job_id: str) -> wire.JobView:
+        return self._decode(self._send("POST", f"/jobs/{quote(job_id, safe='')}/retry"), wire.JobView)
+
+    # How
+
+    def _repository(self, ref: str | Reference) -> str:
+        parsed = self.parse(ref)
+        return f"/repositories/{parsed.namespace}/{parsed.name}"
+
+    def _version(self, ref: str | Reference) -> str:
+        parsed = self.parse(ref)
+        return f"/repositories/{parsed.namespace}/{parsed.name}/versions/{quote(parsed.selector(), safe=':@')}"
+
+    def _tag(self, ref: str | Reference, tag: str) -> str:
+        return f"{self._repository(ref)}/tags/{quote(reference.check_tag(tag), safe='')}"
+
+    def _url(self, path: str) -> str:
+        return self.transport.url(wire.API + path)
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: dict[str, str | int | None] | None = None,
+        headers: dict[str, str] | None = None,
+        content: bytes | Body | None = None,
+        timeout: float | None = None,
+    ) -> httpx.Response:
+        given = {key: value for key, value in (params or {}).items() if value is not None}
+        return self.transport.request(method, self._url(path), params=given or None, headers=headers, content=content, timeout=timeout)
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        body: wire.Request | None = None,
+        headers: dict[str, str] | None = None,
+        timeout: float | None = None,
+    ) -> httpx.Response:
+        """A change. Its Idempotency-Key lets it be sent again after a broken connection without being done twice."""
+        sent = {"Idempotency-Key": secrets.token_hex(16), **(headers or {})}
+        content = None
+        if body is not None:
+            sent["Content-Type"] = "application/json"
+            content = msgspec.json.encode(body)
+        return self._call(method, path, headers=sent, content=content, timeout=timeout)
+
+    def _get(self, path: str, kind: type[T], params: dict[str, str | int | None] | None = None) -> T:
+        return self._decode(self._call("GET", path, params=params), kind)
+
+    def _put(self, path: str, body: wire.Request, kind: type[T], headers: dict[str, str] | None = None) -> T:
+        return self._decode(self._send("PUT", path, body, headers), kind)
+
+    def _post(
+        self, path: str, body: wire.Request, kind: type[T], headers: dict[str, str] | None = None, timeout: float | None = None
+    ) -> T:
+        return self._decode(self._send("POST", path, body, headers, timeout), kind)
+
+    def _pages(self, path: str, kind: type[Any], params: dict[str, str | int | None], limit: int | None) -> Iterator[Any]:
+        left = limit
+        cursor: str | None = None
+        while left is None or left > 0:
+            size = PAGE if left is None else min(left, PAGE)
+            page = self._get(path, kind, {**params, "limit": size, "cursor": cursor})
+            yield from page.items
+            left = None if left is None else left - len(page.items)
+            cursor = page.next_cursor
+            if cursor is None or not page.items:
+                return
+
+    def _decode(self, response: httpx.Response, kind: type[T]) -> T:
+        try:
+            return msgspec.json.decode(response.content, type=kind)
+        except msgspec.MsgspecError as error:
+            raise RegistryError(
+                "unavailable",
+                f"{place(response.url)} answered with something that is no {kind.__name__}: {error}.",
+                way_out="Check that the address is a lora-registry and no older than this client.",
+            ) from error
+
+
+def _expecting(generation: int | None, create: bool) -> dict[str, str]:
+    if create:
+        return {"If-None-Match": "*"}
+    return {} if generation is None else {"If-Match": f'"gen-{generation}"'}

@@ -1,0 +1,81 @@
+"""Tokens by server, in a file that only its owner can read. Nothing here prints or logs one."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from lora_reg.spec.errors import RegistryError
+
+FILE: Final = "credentials.json"
+
+
+@dataclass(slots=True)
+class Credentials:
+    """current: the server that was signed in to last, None before the first time."""
+
+    current: str | None = None
+    servers: dict[str, dict[str, str]] = field(default_factory=dict, repr=False)
+
+    def token(self, server: str) -> str | None:
+        return self.servers.get(server, {}).get("token")
+
+
+def read(folder: Path) -> Credentials:
+    """What is stored; empty where there is no file. Raises RegistryError `unauthenticated`, `usage`."""
+    path = folder / FILE
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            if stat.S_IMODE(mode) & 0o077:
+                raise RegistryError(
+                    "unauthenticated",
+                    f"{path} can be read by others (mode {stat.S_IMODE(mode):04o}); its tokens are not used.",
+                    way_out=f"Run `chmod 600 {path}`; if others have used this machine, sign in anew with another token.",
+                )
+            document: Any = json.loads(file.read())
+        servers = document["servers"]
+        return Credentials(document.get("current"), {str(url): dict(entry) for url, entry in servers.items()})
+    except (FileNotFoundError, NotADirectoryError):
+        return Credentials()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RegistryError("usage", f"{path} cannot be read: {type(error).__name__}.", way_out="Remove it and sign in again.") from error
+
+
+def store(folder: Path, server: str, token: str | None) -> None:
+    """Remember a server as the current one, with its token (None: it needs none)."""
+    credentials = read(folder)
+    credentials.current = server
+    credentials.servers[server] = {"token": token} if token else {}
+    _write(folder, credentials)
+
+
+def forget(folder: Path, server: str) -> bool:
+    """Remove a server's token. Returns False where none was stored."""
+    credentials = read(folder)
+    known = credentials.servers.pop(server, None) is not None
+    if credentials.current == server:
+        credentials.current = None
+    if known:
+        _write(folder, credentials)
+    return known
+
+
+def _write(folder: Path, credentials: Credentials) -> None:
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    document = {"current": credentials.current, "servers": credentials.servers}
+    staged = folder / f".{FILE}.{secrets.token_hex(6)}"
+    descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(document, file, indent=1, sort_keys=True)
+            file.flush()
+            os.fsync(file.fileno())
+        staged.replace(folder / FILE)
+    finally:
+        staged.unlink(missing_ok=True)

@@ -1,0 +1,57 @@
+"""Waiting for jobs: interruptible, and taken up again from any machine by the job's id."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from lora_reg.client import POLL_SECONDS, Client
+from lora_reg.spec.errors import ERRORS, RegistryError
+from lora_reg.spec.wire import JobProgress, JobView
+
+ENDED: Final = frozenset({"done", "failed", "cancelled"})
+_PAUSE: Final = 0.2
+
+
+def follow(
+    client: Client, job_id: str, *, timeout: float | None = None, tell: Callable[[JobProgress], None] | None = None
+) -> JobView:
+    """Wait until a job has ended, well or not. tell: called with every item of its progress, from the first on.
+
+    timeout: seconds, None for ever. Raises `pending` when they are over; the job goes on.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    offset = 0
+    while True:
+        left = POLL_SECONDS if deadline is None else max(0.0, deadline - time.monotonic())
+        asked = time.monotonic()
+        page = client.job_progress(job_id, offset=offset, wait=int(min(left, POLL_SECONDS)))
+        for item in page.items:
+            offset = item.offset + 1
+            if tell is not None:
+                tell(item)
+        if not page.items:
+            if page.state in ENDED:
+                return client.job(job_id)
+            if deadline is not None and time.monotonic() >= deadline:
+                raise RegistryError(
+                    "pending",
+                    f"The job {job_id} is {page.state} after {timeout:g} seconds.",
+                    way_out=f"It goes on; take the wait up again with `lora-reg job wait {job_id}`.",
+                )
+            if time.monotonic() - asked < _PAUSE:
+                time.sleep(_PAUSE)
+
+
+def require_done(job: JobView) -> JobView:
+    """The job, where it ended well. Raises with the job's own code where it is one of the table, else `job-failed`."""
+    if job.state == "done":
+        return job
+    if job.state == "cancelled":
+        raise RegistryError("job-failed", f"The job {job.id} was cancelled.", way_out=f"Start it again with `lora-reg job retry {job.id}`.")
+    code = job.error_code if job.error_code in ERRORS else "job-failed"
+    detail = job.error or f"The job {job.id} failed."
+    raise RegistryError(
+        code, detail, way_out=None if code != "job-failed" else f"Read `lora-reg job logs {job.id}`, mend the cause, then `lora-reg job retry {job.id}`."
+    )

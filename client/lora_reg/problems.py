@@ -1,0 +1,86 @@
+"""From an answer that says no to a RegistryError with the row of the table."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import httpx
+import msgspec
+
+from lora_reg.spec.errors import ERRORS, RegistryError
+from lora_reg.spec.wire import Problem
+
+MAX_PROBLEM_BYTES: Final = 16 * 1024 * 1024
+_BY_STATUS: Final = {
+    400: "invalid-request",
+    401: "unauthenticated",
+    403: "forbidden",
+    404: "not-found",
+    405: "method-not-allowed",
+    409: "conflict",
+    410: "deleted",
+    412: "precondition-failed",
+    413: "too-large",
+    416: "range-not-satisfiable",
+    422: "rejected",
+    429: "rate-limited",
+    502: "unavailable",
+    503: "unavailable",
+    504: "unavailable",
+}
+
+
+def place(url: httpx.URL | str) -> str:
+    """A URL that may be shown: without the query, which may carry a signature."""
+    parts = urlsplit(str(url))
+    return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
+
+
+def from_answer(response: httpx.Response, body: bytes) -> RegistryError:
+    """The error of a registry's answer. Without a problem document the status decides."""
+    try:
+        problem = msgspec.json.decode(body, type=Problem)
+    except msgspec.MsgspecError:
+        code = _BY_STATUS.get(response.status_code, "internal")
+        return RegistryError(
+            code,
+            f"{place(response.url)} answered {response.status_code} without a problem document.",
+            way_out=f"Check that {place(response.url.copy_with(raw_path=b'/'))} is a lora-registry." if code == "not-found" else None,
+            status=response.status_code,
+        )
+    facts: dict[str, Any] = {"status": response.status_code}
+    if problem.findings:
+        facts["findings"] = msgspec.to_builtins(problem.findings)
+    if problem.current is not None:
+        facts["current"] = problem.current
+    if problem.request_id:
+        facts["request_id"] = problem.request_id
+    # A newer server may know more codes than this client: its sentences stay, the status picks the row.
+    code = problem.code if problem.code in ERRORS else _BY_STATUS.get(response.status_code, "internal")
+    return RegistryError(code, problem.detail, way_out=problem.way_out or None, **facts)
+
+
+def from_store(response: httpx.Response) -> RegistryError:
+    """The error of a blob store that a presigned URL led to. Its body is not shown: it may repeat the signature."""
+    return RegistryError(
+        "storage-unavailable",
+        f"The blob store at {place(response.url)} answered {response.status_code}.",
+        status=response.status_code,
+    )
+
+
+def unreachable(url: str, error: httpx.HTTPError | httpx.InvalidURL, *, refused: bool) -> RegistryError:
+    """No answer at all. refused: nothing listens there."""
+    if refused:
+        return RegistryError(
+            "unavailable",
+            f"Nothing answers at {place(url)}: {_reason(error)}.",
+            way_out="Start it with `lora-registry serve`, or name another with --server or LORA_REG_SERVER.",
+        )
+    return RegistryError("unavailable", f"The connection to {place(url)} broke: {_reason(error)}.")
+
+
+def _reason(error: httpx.HTTPError | httpx.InvalidURL) -> str:
+    text = str(error).strip().rstrip(".")
+    return text or type(error).__name__

@@ -1,0 +1,1 @@
+"""Folders to the registry and back: scan, upload, download, write."""

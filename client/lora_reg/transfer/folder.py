@@ -1,0 +1,175 @@
+"""A version written out as a folder: whole or not at all, and never over something that is not ours.
+
+What was written where is kept in the cache, not in the folder: what comes out is byte for byte what went in.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from lora_reg.cache.store import Cache, check_space, sync_folder, write_synced
+from lora_reg.spec.digest import Digest
+from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.manifest import FileEntry, Manifest
+
+_CHUNK: Final = 1 << 20
+_AT_FDCWD: Final = -100
+_RENAME_EXCHANGE: Final = 2
+
+
+class Written(msgspec.Struct, frozen=True):
+    """A folder that we wrote. files: path -> (digest, size, inode, time of change in ns) when it was written."""
+
+    path: str
+    digest: str
+    files: dict[str, tuple[str, int, int, int]]
+
+
+def write_folder(target: Path, digest: Digest, manifest: Manifest, cache: Cache) -> bool:
+    """Write the version's files below `target`. Returns False where they stand there already.
+
+    A folder that an earlier pull wrote, and nobody has changed since, is replaced. Raises `exists` for anything else
+    that is in the way, `digest-mismatch` where a blob of the cache is damaged (it is removed then).
+    """
+    target = Path(os.path.realpath(target))
+    record = _record(cache, target)
+    occupied = os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir()))
+    if occupied:
+        if not target.is_dir():
+            raise _in_the_way(target, "is a file")
+        found = _look(target, record)
+        if found == {entry.path: str(entry.digest) for entry in manifest.files}:
+            _remember(cache, target, digest, manifest)
+            return False
+        if record is None:
+            raise _in_the_way(target, "is there already and holds other files")
+        if found != {path: kept[0] for path, kept in record.files.items()}:
+            raise _in_the_way(target, "was changed since it was pulled")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    check_space(target.parent, sum(entry.size for entry in manifest.files))
+    staged = target.parent / f".{target.name}.{secrets.token_hex(6)}.partial"
+    try:
+        for entry in manifest.files:
+            _copy(cache, entry, staged / entry.path)
+        for folder in (staged, *(path for path in staged.rglob("*") if path.is_dir())):
+            sync_folder(folder)
+        _swap(staged, target, occupied)
+        sync_folder(target.parent)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    _remember(cache, target, digest, manifest)
+    return True
+
+
+def _swap(staged: Path, target: Path, occupied: bool) -> None:
+    """Give `staged` the name `target`; what was there takes the name `staged`."""
+    if not occupied:
+        try:
+            staged.rename(target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            raise _in_the_way(target, "was made by somebody else meanwhile") from error
+        return
+    if not _exchange(staged, target):
+        # Without an atomic exchange there is a moment without a folder, but never one with half of it.
+        aside = staged.with_suffix(".old")
+        target.rename(aside)
+        staged.rename(target)
+        aside.rename(staged)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step (Linux: renameat2). False where the system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    names = os.fsencode(one), os.fsencode(other)
+    return bool(renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)
+
+
+def _copy(cache: Cache, entry: FileEntry, place: Path) -> None:
+    """Copy a blob out of the cache, hashing what is copied."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    blob = cache.blob(entry.digest)
+    state = hashlib.sha256()
+    with blob.open("rb", buffering=0) as source, place.open("xb", buffering=0) as sink:
+        while piece := source.read(_CHUNK):
+            state.update(piece)
+            view = memoryview(piece)
+            while view:
+                view = view[sink.write(view) :]
+        os.fsync(sink.fileno())
+    if state.hexdigest() != entry.digest.hex:
+        blob.unlink(missing_ok=True)
+        raise RegistryError("digest-mismatch", f"{entry.path} in the cache was damaged and has been removed.", way_out="Pull again.")
+
+
+def _look(target: Path, record: Written | None) -> dict[str, str]:
+    """Digests of what lies in the folder, by path; `link` and `other` for what is no regular file. A file that is as
+    we wrote it, by inode, size and time, is not read again."""
+    found: dict[str, str] = {}
+    for path, entry in _walk(target, ""):
+        status = entry.stat(follow_symlinks=False)
+        if not entry.is_file(follow_symlinks=False):
+            found[path] = "link" if entry.is_symlink() else "other"
+            continue
+        kept = record.files.get(path) if record else None
+        if kept is not None and kept[1:] == (status.st_size, status.st_ino, status.st_mtime_ns):
+            found[path] = kept[0]
+            continue
+        with open(entry.path, "rb") as file:
+            found[path] = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    return found
+
+
+def _walk(root: Path, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    with os.scandir(root / prefix) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(root, f"{prefix}{entry.name}/")
+            else:
+                yield prefix + entry.name, entry
+
+
+def _record(cache: Cache, target: Path) -> Written | None:
+    try:
+        found = msgspec.json.decode(_record_path(cache, target).read_bytes(), type=Written)
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return None
+    return found if found.path == str(target) else None
+
+
+def _remember(cache: Cache, target: Path, digest: Digest, manifest: Manifest) -> None:
+    files = {}
+    for entry in manifest.files:
+        status = (target / entry.path).stat()
+        files[entry.path] = (str(entry.digest), status.st_size, status.st_ino, status.st_mtime_ns)
+    place = _record_path(cache, target)
+    data = msgspec.json.encode(Written(str(target), str(digest), files))
+    if place.exists() and place.read_bytes() == data:
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with cache.staging() as folder:
+        staged = folder / "output"
+        write_synced(staged, data)
+        staged.replace(place)
+
+
+def _record_path(cache: Cache, target: Path) -> Path:
+    return cache.root / "outputs" / f"{hashlib.sha256(os.fsencode(target)).hexdigest()}.json"
+
+
+def _in_the_way(target: Path, how: str) -> RegistryError:
+    return RegistryError("exists", f"{target} {how}.", way_out="Choose another folder with -o, or move that one away.")

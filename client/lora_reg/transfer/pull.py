@@ -1,0 +1,158 @@
+"""Pull: resolve, get the manifest, get the blobs that are missing, show them as a folder.
+
+Nothing becomes visible before its digest is checked. When all is here already, the cost is one conditional request.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lora_reg.cache import refs
+from lora_reg.cache.store import Cache
+from lora_reg.client import Client
+from lora_reg.progress import SILENT, Progress
+from lora_reg.spec.digest import Digest
+from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.manifest import Manifest, parse
+from lora_reg.spec.reference import Reference
+from lora_reg.transfer.download import fetch_blobs
+from lora_reg.transfer.folder import write_folder
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """reference: as asked, with its namespace. number 0: not known (a digest asked for offline). fetched: bytes that
+    travelled. written False: everything stood there already. resolved_at: when the server was asked last, offline."""
+
+    reference: str
+    namespace: str
+    name: str
+    number: int
+    digest: str
+    path: Path
+    files: tuple[str, ...]
+    size: int
+    fetched: int
+    written: bool
+    yanked: str | None = None
+    resolved_at: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Meaning:
+    digest: Digest
+    number: int
+    etag: str = ""
+    yanked: str | None = None
+    at: str | None = None
+    asked: bool = True
+
+
+def pull(
+    client: Client,
+    ref: str | Reference,
+    *,
+    output: str | Path | None = None,
+    cache: Cache | None = None,
+    offline: bool | None = None,
+    progress: Progress = SILENT,
+) -> Pulled:
+    """Get a version into the cache, or into the folder `output`.
+
+    cache None: the one of the settings. offline: ask nobody, serve what the reference meant last; None: as the
+    settings say. Raises `not-found`, `digest-mismatch`, `size-mismatch`, `exists` (the folder holds something else).
+    """
+    wanted = client.parse(ref)
+    cache = cache or Cache(client.settings.cache)
+    offline = client.settings.offline if offline is None else offline
+    meaning = _last(client, wanted, cache) if offline else _ask(client, wanted, cache)
+    version = Reference(wanted.name, wanted.namespace, digest=meaning.digest)
+    manifest = _manifest(client, version, cache, offline)
+    if manifest.weights_absent:
+        raise RegistryError(
+            "not-found",
+            f"{version.repository} was registered with --manifest-only: its weights are not in the registry.",
+            way_out="Get them from where the model was published.",
+        )
+    missing = cache.missing(manifest.files)
+    if missing and offline:
+        raise RegistryError(
+            "not-found",
+            f"{wanted} is not whole in the cache: {', '.join(entry.path for entry in missing[:5])} not there.",
+            way_out="Pull it once without --offline.",
+        )
+    fetched = fetch_blobs(client, version, missing, cache, progress) if missing else 0
+    if output is None:
+        path, written = cache.snapshot(version.namespace or "", version.name, meaning.digest, manifest), bool(missing)
+    else:
+        path, written = Path(output), write_folder(Path(output), meaning.digest, manifest, cache)
+    if meaning.asked:
+        refs.write(cache, client.settings.server, wanted, digest=meaning.digest, number=meaning.number, etag=meaning.etag)
+    return Pulled(
+        reference=str(wanted),
+        namespace=version.namespace or "",
+        name=version.name,
+        number=meaning.number,
+        digest=str(meaning.digest),
+        path=path,
+        files=tuple(entry.path for entry in manifest.files),
+        size=sum(entry.size for entry in manifest.files),
+        fetched=fetched,
+        written=written,
+        yanked=meaning.yanked,
+        resolved_at=meaning.at if offline else None,
+    )
+
+
+def _ask(client: Client, wanted: Reference, cache: Cache) -> _Meaning:
+    """Ask the server what the reference means, conditionally where the last answer is whole in the cache."""
+    last = refs.read(cache, client.settings.server, wanted)
+    etag = last.etag if last and last.etag and _is_whole(cache, Digest.parse(last.digest)) else None
+    view, etag = client.resolve(wanted, etag=etag)
+    if view is None:
+        assert last is not None
+        return _Meaning(Digest.parse(last.digest), last.number, asked=False)
+    digest = Digest.parse(view.digest)
+    if wanted.digest is not None and digest != wanted.digest:
+        raise RegistryError("digest-mismatch", f"The server answered {digest.short} where {wanted.digest.short} was asked for.")
+    return _Meaning(digest, view.number, etag, view.yanked)
+
+
+def _last(client: Client, wanted: Reference, cache: Cache) -> _Meaning:
+    """What the reference meant when the server was last asked; a digest means itself."""
+    last = refs.read(cache, client.settings.server, wanted)
+    if last is not None:
+        return _Meaning(Digest.parse(last.digest), last.number, at=last.at, asked=False)
+    if wanted.digest is not None and wanted.tag is None and wanted.version is None:
+        return _Meaning(wanted.digest, 0, asked=False)
+    raise RegistryError(
+        "not-found",
+        f"{wanted} was never pulled from {client.settings.server} on this machine.",
+        way_out="Pull it once without --offline.",
+    )
+
+
+def _is_whole(cache: Cache, digest: Digest) -> bool:
+    manifest = cache.manifest(digest)
+    return manifest is not None and not cache.missing(manifest.files)
+
+
+def _manifest(client: Client, version: Reference, cache: Cache, offline: bool) -> Manifest:
+    assert version.digest is not None
+    found = cache.manifest(version.digest)
+    if found is not None:
+        return found
+    if offline:
+        raise RegistryError(
+            "not-found", f"The manifest of {version} is not in the cache.", way_out="Pull it once without --offline."
+        )
+    data = client.manifest(version)
+    if Digest.of(data) != version.digest:
+        raise RegistryError(
+            "digest-mismatch",
+            f"The manifest that came has {Digest.of(data).short}, expected {version.digest.short}.",
+            way_out="Pull again; if it stays, ask an administrator to run `lora-registry fsck`.",
+        )
+    cache.put(data, version.digest)
+    return parse(data)

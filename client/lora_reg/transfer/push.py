@@ -1,0 +1,238 @@
+"""Push: check here, send what is lacking, commit. The server checks again, by the same code, from what it stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from lora_reg.client import Client
+from lora_reg.progress import SILENT, Progress
+from lora_reg.spec import reference
+from lora_reg.spec.adapter.check import AdapterFile, check_adapter
+from lora_reg.spec.base import BaseFingerprint, BaseTensor, parse_fingerprint
+from lora_reg.spec.digest import Digest
+from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.findings import Finding, refuse
+from lora_reg.spec.fingerprint import build_fingerprint, check_base_files
+from lora_reg.spec.manifest import Kind
+from lora_reg.spec.reference import Reference
+from lora_reg.spec.wire import CommitRequest, CommitResult, FileSpec, UploadRequest, VersionView
+from lora_reg.transfer.scan import LocalFile, Scan, scan_folder
+from lora_reg.transfer.upload import send_blobs
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """What a push did. result None: a dry run. sent: bytes that had to travel. size: bytes of all files."""
+
+    target: str
+    result: CommitResult | None
+    findings: tuple[Finding, ...]
+    facts: dict[str, Any] | None
+    files: tuple[str, ...]
+    ignored: tuple[str, ...]
+    size: int
+    sent: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedBase:
+    """A base as a push needs it. names: every name under which trainers know it."""
+
+    view: VersionView
+    fingerprint: BaseFingerprint
+    names: frozenset[str]
+
+    @property
+    def reference(self) -> str:
+        return f"{self.view.namespace}/{self.view.name}@{self.view.digest}"
+
+
+def push_adapter(
+    client: Client,
+    folder: str | Path,
+    *,
+    base: str,
+    to: str | None = None,
+    tags: Sequence[str] = (),
+    message: str = "",
+    meta: Mapping[str, str] | None = None,
+    parents: Sequence[str] = (),
+    accept_base: bool = False,
+    dry_run: bool = False,
+    progress: Progress = SILENT,
+) -> Pushed:
+    """Push an adapter's folder as a version.
+
+    base: reference of the base it was trained on. to: the repository, with or without a tag to set; None: named like
+    the folder. parents: versions that it continues. accept_base: take `base` although the adapter names another.
+    dry_run: check only. Raises RegistryError `rejected` or `base-mismatch` with all findings before a byte is sent.
+    """
+    target, tags = _target(client, folder, to, tags)
+    scan = scan_folder(Path(folder))
+    pinned = pin_base(client, base)
+    result = check_adapter(
+        [AdapterFile(file.path, file.size) for file in scan.files],
+        scan.reader(),
+        pinned.fingerprint,
+        base_aliases=pinned.names,
+        accept_base=accept_base,
+        read_base=None if pinned.view.weights_absent else _base_reader(client, pinned),
+    )
+    findings = (*scan.findings, *result.findings)
+    refuse(findings)
+    facts = None if result.facts is None else msgspec.to_builtins(result.facts)
+    if dry_run:
+        return _told(target, scan, findings, facts)
+    digests = scan.hash(progress)
+    specs = _specs(scan, digests)
+    request = CommitRequest(
+        session="",
+        kind="adapter",
+        files=specs,
+        base=pinned.reference,
+        tags=list(tags),
+        message=message,
+        meta=dict(meta or {}),
+        parents=[str(client.parse(parent)) for parent in parents],
+        accept_base=accept_base,
+    )
+    committed, sent = _send_and_commit(client, target, scan, specs, request, progress)
+    return _told(target, scan, findings, facts, committed, sent)
+
+
+def add_base(
+    client: Client,
+    name: str,
+    folder: str | Path,
+    *,
+    manifest_only: bool = False,
+    aliases: Sequence[str] = (),
+    tags: Sequence[str] = (),
+    message: str = "",
+    progress: Progress = SILENT,
+) -> Pushed:
+    """Register a base model from its folder. manifest_only: its structure and small files, but not its weights.
+
+    Raises RegistryError `rejected` with all findings.
+    """
+    target, tags = _target(client, folder, name, tags)
+    scan = scan_folder(Path(folder), follow_links=True)
+    files = [AdapterFile(file.path, file.size) for file in scan.files]
+    findings = (*scan.findings, *check_base_files(files, scan.reader()))
+    refuse(findings)
+    digests = scan.hash(progress)
+    table = {file.path: (file.size, str(digests[file.path])) for file in scan.files}
+    fingerprint = build_fingerprint(table, scan.reader())
+    specs = _specs(scan, digests)
+    request = CommitRequest(
+        session="",
+        kind="base",
+        files=specs,
+        tags=list(tags),
+        message=message,
+        weights_absent=manifest_only,
+        fingerprint=msgspec.to_builtins(fingerprint) if manifest_only else None,
+        aliases=list(aliases),
+    )
+    sent_specs = [spec for spec in specs if not (manifest_only and spec.path.endswith(".safetensors"))]
+    committed, sent = _send_and_commit(client, target, scan, sent_specs, request, progress)
+    return _told(target, scan, findings, None, committed, sent)
+
+
+def pin_base(client: Client, base: str) -> PinnedBase:
+    """Look up a base and its fingerprint. Raises `not-found`, `conflict` where it is no base, `digest-mismatch`."""
+    try:
+        view = client.version(base)
+        repository = client.repository(base)
+    except RegistryError as error:
+        if error.code != "not-found":
+            raise
+        raise RegistryError(
+            "not-found", error.detail, way_out="See `lora-reg base list`; register it with `lora-reg base add NAME DIR`."
+        ) from error
+    if view.kind != "base":
+        raise RegistryError(
+            "conflict", f"{view.namespace}/{view.name} is of kind {view.kind}, not base.", way_out="See `lora-reg base list`."
+        )
+    raw = client.fingerprint(f"{view.namespace}/{view.name}@{view.digest}")
+    stated = (view.facts or {}).get("fingerprint")
+    if stated is not None and str(Digest.of(raw)) != stated:
+        raise RegistryError("digest-mismatch", f"The fingerprint of {view.namespace}/{view.name} differs from its digest.")
+    names = frozenset({*repository.aliases, view.name, f"{view.namespace}/{view.name}"})
+    return PinnedBase(view, parse_fingerprint(raw), names)
+
+
+def _base_reader(client: Client, pinned: PinnedBase) -> Any:
+    def read(tensor: BaseTensor, offset: int, length: int) -> bytes:
+        if length == 0:
+            return b""
+        start = tensor.start + offset
+        with client.file(pinned.reference, tensor.file, start=start, end=start + length) as response:
+            data = response.read()
+        if len(data) != length:
+            raise RegistryError("size-mismatch", f"{tensor.file} of the base: {len(data)} bytes came where {length} were asked for.")
+        return data
+
+    return read
+
+
+def _target(client: Client, folder: str | Path, to: str | None, tags: Sequence[str]) -> tuple[Reference, list[str]]:
+    """The repository to push to, and the tags: those given and the one of the reference."""
+    if to is None:
+        name = Path(folder).resolve().name
+        try:
+            to = reference.check_name(name)
+        except RegistryError as error:
+            raise RegistryError(
+                "usage", f"The folder's name {name!r} cannot be the name of a repository.", way_out="Give one: push DIR --base BASE NAMESPACE/NAME."
+            ) from error
+    parsed = client.parse(to)
+    if parsed.is_pinned:
+        raise RegistryError("usage", f"{to!r} names a version; its number is given by the server.", way_out="Name the repository alone.")
+    wanted = [reference.check_tag(tag) for tag in (*tags, *((parsed.tag,) if parsed.tag else ()))]
+    return Reference(parsed.name, parsed.namespace), list(dict.fromkeys(wanted))
+
+
+def _specs(scan: Scan, digests: Mapping[str, Digest]) -> list[FileSpec]:
+    return [FileSpec(path=file.path, size=file.size, digest=str(digests[file.path])) for file in scan.files]
+
+
+def _send_and_commit(
+    client: Client, target: Reference, scan: Scan, specs: Sequence[FileSpec], request: CommitRequest, progress: Progress
+) -> tuple[CommitResult, int]:
+    by_path: dict[str, LocalFile] = {file.path: file for file in scan.files}
+    kind: Kind = request.kind
+    session = client.open_upload(
+        UploadRequest(namespace=target.namespace or "", name=target.name, kind=kind, files=list(specs))
+    )
+    sent = send_blobs(client, session, {spec.digest: by_path[spec.path] for spec in specs}, progress)
+    progress.begin("Checking on the server", None)
+    try:
+        return client.commit(target, msgspec.structs.replace(request, session=session.id)), sent
+    finally:
+        progress.end()
+
+
+def _told(
+    target: Reference,
+    scan: Scan,
+    findings: Sequence[Finding],
+    facts: dict[str, Any] | None,
+    result: CommitResult | None = None,
+    sent: int = 0,
+) -> Pushed:
+    return Pushed(
+        target=str(target),
+        result=result,
+        findings=tuple(findings),
+        facts=facts,
+        files=tuple(file.path for file in scan.files),
+        ignored=scan.ignored,
+        size=sum(file.size for file in scan.files),
+        sent=sent,
+    )

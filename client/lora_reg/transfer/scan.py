@@ -1,0 +1,215 @@
+"""What a folder holds, seen without following a link and without opening anything but regular files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from lora_reg.progress import SILENT, Progress
+from lora_reg.spec.digest import Digest
+from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.findings import Finding
+from lora_reg.spec.manifest import MAX_FILES
+
+CHUNK: Final = 1 << 20
+HOUSEKEEPING: Final = frozenset({".git", ".gitattributes", ".gitignore", ".cache", ".DS_Store", ".huggingface"})
+"""Left behind by git, huggingface_hub and file managers; never part of a version and never opened."""
+
+_OPEN: Final = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+_NOFOLLOW: Final = getattr(os, "O_NOFOLLOW", 0)
+_ARCHIVES: Final = (".tar", ".tgz", ".tar.gz", ".zip", ".gz", ".xz", ".bz2", ".zst", ".7z", ".rar")
+
+Reader = Callable[[str, int, int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFile:
+    """A regular file. `path` is relative to the folder, with '/'. `stamp` (device, inode, size, time) tells a change."""
+
+    path: str
+    location: Path
+    size: int
+    stamp: tuple[int, int, int, int]
+    follow: bool
+
+    def open(self) -> int:
+        """A descriptor of the file that was scanned. Raises RegistryError `digest-mismatch` where it is another by now."""
+        try:
+            descriptor = os.open(self.location, _OPEN | (0 if self.follow else _NOFOLLOW))
+        except OSError as error:
+            raise _changed(self.path, error.strerror or "it cannot be opened") from error
+        if _stamp(os.fstat(descriptor)) != self.stamp:
+            os.close(descriptor)
+            raise _changed(self.path, "it was written to or replaced")
+        return descriptor
+
+    def chunks(self) -> Iterator[bytes]:
+        """Its bytes, in pieces. Raises RegistryError `digest-mismatch` where it has changed."""
+        with os.fdopen(self.open(), "rb", buffering=0) as file:
+            while piece := file.read(CHUNK):
+                yield piece
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """files: sorted by path. findings: what is no regular file. ignored: housekeeping that was left out."""
+
+    folder: Path
+    files: tuple[LocalFile, ...]
+    findings: tuple[Finding, ...]
+    ignored: tuple[str, ...]
+
+    def reader(self) -> Reader:
+        """`read(path, offset, length)` for the checks; exactly that many bytes, or RegistryError."""
+        table = {file.path: file for file in self.files}
+
+        def read(path: str, offset: int, length: int) -> bytes:
+            if length == 0:
+                return b""
+            descriptor = table[path].open()
+            try:
+                return _read_exactly(descriptor, path, offset, length)
+            finally:
+                os.close(descriptor)
+
+        return read
+
+    def hash(self, progress: Progress = SILENT) -> dict[str, Digest]:
+        """The digest of every file, by path, read once each in constant memory."""
+
+        def digest(file: LocalFile) -> tuple[str, Digest]:
+            state = hashlib.sha256()
+            for piece in file.chunks():
+                state.update(piece)
+                progress.advance(len(piece))
+            return file.path, Digest(state.hexdigest())
+
+        progress.begin("Hashing", sum(file.size for file in self.files))
+        try:
+            with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+                return dict(pool.map(digest, self.files))
+        finally:
+            progress.end()
+
+
+def scan_folder(folder: Path, *, follow_links: bool = False) -> Scan:
+    """List a folder. follow_links: take links to regular files for the files (a base out of a download cache).
+
+    Raises RegistryError `usage` where there is nothing, `rejected` where it is no folder.
+    """
+    root = _require_folder(folder)
+    files: list[LocalFile] = []
+    findings: list[Finding] = []
+    ignored: list[str] = []
+    waiting = [""]
+    while waiting:
+        prefix = waiting.pop()
+        with os.scandir(root / prefix) as entries:
+            for entry in sorted(entries, key=lambda item: item.name):
+                if not prefix and entry.name in HOUSEKEEPING:
+                    ignored.append(entry.name)
+                elif not _decodes(entry.name):
+                    findings.append(_finding(ascii(prefix + entry.name), "has a name that is not UTF-8", "bad-path"))
+                else:
+                    _place(entry, prefix + entry.name, follow_links, files, findings, waiting)
+        if len(files) + len(findings) > MAX_FILES:
+            findings.append(
+                Finding(code="too-many-files", severity="error", message=f"There are more than {MAX_FILES} files.", found=str(len(files)))
+            )
+            break
+    if not files and not findings:
+        findings.append(Finding(code="empty-folder", severity="error", message=f"{folder} is an empty folder."))
+    files.sort(key=lambda file: file.path)
+    return Scan(root, tuple(files), tuple(findings), tuple(ignored))
+
+
+def _place(
+    entry: os.DirEntry[str], path: str, follow_links: bool, files: list[LocalFile], findings: list[Finding], waiting: list[str]
+) -> None:
+    status = entry.stat(follow_symlinks=False)
+    linked = stat.S_ISLNK(status.st_mode)
+    if linked and follow_links:
+        try:
+            status = entry.stat()
+        except OSError:
+            findings.append(_finding(path, "is a link that leads nowhere", "link"))
+            return
+    if stat.S_ISREG(status.st_mode):
+        files.append(LocalFile(path, Path(entry.path), status.st_size, _stamp(status), linked))
+    elif stat.S_ISDIR(status.st_mode) and not linked:
+        waiting.append(path + "/")
+    else:
+        findings.append(_finding(path, f"is {_kind(status.st_mode, linked)}", "link" if linked else "not-a-file"))
+
+
+def _require_folder(folder: Path) -> Path:
+    if not os.path.lexists(folder):
+        raise RegistryError("usage", f"There is no folder {str(folder)!r}.", way_out="Name the folder that holds the files.")
+    if folder.is_dir():
+        return folder.resolve()
+    kind = "an archive" if folder.name.lower().endswith(_ARCHIVES) else _kind(folder.lstat().st_mode, False)
+    message = f"{folder} is {kind}, and a folder is expected: archives are never unpacked."
+    way_out = "Unpack it yourself, look at what is in it, and name the folder."
+    finding = Finding(code="not-a-folder", severity="error", message=message, found=kind, expected="a folder", way_out=way_out)
+    raise RegistryError("rejected", message, way_out=way_out, findings=[{"code": finding.code, "severity": "error", "message": message}])
+
+
+def _read_exactly(descriptor: int, path: str, offset: int, length: int) -> bytes:
+    data = os.pread(descriptor, length, offset)
+    if len(data) == length:
+        return data
+    parts = [data]
+    missing = length - len(data)
+    while missing:
+        piece = os.pread(descriptor, missing, offset + length - missing)
+        if not piece:
+            raise _changed(path, f"it ends {missing} bytes before byte {offset + length}")
+        parts.append(piece)
+        missing -= len(piece)
+    return b"".join(parts)
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int, int, int]:
+    regular = stat.S_ISREG(status.st_mode)
+    return status.st_dev, status.st_ino if regular else -1, status.st_size, status.st_mtime_ns
+
+
+def _decodes(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _kind(mode: int, linked: bool) -> str:
+    if linked or stat.S_ISLNK(mode):
+        return "a symbolic link"
+    for test, name in ((stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISREG, "a file")):
+        if test(mode):
+            return name
+    return "a folder" if stat.S_ISDIR(mode) else "a device"
+
+
+def _finding(path: str, what: str, code: str) -> Finding:
+    return Finding(
+        code=code,
+        severity="error",
+        message=f"{path} {what}; only regular files are pushed.",
+        file=path,
+        found=what,
+        expected="a regular file",
+        way_out="Replace it by the file itself, or leave it out.",
+    )
+
+
+def _changed(path: str, how: str) -> RegistryError:
+    return RegistryError(
+        "digest-mismatch", f"{path} changed while it was read: {how}.", way_out="Push again when nothing writes to the folder."
+    )

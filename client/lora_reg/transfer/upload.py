@@ -1,0 +1,85 @@
+"""Sending what the registry lacks: several blobs at once, straight to the store where it says so."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import Final
+
+from lora_reg.client import Client
+from lora_reg.progress import Progress
+from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.wire import UploadSession, UploadTarget
+from lora_reg.transfer.scan import LocalFile
+
+PARALLEL: Final = 4
+
+
+class Stopped(Exception):
+    """Another transfer failed, or the user interrupted: this one is given up."""
+
+
+def send_blobs(client: Client, session: UploadSession, files: Mapping[str, LocalFile], progress: Progress) -> int:
+    """Send the blobs that the session needs; `files` by digest. Returns the bytes sent.
+
+    Raises RegistryError of the first blob that failed; the others are given up.
+    """
+    needed = [target for target in session.blobs if target.state != "present"]
+    stop = threading.Event()
+    progress.begin("Sending", sum(target.size for target in needed))
+    pool = ThreadPoolExecutor(PARALLEL)
+    try:
+        tasks = [pool.submit(_send, client, session.id, target, files[target.digest], progress, stop) for target in needed]
+        done, _ = wait(tasks, return_when=FIRST_EXCEPTION)
+        failed = next((task.exception() for task in done if task.exception()), None)
+        if failed is not None:
+            raise failed
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+        progress.end()
+    return sum(target.size for target in needed)
+
+
+def _send(
+    client: Client, upload_id: str, target: UploadTarget, file: LocalFile, progress: Progress, stop: threading.Event
+) -> None:
+    def body() -> Iterator[bytes]:
+        sent = 0
+        try:
+            for piece in file.chunks():
+                if stop.is_set():
+                    raise Stopped
+                yield piece
+                sent += len(piece)
+                progress.advance(len(piece))
+        except GeneratorExit:
+            # The request broke and will be sent anew from the first byte.
+            progress.advance(-sent)
+            raise
+
+    if target.url is None:
+        client.put_blob(upload_id, target.digest, body, target.size)
+        return
+    try:
+        _put_to_store(client, target, body)
+    except RegistryError as error:
+        if error.facts.get("status") not in (401, 403):
+            raise
+        # The signature ran out while earlier blobs were sent: the session gives a fresh one.
+        _put_to_store(client, _fresh(client, upload_id, target), body)
+    client.complete_blob(upload_id, target.digest)
+
+
+def _put_to_store(client: Client, target: UploadTarget, body: object) -> None:
+    assert target.url is not None
+    headers = {"Content-Length": str(target.size), **target.headers}
+    client.transport.request(target.method or "PUT", target.url, headers=headers, content=body)  # type: ignore[arg-type]
+
+
+def _fresh(client: Client, upload_id: str, target: UploadTarget) -> UploadTarget:
+    for candidate in client.upload(upload_id).blobs:
+        if candidate.digest == target.digest and candidate.url is not None:
+            return candidate
+    raise RegistryError("storage-unavailable", f"The store refused {target.digest[:19]} and no other way to send it was given.")

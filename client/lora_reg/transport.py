@@ -1,0 +1,200 @@
+"""One HTTP client: timeouts, retries, redirects, problem documents.
+
+Retried are connection errors, and answers whose code a retry can help, of requests that may be sent twice: all but a
+POST without an Idempotency-Key. A redirect is followed for reads only, and leaves the token behind when it leads to
+another origin.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Final
+from urllib.parse import urlsplit
+
+import httpx
+
+from lora_reg import __version__, problems
+from lora_reg.spec.errors import RegistryError
+
+TIMEOUT: Final = httpx.Timeout(connect=10.0, read=60.0, write=60.0, pool=None)
+ATTEMPTS: Final = 5
+MAX_WAIT: Final = 60.0
+_MAX_REDIRECTS: Final = 5
+_LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
+
+Body = Callable[[], Iterator[bytes]]
+
+
+class Transport:
+    """Requests to one registry, and to the stores that it sends us to. Threads may share it."""
+
+    def __init__(self, server: str, token: str | None = None, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        self.server = server.rstrip("/")
+        self._token = token
+        self._sleep = sleep
+        self._reached = False
+        self._own = _http_client(self.server)
+        self._stores: dict[str, httpx.Client] = {}
+
+    def close(self) -> None:
+        self._own.close()
+        for client in self._stores.values():
+            client.close()
+
+    def url(self, path: str) -> str:
+        return self.server + path
+
+    def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        params: Mapping[str, str | int] | None = None,
+        headers: Mapping[str, str] | None = None,
+        content: bytes | Body | None = None,
+        timeout: float | None = None,
+        accept: tuple[int, ...] = (),
+    ) -> httpx.Response:
+        """Send a request and read the whole answer.
+
+        timeout: seconds of silence to bear, None for the default. accept: statuses of 400 and above to hand back.
+        Raises RegistryError with the code of the answer, or `unavailable`.
+        """
+        with self.stream(
+            method, url, params=params, headers=headers, content=content, timeout=timeout, accept=accept
+        ) as response:
+            try:
+                response.read()
+            except httpx.RequestError as error:
+                raise problems.unreachable(url, error, refused=False) from error
+            return response
+
+    @contextmanager
+    def stream(
+        self,
+        method: str,
+        url: str,
+        *,
+        params: Mapping[str, str | int] | None = None,
+        headers: Mapping[str, str] | None = None,
+        content: bytes | Body | None = None,
+        timeout: float | None = None,
+        accept: tuple[int, ...] = (),
+    ) -> Iterator[httpx.Response]:
+        """Like `request`, with the body still to be read."""
+        retry = method != "POST" or "Idempotency-Key" in (headers or {})
+        attempt = 0
+        while True:
+            attempt += 1
+            wait: float | None = None
+            try:
+                response = self._send(method, url, params, headers, content, timeout)
+            except (httpx.RequestError, httpx.InvalidURL) as caught:
+                refused = isinstance(caught, httpx.ConnectError)
+                error = problems.unreachable(url, caught, refused=refused and self._is_own(url))
+                error.__cause__ = caught
+                # Where nothing ever answered it is most likely not running: say so soon.
+                last = attempt >= (ATTEMPTS if self._reached or not refused else 2)
+            else:
+                self._reached = True
+                if response.status_code < 400 or response.status_code in accept:
+                    break
+                error, wait = _refusal(response, own=self._is_own(str(response.url)))
+                last = attempt >= ATTEMPTS
+            if last or not retry or not (error.kind.retryable or error.code == "storage-unavailable" and _worth(error)):
+                raise error
+            self._sleep(min(wait if wait is not None else _backoff(attempt), MAX_WAIT))
+        try:
+            yield response
+        finally:
+            response.close()
+
+    def _send(
+        self,
+        method: str,
+        url: str,
+        params: Mapping[str, str | int] | None,
+        headers: Mapping[str, str] | None,
+        content: bytes | Body | None,
+        timeout: float | None,
+    ) -> httpx.Response:
+        for _ in range(_MAX_REDIRECTS):
+            client = self._client(url)
+            request = client.build_request(
+                method,
+                url,
+                params=params,
+                headers=dict(headers or {}),
+                content=content() if callable(content) else content,
+                timeout=httpx.Timeout(10.0, read=timeout, write=timeout, pool=None) if timeout else TIMEOUT,
+            )
+            if self._is_own(url) and self._token:
+                request.headers["Authorization"] = f"Bearer {self._token}"
+            response = client.send(request, stream=True)
+            if not response.is_redirect or method not in ("GET", "HEAD"):
+                return response
+            response.close()
+            url, params = str(response.url.join(response.headers["location"])), None
+            if urlsplit(url).scheme not in ("http", "https"):
+                raise httpx.UnsupportedProtocol(f"a redirect to {urlsplit(url).scheme}:")
+        raise httpx.TooManyRedirects("more than five redirects", request=request)
+
+    def _is_own(self, url: str) -> bool:
+        return _origin(url) == _origin(self.server)
+
+    def _client(self, url: str) -> httpx.Client:
+        if self._is_own(url):
+            return self._own
+        scheme = urlsplit(url).scheme
+        if scheme not in self._stores:
+            self._stores[scheme] = _http_client(url)
+        return self._stores[scheme]
+
+
+def _http_client(url: str) -> httpx.Client:
+    # Reading the CA bundle takes 20 ms, for nothing where the scheme is http. Loopback never goes through a proxy.
+    return httpx.Client(
+        verify=urlsplit(url).scheme == "https",
+        mounts={f"all://{host}": None for host in _LOOPBACK},
+        limits=httpx.Limits(max_connections=32, max_keepalive_connections=8),
+        headers={"User-Agent": f"lora-reg/{__version__}", "Accept-Encoding": "identity"},
+    )
+
+
+def _refusal(response: httpx.Response, *, own: bool) -> tuple[RegistryError, float | None]:
+    """The error of an answer and how long it asks to wait. The connection is given back."""
+    try:
+        body = b"".join(_bounded(response)) if own else b""
+    except httpx.RequestError as error:
+        return problems.unreachable(str(response.url), error, refused=False), None
+    finally:
+        response.close()
+    wait = response.headers.get("retry-after", "")
+    error = problems.from_answer(response, body) if own else problems.from_store(response)
+    return error, float(wait) if wait.isascii() and wait.isdigit() else None
+
+
+def _bounded(response: httpx.Response) -> Iterator[bytes]:
+    seen = 0
+    for chunk in response.iter_bytes():
+        seen += len(chunk)
+        if seen > problems.MAX_PROBLEM_BYTES:
+            return
+        yield chunk
+
+
+def _worth(error: RegistryError) -> bool:
+    """Whether a store's refusal may pass: 403 is a signature that has run out, and stays."""
+    return int(error.facts.get("status", 503)) in (408, 429, 500, 502, 503, 504)
+
+
+def _backoff(attempt: int) -> float:
+    return float(0.2 * 2 ** (attempt - 1) * (0.5 + random.random()))
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
