@@ -52,7 +52,14 @@ def run(*command: str, environment: dict[str, str], refused: bool = False) -> No
 
 def evaluate(environment: dict[str, str], *arguments: str) -> float:
     """Held-out loss in nats per token."""
-    command = [sys.executable, str(TINY / "evaluate.py"), "--data", str(TINY / "data/queries_eval.jsonl"), "--json", *arguments]
+    command = [
+        sys.executable,
+        str(TINY / "evaluate.py"),
+        "--data",
+        str(TINY / "data/queries_eval.jsonl"),
+        "--json",
+        *arguments,
+    ]
     answer = subprocess.run(command, env=environment, cwd=ROOT, check=True, stdout=subprocess.PIPE)
     return float(json.loads(answer.stdout)["loss"])
 
@@ -80,11 +87,20 @@ def tour(environment: dict[str, str], scratch: Path) -> None:
 
     title("Two adapters, and a second version of one")
     for folder, name in (("queries-v1", "acme/queries"), ("logs", "acme/logs"), ("queries-v2", "acme/queries")):
-        run("push", str(TINY / "adapters" / folder), "--base", "default/tiny", name, "--message", folder, environment=environment)
+        run(
+            "push",
+            str(TINY / "adapters" / folder),
+            "--base",
+            "tiny",
+            name,
+            "--message",
+            folder,
+            environment=environment,
+        )
 
     title("A broken one: it would overwrite a norm of the base for every adapter loaded after it")
     broken = str(TINY / "broken/overwrites-base-norm")
-    run("push", broken, "--base", "default/tiny", "acme/queries", environment=environment, refused=True)
+    run("push", broken, "--base", "tiny", "acme/queries", environment=environment, refused=True)
 
     title("A tag that inference servers follow")
     run("tag", "acme/queries:v2", "prod", "--reason", "better on held-out queries", environment=environment)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from sqlmodel import Session, col, select
 
 from lora_registry.db.tables import BaseAlias, BaseFingerprintRow
@@ -14,6 +16,14 @@ def aliases(session: Session, repository_id: int) -> list[str]:
 
 def alias(session: Session, namespace: str, text: str) -> BaseAlias | None:
     return session.exec(select(BaseAlias).where(BaseAlias.namespace == namespace, BaseAlias.alias == text)).first()
+
+
+def rendered_templates(session: Session, version_ids: Iterable[int]) -> dict[int, str]:
+    """version id -> digest of the rendered chat template, for bases whose template a worker has rendered."""
+    query = select(BaseFingerprintRow.version_id, BaseFingerprintRow.rendered_template).where(
+        col(BaseFingerprintRow.version_id).in_(set(version_ids)), col(BaseFingerprintRow.rendered_template).is_not(None)
+    )
+    return {version_id: rendered for version_id, rendered in session.exec(query) if rendered}
 
 
 def fingerprint(session: Session, version_id: int) -> BaseFingerprintRow | None:

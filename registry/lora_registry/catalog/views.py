@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from sqlmodel import Session
 
@@ -40,6 +41,7 @@ def versions(session: Session, repo: Repository, rows: Sequence[Version]) -> lis
     tags = store.tags_of_versions(session, ids)
     files = store.files_of(session, ids)
     edges = store.edges_up(session, ids)
+    rendered = base_store.rendered_templates(session, ids) if repo.kind == "base" else {}
     related = store.versions_by_id(session, {edge.parent_id for edge in edges})
     names = refs(session, list(related.values()))
     result = []
@@ -66,12 +68,19 @@ def versions(session: Session, repo: Repository, rows: Sequence[Version]) -> lis
                 base=names.get(row.base_version_id) if row.base_version_id else None,
                 parents=parents,
                 recipe=work.body(session, row.recipe_digest) if row.recipe_digest else None,
-                facts=json.loads(row.facts) if row.facts else None,
+                facts=_facts(row, rendered.get(row.id or 0)),
                 yanked=row.yanked_reason,
                 weights_absent=row.weights_absent,
             )
         )
     return result
+
+
+def _facts(row: Version, rendered_template: str | None) -> dict[str, Any] | None:
+    facts: dict[str, Any] | None = json.loads(row.facts) if row.facts else None
+    if facts is not None and rendered_template is not None:
+        facts["rendered_template"] = rendered_template
+    return facts
 
 
 def repository(session: Session, repo: Repository) -> RepositoryView:

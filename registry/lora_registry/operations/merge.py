@@ -70,7 +70,7 @@ def _resolve(ctx: Context, principal: Principal, request: MergeRequest, target: 
                 raise RegistryError(
                     "invalid-request", f"The weight of {item.adapter} is {item.weight}; expected a finite number."
                 )
-            ref = reference.parse(item.adapter).with_namespace(namespace)
+            ref = reference.parse(item.adapter).with_namespace(reference.DEFAULT_NAMESPACE)
             repo, version = resolve.by_reference(session, principal, ref)
             if repo.kind != "adapter" or version.base_version_id is None:
                 raise RegistryError("conflict", f"{ref} is of kind {repo.kind}; only adapters are merged.")
@@ -85,7 +85,7 @@ def _resolve(ctx: Context, principal: Principal, request: MergeRequest, target: 
         base_id = next(iter(pins))
         if request.base is not None:
             _, chosen = resolve.by_reference(
-                session, principal, reference.parse(request.base).with_namespace(namespace)
+                session, principal, reference.parse(request.base).with_namespace(reference.DEFAULT_NAMESPACE)
             )
             if chosen.id != base_id:
                 raise RegistryError("conflict", f"{request.base} is not the base version that {pins[base_id]} pins.")

@@ -61,7 +61,10 @@ def _draft(
         check_target(store.repository(session, namespace, name), namespace, name, request.kind)
         stored = _stored(ctx, principal, namespace, name, request, files, session)
         parents = tuple(
-            resolve.by_reference(session, principal, reference.parse(text).with_namespace(namespace))[1].id or 0
+            resolve.by_reference(session, principal, reference.parse(text).with_namespace(reference.DEFAULT_NAMESPACE))[
+                1
+            ].id
+            or 0
             for text in request.parents
         )
         pin = _pin(session, principal, namespace, request)
@@ -141,7 +144,9 @@ def _pin(session: Session, principal: Principal, namespace: str, request: Commit
             "An adapter names its base.",
             way_out="Give `--base NAME`; `lora-reg base list` shows what there is.",
         )
-    repo, version = resolve.by_reference(session, principal, reference.parse(request.base).with_namespace(namespace))
+    repo, version = resolve.by_reference(
+        session, principal, reference.parse(request.base).with_namespace(reference.DEFAULT_NAMESPACE)
+    )
     if repo.kind != "base":
         raise RegistryError("conflict", f"{repo.namespace}/{repo.name} is of kind {repo.kind}, not base.")
     row = base_store.fingerprint(session, version.id or 0)
