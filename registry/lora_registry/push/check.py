@@ -16,6 +16,7 @@ from lora_reg.spec.fingerprint import build_fingerprint, check_base_files
 from lora_reg.spec.manifest import FileEntry
 from lora_reg.spec.wire import CommitRequest
 from lora_registry.blobs.protocols import BlobStore
+from lora_registry.blobs.window import Window
 from lora_registry.context import Context
 from lora_registry.db.tables import Repository, Version, VersionBlob
 
@@ -46,7 +47,7 @@ Reader = Callable[[str, int, int], bytes]
 
 def by_kind(ctx: Context, request: CommitRequest, files: tuple[FileEntry, ...], pin: Pin | None) -> Outcome:
     """Check uploaded files as what they claim to be. Raises RegistryError for a request that makes no sense."""
-    read = reader(ctx.blobs, {entry.path: entry.digest for entry in files})
+    read = reader(ctx.blobs, files)
     match request.kind:
         case "adapter":
             assert pin is not None
@@ -61,11 +62,12 @@ def by_kind(ctx: Context, request: CommitRequest, files: tuple[FileEntry, ...], 
             )
 
 
-def reader(blobs: BlobStore, digests: Mapping[str, Digest]) -> Reader:
+def reader(blobs: BlobStore, files: tuple[FileEntry, ...]) -> Reader:
     """`read(path, offset, length)` over stored blobs."""
+    windows = {entry.path: Window(blobs, entry.digest, entry.size) for entry in files}
 
     def read(path: str, offset: int, length: int) -> bytes:
-        return blobs.read(digests[path], offset, length) if length else b""
+        return windows[path].read(offset, length)
 
     return read
 
@@ -75,8 +77,10 @@ def base_reader(blobs: BlobStore, pin: Pin) -> Callable[[BaseTensor, int, int], 
     if pin.version.weights_absent:
         return None
 
+    windows = {path: Window(blobs, Digest.parse(file.digest), file.size) for path, file in pin.files.items()}
+
     def read(tensor: BaseTensor, offset: int, length: int) -> bytes:
-        return blobs.read(Digest.parse(pin.files[tensor.file].digest), tensor.start + offset, length) if length else b""
+        return windows[tensor.file].read(tensor.start + offset, length)
 
     return read
 

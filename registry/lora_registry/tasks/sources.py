@@ -7,6 +7,7 @@ from typing import Any
 
 from lora_reg.spec.digest import Digest
 from lora_registry.blobs.protocols import BlobStore
+from lora_registry.blobs.window import Window
 from lora_registry.settings import load
 from lora_registry.storage import open_blobs
 
@@ -20,10 +21,11 @@ def blobs() -> BlobStore:
 
 
 def reader(store: BlobStore, files: Files) -> Callable[[str, int, int], bytes]:
-    """`read(path, offset, length)` over the files of a version."""
+    """`read(path, offset, length)` over the files of a version, for one thread."""
+    windows = {path: Window(store, Digest.parse(digest), int(size)) for path, (digest, size) in files.items()}
 
     def read(path: str, offset: int, length: int) -> bytes:
-        return store.read(Digest.parse(files[path][0]), offset, length) if length else b""
+        return windows[path].read(offset, length)
 
     return read
 

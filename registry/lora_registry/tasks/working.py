@@ -10,7 +10,7 @@ from lora_registry.db import migrate
 from lora_registry.jobs.kinds import JobKind
 from lora_registry.jobs.worker import run_worker
 from lora_registry.settings import Settings, environment
-from lora_registry.tasks import inspect, merge
+from lora_registry.tasks import housekeeping, inspect, merge
 from lora_registry.wiring import open_context
 from lora_registry.work import enqueue
 
@@ -26,6 +26,7 @@ def work(settings: Settings, *, queues: tuple[str, ...], name: str | None, paren
         raise RegistryError(
             "unavailable", "The database is not at the newest schema.", way_out="Run `lora-registry migrate` first."
         )
+    housekeeping.start(ctx)
     run_worker(
         ctx.db.engine,
         {INSPECT: inspect.handler(ctx), MERGE: merge.handler(ctx)},
