@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from sqlmodel import Session
 
 from lora_reg.spec import reference
@@ -47,6 +49,8 @@ def commit(ctx: Context, principal: Principal, namespace: str, name: str, reques
         fault_point("commit.before")
         view = views.version(session, repo, version)
     fault_point("commit.after")
+    with suppress(RegistryError):  # what stays is swept later; the version is committed
+        ctx.blobs.discard_upload(request.session)
     return CommitResult(version=view, created=created, findings=findings, job=job)
 
 
