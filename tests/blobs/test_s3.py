@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
 import socket
+import subprocess
+import sys
 import threading
 import time
 import traceback
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -237,6 +242,38 @@ def test_without_the_checksums_that_boto_adds(place: S3Place) -> None:
     for data in (b"", b"abc", DATA):
         store.put(pieces(data), digest=Digest.of(data), size=len(data))
         assert store.read(Digest.of(data)) == data
+
+
+START_AND_WAIT = """
+import sys, time
+from pathlib import Path
+from tests.support.s3 import ministack, swift
+with ministack(Path(sys.argv[1]) / "m"), swift(Path(sys.argv[1]) / "s"):
+    print("up", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_servers_do_not_outlive_the_tests(tmp_path: Path) -> None:
+    def left() -> list[str]:
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            # A process may end while it is looked at.
+            with contextlib.suppress(OSError):
+                words = f"{os.readlink(process / 'cwd')} {(process / 'cmdline').read_text()}"
+                if str(tmp_path) in words and process.name != str(owner.pid):
+                    found.append(words)
+        return found
+
+    with subprocess.Popen([sys.executable, "-c", START_AND_WAIT, str(tmp_path)], stdout=subprocess.PIPE) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == b"up\n"
+        assert len(left()) >= 5
+        owner.kill()
+    deadline = time.monotonic() + 5
+    while left() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert left() == []
 
 
 def test_two_prefixes_of_one_bucket_are_two_stores(place: S3Place) -> None:

@@ -18,6 +18,7 @@ for kind, port in json.loads(sys.argv[1]).items():
         builder.get_ring().save(f"etc/{kind}.ring.gz")
 """
 
+# No workers: a server that forks one would leave it behind when it is killed.
 _COMMON: Final = """
 [DEFAULT]
 bind_ip = 127.0.0.1
@@ -26,7 +27,7 @@ user = {user}
 swift_dir = {folder}/etc
 devices = {folder}/srv
 mount_check = false
-workers = 1
+workers = 0
 disable_fallocate = true
 fallocate_reserve = 0
 log_level = ERROR

@@ -21,7 +21,7 @@ class Tally:
         return Digest(self._sha256.hexdigest())
 
     def over(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        """Count each chunk and pass it on, as bytes: what was hashed stays as it is though its writer reuses a buffer."""
+        """Count each chunk and pass it on, as bytes: what was hashed stays so though a writer reuses its buffer."""
         for given in chunks:
             chunk = given if type(given) is bytes else bytes(given)
             self._sha256.update(chunk)
