@@ -25,7 +25,8 @@ ReadBase = Callable[[BaseTensor, int, int], bytes]
 """read_base(tensor, offset in the tensor, length) -> exactly that many bytes of it."""
 
 CHUNK: Final = 1 << 18
-_FLOAT32_MAX: Final = 3.4028234663852886e38
+# Norms square what a weight makes of its input: beyond the root of float32's largest number they give infinity.
+_LIMIT: Final = 1.8e19
 _LARGE: Final = 1e5
 
 
@@ -93,7 +94,7 @@ def _check_products(
         product = abs(module.scale) * module.r ** (len(factors) // 2)
         for bound in factors:
             product *= bound
-        if _LARGE < product <= _FLOAT32_MAX:
+        if _LARGE < product <= _LIMIT:
             report.add(
                 "large-update",
                 f"The update of {group.path} may reach {product:.3g}; weights are seldom above 1.",
@@ -102,14 +103,14 @@ def _check_products(
                 found=f"up to {product:.3g}",
                 way_out="Validate it before it is used: the training may have diverged.",
             )
-        if product > _FLOAT32_MAX:
+        if product > _LIMIT:
             report.add(
                 "product-overflow",
-                f"The update of {group.path} can exceed float32: scale {module.scale:.3g} times factors up to "
+                f"The update of {group.path} can overflow float32: scale {module.scale:.3g} times factors up to "
                 f"{' and '.join(f'{bound:.3g}' for bound in factors)} at rank {module.r}.",
                 where=group.path,
                 found=f"up to {product:.3g}",
-                expected=f"at most {_FLOAT32_MAX:.3g}",
+                expected=f"at most {_LIMIT:.3g}",
                 way_out="Check alpha and the training: the values are far outside of what a model can use.",
             )
 

@@ -106,6 +106,8 @@ def _place(
     if split is not None:
         path, nested, suffix = split
         module = modules.resolve(path)
+        if module is not None and config.task_type == "CAUSAL_LM" and module.path.endswith(f".{path}"):
+            module = None  # named as in the model without its head: on this base the loader would skip it in silence
         if module is None and not (kind.prefix and modules.has_container(path)):
             report.add(
                 "module-not-in-base",
