@@ -99,7 +99,7 @@ class Site:
 
     def rows(self, job_id: str) -> int:
         """Committed results of a job."""
-        with Session(self.database) as session:
+        with Session(self.database.execution_options(read_only=True)) as session:
             return session.scalar(select(func.count()).select_from(Outcome).where(col(Outcome.job_id) == job_id)) or 0
 
     def until(self, happened: Callable[[], bool], *, within: float = 30.0) -> float:

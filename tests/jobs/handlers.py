@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,21 @@ def execute(spec: dict[str, Any], report: Report) -> dict[str, Any]:
         case "descriptors":
             return {"open": [os.readlink(fd) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]}
     return {"tensors": total}
+
+
+def large(spec: dict[str, Any], report: Report) -> dict[str, Any]:
+    """Gives back more than any pipe holds, after as much talk."""
+    print("x" * 300_000)
+    for done in range(2000):
+        report.progress("y" * 100, done=done)
+    return {"back": spec["text"]}
+
+
+def with_offspring(_spec: dict[str, Any], _report: Report) -> dict[str, Any]:
+    """Ends without a result while a process that it started still holds its output."""
+    pid = subprocess.Popen(["sleep", "60"]).pid
+    print(f"started {pid}", flush=True)
+    os._exit(4)
 
 
 def flaky(ctx: JobContext, spec: dict[str, Any]) -> dict[str, Any]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import threading
 import time
+from importlib.metadata import version
+from pathlib import Path
 
-import dbos
 import pytest
 from dbos import DBOS
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
+from sqlalchemy import inspect as inspect_database
 from sqlmodel import Session
 
 from lora_reg.spec.errors import RegistryError
+from lora_registry.jobs.engine import DbosEngine, migrate
 from tests.jobs.conftest import Site
 from tests.jobs.handlers import Outcome
 
@@ -43,7 +47,9 @@ def test_the_same_id_is_the_same_job(site: Site) -> None:
         session.commit()
     assert site.rows("a") == 1
     assert [status.id for status in site.jobs.list()] == ["a"]
-    inputs = site.database.connect().execute(text(f"SELECT inputs FROM {_table(site, 'workflow_input')}")).scalars().all()
+    inputs = (
+        site.database.connect().execute(text(f"SELECT inputs FROM {_table(site, 'workflow_input')}")).scalars().all()
+    )
     assert len(inputs) == 1
     assert '"mark":1' in inputs[0]
 
@@ -121,13 +127,15 @@ def test_follow_ends_after_a_silence(site: Site) -> None:
 
 def test_nothing_is_pickled(site: Site) -> None:
     site.enqueue("a")
-    kinds = site.database.connect().execute(text(f"SELECT serialization FROM {_table(site, 'workflow_status')}")).scalars()
+    kinds = (
+        site.database.connect().execute(text(f"SELECT serialization FROM {_table(site, 'workflow_status')}")).scalars()
+    )
     assert set(kinds) == {"portable_json"}
 
 
 def test_what_we_use_of_the_engine_beyond_its_documented_interface_is_still_there() -> None:
     """`_recover_pending_workflows` is what Conductor calls; without it a dead worker's jobs would stay for ever."""
-    assert dbos.__version__.startswith("3.4.") if hasattr(dbos, "__version__") else True
+    assert version("dbos").startswith("3.4.")
     assert list(inspect.signature(DBOS._recover_pending_workflows).parameters) == ["executor_ids"]
 
 
@@ -137,6 +145,43 @@ def test_the_table_of_transaction_checkpoints_is_what_retry_expects(site: Site) 
             text(f"SELECT workflow_id, step_id, error, output FROM {_table(site, 'datasource_outputs')}")
         )
         assert found.all() == []
+
+
+def test_migrate_can_be_repeated_and_raced(tmp_path: Path, postgres_url: str) -> None:
+    for url in (f"sqlite:///{tmp_path / 'fresh.db'}", postgres_url):
+        threads = [threading.Thread(target=migrate, args=(url,)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        migrate(url)
+        jobs = DbosEngine(url)
+        assert jobs.list() == []
+        jobs.close()
+
+
+def test_alembic_leaves_the_tables_of_the_engine_alone(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'fresh.db'}"
+    migrate(url)
+    engine = create_engine(url)
+    tables = set(inspect_database(engine).get_table_names())
+    engine.dispose()
+    source = (Path(__file__).resolve().parents[2] / "alembic" / "env.py").read_text()
+    named = next(
+        node.value.args[0]
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ENGINE_TABLES"
+        if isinstance(node.value, ast.Call)
+    )
+    assert tables == ast.literal_eval(named)
+
+
+def test_a_database_that_is_away_is_unavailable(tmp_path: Path) -> None:
+    jobs = DbosEngine(f"sqlite:///{tmp_path / 'absent' / 'x.db'}")
+    with pytest.raises(RegistryError) as caught:
+        jobs.status("a")
+    assert caught.value.code == "unavailable"
+    jobs.close()
 
 
 def _table(site: Site, name: str) -> str:

@@ -75,14 +75,14 @@ class Children:
             _send(process, {"target": target, "spec": spec})
             outcome = stream.follow(timeout=timeout)
             if outcome is not None:
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(_LINGER)
+                _let_end(process)
         finally:
+            with self._lock:
+                self._running.discard(process)
             _kill(process)
             process.wait()
             stream.close()
             with self._lock:
-                self._running.discard(process)
                 stopping = self._stopping
             if stopping:
                 _park()
@@ -125,7 +125,7 @@ class _Stream:
         deadline = None if timeout is None else time.monotonic() + timeout
         while self._outcome is None and self._selector.get_map():
             # Asked before reading: what it wrote before its end is then still read.
-            ended = self._process.poll() is not None
+            ended = _has_ended(self._process)
             ready = self._selector.select(0 if ended else _TICK)
             for key, _ in ready:
                 read: Callable[[], None] = key.data
@@ -197,8 +197,21 @@ def _send(process: subprocess.Popen[bytes], request: dict[str, Any]) -> None:
         stdin.write(json.dumps(request).encode())
 
 
+def _has_ended(process: subprocess.Popen[bytes]) -> bool:
+    # Without reaping it: while it is a zombie nobody else can get its number, and what it started can be killed by it.
+    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _let_end(process: subprocess.Popen[bytes]) -> None:
+    """Its result is here; give its exit handlers a moment."""
+    deadline = time.monotonic() + _LINGER
+    while not _has_ended(process) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
+    """Kill it and all that it started. It must not have been waited for."""
+    if process.returncode is None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
 

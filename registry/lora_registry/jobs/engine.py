@@ -39,8 +39,8 @@ _POLL_SECONDS: Final = 0.2
 def migrate(url: str) -> None:
     """Create or bring up to date the engine's own tables. Neither the client nor a worker does it by itself.
 
-    On PostgreSQL they lie in the schema `dbos`. On SQLite they lie in the same file, without a prefix; ENGINE_TABLES
-    names them, so that Alembic leaves them alone.
+    On PostgreSQL they lie in the schema `dbos`. On SQLite they lie in the same file, without a prefix, and Alembic's
+    environment names them so as to leave them alone. Several processes may call it at once.
     """
     if url.startswith("sqlite"):
         engine = create_engine(url)
@@ -49,26 +49,6 @@ def migrate(url: str) -> None:
         engine.dispose()
     DBOS.migrate(url)
     SQLAlchemyDatasource.migrate(url)
-
-
-ENGINE_TABLES: Final = frozenset(
-    {
-        "application_versions",
-        "datasource_outputs",
-        "dbos_datasource_migrations",
-        "dbos_migrations",
-        "notifications",
-        "operation_outputs",
-        "queues",
-        "streams",
-        "workflow_events",
-        "workflow_events_history",
-        "workflow_input",
-        "workflow_output",
-        "workflow_schedules",
-        "workflow_status",
-    }
-)
 
 
 class DbosEngine:
