@@ -19,6 +19,7 @@ import pytest
 
 from lora_kernels.merging import merge_folder, plan_merge
 from lora_kernels.merging.folder import read_adapter, read_base
+from lora_kernels.merging.sink import staged_folder
 from lora_reg.spec.errors import RegistryError
 from tests.kernels.checkpoints import Tensors, matrix, pair, write_adapter, write_base, write_safetensors
 
@@ -233,8 +234,30 @@ def test_killed_in_the_middle_leaves_nothing_under_the_final_name(tmp_path: Path
         assert process.stdout is not None and process.stdout.readline() == b"half\n"
         os.kill(process.pid, signal.SIGKILL)
     assert not (tmp_path / "out").exists()
+    assert len(list(tmp_path.glob(".out.*.partial"))) == 1
     merge_folder(tmp_path / "base", [(adapter, 1.0)], tmp_path / "out")
     assert (tmp_path / "out" / "config.json").exists()
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_another_merge_at_work_is_left_alone(base: Path, adapter: Path, tmp_path: Path) -> None:
+    with staged_folder(tmp_path / "out", needed=0) as first:
+        (first / "mine").write_text("mine")
+        merge_folder(base, [(adapter, 1.0)], tmp_path / "out")
+        assert (first / "mine").read_text() == "mine"
+        with pytest.raises(RegistryError, match="there already"):
+            merge_folder(base, [(adapter, 1.0)], tmp_path / "out")
+        shutil.rmtree(tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+def test_the_slower_of_two_merges_into_one_folder_loses(base: Path, adapter: Path, tmp_path: Path) -> None:
+    with pytest.raises(RegistryError) as caught, staged_folder(tmp_path / "out", needed=0) as first:
+        (first / "mine").write_text("mine")
+        merge_folder(base, [(adapter, 1.0)], tmp_path / "out")
+    assert caught.value.code == "exists"
+    assert (tmp_path / "out" / "config.json").exists() and not (tmp_path / "out" / "mine").exists()
+    assert list(tmp_path.glob(".*")) == []
 
 
 def test_interrupted_leaves_nothing_at_all(base: Path, adapter: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -203,6 +204,8 @@ def test_fan_in_fan_out_on_an_unknown_layout_is_refused(base: Path, tmp_path: Pa
         (pair("model.norm", out=16, in_=16, r=4, seed=1), {}, "unsupported", "norm"),
         ({**PAIR, f"{Q}.lora_magnitude_vector": ("F32", matrix(16, seed=1))}, {}, "unsupported", f"DoRA is not supported; the adapter adapts {Q}"),
         ({**PAIR, f"{Q}.lora_B.bias": ("F32", matrix(16, seed=1))}, {}, "unsupported", "lora_bias"),
+        ({**PAIR, "model.mha.lora_A": ("F32", matrix(4, 16, seed=1))}, {}, "unsupported", "packed attention is not supported; the adapter adapts model.mha"),
+        ({**EMBEDDING, "model.embed_tokens.base_layer.weight": ("F32", matrix(51, 16, seed=1))}, {}, "rejected", "resized base"),
         (PAIR, {"use_dora": True}, "unsupported", f"DoRA is not supported; the adapter adapts {Q}"),
         (PAIR, {"init_lora_weights": "pissa"}, "unsupported", "pissa"),
         (PAIR, {"alora_invocation_tokens": [1, 2]}, "unsupported", "activated LoRA"),
@@ -282,3 +285,24 @@ def test_order_of_patterns_and_rslora_decide_the_scale(base: Path, tmp_path: Pat
     made = plan(base, write_adapter(tmp_path / "a", PAIR, **config), weights=(-2.0,))
     (delta,) = [delta for shard in made.shards for tensor in shard.tensors for delta in tensor.deltas]
     assert delta.scale == 6 / 2 * -2.0
+
+
+def test_a_file_that_shrinks_after_the_plan_is_corrupt(base: Path, tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "adapter", PAIR)
+    made = plan(base, adapter)
+    file = base / made.shards[0].file
+    sizes = {
+        file.name: file.stat().st_size,
+        "adapter_model.safetensors": (adapter / "adapter_model.safetensors").stat().st_size,
+    }
+    os.truncate(file, sizes[file.name] - 1)
+
+    def read(path: str, offset: int, length: int) -> bytes:
+        return (base / path).read_bytes()[offset : offset + length]
+
+    with FolderSource(base) as folder, FolderSource(adapter) as factors:
+        for source in (folder, RangeSource(read, sizes=sizes)):
+            with pytest.raises(RegistryError, match="short of what its header promises") as caught:
+                for _ in stream_shard(made, file.name, base=source, adapters=[factors]):
+                    pass
+            assert caught.value.code == "corrupt" and caught.value.facts["path"] == file.name

@@ -34,6 +34,8 @@ _UNSUPPORTED_SUFFIXES: Final = {
     ".lora_magnitude_vector.weight": "DoRA",
     ".lora_B.bias": "LoRA with lora_bias",
     ".lora_diag": "KaSA",
+    ".lora_A": "LoRA on packed attention",
+    ".lora_B": "LoRA on packed attention",
     ".trainable_tokens_delta": "trainable tokens",
 }
 # Options of LoRA that change the formula W + s B A, or the base that it is added to.
@@ -147,6 +149,7 @@ class _Matcher:
                 kind, side = _HALVES[half]
                 pairs.setdefault((name.removesuffix(half), kind), {})[side] = entry
             elif _BASE_LAYER in name and not (name.endswith(".bias") and self.config.bias != "none"):
+                self._check_copy(entry, name)
                 ignored.append(entry.name)
             else:
                 result.deltas.append(self._replacement(entry, name))
@@ -246,6 +249,18 @@ class _Matcher:
             )
         delta = Delta(adapter=self.index, kind="replace", module=module, scale=1.0, a=None, b=self._factor(entry))
         return target.name, delta
+
+    def _check_copy(self, entry: TensorEntry, name: str) -> None:
+        """A copy of the base's own weight, as PEFT stores it for adapted embeddings, must at least be as large."""
+        original = self.modules.resolve_parameter(name.replace(_BASE_LAYER, "."))
+        if original is None:
+            raise _rejected(f"{entry.name} is a copy of a base weight that the base does not have", entry)
+        if original.shape != entry.shape:
+            raise _rejected(
+                f"{entry.name} has the shape {_shape(entry)}, but {original.name} has {_shape(original)}: the adapter "
+                "was trained on a resized base",
+                entry,
+            )
 
     def _is_saved(self, module: str) -> bool:
         """modules_to_save may name a container: then its children are saved with it."""

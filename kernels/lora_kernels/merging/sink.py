@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import glob
 import hashlib
+import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
@@ -79,7 +82,8 @@ def no_space(path: str, missing: int) -> RegistryError:
 
 @contextmanager
 def staged_folder(final: Path, *, needed: int) -> Iterator[Path]:
-    """A folder beside `final` that takes its name when the block ends well, and is removed when it does not.
+    """A folder beside `final` that takes its name when the block ends well and is removed when it does not (by the next
+    attempt where the process was killed).
 
     needed: bytes that will be written, so that a disk that is too small is found before the work. Raises RegistryError
     `exists` where `final` is there and not an empty folder, `storage-unavailable` where the disk is too small.
@@ -90,9 +94,12 @@ def staged_folder(final: Path, *, needed: int) -> Iterator[Path]:
     free = shutil.disk_usage(final.parent).free
     if free < needed:
         raise no_space(str(final), needed - free)
+    _remove_leftovers(final)
     staging = final.parent / f".{final.name}.{secrets.token_hex(4)}.partial"
     staging.mkdir()
+    lock = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield staging
         try:
             staging.rename(final)
@@ -101,4 +108,19 @@ def staged_folder(final: Path, *, needed: int) -> Iterator[Path]:
                 raise
             raise RegistryError("exists", f"{final} was made by somebody else meanwhile.") from error
     finally:
+        os.close(lock)
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _remove_leftovers(final: Path) -> None:
+    """Remove what killed processes left beside `final`: the lock of such a folder went with its process."""
+    for folder in final.parent.glob(f".{glob.escape(final.name)}.*.partial"):
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(lock)

@@ -35,7 +35,8 @@ class Block:
 
 
 class LowRank:
-    """scale * left @ right, left (rows, r), right (r, columns). Holds both factors in memory, in float32."""
+    """scale * left @ right, left (rows, r), right (r, columns). Holds both factors in memory, in float32; the
+    transposes are views, which BLAS reads as they are."""
 
     def __init__(self, left: F32, right: F32, scale: float) -> None:
         self._left = left
@@ -78,7 +79,7 @@ def load_low_rank(delta: Delta, source: Source, path: str) -> LowRank:
     a = _load(delta.a, source, path)
     b = _load(delta.b, source, path)
     if delta.kind == "embedding" or delta.transposed:
-        return LowRank(np.ascontiguousarray(a.T), np.ascontiguousarray(b.T), delta.scale)
+        return LowRank(a.T, b.T, delta.scale)
     return LowRank(b, a, delta.scale)
 
 
