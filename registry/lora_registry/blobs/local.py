@@ -209,7 +209,7 @@ def _disk() -> Iterator[None]:
             raise RegistryError(
                 "storage-unavailable",
                 "The disk that holds the blobs is full; nothing of this write was kept.",
-                way_out="Free space on the server's disk (`lora-registry gc` removes unused blobs), then try again.",
+                way_out="Free space on the server's disk and try again.",
             ) from error
         raise RegistryError(
             "storage-unavailable",
