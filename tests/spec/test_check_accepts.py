@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lora_reg.spec.findings import refuse
 from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.findings import refuse
 from tests.support import adapters
 from tests.support.adapters import check_files, codes, make_draft, values
 
@@ -134,7 +134,7 @@ def test_copies_of_the_base(base, base_folder):
 
 
 def test_modules_to_save_and_task_heads(base):
-    draft = make_draft(base, modules_to_save=["lm_head", "norm"])
+    draft = make_draft(base, modules_to_save=["lm_head", "model.norm"])
     draft.tensors["base_model.model.lm_head.weight"] = values((96, 32))
     draft.tensors["base_model.model.model.norm.weight"] = values((32,))
     result = check_files(draft.files(), base)
@@ -156,7 +156,14 @@ def test_tied_output_layer(tmp_path):
 
 
 def test_rank_zero_modules_of_adalora(base):
-    draft = make_draft(base, peft_type="ADALORA", init_r=4, target_r=2, rank_pattern={"model.layers.0.self_attn.q_proj.lora_E": [False] * 4})
+    draft = make_draft(base, peft_type="ADALORA", init_r=4, target_r=2, rank_pattern={})
+    draft.config["rank_pattern"] = {
+        name.removeprefix("base_model.model.").replace("lora_A.weight", "lora_E"): [False] * 4
+        if "layers.0.self_attn.q_proj" in name
+        else [True, False, True, True]
+        for name in draft.tensors
+        if "lora_A" in name
+    }
     tensors = {}
     for name, (_, shape, _) in draft.tensors.items():
         rank = 0 if "layers.0.self_attn.q_proj" in name else 3
@@ -167,6 +174,34 @@ def test_rank_zero_modules_of_adalora(base):
     result = check_files(draft.files(), base)
     assert result.findings == []
     assert result.facts.ranks == {"0": 1, "3": 5}
+    draft.config["rank_pattern"] = {}
+    assert codes(check_files(draft.files(), base)) == {"rank-mismatch"}
+
+
+def prompt(base, **config):
+    document = {
+        "peft_type": "PROMPT_TUNING",
+        "num_virtual_tokens": 5,
+        "base_model_name_or_path": adapters.BASE_ID,
+        **config,
+    }
+    return adapters.Draft(document, {"prompt_embeddings": values((5, 32))})
+
+
+def test_virtual_tokens(base):
+    assert check_files(prompt(base).files(), base).findings == []
+    prefix = prompt(base, peft_type="PREFIX_TUNING", num_layers=3, token_dim=16)
+    prefix.tensors["prompt_embeddings"] = values((5, 3 * 2 * 16))
+    assert check_files(prefix.files(), base).findings == []
+    for spoiled in (
+        prompt(base, num_virtual_tokens=6),
+        prompt(base, peft_type="PREFIX_TUNING", num_layers=3, token_dim=16),
+        prompt(base, peft_type="PREFIX_TUNING", num_layers=1, token_dim=16),
+    ):
+        assert codes(check_files(spoiled.files(), base)) == {"shape-mismatch"}
+    renamed = prompt(base)
+    renamed.tensors["base_model.model.lm_head.weight"] = values((96, 32))
+    assert codes(check_files(renamed.files(), base)) == {"overwrites-base"}
 
 
 def test_large_values_are_a_warning(base):

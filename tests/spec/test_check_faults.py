@@ -108,6 +108,10 @@ def saved_head_with_nan(draft):
     draft.tensors["base_model.model.lm_head.weight"] = ("F32", (96, 32), bytes(96 * 32 * 4 - 4) + b"\0\0\xc0\x7f")
 
 
+def saved_module_lost(draft):
+    draft.config["modules_to_save"] = ["lm_head"]
+
+
 def saved_head_too_tall(draft):
     draft.config["modules_to_save"] = ["lm_head"]
     draft.tensors["base_model.model.lm_head.weight"] = values((98, 32))
@@ -136,8 +140,16 @@ def tokens_of_no_index(draft):
 TENSOR_FAULTS = {
     "lora_B missing": (without(B), "missing-tensor", "model.layers.1.self_attn.q_proj"),
     "lora_A missing": (without(A), "missing-tensor", "model.layers.1.self_attn.q_proj"),
-    "homoglyph in the suffix": (rename("layers.1.self_attn.q_proj.lora_A", "layers.1.self_attn.q_proj.l\u043era_A"), "unknown-tensor", None),
-    "homoglyph in the module": (rename("layers.1.self_attn.q_proj", "layers.1.self_attn.q_pr\u043ej"), "module-not-in-base", None),
+    "homoglyph in the suffix": (
+        rename("layers.1.self_attn.q_proj.lora_A", "layers.1.self_attn.q_proj.l\u043era_A"),
+        "unknown-tensor",
+        None,
+    ),
+    "homoglyph in the module": (
+        rename("layers.1.self_attn.q_proj", "layers.1.self_attn.q_pr\u043ej"),
+        "module-not-in-base",
+        None,
+    ),
     "a layer missing": (drop_layer, "missing-module", "model.layers.2.self_attn.q_proj"),
     "a target missing everywhere": (drop_module_everywhere, "missing-module", "model.layers.0.self_attn.v_proj"),
     "module not in the base": (rename("layers.2.", "layers.9."), "module-not-in-base", None),
@@ -154,7 +166,11 @@ TENSOR_FAULTS = {
     "NaN": (one_value(A, float("nan")), "nonfinite-value", A),
     "infinity": (one_value(B, float("-inf")), "nonfinite-value", B),
     "NaN in modules_to_save": (saved_head_with_nan, "nonfinite-value", "base_model.model.lm_head.weight"),
-    "product overflows": (lambda d: (one_value(A, 1e30)(d), one_value(B, -1e20)(d)), "product-overflow", "model.layers.1.self_attn.q_proj"),
+    "product overflows": (
+        lambda d: (one_value(A, 1e30)(d), one_value(B, -1e20)(d)),
+        "product-overflow",
+        "model.layers.1.self_attn.q_proj",
+    ),
     "all B zero": (all_b(lambda data: bytes(len(data))), "no-effect", None),
     "all B minus zero": (all_b(lambda data: b"\0\0\0\x80" * (len(data) // 4)), "no-effect", None),
     "int8": (recast("I8", lambda data: data[: len(data) // 4]), "dtype-refused", A),
@@ -168,15 +184,33 @@ TENSOR_FAULTS = {
     "a targeted projection": (put(f"{STEM}.self_attn.q_proj.weight", values((32, 32))), "overwrites-base", None),
     "a base_layer": (put(f"{STEM}.self_attn.q_proj.base_layer.weight", values((32, 32))), "overwrites-base", None),
     "the final norm": (put("base_model.model.model.norm.weight", values((32,))), "overwrites-base", None),
-    "a bias that the base lacks": (put(f"{STEM}.self_attn.q_proj.base_layer.bias", values((32,))), "unknown-tensor", None),
+    "a bias that the base lacks": (
+        put(f"{STEM}.self_attn.q_proj.base_layer.bias", values((32,))),
+        "unknown-tensor",
+        None,
+    ),
     "something else": (put("evil", values((1,))), "unknown-tensor", "evil"),
-    "a lora magnitude without DoRA": (put(f"{STEM}.self_attn.q_proj.lora_magnitude_vector", values((32,))), "unknown-tensor", None),
+    "a lora magnitude without DoRA": (
+        put(f"{STEM}.self_attn.q_proj.lora_magnitude_vector", values((32,))),
+        "unknown-tensor",
+        None,
+    ),
     "untargeted modules": (config(target_modules=["q_proj"]), "not-targeted", "model.layers.0.self_attn.v_proj"),
-    "more targets than tensors": (config(target_modules=["q_proj", "v_proj", "o_proj"]), "missing-module", "model.layers.0.self_attn.o_proj"),
+    "more targets than tensors": (
+        config(target_modules=["q_proj", "v_proj", "o_proj"]),
+        "missing-module",
+        "model.layers.0.self_attn.o_proj",
+    ),
     "targets by a pattern that misses": (config(target_modules=r".*\.k_proj"), "not-targeted", None),
     "saved rows of a larger vocabulary": (saved_head_too_tall, "vocabulary-rows", "base_model.model.lm_head.weight"),
     "saved tensor of another width": (saved_head_wrong_width, "shape-mismatch", "base_model.model.lm_head.weight"),
-    "saves more than modules_to_save": (saves_more_than_it_says, "overwrites-base", "base_model.model.model.norm.weight"),
+    "saved module not in the file": (saved_module_lost, "missing-tensor", "lm_head.weight"),
+    "saves a module without a name": (config(modules_to_save=[""]), "bad-config", None),
+    "saves more than modules_to_save": (
+        saves_more_than_it_says,
+        "overwrites-base",
+        "base_model.model.model.norm.weight",
+    ),
     "token index out of range": (tokens_out_of_range, "vocabulary-rows", None),
     "token rows without indices": (tokens_of_no_index, "not-targeted", None),
     "rank of the config": (config(r=16), "rank-mismatch", None),
@@ -197,7 +231,11 @@ TENSOR_FAULTS = {
     "OLoRA": (config(init_lora_weights="olora"), "init-changes-base", "init_lora_weights"),
     "CorDA": (config(init_lora_weights="corda"), "init-changes-base", "init_lora_weights"),
     "LoRA-GA": (config(init_lora_weights="lora_ga"), "init-changes-base", "init_lora_weights"),
-    "LoftQ": (config(init_lora_weights="loftq", loftq_config={"loftq_bits": 4}), "init-changes-base", "init_lora_weights"),
+    "LoftQ": (
+        config(init_lora_weights="loftq", loftq_config={"loftq_bits": 4}),
+        "init-changes-base",
+        "init_lora_weights",
+    ),
     "KaSA": (config(kasa_config={"beta": 1e-4}), "init-changes-base", "kasa_config"),
     "layer replication": (config(layer_replication=[[0, 2], [1, 3]]), "layer-replication", "layer_replication"),
     "another base": (config(base_model_name_or_path="meta-llama/Llama-2-7b-hf"), "base-mismatch", None),
@@ -207,8 +245,16 @@ TENSOR_FAULTS = {
     "targets no list": (config(target_modules={"q_proj": 1}), "bad-config", None),
     "auto_map": (config(auto_map={"AutoModel": "evil.Model"}), "bad-config", None),
     "auto_map deep down": (config(eva_config={"x": [{"auto_map": {"a": "b"}}]}), "bad-config", None),
-    "auto_mapping of another library": (config(auto_mapping={"parent_library": "evil", "base_model_class": "M"}), "bad-config", None),
-    "auto_mapping in disguise": (config(auto_mapping={"parent_library": "transformers_evil", "base_model_class": "M"}), "bad-config", None),
+    "auto_mapping of another library": (
+        config(auto_mapping={"parent_library": "evil", "base_model_class": "M"}),
+        "bad-config",
+        None,
+    ),
+    "auto_mapping in disguise": (
+        config(auto_mapping={"parent_library": "transformers_evil", "base_model_class": "M"}),
+        "bad-config",
+        None,
+    ),
     "megatron_core": (config(megatron_core="evil.module"), "bad-config", None),
     "remote code for a tokenizer": (config(tokenizer_kwargs={"trust_remote_code": True}), "bad-config", None),
     "remote code by text": (config(tokenizer_kwargs={"trust_remote_code": "yes"}), "bad-config", None),
@@ -277,16 +323,31 @@ FILE_FAULTS = {
     "absolute": (lambda f, d: f.update({"/etc/README.md": b"x"}), "bad-path"),
     "hidden": (lambda f, d: f.update({".git/config": b"x"}), "bad-path"),
     "two of a name": (lambda f, d: f.update({"readme.md": b"x", "README.md": b"y"}), "duplicate-path"),
-    "auto_map in the tokenizer": (lambda f, d: f.update({"tokenizer_config.json": b'{"auto_map": {"a": "b"}}'}), "auto-map"),
+    "auto_map in the tokenizer": (
+        lambda f, d: f.update({"tokenizer_config.json": b'{"auto_map": {"a": "b"}}'}),
+        "auto-map",
+    ),
     "broken tokenizer": (lambda f, d: f.update({"tokenizer.json": b'{"a": 1, "a": 2}'}), "bad-json"),
     "config no object": (lambda f, d: f.update({C: b"[]"}), "bad-config"),
     "config empty": (lambda f, d: f.update({C: b""}), "bad-config"),
     "config with mark": (lambda f, d: f.update({C: b"\xef\xbb\xbf" + f[C]}), "bad-config"),
     "config in UTF-16": (lambda f, d: f.update({C: text_config(d).encode("utf-16")}), "bad-config"),
-    "config twice": (lambda f, d: f.update({C: text_config(d).replace('"r": 4', '"r": 4, "r": 8').encode()}), "bad-config"),
-    "alpha NaN": (lambda f, d: f.update({C: text_config(d).replace('"lora_alpha": 8', '"lora_alpha": NaN').encode()}), "bad-config"),
-    "alpha 1e999": (lambda f, d: f.update({C: text_config(d).replace('"lora_alpha": 8', '"lora_alpha": 1e999').encode()}), "bad-config"),
-    "huge digits": (lambda f, d: f.update({C: text_config(d).replace('"r": 4', '"r": ' + "9" * 5000).encode()}), "bad-config"),
+    "config twice": (
+        lambda f, d: f.update({C: text_config(d).replace('"r": 4', '"r": 4, "r": 8').encode()}),
+        "bad-config",
+    ),
+    "alpha NaN": (
+        lambda f, d: f.update({C: text_config(d).replace('"lora_alpha": 8', '"lora_alpha": NaN').encode()}),
+        "bad-config",
+    ),
+    "alpha 1e999": (
+        lambda f, d: f.update({C: text_config(d).replace('"lora_alpha": 8', '"lora_alpha": 1e999').encode()}),
+        "bad-config",
+    ),
+    "huge digits": (
+        lambda f, d: f.update({C: text_config(d).replace('"r": 4', '"r": ' + "9" * 5000).encode()}),
+        "bad-config",
+    ),
     "deep config": (lambda f, d: f.update({C: b'{"a":' * 5000 + b"1" + b"}" * 5000}), "bad-config"),
     "0 tensors": (lambda f, d: f.update({W: weights({})}), "no-tensors"),
     "40 bytes": (lambda f, d: f.update({W: bytes(40)}), "bad-safetensors"),

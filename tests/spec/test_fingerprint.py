@@ -26,7 +26,12 @@ def change_json(files, path, **changes):
 
 def test_a_base_in_shards(files):
     made = fingerprint_of_files(files)
-    assert (made.architecture, made.model_type, made.embedding_rows, made.tied) == ("LlamaForCausalLM", "llama", 96, False)
+    assert (made.architecture, made.model_type, made.embedding_rows, made.tied) == (
+        "LlamaForCausalLM",
+        "llama",
+        96,
+        False,
+    )
     assert (made.tokenizer, made.chat_template) == (None, None)
     assert [tensor.name for tensor in made.tensors] == sorted(tensor.name for tensor in made.tensors)
     assert set(made.files) == set(files)
@@ -89,7 +94,11 @@ def test_base_fault(files, name):
 def test_files_of_a_base(files):
     def found(extra):
         have = {**files, **extra}
-        return {f.code for f in check_base_files([AdapterFile(p, len(d)) for p, d in have.items()], reader(have)) if f.severity == "error"}
+        return {
+            f.code
+            for f in check_base_files([AdapterFile(p, len(d)) for p, d in have.items()], reader(have))
+            if f.severity == "error"
+        }
 
     assert found({"README.md": b"x", "generation_config.json": b"{}", "tokenizer.json": b"{}"}) == set()
     assert found({"pytorch_model.bin": b""}) == {"pickle"}
@@ -116,7 +125,13 @@ def test_a_quantized_base_has_a_fingerprint():
     assert modules["model.layers.0.self_attn.k_proj"].kind == "linear"
     assert (modules["model.layers.0.self_attn.v_proj"].out, modules["model.layers.0.self_attn.v_proj"].in_) == (16, 32)
     draft = adapters.Draft(
-        {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "base_model_name_or_path": adapters.BASE_ID},
+        {
+            "peft_type": "LORA",
+            "r": 4,
+            "lora_alpha": 8,
+            "target_modules": ["q_proj"],
+            "base_model_name_or_path": adapters.BASE_ID,
+        },
         {
             "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": values((4, 32)),
             "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight": values((32, 4), seed=1),

@@ -11,7 +11,26 @@ from lora_reg.spec.regex import Budget, Regex
 from lora_reg.spec.regex_syntax import PatternError
 
 ATOMS = st.sampled_from(
-    ["a", "b", ".", r"\.", "[ab]", "[^a]", r"\d", r"\w", r"\W", "1", r"\b", r"\B", "^", "$", "[a-b1]", "[]a]", r"[\d.]", "_"]
+    [
+        "a",
+        "b",
+        ".",
+        r"\.",
+        "[ab]",
+        "[^a]",
+        r"\d",
+        r"\w",
+        r"\W",
+        "1",
+        r"\b",
+        r"\B",
+        "^",
+        "$",
+        "[a-b1]",
+        "[]a]",
+        r"[\d.]",
+        "_",
+    ]
 )
 REPEATS = st.sampled_from(["*", "+", "?", "*?", "+?", "??", "{2}", "{1,2}", "{,2}", "{0}", "{2,}"])
 PATTERNS = st.recursive(
@@ -48,7 +67,9 @@ def test_any_text_is_a_pattern_or_is_refused(pattern, text):
     assert matched == bool(re.fullmatch(pattern, text))
 
 
-@pytest.mark.parametrize("pattern", ["(a+)+$", "(.*a){25}", "(a|aa)+$", "(x+x+)+y", "(.*.*)*x", r"(\w+\.?)+X", "((a*)*)*b"])
+@pytest.mark.parametrize(
+    "pattern", ["(a+)+$", "(.*a){25}", "(a|aa)+$", "(x+x+)+y", "(.*.*)*x", r"(\w+\.?)+X", "((a*)*)*b"]
+)
 def test_patterns_that_hang_re_finish_at_once(pattern):
     started = time.process_time()
     regex = Regex(pattern)
@@ -60,8 +81,10 @@ def test_patterns_that_hang_re_finish_at_once(pattern):
 
 # As two trainers write them: matched, and not taken for patterns that hang.
 FROM_THE_WILD = [
-    r"(?:.*?(?:language|text).*?(?:self_attn|attention|attn|mlp|ffn|dense).*?(?:k_proj|v_proj|q_proj|o_proj).*?)"
-    r"|(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|attn|mlp)\.(?:(?:q_proj|k_proj|v_proj|o_proj|gate_proj)))",
+    (
+        r"(?:.*?(?:language|text).*?(?:self_attn|attention|attn|mlp|ffn|dense).*?(?:k_proj|v_proj|q_proj|o_proj).*?)"
+        r"|(?:\bmodel\.layers\.[\d]{1,}\.(?:self_attn|attn|mlp)\.(?:(?:q_proj|k_proj|v_proj|o_proj|gate_proj)))"
+    ),
     r"^(language_model|model\.language_model)(?=\.).*\.(q_proj|k_proj|v_proj)$",
     r"^(?!.*vision).*(?:q_proj|v_proj)$",
     r".*\.layers\.(?:[0-9]|1[0-5])\.self_attn\.(q|v)_proj",

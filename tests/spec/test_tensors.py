@@ -105,7 +105,10 @@ FAULTS = {
     "a list": (*raw([]), "begin with '{'"),
     "space first": (*raw(b' {"a":1}'), "begin with '{'"),
     "duplicate tensor": (
-        *raw(b'{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"a":{"dtype":"U8","shape":[1,2],"data_offsets":[0,2]}}', 2),
+        *raw(
+            b'{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"a":{"dtype":"U8","shape":[1,2],"data_offsets":[0,2]}}',
+            2,
+        ),
         "twice",
     ),
     "duplicate inner key": (*raw(b'{"a":{"dtype":"U8","dtype":"U8","shape":[2],"data_offsets":[0,2]}}', 2), "twice"),

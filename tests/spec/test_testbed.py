@@ -50,7 +50,12 @@ def check(bed, files):
 
 def test_the_base(bed):
     folder, base, _ = bed
-    assert (base.architecture, base.model_type, base.embedding_rows, base.tied) == ("LlamaForCausalLM", "llama", 2048, False)
+    assert (base.architecture, base.model_type, base.embedding_rows, base.tied) == (
+        "LlamaForCausalLM",
+        "llama",
+        2048,
+        False,
+    )
     assert len(base.tensors) == 39
     assert base.tokenizer is not None
     digest = json.loads((folder / "MANIFEST.json").read_bytes())

@@ -66,7 +66,9 @@ def test_long_chunk_with_one_nan_among_large_values():
     assert values.first_nonfinite(chunk, "F32") == 100_000
 
 
-@pytest.mark.parametrize(("dtype", "byte", "expected"), [("F8_E4M3", 0x7F, 1), ("F8_E4M3", 0x7E, None), ("F8_E5M2", 0x7C, 1)])
+@pytest.mark.parametrize(
+    ("dtype", "byte", "expected"), [("F8_E4M3", 0x7F, 1), ("F8_E4M3", 0x7E, None), ("F8_E5M2", 0x7C, 1)]
+)
 def test_eight_bit_floats(dtype, byte, expected):
     assert values.first_nonfinite(bytes([0, byte]), dtype) == expected
 
@@ -75,7 +77,10 @@ def test_eight_bit_floats(dtype, byte, expected):
 def test_bf16_widens_exactly(chunk):
     wide = values.widen(chunk, "BF16", "F32")
     assert wide is not None
-    same = [a == b or (a != a and b != b) for a, b in zip(decode(chunk, "BF16"), decode(wide, "F32"), strict=True)]
+    same = [
+        a == b or (math.isnan(a) and math.isnan(b))
+        for a, b in zip(decode(chunk, "BF16"), decode(wide, "F32"), strict=True)
+    ]
     assert all(same)
     assert values.widen(chunk, "F32", "BF16") is None
 

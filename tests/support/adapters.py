@@ -195,7 +195,9 @@ def read_draft(folder: Path) -> Draft:
 
 
 def read_folder(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
 
 
 def fingerprint_of(folder: Path) -> BaseFingerprint:

@@ -76,6 +76,7 @@ class BaseModules(msgspec.Struct, frozen=True):
     modules: dict[str, BaseModule]
     parameters: dict[str, BaseTensor]
     roots: frozenset[str]
+    containers: frozenset[str]
 
     def resolve(self, path: str) -> BaseModule | None:
         """The module that an adapter's path means; None where the base has none.
@@ -91,7 +92,7 @@ class BaseModules(msgspec.Struct, frozen=True):
 
     def has_container(self, path: str) -> bool:
         """Whether modules of the base lie below a path."""
-        return any(name.startswith(f"{path}.") for name in self.modules)
+        return path in self.containers
 
     def _resolve(self, path: str, table: Mapping[str, _T]) -> _T | None:
         found = table.get(path)
@@ -132,7 +133,8 @@ def modules_of(fingerprint: BaseFingerprint) -> BaseModules:
     modules.update(_expert_containers(modules))
     modules.update(_tied(fingerprint, modules))
     roots = frozenset(name.partition(".")[0] for name in parameters)
-    return BaseModules(modules=modules, parameters=parameters, roots=roots)
+    containers = frozenset(path[:end] for path in modules for end in _dots(path))
+    return BaseModules(modules=modules, parameters=parameters, roots=roots, containers=containers)
 
 
 def is_embedding_name(path: str) -> bool:
@@ -141,6 +143,10 @@ def is_embedding_name(path: str) -> bool:
 
 def is_output_name(path: str) -> bool:
     return path.rpartition(".")[2] in OUTPUTS
+
+
+def _dots(path: str) -> list[int]:
+    return [place for place, character in enumerate(path) if character == "."]
 
 
 def _module(path: str, tensor: BaseTensor, *, has_bias: bool, conv1d: bool, quantized: bool) -> BaseModule:

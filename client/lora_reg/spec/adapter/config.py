@@ -177,7 +177,9 @@ class _Reader:
             raise _bad(f"has {key} = {_kind(value)}, expected an object of at most {MAX_ITEMS} entries")
         for name, item in value.items():
             _text(key, name)
-            if ranks and isinstance(item, list) and self.document["peft_type"] == "ADALORA":
+            if ranks and self.document["peft_type"] == "ADALORA":
+                if not isinstance(item, list):
+                    raise _bad(f"has in {key} a value that is no list of true and false")
                 if len(item) > MAX_RANK or not all(isinstance(flag, bool) for flag in item):
                     raise _bad(f"has in {key} a list that is not of true and false")
             elif ranks:
@@ -192,8 +194,10 @@ class _Reader:
             value = [value] if value else []
         if value is None:
             return None
-        if not isinstance(value, list) or len(value) > MAX_ITEMS or not all(isinstance(item, str) for item in value):
+        if not isinstance(value, list) or len(value) > MAX_ITEMS:
             raise _bad(f"has {key} = {_kind(value)}, expected a list of names")
+        if not all(isinstance(item, str) and item for item in value):
+            raise _bad(f"has in {key} an item that is no name, or an empty one")
         return [_text(key, item) for item in value]
 
     def names_or_pattern(self, key: str) -> list[str] | str | None:

@@ -14,9 +14,10 @@ import msgspec
 from lora_reg.spec import values
 from lora_reg.spec.adapter.config import AdapterConfig
 from lora_reg.spec.adapter.files import ReadFile
+from lora_reg.spec.adapter.groups import Group
 from lora_reg.spec.adapter.report import CONFIG, WEIGHTS, Report
 from lora_reg.spec.adapter.scaling import Scales
-from lora_reg.spec.adapter.structure import Group, Structure
+from lora_reg.spec.adapter.structure import Structure
 from lora_reg.spec.adapter.types import TYPES, AdapterType
 from lora_reg.spec.base import BaseTensor
 from lora_reg.spec.tensors import DTYPE_BYTES, Header, TensorEntry

@@ -55,7 +55,7 @@ def scales(config: AdapterConfig, budget: Budget | None = None) -> Scales:
             return ModuleScale(r, alpha, 1.0)
         if config.peft_type == "GRALORA":
             hybrid = config.raw.get("hybrid_r")
-            return ModuleScale(r, alpha, alpha / (r + hybrid if type(hybrid) is int and hybrid > 0 else r))
+            return ModuleScale(r, alpha, alpha / (r + hybrid if type(hybrid) is int and 0 < hybrid < 1 << 20 else r))
         return ModuleScale(r, alpha, alpha / math.sqrt(r) if config.use_rslora else alpha / r)
 
     return of

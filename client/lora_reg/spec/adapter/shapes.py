@@ -29,10 +29,10 @@ def shape_fault(
         ):
             bound.update(letters)
             return None
-    without_rank = {**sizes, "r": None, "2r": None}
+    without_rank = {**sizes, "r": None, "2r": None, "k": None}
     rank_only = any(
         len(shape) == len(symbols)
-        and not {"r", "2r"}.isdisjoint(symbols)
+        and not {"r", "2r", "k"}.isdisjoint(symbols)
         and all(_agrees(size, symbol, without_rank, dict(bound)) for size, symbol in zip(shape, symbols, strict=True))
         for symbols in allowed
     )

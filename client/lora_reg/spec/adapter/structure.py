@@ -10,36 +10,22 @@ from typing import Final
 
 import msgspec
 
-from lora_reg.spec.adapter import lora
 from lora_reg.spec.adapter.config import AdapterConfig
+from lora_reg.spec.adapter.groups import Group, check_dtype, check_group, wrong_shape
 from lora_reg.spec.adapter.names import PREFIX, ancestors, global_name, leaf_of, split_suffix
 from lora_reg.spec.adapter.report import CONFIG, Report
 from lora_reg.spec.adapter.scaling import Scales
-from lora_reg.spec.adapter.shapes import shape_fault
-from lora_reg.spec.adapter.sizes import size_fault
-from lora_reg.spec.adapter.types import TYPES, AdapterType, Slot
+from lora_reg.spec.adapter.sizes import prompt_fault
+from lora_reg.spec.adapter.types import TYPES, AdapterType
 from lora_reg.spec.base import BaseFingerprint, BaseTensor
-from lora_reg.spec.modules import BaseModule, BaseModules, is_embedding_name, is_output_name
-from lora_reg.spec.tensors import ADAPTER_DTYPES, Header, TensorEntry
+from lora_reg.spec.modules import BaseModule, BaseModules, input_embedding, is_embedding_name, is_output_name
+from lora_reg.spec.tensors import Header, TensorEntry
 
 _HEADS: Final = {
     "SEQ_CLS": ("score", "classifier"),
     "TOKEN_CLS": ("score", "classifier"),
     "QUESTION_ANS": ("qa_outputs",),
 }
-
-
-_WAY_OUT_RANK: Final = f"Push the {CONFIG} that was saved with these weights: it says another rank."
-_WAY_OUT_SHAPE: Final = "Check that this adapter was trained on this base, and push the config saved with it."
-
-
-class Group(msgspec.Struct):
-    """The tensors of one adapted module. `nested`: how many `base_layer` stand between module and suffix."""
-
-    path: str
-    module: BaseModule | None
-    nested: int = 0
-    tensors: dict[str, TensorEntry] = {}
 
 
 class Structure(msgspec.Struct):
@@ -74,7 +60,20 @@ def build(
         _place(tensor, config, kind, base, modules, structure, report)
     for group in structure.groups.values():
         if group.module is not None:
-            _check_group(group, config, kind, base, scale(group.path).r, report)
+            check_group(group, config, kind, base, scale(group.path).r, report)
+    _check_saved_complete(config, modules, structure, report)
+    if kind.prompt:
+        embedding = input_embedding(modules.modules)
+        width = None if embedding is None else embedding.in_
+        fault = prompt_fault(config, {tensor.name: tensor.shape for tensor in structure.globals_}, width, base.config)
+        if fault is not None:
+            report.add(
+                "shape-mismatch",
+                f"The virtual tokens do not fit the base and the config: {fault}.",
+                where="prompt_embeddings",
+                found=fault,
+                way_out="Check that this adapter was trained on this base, and push the config saved with it.",
+            )
     return structure
 
 
@@ -89,7 +88,7 @@ def _place(
 ) -> None:
     if global_name(tensor.name, kind):
         structure.globals_.append(tensor)
-        _check_dtype(tensor, report, integer=config.peft_type == "FROD")
+        check_dtype(tensor, report, integer=config.peft_type == "FROD")
         return
     if not tensor.name.startswith(PREFIX):
         report.add(
@@ -150,11 +149,21 @@ def _place_base_parameter(
         )
         return
     wrapped = plain != rest
-    if leaf == "bias" and (config.bias == "all" or (config.bias == "lora_only" and wrapped)):
+    if leaf == "bias" and (config.bias == "all" or (config.bias.endswith("_only") and wrapped)):
         structure.biases.append(tensor)
-        _check_dtype(tensor, report)
+        if len(structure.biases) == 1:
+            report.add(
+                "replaces-biases",
+                f"{CONFIG} has bias = {config.bias!r}: loaders write the trained biases over the base's own, for good.",
+                severity="warning",
+                where="bias",
+                found=config.bias,
+                expected="none",
+                way_out="Serve it from a process of its own, or train with bias='none'.",
+            )
+        check_dtype(tensor, report)
         if tensor.shape != parameter.shape:
-            _shape(report, tensor, f"{list(parameter.shape)} as in the base")
+            wrong_shape(report, tensor, f"{list(parameter.shape)} as in the base")
         return
     path = plain.rpartition(".")[0]
     embedding = leaf == "weight" and (is_embedding_name(path) or is_output_name(path))
@@ -183,12 +192,30 @@ def _is_saved(rest: str, config: AdapterConfig, base: BaseFingerprint) -> bool:
     return base.tied and pair and config.on("ensure_weight_tying") and any(map(_embedding_or_output, names))
 
 
+def _check_saved_complete(config: AdapterConfig, modules: BaseModules, structure: Structure, report: Report) -> None:
+    """PEFT looks up every parameter of a saved module in the file and fails where one is missing."""
+    if not config.modules_to_save:
+        return
+    held = {tensor.name[len(PREFIX) :] for tensor in structure.saved}
+    held |= {found.name for name in held if (found := modules.resolve_parameter(name)) is not None}
+    for name in modules.parameters:
+        wanted = any(path.endswith(saved) for path in ancestors(name) for saved in config.modules_to_save)
+        if wanted and name not in held:
+            report.add(
+                "missing-tensor",
+                f"modules_to_save of {CONFIG} covers {name}, but the file does not hold it.",
+                where=name,
+                expected=f"{PREFIX}{name}",
+                way_out="Save the adapter again; a part of it is missing.",
+            )
+
+
 def _embedding_or_output(name: str) -> bool:
     return is_embedding_name(name) or is_output_name(name)
 
 
 def _check_saved(tensor: TensorEntry, rest: str, config: AdapterConfig, modules: BaseModules, report: Report) -> None:
-    if not _check_dtype(tensor, report):
+    if not check_dtype(tensor, report):
         return
     path, _, leaf = rest.rpartition(".")
     parameter = modules.resolve_parameter(rest)
@@ -218,7 +245,7 @@ def _check_saved(tensor: TensorEntry, rest: str, config: AdapterConfig, modules:
                 way_out="Register the base with the resized vocabulary, or train without adding tokens.",
             )
         else:
-            _shape(report, tensor, f"{list(parameter.shape)}, the full shape of {rest} in the base")
+            wrong_shape(report, tensor, f"{list(parameter.shape)}, the full shape of {rest} in the base")
 
 
 def _place_tokens(
@@ -232,7 +259,7 @@ def _place_tokens(
 ) -> None:
     structure.tokens.append(tensor)
     structure.token_modules.append(path)
-    if not _check_dtype(tensor, report):
+    if not check_dtype(tensor, report):
         return
     tokens = config.trainable_tokens
     indices = tokens
@@ -248,7 +275,7 @@ def _place_tokens(
         return
     width = None if module is None else module.in_
     if len(tensor.shape) != 2 or tensor.shape[0] != len(indices) or (width is not None and tensor.shape[1] != width):
-        _shape(report, tensor, f"[{len(indices)}, {width}]: a row for each of the token indices")
+        wrong_shape(report, tensor, f"[{len(indices)}, {width}]: a row for each of the token indices")
     rows = module.out if module is not None and module.out is not None else base.embedding_rows
     if rows is not None and indices and max(indices) >= rows:
         report.add(
@@ -259,109 +286,3 @@ def _place_tokens(
             found=str(max(indices)),
             expected=f"less than {rows}",
         )
-
-
-def _check_group(
-    group: Group, config: AdapterConfig, kind: AdapterType, base: BaseFingerprint, rank: int, report: Report
-) -> None:
-    module = group.module
-    assert module is not None
-    module_kind = module.kind
-    if config.peft_type == "LORA" and lora.is_embedding(group.tensors) and module.out == base.embedding_rows:
-        module_kind = "embedding"
-    if module_kind not in kind.kinds and not kind.prefix:
-        report.add(
-            "kind-not-adapted",
-            f"The module {group.path} is a {module_kind} of the base, which {config.peft_type} does not adapt.",
-            where=group.path,
-            found=module_kind,
-            expected=" or ".join(sorted(kind.kinds)),
-            way_out="Remove the module's tensors.",
-        )
-        return
-    slots = lora.slots(config, module_kind) if config.peft_type == "LORA" else kind.slots
-    by_suffix = {slot.suffix: slot for slot in slots}
-    if kind.prefix is None:
-        _check_halves(group, slots, config, report)
-    bound: dict[str, int] = {}
-    for suffix, tensor in sorted(group.tensors.items()):
-        slot = by_suffix.get(suffix) if kind.prefix is None else Slot(suffix, integer="indices" in suffix)
-        if slot is None:
-            report.add(
-                "unknown-tensor",
-                f"The tensor {tensor.name} has the part {suffix}, which this {config.peft_type} adapter's config does "
-                f"not switch on for a {module_kind}.",
-                where=tensor.name,
-                found=suffix,
-                expected=", ".join(by_suffix),
-            )
-            continue
-        if not _check_dtype(tensor, report, integer=slot.integer) or not slot.shapes:
-            continue
-        wrong = shape_fault(tensor.shape, slot.shapes, module, rank, bound)
-        if wrong is not None:
-            report.add(
-                "rank-mismatch" if wrong.rank_only else "shape-mismatch",
-                f"The tensor {tensor.name} has the shape {list(tensor.shape)}, expected {wrong.expected}"
-                + (f" for rank {rank} of {CONFIG}." if wrong.rank_only else " by the base's module and the config."),
-                where=tensor.name,
-                found=str(list(tensor.shape)),
-                expected=wrong.expected,
-                way_out=_WAY_OUT_RANK if wrong.rank_only else _WAY_OUT_SHAPE,
-            )
-    if module_kind == "experts" and config.peft_type == "LORA":
-        _check_experts(group, module, report)
-    fault = size_fault(
-        config.peft_type, {suffix: tensor.shape for suffix, tensor in group.tensors.items()}, module, config.raw
-    )
-    if fault is not None:
-        report.add(
-            "shape-mismatch", f"The tensors of {group.path} do not fit it: {fault}.", where=group.path, found=fault
-        )
-
-
-def _check_halves(group: Group, slots: tuple[Slot, ...], config: AdapterConfig, report: Report) -> None:
-    if config.use_dora and not any(suffix.startswith("lora_magnitude") for suffix in group.tensors):
-        slots = (*slots, Slot("lora_magnitude_vector"))
-    for slot in slots:
-        if slot.required and slot.suffix not in group.tensors:
-            report.add(
-                "missing-tensor",
-                f"The module {group.path} lacks {slot.suffix}; the file holds only {', '.join(sorted(group.tensors))}.",
-                where=group.path,
-                found=", ".join(sorted(group.tensors)),
-                expected=slot.suffix,
-                way_out="Save the adapter again; a part of it is missing.",
-            )
-
-
-def _check_experts(group: Group, module: BaseModule, report: Report) -> None:
-    a, b = group.tensors.get("lora_A.weight"), group.tensors.get("lora_B.weight")
-    if a is None or b is None or len(a.shape) != 2 or len(b.shape) != 2:
-        return
-    if a.shape[0] != b.shape[1] or (module.experts and a.shape[0] % module.experts):
-        _shape(report, b, f"[*, {a.shape[0]}], and both a multiple of the {module.experts} experts")
-
-
-def _check_dtype(tensor: TensorEntry, report: Report, *, integer: bool = False) -> bool:
-    if tensor.dtype in ADAPTER_DTYPES or (integer and tensor.dtype in ("I32", "I64", "I16", "U8")):
-        return True
-    report.add(
-        "dtype-refused",
-        f"The tensor {tensor.name} has the dtype {tensor.dtype}, expected one of {', '.join(sorted(ADAPTER_DTYPES))}.",
-        where=tensor.name,
-        found=tensor.dtype,
-        expected=", ".join(sorted(ADAPTER_DTYPES)),
-        way_out="Save the adapter in float32, bfloat16 or float16.",
-    )
-    return False
-
-
-def _shape(report: Report, tensor: TensorEntry, expected: str) -> None:
-    report.add(
-        "shape-mismatch",
-        f"The tensor {tensor.name} has the shape {list(tensor.shape)}, expected {expected}.",
-        where=tensor.name,
-        found=str(list(tensor.shape)),
-        expected=expected,
-    )
