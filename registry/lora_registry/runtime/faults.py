@@ -42,4 +42,5 @@ def fault_point(name: str) -> None:
     with _lock:
         _passes += 1
         if _passes == _armed[1]:
-            os.kill(os.getpid(), _armed[2])
+            # To this thread: a stop sent to the process may reach another thread first, and this one runs on meanwhile.
+            signal.pthread_kill(threading.get_ident(), _armed[2])
