@@ -75,6 +75,10 @@ class Site:
     def journal(self, job_id: str) -> Path:
         return self.folder / f"{job_id}.journal"
 
+    def go(self, job_id: str) -> None:
+        """End the steps of a job that wait for it."""
+        Path(f"{self.journal(job_id)}.go").touch()
+
     def enqueue(self, job_id: str, *, kind: str = "full", queue: Any = "cpu", **spec: Any) -> None:
         with Session(self.database) as session:
             self.jobs.enqueue(

@@ -73,12 +73,17 @@ def full(ctx: JobContext, spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def execute(spec: dict[str, Any], report: Report) -> dict[str, Any]:
-    """The child's work: `spec["tensors"]` turns of `spec["pace"]` seconds; `spec["fate"]` is how it fails."""
+    """The child's work: `spec["tensors"]` turns of `spec["pace"]` seconds, or until the journal's `.go` is there.
+
+    `spec["fate"]` is how it fails.
+    """
     note(spec["journal"], "execute")
     total = spec.get("tensors", 3)
     report.log(f"{total} tensors")
     for done in range(1, total + 1):
-        time.sleep(spec.get("pace", 0.01))
+        end = time.monotonic() + spec.get("pace", 0.01)
+        while time.monotonic() < end and not Path(spec["journal"] + ".go").exists():
+            time.sleep(0.01)
         if spec.get("talks", True):
             report.progress(f"tensor {done}", done=done, total=total, unit="tensors")
     match spec.get("fate"):
@@ -156,7 +161,7 @@ _QUICK = RetryPolicy(attempts=3, first_delay=0.1, backoff=2.0)
 HANDLERS: dict[JobKind, Handler] = {
     JobKind("full", timeout=30.0, retry=_QUICK): full,
     JobKind("poison", max_attempts=2, retry=_QUICK): full,
-    JobKind("hasty", timeout=1.5, retry=_QUICK): full,
+    JobKind("hasty", timeout=3.0, retry=_QUICK): full,
     JobKind("flaky", retry=_QUICK): flaky,
     JobKind("commits", retry=_QUICK): commits,
     JobKind("broken"): broken,

@@ -69,7 +69,7 @@ def test_a_child_that_takes_too_long_is_killed(running: Site) -> None:
     running.enqueue("slow", kind="hasty", tensors=1, pace=60)
     status = running.ended("slow")
     assert (status.state, status.error_code) == ("failed", "job-failed")
-    assert "limit of 1.5 seconds" in (status.error or "")
+    assert "limit of 3 seconds" in (status.error or "")
     pid = next(line["pid"] for line in notes(running.journal("slow")) if line["step"] == "execute")
     assert not Path(f"/proc/{pid}").exists()
 

@@ -132,7 +132,9 @@ def _launch(
     url = engine.url.render_as_string(hide_password=False)
     serializer = DBOSPortableJSONSerializer()
     sessions = sessionmaker(class_=Session, expire_on_commit=False)
-    # Between our commit and the engine's note of it: the place where a result could be doubled.
+    # Around the commit, after the engine has looked whether the job is still ours and before it notes the step as
+    # done: the places where a result could be doubled.
+    event.listen(sessions, "before_commit", lambda _session: fault_point("jobs.transaction.checkpointed"))
     event.listen(sessions, "after_commit", lambda _session: fault_point("jobs.transaction.committed"))
     config: DBOSConfig = {
         "name": APPLICATION,
