@@ -50,7 +50,9 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -139,7 +141,14 @@ class Client:
         return self._get(self._tag(ref, tag), wire.TagView)
 
     def set_tag(
-        self, ref: str | Reference, tag: str, target: str, *, reason: str = "", generation: int | None = None, create: bool = False
+        self,
+        ref: str | Reference,
+        tag: str,
+        target: str,
+        *,
+        reason: str = "",
+        generation: int | None = None,
+        create: bool = False,
     ) -> wire.TagView:
         """Point a tag at `target`, a selector in the same repository.
 
@@ -162,7 +171,9 @@ class Client:
         request = wire.RollbackRequest(to=to, reason=reason)
         return self._post(f"{self._tag(ref, tag)}/rollback", request, wire.TagView, _expecting(generation, False))
 
-    def history(self, ref: str | Reference, *, tag: str | None = None, limit: int | None = None) -> Iterator[wire.TagEvent]:
+    def history(
+        self, ref: str | Reference, *, tag: str | None = None, limit: int | None = None
+    ) -> Iterator[wire.TagEvent]:
         """Moves of one tag, or of all, newest first."""
         return self._pages(f"{self._repository(ref)}/history", wire.TagHistory, {"tag": tag}, limit)
 
@@ -194,7 +205,9 @@ class Client:
     def merge(self, request: wire.MergeRequest) -> wire.JobView:
         return self._post("/merges", request, wire.JobView)
 
-    def jobs(self, *, state: str | None = None, kind: str | None = None, limit: int | None = None) -> Iterator[wire.JobView]:
+    def jobs(
+        self, *, state: str | None = None, kind: str | None = None, limit: int | None = None
+    ) -> Iterator[wire.JobView]:
         return self._pages("/jobs", wire.JobList, {"state": state, "kind": kind}, limit)
 
     def job(self, job_id: str) -> wire.JobView:
@@ -238,7 +251,9 @@ class Client:
         timeout: float | None = None,
     ) -> httpx.Response:
         given = {key: value for key, value in (params or {}).items() if value is not None}
-        return self.transport.request(method, self._url(path), params=given or None, headers=headers, content=content, timeout=timeout)
+        return self.transport.request(
+            method, self._url(path), params=given or None, headers=headers, content=content, timeout=timeout
+        )
 
     def _send(
         self,
@@ -263,11 +278,18 @@ class Client:
         return self._decode(self._send("PUT", path, body, headers), kind)
 
     def _post(
-        self, path: str, body: wire.Request, kind: type[T], headers: dict[str, str] | None = None, timeout: float | None = None
+        self,
+        path: str,
+        body: wire.Request,
+        kind: type[T],
+        headers: dict[str, str] | None = None,
+        timeout: float | None = None,
     ) -> T:
         return self._decode(self._send("POST", path, body, headers, timeout), kind)
 
-    def _pages(self, path: str, kind: type[Any], params: dict[str, str | int | None], limit: int | None) -> Iterator[Any]:
+    def _pages(
+        self, path: str, kind: type[Any], params: dict[str, str | int | None], limit: int | None
+    ) -> Iterator[Any]:
         left = limit
         cursor: str | None = None
         while left is None or left > 0:

@@ -28,7 +28,16 @@ from lora_reg.spec.reference import DEFAULT_NAMESPACE, check_namespace
 DEFAULT_SERVER: Final = "http://127.0.0.1:8750"
 PROJECT_FILE: Final = ".lora-reg.toml"
 KEYS: Final = ("server", "namespace", "cache", "offline")
-_TRUTH: Final = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+_TRUTH: Final = {
+    "1": True,
+    "true": True,
+    "yes": True,
+    "on": True,
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +72,8 @@ def load_settings(
     for key in (*KEYS, "token"):
         if text := environ.get(f"LORA_REG_{key.upper()}", "").strip():
             values[key] = text
-    for key, flag in (("server", server), ("token", token), ("offline", offline)):
-        if flag is not None:
-            values[key] = flag
+    flags = {"server": server, "token": token, "offline": offline}
+    values.update({key: flag for key, flag in flags.items() if flag is not None})
     stored = credentials.read(config_home)
     url = check_server(str(values.get("server") or stored.current or DEFAULT_SERVER))
     return Settings(
@@ -89,10 +97,14 @@ def check_server(text: str) -> str:
     """A server's address, without a slash at the end. Raises RegistryError `usage`."""
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise RegistryError("usage", f"{text[:200]!r} is no server address; expected http://HOST[:PORT] or https://HOST.")
+        raise RegistryError(
+            "usage", f"{text[:200]!r} is no server address; expected http://HOST[:PORT] or https://HOST."
+        )
     if parts.username or parts.password or parts.query or parts.fragment:
         raise RegistryError(
-            "usage", f"The server address of {parts.hostname} holds a user, a query or a fragment.", way_out="Sign in with `lora-reg login URL`."
+            "usage",
+            f"The server address of {parts.hostname} holds a user, a query or a fragment.",
+            way_out="Sign in with `lora-reg login URL`.",
         )
     return text.rstrip("/")
 
@@ -115,7 +127,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
     for key in document:
         if key == "token":
             raise RegistryError(
-                "usage", f"{path} holds a token, where others may read it.", way_out="Remove it there and use `lora-reg login URL`."
+                "usage",
+                f"{path} holds a token, where others may read it.",
+                way_out="Remove it there and use `lora-reg login URL`.",
             )
         if key not in KEYS:
             raise RegistryError("usage", f"{path} sets {key!r}; expected one of {', '.join(KEYS)}.")

@@ -36,7 +36,7 @@ def read(folder: Path) -> Credentials:
                 raise RegistryError(
                     "unauthenticated",
                     f"{path} can be read by others (mode {stat.S_IMODE(mode):04o}); its tokens are not used.",
-                    way_out=f"Run `chmod 600 {path}`; if others have used this machine, sign in anew with another token.",
+                    way_out=f"Run `chmod 600 {path}`; if others use this machine, sign in with a new token.",
                 )
             document: Any = json.loads(file.read())
         servers = document["servers"]
@@ -44,7 +44,9 @@ def read(folder: Path) -> Credentials:
     except (FileNotFoundError, NotADirectoryError):
         return Credentials()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RegistryError("usage", f"{path} cannot be read: {type(error).__name__}.", way_out="Remove it and sign in again.") from error
+        raise RegistryError(
+            "usage", f"{path} cannot be read: {type(error).__name__}.", way_out="Remove it and sign in again."
+        ) from error
 
 
 def store(folder: Path, server: str, token: str | None) -> None:

@@ -49,9 +49,17 @@ def require_done(job: JobView) -> JobView:
     if job.state == "done":
         return job
     if job.state == "cancelled":
-        raise RegistryError("job-failed", f"The job {job.id} was cancelled.", way_out=f"Start it again with `lora-reg job retry {job.id}`.")
+        raise RegistryError(
+            "job-failed",
+            f"The job {job.id} was cancelled.",
+            way_out=f"Start it again with `lora-reg job retry {job.id}`.",
+        )
     code = job.error_code if job.error_code in ERRORS else "job-failed"
     detail = job.error or f"The job {job.id} failed."
     raise RegistryError(
-        code, detail, way_out=None if code != "job-failed" else f"Read `lora-reg job logs {job.id}`, mend the cause, then `lora-reg job retry {job.id}`."
+        code,
+        detail,
+        way_out=None
+        if code != "job-failed"
+        else f"Read `lora-reg job logs {job.id}`, mend the cause, then `lora-reg job retry {job.id}`.",
     )

@@ -46,7 +46,9 @@ def from_answer(response: httpx.Response, body: bytes) -> RegistryError:
         return RegistryError(
             code,
             f"{place(response.url)} answered {response.status_code} without a problem document.",
-            way_out=f"Check that {place(response.url.copy_with(raw_path=b'/'))} is a lora-registry." if code == "not-found" else None,
+            way_out=f"Check that {place(response.url.copy_with(raw_path=b'/'))} is a lora-registry."
+            if code == "not-found"
+            else None,
             status=response.status_code,
         )
     facts: dict[str, Any] = {"status": response.status_code}

@@ -92,20 +92,20 @@ class Transport:
             wait: float | None = None
             try:
                 response = self._send(method, url, params, headers, content, timeout)
-            except (httpx.RequestError, httpx.InvalidURL) as caught:
-                refused = isinstance(caught, httpx.ConnectError)
-                error = problems.unreachable(url, caught, refused=refused and self._is_own(url))
-                error.__cause__ = caught
+            except (httpx.RequestError, httpx.InvalidURL) as error:
+                refused = isinstance(error, httpx.ConnectError)
+                refusal = problems.unreachable(url, error, refused=refused and self._is_own(url))
+                refusal.__cause__ = error
                 # Where nothing ever answered it is most likely not running: say so soon.
                 last = attempt >= (ATTEMPTS if self._reached or not refused else 2)
             else:
                 self._reached = True
                 if response.status_code < 400 or response.status_code in accept:
                     break
-                error, wait = _refusal(response, own=self._is_own(str(response.url)))
+                refusal, wait = _refusal(response, own=self._is_own(str(response.url)))
                 last = attempt >= ATTEMPTS
-            if last or not retry or not (error.kind.retryable or error.code == "storage-unavailable" and _worth(error)):
-                raise error
+            if last or not retry or not _may_pass(refusal):
+                raise refusal
             self._sleep(min(wait if wait is not None else _backoff(attempt), MAX_WAIT))
         try:
             yield response
@@ -134,7 +134,7 @@ class Transport:
             if self._is_own(url) and self._token:
                 request.headers["Authorization"] = f"Bearer {self._token}"
             response = client.send(request, stream=True)
-            if not response.is_redirect or method not in ("GET", "HEAD"):
+            if not response.has_redirect_location or method not in ("GET", "HEAD"):
                 return response
             response.close()
             url, params = str(response.url.join(response.headers["location"])), None
@@ -168,8 +168,8 @@ def _refusal(response: httpx.Response, *, own: bool) -> tuple[RegistryError, flo
     """The error of an answer and how long it asks to wait. The connection is given back."""
     try:
         body = b"".join(_bounded(response)) if own else b""
-    except httpx.RequestError as error:
-        return problems.unreachable(str(response.url), error, refused=False), None
+    except httpx.RequestError as broken:
+        return problems.unreachable(str(response.url), broken, refused=False), None
     finally:
         response.close()
     wait = response.headers.get("retry-after", "")
@@ -186,9 +186,11 @@ def _bounded(response: httpx.Response) -> Iterator[bytes]:
         yield chunk
 
 
-def _worth(error: RegistryError) -> bool:
-    """Whether a store's refusal may pass: 403 is a signature that has run out, and stays."""
-    return int(error.facts.get("status", 503)) in (408, 429, 500, 502, 503, 504)
+def _may_pass(error: RegistryError) -> bool:
+    """Whether another attempt may help. A store's 403 is a signature that has run out, and stays."""
+    if error.code == "storage-unavailable" and "status" in error.facts:
+        return error.facts["status"] in (408, 429, 500, 502, 503, 504)
+    return error.kind.retryable
 
 
 def _backoff(attempt: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -10,10 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
 
 _LONGEST_WAIT: Final = 0.25
 
@@ -37,7 +36,7 @@ def locked(path: Path, stop: threading.Event | None = None) -> Iterator[bool]:
 
 
 def _acquire(descriptor: int, stop: threading.Event | None) -> bool:
-    if fcntl is None:
+    if sys.platform == "win32":
         return False
     pause = 0.005
     while True:

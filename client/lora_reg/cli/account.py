@@ -38,7 +38,9 @@ def _ask(server: str, token_stdin: bool) -> str:
     if token_stdin:
         return sys.stdin.readline().strip()
     if not sys.stdin.isatty():
-        raise RegistryError("usage", "There is no terminal to ask for the token on.", way_out="Pipe it in and add --token-stdin.")
+        raise RegistryError(
+            "usage", "There is no terminal to ask for the token on.", way_out="Pipe it in and add --token-stdin."
+        )
     answer = click.prompt(f"Token for {server}", hide_input=True, default="", show_default=False, err=True)
     return str(answer).strip()
 
@@ -63,5 +65,9 @@ def whoami(state: State) -> None:
     client = state.client()
     who = client.whoami()
     where = f" in {who.namespace}" if who.namespace else ""
-    human = [f"{who.name}  {who.role}{where}  {client.settings.server}" + ("  (no token needed)" if who.anonymous else "")]
-    state.output().result("lora-reg/whoami/1", {"server": client.settings.server, "principal": who}, human=human, quiet=[who.name])
+    human = [
+        f"{who.name}  {who.role}{where}  {client.settings.server}" + ("  (no token needed)" if who.anonymous else "")
+    ]
+    state.output().result(
+        "lora-reg/whoami/1", {"server": client.settings.server, "principal": who}, human=human, quiet=[who.name]
+    )

@@ -27,17 +27,18 @@ class Bar:
 
     def begin(self, what: str, total: int | None, *, unit: str = "B") -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
+        from rich.progress import BarColumn, DownloadColumn, ProgressColumn, TextColumn, TransferSpeedColumn
         from rich.progress import Progress as RichProgress
 
         self.end()
         if total == 0:
             return
-        if unit == "B" and total is not None:
-            columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        else:
-            columns = (BarColumn(), TextColumn("{task.completed:g} of {task.total:g} " + clean(unit))) if total else (BarColumn(),)  # type: ignore[assignment]
-        bar = RichProgress(TextColumn("{task.description}", markup=False), *columns, console=Console(stderr=True), transient=True)
+        columns: list[ProgressColumn] = [TextColumn("{task.description}", markup=False), BarColumn()]
+        if total is not None and unit == "B":
+            columns += [DownloadColumn(), TransferSpeedColumn()]
+        elif total is not None:
+            columns.append(TextColumn("{task.completed:g} of {task.total:g} " + clean(unit)))
+        bar = RichProgress(*columns, console=Console(stderr=True), transient=True)
         self._task = bar.add_task(clean(what), total=total)
         self._bar = bar
         bar.start()

@@ -16,12 +16,24 @@ def base() -> None:
 @click.argument("name")
 @click.argument("folder", metavar="DIR")
 @click.option("--manifest-only", is_flag=True, help="Register its structure without uploading its weights.")
-@click.option("--alias", "aliases", multiple=True, metavar="A", help="What trainers call it, e.g. meta-llama/Llama-2-7b-hf; may be repeated.")
+@click.option(
+    "--alias",
+    "aliases",
+    multiple=True,
+    metavar="A",
+    help="What trainers call it, e.g. meta-llama/Llama-2-7b-hf; may be repeated.",
+)
 @click.option("--tag", "tags", multiple=True, metavar="T", help="A tag to set on the version; may be repeated.")
 @click.option("--message", "-m", default="", help="A word on this version.")
 @pass_state
 def add(
-    state: State, name: str, folder: str, manifest_only: bool, aliases: tuple[str, ...], tags: tuple[str, ...], message: str
+    state: State,
+    name: str,
+    folder: str,
+    manifest_only: bool,
+    aliases: tuple[str, ...],
+    tags: tuple[str, ...],
+    message: str,
 ) -> None:
     """Register a base model from its folder: config, safetensors, tokenizer.
 
@@ -32,7 +44,14 @@ def add(
     from lora_reg.transfer.push import add_base
 
     pushed = add_base(
-        state.client(), name, folder, manifest_only=manifest_only, aliases=aliases, tags=tags, message=message, progress=state.progress()
+        state.client(),
+        name,
+        folder,
+        manifest_only=manifest_only,
+        aliases=aliases,
+        tags=tags,
+        message=message,
+        progress=state.progress(),
     )
     tell(state.output(), "lora-reg/base-add/1", pushed, then=f"lora-reg push DIR --base {name}")
 
@@ -74,7 +93,9 @@ def show(state: State, name: str) -> None:
     client = state.client()
     repository, version = client.repository(name), client.version(name)
     if repository.kind != "base":
-        raise RegistryError("conflict", f"{repository.namespace}/{repository.name} is of kind {repository.kind}, not base.")
+        raise RegistryError(
+            "conflict", f"{repository.namespace}/{repository.name} is of kind {repository.kind}, not base."
+        )
     state.output().result(
         "lora-reg/base/1",
         {"repository": repository, "version": version},

@@ -20,7 +20,12 @@ def job() -> None:
 
 
 @job.command("list")
-@click.option("--state", "wanted", type=click.Choice(["queued", "running", "done", "failed", "cancelled"]), help="Only jobs in this state.")
+@click.option(
+    "--state",
+    "wanted",
+    type=click.Choice(["queued", "running", "done", "failed", "cancelled"]),
+    help="Only jobs in this state.",
+)
 @click.option("--kind", metavar="KIND", help="Only jobs of this kind.")
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="At most so many.")
 @pass_state
@@ -73,7 +78,12 @@ def logs(state: State, job_id: str, follow: bool) -> None:
             ended = page.state
             if not page.items:
                 break
-    output.result("lora-reg/job-logs/1", {"id": job_id, "state": ended, "items": items}, human=[], quiet=[line(item) for item in items])
+    output.result(
+        "lora-reg/job-logs/1",
+        {"id": job_id, "state": ended, "items": items},
+        human=[],
+        quiet=[line(item) for item in items],
+    )
 
 
 @job.command()
@@ -95,7 +105,12 @@ def retry(state: State, job_id: str) -> None:
 
 @job.command()
 @click.argument("job_ids", metavar="ID...", nargs=-1, required=True)
-@click.option("--timeout", type=click.FloatRange(0), metavar="SECONDS", help="Give up after so long, with exit status 8; the jobs go on.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    help="Give up after so long, with exit status 8; the jobs go on.",
+)
 @pass_state
 def wait(state: State, job_ids: tuple[str, ...], timeout: float | None) -> None:
     """Wait for jobs to end.
@@ -118,7 +133,9 @@ def wait(state: State, job_ids: tuple[str, ...], timeout: float | None) -> None:
     state.output().result(
         "lora-reg/job-wait/1",
         {"items": ended},
-        human=[f"{view.id}  {view.state}  {views.label(view.result) if view.result else ''}".rstrip() for view in ended],
+        human=[
+            f"{view.id}  {view.state}  {views.label(view.result) if view.result else ''}".rstrip() for view in ended
+        ],
         quiet=[views.name_of(view.result) if view.result else view.id for view in ended],
     )
 

@@ -17,7 +17,14 @@ Edges = dict[str, list[tuple[str, str]]]
 
 @click.command(cls=Command)
 @click.argument("ref")
-@click.option("--format", "form", type=click.Choice(["text", "json", "dot"]), default="text", show_default=True, help="The form of the answer.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json", "dot"]),
+    default="text",
+    show_default=True,
+    help="The form of the answer.",
+)
 @pass_state
 def lineage(state: State, ref: str, form: str) -> None:
     """Show what a version was made from and what was made from it."""
@@ -52,7 +59,9 @@ def tree(found: Lineage, *, unicode: bool = True) -> Iterator[str]:
             yield line
 
 
-def _branches(found: Lineage, edges: Edges, node: str, indent: str, unicode: bool, seen: frozenset[str]) -> Iterator[str]:
+def _branches(
+    found: Lineage, edges: Edges, node: str, indent: str, unicode: bool, seen: frozenset[str]
+) -> Iterator[str]:
     tee, corner, bar = ("├── ", "└── ", "│   ") if unicode else ("+-- ", "`-- ", "|   ")
     children = sorted(edges[node], key=lambda item: (item[1], item[0]))
     for place, (child, relation) in enumerate(children):

@@ -79,7 +79,9 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout = open("/dev/null", "w", encoding="utf-8")  # noqa: SIM115
         return 1
     except OSError as error:
-        failure = RegistryError("local-io", f"{error.strerror or type(error).__name__}: {error.filename or 'on this machine'}.")
+        failure = RegistryError(
+            "local-io", f"{error.strerror or type(error).__name__}: {error.filename or 'on this machine'}."
+        )
     return state.output().problem(failure)
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from lora_reg.cli.state import Command, State, pass_state
+from lora_reg.cli.text import plural
 from lora_reg.spec.errors import RegistryError
 
 if TYPE_CHECKING:
+    from lora_reg.progress import Progress
     from lora_reg.spec.wire import JobView
 
 _DTYPES = click.Choice(["bfloat16", "float16", "float32"])
@@ -26,7 +29,12 @@ _DTYPES = click.Choice(["bfloat16", "float16", "float32"])
 @click.option("--message", "-m", default="", help="A word on the result.")
 @click.option("--allow-loss", is_flag=True, help="Take a result whose rounding loses much of the adapters.")
 @click.option("--detach", is_flag=True, help="Do not wait; print the job's id.")
-@click.option("--timeout", type=click.FloatRange(0), metavar="SECONDS", help="Stop waiting after so long, with exit status 8; the job goes on.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    help="Stop waiting after so long, with exit status 8; the job goes on.",
+)
 @click.option("--local", is_flag=True, help="Merge folders on this machine: --base-dir DIR ADAPTER_DIR[=W]... -o DIR.")
 @click.option("--base-dir", metavar="DIR", help="With --local: the folder of the base.")
 @click.option("--output", "-o", metavar="DIR", help="With --local: the folder to write.")
@@ -52,7 +60,10 @@ def merge(
     the same result.
     """
     if local:
-        _refuse({"--to": to, "--base": base, "--tag": tags, "--detach": detach, "--timeout": timeout, "--message": message}, "--local")
+        _refuse(
+            {"--to": to, "--base": base, "--tag": tags, "--detach": detach, "--timeout": timeout, "--message": message},
+            "--local",
+        )
         if base_dir is None or output is None:
             raise click.UsageError("--local needs --base-dir DIR and -o DIR.")
         _merge_here(state, Path(base_dir), adapters, Path(output), dtype, allow_loss)
@@ -117,24 +128,49 @@ def _tell_result(state: State, job: JobView) -> None:
         output.next(f"lora-reg pull {views.name_of(job.result)} -o DIR")
 
 
-def _merge_here(state: State, base_dir: Path, adapters: tuple[str, ...], output: Path, dtype: str | None, allow_loss: bool) -> None:
+def _merge_here(
+    state: State, base_dir: Path, adapters: tuple[str, ...], output: Path, dtype: str | None, allow_loss: bool
+) -> None:
     weighted = [(Path(text), weight) for text, weight in (_weighted(text, folders=True) for text in adapters)]
     for folder in (base_dir, *(folder for folder, _ in weighted)):
         if not folder.is_dir():
-            raise RegistryError("usage", f"There is no folder {str(folder)!r}.", way_out="Name folders; references are merged without --local.")
+            raise RegistryError(
+                "usage",
+                f"There is no folder {str(folder)!r}.",
+                way_out="Name folders; references are merged without --local.",
+            )
     merging = _kernels()
     progress = state.progress()
-    options = {"min_kept": None} if allow_loss else {}
+    options: dict[str, Any] = {"min_kept": None} if allow_loss else {}
     try:
-        report = merging.merge_folder(base_dir, weighted, output, dtype=dtype, progress=_Steps(progress), **options)
+        report = merging.merge_folder(base_dir, weighted, output, dtype=dtype, progress=_Written(progress), **options)
     finally:
         progress.end()
+    kept = "" if report.kept is None else f"; {report.kept:.1%} of the update kept, cosine {report.cosine or 0:.4f}"
     state.output().result(
         "lora-reg/merge-local/1",
         {"output": str(output), "report": report},
-        human=[f"{output}  written"],
+        human=[f"{output}  {plural(len(report.files), 'file')}, {plural(len(report.tensors), 'tensor')} touched{kept}"],
         quiet=[str(output)],
     )
+
+
+class _Written:
+    """Bytes written so far, told by several threads, as steps of a bar."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._done: int | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        with self._lock:
+            if self._done is None:
+                self._done = 0
+                self._progress.begin("Merging", total)
+            if done > self._done:
+                self._progress.advance(done - self._done)
+                self._done = done
 
 
 def _kernels() -> Any:
@@ -145,7 +181,9 @@ def _kernels() -> Any:
         return import_module("lora_kernels.merging")
     except ImportError as error:
         raise RegistryError(
-            "usage", f"Merging on this machine needs {error.name or 'a package'} , which is not installed.", way_out="Install it with `pip install 'lora-reg[worker]'`."
+            "usage",
+            f"Merging on this machine needs {error.name or 'a package'}, which is not installed.",
+            way_out="Install it with `pip install 'lora-reg[worker]'`.",
         ) from error
 
 

@@ -11,7 +11,9 @@ from lora_reg.cli.state import Command, State, pass_state
 @click.argument("ref")
 @click.option("--output", "-o", "folder", metavar="DIR", help="Write the files there; without it, into the cache.")
 @click.option("--offline", is_flag=True, default=None, help="Ask nobody: serve what REF meant when it was last pulled.")
-@click.option("--format", "form", type=click.Choice(["peft"]), default="peft", show_default=True, help="The form of the files.")
+@click.option(
+    "--format", "form", type=click.Choice(["peft"]), default="peft", show_default=True, help="The form of the files."
+)
 @pass_state
 def pull(state: State, ref: str, folder: str | None, offline: bool | None, form: str) -> None:
     """Get a version into a folder or into the cache.

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 @click.option("--tag", "tags", multiple=True, metavar="T", help="A tag to set on the version; may be repeated.")
 @click.option("--message", "-m", default="", help="A word on this version.")
 @click.option("--meta", multiple=True, metavar="K=V", help="Metadata to keep with it; may be repeated.")
-@click.option("--parent", "parents", multiple=True, metavar="REF", help="A version that this one continues; may be repeated.")
+@click.option(
+    "--parent", "parents", multiple=True, metavar="REF", help="A version that this one continues; may be repeated."
+)
 @click.option("--dry-run", is_flag=True, help="Check only; send nothing.")
 @click.option("--accept-base", is_flag=True, help="Take the base although the adapter names another, for this push.")
 @pass_state
@@ -71,7 +73,14 @@ def tell(output: Output, schema: str, pushed: Pushed, *, then: str | None = None
     if pushed.result is None:
         output.result(
             schema,
-            {"dry_run": True, "target": pushed.target, "files": pushed.files, "size": pushed.size, "facts": pushed.facts, "findings": pushed.findings},
+            {
+                "dry_run": True,
+                "target": pushed.target,
+                "files": pushed.files,
+                "size": pushed.size,
+                "facts": pushed.facts,
+                "findings": pushed.findings,
+            },
             human=[f"{pushed.target}  may be pushed: {held}; nothing was sent"],
             quiet=[pushed.target],
         )
@@ -81,7 +90,14 @@ def tell(output: Output, schema: str, pushed: Pushed, *, then: str | None = None
     name = views.name_of(version)
     output.result(
         schema,
-        {"dry_run": False, "created": result.created, "version": version, "sent": pushed.sent, "job": result.job, "findings": pushed.findings},
+        {
+            "dry_run": False,
+            "created": result.created,
+            "version": version,
+            "sent": pushed.sent,
+            "job": result.job,
+            "findings": pushed.findings,
+        },
         human=[
             f"{views.label(version)}  {'created' if result.created else 'already there'}",
             *fields(

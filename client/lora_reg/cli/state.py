@@ -56,10 +56,16 @@ def _remember(context: click.Context, option: click.Parameter, value: Any) -> No
 def global_options() -> list[click.Parameter]:
     """--json, --quiet, --server and --token, for a group or a command."""
     return [
-        click.Option(["--json"], is_flag=True, expose_value=False, callback=_remember, help="One JSON document on stdout."),
+        click.Option(
+            ["--json"], is_flag=True, expose_value=False, callback=_remember, help="One JSON document on stdout."
+        ),
         click.Option(["--quiet", "-q"], is_flag=True, expose_value=False, callback=_remember, help="Ids only."),
-        click.Option(["--server"], metavar="URL", expose_value=False, callback=_remember, help="The registry to talk to."),
-        click.Option(["--token"], metavar="TOKEN", expose_value=False, callback=_remember, help="The token to show it."),
+        click.Option(
+            ["--server"], metavar="URL", expose_value=False, callback=_remember, help="The registry to talk to."
+        ),
+        click.Option(
+            ["--token"], metavar="TOKEN", expose_value=False, callback=_remember, help="The token to show it."
+        ),
     ]
 
 
@@ -84,7 +90,7 @@ class LazyGroup(click.Group):
         self.table = table or {}
         self.params.extend(global_options())
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return [*self.table, *self.commands]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:

@@ -36,7 +36,9 @@ def tag(state: State, ref: str, name: str, expect: str | None, reason: str) -> N
     generation = None if expect is None or create else _generation(client, target, name, expect)
     moved = client.set_tag(target, name, target.selector(), reason=reason, generation=generation, create=create)
     output = state.output()
-    output.result("lora-reg/tag/1", moved, human=[views.tag(moved)], quiet=[f"{moved.namespace}/{moved.name}:{moved.tag}"])
+    output.result(
+        "lora-reg/tag/1", moved, human=[views.tag(moved)], quiet=[f"{moved.namespace}/{moved.name}:{moved.tag}"]
+    )
     output.next(f"lora-reg pull {moved.namespace}/{moved.name}:{moved.tag}")
 
 
@@ -115,7 +117,9 @@ def _selector(client: Client, repository: Reference, text: str) -> str:
     if ref.is_bare and "/" not in text and ":" not in text:
         return text if ref.name != repository.name else "latest"
     if ref.repository != repository.repository:
-        raise RegistryError("usage", f"{text!r} is not in {repository.repository}; a tag points into its own repository.")
+        raise RegistryError(
+            "usage", f"{text!r} is not in {repository.repository}; a tag points into its own repository."
+        )
     return ref.selector()
 
 
@@ -127,7 +131,7 @@ def _generation(client: Client, repository: Reference, tag: str, expect: str) ->
     if present.version.digest != expected.digest:
         raise RegistryError(
             "tag-moved",
-            f"{repository.repository}:{tag} points to v{present.version.number}, not to v{expected.number} as expected.",
+            f"{repository.repository}:{tag} points to v{present.version.number}, not to v{expected.number}.",
             current=present,
         )
     return present.generation

@@ -24,7 +24,9 @@ def delete(state: State, ref: str, yes: bool) -> None:
     output = state.output()
     if wanted.tag is not None:
         raise RegistryError(
-            "usage", f"{ref!r} is a tag.", way_out=f"Remove the tag with `lora-reg untag {ref}`, or name the version as NAME:vN."
+            "usage",
+            f"{ref!r} is a tag.",
+            way_out=f"Remove the tag with `lora-reg untag {ref}`, or name the version as NAME:vN.",
         )
     if wanted.is_bare:
         view = client.repository(wanted)
@@ -46,7 +48,9 @@ def delete(state: State, ref: str, yes: bool) -> None:
 def yank(state: State, ref: str, reason: str) -> None:
     """Warn everybody off a version, without removing it."""
     view = state.client().yank(ref, reason)
-    state.output().result("lora-reg/version/1", view, human=[f"{views.label(view)}  yanked: {view.yanked}"], quiet=[views.name_of(view)])
+    state.output().result(
+        "lora-reg/version/1", view, human=[f"{views.label(view)}  yanked: {view.yanked}"], quiet=[views.name_of(view)]
+    )
 
 
 @click.command(cls=Command)
@@ -55,4 +59,6 @@ def yank(state: State, ref: str, reason: str) -> None:
 def unyank(state: State, ref: str) -> None:
     """Take a yank back."""
     view = state.client().unyank(ref)
-    state.output().result("lora-reg/version/1", view, human=[f"{views.label(view)}  no longer yanked"], quiet=[views.name_of(view)])
+    state.output().result(
+        "lora-reg/version/1", view, human=[f"{views.label(view)}  no longer yanked"], quiet=[views.name_of(view)]
+    )

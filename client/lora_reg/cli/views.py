@@ -8,6 +8,8 @@ from typing import Any
 from lora_reg.cli.text import fields, plural, short, size, table, when
 from lora_reg.spec.wire import JobView, ReportView, RepositoryView, TagEvent, TagView, VersionRef, VersionView
 
+_FACTS = {"base": "base as configured"}
+
 
 def name_of(version: VersionView | VersionRef) -> str:
     """`namespace/name:vN`: short, and never means anything else."""
@@ -33,11 +35,14 @@ def version(view: VersionView) -> list[str]:
             ("parents", ", ".join(name_of(parent) for parent in view.parents)),
             ("weights", "not stored (--manifest-only)" if view.weights_absent else None),
             *((f"meta {key}", value) for key, value in sorted(view.meta.items())),
-            *((name.replace("_", " "), _fact(value)) for name, value in (view.facts or {}).items()),
+            *((_FACTS.get(name, name.replace("_", " ")), _fact(value)) for name, value in (view.facts or {}).items()),
         ]
     )
     lines.append(f"  {plural(len(view.files), 'file')}, {size(view.size)}")
-    lines += [f"    {line}" for line in table(("PATH", "SIZE", "DIGEST"), [(f.path, size(f.size), short(f.digest)) for f in view.files])]
+    lines += [
+        f"    {line}"
+        for line in table(("PATH", "SIZE", "DIGEST"), [(f.path, size(f.size), short(f.digest)) for f in view.files])
+    ]
     return lines
 
 
@@ -98,7 +103,16 @@ def tag(view: TagView) -> str:
 def moves(events: Sequence[TagEvent]) -> list[str]:
     return table(
         ("TAG", "MOVE", "WHEN", "BY", "REASON"),
-        [(event.tag, f"{_number(event.from_number)} -> {_number(event.to_number)}", when(event.at), event.author, _cut(event.reason)) for event in events],
+        [
+            (
+                event.tag,
+                f"{_number(event.from_number)} -> {_number(event.to_number)}",
+                when(event.at),
+                event.author,
+                _cut(event.reason),
+            )
+            for event in events
+        ],
     )
 
 
@@ -124,7 +138,14 @@ def jobs(views: Iterable[JobView]) -> list[str]:
     return table(
         ("ID", "KIND", "STATE", "TITLE", "RESULT", "UPDATED"),
         [
-            (view.id, view.kind, view.state, _cut(view.title), name_of(view.result) if view.result else "", when(view.updated_at))
+            (
+                view.id,
+                view.kind,
+                view.state,
+                _cut(view.title),
+                name_of(view.result) if view.result else "",
+                when(view.updated_at),
+            )
             for view in views
         ],
     )
@@ -132,7 +153,13 @@ def jobs(views: Iterable[JobView]) -> list[str]:
 
 def report(view: ReportView) -> list[str]:
     lines = [f"{view.kind}  {'passed' if view.passed else 'failed'}  {short(view.version)}"]
-    lines += fields([("report", view.id), ("created", when(view.created_at)), *((name.replace("_", " "), _fact(value)) for name, value in view.body.items())])
+    lines += fields(
+        [
+            ("report", view.id),
+            ("created", when(view.created_at)),
+            *((name.replace("_", " "), _fact(value)) for name, value in view.body.items()),
+        ]
+    )
     return lines + [f"  {finding.severity}: {finding.message}" for finding in view.findings]
 
 
@@ -143,7 +170,7 @@ def _number(number: int | None) -> str:
 def _fact(value: Any) -> str | None:
     """A fact in one line; long tables are counted, since `--json` has them whole."""
     match value:
-        case None | False | [] | {} | "":
+        case None | False | 0 | [] | {} | "":
             return None
         case True:
             return "yes"

@@ -52,7 +52,9 @@ def fetch_blobs(client: Client, ref: Reference, entries: list[FileEntry], cache:
         progress.end()
 
 
-def _fetch(client: Client, ref: Reference, entry: FileEntry, cache: Cache, progress: Progress, stop: threading.Event) -> int:
+def _fetch(
+    client: Client, ref: Reference, entry: FileEntry, cache: Cache, progress: Progress, stop: threading.Event
+) -> int:
     with cache.lock(f"blob-{entry.digest.hex}", stop) as held:
         if cache.has(entry.digest, entry.size):
             progress.advance(entry.size)
@@ -74,7 +76,7 @@ def _fetch(client: Client, ref: Reference, entry: FileEntry, cache: Cache, progr
             part.unlink(missing_ok=True)
             raise RegistryError(
                 "digest-mismatch",
-                f"{entry.path}: the bytes that came have sha256 {transfer.hex[:12]}…, expected {entry.digest.hex[:12]}….",
+                f"{entry.path}: the bytes that came have sha256 {transfer.hex[:12]}, expected {entry.digest.hex[:12]}.",
                 way_out=_WAY_OUT,
             )
         cache.adopt(part, entry.digest)
@@ -89,7 +91,9 @@ class _Transfer:
     ) -> None:
         self._client, self._ref, self._entry = client, ref, entry
         self._progress, self._stop = progress, stop
-        self._file: BinaryIO = os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b", buffering=0)
+        self._file: BinaryIO = os.fdopen(
+            os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b", buffering=0
+        )
         self._hash = hashlib.sha256()
         self._at = 0
         self.received = 0
@@ -172,7 +176,9 @@ class _Transfer:
 
     def _wrong_size(self, how: str) -> RegistryError:
         return RegistryError(
-            "size-mismatch", f"{self._entry.path} should have {self._entry.size} bytes; what came {how}.", way_out=_WAY_OUT
+            "size-mismatch",
+            f"{self._entry.path} should have {self._entry.size} bytes; what came {how}.",
+            way_out=_WAY_OUT,
         )
 
 

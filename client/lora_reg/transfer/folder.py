@@ -113,7 +113,9 @@ def _copy(cache: Cache, entry: FileEntry, place: Path) -> None:
         os.fsync(sink.fileno())
     if state.hexdigest() != entry.digest.hex:
         blob.unlink(missing_ok=True)
-        raise RegistryError("digest-mismatch", f"{entry.path} in the cache was damaged and has been removed.", way_out="Pull again.")
+        raise RegistryError(
+            "digest-mismatch", f"{entry.path} in the cache was damaged and has been removed.", way_out="Pull again."
+        )
 
 
 def _look(target: Path, record: Written | None) -> dict[str, str]:

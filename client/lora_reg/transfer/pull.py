@@ -88,7 +88,9 @@ def pull(
     else:
         path, written = Path(output), write_folder(Path(output), meaning.digest, manifest, cache)
     if meaning.asked:
-        refs.write(cache, client.settings.server, wanted, digest=meaning.digest, number=meaning.number, etag=meaning.etag)
+        refs.write(
+            cache, client.settings.server, wanted, digest=meaning.digest, number=meaning.number, etag=meaning.etag
+        )
     return Pulled(
         reference=str(wanted),
         namespace=version.namespace or "",
@@ -115,7 +117,9 @@ def _ask(client: Client, wanted: Reference, cache: Cache) -> _Meaning:
         return _Meaning(Digest.parse(last.digest), last.number, asked=False)
     digest = Digest.parse(view.digest)
     if wanted.digest is not None and digest != wanted.digest:
-        raise RegistryError("digest-mismatch", f"The server answered {digest.short} where {wanted.digest.short} was asked for.")
+        raise RegistryError(
+            "digest-mismatch", f"The server answered {digest.short} where {wanted.digest.short} was asked for."
+        )
     return _Meaning(digest, view.number, etag, view.yanked)
 
 

@@ -153,16 +153,22 @@ def pin_base(client: Client, base: str) -> PinnedBase:
         if error.code != "not-found":
             raise
         raise RegistryError(
-            "not-found", error.detail, way_out="See `lora-reg base list`; register it with `lora-reg base add NAME DIR`."
+            "not-found",
+            error.detail,
+            way_out="See `lora-reg base list`; register it with `lora-reg base add NAME DIR`.",
         ) from error
     if view.kind != "base":
         raise RegistryError(
-            "conflict", f"{view.namespace}/{view.name} is of kind {view.kind}, not base.", way_out="See `lora-reg base list`."
+            "conflict",
+            f"{view.namespace}/{view.name} is of kind {view.kind}, not base.",
+            way_out="See `lora-reg base list`.",
         )
     raw = client.fingerprint(f"{view.namespace}/{view.name}@{view.digest}")
     stated = (view.facts or {}).get("fingerprint")
     if stated is not None and str(Digest.of(raw)) != stated:
-        raise RegistryError("digest-mismatch", f"The fingerprint of {view.namespace}/{view.name} differs from its digest.")
+        raise RegistryError(
+            "digest-mismatch", f"The fingerprint of {view.namespace}/{view.name} differs from its digest."
+        )
     names = frozenset({*repository.aliases, view.name, f"{view.namespace}/{view.name}"})
     return PinnedBase(view, parse_fingerprint(raw), names)
 
@@ -175,7 +181,9 @@ def _base_reader(client: Client, pinned: PinnedBase) -> Any:
         with client.file(pinned.reference, tensor.file, start=start, end=start + length) as response:
             data = response.read()
         if len(data) != length:
-            raise RegistryError("size-mismatch", f"{tensor.file} of the base: {len(data)} bytes came where {length} were asked for.")
+            raise RegistryError(
+                "size-mismatch", f"{tensor.file} of the base: {len(data)} bytes came where {length} were asked for."
+            )
         return data
 
     return read
@@ -189,11 +197,15 @@ def _target(client: Client, folder: str | Path, to: str | None, tags: Sequence[s
             to = reference.check_name(name)
         except RegistryError as error:
             raise RegistryError(
-                "usage", f"The folder's name {name!r} cannot be the name of a repository.", way_out="Give one: push DIR --base BASE NAMESPACE/NAME."
+                "usage",
+                f"The folder's name {name!r} cannot be the name of a repository.",
+                way_out="Give one: push DIR --base BASE NAMESPACE/NAME.",
             ) from error
     parsed = client.parse(to)
     if parsed.is_pinned:
-        raise RegistryError("usage", f"{to!r} names a version; its number is given by the server.", way_out="Name the repository alone.")
+        raise RegistryError(
+            "usage", f"{to!r} names a version; its number is given by the server.", way_out="Name the repository alone."
+        )
     wanted = [reference.check_tag(tag) for tag in (*tags, *((parsed.tag,) if parsed.tag else ()))]
     return Reference(parsed.name, parsed.namespace), list(dict.fromkeys(wanted))
 

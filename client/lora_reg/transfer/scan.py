@@ -30,7 +30,7 @@ Reader = Callable[[str, int, int], bytes]
 
 @dataclass(frozen=True, slots=True)
 class LocalFile:
-    """A regular file. `path` is relative to the folder, with '/'. `stamp` (device, inode, size, time) tells a change."""
+    """A regular file. `path` is relative to the folder, with '/'. `stamp`: device, inode, size, time of change."""
 
     path: str
     location: Path
@@ -39,7 +39,7 @@ class LocalFile:
     follow: bool
 
     def open(self) -> int:
-        """A descriptor of the file that was scanned. Raises RegistryError `digest-mismatch` where it is another by now."""
+        """A descriptor of the file as scanned. Raises RegistryError `digest-mismatch` where it is another by now."""
         try:
             descriptor = os.open(self.location, _OPEN | (0 if self.follow else _NOFOLLOW))
         except OSError as error:
@@ -120,7 +120,12 @@ def scan_folder(folder: Path, *, follow_links: bool = False) -> Scan:
                     _place(entry, prefix + entry.name, follow_links, files, findings, waiting)
         if len(files) + len(findings) > MAX_FILES:
             findings.append(
-                Finding(code="too-many-files", severity="error", message=f"There are more than {MAX_FILES} files.", found=str(len(files)))
+                Finding(
+                    code="too-many-files",
+                    severity="error",
+                    message=f"There are more than {MAX_FILES} files.",
+                    found=str(len(files)),
+                )
             )
             break
     if not files and not findings:
@@ -130,7 +135,12 @@ def scan_folder(folder: Path, *, follow_links: bool = False) -> Scan:
 
 
 def _place(
-    entry: os.DirEntry[str], path: str, follow_links: bool, files: list[LocalFile], findings: list[Finding], waiting: list[str]
+    entry: os.DirEntry[str],
+    path: str,
+    follow_links: bool,
+    files: list[LocalFile],
+    findings: list[Finding],
+    waiting: list[str],
 ) -> None:
     status = entry.stat(follow_symlinks=False)
     linked = stat.S_ISLNK(status.st_mode)
@@ -150,14 +160,20 @@ def _place(
 
 def _require_folder(folder: Path) -> Path:
     if not os.path.lexists(folder):
-        raise RegistryError("usage", f"There is no folder {str(folder)!r}.", way_out="Name the folder that holds the files.")
+        raise RegistryError(
+            "usage", f"There is no folder {str(folder)!r}.", way_out="Name the folder that holds the files."
+        )
     if folder.is_dir():
         return folder.resolve()
     kind = "an archive" if folder.name.lower().endswith(_ARCHIVES) else _kind(folder.lstat().st_mode, False)
     message = f"{folder} is {kind}, and a folder is expected: archives are never unpacked."
     way_out = "Unpack it yourself, look at what is in it, and name the folder."
-    finding = Finding(code="not-a-folder", severity="error", message=message, found=kind, expected="a folder", way_out=way_out)
-    raise RegistryError("rejected", message, way_out=way_out, findings=[{"code": finding.code, "severity": "error", "message": message}])
+    finding = Finding(
+        code="not-a-folder", severity="error", message=message, found=kind, expected="a folder", way_out=way_out
+    )
+    raise RegistryError(
+        "rejected", message, way_out=way_out, findings=[{"code": finding.code, "severity": "error", "message": message}]
+    )
 
 
 def _read_exactly(descriptor: int, path: str, offset: int, length: int) -> bytes:
@@ -211,5 +227,7 @@ def _finding(path: str, what: str, code: str) -> Finding:
 
 def _changed(path: str, how: str) -> RegistryError:
     return RegistryError(
-        "digest-mismatch", f"{path} changed while it was read: {how}.", way_out="Push again when nothing writes to the folder."
+        "digest-mismatch",
+        f"{path} changed while it was read: {how}.",
+        way_out="Push again when nothing writes to the folder.",
     )

@@ -30,7 +30,9 @@ def send_blobs(client: Client, session: UploadSession, files: Mapping[str, Local
     progress.begin("Sending", sum(target.size for target in needed))
     pool = ThreadPoolExecutor(PARALLEL)
     try:
-        tasks = [pool.submit(_send, client, session.id, target, files[target.digest], progress, stop) for target in needed]
+        tasks = [
+            pool.submit(_send, client, session.id, target, files[target.digest], progress, stop) for target in needed
+        ]
         done, _ = wait(tasks, return_when=FIRST_EXCEPTION)
         failed = next((task.exception() for task in done if task.exception()), None)
         if failed is not None:
@@ -82,4 +84,6 @@ def _fresh(client: Client, upload_id: str, target: UploadTarget) -> UploadTarget
     for candidate in client.upload(upload_id).blobs:
         if candidate.digest == target.digest and candidate.url is not None:
             return candidate
-    raise RegistryError("storage-unavailable", f"The store refused {target.digest[:19]} and no other way to send it was given.")
+    raise RegistryError(
+        "storage-unavailable", f"The store refused {target.digest[:19]} and no other way to send it was given."
+    )
