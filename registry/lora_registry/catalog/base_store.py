@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlmodel import Session, col, select
 
-from lora_registry.db.tables import BaseAlias, BaseFingerprintRow
+from lora_registry.db.tables import BaseAlias, BaseFingerprintRow, Repository
 
 
 def aliases(session: Session, repository_id: int) -> list[str]:
@@ -14,6 +14,20 @@ def aliases(session: Session, repository_id: int) -> list[str]:
 
 def alias(session: Session, namespace: str, text: str) -> BaseAlias | None:
     return session.exec(select(BaseAlias).where(BaseAlias.namespace == namespace, BaseAlias.alias == text)).first()
+
+
+def by_alias(session: Session, text: str, *, namespace: str | None) -> Repository | None:
+    """The live base with this alias, in one namespace or (None) in any. None where there is none, or several."""
+    query = (
+        select(Repository)
+        .join(BaseAlias, col(BaseAlias.repository_id) == col(Repository.id))
+        .where(BaseAlias.alias == text, col(Repository.deleted_at).is_(None))
+        .limit(2)
+    )
+    if namespace is not None:
+        query = query.where(BaseAlias.namespace == namespace)
+    found = list(session.exec(query))
+    return found[0] if len(found) == 1 else None
 
 
 def fingerprint(session: Session, version_id: int) -> BaseFingerprintRow | None:
