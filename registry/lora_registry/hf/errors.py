@@ -22,17 +22,24 @@ MAX_HEADER: Final = 500
 
 def repo_not_found(repo_id: str) -> RegistryError:
     """Also for what the caller may not read: the answer is the same."""
-    return RegistryError("not-found", f"There is no repository {repo_id[:200]!r}.", hub="RepoNotFound")
+    return RegistryError(
+        "not-found",
+        f"There is no repository {repo_id[:200]!r} that you may read.",
+        way_out="Look for it with `lora-reg list`; nothing is fetched from huggingface.co.",
+        hub="RepoNotFound",
+    )
 
 
 def revision_not_found(detail: str) -> RegistryError:
     """The one answer that stops clients that have the files in their cache already."""
-    return RegistryError("not-found", detail, hub="RevisionNotFound")
+    way_out = "Revisions are main, tags, v1 and so on, and commits of 40 hex digits."
+    return RegistryError("not-found", detail, way_out=way_out, hub="RevisionNotFound")
 
 
 def entry_not_found(detail: str, *, commit: str) -> RegistryError:
     """commit lets clients remember that this version has no such file."""
-    return RegistryError("not-found", detail, hub="EntryNotFound", commit=commit)
+    way_out = "List the files with `lora-reg show`."
+    return RegistryError("not-found", detail, way_out=way_out, hub="EntryNotFound", commit=commit)
 
 
 def read_only() -> RegistryError:
@@ -44,27 +51,10 @@ def read_only() -> RegistryError:
 
 
 def answer(request: Request[Any, Any, Any], error: RegistryError) -> Response[Any]:
-    """A RegistryError as a Hub client reads it. Never a bare 401: over http it would be taken for anything."""
-    kind, request_id = error.kind, new_id()[:16]
-    if kind.status >= 500:
+    """A RegistryError as a Hub client reads it."""
+    if error.kind.status >= 500:
         log.error("%s %s: %s: %s", request.method, request.url.path, error.code, error.detail, exc_info=error)
-    # The Hub has no 410 for a model; a client that meets one does not know it.
-    status = 404 if error.code == "deleted" else kind.status
-    headers = {
-        "X-Error-Message": header_text(f"{error.detail} {error.way_out}"),
-        "X-Request-Id": request_id,
-        "Cache-Control": "no-store",
-    }
-    if hub := error.facts.get("hub", "RepoNotFound" if status == 401 else None):
-        headers["X-Error-Code"] = hub
-    if commit := error.facts.get("commit"):
-        headers["X-Repo-Commit"] = commit
-    if status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    if kind.retryable and status != 500:
-        headers["Retry-After"] = "2"
-    body = msgspec.json.encode({"error": error.detail, "code": error.code, "request_id": request_id})
-    return Response(body, status_code=status, media_type="application/json", headers=headers)
+    return _response(error)
 
 
 def framework_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
@@ -76,7 +66,29 @@ def framework_error(request: Request[Any, Any, Any], error: HTTPException) -> Re
 def any_error(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
     """Whatever else: logged whole, answered without a word of it."""
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return answer(request, RegistryError("internal", "The service failed."))
+    return _response(RegistryError("internal", "The service failed."))
+
+
+def _response(error: RegistryError) -> Response[Any]:
+    kind, request_id = error.kind, new_id()[:16]
+    # The Hub has no 410 for a model; a client would not know what it means.
+    status = 404 if error.code == "deleted" else kind.status
+    headers = {
+        "X-Error-Message": header_text(f"{error.detail} {error.way_out}"),
+        "X-Request-Id": request_id,
+        "Cache-Control": "no-store",
+    }
+    # Never a bare 401: over http, clients take it for anything.
+    if hub := error.facts.get("hub", "RepoNotFound" if status == 401 else None):
+        headers["X-Error-Code"] = hub
+    if commit := error.facts.get("commit"):
+        headers["X-Repo-Commit"] = commit
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if kind.retryable and status != 500:
+        headers["Retry-After"] = "2"
+    body = msgspec.json.encode({"error": error.detail, "code": error.code, "request_id": request_id})
+    return Response(body, status_code=status, media_type="application/json", headers=headers)
 
 
 def header_text(text: str) -> str:

@@ -25,12 +25,14 @@ WITHOUT_REVISION: Final[dict[str, Verb]] = {"refs": "refs", "auth-check": "auth-
 @dataclass(frozen=True, slots=True)
 class Call:
     """A request. repo: the id as it was asked for, of one part or two. revision: unquoted, `main` where the path names
-    none. path: of a file or folder, '' for the root. channel: the tag that stands for `main`."""
+    none. path: of a file or folder, '' for the root. paths: what a body asks about. channel: the tag that stands for
+    `main`."""
 
     verb: Verb
     repo: str = ""
     revision: str = "main"
     path: str = ""
+    paths: tuple[str, ...] = ()
     channel: str | None = None
 
 

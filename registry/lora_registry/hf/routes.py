@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import parse_qs, urlencode
 
+import anyio.to_thread
 import msgspec
 from litestar import HttpMethod, Request, Response, Router, route
 from litestar.exceptions import HTTPException
@@ -20,7 +22,7 @@ from lora_registry.context import Context
 from lora_registry.hf import errors, mapping, revisions
 from lora_registry.hf.paths import Call, Verb, parse
 from lora_registry.http.answers import matches, reply
-from lora_registry.http.bodies import from_thread, send_blob
+from lora_registry.http.bodies import send_blob
 from lora_registry.runtime import paging
 from lora_registry.runtime.clock import iso
 
@@ -31,24 +33,36 @@ MAX_BODY: Final = 1024 * 1024
 """Bytes of the list of paths that one request may ask about."""
 PAGE: Final = 100
 MODELS: Final = 1000
+WHERE: Final = "The native API is documented at /schema/openapi.json."
+
+
+class Paths(msgspec.Struct):
+    """The body of paths-info as JavaScript clients send it."""
+
+    paths: tuple[str, ...] = ()
 
 
 @route(
     "/{path:path}",
     http_method=[HttpMethod.GET, HttpMethod.HEAD, HttpMethod.POST, HttpMethod.PUT, HttpMethod.DELETE],
     status_code=200,
-    sync_to_thread=True,
     include_in_schema=False,
     request_max_body_size=MAX_BODY,
 )
-def serve(request: R, ctx: Context) -> Response[Any]:
+async def serve(request: R, ctx: Context) -> Response[Any]:
     """Whatever a Hub client asks. The path is read raw: see `paths`."""
     raw = request.scope["raw_path"].decode("ascii", "replace")
     call = parse(raw.partition("/hf/")[2])
     if request.method not in ("GET", "HEAD") and not (call and call.verb == "paths-info" and request.method == "POST"):
         raise errors.read_only()
     if call is None:
-        raise RegistryError("not-found", "The Hub dialect of this registry has no such path.")
+        raise RegistryError("not-found", "The Hub dialect of this registry has no such path.", way_out=WHERE)
+    if call.verb == "paths-info":
+        call = replace(call, paths=_paths(request, await request.body()))
+    return await anyio.to_thread.run_sync(_answer, request, ctx, call)
+
+
+def _answer(request: R, ctx: Context, call: Call) -> Response[Any]:
     return ANSWERS[call.verb](request, ctx, principal_of(request, ctx), call)
 
 
@@ -71,7 +85,7 @@ def show_tree(request: R, ctx: Context, principal: Principal, call: Call) -> Res
 
 def show_paths(request: R, ctx: Context, principal: Principal, call: Call) -> Response[Any]:
     view = revisions.view(ctx, *revisions.find(ctx, principal, call))
-    return reply(request, mapping.paths_info(view.files, _paths(request)), headers=mapping.warning(view.yanked))
+    return reply(request, mapping.paths_info(view.files, call.paths), headers=mapping.warning(view.yanked))
 
 
 def show_refs(request: R, ctx: Context, principal: Principal, call: Call) -> Response[Any]:
@@ -99,9 +113,7 @@ def list_models(request: R, ctx: Context, principal: Principal, _call: Call) -> 
             namespace=request.query_params.get("author"),
             pattern=f"*{search}*" if search else None,
             cursor=request.query_params.get("cursor"),
-            limit=max(1, min(int(limit), MODELS))
-            if limit.isascii() and limit.isdigit() and len(limit) < 10
-            else COMMITS,
+            limit=_limit(request),
         )
     except RegistryError as error:
         if error.code == "invalid-request" and search:
@@ -174,14 +186,13 @@ def _limit(request: R) -> int:
     return max(1, min(int(text), MODELS)) if re.fullmatch("[0-9]{1,9}", text) else PAGE
 
 
-def _paths(request: R) -> list[str]:
+def _paths(request: R, body: bytes) -> tuple[str, ...]:
     """The paths of a form, as Python clients send it, or of JSON, as JavaScript clients do."""
-    body = b"".join(from_thread(request))
     try:
         if request.headers.get("content-type", "").startswith("application/json"):
-            return msgspec.convert(msgspec.json.decode(body).get("paths", []), list[str])
-        return parse_qs(body.decode(), max_num_fields=10_000).get("paths", [])
-    except (ValueError, AttributeError) as error:
+            return msgspec.json.decode(body, type=Paths).paths
+        return tuple(parse_qs(body.decode(), max_num_fields=10_000).get("paths", []))
+    except ValueError as error:
         raise RegistryError("invalid-request", "The body holds no list of paths.") from error
 
 
