@@ -15,10 +15,10 @@ def push_folder(
 ) -> httpx.Response:
     """Push the files of a folder; returns the answer to the commit, or the first one that is an error."""
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    return push_files(client, namespace, name, kind, files, **commit_fields)
+    return push(client, namespace, name, kind, files, **commit_fields)
 
 
-def push_files(
+def push(
     client: httpx.Client, namespace: str, name: str, kind: str, files: Mapping[str, bytes], **commit_fields: Any
 ) -> httpx.Response:
     """The same for files in memory."""
