@@ -20,6 +20,7 @@ from lora_registry.auth.guards import principal_of
 from lora_registry.catalog.routes import router as catalog
 from lora_registry.context import Context
 from lora_registry.db import migrate
+from lora_registry.hf.routes import router as hf
 from lora_registry.http import problems
 from lora_registry.operations.routes import router as operations
 from lora_registry.push.routes import router as push
@@ -61,7 +62,7 @@ def create_app(ctx: Context) -> Litestar:
         return ctx
 
     return Litestar(
-        route_handlers=[healthz, readyz, Router(API, route_handlers=[catalog, push, operations])],
+        route_handlers=[healthz, readyz, Router(API, route_handlers=[catalog, push, operations]), hf],
         dependencies={
             "ctx": Provide(provide_context, sync_to_thread=False),
             "principal": Provide(principal_of, sync_to_thread=ctx.settings.auth != "none"),

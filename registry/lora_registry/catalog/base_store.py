@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from sqlmodel import Session, col, select
 
-from lora_registry.db.tables import BaseAlias, BaseFingerprintRow
+from lora_registry.db.tables import BaseAlias, BaseFingerprintRow, Repository
 
 
 def aliases(session: Session, repository_id: int) -> list[str]:
@@ -24,6 +24,20 @@ def rendered_templates(session: Session, version_ids: Iterable[int]) -> dict[int
         col(BaseFingerprintRow.version_id).in_(set(version_ids)), col(BaseFingerprintRow.rendered_template).is_not(None)
     )
     return {version_id: rendered for version_id, rendered in session.exec(query) if rendered}
+
+
+def by_alias(session: Session, text: str, *, namespace: str | None) -> Repository | None:
+    """The live base with this alias, in one namespace or (None) in any. None where there is none, or several."""
+    query = (
+        select(Repository)
+        .join(BaseAlias, col(BaseAlias.repository_id) == col(Repository.id))
+        .where(BaseAlias.alias == text, col(Repository.deleted_at).is_(None))
+        .limit(2)
+    )
+    if namespace is not None:
+        query = query.where(BaseAlias.namespace == namespace)
+    found = list(session.exec(query))
+    return found[0] if len(found) == 1 else None
 
 
 def fingerprint(session: Session, version_id: int) -> BaseFingerprintRow | None:

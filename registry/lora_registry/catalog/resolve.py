@@ -37,10 +37,15 @@ def version(
     A selector is `latest`, a tag, `vN`, `sha256:…`, `tag@sha256:…`, or a commit id of 40 hex digits.
     """
     repo = repository(session, principal, namespace, name)
+    return repo, in_repository(session, repo, selector)
+
+
+def in_repository(session: Session, repo: Repository, selector: str) -> Version:
+    """The same in a repository that was found already."""
     if _COMMIT.match(selector):
         found = store.version_by_commit(session, repo.id or 0, selector)
-        return repo, _live(found, repo, f"commit {selector[:12]}")
-    return repo, _select(session, repo, reference.parse_selector(namespace, name, selector))
+        return _live(found, repo, f"commit {selector[:12]}")
+    return _select(session, repo, reference.parse_selector(repo.namespace, repo.name, selector))
 
 
 def by_reference(session: Session, principal: Principal, ref: Reference) -> tuple[Repository, Version]:

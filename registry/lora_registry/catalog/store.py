@@ -123,6 +123,17 @@ def list_versions(session: Session, repository_id: int, *, before: int | None, l
     return list(session.exec(query.order_by(col(Version.number).desc()).limit(limit)))
 
 
+def commits(session: Session, repository_id: int, *, limit: int) -> list[tuple[int, str]]:
+    """Number and commit of live versions, newest first, without their manifests."""
+    query = (
+        select(Version.number, Version.commit_id)
+        .where(Version.repository_id == repository_id, col(Version.deleted_at).is_(None))
+        .order_by(col(Version.number).desc())
+        .limit(limit)
+    )
+    return [(number, commit) for number, commit in session.exec(query)]
+
+
 def files_of(session: Session, version_ids: Iterable[int]) -> dict[int, list[VersionBlob]]:
     """The files of several versions in one query."""
     result: dict[int, list[VersionBlob]] = {}

@@ -1,0 +1,67 @@
+"""What repository ids and revisions of Hub clients mean in our words. Pure.
+
+Most inference servers can name a repository but no revision. For them a tag or a version may stand in the id itself:
+`team/adapter.prod` and `team/adapter.v12` are `team/adapter` with another `main`, as long as no repository has that
+very name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from lora_reg.spec import reference
+from lora_reg.spec.errors import RegistryError
+
+MAIN: Final = "main"
+LATEST: Final = "latest"
+_EXACT: Final = re.compile(r"(?:v[1-9][0-9]{0,17}|[0-9a-f]{40})\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A repository that an id may mean. pin: the selector that stands for `main`, None for the newest version."""
+
+    namespace: str
+    name: str
+    pin: str | None = None
+
+
+def targets(repo_id: str) -> list[Target]:
+    """What an id may mean, the longest repository name first; nothing where it cannot be a name of ours."""
+    namespace, _, name = repo_id.rpartition("/")
+    namespace = namespace or reference.DEFAULT_NAMESPACE
+    if not _is(reference.check_namespace, namespace):
+        return []
+    found = [Target(namespace, name)] if _is(reference.check_name, name) else []
+    cut = name.rfind(".")
+    while cut > 0:
+        head, tail = name[:cut], name[cut + 1 :]
+        if _is(reference.check_name, head) and selector(tail) is not None:
+            found.append(Target(namespace, head, tail))
+        cut = name.rfind(".", 0, cut)
+    return found
+
+
+def selector(revision: str) -> str | None:
+    """`main`, or the native selector of a revision: a tag, `vN`, a commit of 40 hex digits. None where it is none."""
+    if revision in (MAIN, LATEST, "refs/heads/main"):
+        return MAIN
+    if revision.startswith("refs/tags/"):
+        revision = revision.removeprefix("refs/tags/")
+    return revision if is_exact(revision) or _is(reference.check_tag, revision) else None
+
+
+def is_exact(selector: str) -> bool:
+    """Whether a selector names one version for good (`vN`, a commit), rather than a tag that may move."""
+    return _EXACT.match(selector) is not None
+
+
+def _is(check: Callable[[str], str], text: str) -> bool:
+    try:
+        check(text)
+    except RegistryError:
+        return False
+    return True
