@@ -135,7 +135,7 @@ def test_what_is_not_supported_is_named(pattern, words):
 
 
 def test_the_budget_ends_all_work():
-    budget = Budget(10_000)
+    budget = Budget(5_000)
     regex = Regex(".*a.*b.*", budget=budget)
     with pytest.raises(PatternError):
         for number in range(10_000):

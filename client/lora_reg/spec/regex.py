@@ -17,7 +17,7 @@ from typing import Final
 from lora_reg.spec.regex_syntax import Node, PatternError, is_word, parse_pattern
 
 MAX_STATES: Final = 20_000
-MAX_WORK: Final = 20_000_000  # a few seconds
+MAX_WORK: Final = 3_000_000  # a few seconds; the longest patterns of trainers take a fifth of it
 _MAX_MEMO: Final = 20_000
 
 # A condition of an empty step: an assertion's letter, or (first state of a lookahead, whether it is negated).
@@ -56,7 +56,7 @@ class Regex:
         self._build(parse_pattern(pattern), self._start, self._final, 0)
 
     def matches(self, text: str) -> bool:
-        self._budget.spend(len(text))
+        self._budget.spend(1 + len(text) // 8)  # a step that is remembered costs little
         states: frozenset[int] = frozenset()
         for position in range(len(text), -1, -1):
             here = text[position] if position < len(text) else ""
