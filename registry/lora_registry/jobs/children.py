@@ -75,7 +75,7 @@ class Children:
             _send(process, {"target": target, "spec": spec})
             outcome = stream.follow(timeout=timeout)
             if outcome is not None:
-                _let_end(process)
+                _let_end(process)  # exit handlers may have something to write
         finally:
             with self._lock:
                 self._running.discard(process)
@@ -95,11 +95,14 @@ class Children:
         return outcome["result"]
 
     def stop(self) -> None:
-        """Kill every child. The steps that wait for them never return, so nothing is recorded for them."""
+        """Kill every child and see it dead. Their steps never return, so nothing is recorded for them."""
         with self._lock:
             self._stopping = True
-            for process in self._running:
+            running = list(self._running)
+            for process in running:
                 _kill(process)
+        for process in running:
+            _let_end(process)
 
 
 class _Stream:
@@ -199,11 +202,14 @@ def _send(process: subprocess.Popen[bytes], request: dict[str, Any]) -> None:
 
 def _has_ended(process: subprocess.Popen[bytes]) -> bool:
     # Without reaping it: while it is a zombie nobody else can get its number, and what it started can be killed by it.
-    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    try:
+        return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True  # reaped by the thread that waits for it
 
 
 def _let_end(process: subprocess.Popen[bytes]) -> None:
-    """Its result is here; give its exit handlers a moment."""
+    """Wait a moment for its end."""
     deadline = time.monotonic() + _LINGER
     while not _has_ended(process) and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -92,7 +92,7 @@ def run_worker(
         on_lost=lost,
     )
     heartbeat.start()
-    _launch(engine, handlers, executor_id=executor_id, children=children, queues=queues)
+    _launch(engine, handlers, executor_id=executor_id, children=children, queues=queues, lease_seconds=lease_seconds)
     for queue in queues:
         DBOS.register_queue(
             queue,
@@ -128,6 +128,7 @@ def _launch(
     executor_id: str,
     children: Children,
     queues: Sequence[str],
+    lease_seconds: float,
 ) -> None:
     url = engine.url.render_as_string(hide_password=False)
     serializer = DBOSPortableJSONSerializer()
@@ -145,6 +146,8 @@ def _launch(
         "serializer": serializer,
         "use_listen_notify": False,
         "sys_db_pool_size": 10,
+        # A frozen worker may hold the lock of a job's row; PostgreSQL ends its transaction when its lease has run out.
+        "sys_db_idle_transaction_timeout_sec": lease_seconds,
         "log_level": "WARNING",
     }
     DBOS(config=config)
