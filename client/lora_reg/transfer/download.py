@@ -128,14 +128,16 @@ class _Transfer:
     def run(self) -> None:
         """Receive until the file is whole. Raises `size-mismatch`, `unavailable`, what the answers say."""
         breaks = 0
+        furthest = self._at
         while self._at < self._entry.size:
-            before = self._at
             broke: Exception | None = None
             try:
                 self._receive()
             except httpx.RequestError as error:
                 broke = error
-            breaks = 0 if self._at > before else breaks + 1
+            # Further than ever before, not than a moment ago: a file that always ends early and starts anew ends too.
+            breaks = 0 if self._at > furthest else breaks + 1
+            furthest = max(furthest, self._at)
             if self._at < self._entry.size and breaks >= BREAKS:
                 if isinstance(broke, httpx.HTTPError):
                     raise unreachable(self._client.transport.server, broke, refused=False) from broke
