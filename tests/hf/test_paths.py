@@ -41,6 +41,9 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
         ("team/a/resolve/main/%FF", None),
         ("team/a/resolve/main/%00", None),
         ("channels/prod", None),
+        ("channels/v1/api/models/team/a", None),
+        ("channels/a%2Fb/api/models/team/a", None),
+        ("channels/sha256:00/api/models/team/a", None),
         ("", None),
     ],
 )

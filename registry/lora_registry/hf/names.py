@@ -51,7 +51,11 @@ def selector(revision: str) -> str | None:
         return MAIN
     if revision.startswith("refs/tags/"):
         revision = revision.removeprefix("refs/tags/")
-    return revision if is_exact(revision) or _is(reference.check_tag, revision) else None
+    return revision if is_exact(revision) or is_tag(revision) else None
+
+
+def is_tag(text: str) -> bool:
+    return _is(reference.check_tag, text)
 
 
 def is_exact(selector: str) -> bool:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 from urllib.parse import unquote
 
+from lora_registry.hf.names import is_tag
+
 Verb = Literal["info", "tree", "paths-info", "refs", "commits", "auth-check", "file", "list", "whoami", "other-kind"]
 
 WITH_REVISION: Final[dict[str, Verb]] = {
@@ -45,7 +47,7 @@ def parse(raw: str) -> Call | None:
     if "" in parts or any("\0" in part for part in parts):
         return None
     if parts[0] == "channels" and len(parts) > 2:
-        found = _parse(parts[2:])
+        found = _parse(parts[2:]) if is_tag(parts[1]) else None
         return found and replace(found, channel=parts[1])
     return _parse(parts)
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
-from urllib.parse import parse_qs, urlencode
+from urllib.parse import parse_qs, parse_qsl, urlencode
 
 import anyio.to_thread
 import msgspec
@@ -200,7 +200,8 @@ def _next(request: R, cursor: str | None) -> dict[str, str]:
     """The Link to the next page: the same request from there on."""
     if cursor is None:
         return {}
-    query = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
+    given = parse_qsl(request.scope["query_string"].decode("ascii", "replace"), keep_blank_values=True)
+    query = [(name, value) for name, value in given if name != "cursor"]
     url = request.url
     path = request.scope["raw_path"].decode("ascii", "replace")
     return {"Link": f'<{url.scheme}://{url.netloc}{path}?{urlencode([*query, ("cursor", cursor)])}>; rel="next"'}
