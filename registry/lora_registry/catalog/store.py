@@ -138,10 +138,10 @@ def file(session: Session, version_id: int, path: str) -> VersionBlob | None:
     ).first()
 
 
-def blob_is_readable(session: Session, digest: str, namespace: str | None) -> bool:
-    """Whether a live version in this namespace (None: in any) holds the blob."""
+def readable_blob(session: Session, digest: str, namespace: str | None) -> int | None:
+    """The size of a blob that a live version in this namespace (None: in any) holds; None where there is none."""
     query = (
-        select(VersionBlob.version_id)
+        select(VersionBlob.size)
         .join(Version, col(Version.id) == col(VersionBlob.version_id))
         .join(Repository, col(Repository.id) == col(Version.repository_id))
         .where(VersionBlob.digest == digest, col(VersionBlob.stored).is_(True), col(Version.deleted_at).is_(None))
@@ -149,7 +149,7 @@ def blob_is_readable(session: Session, digest: str, namespace: str | None) -> bo
     )
     if namespace is not None:
         query = query.where(Repository.namespace == namespace)
-    return session.exec(query).first() is not None
+    return session.exec(query).first()
 
 
 def tag(session: Session, repository_id: int, name: str) -> Tag | None:
