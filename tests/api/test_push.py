@@ -15,7 +15,7 @@ def test_a_push_gives_a_version_with_all_it_was_told(site: Site) -> None:
     name = unique("told")
     first = site.pushed("ns", name, 1)
     answer = site.push(
-        "ns", name, 2, message="better", meta={"run": "42"}, tags=["candidate"], parents=[f"{name}:v1"]
+        "ns", name, 2, message="better", meta={"run": "42"}, tags=["candidate"], parents=[f"ns/{name}:v1"]
     )
     assert answer.status_code == 201
     result = answer.json()
@@ -133,7 +133,7 @@ def test_an_idempotency_key_gives_the_same_answer_and_refuses_another_request(si
 
 
 def test_a_session_says_what_it_needs_until_it_is_abandoned(site: Site) -> None:
-    files = adapter_files(6)
+    files = adapter_files(6, lora_dropout=0.25)
     request = {"namespace": "ns", "name": unique("s"), "kind": "adapter", "files": describe(files)}
     opened = site.client.post(UPLOADS, json=request)
     assert opened.status_code == 201
@@ -157,7 +157,7 @@ def test_a_session_says_what_it_needs_until_it_is_abandoned(site: Site) -> None:
 
 
 def test_wrong_bytes_are_not_kept(site: Site) -> None:
-    files = adapter_files(7)
+    files = adapter_files(7, lora_dropout=0.75)
     request = {"namespace": "ns", "name": unique("s"), "kind": "adapter", "files": describe(files)}
     session = site.client.post(UPLOADS, json=request).json()
     config = describe(files)[0]
@@ -167,7 +167,7 @@ def test_wrong_bytes_are_not_kept(site: Site) -> None:
     problem(site.client.put(path, content=data[:-1]), "size-mismatch")
     problem(site.client.put(path, content=data + b" "), "size-mismatch")
     problem(site.client.put(f"{UPLOADS}/{session['id']}/blobs/sha256:{'0' * 64}", content=b""), "not-found")
-    problem(site.client.put(f"{UPLOADS}/{session['id']}/blobs/md5:00", content=b""), "invalid-reference")
+    problem(site.client.put(f"{UPLOADS}/{session['id']}/blobs/md5:00", content=b""), "invalid-request")
     problem(site.client.post(f"{path}/complete"), "not-found")
     assert {b["state"] for b in site.client.get(f"{UPLOADS}/{session['id']}").json()["blobs"]} == {"needed"}
 
@@ -190,7 +190,7 @@ def test_uploads_that_make_no_sense(site: Site) -> None:
         ({"files": [{**files[0], "size": -1}]}, "rejected"),
         ({"files": [{**files[0], "size": 2**70}]}, "rejected"),
         ({"files": [{**files[0], "size": 2**40}]}, "too-large"),
-        ({"files": [{**files[0], "digest": "sha256:12"}]}, "invalid-reference"),
+        ({"files": [{**files[0], "digest": "sha256:12"}]}, "invalid-request"),
         ({"files": [files[0], {**files[0], "path": "b", "size": 1}]}, "invalid-request"),
         ({"unknown": 1}, "invalid-request"),
     ):

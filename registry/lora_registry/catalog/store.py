@@ -244,8 +244,9 @@ def live_children(session: Session, version_id: int, limit: int = 10) -> list[Ve
 def create_repository(session: Session, namespace: str, name: str, kind: str, at: int) -> bool:
     """Insert a repository unless somebody else just did. Returns whether this call made it."""
     values = {"namespace": namespace, "name": name, "kind": kind, "next_number": 1, "created_at": at}
-    result = session.connection().execute(insert_ignore(session, Repository).values(**values))
-    return result.rowcount == 1
+    # Not by the row count: with an identity column psycopg's is unknown (-1).
+    statement = insert_ignore(session, Repository).values(**values).returning(col(Repository.id))
+    return session.connection().execute(statement).first() is not None
 
 
 def stored_blobs(session: Session) -> list[tuple[str, int]]:

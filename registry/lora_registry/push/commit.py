@@ -118,6 +118,8 @@ def _stored(
     sizes = {file.digest: (file.size, file.stored) for file in upload_rows.files(session, request.session)} if known else {}
     result = set()
     for entry in files:
+        if request.weights_absent and entry.path.endswith(".safetensors"):
+            continue
         digest = str(entry.digest)
         size, stored = sizes.get(digest) or _readable(session, digest, principal) or (entry.size, False)
         if size != entry.size:
@@ -126,13 +128,13 @@ def _stored(
             )
         if stored:
             result.add(digest)
-        elif not (request.weights_absent and entry.path.endswith(".safetensors")):
-            if not known:
-                raise RegistryError(
-                    "not-found",
-                    f"There is no upload session {request.session[:40]!r} for {namespace}/{name}.",
-                    way_out="Push again: it opens a new one.",
-                )
+        elif not known:
+            raise RegistryError(
+                "not-found",
+                f"There is no upload session {request.session[:40]!r} for {namespace}/{name}.",
+                way_out="Push again: it opens a new one.",
+            )
+        else:
             raise RegistryError(
                 "rejected",
                 f"{entry.path} ({entry.digest.short}) was not uploaded.",
