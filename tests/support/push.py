@@ -1,4 +1,4 @@
-"""A push by bare HTTP requests: the API as anybody may call it, without our client."""
+"""A push by raw HTTP, as a client that checks nothing would send it."""
 
 from __future__ import annotations
 
@@ -9,42 +9,54 @@ from typing import Any
 
 import httpx
 
-
-def push_folder(
-    client: httpx.Client, namespace: str, name: str, kind: str, folder: Path, **commit_fields: Any
-) -> httpx.Response:
-    """Push the files of a folder; returns the answer to the commit, or the first one that is an error."""
-    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    return push(client, namespace, name, kind, files, **commit_fields)
+from tests.support.adapters import read_folder
 
 
-def push(
-    client: httpx.Client, namespace: str, name: str, kind: str, files: Mapping[str, bytes], **commit_fields: Any
-) -> httpx.Response:
-    """The same for files in memory."""
-    contents = {"sha256:" + hashlib.sha256(content).hexdigest(): content for content in files.values()}
-    specs = [
-        {"path": path, "size": len(content), "digest": "sha256:" + hashlib.sha256(content).hexdigest()}
-        for path, content in sorted(files.items())
+def describe(files: Mapping[str, bytes]) -> list[dict[str, Any]]:
+    """The files as a request announces them."""
+    return [
+        {"path": path, "size": len(data), "digest": f"sha256:{hashlib.sha256(data).hexdigest()}"}
+        for path, data in files.items()
     ]
-    wanted = {"namespace": namespace, "name": name, "kind": kind, "files": specs}
-    opened = client.post("/api/v1/uploads", json=wanted)
-    if opened.is_error:
+
+
+def upload(client: httpx.Client, namespace: str, name: str, kind: str, files: Mapping[str, bytes]) -> httpx.Response:
+    """Open a session and send what it needs. The answer: the session's (201), or the first that refused."""
+    opened = client.post(
+        "/api/v1/uploads", json={"namespace": namespace, "name": name, "kind": kind, "files": describe(files)}
+    )
+    if opened.status_code != 201:
         return opened
+    bodies = {item["digest"]: data for item, data in zip(describe(files), files.values(), strict=True)}
     session = opened.json()
     for blob in session["blobs"]:
         if blob["state"] != "needed":
             continue
-        content, own = contents[blob["digest"]], f"/api/v1/uploads/{session['id']}/blobs/{blob['digest']}"
+        data, own = bodies[blob["digest"]], f"/api/v1/uploads/{session['id']}/blobs/{blob['digest']}"
         if blob.get("url"):
             # Straight to the store, without our token.
-            httpx.request(blob["method"], blob["url"], content=content, headers=blob["headers"]).raise_for_status()
+            httpx.request(blob["method"], blob["url"], content=data, headers=blob["headers"]).raise_for_status()
             sent = client.post(own + "/complete")
         else:
-            sent = client.put(own, content=content)
-        if sent.is_error:
+            sent = client.put(own, content=data)
+        if sent.status_code != 204:
             return sent
-    return client.post(
-        f"/api/v1/repositories/{namespace}/{name}/versions",
-        json={"session": session["id"], "kind": kind, "files": specs, **commit_fields},
-    )
+    return opened
+
+
+def push(
+    client: httpx.Client, namespace: str, name: str, kind: str, files: Mapping[str, bytes], **commit: Any
+) -> httpx.Response:
+    """Upload and commit. The answer of the commit, or of the step that refused before it."""
+    opened = upload(client, namespace, name, kind, files)
+    if opened.status_code != 201:
+        return opened
+    body = {"session": opened.json()["id"], "kind": kind, "files": describe(files), **commit}
+    return client.post(f"/api/v1/repositories/{namespace}/{name}/versions", json=body)
+
+
+def push_folder(
+    client: httpx.Client, namespace: str, name: str, kind: str, folder: Path, **commit: Any
+) -> httpx.Response:
+    """The same for all files of a folder."""
+    return push(client, namespace, name, kind, read_folder(folder), **commit)

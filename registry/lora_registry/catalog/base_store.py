@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sqlmodel import Session, col, select
+from sqlmodel import Session, col, delete, select
 
+from lora_registry.db.dialect import insert_ignore
 from lora_registry.db.tables import BaseAlias, BaseFingerprintRow, Repository
 
 
@@ -42,3 +43,16 @@ def by_alias(session: Session, text: str, *, namespace: str | None) -> Repositor
 
 def fingerprint(session: Session, version_id: int) -> BaseFingerprintRow | None:
     return session.get(BaseFingerprintRow, version_id)
+
+
+def add_alias(session: Session, namespace: str, text: str, repository_id: int) -> BaseAlias:
+    """Insert an alias unless it is there; returns the row that holds it now, perhaps of another base."""
+    values = {"namespace": namespace, "alias": text, "repository_id": repository_id}
+    session.execute(insert_ignore(session, BaseAlias).values(**values))
+    found = alias(session, namespace, text)
+    assert found is not None
+    return found
+
+
+def free_aliases(session: Session, repository_id: int) -> None:
+    session.exec(delete(BaseAlias).where(col(BaseAlias.repository_id) == repository_id))

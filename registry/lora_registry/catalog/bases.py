@@ -10,7 +10,7 @@ from lora_registry.auth.principals import Principal, require
 from lora_registry.catalog import base_store as store
 from lora_registry.catalog import resolve, views
 from lora_registry.context import Context
-from lora_registry.db.tables import BaseAlias, Repository
+from lora_registry.db.tables import Repository
 from lora_registry.events import audit
 
 MAX_ALIAS = 512
@@ -22,10 +22,8 @@ def add_alias(session: Session, repo: Repository, text: str) -> None:
         raise RegistryError(
             "invalid-request", f"{text[:80]!r} cannot be an alias: 1 to {MAX_ALIAS} characters, no white space around."
         )
-    row = store.alias(session, repo.namespace, text)
-    if row is None:
-        session.add(BaseAlias(namespace=repo.namespace, alias=text, repository_id=repo.id or 0))
-    elif row.repository_id != repo.id:
+    row = store.add_alias(session, repo.namespace, text, repo.id or 0)
+    if row.repository_id != repo.id:
         raise RegistryError("exists", f"{text!r} is an alias of another base in {repo.namespace!r}.")
 
 

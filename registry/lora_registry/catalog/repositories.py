@@ -9,7 +9,7 @@ from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.manifest import KINDS
 from lora_reg.spec.wire import RepositoryList, RepositoryView
 from lora_registry.auth.principals import Principal, require
-from lora_registry.catalog import resolve, store, views
+from lora_registry.catalog import base_store, resolve, store, views
 from lora_registry.context import Context
 from lora_registry.events import audit
 from lora_registry.runtime import paging
@@ -86,6 +86,7 @@ def delete(ctx: Context, principal: Principal, namespace: str, name: str) -> Non
                     )
             version.deleted_at = at
         repo.deleted_at = at
+        base_store.free_aliases(session, repo.id or 0)
         audit.record(
             session, "repository-deleted", principal=principal, namespace=namespace, subject=f"{namespace}/{name}"
         )

@@ -149,10 +149,10 @@ def file(session: Session, version_id: int, path: str) -> VersionBlob | None:
     ).first()
 
 
-def blob_is_readable(session: Session, digest: str, namespace: str | None) -> bool:
-    """Whether a live version in this namespace (None: in any) holds the blob."""
+def readable_blob(session: Session, digest: str, namespace: str | None) -> int | None:
+    """The size of a blob that a live version in this namespace (None: in any) holds; None where there is none."""
     query = (
-        select(VersionBlob.version_id)
+        select(VersionBlob.size)
         .join(Version, col(Version.id) == col(VersionBlob.version_id))
         .join(Repository, col(Repository.id) == col(Version.repository_id))
         .where(VersionBlob.digest == digest, col(VersionBlob.stored).is_(True), col(Version.deleted_at).is_(None))
@@ -160,7 +160,7 @@ def blob_is_readable(session: Session, digest: str, namespace: str | None) -> bo
     )
     if namespace is not None:
         query = query.where(Repository.namespace == namespace)
-    return session.exec(query).first() is not None
+    return session.exec(query).first()
 
 
 def tag(session: Session, repository_id: int, name: str) -> Tag | None:
@@ -255,8 +255,9 @@ def live_children(session: Session, version_id: int, limit: int = 10) -> list[Ve
 def create_repository(session: Session, namespace: str, name: str, kind: str, at: int) -> bool:
     """Insert a repository unless somebody else just did. Returns whether this call made it."""
     values = {"namespace": namespace, "name": name, "kind": kind, "next_number": 1, "created_at": at}
-    result = session.connection().execute(insert_ignore(session, Repository).values(**values))
-    return result.rowcount == 1
+    # Not by the row count: with an identity column psycopg's is unknown (-1).
+    statement = insert_ignore(session, Repository).values(**values).returning(col(Repository.id))
+    return session.connection().execute(statement).first() is not None
 
 
 def stored_blobs(session: Session) -> list[tuple[str, int]]:

@@ -28,7 +28,10 @@ def record(session: Session, kind: str, *, principal: Principal, namespace: str,
 
 
 def read(session: Session, *, principal: Principal, after: str | None, limit: int) -> EventList:
-    """Events in the order of their ids, those that the caller may read."""
+    """Events in the order of their ids, those that the caller may read.
+
+    Always with a cursor where there is anything behind it: whoever has read to the end goes on from there later.
+    """
     query = select(AuditEvent).order_by(col(AuditEvent.id)).limit(limit)
     if (key := paging.decode(after, int)) is not None:
         query = query.where(col(AuditEvent.id) > key[0])
@@ -47,5 +50,5 @@ def read(session: Session, *, principal: Principal, after: str | None, limit: in
             )
             for row in rows
         ],
-        next_cursor=paging.encode(rows[-1].id or 0) if len(rows) == limit else None,
+        next_cursor=paging.encode(rows[-1].id or 0) if rows else after,
     )

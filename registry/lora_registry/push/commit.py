@@ -104,35 +104,48 @@ def _stored(
     files: tuple[FileEntry, ...],
     session: Session,
 ) -> frozenset[str]:
-    """The digests whose bytes are in the store. Raises `not-found`, `rejected` where a file was not uploaded."""
+    """The digests whose bytes are in the store. Raises `not-found`, `rejected` where a file was not uploaded.
+
+    A commit whose answer was lost comes again when its session is gone: then the blobs that the caller can read in a
+    repository anyway do, and nothing else.
+    """
     row = upload_rows.session_row(session, request.session)
-    if (
-        row is None
-        or row.author != principal.name
-        or (row.namespace, row.name, row.kind) != (namespace, name, request.kind)
-    ):
-        raise RegistryError(
-            "not-found",
-            f"There is no upload session {request.session[:40]!r} for {namespace}/{name}.",
-            way_out="Push again: it opens a new one.",
-        )
-    sizes = {file.digest: (file.size, file.stored) for file in upload_rows.files(session, row.id)}
+    known = (
+        row is not None
+        and row.author == principal.name
+        and (row.namespace, row.name, row.kind) == (namespace, name, request.kind)
+    )
+    sizes = {file.digest: (file.size, file.stored) for file in upload_rows.files(session, request.session)} if known else {}
     result = set()
     for entry in files:
-        size, stored = sizes.get(str(entry.digest), (entry.size, False))
+        if request.weights_absent and entry.path.endswith(".safetensors"):
+            continue
+        digest = str(entry.digest)
+        size, stored = sizes.get(digest) or _readable(session, digest, principal) or (entry.size, False)
         if size != entry.size:
             raise RegistryError(
                 "size-mismatch", f"{entry.path} is named with {entry.size} bytes; {size} were uploaded."
             )
         if stored:
-            result.add(str(entry.digest))
-        elif not (request.weights_absent and entry.path.endswith(".safetensors")):
+            result.add(digest)
+        elif not known:
+            raise RegistryError(
+                "not-found",
+                f"There is no upload session {request.session[:40]!r} for {namespace}/{name}.",
+                way_out="Push again: it opens a new one.",
+            )
+        else:
             raise RegistryError(
                 "rejected",
                 f"{entry.path} ({entry.digest.short}) was not uploaded.",
                 way_out="Send its bytes, then commit.",
             )
     return frozenset(result)
+
+
+def _readable(session: Session, digest: str, principal: Principal) -> tuple[int, bool] | None:
+    size = store.readable_blob(session, digest, principal.visible())
+    return None if size is None else (size, True)
 
 
 def _pin(session: Session, principal: Principal, namespace: str, request: CommitRequest) -> check.Pin | None:

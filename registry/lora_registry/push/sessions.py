@@ -56,7 +56,7 @@ def open_session(ctx: Context, principal: Principal, request: UploadRequest) -> 
         session.add(row)
         session.flush()
         for digest, size in sorted(sizes.items()):
-            stored = catalog.blob_is_readable(session, digest, principal.visible())
+            stored = catalog.readable_blob(session, digest, principal.visible()) == size
             session.add(UploadFile(session_id=row.id, digest=digest, size=size, stored=stored))
     return show(ctx, principal, row.id)
 
