@@ -63,14 +63,7 @@ class Transport:
         timeout: seconds of silence to bear, None for the default. accept: statuses of 400 and above to hand back.
         Raises RegistryError with the code of the answer, or `unavailable`.
         """
-        with self.stream(
-            method, url, params=params, headers=headers, content=content, timeout=timeout, accept=accept
-        ) as response:
-            try:
-                response.read()
-            except httpx.RequestError as error:
-                raise problems.unreachable(url, error, refused=False) from error
-            return response
+        return self._exchange(method, url, params, headers, content, timeout, accept, whole=True)
 
     @contextmanager
     def stream(
@@ -84,7 +77,25 @@ class Transport:
         timeout: float | None = None,
         accept: tuple[int, ...] = (),
     ) -> Iterator[httpx.Response]:
-        """Like `request`, with the body still to be read."""
+        """Like `request`, with the body still to be read; where it breaks then, httpx tells."""
+        response = self._exchange(method, url, params, headers, content, timeout, accept, whole=False)
+        try:
+            yield response
+        finally:
+            response.close()
+
+    def _exchange(
+        self,
+        method: str,
+        url: str,
+        params: Mapping[str, str | int] | None,
+        headers: Mapping[str, str] | None,
+        content: bytes | Body | None,
+        timeout: float | None,
+        accept: tuple[int, ...],
+        *,
+        whole: bool,
+    ) -> httpx.Response:
         retry = method != "POST" or "Idempotency-Key" in (headers or {})
         attempt = 0
         while True:
@@ -92,6 +103,11 @@ class Transport:
             wait: float | None = None
             try:
                 response = self._send(method, url, params, headers, content, timeout)
+                self._reached = True
+                if response.status_code < 400 or response.status_code in accept:
+                    if whole:
+                        response.read()
+                    return response
             except (httpx.RequestError, httpx.InvalidURL) as error:
                 refused = isinstance(error, httpx.ConnectError)
                 refusal = problems.unreachable(url, error, refused=refused and self._is_own(url))
@@ -99,18 +115,11 @@ class Transport:
                 # Where nothing ever answered it is most likely not running: say so soon.
                 last = attempt >= (ATTEMPTS if self._reached or not refused else 2)
             else:
-                self._reached = True
-                if response.status_code < 400 or response.status_code in accept:
-                    break
                 refusal, wait = _refusal(response, own=self._is_own(str(response.url)))
                 last = attempt >= ATTEMPTS
             if last or not retry or not _may_pass(refusal):
                 raise refusal
             self._sleep(min(wait if wait is not None else _backoff(attempt), MAX_WAIT))
-        try:
-            yield response
-        finally:
-            response.close()
 
     def _send(
         self,
