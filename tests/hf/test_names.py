@@ -58,4 +58,6 @@ def test_revisions(revision: str, expected: str | None) -> None:
 
 
 def test_versions_and_commits_are_exact_and_tags_are_not() -> None:
-    assert [is_exact(text) for text in ("v12", COMMIT, "prod", "v0", COMMIT + "0", "main")] == [True, True] + [False] * 4
+    assert [is_exact(text) for text in ("v12", COMMIT, "prod", "v0", COMMIT + "0", "main")] == [True, True] + [
+        False
+    ] * 4
