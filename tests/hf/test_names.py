@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lora_registry.hf.names import MAIN, Target, is_exact, selector, targets
+from lora_registry.hf.names import LATEST, Target, is_exact, selector, targets
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -35,11 +35,14 @@ def test_what_cannot_be_a_tag_is_not_cut_off() -> None:
 @pytest.mark.parametrize(
     ("revision", "expected"),
     [
-        ("main", MAIN),
-        ("latest", MAIN),
-        ("refs/heads/main", MAIN),
+        ("main", LATEST),
+        ("latest", LATEST),
+        ("refs/heads/main", LATEST),
         ("prod", "prod"),
         ("refs/tags/prod", "prod"),
+        ("refs/tags/main", "main"),
+        ("refs/tags/latest", None),
+        ("refs/tags/v1", "v1"),
         ("v12", "v12"),
         (COMMIT, COMMIT),
         ("refs/pr/1", None),

@@ -1,7 +1,7 @@
 """From an id and a revision, as a Hub client names them, to a version. Says which of the two is missing.
 
 What `main` is, which ids are aliases, and what a yanked version answers is reasoned in
-docs/decisions/hub-dialect.md.
+docs/decisions/0004-hub-dialect.md.
 """
 
 from __future__ import annotations
@@ -125,12 +125,12 @@ def _find(session: Session, principal: Principal, call: Call) -> tuple[Repositor
     where, wanted = f"{repo.namespace}/{repo.name}", names.selector(call.revision)
     if wanted is None:
         raise errors.revision_not_found(f"{call.revision[:200]!r} is no revision of {where}.")
-    if wanted == names.MAIN:
-        wanted = pin or names.LATEST
-        if pin is None and call.channel is not None:
-            # A base is no stage of a rollout: it is needed under every channel, and few people tag one.
-            tagged = repo.kind != "base" or store.tag(session, repo.id or 0, call.channel) is not None
-            wanted = call.channel if tagged else names.LATEST
+    if wanted == names.LATEST and pin is not None:
+        wanted = pin
+    elif wanted == names.LATEST and call.channel is not None:
+        # A base is no stage of a rollout: it is needed under every channel, and few people tag one.
+        tagged = repo.kind != "base" or store.tag(session, repo.id or 0, call.channel) is not None
+        wanted = call.channel if tagged else names.LATEST
     try:
         version = resolve.in_repository(session, repo, wanted)
     except RegistryError as error:
