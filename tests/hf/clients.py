@@ -36,7 +36,11 @@ def run(python: str, script: str, arguments: dict[str, Any], *, endpoint: str, h
         **({"HF_TOKEN": token} if token else {}),
     }
     done = subprocess.run(
-        [python, str(HERE / script), json.dumps(arguments)], env=environment, capture_output=True, text=True, timeout=240
+        [python, str(HERE / script), json.dumps(arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
     assert done.returncode == 0, f"{script} ended with {done.returncode}:\n{done.stdout[-1000:]}\n{done.stderr[-4000:]}"
     return json.loads(done.stdout.strip().splitlines()[-1])

@@ -1,5 +1,6 @@
 """What a Hub client does in a day, as a program for huggingface_hub 0.36 to 2.4. Prints what it saw as JSON."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -29,10 +30,8 @@ def native(method, path, body=None):
 
 def mark(name):
     """A request that the recording proxy will show between the others."""
-    try:
+    with contextlib.suppress(urllib.error.HTTPError):
         urllib.request.urlopen(f"{os.environ['HF_ENDPOINT']}/api/mark/{name}")
-    except urllib.error.HTTPError:
-        pass
 
 
 def digests(folder):

@@ -143,6 +143,16 @@ def test_a_repository_of_that_very_name_comes_before_an_alias(world: World) -> N
     assert httpx.get(f"{world.hub}/api/models/hub/named.prod.prod").headers["x-error-code"] == "RevisionNotFound"
 
 
+def test_main_is_the_newest_version_even_where_a_tag_has_that_name(world: World) -> None:
+    first, _, third = world.push_series("branchy")
+    assert world.client.put("/api/v1/repositories/hub/branchy/tags/main", json={"target": "v1"}).status_code == 200
+    shas = [
+        httpx.get(f"{world.hub}/api/models/hub/branchy/revision/{revision}").json()["sha"]
+        for revision in ("main", "refs%2Fheads%2Fmain", "refs%2Ftags%2Fmain", "refs%2Ftags%2Fv1")
+    ]
+    assert shas == [third["commit"], third["commit"], first["commit"], first["commit"]]
+
+
 def test_a_base_answers_to_what_trainers_call_it(world: World) -> None:
     answer = httpx.get(f"{world.hub}/api/models/Some.Org/Tiny-Llama/revision/main").json()
     assert (answer["id"], answer["sha"]) == (

@@ -36,14 +36,14 @@ def test_a_day_of_a_client(world: World, version: str, tmp_path: Path) -> None:
 
     with CuttingProxy(urlsplit(world.hub).port or 0) as proxy:
         arguments = {"repo": repo, "api": world.service.url, "resumed": "hub/python"}
-        seen = run(
-            python_with(version), "hub_session.py", arguments, endpoint=f"{proxy.url}/hf", home=tmp_path
-        )
+        seen = run(python_with(version), "hub_session.py", arguments, endpoint=f"{proxy.url}/hf", home=tmp_path)
         requests = proxy.requests()
         cuts = proxy.cut_count
 
     assert seen["version"].startswith(version)
-    assert seen["by_tag"] == seen["warm"] == seen["by_number"] == seen["alias_tag"] == seen["alias_number"] == snapshots[0]
+    assert (
+        seen["by_tag"] == seen["warm"] == seen["by_number"] == seen["alias_tag"] == seen["alias_number"] == snapshots[0]
+    )
     assert seen["by_main"] == seen["by_commit"] == snapshots[2]
     assert seen["one_file"] == files[1]["adapter_config.json"]
     assert sorted(seen["base"]["files"]) == [

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lora_registry.hf.names import MAIN, Target, is_exact, selector, targets
+from lora_registry.hf.names import LATEST, Target, is_exact, selector, targets
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -35,11 +35,14 @@ def test_what_cannot_be_a_tag_is_not_cut_off() -> None:
 @pytest.mark.parametrize(
     ("revision", "expected"),
     [
-        ("main", MAIN),
-        ("latest", MAIN),
-        ("refs/heads/main", MAIN),
+        ("main", LATEST),
+        ("latest", LATEST),
+        ("refs/heads/main", LATEST),
         ("prod", "prod"),
         ("refs/tags/prod", "prod"),
+        ("refs/tags/main", "main"),
+        ("refs/tags/latest", None),
+        ("refs/tags/v1", "v1"),
         ("v12", "v12"),
         (COMMIT, COMMIT),
         ("refs/pr/1", None),
@@ -58,4 +61,6 @@ def test_revisions(revision: str, expected: str | None) -> None:
 
 
 def test_versions_and_commits_are_exact_and_tags_are_not() -> None:
-    assert [is_exact(text) for text in ("v12", COMMIT, "prod", "v0", COMMIT + "0", "main")] == [True, True] + [False] * 4
+    assert [is_exact(text) for text in ("v12", COMMIT, "prod", "v0", COMMIT + "0", "main")] == [True, True] + [
+        False
+    ] * 4

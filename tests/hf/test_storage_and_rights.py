@@ -106,7 +106,11 @@ def test_a_stranger_cannot_tell_what_is_hidden_from_what_is_not_there(guarded: G
     headers = {"authorization": f"Bearer {guarded.stranger}"}
     answers = []
     for name in ("python", "absent"):
-        for path in (f"api/models/hub/{name}", f"hub/{name}/resolve/prod/adapter_config.json", f"api/models/hub/{name}.prod"):
+        for path in (
+            f"api/models/hub/{name}",
+            f"hub/{name}/resolve/prod/adapter_config.json",
+            f"api/models/hub/{name}.prod",
+        ):
             answer = httpx.get(f"{guarded.hub}/{path}", headers=headers)
             answers.append(
                 (answer.status_code, answer.headers["x-error-code"], answer.json()["error"].replace(name, "NAME"))
@@ -121,7 +125,11 @@ def test_a_stranger_cannot_tell_what_is_hidden_from_what_is_not_there(guarded: G
 
 def test_without_a_token_no_401_is_bare(guarded: Guarded) -> None:
     for headers in ({}, {"authorization": "Bearer hf_wrong"}, {"authorization": "Basic x"}):
-        for method, path in (("GET", "api/models/hub/python"), ("HEAD", "hub/python/resolve/prod/x"), ("GET", "api/models")):
+        for method, path in (
+            ("GET", "api/models/hub/python"),
+            ("HEAD", "hub/python/resolve/prod/x"),
+            ("GET", "api/models"),
+        ):
             answer = httpx.request(method, f"{guarded.hub}/{path}", headers=headers)
             assert (answer.status_code, answer.headers["x-error-code"]) == (401, "RepoNotFound")
             assert answer.headers["www-authenticate"] == "Bearer"

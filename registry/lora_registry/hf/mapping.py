@@ -15,6 +15,7 @@ from lora_reg.spec.digest import Digest
 from lora_reg.spec.wire import RepositoryView, VersionFile, VersionView
 from lora_registry.auth.principals import RANK, Principal
 from lora_registry.hf import errors
+from lora_registry.hf.revisions import Contents
 
 Json = dict[str, Any]
 
@@ -26,18 +27,17 @@ def model(repo: RepositoryView, *, private: bool) -> Json:
     return _model(f"{repo.namespace}/{repo.name}", repo.namespace, repo.kind, repo.created_at, private)
 
 
-def model_info(repo_id: str, version: VersionView, *, created_at: str, private: bool, blobs: bool) -> Json:
+def model_info(repo_id: str, version: Contents, *, private: bool, blobs: bool) -> Json:
     """A version as a model. repo_id: the id that was asked for, so that an alias stays one in later requests.
 
     blobs: with size and sha256 of each file.
     """
-    info = _model(repo_id, version.namespace, version.kind, created_at, private)
+    info = _model(repo_id, version.namespace, version.kind, version.repository_created_at, private)
     card: Json = {"library_name": info["library_name"], "tags": info["tags"]}
     if version.base is not None:
-        base = f"{version.base.namespace}/{version.base.name}"
         relation = "adapter" if version.kind == "adapter" else "merge"
-        info["tags"] += [f"base_model:{base}", f"base_model:{relation}:{base}"]
-        card["base_model"] = base
+        info["tags"] += [f"base_model:{version.base}", f"base_model:{relation}:{version.base}"]
+        card["base_model"] = version.base
     return info | {
         "sha": version.commit,
         "lastModified": version.created_at,

@@ -15,8 +15,8 @@ from typing import Final
 from lora_reg.spec import reference
 from lora_reg.spec.errors import RegistryError
 
-MAIN: Final = "main"
 LATEST: Final = "latest"
+"""The native selector of the newest version, which `main` is here. No tag can have this name."""
 _EXACT: Final = re.compile(r"(?:v[1-9][0-9]{0,17}|[0-9a-f]{40})\Z")
 
 
@@ -46,9 +46,9 @@ def targets(repo_id: str) -> list[Target]:
 
 
 def selector(revision: str) -> str | None:
-    """`main`, or the native selector of a revision: a tag, `vN`, a commit of 40 hex digits. None where it is none."""
-    if revision in (MAIN, LATEST, "refs/heads/main"):
-        return MAIN
+    """The native selector of a revision: LATEST, a tag, `vN` or a commit of 40 hex digits. None where it is none."""
+    if revision in ("main", "refs/heads/main", LATEST):
+        return LATEST
     if revision.startswith("refs/tags/"):
         revision = revision.removeprefix("refs/tags/")
     return revision if is_exact(revision) or is_tag(revision) else None

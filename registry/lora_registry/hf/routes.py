@@ -24,7 +24,6 @@ from lora_registry.hf.paths import Call, Verb, parse
 from lora_registry.http.answers import matches, reply
 from lora_registry.http.bodies import send_blob
 from lora_registry.runtime import paging
-from lora_registry.runtime.clock import iso
 
 R = Request[Any, Any, Any]
 Answer = Callable[[R, Context, Principal, Call], Response[Any]]
@@ -67,25 +66,22 @@ def _answer(request: R, ctx: Context, call: Call) -> Response[Any]:
 
 
 def show_model(request: R, ctx: Context, principal: Principal, call: Call) -> Response[Any]:
-    repo, version = revisions.find(ctx, principal, call)
-    view = revisions.view(ctx, repo, version)
-    info = mapping.model_info(
-        call.repo, view, created_at=iso(repo.created_at), private=_private(ctx), blobs=_flag(request, "blobs")
-    )
-    return reply(request, info, headers=mapping.warning(view.yanked))
+    found = revisions.show(ctx, principal, call)
+    info = mapping.model_info(call.repo, found, private=_private(ctx), blobs=_flag(request, "blobs"))
+    return reply(request, info, headers=mapping.warning(found.yanked))
 
 
 def show_tree(request: R, ctx: Context, principal: Principal, call: Call) -> Response[Any]:
-    view = revisions.view(ctx, *revisions.find(ctx, principal, call))
-    entries = mapping.tree(view.files, path=call.path, recursive=_flag(request, "recursive"))
+    found = revisions.show(ctx, principal, call)
+    entries = mapping.tree(found.files, path=call.path, recursive=_flag(request, "recursive"))
     if entries is None:
-        raise errors.entry_not_found(f"v{view.number} has no folder {call.path[:200]!r}.", commit=view.commit)
-    return reply(request, entries, headers=mapping.warning(view.yanked))
+        raise errors.entry_not_found(f"v{found.number} has no folder {call.path[:200]!r}.", commit=found.commit)
+    return reply(request, entries, headers=mapping.warning(found.yanked))
 
 
 def show_paths(request: R, ctx: Context, principal: Principal, call: Call) -> Response[Any]:
-    view = revisions.view(ctx, *revisions.find(ctx, principal, call))
-    return reply(request, mapping.paths_info(view.files, call.paths), headers=mapping.warning(view.yanked))
+    found = revisions.show(ctx, principal, call)
+    return reply(request, mapping.paths_info(found.files, call.paths), headers=mapping.warning(found.yanked))
 
 
 def show_refs(request: R, ctx: Context, principal: Principal, call: Call) -> Response[Any]:
@@ -95,9 +91,9 @@ def show_refs(request: R, ctx: Context, principal: Principal, call: Call) -> Res
 
 def list_commits(request: R, ctx: Context, principal: Principal, call: Call) -> Response[Any]:
     """The versions up to the one that is asked about, newest first."""
-    repo, version = revisions.find(ctx, principal, call)
-    cursor = request.query_params.get("cursor") or paging.encode(version.number + 1)
-    page = versions.list_all(ctx, principal, repo.namespace, repo.name, cursor=cursor, limit=PAGE)
+    namespace, name, number = revisions.place(ctx, principal, call)
+    cursor = request.query_params.get("cursor") or paging.encode(number + 1)
+    page = versions.list_all(ctx, principal, namespace, name, cursor=cursor, limit=PAGE)
     return reply(request, [mapping.commit(item) for item in page.items], headers=_next(request, page.next_cursor))
 
 
@@ -128,8 +124,8 @@ def list_models(request: R, ctx: Context, principal: Principal, _call: Call) -> 
 
 
 def check_rights(request: R, ctx: Context, principal: Principal, call: Call) -> Response[Any]:
-    repo = revisions.repository(ctx, principal, call.repo)[0]
-    if call.path == "write" and not principal.may("writer", repo.namespace):
+    namespace = revisions.namespace(ctx, principal, call)
+    if call.path == "write" and not principal.may("writer", namespace):
         raise RegistryError("forbidden", f"The token may read {call.repo}, but not write to it.")
     return reply(request, {})
 
