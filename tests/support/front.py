@@ -52,7 +52,9 @@ class Front:
                 content = self.rfile.read(length)
                 asked = {key.lower(): value for key, value in self.headers.items()}
                 front.log.append((self.command, self.path, asked))
-                passed = {key: value for key, value in asked.items() if key not in ("host", "connection", "content-length")}
+                passed = {
+                    key: value for key, value in asked.items() if key not in ("host", "connection", "content-length")
+                }
                 got = upstream.request(self.command, front.target + self.path, headers=passed, content=content)
                 answer = Answer(self.command, self.path, got.status_code, dict(got.headers), got.content, asked)
                 if front.harm is not None:

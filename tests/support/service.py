@@ -45,7 +45,9 @@ def environment(data: Path, extra: Mapping[str, str] | None = None) -> dict[str,
     return {**clean, "PYTHONPATH": PYTHONPATH, "LORA_REG_DATA": str(data), "OMP_NUM_THREADS": "1", **(extra or {})}
 
 
-def start(data: Path, *, extra: Mapping[str, str] | None = None, arguments: tuple[str, ...] = (), wait: bool = True) -> Service:
+def start(
+    data: Path, *, extra: Mapping[str, str] | None = None, arguments: tuple[str, ...] = (), wait: bool = True
+) -> Service:
     """Start the service and wait until it is ready. Raises AssertionError with its output where it is not."""
     data.mkdir(parents=True, exist_ok=True)
     env = environment(data, extra)

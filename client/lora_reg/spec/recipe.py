@@ -29,7 +29,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A resolved recipe: digests, not names; every parameter with its default filled in.
 
     base: digest of the base version. inputs: in the order of the sum. dtype: of every touched tensor in the result, and
-    of the others that have the checkpoint's main type; None to keep each tensor's own. target: `namespace/name` of the repository that the result becomes a version of.
+    of the others that have the checkpoint's main type; None to keep each tensor's own. target: `namespace/name` of the
+    repository that the result becomes a version of. allow_loss: also where rounding loses much of the adapter.
     """
 
     operation: Operation

@@ -82,7 +82,7 @@ def delete(ctx: Context, principal: Principal, namespace: str, name: str) -> Non
                     other = views.refs(session, [child])[child.id or 0]
                     raise RegistryError(
                         "in-use",
-                        f"{other.namespace}/{other.name}:v{other.number} was made from {namespace}/{name}:v{version.number}.",
+                        f"{other.namespace}/{other.name}:v{other.number} was made from its v{version.number}.",
                     )
             version.deleted_at = at
         repo.deleted_at = at

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Engine, create_engine, event
 
 BUSY_TIMEOUT_MS = 30_000
+IDLE_TRANSACTION_MS = 60_000
 
 
 def make_engine(url: str, *, pool_size: int = 10) -> Engine:
@@ -16,7 +17,11 @@ def make_engine(url: str, *, pool_size: int = 10) -> Engine:
     fail with "database is locked" whatever the timeout, and the row locks that PostgreSQL gives are taken this way.
     """
     if not url.startswith("sqlite"):
-        return create_engine(url, pool_size=pool_size, max_overflow=2 * pool_size, pool_pre_ping=True)
+        # A process that is frozen inside a transaction must not hold its row locks for ever.
+        options = {"options": f"-c idle_in_transaction_session_timeout={IDLE_TRANSACTION_MS}"}
+        return create_engine(
+            url, pool_size=pool_size, max_overflow=2 * pool_size, pool_pre_ping=True, connect_args=options
+        )
     engine = create_engine(
         url, pool_size=pool_size, max_overflow=2 * pool_size, connect_args={"check_same_thread": False}
     )

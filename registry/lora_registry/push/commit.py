@@ -63,7 +63,7 @@ def _draft(
         raise RegistryError("invalid-request", "Only a base may be registered without its weights.")
     with ctx.db.read() as session:
         check_target(store.repository(session, namespace, name), namespace, name, request.kind)
-        stored = _stored(ctx, principal, namespace, name, request, files, session)
+        stored = _stored(principal, namespace, name, request, files, session)
         parents = tuple(
             resolve.by_reference(session, principal, reference.parse(text).with_namespace(reference.DEFAULT_NAMESPACE))[
                 1
@@ -71,7 +71,7 @@ def _draft(
             or 0
             for text in request.parents
         )
-        pin = _pin(session, principal, namespace, request)
+        pin = _pin(session, principal, request)
     outcome = check.by_kind(ctx, request, files, pin)
     refuse(outcome.findings)
     manifest = Manifest(
@@ -96,7 +96,6 @@ def _draft(
 
 
 def _stored(
-    ctx: Context,
     principal: Principal,
     namespace: str,
     name: str,
@@ -115,7 +114,8 @@ def _stored(
         and row.author == principal.name
         and (row.namespace, row.name, row.kind) == (namespace, name, request.kind)
     )
-    sizes = {file.digest: (file.size, file.stored) for file in upload_rows.files(session, request.session)} if known else {}
+    announced = upload_rows.files(session, request.session) if known else []
+    sizes = {file.digest: (file.size, file.stored) for file in announced}
     result = set()
     for entry in files:
         if request.weights_absent and entry.path.endswith(".safetensors"):
@@ -148,7 +148,7 @@ def _readable(session: Session, digest: str, principal: Principal) -> tuple[int,
     return None if size is None else (size, True)
 
 
-def _pin(session: Session, principal: Principal, namespace: str, request: CommitRequest) -> check.Pin | None:
+def _pin(session: Session, principal: Principal, request: CommitRequest) -> check.Pin | None:
     if request.kind not in ("adapter", "model"):
         if request.base is not None:
             raise RegistryError("invalid-request", f"A version of kind {request.kind} has no base.")

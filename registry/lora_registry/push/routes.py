@@ -40,7 +40,6 @@ def open_session(
     ctx: Context,
     principal: Principal,
     data: JSONBody[UploadRequest],
-    idempotency_key: IdempotencyKey = None,
 ) -> Response[UploadSession]:
     return reply(request, sessions.open_session(ctx, principal, data), status=201)
 

@@ -24,7 +24,10 @@ from lora_registry.runtime.faults import fault_point
 
 
 def open_session(ctx: Context, principal: Principal, request: UploadRequest) -> UploadSession:
-    """Open a session for these files. Raises `forbidden`, `deleted`, `conflict` (another kind), `too-large`, `rejected`."""
+    """Open a session for these files.
+
+    Raises `forbidden`, `deleted`, `conflict` (a repository of another kind), `too-large`, `rejected`.
+    """
     reference.check_namespace(request.namespace)
     reference.check_name(request.name)
     require(principal, "writer", request.namespace)
