@@ -75,7 +75,7 @@ class Settings:
             raise RegistryError(
                 "usage",
                 f"The service would listen on {self.host} with no authentication.",
-                way_out="Set LORA_REG_AUTH=token and make one with `lora-registry token create`, or listen on 127.0.0.1.",
+                way_out="Set LORA_REG_AUTH=token (`lora-registry token create` makes one), or listen on 127.0.0.1.",
             )
 
 

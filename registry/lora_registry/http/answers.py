@@ -19,7 +19,7 @@ def reply(
     etag: str | None = None,
     headers: dict[str, str] | None = None,
 ) -> Response[T]:
-    """`value` as JSON. etag: the strong tag, without quotes, where the resource has one; None: one made of the bytes."""
+    """`value` as JSON. etag: the resource's strong tag, without quotes; None: a weak one is made of the bytes."""
     body = msgspec.json.encode(value)
     tag = f'"{etag}"' if etag else f'W/"{hashlib.sha256(body).hexdigest()[:32]}"'
     fields = {"ETag": tag, "Cache-Control": "no-cache", **(headers or {})}

@@ -1,0 +1,91 @@
+"""The README's commands, run as they are written, by somebody who has read nothing else."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import httpx
+
+from tests.support.processes import wait_until
+from tests.support.service import PYTHONPATH, ROOT
+
+README = (ROOT / "README.md").read_text("utf-8")
+FIRST_STEPS = README.partition("## First steps")[2].partition("\n## ")[0]
+COMMANDS = re.findall(r"^    (lora-reg .*)$", FIRST_STEPS, flags=re.MULTILINE)
+SNIPPET = FIRST_STEPS.partition("    HF_ENDPOINT=")[2].partition("\n\n")[0]
+
+
+def test_the_newcomers_commands(tmp_path: Path) -> None:
+    assert [line.split()[1] for line in COMMANDS] == ["base", "push", "tag", "merge", "pull"]
+    assert re.search(r"^    lora-registry serve$", FIRST_STEPS, flags=re.MULTILINE)
+    for part in ("base", "adapters/queries-v1"):
+        shutil.copytree(ROOT / "examples/tiny" / part, tmp_path / "examples/tiny" / part)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("LORA_REG_", "HF_"))}
+    environment = {
+        **clean,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{clean['PATH']}",
+        "PYTHONPATH": PYTHONPATH,
+        "LORA_REG_PORT": str(port),  # the default port may be taken on a machine that runs tests
+        "LORA_REG_SERVER": f"http://127.0.0.1:{port}",
+        "XDG_CONFIG_HOME": str(tmp_path / "config"),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "HF_HOME": str(tmp_path / "hub"),
+    }
+    with (tmp_path / "serve.log").open("wb") as log:
+        service = subprocess.Popen(
+            "exec lora-registry serve", shell=True, cwd=tmp_path, env=environment, stdout=log, stderr=log
+        )
+    try:
+        wait_until(lambda: _answers(port), what="the service", log=tmp_path / "serve.log")
+        for command in COMMANDS:
+            done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+        snippet = "HF_ENDPOINT=" + SNIPPET.replace("127.0.0.1:8750", f"127.0.0.1:{port}")
+        done = subprocess.run(snippet, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        snapshot = Path(done.stdout.strip().splitlines()[-1])
+    finally:
+        service.terminate()
+        service.wait(timeout=30)
+    for file in (ROOT / "examples/tiny/adapters/queries-v1").iterdir():
+        assert (tmp_path / "query-writer" / file.name).read_bytes() == file.read_bytes()
+        assert (snapshot / file.name).read_bytes() == file.read_bytes()
+
+
+def test_the_demo() -> None:
+    done = subprocess.run([sys.executable, "examples/demo.py"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("$ lora-reg") == 10
+    assert "would overwrite it in every process that shares the base" in done.stderr
+    assert done.stdout.index("base alone") < done.stdout.index("To go on by hand")
+    scratch = re.search(r"The data is in (\S+);", done.stdout)
+    assert scratch
+    shutil.rmtree(scratch[1])
+
+
+def test_every_dependency_is_written_down() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    declared = [
+        *project["dependencies"],
+        *(item for extra in project["optional-dependencies"].values() for item in extra),
+    ]
+    names = {re.split(r"[\[<>=~!; ]", item)[0].lower() for item in declared} - {"lora-reg"}
+    written = (ROOT / "docs/dependencies.md").read_text("utf-8").lower()
+    assert {name for name in names if name not in written} == set()
+
+
+def _answers(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
