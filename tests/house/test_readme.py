@@ -19,7 +19,7 @@ from tests.support.service import PYTHONPATH, ROOT
 README = (ROOT / "README.md").read_text("utf-8")
 FIRST_STEPS = README.partition("## First steps")[2].partition("\n## ")[0]
 COMMANDS = re.findall(r"^    (lora-reg .*)$", FIRST_STEPS, flags=re.MULTILINE)
-SNIPPET = FIRST_STEPS.partition("    HF_ENDPOINT=")[2].partition("\n\n")[0]
+SNIPPET = FIRST_STEPS.partition("    HF_ENDPOINT=")[2].partition("\n\n")[0].replace("\n    ", "\n")
 
 
 def test_the_newcomers_commands(tmp_path: Path) -> None:
