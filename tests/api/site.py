@@ -76,7 +76,7 @@ class Site:
     def connect(self, token: str | None = None) -> httpx.Client:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         limits = httpx.Limits(max_connections=200, max_keepalive_connections=100)
-        return httpx.Client(base_url=self.service.url, timeout=60, headers=headers, limits=limits)
+        return httpx.Client(verify=False, base_url=self.service.url, timeout=60, headers=headers, limits=limits)
 
     def run(self, *arguments: str) -> str:
         """One command of `lora-registry` to its end."""

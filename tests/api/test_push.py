@@ -33,6 +33,7 @@ def test_a_push_gives_a_version_with_all_it_was_told(site: Site) -> None:
     assert version["size"] == sum(file["size"] for file in version["files"])
     assert version["author"] == "local"
     assert version["facts"]["max_rank"] == 2
+    assert version["facts"]["peft_type"] == "LORA"
 
 
 def test_files_come_back_as_they_were_sent(site: Site) -> None:
@@ -251,7 +252,9 @@ def test_a_base_without_its_weights(site: Site) -> None:
     shard = next(key for key in files if key.endswith(".safetensors"))
     problem(site.client.get(f"{path}/files/{shard}"), "not-found")
     assert site.client.get(f"{path}/files/config.json").content == files["config.json"]
-    adapter = push(site.client, "ns", unique("thin-a"), "adapter", adapter_files(1), base=f"ns/{name}", accept_base=True)
+    adapter = push(
+        site.client, "ns", unique("thin-a"), "adapter", adapter_files(1), base=f"ns/{name}", accept_base=True
+    )
     assert adapter.status_code == 201, adapter.text
     merge = {"adapters": [{"adapter": f"ns/{adapter.json()['version']['name']}"}], "to": f"ns/{unique('m')}"}
     problem(site.client.post("/api/v1/merges", json=merge), "unsupported")

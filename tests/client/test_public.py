@@ -57,7 +57,11 @@ def test_the_version_is_the_distribution_s() -> None:
 
 def test_only_the_output_prints() -> None:
     folder = Path(lora_reg.__file__).parent
-    printing = [str(path.relative_to(folder)) for path in folder.rglob("*.py") if re.search(r"\bprint\(", path.read_text("utf-8"))]
+    printing = [
+        str(path.relative_to(folder))
+        for path in folder.rglob("*.py")
+        if re.search(r"\bprint\(", path.read_text("utf-8"))
+    ]
     assert printing == ["cli/output.py"]
 
 

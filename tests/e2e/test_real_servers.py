@@ -76,7 +76,11 @@ def test_push_merge_pull_on_postgresql_and_s3(
     admin = [sys.executable, "-m", "lora_registry.cli"]
     subprocess.run([*admin, "migrate"], env=environment, check=True)
     created = subprocess.run(
-        [*admin, "token", "create", "ci", "--role", "writer"], env=environment, check=True, capture_output=True, text=True
+        [*admin, "token", "create", "ci", "--role", "writer"],
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
     )
     with (
         service.running(tmp_path / "data", extra=extra) as running,

@@ -14,7 +14,12 @@ from tests.support.service import PYTHONPATH
 
 
 def test_hf_downloads_and_verifies_every_file(world: World, tmp_path: Path) -> None:
-    environment = os.environ | {"HF_ENDPOINT": world.hub, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    environment = os.environ | {
+        "HF_ENDPOINT": world.hub,
+        "HF_HOME": str(tmp_path),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_OFFLINE": "0",
+    }
 
     def hf(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [str(Path(sys.executable).with_name("hf")), *arguments]

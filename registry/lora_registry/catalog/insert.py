@@ -54,6 +54,7 @@ def insert(
     existing = store.version_by_digest(session, repo.id or 0, digest)
     if existing is not None and existing.deleted_at is None:
         return repo, existing, False
+    _check_origins(session, draft)
     at = now()
     version = Version(
         repository_id=repo.id or 0,
@@ -105,6 +106,18 @@ def insert(
     )
     session.flush()
     return repo, version, True
+
+
+def _check_origins(session: Session, draft: Draft) -> None:
+    """What the version is made from is still there, and stays. Raises `deleted`."""
+    ids = {draft.base_version_id, *draft.parent_ids, *(draft.derivation.inputs if draft.derivation else ())} - {None}
+    held = store.hold_versions(session, (key for key in ids if key is not None))
+    if any(version.deleted_at is not None for version in held):
+        raise RegistryError(
+            "deleted",
+            "The base, or another version that this one is made from, was deleted meanwhile.",
+            way_out="Name another one and push again.",
+        )
 
 
 def check_target(repo: Repository | None, namespace: str, name: str, kind: str) -> None:

@@ -76,7 +76,9 @@ def delete(ctx: Context, principal: Principal, namespace: str, name: str) -> Non
                 way_out="Remove its tags with `lora-reg untag` first.",
             )
         at = now()
-        for version in store.list_versions(session, repo.id or 0, before=None, limit=2**31 - 1):
+        live = store.list_versions(session, repo.id or 0, before=None, limit=2**31 - 1)
+        store.hold_versions(session, [version.id or 0 for version in live], exclusive=True)
+        for version in live:
             for child in store.live_children(session, version.id or 0):
                 if child.repository_id != repo.id:
                     other = views.refs(session, [child])[child.id or 0]

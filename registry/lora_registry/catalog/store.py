@@ -115,6 +115,14 @@ def versions_by_id(session: Session, ids: Iterable[int]) -> dict[int, Version]:
     return {row.id or 0: row for row in session.exec(select(Version).where(col(Version.id).in_(wanted)))}
 
 
+def hold_versions(session: Session, ids: Iterable[int], *, exclusive: bool = False) -> list[Version]:
+    """Versions as they are now, kept so to the end of the transaction: who makes something from a version holds it,
+    who deletes it holds it exclusively before looking for what was made from it."""
+    query = select(Version).where(col(Version.id).in_(set(ids))).order_by(col(Version.id))
+    query = query.with_for_update(read=not exclusive).execution_options(populate_existing=True)
+    return list(session.exec(query))
+
+
 def list_versions(session: Session, repository_id: int, *, before: int | None, limit: int) -> list[Version]:
     """Live versions, newest first."""
     query = select(Version).where(Version.repository_id == repository_id, col(Version.deleted_at).is_(None))

@@ -105,6 +105,7 @@ def delete(ctx: Context, principal: Principal, namespace: str, name: str, select
         tags = store.tags_of_versions(session, [version.id or 0]).get(version.id or 0)
         if tags:
             raise RegistryError("in-use", f"The tag {tags[0]} points to {where}.", way_out="Move the tag first.")
+        store.hold_versions(session, [version.id or 0], exclusive=True)
         children = store.live_children(session, version.id or 0)
         if children:
             other = views.refs(session, children)[children[0].id or 0]

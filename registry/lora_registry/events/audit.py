@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Final
 
+from sqlalchemy import event, func, insert
+from sqlalchemy.orm import Session as OrmSession
 from sqlmodel import Session, col, select
 
 from lora_reg.spec.wire import EventList, EventView
@@ -14,17 +16,42 @@ from lora_registry.runtime import paging
 from lora_registry.runtime.clock import iso, now
 
 
+_ORDER: Final = 7305618
+_PENDING: Final = "events"
+
+
 def record(session: Session, kind: str, *, principal: Principal, namespace: str, subject: str, **facts: Any) -> None:
-    session.add(
-        AuditEvent(
-            kind=kind,
-            at=now(),
-            actor=principal.name,
-            namespace=namespace,
-            subject=subject,
-            facts=json.dumps(facts, sort_keys=True),
-        )
+    """Add an event to the caller's transaction; it is written when that commits."""
+    session.info.setdefault(_PENDING, []).append(
+        {
+            "kind": kind,
+            "at": now(),
+            "actor": principal.name,
+            "namespace": namespace,
+            "subject": subject,
+            "facts": json.dumps(facts, sort_keys=True),
+        }
     )
+
+
+@event.listens_for(Session, "before_commit")
+def _write(session: OrmSession) -> None:
+    """Give ids in the order of commits: a reader that goes by ids would pass one whose transaction is still open.
+
+    The lock is the last one taken, so it makes no deadlock, and held for the commit alone.
+    """
+    pending = session.info.pop(_PENDING, None)
+    if not pending:
+        return
+    session.flush()
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(select(func.pg_advisory_xact_lock(_ORDER)))
+    session.execute(insert(AuditEvent), pending)
+
+
+@event.listens_for(Session, "after_rollback")
+def _forget(session: OrmSession) -> None:
+    session.info.pop(_PENDING, None)
 
 
 def read(session: Session, *, principal: Principal, after: str | None, limit: int) -> EventList:
