@@ -1,6 +1,6 @@
 """How long `lora-reg --version` takes to start, against `python -c "import click"`, in one run. The bar is under 2.
 
-    python tests/bench/startup.py [ROUNDS]
+python tests/bench/startup.py [ROUNDS]
 """
 
 from __future__ import annotations

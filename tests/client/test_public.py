@@ -9,8 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import lora_reg
 import pytest
+
+import lora_reg
 from lora_reg.spec.errors import ERRORS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,7 +58,11 @@ def test_the_version_is_the_distribution_s() -> None:
 
 def test_only_the_output_prints() -> None:
     folder = Path(lora_reg.__file__).parent
-    printing = [str(path.relative_to(folder)) for path in folder.rglob("*.py") if re.search(r"\bprint\(", path.read_text("utf-8"))]
+    printing = [
+        str(path.relative_to(folder))
+        for path in folder.rglob("*.py")
+        if re.search(r"\bprint\(", path.read_text("utf-8"))
+    ]
     assert printing == ["cli/output.py"]
 
 

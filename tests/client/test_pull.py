@@ -66,7 +66,9 @@ def test_what_comes_out_is_what_went_in(home: Home, name: str, tmp_path: Path) -
     assert [entry.name for entry in (tmp_path / "out").iterdir()] == ["deep"]
 
 
-@pytest.mark.parametrize("form", ["{name}", "{name}:latest", "{name}:v1", "{name}:prod", "{name}@{digest}", "{name}:prod@{digest}"])
+@pytest.mark.parametrize(
+    "form", ["{name}", "{name}:latest", "{name}:v1", "{name}:prod", "{name}@{digest}", "{name}:prod@{digest}"]
+)
 def test_every_form_of_a_reference(home: Home, name: str, form: str) -> None:
     digest = home.json("show", name)["digest"]
     got = home.json("pull", form.format(name=name, digest=digest))
@@ -94,7 +96,9 @@ def test_the_layout_of_the_cache(home: Home, name: str) -> None:
 
 
 @pytest.mark.parametrize("into_folder", [False, True])
-def test_a_second_pull_is_one_conditional_request(home: Home, name: str, front: Front, tmp_path: Path, into_folder: bool) -> None:
+def test_a_second_pull_is_one_conditional_request(
+    home: Home, name: str, front: Front, tmp_path: Path, into_folder: bool
+) -> None:
     there = behind(front, home)
     where = ["-o", str(tmp_path / "out")] if into_folder else []
     there.ok("pull", f"{name}:prod", *where)
@@ -376,7 +380,9 @@ def test_two_processes_pull_the_same_thing(home: Home, name: str, front: Front, 
     assert len([path for path in front.paths() if path.endswith(WEIGHTS)]) == 1
 
 
-def test_a_full_disk_is_told_before_the_first_byte(home: Home, name: str, front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_told_before_the_first_byte(
+    home: Home, name: str, front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import shutil
     from collections import namedtuple
 

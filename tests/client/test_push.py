@@ -9,21 +9,32 @@ import socket
 from pathlib import Path
 
 import pytest
+
 from lora_reg.client import Client
 from lora_reg.config import Settings
 from lora_reg.spec.errors import RegistryError
 from lora_reg.transfer.scan import scan_folder
-
 from tests.support.command import ALIAS, TINY, Home, fresh, variant
 from tests.support.front import Answer, Front
 from tests.support.service import Service
 from tests.support.testbed import require_testbed
 
 SOURCE = TINY / "adapters" / "queries-v1"
-CASES = (
-    "duplicate-json-keys empty-directory header-length-8gb missing-lora-b module-not-in-base nan-one-tensor "
-    "overwrites-base-norm pickle-bin rank-differs tar-path-traversal truncated-safetensors wrong-shape-one-module zero-adapter"
-).split()
+CASES = [
+    "duplicate-json-keys",
+    "empty-directory",
+    "header-length-8gb",
+    "missing-lora-b",
+    "module-not-in-base",
+    "nan-one-tensor",
+    "overwrites-base-norm",
+    "pickle-bin",
+    "rank-differs",
+    "tar-path-traversal",
+    "truncated-safetensors",
+    "wrong-shape-one-module",
+    "zero-adapter",
+]
 
 
 @pytest.fixture
@@ -41,10 +52,17 @@ def testbed_base(registry: Service, tmp_path_factory: pytest.TempPathFactory) ->
 
 def test_a_push_makes_a_version_and_again_the_same(home: Home) -> None:
     name = f"{fresh()}/queries"
-    first = home.json("push", SOURCE, "--base", "tiny", f"{name}:candidate", "--tag", "best", "-m", "first", "--meta", "run=7")
+    first = home.json(
+        "push", SOURCE, "--base", "tiny", f"{name}:candidate", "--tag", "best", "-m", "first", "--meta", "run=7"
+    )
     version = first["version"]
     assert first["schema"] == "lora-reg/push/1"
-    assert (first["created"], version["number"], version["message"], version["meta"]) == (True, 1, "first", {"run": "7"})
+    assert (first["created"], version["number"], version["message"], version["meta"]) == (
+        True,
+        1,
+        "first",
+        {"run": "7"},
+    )
     assert sorted(version["tags"]) == ["best", "candidate"]
     assert version["base"]["name"] == "tiny"
     assert first["sent"] == sum(path.stat().st_size for path in SOURCE.iterdir())
@@ -139,7 +157,9 @@ def test_a_name_that_is_no_alias_is_refused_once_with_both_ways_out(home: Home, 
 
 
 @pytest.mark.parametrize("kind", ["link", "folder-link", "pipe", "socket", "bad-name", "hidden"])
-def test_only_regular_files_are_pushed(home: Home, folder: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_regular_files_are_pushed(
+    home: Home, folder: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if kind == "link":
         (folder / "README.md").symlink_to(tmp_path / "elsewhere")
         (tmp_path / "elsewhere").write_text("secret")
@@ -227,7 +247,11 @@ def test_a_lost_answer_to_a_commit_is_asked_for_again(home: Home, registry: Serv
     name = f"{fresh()}/x"
     with Front(registry.url, harm=lose) as front:
         pushed = Home(home.folder, front.url).json("push", variant(tmp_path / "v", seed=6), "--base", "tiny", name)
-        keys = [asked.get("idempotency-key") for verb, path, asked in front.log if verb == "POST" and path.endswith("/versions")]
+        keys = [
+            asked.get("idempotency-key")
+            for verb, path, asked in front.log
+            if verb == "POST" and path.endswith("/versions")
+        ]
     assert pushed["version"]["number"] == 1
     assert keys == [lost[0], lost[0]]
     assert len(home.json("history", name)["versions"]) == 1
@@ -252,7 +276,9 @@ def test_bases(home: Home, tmp_path: Path) -> None:
     assert not home.json("base", "add", base, linked)["created"]
 
 
-def test_a_base_by_structure_alone_sends_no_weights_and_checks_the_same(home: Home, folder: Path, tmp_path: Path) -> None:
+def test_a_base_by_structure_alone_sends_no_weights_and_checks_the_same(
+    home: Home, folder: Path, tmp_path: Path
+) -> None:
     base = f"{fresh()}/structure"
     copy = Path(shutil.copytree(TINY / "base", tmp_path / "base", copy_function=shutil.copyfile))
     (copy / "README.md").write_text(base)

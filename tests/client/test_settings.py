@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 import pytest
+
 from lora_reg import credentials
 from lora_reg.config import load_settings
 from lora_reg.spec.errors import RegistryError
@@ -22,12 +23,21 @@ def _write(path: Path, text: str) -> Path:
 
 @pytest.fixture
 def user(tmp_path: Path) -> dict[str, str]:
-    return {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "config"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    return {
+        "HOME": str(tmp_path),
+        "XDG_CONFIG_HOME": str(tmp_path / "config"),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }
 
 
 def test_defaults(user: dict[str, str], tmp_path: Path) -> None:
     found = load_settings(environ=user, folder=tmp_path)
-    assert (found.server, found.token, found.namespace, found.offline) == ("http://127.0.0.1:8750", None, "default", False)
+    assert (found.server, found.token, found.namespace, found.offline) == (
+        "http://127.0.0.1:8750",
+        None,
+        "default",
+        False,
+    )
     assert found.cache == tmp_path / "cache" / "lora-reg"
 
 

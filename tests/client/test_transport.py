@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+
 from lora_reg.spec.errors import RegistryError
 from lora_reg.transport import Transport
 
@@ -109,8 +110,12 @@ def test_a_problem_becomes_an_error_with_everything_it_says(scripted, transports
     assert len(server.asked) == 1
 
 
-@pytest.mark.parametrize(("status", "code", "exit_status"), [(404, "not-found", 3), (401, "unauthenticated", 4), (418, "internal", 1)])
-def test_an_answer_without_a_problem_document_goes_by_its_status(scripted, transports, status, code, exit_status) -> None:
+@pytest.mark.parametrize(
+    ("status", "code", "exit_status"), [(404, "not-found", 3), (401, "unauthenticated", 4), (418, "internal", 1)]
+)
+def test_an_answer_without_a_problem_document_goes_by_its_status(
+    scripted, transports, status, code, exit_status
+) -> None:
     server = scripted()
     server.replies = [(status, {}, b"<html>")]
     transport, _ = transports(server.url)
