@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import stat
 import subprocess
 import sys
@@ -337,3 +339,24 @@ def test_no_bar_where_nobody_watches(home: Home) -> None:
 
     assert on_terminal(quiet=False) is SILENT
     assert Output("human").mode == "human"
+
+
+def test_a_bar_on_a_terminal_and_only_there(home: Home) -> None:
+    """On a pseudo-terminal: the bar is on stderr, stdout stays data."""
+    name = f"{fresh()}/queries"
+    home.ok("push", TINY / "adapters" / "queries-v1", "--base", "tiny", name)
+    leader, follower = os.openpty()
+    arguments = [sys.executable, "-m", "lora_reg.cli.main", "merge", name, "--to", f"{name}-merged", "--json"]
+    with subprocess.Popen(
+        arguments, env={**home.environment, "TERM": "xterm"}, stdout=subprocess.PIPE, stderr=follower
+    ) as process:
+        os.close(follower)
+        out, _ = process.communicate(timeout=60)
+    shown = b""
+    with contextlib.suppress(OSError), open(leader, "rb", buffering=0) as terminal:
+        while piece := terminal.read(65536):
+            shown += piece
+    assert process.returncode == 0, shown
+    assert json.loads(out)["schema"] == "lora-reg/merge/1"
+    assert b"\x1b[" in shown
+    assert b"Traceback" not in shown
