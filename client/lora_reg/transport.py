@@ -21,6 +21,7 @@ from lora_reg.spec.errors import RegistryError
 
 TIMEOUT: Final = httpx.Timeout(connect=10.0, read=60.0, write=60.0, pool=None)
 ATTEMPTS: Final = 5
+FEW: Final = 2
 MAX_WAIT: Final = 60.0
 _MAX_REDIRECTS: Final = 5
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
@@ -112,8 +113,10 @@ class Transport:
                 refused = isinstance(error, httpx.ConnectError)
                 refusal = problems.unreachable(url, error, refused=refused and self._is_own(url))
                 refusal.__cause__ = error
-                # Where nothing ever answered it is most likely not running: say so soon.
-                last = attempt >= (ATTEMPTS if self._reached or not refused else 2)
+                # Where nothing ever answered it is most likely not running, and a silent server has been waited for
+                # long enough already: say so soon.
+                hopeless = isinstance(error, httpx.TimeoutException) or (refused and not self._reached)
+                last = attempt >= (FEW if hopeless else ATTEMPTS)
             else:
                 refusal, wait = _refusal(response, own=self._is_own(str(response.url)))
                 last = attempt >= ATTEMPTS

@@ -9,8 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import lora_reg
 import pytest
+
+import lora_reg
 from lora_reg.spec.errors import ERRORS
 
 ROOT = Path(__file__).resolve().parents[2]

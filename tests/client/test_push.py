@@ -9,21 +9,32 @@ import socket
 from pathlib import Path
 
 import pytest
+
 from lora_reg.client import Client
 from lora_reg.config import Settings
 from lora_reg.spec.errors import RegistryError
 from lora_reg.transfer.scan import scan_folder
-
 from tests.support.command import ALIAS, TINY, Home, fresh, variant
 from tests.support.front import Answer, Front
 from tests.support.service import Service
 from tests.support.testbed import require_testbed
 
 SOURCE = TINY / "adapters" / "queries-v1"
-CASES = (
-    "duplicate-json-keys empty-directory header-length-8gb missing-lora-b module-not-in-base nan-one-tensor "
-    "overwrites-base-norm pickle-bin rank-differs tar-path-traversal truncated-safetensors wrong-shape-one-module zero-adapter"
-).split()
+CASES = [
+    "duplicate-json-keys",
+    "empty-directory",
+    "header-length-8gb",
+    "missing-lora-b",
+    "module-not-in-base",
+    "nan-one-tensor",
+    "overwrites-base-norm",
+    "pickle-bin",
+    "rank-differs",
+    "tar-path-traversal",
+    "truncated-safetensors",
+    "wrong-shape-one-module",
+    "zero-adapter",
+]
 
 
 @pytest.fixture
@@ -39,10 +50,13 @@ def testbed_base(registry: Service, tmp_path_factory: pytest.TempPathFactory) ->
     return base
 
 
-def test_a_push_makes_a_version_and_again_the_same(home: Home) -> None:
+def test_a_push_makes_a_version_and_again_the_same(home: Home, tmp_path: Path) -> None:
     name = f"{fresh()}/queries"
+    folder = variant(tmp_path / "new", seed=7)
+    config = json.loads((folder / "adapter_config.json").read_bytes())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"revision": name}))
     first = home.json(
-        "push", SOURCE, "--base", "tiny", f"{name}:candidate", "--tag", "best", "-m", "first", "--meta", "run=7"
+        "push", folder, "--base", "tiny", f"{name}:candidate", "--tag", "best", "-m", "first", "--meta", "run=7"
     )
     version = first["version"]
     assert first["schema"] == "lora-reg/push/1"
@@ -54,8 +68,8 @@ def test_a_push_makes_a_version_and_again_the_same(home: Home) -> None:
     )
     assert sorted(version["tags"]) == ["best", "candidate"]
     assert version["base"]["name"] == "tiny"
-    assert first["sent"] == sum(path.stat().st_size for path in SOURCE.iterdir())
-    again = home.json("push", SOURCE, "--base", "tiny", name)
+    assert first["sent"] == sum(path.stat().st_size for path in folder.iterdir())
+    again = home.json("push", folder, "--base", "tiny", name)
     assert (again["created"], again["sent"], again["version"]["digest"]) == (False, 0, version["digest"])
 
 
@@ -186,7 +200,7 @@ def test_a_file_that_changes_while_it_is_read_is_noticed(folder: Path) -> None:
     with pytest.raises(RegistryError) as caught:
         scan.hash()
     assert caught.value.code == "digest-mismatch"
-    with pytest.raises(RegistryError, match="adapter_config.json changed"):
+    with pytest.raises(RegistryError, match=r"adapter_config\.json changed"):
         scan.reader()("adapter_config.json", 0, 2)
 
 

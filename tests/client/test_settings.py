@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 import pytest
+
 from lora_reg import credentials
 from lora_reg.config import load_settings
 from lora_reg.spec.errors import RegistryError

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+
 from lora_reg.spec.errors import RegistryError
 from lora_reg.transport import Transport
 

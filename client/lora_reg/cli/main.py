@@ -23,7 +23,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "pull": (f"{_HERE}.pull:pull", "Get a version into a folder or into the cache."),
     "list": (f"{_HERE}.browse:list_", "List repositories."),
     "show": (f"{_HERE}.browse:show", "Show a version: its files, base, tags and facts."),
-    "history": (f"{_HERE}.browse:history", "Show a repository's versions and the moves of its tags."),
+    "history": (f"{_HERE}.browse:history", "Show a repository's versions and the moves of its tags, newest first."),
     "lineage": (f"{_HERE}.lineage:lineage", "Show what a version was made from and what was made from it."),
     "report": (f"{_HERE}.browse:report", "Show what validations found out about a version."),
     "tag": (f"{_HERE}.tags:tag", "Point a tag at a version."),
