@@ -61,6 +61,7 @@ def serve(settings: Settings, *, processes: int) -> None:
         server_header=False,
         workers=processes,
         timeout_graceful_shutdown=10,
+        timeout_keep_alive=75,  # at 5 seconds, pooled connections were reset under a busy client's hands
     )
     try:
         if processes > 1:

@@ -15,7 +15,6 @@ from lora_registry.db.tables import AuditEvent
 from lora_registry.runtime import paging
 from lora_registry.runtime.clock import iso, now
 
-
 _ORDER: Final = 7305618
 _PENDING: Final = "events"
 
