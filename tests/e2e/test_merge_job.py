@@ -1,0 +1,73 @@
+"""What the merge job stores, tensor by tensor, against an independent merge in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support import service
+from tests.support.command import Home
+from tests.support.oracle import compare_bf16, merge64, read_checkpoint, round_bf16
+from tests.support.testbed import require_testbed
+
+ADAPTERS = (
+    "lora-r8-qv-python",
+    "lora-r16-alllinear-prose",
+    "lora-patterns-python",
+    "rslora-r16-cheader",
+    "lora-embed-prose",
+    "lora-lmhead-cheader",
+    "series-sql/v1",
+    "series-sql/v2",
+    "series-sql/v3",
+)
+NOT_MERGED = {"dora-r8-sql": "DoRA", "ia3-sql": "IA3", "prefix-python": "PREFIX_TUNING"}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    """A user of a service that holds the testbed's base."""
+    folder, testbed = tmp_path_factory.mktemp("merge"), require_testbed()
+    with service.running(folder / "data") as running:
+        user = Home(folder / "home", running.url)
+        added = user.run("base", "add", "tiny", testbed / "base", "--alias", "lora-reg-fixture/tiny-llama-4m")
+        assert added.status == 0, added.err
+        yield user
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_a_merge_by_the_job_is_the_rounded_float64_merge(home: Home, adapter: str, tmp_path: Path) -> None:
+    testbed, name = require_testbed(), adapter.replace("/", "-")
+    pushed = home.run("push", testbed / "adapters" / adapter, f"oracle/{name}", "--base", "tiny")
+    assert pushed.status == 0, pushed.err
+    merged = home.run("merge", f"oracle/{name}", "--to", f"oracle/{name}-merged")
+    assert merged.status == 0, merged.err
+    pulled = home.run("pull", f"oracle/{name}-merged", "-o", tmp_path / "merged")
+    assert pulled.status == 0, pulled.err
+    base, result = read_checkpoint(testbed / "base"), read_checkpoint(tmp_path / "merged")
+    right = merge64(testbed / "base", testbed / "adapters" / adapter)
+    assert result.keys() == base.keys()
+    differing = elements = 0
+    for tensor, values in result.items():
+        if tensor not in right:
+            assert np.array_equal(values, base[tensor]), f"{tensor} is not the base's"
+            continue
+        bits = round_bf16(values)  # exact: the file holds bfloat16
+        compared = compare_bf16(bits, right[tensor])
+        assert compared.beyond_float32 == 0, tensor
+        differing += compared.differing
+        elements += compared.elements
+    assert elements >= 393_216
+    assert differing * 10_000 <= elements, f"{differing} of {elements}"
+
+
+@pytest.mark.parametrize("adapter", NOT_MERGED)
+def test_what_cannot_be_merged_yet_says_so_by_name(home: Home, adapter: str) -> None:
+    pushed = home.run("push", require_testbed() / "adapters" / adapter, f"oracle/{adapter}", "--base", "tiny")
+    assert pushed.status == 0, pushed.err
+    refused = home.run("merge", f"oracle/{adapter}", "--to", f"oracle/{adapter}-merged")
+    assert refused.status == 6
+    assert NOT_MERGED[adapter].lower() in refused.err.lower()
