@@ -9,6 +9,7 @@ from litestar.params import QueryParameter
 from litestar.response import Redirect
 
 from lora_reg.spec.base import BaseFingerprint
+from lora_reg.spec.digest import Digest
 from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.wire import (
     AliasRequest,
@@ -122,12 +123,12 @@ def show_manifest(
     namespace: FromPath[str],
     name: FromPath[str],
     selector: FromPath[str],
-) -> Response[bytes]:
+) -> Response[dict[str, Any]]:
     body, digest = versions.manifest(ctx, principal, namespace, name, selector)
     headers = {"ETag": f'"{digest}"', "Cache-Control": "no-cache"}
     if matches(request.headers.get("if-none-match"), headers["ETag"]):
-        return Response(b"", status_code=304, headers=headers)
-    return Response(body, media_type="application/vnd.oci.image.manifest.v1+json", headers=headers)
+        return Response(None, status_code=304, headers=headers)  # type: ignore[arg-type]
+    return Response(body, media_type="application/vnd.oci.image.manifest.v1+json", headers=headers)  # type: ignore[arg-type]
 
 
 @route(
@@ -161,10 +162,18 @@ def show_file(
 
 @get(VERSION + "/fingerprint", summary="The fingerprint of a base version")
 def show_fingerprint(
-    ctx: Context, principal: Principal, namespace: FromPath[str], name: FromPath[str], selector: FromPath[str]
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    namespace: FromPath[str],
+    name: FromPath[str],
+    selector: FromPath[str],
 ) -> Response[BaseFingerprint]:
     body = bases.fingerprint(ctx, principal, namespace, name, selector)
-    return Response(body, media_type="application/json")  # type: ignore[arg-type]
+    headers = {"ETag": f'"{Digest.of(body).hex}"', "Cache-Control": "no-cache"}
+    if matches(request.headers.get("if-none-match"), headers["ETag"]):
+        return Response(None, status_code=304, headers=headers)  # type: ignore[arg-type]
+    return Response(body, media_type="application/json", headers=headers)  # type: ignore[arg-type]
 
 
 @get(VERSION + "/lineage", summary="What a version was made from, and what was made from it")
