@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from litestar import HttpMethod, Request, Response, Router, route
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import QueryParameter
 from litestar.response import Redirect
 
@@ -39,6 +40,12 @@ R = Request[Any, Any, Any]
 REPO = "/{namespace:str}/{name:str}"
 VERSION = REPO + "/versions/{selector:str}"
 TAG = REPO + "/tags/{tag:str}"
+ALSO = {
+    206: ResponseSpec(bytes, media_type="application/octet-stream", generate_examples=False, description="A range"),
+    304: ResponseSpec(None, generate_examples=False, description="As the caller has it"),
+    307: ResponseSpec(None, generate_examples=False, description="The store serves it"),
+}
+"""What else a file may be answered with."""
 
 
 @get("/", summary="List repositories")
@@ -135,7 +142,8 @@ def show_manifest(
     VERSION + "/files/{path:path}",
     http_method=[HttpMethod.GET, HttpMethod.HEAD],
     sync_to_thread=True,
-    responses=RESPONSES,
+    media_type="application/octet-stream",
+    responses={**RESPONSES, **ALSO},
     summary="A file of a version; Range is served, or the request redirected to the store",
 )
 def show_file(
