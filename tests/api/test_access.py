@@ -149,9 +149,7 @@ def _prepare(guarded: Guarded, row: Row, role: str) -> tuple[str, dict[str, Any]
     session = ""
     if "{upload_id}" in row.path or row.body == "commit":
         session = upload(owner, ns, name if row.body == "commit" else other, "adapter", files).json()["id"]
-    path = row.path.format(
-        **parts, path="adapter_config.json", upload_id=session, digest=describe(files)[0]["digest"]
-    )
+    path = row.path.format(**parts, path="adapter_config.json", upload_id=session, digest=describe(files)[0]["digest"])
     match row.body:
         case "upload":
             return path, {"json": {"namespace": ns, "name": other, "kind": "adapter", "files": describe(files)}}
@@ -219,9 +217,10 @@ def test_lists_hold_what_the_caller_may_read_and_nothing_else(guarded: Guarded) 
     assert {namespace for namespace, _ in names} == {ns}
     assert reader.get("/api/v1/repositories", params={"namespace": other}).json()["items"] == []
     assert {event["subject"].partition("/")[0] for event in reader.get("/api/v1/events").json()["items"]} == {ns}
-    assert {job["title"].split()[1].partition("/")[0] for job in reader.get("/api/v1/jobs", params={"kind": "inspect"}).json()["items"]} == {
-        ns
-    }
+    assert {
+        job["title"].split()[1].partition("/")[0]
+        for job in reader.get("/api/v1/jobs", params={"kind": "inspect"}).json()["items"]
+    } == {ns}
     home = stranger.get("/api/v1/whoami").json()["namespace"]
     for path in ("repositories", "events", "jobs"):
         assert ns not in stranger.get(f"/api/v1/{path}").text

@@ -191,7 +191,9 @@ def test_lineage_up_and_down(site: Site) -> None:
         url = f"/api/v1/repositories/ns/{names[number]}/versions/v1/lineage"
         found = site.client.get(url, params={"direction": direction}).json()
         assert found["root"] == keys[number]
-        assert {edge["child"] for edge in found["edges"]} | {edge["parent"] for edge in found["edges"]} <= set(found["nodes"])
+        assert {edge["child"] for edge in found["edges"]} | {edge["parent"] for edge in found["edges"]} <= set(
+            found["nodes"]
+        )
         return {(edge["child"], edge["parent"], edge["relation"]) for edge in found["edges"]}
 
     chain = {(keys[1], keys[0], "parent"), (keys[2], keys[1], "parent")}

@@ -20,7 +20,13 @@ from tests.api.site import Site, problem
 
 CHECKS = (not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance)
 EXAMPLES = 40
-SAMPLES: dict[str, str] = {"namespace": "ns", "name": "fuzzed", "selector": "v1", "tag": "prod", "path": "adapter_config.json"}
+SAMPLES: dict[str, str] = {
+    "namespace": "ns",
+    "name": "fuzzed",
+    "selector": "v1",
+    "tag": "prod",
+    "path": "adapter_config.json",
+}
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["any-path", "existing-path"])

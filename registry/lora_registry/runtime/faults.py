@@ -16,7 +16,6 @@ words, from the coarse to the fine: `jobs.step.plan.after`.
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import threading
