@@ -29,7 +29,7 @@ def upgrade() -> None:
         sa.Column("at", sa.BigInteger(), nullable=False),
         sa.Column("actor", sa.String(length=128), nullable=False),
         sa.Column("namespace", sa.String(length=96), nullable=False),
-        sa.Column("subject", sa.String(length=256), nullable=False),
+        sa.Column("subject", sa.String(length=300), nullable=False),
         sa.Column("facts", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_event")),
     )

@@ -22,6 +22,7 @@ from lora_registry.context import Context
 from lora_registry.db import migrate
 from lora_registry.hf.routes import router as hf
 from lora_registry.http import problems
+from lora_registry.http.texts import refuse_nul_in_url
 from lora_registry.operations.routes import router as operations
 from lora_registry.push.routes import router as push
 
@@ -72,6 +73,7 @@ def create_app(ctx: Context) -> Litestar:
             HTTPException: problems.http_error,
             Exception: problems.any_error,
         },
+        before_request=refuse_nul_in_url,
         lifespan=[lifespan],
         openapi_config=OpenAPIConfig(
             title="lora-reg", version=__version__, path="/schema", render_plugins=[JsonRenderPlugin()]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from lora_registry.catalog import store as catalog
 from lora_registry.db import migrate as schema
 from lora_registry.db.engine import make_engine
 from lora_registry.jobs import engine as jobs
+from lora_registry.jobs.child import die_with_parent
 from lora_registry.settings import Settings, environment, load
 from lora_registry.storage import open_blobs
 from lora_registry.wiring import open_context
@@ -76,6 +79,9 @@ def serve(settings: Settings, *, processes: int) -> None:
 
 def application() -> object:
     """The ASGI application for settings of the environment: what each API process calls."""
+    if (parent := multiprocessing.parent_process()) is not None and parent.pid is not None:
+        # With several processes: one that outlived `serve` would keep the port and answer, with nobody to stop it.
+        die_with_parent(parent.pid, sent=signal.SIGTERM)
     return create_app(open_context(load()))
 
 

@@ -71,6 +71,7 @@ class Site:
         """Start the API; `fault` is armed in it alone, on PostgreSQL, and in what it starts on SQLite."""
         extra = {**self.extra, **({"LORA_REG_FAULT": fault} if fault else {})}
         self.service = service.start(self.data, extra=extra, arguments=self.arguments)
+        self.client.close()
         self.client = self.connect()
 
     def connect(self, token: str | None = None) -> httpx.Client:

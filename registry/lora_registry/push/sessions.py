@@ -134,6 +134,7 @@ def _record(ctx: Context, upload_id: str, digest: Digest, size: int) -> None:
     with ctx.db.write() as session:
         store.remember_blob(session, str(digest), size, now())
         store.mark_stored(session, upload_id, str(digest))
+    fault_point("upload.recorded")
 
 
 def _target(ctx: Context, upload_id: str, file: UploadFile) -> UploadTarget:

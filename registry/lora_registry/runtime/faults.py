@@ -7,19 +7,23 @@
     name@stop       SIGSTOP instead: the process becomes a zombie owner until SIGCONT
     name:3@stop     both
 
+or several of these, by comma. Children inherit it, so a process that is started again would die again: where
+`LORA_REG_FAULT_ONCE` names a folder, each fault strikes one process alone and leaves a file of its name there.
+
 It is read once, when the module is imported. Unset, a point costs one comparison. Names are dotted lower-case
 words, from the coarse to the fine: `jobs.step.plan.after`.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import threading
+from collections import Counter
 from typing import Final
 
 ENV: Final = "LORA_REG_FAULT"
+ENV_ONCE: Final = "LORA_REG_FAULT_ONCE"
 
 
 def _parse(armed: str) -> tuple[str, int, signal.Signals]:
@@ -30,12 +34,31 @@ def _parse(armed: str) -> tuple[str, int, signal.Signals]:
     return name, int(nth or 1), signal.SIGSTOP if action == "stop" else signal.SIGKILL
 
 
-_armed: Final = _parse(os.environ[ENV]) if os.environ.get(ENV) else None
-_passes: Final = itertools.count(1)
+_armed: Final = [_parse(part) for part in os.environ.get(ENV, "").split(",") if part]
+_once: Final = os.environ.get(ENV_ONCE)
+_lock: Final = threading.Lock()
+_passes: Final[Counter[str]] = Counter()
 
 
 def fault_point(name: str) -> None:
     """Kill or stop this process here if `LORA_REG_FAULT` names this point; otherwise nothing."""
-    if _armed is not None and _armed[0] == name and next(_passes) == _armed[1]:
-        # To this thread: a stop sent to the process may reach another thread first, and this one runs on meanwhile.
-        signal.pthread_kill(threading.get_ident(), _armed[2])
+    if not _armed:
+        return
+    for armed, nth, sent in _armed:
+        if armed != name:
+            continue
+        with _lock:
+            _passes[name] += 1
+            if _passes[name] == nth and _first(name):
+                os.kill(os.getpid(), sent)
+
+
+def _first(name: str) -> bool:
+    """Whether this process is the one that the fault is for."""
+    if _once is None:
+        return True
+    try:
+        os.close(os.open(os.path.join(_once, name.replace("/", "_")), os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True

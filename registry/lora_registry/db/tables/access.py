@@ -47,5 +47,5 @@ class AuditEvent(SQLModel, table=True):
     at: int = moment()
     actor: str = Field(max_length=128)
     namespace: str = Field(max_length=96)
-    subject: str = Field(max_length=256)
+    subject: str = Field(max_length=300)  # namespace/name:tag, 96 + 64 + 128 and the two between
     facts: str = Field(default="{}", sa_type=Text)

@@ -1,0 +1,25 @@
+"""NUL characters: JSON and URLs can carry them, PostgreSQL stores none, and no text of ours has any."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+from litestar import Request
+
+from lora_reg.spec.errors import RegistryError
+
+_ESCAPED_NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+
+
+async def refuse_nul_in_url(request: Request[Any, Any, Any]) -> None:
+    """Raises `invalid-request` where the path or the query holds a NUL character."""
+    if "\0" in request.scope["path"] or b"%00" in request.scope["query_string"]:
+        raise RegistryError("invalid-request", "The URL holds a NUL character.")
+
+
+async def refuse_nul_in_body(request: Request[Any, Any, Any]) -> None:
+    """The same for the URL and a body of JSON, where NUL stands as an escape."""
+    await refuse_nul_in_url(request)
+    if _ESCAPED_NUL.search(await request.body()):
+        raise RegistryError("invalid-request", "A text of the body holds a NUL character.")
