@@ -13,6 +13,7 @@ import pytest
 from tests.api.conftest import Sites
 from tests.api.site import SHARED, Site, adapter_files, base_files, unique
 from tests.support.push import describe, push, upload
+import itertools
 
 
 @pytest.fixture(params=[1, 2], ids=["one-process", "two-processes"])
@@ -78,7 +79,7 @@ def test_64_swaps_of_one_tag_have_one_winner_a_generation(busy: Site) -> None:
         assert {a.json()["current"]["generation"] for a in answers if a.status_code == 412} == {generation + 1}
     history = busy.client.get(f"{path}/history").json()["items"]
     assert [move["generation"] for move in history] == [3, 2, 1]
-    for newer, older in zip(history, history[1:], strict=False):
+    for newer, older in itertools.pairwise(history):
         assert newer["from_digest"] == older["to_digest"]
 
 
