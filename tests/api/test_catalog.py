@@ -137,6 +137,19 @@ def test_rollback(site: Site) -> None:
     problem(site.client.post(f"{url}/rollback", json={}, headers={"If-Match": '"gen-1"'}), "tag-moved")
 
 
+def test_a_rollback_whose_answer_was_lost_is_done_once(site: Site) -> None:
+    path = site.repository(versions=2)
+    url = f"{path}/tags/prod"
+    for number in (1, 2):
+        site.client.put(url, json={"target": f"v{number}"})
+    key = {"Idempotency-Key": unique("rollback")}
+    first = site.client.post(f"{url}/rollback", json={}, headers=key)
+    again = site.client.post(f"{url}/rollback", json={}, headers=key)
+    assert (first.json()["version"]["number"], first.json()["generation"]) == (1, 3)
+    assert (again.json(), again.headers["etag"]) == (first.json(), '"gen-3"')
+    assert site.client.get(url).json()["generation"] == 3
+
+
 def test_yanked_versions_are_passed_by(site: Site) -> None:
     path = site.repository(versions=2)
     yanked = site.client.put(f"{path}/versions/v2/yank", json={"reason": "leaks"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -247,3 +248,15 @@ def test_the_same_merge_asked_for_at_once_is_one_job(busy: Site) -> None:
     answers = together(busy, 16, lambda c, _: c.post("/api/v1/merges", json=request))
     assert set(statuses(answers)) <= {200, 202}
     assert len({answer.json()["id"] for answer in answers}) == 1
+
+
+def test_a_cancelled_merge_asked_for_by_many_at_once_is_started_again(busy: Site) -> None:
+    name = unique("m")
+    busy.pushed("ns", name, 4001)
+    request = {"adapters": [{"adapter": f"ns/{name}"}], "to": f"ns/{unique('out')}"}
+    job = busy.client.post("/api/v1/merges", json=request).json()["id"]
+    busy.client.post(f"/api/v1/jobs/{job}/cancel")
+    answers = together(busy, 16, lambda c, _: c.post("/api/v1/merges", json=request))
+    assert set(statuses(answers)) <= {200, 202}, [answer.text for answer in answers if answer.status_code == 409][:1]
+    assert {answer.json()["id"] for answer in answers} == {job}
+    assert busy.client.get(f"/api/v1/jobs/{job}").json()["state"] in ("queued", "running", "done")

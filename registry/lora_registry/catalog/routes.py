@@ -33,7 +33,20 @@ from lora_registry.catalog.tags import Expectation
 from lora_registry.context import Context
 from lora_registry.http.answers import matches, reply
 from lora_registry.http.bodies import send_blob
-from lora_registry.http.handlers import FromPath, IfMatch, IfNoneMatch, JSONBody, Limit, Text, delete, get, post, put
+from lora_registry.http.handlers import (
+    FromPath,
+    IdempotencyKey,
+    IfMatch,
+    IfNoneMatch,
+    JSONBody,
+    Limit,
+    Text,
+    delete,
+    get,
+    post,
+    put,
+)
+from lora_registry.http.idempotency import once
 from lora_registry.http.problems import RESPONSES
 
 R = Request[Any, Any, Any]
@@ -290,10 +303,17 @@ def rollback_tag(
     tag: FromPath[str],
     data: JSONBody[RollbackRequest],
     if_match: IfMatch = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response[TagView]:
     expect = _expectation(if_match, None)
+
+    def run() -> tuple[int, TagView]:
+        view = tags.rollback(ctx, principal, namespace, name, tag, to=data.to, expect=expect, reason=data.reason)
+        return 200, view
+
+    # Done twice it would be undone: the one tag write that is not idempotent in itself.
     return _tag(
-        request, tags.rollback(ctx, principal, namespace, name, tag, to=data.to, expect=expect, reason=data.reason)
+        request, once(ctx, principal, idempotency_key, (f"{request.url.path} {if_match}", data), TagView, run)[1]
     )
 
 

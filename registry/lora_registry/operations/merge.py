@@ -41,7 +41,7 @@ def submit(ctx: Context, principal: Principal, request: MergeRequest) -> JobView
     job_id = enqueue.merge_job_id(recipe)
     status = ctx.jobs.status(job_id)
     if status is not None and status.state in ("failed", "cancelled"):
-        ctx.jobs.retry(job_id)
+        _again(ctx, job_id)
     elif status is None:
         title = " + ".join(item.adapter for item in request.adapters) + f" -> {target.repository}"
         with ctx.db.write() as session:
@@ -56,6 +56,14 @@ def submit(ctx: Context, principal: Principal, request: MergeRequest) -> JobView
                 message=request.message,
             )
     return jobs.show(ctx, principal, job_id)
+
+
+def _again(ctx: Context, job_id: str) -> None:
+    try:
+        ctx.jobs.retry(job_id)
+    except RegistryError as error:
+        if error.code != "conflict":  # another request for the same merge was faster: then it runs as this one wants
+            raise
 
 
 def _resolve(ctx: Context, principal: Principal, request: MergeRequest, target: str) -> Recipe:
