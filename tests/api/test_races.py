@@ -14,7 +14,6 @@ import pytest
 from tests.api.conftest import Sites
 from tests.api.site import SHARED, Site, adapter_files, base_files, unique
 from tests.support.push import describe, push, upload
-import itertools
 
 
 @pytest.fixture(params=[1, 2], ids=["one-process", "two-processes"])
