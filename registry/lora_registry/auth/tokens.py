@@ -17,6 +17,7 @@ from lora_registry.auth.principals import RANK, Principal, Role
 from lora_registry.db.tables import Token
 from lora_registry.runtime.clock import now
 
+MAX_NAME = 128
 _ALPHABET = string.ascii_letters + string.digits
 
 
@@ -26,6 +27,8 @@ def create(session: Session, *, name: str, role: Role, namespace: str | None) ->
         raise RegistryError("usage", f"{role!r} is no role; expected reader, writer or admin.")
     if namespace is not None:
         check_namespace(namespace)
+    if not 0 < len(name) <= MAX_NAME or not name.isprintable():
+        raise RegistryError("usage", f"A token's name has 1 to {MAX_NAME} printable characters.")
     if session.exec(select(Token).where(Token.name == name)).first():
         raise RegistryError("exists", f"There is a token named {name!r} already.")
     secret = "hf_" + "".join(secrets.choice(_ALPHABET) for _ in range(40))

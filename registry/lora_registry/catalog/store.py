@@ -97,17 +97,6 @@ def version_by_commit(session: Session, repository_id: int, commit: str) -> Vers
     return session.exec(query).first()
 
 
-def version_by_global_digest(session: Session, digest: str) -> list[tuple[Version, Repository]]:
-    """Live versions with this digest, in every repository."""
-    query = (
-        select(Version, Repository)
-        .join(Repository, col(Repository.id) == col(Version.repository_id))
-        .where(Version.digest == digest, col(Version.deleted_at).is_(None))
-        .order_by(col(Version.id))
-    )
-    return [(version, repo) for version, repo in session.exec(query)]
-
-
 def versions_by_id(session: Session, ids: Iterable[int]) -> dict[int, Version]:
     wanted = set(ids)
     if not wanted:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlmodel import Session
 
 from lora_reg.spec.errors import RegistryError
@@ -15,8 +16,8 @@ from lora_reg.spec.errors import RegistryError
 class Database:
     """Sessions over one engine.
 
-    `write()` is one transaction: committed where the block ends, rolled back where it raises. `read()` sees one
-    snapshot and takes no write lock.
+    `write()` is one transaction: committed where the block ends, rolled back where it raises. `read()` takes no
+    write lock; on SQLite it sees one snapshot, on PostgreSQL each statement sees what is committed.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -39,7 +40,7 @@ class Database:
 def _unavailable() -> Iterator[None]:
     try:
         yield
-    except OperationalError as error:
+    except (OperationalError, PoolTimeoutError) as error:
         raise RegistryError("unavailable", "The database did not answer or is locked.") from error
     except DBAPIError as error:
         if error.connection_invalidated:

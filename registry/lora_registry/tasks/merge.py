@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import msgspec
@@ -17,7 +18,7 @@ from lora_registry.catalog import store as catalog
 from lora_registry.catalog import tags
 from lora_registry.catalog.insert import Derivation, Draft, insert
 from lora_registry.context import Context
-from lora_registry.db.tables import Version
+from lora_registry.db.tables import Report, Version
 from lora_registry.jobs.kinds import Handler, JobContext
 from lora_registry.push import store as uploads
 from lora_registry.runtime.clock import now
@@ -31,7 +32,7 @@ def handler(ctx: Context) -> Handler:
     """The handler of `merge` over an open context."""
 
     def run(job: JobContext, spec: dict[str, Any]) -> dict[str, Any]:
-        inputs = job.step("inputs", lambda: _inputs(ctx, spec["recipe"]))
+        inputs = job.step("inputs", lambda: _inputs(ctx, spec))
         plan = job.child("plan", f"{CHILD}:plan", inputs)
         merged = []
         for number, file in enumerate(plan["files"]):
@@ -54,13 +55,21 @@ def handler(ctx: Context) -> Handler:
     return run
 
 
-def _inputs(ctx: Context, recipe_digest: str) -> dict[str, Any]:
+def _inputs(ctx: Context, spec: dict[str, Any]) -> dict[str, Any]:
     """What the child processes need: digests and sizes of all files that go in."""
     with ctx.db.read() as session:
-        recipe = _recipe(session, recipe_digest)
+        recipe = _recipe(session, spec["recipe"])
+        versions = _versions(session, spec)
+        files = {
+            version_id: {file.path: [file.digest, file.size] for file in rows}
+            for version_id, rows in catalog.files_of(session, versions).items()
+        }
         return {
-            "base": _files(session, recipe.base),
-            "adapters": [{"files": _files(session, item.digest), "weight": item.weight} for item in recipe.inputs],
+            "base": files[spec["base"]],
+            "adapters": [
+                {"files": files[version_id], "weight": item.weight}
+                for version_id, item in zip(spec["inputs"], recipe.inputs, strict=True)
+            ],
             "dtype": recipe.dtype,
             "allow_loss": recipe.allow_loss,
         }
@@ -83,8 +92,7 @@ def _commit(
     report: dict[str, Any],
 ) -> dict[str, Any]:
     recipe = _recipe(session, spec["recipe"])
-    base = _version(session, recipe.base)
-    inputs = [_version(session, item.digest) for item in recipe.inputs]
+    _versions(session, spec)
     principal = Principal(spec["author"], "admin")
     entries = tuple(sorted(FileEntry(file["path"], file["size"], Digest.parse(file["digest"])) for file in files))
     for entry in entries:
@@ -99,7 +107,7 @@ def _commit(
     draft = Draft(
         manifest=manifest,
         stored=frozenset(str(entry.digest) for entry in entries),
-        base_version_id=base.id,
+        base_version_id=spec["base"],
         parent_ids=(),
         facts={
             "operation": recipe.operation,
@@ -110,7 +118,7 @@ def _commit(
         fingerprint=None,
         message=spec["message"],
         meta={},
-        derivation=Derivation(str(recipe.digest), tuple(version.id or 0 for version in inputs)),
+        derivation=Derivation(str(recipe.digest), tuple(spec["inputs"])),
     )
     namespace, _, name = recipe.target.partition("/")
     repo, version, created = insert(session, principal, namespace, name, draft)
@@ -121,6 +129,16 @@ def _commit(
         row.result_version_id = version.id
         session.add(row)
     if created:
+        session.add(
+            Report(
+                id=job_id,
+                kind="merge",
+                version_id=version.id or 0,
+                passed=True,
+                body=json.dumps(report, sort_keys=True),
+                created_at=now(),
+            )
+        )
         enqueue.inspect(ctx, session, principal, repo, version)
     session.flush()
     return {"version": version.id, "digest": version.digest, "number": version.number, "kept": report["kept"]}
@@ -133,15 +151,10 @@ def _recipe(session: Session, digest: str) -> Recipe:
     return parse_recipe(row.body)
 
 
-def _version(session: Session, digest: str) -> Version:
-    found = catalog.version_by_global_digest(session, digest)
-    if not found:
-        raise RegistryError("deleted", f"An input of the merge, {digest}, was deleted meanwhile.")
-    return found[0][0]
-
-
-def _files(session: Session, digest: str) -> dict[str, Any]:
-    version = _version(session, digest)
-    return {
-        file.path: [file.digest, file.size] for file in catalog.files_of(session, [version.id or 0])[version.id or 0]
-    }
+def _versions(session: Session, spec: dict[str, Any]) -> dict[int, Version]:
+    """The base and the adapters. Raises RegistryError `deleted` where one is gone since the merge was asked for."""
+    found = catalog.versions_by_id(session, [spec["base"], *spec["inputs"]])
+    for version in found.values():
+        if version.deleted_at is not None:
+            raise RegistryError("deleted", f"An input of the merge, {version.digest}, was deleted meanwhile.")
+    return found

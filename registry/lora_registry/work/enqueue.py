@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from sqlmodel import Session
@@ -30,8 +31,9 @@ def inspect(ctx: Context, session: Session, principal: Principal, repo: Reposito
     return job_id
 
 
-def merge_job_id(recipe: Recipe) -> str:
-    return f"{MERGE}-{recipe.digest.hex}"
+def merge_job_id(recipe: Recipe, attempt: int = 1) -> str:
+    """attempt: grows where the result of the one before was deleted."""
+    return f"{MERGE}-{recipe.digest.hex}" + (f"-{attempt}" if attempt > 1 else "")
 
 
 def merge(
@@ -40,19 +42,27 @@ def merge(
     principal: Principal,
     recipe: Recipe,
     *,
+    job_id: str,
+    base: int,
+    inputs: Sequence[int],
     namespace: str,
     title: str,
     tags: list[str],
     message: str,
-) -> str:
-    """Record a recipe and enqueue its merge; returns the job's id. The same recipe again is a no-op."""
+) -> None:
+    """Record a recipe and enqueue its merge; the same job again is a no-op. base, inputs: ids of versions."""
     digest = str(recipe.digest)
     session.execute(insert_ignore(session, RecipeRow).values(digest=digest, body=recipe.to_bytes(), created_at=now()))
-    job_id = merge_job_id(recipe)
     _row(session, principal, job_id, MERGE, namespace, title, recipe=digest)
-    spec = {"recipe": digest, "tags": tags, "message": message, "author": principal.name}
+    spec = {
+        "recipe": digest,
+        "base": base,
+        "inputs": list(inputs),
+        "tags": tags,
+        "message": message,
+        "author": principal.name,
+    }
     _start(ctx, session, job_id, MERGE, spec, "cpu")
-    return job_id
 
 
 def _row(
