@@ -7,7 +7,6 @@ from typing import Annotated, Any
 from litestar import HttpMethod, Request, Response, Router, route
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import QueryParameter
-from litestar.response import Redirect
 
 from lora_reg.spec.base import BaseFingerprint
 from lora_reg.spec.digest import Digest
@@ -32,7 +31,7 @@ from lora_registry.catalog import bases, lineage, repositories, tags, versions
 from lora_registry.catalog.tags import Expectation
 from lora_registry.context import Context
 from lora_registry.http.answers import matches, reply
-from lora_registry.http.bodies import send_blob
+from lora_registry.http.bodies import send_blob, send_elsewhere
 from lora_registry.http.handlers import (
     FromPath,
     IdempotencyKey,
@@ -176,8 +175,7 @@ def show_file(
     if ctx.settings.presign and request.method == "GET":
         presigned = ctx.blobs.presign_get(found.digest, filename=None, expires_in=ctx.settings.presign_seconds)
         if presigned is not None:
-            fields = {**headers, "ETag": etag, "Cache-Control": "no-store"}
-            return Redirect(presigned.url, status_code=307, headers=fields)
+            return send_elsewhere(presigned.url, status=307, headers={**headers, "ETag": etag})
     return send_blob(request, ctx.blobs, found.digest, found.size, headers=headers)
 
 

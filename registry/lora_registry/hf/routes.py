@@ -12,7 +12,6 @@ import anyio.to_thread
 import msgspec
 from litestar import HttpMethod, Request, Response, Router, route
 from litestar.exceptions import HTTPException
-from litestar.response import Redirect
 
 from lora_reg.spec.errors import RegistryError
 from lora_registry.auth.guards import principal_of
@@ -22,7 +21,7 @@ from lora_registry.context import Context
 from lora_registry.hf import errors, mapping, revisions
 from lora_registry.hf.paths import Call, Verb, parse
 from lora_registry.http.answers import matches, reply
-from lora_registry.http.bodies import send_blob
+from lora_registry.http.bodies import send_blob, send_elsewhere
 from lora_registry.runtime import paging
 
 R = Request[Any, Any, Any]
@@ -150,8 +149,9 @@ def send_file(request: R, ctx: Context, principal: Principal, call: Call) -> Res
     if ctx.settings.presign and request.method == "GET":
         presigned = ctx.blobs.presign_get(found.digest, filename=None, expires_in=ctx.settings.presign_seconds)
         if presigned is not None:
-            fields = {**headers, "ETag": etag, "Accept-Ranges": "bytes", "Cache-Control": "no-store"}
-            return Redirect(presigned.url, status_code=302, headers=fields)
+            return send_elsewhere(
+                presigned.url, status=302, headers={**headers, "ETag": etag, "Accept-Ranges": "bytes"}
+            )
     return send_blob(request, ctx.blobs, found.digest, found.size, headers=headers)
 
 

@@ -76,6 +76,12 @@ def send_blob(
     )
 
 
+def send_elsewhere(url: str, *, status: int, headers: dict[str, str]) -> Response[Any]:
+    """A redirect to a presigned URL, which is a secret while it lives: nothing keeps the answer."""
+    fields = {**headers, "Location": url, "Cache-Control": "no-store"}
+    return Response(b"", status_code=status, headers=fields, media_type="application/octet-stream")
+
+
 def _may_range(request: Request[Any, Any, Any], digest: Digest) -> bool:
     """If-Range: the range holds only for the bytes the caller has part of."""
     condition = request.headers.get("if-range")
