@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, func, select, update
-from sqlmodel import Session, SQLModel, col
+from sqlmodel import Session, col
 
 from lora_registry.db.engine import make_engine
 from lora_registry.db.tables.jobs import WorkerLease
@@ -153,7 +153,7 @@ def template(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         migrate(url)
         engine = make_engine(url)
         create_table(engine)
-        SQLModel.metadata.create_all(engine, tables=[SQLModel.metadata.tables["test_outcome"]])
+        Outcome.metadata.create_all(engine)
         engine.dispose()
         yield request.param, url
 

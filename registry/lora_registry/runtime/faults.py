@@ -49,8 +49,10 @@ def fault_point(name: str) -> None:
             continue
         with _lock:
             _passes[name] += 1
-            if _passes[name] == nth and _first(name):
-                os.kill(os.getpid(), sent)
+            struck = _passes[name] == nth
+        if struck and _first(name):
+            # To this thread: a stop sent to the process may reach another one first, and this one runs on meanwhile.
+            signal.pthread_kill(threading.get_ident(), sent)
 
 
 def _first(name: str) -> bool:
