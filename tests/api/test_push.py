@@ -134,7 +134,7 @@ def test_an_idempotency_key_gives_the_same_answer_and_refuses_another_request(si
 
 
 def test_a_session_says_what_it_needs_until_it_is_abandoned(site: Site) -> None:
-    files = adapter_files(6, lora_dropout=0.25)
+    files = adapter_files(9006, lora_dropout=0.25)
     request = {"namespace": "ns", "name": unique("s"), "kind": "adapter", "files": describe(files)}
     opened = site.client.post(UPLOADS, json=request)
     assert opened.status_code == 201
@@ -158,7 +158,7 @@ def test_a_session_says_what_it_needs_until_it_is_abandoned(site: Site) -> None:
 
 
 def test_wrong_bytes_are_not_kept(site: Site) -> None:
-    files = adapter_files(7, lora_dropout=0.75)
+    files = adapter_files(9007, lora_dropout=0.75)
     request = {"namespace": "ns", "name": unique("s"), "kind": "adapter", "files": describe(files)}
     session = site.client.post(UPLOADS, json=request).json()
     config = describe(files)[0]

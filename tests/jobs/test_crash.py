@@ -57,7 +57,7 @@ def test_killed_at_every_point_another_finishes_and_there_is_one_result(site: Si
     assert site.doomed(faults) == [-signal.SIGKILL] * len(POINTS), site.talk()
     site.worker(queues=list(faults))
     for point, expected in POINTS.items():
-        status = site.ended(point)
+        status = site.ended(point, within=120.0)
         assert status.state == "done", (point, status.error)
         assert status.attempts == 2, point
         assert status.result["row"] > 0, point
