@@ -32,6 +32,9 @@ _log = logging.getLogger(__name__)
 EXIT_LEASE_LOST: Final = 75
 """Exit status of a worker whose jobs were given to others (EX_TEMPFAIL: start it again)."""
 
+SPARE_CONNECTIONS: Final = 8
+"""For the reaper, the heartbeat and what the engine does by itself."""
+
 DEFAULT_CONCURRENCY: Final[Mapping[str, int]] = {"orchestrate": 8, "cpu": 2, "gpu": 1}
 
 
@@ -92,7 +95,19 @@ def run_worker(
         on_lost=lost,
     )
     heartbeat.start()
-    _launch(engine, handlers, executor_id=executor_id, children=children, queues=queues, lease_seconds=lease_seconds)
+    # Whoever is inside a transaction of ours on SQLite holds the write lock and asks the engine, on a connection of its
+    # own, whether the job is still its own. With fewer connections than threads that wait for the lock, neither goes
+    # on until the lock's wait of 30 seconds is over.
+    connections = SPARE_CONNECTIONS + 2 * len(queues) + sum(concurrency.get(queue, 1) for queue in queues)
+    _launch(
+        engine,
+        handlers,
+        executor_id=executor_id,
+        children=children,
+        queues=queues,
+        lease_seconds=lease_seconds,
+        connections=connections,
+    )
     for queue in queues:
         DBOS.register_queue(
             queue,
@@ -129,6 +144,7 @@ def _launch(
     children: Children,
     queues: Sequence[str],
     lease_seconds: float,
+    connections: int,
 ) -> None:
     url = engine.url.render_as_string(hide_password=False)
     serializer = DBOSPortableJSONSerializer()
@@ -145,7 +161,7 @@ def _launch(
         "run_migrations": False,
         "serializer": serializer,
         "use_listen_notify": False,
-        "sys_db_pool_size": 10,
+        "sys_db_pool_size": connections,
         # A frozen worker may hold the lock of a job's row; PostgreSQL ends its transaction when its lease has run out.
         "sys_db_idle_transaction_timeout_sec": lease_seconds,
         "log_level": "WARNING",
