@@ -1,1 +1,10 @@
+import os
+
+import hypothesis
+
 pytest_plugins = ["tests.support.postgres"]
+
+# CI tries the same examples every time, so that a red run is about the change; elsewhere new ones are tried.
+hypothesis.settings.register_profile("ci", derandomize=True, database=None)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
