@@ -199,7 +199,7 @@ def test_memory_stays_small_whatever_the_size(tmp_path: Path) -> None:
     adapter = qv_adapter(tmp_path / "adapter", layers=2, hidden=4096, r=16)
     # VmHWM and not ru_maxrss, which a child inherits from the process that started it.
     script = (
-        "import re, sys, numpy; from lora_kernels.merging import merge_folder, execute\n"
+        "import re, sys, numpy; from lora_kernels.merging import merge_folder, stream\n"
         "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1]) / 1024\n"
         "before = peak(); merge_folder(sys.argv[1], [(sys.argv[2], 1.0)], sys.argv[3], threads=2); print(before, peak())"
     )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lora_kernels.merging import execute, merge_folder
+from lora_kernels.merging import blocks, merge_folder
 from lora_reg.spec.errors import RegistryError
 from tests.kernels.checkpoints import exact, matrix, pair, read_model, write_adapter, write_base
 from tests.support.oracle import round_bf16
@@ -99,7 +99,7 @@ def test_order_of_rounding_is_product_scale_sum_then_one_addition(tmp_path: Path
         for i, (r, part) in enumerate(zip((3, 5), parts, strict=True))
     ]
     _, got = merged(tmp_path, base, adapters)[f"{Q}.weight"]
-    rows = execute.BLOCK // 300
+    rows = blocks.BLOCK // 300
     for start in range(0, 600, rows):
         block = slice(start, start + rows)
         first, second = (

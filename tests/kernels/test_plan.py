@@ -71,7 +71,7 @@ def test_plan_keeps_files_and_order_and_prints_as_json(base: Path, tmp_path: Pat
     ]
     touched = [tensor for shard in made.shards for tensor in shard.tensors if tensor.deltas]
     assert [(t.name, t.deltas[0].scale, t.deltas[0].kind, t.deltas[0].adapter, t.dtype) for t in touched] == [
-        (f"{Q}.weight", 1.0, "linear", 0, "F32")
+        (f"{Q}.weight", 1.0, "low-rank", 0, "F32")
     ]
     printed = json.dumps(msgspec.to_builtins(made))
     assert msgspec.json.decode(printed, type=MergePlan) == made

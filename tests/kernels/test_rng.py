@@ -1,6 +1,7 @@
 """Counter-based random numbers: against the published test vectors, and the same however they are asked for."""
 
 import numpy as np
+
 from lora_kernels.rng import _philox, random_bits, stream_key, uniform
 
 

@@ -46,7 +46,7 @@ def stream_shard(
     adapters: Sequence[Source],
     on_tensor: Callable[[TensorStats], None] | None = None,
 ) -> Iterator[memoryview]:
-    """See `lora_kernels.merging.execute.stream_shard`, which is loaded, with numpy, when this is called."""
-    from lora_kernels.merging import execute
+    """See `lora_kernels.merging.stream.stream_shard`, which is loaded, with numpy, when this is called."""
+    from lora_kernels.merging import stream
 
-    return execute.stream_shard(plan, file, base=base, adapters=adapters, on_tensor=on_tensor)
+    return stream.stream_shard(plan, file, base=base, adapters=adapters, on_tensor=on_tensor)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any
 
 import msgspec
 
 from lora_reg.spec.adapter.config import AdapterConfig
 from lora_reg.spec.tensors import Header
-
-DeltaKind = Literal["linear", "embedding", "replace"]
 
 
 class AdapterInput(msgspec.Struct, frozen=True):
@@ -37,14 +35,17 @@ class Factor(msgspec.Struct, frozen=True):
 class Delta(msgspec.Struct, frozen=True):
     """What one adapter does to one tensor.
 
-    linear: scale * B @ A is added, to the transpose where `transposed`. embedding: scale * (B @ A)^T is added.
-    replace: the tensor becomes `b`; `a` is None and the scale is 1. scale holds the adapter's weight already.
+    kind: a row of `lora_kernels.merging.updates.LOADERS`, which says what `factors` and `options` mean. scale: factor
+    of what is added, the adapter's weight included; 1 where nothing is added. weight: the adapter's weight; kinds that
+    do not add take the weights `weight` of the way from before to after. columns: width of the tensor seen as a matrix
+    where it is not the product of all dimensions but the first; None where it is.
     """
 
     adapter: int
-    kind: DeltaKind
+    kind: str
     module: str
-    scale: float
-    a: Factor | None
-    b: Factor
-    transposed: bool = False
+    factors: dict[str, Factor]
+    scale: float = 1.0
+    weight: float = 1.0
+    options: dict[str, Any] = {}
+    columns: int | None = None

@@ -114,7 +114,7 @@ def _write_shards(
     threads: int | None,
     progress: Progress | None,
 ) -> tuple[list[TensorStats], list[FileRecord]]:
-    from lora_kernels.merging.execute import stream_shard
+    from lora_kernels.merging.stream import stream_shard
 
     written = {shard.file: 0 for shard in plan.shards}
     stop = threading.Event()

@@ -7,8 +7,8 @@ added to it, as which type it is stored. It prints as JSON (`msgspec.to_builtins
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -26,10 +26,14 @@ METADATA: Final = {"format": "pt"}
 
 
 class TensorPlan(msgspec.Struct, frozen=True):
-    """A tensor of the result. source_*: its bytes in the base's file; start / end: its bytes in the result's file."""
+    """A tensor of the result. source_*: its bytes in a file of the base; start / end: its bytes in the result's file.
+
+    columns: width of the tensor seen as a matrix where it is not the product of all dimensions but the first.
+    """
 
     name: str
     shape: tuple[int, ...]
+    source_file: str
     source_dtype: str
     source_start: int
     source_end: int
@@ -37,11 +41,21 @@ class TensorPlan(msgspec.Struct, frozen=True):
     start: int
     end: int
     deltas: tuple[Delta, ...] = ()
+    columns: int | None = None
 
     @property
     def copied(self) -> bool:
         """Goes over byte by byte."""
         return not self.deltas and self.dtype == self.source_dtype
+
+
+class CopiedRun(NamedTuple):
+    """Neighbouring tensors that go over byte by byte. start: of the run in the result's file."""
+
+    source_file: str
+    source_start: int
+    source_end: int
+    start: int
 
 
 class ShardPlan(msgspec.Struct, frozen=True):
@@ -124,6 +138,24 @@ def shard_size(plan: MergePlan, file: str) -> int:
     return plan.shard(file).size
 
 
+def copied_runs(shard: ShardPlan) -> Iterator[CopiedRun | TensorPlan]:
+    """The tensors of a file in order, those that are copied side by side joined to one run."""
+    run: CopiedRun | None = None
+    for tensor in shard.tensors:
+        follows = run is not None and (run.source_file, run.source_end) == (tensor.source_file, tensor.source_start)
+        if run is not None and not (tensor.copied and follows):
+            yield run
+            run = None
+        if not tensor.copied:
+            yield tensor
+        elif run is None:
+            run = CopiedRun(tensor.source_file, tensor.source_start, tensor.source_end, tensor.start)
+        else:
+            run = run._replace(source_end=tensor.source_end)
+    if run is not None:
+        yield run
+
+
 def _shard(
     file: str,
     tensors: Sequence[BaseTensor],
@@ -145,6 +177,7 @@ def _shard(
             TensorPlan(
                 name=tensor.name,
                 shape=tensor.shape,
+                source_file=tensor.file,
                 source_dtype=tensor.dtype,
                 source_start=tensor.start,
                 source_end=tensor.end,
@@ -152,10 +185,23 @@ def _shard(
                 start=position,
                 end=position + size,
                 deltas=tuple(deltas.get(tensor.name, ())),
+                columns=_columns(tensor.name, deltas.get(tensor.name, ())),
             )
         )
         position += size
     return ShardPlan(file=file, size=position, tensors=tuple(plans))
+
+
+def _columns(tensor: str, deltas: Sequence[Delta]) -> int | None:
+    found = {delta.columns for delta in deltas}
+    if len(found) > 1:
+        raise RegistryError(
+            "unsupported",
+            f"{tensor}: adapters that change whole experts and others cannot be merged at once.",
+            way_out="Merge them one after the other.",
+            tensor=tensor,
+        )
+    return next(iter(found), None)
 
 
 def _output_dtype(tensor: BaseTensor, *, touched: bool, output: str | None, main: str | None) -> str:

@@ -1,0 +1,63 @@
+"""A tensor seen as a matrix, cut into blocks whose buffers stay in a core's cache."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+# Elements of a block: its four float32 buffers stay in a core's cache. Writes of 128 to 256 KiB were five to ten times
+# as fast as writes of megabytes where it was measured.
+BLOCK: Final = 1 << 16
+
+
+class Block(NamedTuple):
+    """Rows r0:r1 and columns c0:c1 of a matrix of `columns` columns: whole rows, or a piece of one row."""
+
+    r0: int
+    r1: int
+    c0: int
+    c1: int
+    columns: int
+
+    @property
+    def first(self) -> int:
+        """Index of the first element in the tensor; the others follow it without a gap."""
+        return self.r0 * self.columns + self.c0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.r1 - self.r0, self.c1 - self.c0
+
+    @property
+    def elements(self) -> int:
+        return (self.r1 - self.r0) * (self.c1 - self.c0)
+
+
+def matrix(shape: tuple[int, ...], columns: int | None = None) -> tuple[int, int]:
+    """(rows, columns) of a tensor: the first dimension against all others; a vector or scalar is one row."""
+    elements = math.prod(shape)
+    if columns is None:
+        columns = math.prod(shape[1:]) if len(shape) > 1 else elements
+    return (elements // columns, columns) if columns else (0, 0)
+
+
+def block_rows(columns: int, *, whole_rows: bool = False) -> int:
+    """Rows of a block; 0 where a block is a piece of one row. whole_rows: never cut a row."""
+    rows = BLOCK // columns if columns else 1
+    return max(rows, 1) if whole_rows else rows
+
+
+def blocks(r0: int, r1: int, columns: int, *, whole_rows: bool = False) -> Iterator[Block]:
+    """The blocks of the rows r0:r1, in the order of their bytes. r0: a multiple of `block_rows`, so that the blocks of
+    a matrix are the same however its rows are shared out."""
+    step = block_rows(columns, whole_rows=whole_rows)
+    if not columns:
+        return
+    if step:
+        for row in range(r0, r1, step):
+            yield Block(row, min(row + step, r1), 0, columns, columns)
+        return
+    for row in range(r0, r1):
+        for column in range(0, columns, BLOCK):
+            yield Block(row, row + 1, column, min(column + BLOCK, columns), columns)

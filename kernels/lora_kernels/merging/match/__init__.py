@@ -1,0 +1,102 @@
+"""Which tensor of an adapter does what to which tensor of the base.
+
+The tensors in the file are the authority: every one of them is matched, ignored for a stated reason, or an error that
+names it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from lora_kernels.merging.delta import AdapterInput
+from lora_kernels.merging.match import lora
+from lora_kernels.merging.match.saved import Saved
+from lora_kernels.merging.match.view import Group, Matches, View, unsupported
+from lora_reg.spec.adapter.lora import changes_base
+from lora_reg.spec.adapter.names import PREFIX, global_name, split_suffix
+from lora_reg.spec.adapter.types import TYPES
+from lora_reg.spec.base import BaseFingerprint
+from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.modules import BaseModules
+from lora_reg.spec.tensors import TensorEntry
+
+Matcher = Callable[[View, Sequence[Group]], Matches]
+
+# PEFT type -> its matcher. Groups come sorted by module and nesting.
+MATCHERS: Final[Mapping[str, Matcher]] = {
+    "LORA": lora.match,
+}
+
+
+@dataclass(frozen=True)
+class Matched:
+    """ignored: names of the adapter's copies of base weights."""
+
+    deltas: Matches
+    ignored: tuple[str, ...] = ()
+
+
+def match_adapter(index: int, adapter: AdapterInput, *, base: BaseFingerprint, modules: BaseModules) -> Matched:
+    """Match every tensor of an adapter. index: of the adapter in the merge. Raises as `plan_merge` does."""
+    if not math.isfinite(adapter.weight):
+        raise RegistryError(
+            "invalid-request", f"The weight of adapter {index + 1} is {adapter.weight}; expected a finite number."
+        )
+    matcher = _matcher(adapter)
+    groups, shared, others = _grouped(adapter)
+    view = View(index, adapter, base, modules, shared)
+    deltas = matcher(view, groups)
+    saved = Saved(view)
+    ignored = []
+    for entry in others:
+        replacement = saved.match(entry)
+        if replacement is None:
+            ignored.append(entry.name)
+        else:
+            deltas.append(replacement)
+    return Matched(deltas, tuple(ignored))
+
+
+def _matcher(adapter: AdapterInput) -> Matcher:
+    config = adapter.config
+    matcher = MATCHERS.get(config.peft_type)
+    if matcher is None:
+        unsupported(config.peft_type, _first_module(adapter))
+    changed = changes_base(config)
+    if changed is not None:
+        raise RegistryError(
+            "unsupported",
+            f"The adapter was trained with {changed}, which changes the base weights when training starts; its tensors "
+            "are not an update of the base as it is stored.",
+            way_out="Save it converted to plain LoRA (PEFT: path_initial_model_for_weight_conversion) and merge that.",
+            type=changed,
+        )
+    return matcher
+
+
+def _grouped(adapter: AdapterInput) -> tuple[list[Group], dict[str, TensorEntry], list[TensorEntry]]:
+    """The type's own tensors by module, its model-level ones by name, and all others, each in order of names."""
+    kind = TYPES[adapter.config.peft_type]
+    groups: dict[tuple[str, int], Group] = {}
+    shared, others = {}, []
+    for entry in sorted(adapter.header.tensors, key=lambda tensor: tensor.name):
+        if global_name(entry.name, kind):
+            shared[entry.name.removeprefix("base_model.")] = entry
+            continue
+        rest = entry.name.removeprefix(PREFIX)
+        split = split_suffix(rest, adapter.config.peft_type, kind)
+        if split is None:
+            others.append(entry)
+            continue
+        module, nested, suffix = split
+        groups.setdefault((module, nested), Group(module, nested)).tensors[suffix] = entry
+    return [groups[key] for key in sorted(groups)], shared, others
+
+
+def _first_module(adapter: AdapterInput) -> str:
+    first = min((tensor.name for tensor in adapter.header.tensors), default="no module")
+    split = split_suffix(first.removeprefix(PREFIX), adapter.config.peft_type, TYPES[adapter.config.peft_type])
+    return split[0] if split is not None else first.removeprefix(PREFIX)

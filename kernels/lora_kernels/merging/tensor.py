@@ -1,0 +1,177 @@
+"""One tensor of the result, or some of its rows: new weights rounded once to the output type, and what became of dW.
+
+W_new = round(float32(W) + dW), dW formed first, in float32 and in the order of the adapters; then one addition, then
+one rounding. Blocks have a fixed size and BLAS runs on one thread, so the bytes depend on the plan and the processor's
+instruction set only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Final, NoReturn
+
+import numpy as np
+
+from lora_kernels.merging.blocks import BLOCK, Block, block_rows, blocks, matrix
+from lora_kernels.merging.numerics import F32, decode, encode, storage
+from lora_kernels.merging.plan import TensorPlan
+from lora_kernels.merging.sources import Source
+from lora_kernels.merging.stats import TensorStats, UpdateSums
+from lora_kernels.merging.updates import Updates, load_updates
+from lora_kernels.merging.updates.factors import FactorReader
+from lora_kernels.merging.weights import weights_of
+from lora_reg.spec.errors import RegistryError
+
+_SMALLEST_SUM: Final = 1e-30
+_LARGEST: Final = {"BF16": 3.3895313892515355e38, "F16": 65504.0, "F32": 3.4028234663852886e38}
+
+
+class Buffers:
+    """Reused for every block of a thread, so that memory does not depend on the model."""
+
+    def __init__(self) -> None:
+        self._size = 0
+        self._grow(BLOCK)
+
+    def _grow(self, elements: int) -> None:
+        if elements > self._size:
+            self._size = elements
+            self.weight, self.change, self.new, self.scratch = (np.empty(elements, np.float32) for _ in range(4))
+            self.bits = np.empty(elements, np.uint32)
+            self.out = bytearray(elements * 8)
+
+    def of(self, block: Block) -> tuple[F32, F32, F32, F32]:
+        """weight, change, new, scratch in the block's shape."""
+        self._grow(block.elements)
+        weight, change, new, scratch = (
+            buffer[: block.elements].reshape(block.shape)
+            for buffer in (self.weight, self.change, self.new, self.scratch)
+        )
+        return weight, change, new, scratch
+
+
+class Sums:
+    """Sums over blocks: products within a block in float32 by BLAS, blocks added up in float64, in order."""
+
+    def __init__(self) -> None:
+        self.delta_delta = 0.0
+        self.realised_delta = 0.0
+        self.realised_realised = 0.0
+        self.max_delta = 0.0
+
+    def add(self, weight: F32, change: F32 | None, stored: F32) -> bool:
+        """Take in a block; `stored` is overwritten. False where the stored values or the update are not finite.
+
+        change: None where nothing was added and only the type changed.
+        """
+        realised = np.subtract(stored, weight, out=stored).reshape(-1)
+        rr = float(np.dot(realised, realised))
+        if change is None:
+            return math.isfinite(rr) or bool(np.isfinite(realised).all())
+        flat = change.reshape(-1)
+        largest = max(float(flat.max()), -float(flat.min()))
+        dd = float(np.dot(flat, flat))
+        rd = float(np.dot(realised, flat))
+        # Squares leave float32's range long before the values do, at either end.
+        if not (math.isfinite(rr) and math.isfinite(dd)) or (largest > 0 and dd < _SMALLEST_SUM):
+            if not (np.isfinite(realised).all() and np.isfinite(flat).all()):
+                return False
+            wide, wide_realised = flat.astype(np.float64), realised.astype(np.float64)
+            dd, rd, rr = (
+                float(np.dot(*pair)) for pair in ((wide, wide), (wide_realised, wide), (wide_realised, wide_realised))
+            )
+        self.delta_delta += dd
+        self.realised_delta += rd
+        self.realised_realised += rr
+        self.max_delta = max(self.max_delta, largest)
+        return True
+
+    def join(self, other: Sums) -> None:
+        """Take in the sums of the rows that follow."""
+        self.delta_delta += other.delta_delta
+        self.realised_delta += other.realised_delta
+        self.realised_realised += other.realised_realised
+        self.max_delta = max(self.max_delta, other.max_delta)
+
+
+class TensorMerge:
+    """A touched tensor, or one whose type changes. Loaded factors are shared by all threads that work on its rows."""
+
+    def __init__(self, tensor: TensorPlan, base: Source, readers: Sequence[FactorReader]) -> None:
+        self.tensor = tensor
+        self._base = base
+        self.rows, self.columns = matrix(tensor.shape, tensor.columns)
+        self.updates: Updates | None = None
+        if tensor.deltas:
+            self.updates = load_updates(tensor.deltas, readers, weights_of(tensor, base), self.rows, self.columns)
+        reach = self.updates.reach if self.updates is not None else "element"
+        self._whole_rows = reach != "element"
+        self._whole = reach == "tensor"
+
+    @property
+    def step(self) -> int:
+        """Ranges of rows begin at its multiples."""
+        if self._whole:
+            return max(self.rows, 1)
+        return max(block_rows(self.columns, whole_rows=self._whole_rows), 1)
+
+    def chunks(self, r0: int, r1: int, buffers: Buffers, sums: Sums) -> Iterator[memoryview]:
+        """The bytes of the rows r0:r1, each chunk valid until the next. Raises RegistryError `rejected`, naming the
+        tensor, where values are not finite in the output type, `corrupt` where a file is too short."""
+        tensor = self.tensor
+        weights = weights_of(tensor, self._base)
+        output = storage(tensor.dtype)
+        for block in self._blocks(r0, r1):
+            weight, change, new, scratch = buffers.of(block)
+            with np.errstate(over="ignore", invalid="ignore"):
+                weights.read(block, weight)
+                if self.updates is not None:
+                    self.updates.apply(block, weight, change, new, scratch)
+                else:
+                    np.copyto(new, weight)
+                view = memoryview(buffers.out)[: block.elements * output.itemsize]
+                stored = np.frombuffer(view, output).reshape(block.shape)
+                encode(new, tensor.dtype, stored, buffers.bits)
+                realised = decode(stored, tensor.dtype, new)
+                finite = sums.add(weight, change if self.updates is not None else None, realised)
+            if not finite:
+                _refuse_nonfinite(tensor, weight, decode(stored, tensor.dtype, new))
+            yield view
+
+    def stats(self, sums: Sums) -> TensorStats:
+        """What became of the update. sums: over all rows."""
+        return TensorStats(
+            name=self.tensor.name,
+            kind="replace" if self.updates is not None and self.updates.replaces else "update",
+            adapters=tuple(delta.adapter for delta in self.tensor.deltas),
+            elements=math.prod(self.tensor.shape),
+            max_delta=sums.max_delta,
+            sums=UpdateSums(sums.delta_delta, sums.realised_delta, sums.realised_realised),
+        )
+
+    def _blocks(self, r0: int, r1: int) -> Iterator[Block]:
+        if self._whole:
+            if self.columns and r1 > r0:
+                yield Block(0, self.rows, 0, self.columns, self.columns)
+            return
+        yield from blocks(r0, r1, self.columns, whole_rows=self._whole_rows)
+
+
+def _refuse_nonfinite(tensor: TensorPlan, weight: F32, stored: F32) -> NoReturn:
+    before = int(np.count_nonzero(~np.isfinite(weight)))
+    after = int(np.count_nonzero(~np.isfinite(stored)))
+    if before:
+        raise RegistryError(
+            "rejected",
+            f"The base tensor {tensor.name} holds NaN or infinite values ({before} in one block of {weight.size}).",
+            way_out="Register an undamaged copy of the base.",
+            tensor=tensor.name,
+        )
+    raise RegistryError(
+        "rejected",
+        f"{tensor.name}: {after} merged values in one block of {stored.size} exceed the range of {tensor.dtype} "
+        f"(largest finite: {_LARGEST[tensor.dtype]:g}).",
+        way_out="Merge into a dtype with a larger range (bfloat16 or float32), or with a smaller weight.",
+        tensor=tensor.name,
+    )

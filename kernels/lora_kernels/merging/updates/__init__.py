@@ -1,0 +1,103 @@
+"""Kinds of updates: how each one is loaded from an adapter, and how those of one tensor are put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final
+
+import numpy as np
+
+from lora_kernels.merging.blocks import Block, blocks
+from lora_kernels.merging.delta import Delta
+from lora_kernels.merging.numerics import F32
+from lora_kernels.merging.updates import low_rank, replace
+from lora_kernels.merging.updates.factors import FactorReader
+from lora_kernels.merging.updates.protocols import Additive, Inputs, Reach, Transform, Update
+from lora_kernels.merging.weights import Weights
+
+Loader = Callable[[Delta, Inputs], Update]
+
+# kind of a Delta -> its loader. One line a kind; the loader's docstring says what its factors and options are.
+LOADERS: Final[Mapping[str, Loader]] = {
+    "low-rank": low_rank.load,
+    "replace": replace.load,
+}
+_REACHES: Final[tuple[Reach, ...]] = ("element", "row", "tensor")
+
+
+class Updates:
+    """All that is done to one tensor, in order: neighbouring additive updates are summed first and added once."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        self._rows = rows
+        self._columns = columns
+        self._steps: list[tuple[list[Additive] | Transform, float]] = []
+
+    def append(self, update: Update, weight: float) -> None:
+        """weight: of a Transform's adapter."""
+        last = self._steps[-1][0] if self._steps else None
+        if isinstance(update, Transform):
+            self._steps.append((update, weight))
+        elif isinstance(last, list):
+            last.append(update)
+        else:
+            self._steps.append(([update], 1.0))
+
+    @property
+    def replaces(self) -> bool:
+        return any(isinstance(step, Transform) and step.replaces for step, _ in self._steps)
+
+    @property
+    def reach(self) -> Reach:
+        """The widest reach of any update."""
+        reaches = [step.reach for step, _ in self._steps if isinstance(step, Transform)]
+        return max(reaches, key=_REACHES.index, default="element")
+
+    @property
+    def low_rank(self) -> list[low_rank.LowRank] | None:
+        """The updates where all of them are low-rank products, which most merges are; else None."""
+        if len(self._steps) != 1 or not isinstance(self._steps[0][0], list):
+            return None
+        found = [update for update in self._steps[0][0] if isinstance(update, low_rank.LowRank)]
+        return found if len(found) == len(self._steps[0][0]) else None
+
+    def apply(self, block: Block, weight: F32, change: F32, new: F32, scratch: F32) -> None:
+        """Write the block after all updates to `new` and what they changed to `change`; scratch is overwritten."""
+        if len(self._steps) == 1 and isinstance(self._steps[0][0], list):
+            low_rank.sum_block(self._steps[0][0], block, change, new)
+            np.add(weight, change, out=new)
+            return
+        np.copyto(new, weight)
+        for step, share in self._steps:
+            if isinstance(step, list):
+                low_rank.sum_block(step, block, change, scratch)
+                np.add(new, change, out=new)
+            elif share == 1:
+                step.apply(block, new)
+            else:
+                np.copyto(change, new)
+                step.apply(block, new)
+                np.subtract(new, change, out=new)
+                np.multiply(new, np.float32(share), out=new)
+                np.add(new, change, out=new)
+        np.subtract(new, weight, out=change)
+
+    def before(self, weights: Weights) -> Iterator[tuple[Block, F32]]:
+        """The tensor as the updates so far leave it."""
+        for block in blocks(0, self._rows, self._columns, whole_rows=True):
+            weight, change, new, scratch = (np.empty(block.shape, np.float32) for _ in range(4))
+            weights.read(block, weight)
+            if self._steps:
+                self.apply(block, weight, change, new, scratch)
+            yield block, new if self._steps else weight
+
+
+def load_updates(
+    deltas: Sequence[Delta], readers: Sequence[FactorReader], weights: Weights, rows: int, columns: int
+) -> Updates:
+    """Load what the plan says of one tensor. readers: one per adapter of the plan. Raises RegistryError `rejected`."""
+    updates = Updates(rows, columns)
+    for delta in deltas:
+        loaded = LOADERS[delta.kind](delta, Inputs(readers[delta.adapter], lambda: updates.before(weights)))
+        updates.append(loaded, delta.weight)
+    return updates

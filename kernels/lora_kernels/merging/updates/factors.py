@@ -1,0 +1,46 @@
+"""Tensors of an adapter file, read as float32."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lora_kernels.merging.delta import Factor
+from lora_kernels.merging.numerics import F32, Array, decode, storage
+from lora_kernels.merging.sources import Source
+from lora_reg.spec.errors import RegistryError
+
+
+class FactorReader:
+    """The weight file of one adapter."""
+
+    def __init__(self, source: Source, file: str) -> None:
+        self._source = source
+        self._file = file
+
+    def load(self, factor: Factor) -> F32:
+        """The whole tensor, of its own shape. Raises RegistryError `rejected` where a value is not finite."""
+        values = np.empty(factor.shape, np.float32)
+        self.values(factor, 0, values)
+        if not np.isfinite(values).all():
+            count = int(values.size - np.isfinite(values).sum())
+            raise RegistryError(
+                "rejected",
+                f"{factor.name} holds {count} values that are NaN or infinite.",
+                way_out="Train it again or take an earlier checkpoint; such an adapter destroys the model.",
+                tensor=factor.name,
+            )
+        return values
+
+    def values(self, factor: Factor, first: int, out: F32) -> F32:
+        """As many elements as `out` has, from the element `first` on, not checked."""
+        dtype = storage(factor.dtype)
+        raw = np.empty(out.shape, dtype)
+        self.raw(factor, first * dtype.itemsize, raw)
+        return decode(raw, factor.dtype, out)
+
+    def raw(self, factor: Factor, offset: int, out: Array) -> Array:
+        """Bytes of the tensor from `offset` on, into the contiguous `out`."""
+        if out.size:
+            view = memoryview(out.reshape(-1).view(np.uint8).data)
+            self._source.read_into(self._file, factor.start + offset, view)
+        return out

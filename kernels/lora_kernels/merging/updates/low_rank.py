@@ -1,0 +1,44 @@
+"""scale * left @ right: LoRA on whatever can be seen as a matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from lora_kernels.merging.blocks import Block
+from lora_kernels.merging.delta import Delta
+from lora_kernels.merging.numerics import F32
+from lora_kernels.merging.updates.protocols import Additive, Inputs
+
+
+class LowRank(Additive):
+    """scale * left @ right, left (rows, r), right (r, columns). Holds both factors in memory, in float32; transposes
+    are views, which BLAS reads as they are."""
+
+    def __init__(self, left: F32, right: F32, scale: float) -> None:
+        self.left = left
+        self.right = right
+        self.scale = np.float32(scale)
+
+    def delta(self, block: Block, out: F32) -> None:
+        np.matmul(self.left[block.r0 : block.r1], self.right[:, block.c0 : block.c1], out=out)
+        if self.scale != 1:
+            np.multiply(out, self.scale, out=out)
+
+
+def load(delta: Delta, inputs: Inputs) -> LowRank:
+    """factors: A (r, in…) and B (out, r…), dimensions behind the second are flattened into it. options: `transposed`,
+    True where the tensor is stored (in, out), as by Conv1D and embeddings."""
+    a, b = (inputs.reader.load(delta.factors[half]) for half in ("A", "B"))
+    a, b = a.reshape(a.shape[0], math.prod(a.shape[1:])), b.reshape(b.shape[0], math.prod(b.shape[1:]))
+    return LowRank(a.T, b.T, delta.scale) if delta.options.get("transposed") else LowRank(b, a, delta.scale)
+
+
+def sum_block(updates: Sequence[Additive], block: Block, out: F32, scratch: F32) -> None:
+    """Write the sum of dW of a block to `out`, added in order. scratch: of the same shape, overwritten."""
+    updates[0].delta(block, out)
+    for update in updates[1:]:
+        update.delta(block, scratch)
+        np.add(out, scratch, out=out)

@@ -1,0 +1,51 @@
+"""What a kind of update has to say: what it adds to a block, or how it changes one in place."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import ClassVar, Literal, NamedTuple
+
+from lora_kernels.merging.blocks import Block
+from lora_kernels.merging.numerics import F32
+from lora_kernels.merging.updates.factors import FactorReader
+
+# How far an element of the result depends on other elements of the weight: on itself, on its row, on all.
+Reach = Literal["element", "row", "tensor"]
+
+
+class Inputs(NamedTuple):
+    """What a loader may read.
+
+    before: the weight as the updates before leave it, in blocks of whole rows, for kinds that need a look at all of it
+    first; to be called while loading only. A block is valid until the next.
+    """
+
+    reader: FactorReader
+    before: Callable[[], Iterator[tuple[Block, F32]]]
+
+
+class Additive(ABC):
+    """Adds a dW that does not depend on the weight."""
+
+    @abstractmethod
+    def delta(self, block: Block, out: F32) -> None:
+        """Write dW of a block, scale included, to `out` of the block's shape."""
+
+
+class Transform(ABC):
+    """Makes new weights out of the old ones."""
+
+    reach: ClassVar[Reach] = "row"
+    # Replaces the tensor: what was there before has no part in the result.
+    replaces: ClassVar[bool] = False
+
+    @abstractmethod
+    def apply(self, block: Block, values: F32) -> None:
+        """Change a block in place: `values`, of the block's shape, are the weights as the updates before left them.
+
+        The block is any, whole rows, or the whole tensor, as `reach` says.
+        """
+
+
+Update = Additive | Transform

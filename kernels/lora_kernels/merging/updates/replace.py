@@ -1,0 +1,30 @@
+"""A stored tensor that takes the weight's place: modules_to_save, trained biases, norms."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from lora_kernels.merging.blocks import Block
+from lora_kernels.merging.delta import Delta, Factor
+from lora_kernels.merging.numerics import F32
+from lora_kernels.merging.updates.factors import FactorReader
+from lora_kernels.merging.updates.protocols import Inputs, Reach, Transform
+
+
+class Replacement(Transform):
+    """Read block by block: it may be as large as the largest tensor of the base."""
+
+    reach: ClassVar[Reach] = "element"
+    replaces = True
+
+    def __init__(self, factor: Factor, reader: FactorReader) -> None:
+        self._factor = factor
+        self._reader = reader
+
+    def apply(self, block: Block, values: F32) -> None:
+        self._reader.values(self._factor, block.first, values)
+
+
+def load(delta: Delta, inputs: Inputs) -> Replacement:
+    """factors: `new`, of the tensor's shape."""
+    return Replacement(delta.factors["new"], inputs.reader)
