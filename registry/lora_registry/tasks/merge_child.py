@@ -17,13 +17,13 @@ from lora_kernels.merging import (
     merged_index,
     plan_merge,
     shard_size,
-    stream_shard,
 )
+from lora_kernels.merging.stream import stream_pieces
 from lora_reg.spec.adapter.config import parse_config
 from lora_reg.spec.digest import Digest
 from lora_reg.spec.fingerprint import build_fingerprint
 from lora_reg.spec.tensors import Header, header_length, parse_header
-from lora_registry.blobs.protocols import BlobStore
+from lora_registry.blobs.protocols import BlobStore, Chunk, Stored
 from lora_registry.jobs.child import Report
 from lora_registry.runtime.faults import fault_point
 from lora_registry.tasks import sources
@@ -43,12 +43,16 @@ def plan(spec: dict[str, Any], report: Report) -> dict[str, Any]:
 
 
 def shard(spec: dict[str, Any], report: Report) -> dict[str, Any]:
-    """Merge one file and stream it into the blob store; returns path, size, digest and what became of each tensor."""
+    """Merge one file and stream it into the blob store; returns path, size, digest and what became of each tensor.
+
+    What the adapters leave alone is the base's own bytes, which the store may copy by itself.
+    """
     blobs = sources.blobs()
     made = _plan(spec, blobs)
     file, total = spec["file"], shard_size(made, spec["file"])
+    digests = {path: Digest.parse(digest) for path, (digest, _) in spec["base"].items()}
     tensors: list[TensorStats] = []
-    stream = stream_shard(
+    stream = stream_pieces(
         made,
         file,
         base=_source(blobs, spec["base"]),
@@ -56,10 +60,10 @@ def shard(spec: dict[str, Any], report: Report) -> dict[str, Any]:
         on_tensor=tensors.append,
     )
 
-    def pieces() -> Iterator[bytes]:
+    def pieces() -> Iterator[Chunk]:
         done = 0
-        for view in stream:
-            yield bytes(view)
+        for view, origin in stream:
+            yield bytes(view) if origin is None else Stored(view, digests[origin[0]], origin[1])
             done += len(view)
             fault_point("merge.piece")
             report.progress(file, done=done, total=total, unit="bytes")
