@@ -15,7 +15,7 @@ from lora_reg.spec.errors import RegistryError
 
 if TYPE_CHECKING:
     from lora_reg.progress import Progress
-    from lora_reg.spec.wire import JobView
+    from lora_reg.spec.wire.jobs import JobView
 
 _DTYPES = click.Choice(["bfloat16", "float16", "float32"])
 
@@ -88,7 +88,7 @@ def _merge_by_job(
 ) -> None:
     from lora_reg.cli.jobs import tell, watch
     from lora_reg.jobs import require_done
-    from lora_reg.spec.wire import MergeInput, MergeRequest
+    from lora_reg.spec.wire.operations import MergeInput, MergeRequest
 
     client = state.client()
     target = client.parse(to)

@@ -9,7 +9,7 @@ from itertools import islice
 from sqlmodel import Session
 
 from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.wire import JobList, JobProgress, JobProgressList, JobView
+from lora_reg.spec.wire.jobs import JobList, JobProgress, JobProgressList, JobView
 from lora_registry.auth.principals import Principal, require
 from lora_registry.catalog import store as catalog
 from lora_registry.catalog import views

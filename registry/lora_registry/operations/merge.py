@@ -10,7 +10,8 @@ from typing import Final
 from lora_reg.spec import reference
 from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.recipe import Recipe, RecipeInput
-from lora_reg.spec.wire import JobView, MergeRequest
+from lora_reg.spec.wire.jobs import JobView
+from lora_reg.spec.wire.operations import MergeRequest
 from lora_registry.auth.principals import Principal, require
 from lora_registry.catalog import resolve, store, tags
 from lora_registry.catalog.insert import check_target

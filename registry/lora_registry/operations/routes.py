@@ -11,8 +11,9 @@ from litestar import Request, Response, Router
 from litestar import get as async_get
 from litestar.params import QueryParameter
 
-from lora_reg.spec.wire import EventList, JobList, JobProgressList, JobView, MergeRequest, ReportList
-from lora_reg.spec.wire import Principal as PrincipalView
+from lora_reg.spec.wire.common import Principal as PrincipalView
+from lora_reg.spec.wire.jobs import EventList, JobList, JobProgressList, JobView, ReportList
+from lora_reg.spec.wire.operations import MergeRequest
 from lora_registry.auth.principals import Principal
 from lora_registry.context import Context
 from lora_registry.events import audit

@@ -14,7 +14,7 @@ from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.findings import Finding
 from lora_reg.spec.fingerprint import build_fingerprint, check_base_files
 from lora_reg.spec.manifest import FileEntry
-from lora_reg.spec.wire import CommitRequest
+from lora_reg.spec.wire.catalog import CommitRequest
 from lora_registry.blobs.protocols import BlobStore
 from lora_registry.blobs.window import Window
 from lora_registry.context import Context

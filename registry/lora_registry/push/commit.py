@@ -11,7 +11,7 @@ from lora_reg.spec.digest import Digest
 from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.findings import Finding, refuse
 from lora_reg.spec.manifest import FileEntry, Manifest
-from lora_reg.spec.wire import CommitRequest, CommitResult
+from lora_reg.spec.wire.catalog import CommitRequest, CommitResult
 from lora_registry.auth.principals import Principal, require
 from lora_registry.catalog import base_store, bases, resolve, store, tags, views
 from lora_registry.catalog.insert import Draft, check_target, insert
