@@ -88,7 +88,7 @@ def _merge_by_job(
 ) -> None:
     from lora_reg.cli.jobs import tell, watch
     from lora_reg.jobs import require_done
-    from lora_reg.spec.wire.operations import MergeInput, MergeRequest
+    from lora_reg.spec.wire.operations import MergeRequest, WeightedAdapter
 
     client = state.client()
     target = client.parse(to)
@@ -97,7 +97,7 @@ def _merge_by_job(
     weighted = [_weighted(text) for text in adapters]
     job = client.merge(
         MergeRequest(
-            adapters=[MergeInput(adapter=str(client.parse(text)), weight=weight) for text, weight in weighted],
+            adapters=[WeightedAdapter(adapter=str(client.parse(text)), weight=weight) for text, weight in weighted],
             to=target.repository,
             base=None if base is None else str(client.parse(base)),
             dtype=dtype,

@@ -22,6 +22,7 @@ from lora_kernels.merging.stream import stream_pieces
 from lora_reg.spec.adapter.config import parse_config
 from lora_reg.spec.digest import Digest
 from lora_reg.spec.fingerprint import build_fingerprint
+from lora_reg.spec.recipe import MergeRecipe
 from lora_reg.spec.tensors import Header, header_length, parse_header
 from lora_registry.blobs.protocols import BlobStore, Chunk, Stored
 from lora_registry.jobs.child import Report
@@ -56,7 +57,7 @@ def shard(spec: dict[str, Any], report: Report) -> dict[str, Any]:
         made,
         file,
         base=_source(blobs, spec["base"]),
-        adapters=[_source(blobs, adapter["files"]) for adapter in spec["adapters"]],
+        adapters=[_source(blobs, files) for files in spec["inputs"]],
         on_tensor=tensors.append,
     )
 
@@ -76,15 +77,15 @@ def side_files(spec: dict[str, Any], report: Report) -> dict[str, Any]:
     """Index and config of the result; tokenizer and licence files are the base's own blobs."""
     blobs = sources.blobs()
     made = _plan(spec, blobs)
-    read = sources.reader(blobs, spec["base"])
+    read, dtype = sources.reader(blobs, spec["base"]), _recipe(spec).dtype
     files = []
     for path, (digest, size) in spec["base"].items():
         if path.endswith(".safetensors") or path.lower() == "readme.md":
             continue
         if path == INDEX:
             files.append(_store(blobs, path, merged_index(json.loads(read(path, 0, size)), made)))
-        elif path == "config.json" and spec["dtype"] is not None:
-            files.append(_store(blobs, path, merged_config(json.loads(read(path, 0, size)), spec["dtype"])))
+        elif path == "config.json" and dtype is not None:
+            files.append(_store(blobs, path, merged_config(json.loads(read(path, 0, size)), dtype)))
         else:
             files.append({"path": path, "size": size, "digest": digest})
     report.log(f"{len(files)} files beside the weights")
@@ -94,13 +95,18 @@ def side_files(spec: dict[str, Any], report: Report) -> dict[str, Any]:
 def _plan(spec: dict[str, Any], blobs: BlobStore) -> MergePlan:
     base = {path: (int(size), digest) for path, (digest, size) in spec["base"].items()}
     fingerprint = build_fingerprint(base, sources.reader(blobs, spec["base"]))
+    recipe = _recipe(spec)
     adapters = []
-    for adapter in spec["adapters"]:
-        read = sources.reader(blobs, adapter["files"])
-        config = parse_config(read(CONFIG, 0, int(adapter["files"][CONFIG][1])))
-        size = int(adapter["files"][WEIGHTS][1])
-        adapters.append(AdapterInput(config=config, header=_header(read, size), weight=adapter["weight"], file=WEIGHTS))
-    return plan_merge(fingerprint, adapters, spec["dtype"])
+    for files, item in zip(spec["inputs"], recipe.inputs, strict=True):
+        read = sources.reader(blobs, files)
+        config = parse_config(read(CONFIG, 0, int(files[CONFIG][1])))
+        header = _header(read, int(files[WEIGHTS][1]))
+        adapters.append(AdapterInput(config=config, header=header, weight=item.weight, file=WEIGHTS))
+    return plan_merge(fingerprint, adapters, recipe.dtype)
+
+
+def _recipe(spec: dict[str, Any]) -> MergeRecipe:
+    return msgspec.convert(spec["recipe"], MergeRecipe)
 
 
 def _header(read: Any, size: int) -> Header:
