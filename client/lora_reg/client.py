@@ -30,7 +30,7 @@ from lora_reg.spec.wire.catalog import (
 )
 from lora_reg.spec.wire.common import API, Principal, Request
 from lora_reg.spec.wire.jobs import JobList, JobProgressList, JobView, ReportList
-from lora_reg.spec.wire.operations import MergeRequest
+from lora_reg.spec.wire.operations import ComposeRequest, ConvertRequest, ExtractRequest, MergeRequest, ResizeRequest
 from lora_reg.spec.wire.tags import ProtectRequest, RollbackRequest, TagEvent, TagHistory, TagList, TagRequest, TagView
 from lora_reg.spec.wire.uploads import UploadRequest, UploadSession
 from lora_reg.transport import Body, Transport
@@ -218,6 +218,18 @@ class Client:
 
     def merge(self, request: MergeRequest) -> JobView:
         return self._post("/merges", request, JobView)
+
+    def compose(self, request: ComposeRequest) -> JobView:
+        return self._post("/compositions", request, JobView)
+
+    def extract(self, request: ExtractRequest) -> JobView:
+        return self._post("/extractions", request, JobView)
+
+    def resize(self, request: ResizeRequest) -> JobView:
+        return self._post("/resizes", request, JobView)
+
+    def convert(self, request: ConvertRequest) -> JobView:
+        return self._post("/conversions", request, JobView)
 
     def jobs(self, *, state: str | None = None, kind: str | None = None, limit: int | None = None) -> Iterator[JobView]:
         return self._pages("/jobs", JobList, {"state": state, "kind": kind}, limit)
