@@ -66,6 +66,8 @@ def test_these_are_the_commands() -> None:
         "yank",
         "unyank",
         "merge",
+        "extract",
+        "resize",
         "job",
         "job list",
         "job show",

@@ -139,13 +139,18 @@ def test_a_resize_is_the_best_approximation_of_its_rank(home: Home, tmp_path: Pa
     assert (facts["max_rank"], facts["peft_type"]) == (3, "LORA")
 
 
-def test_a_conversion_has_the_same_product_without_patterns(home: Home, tmp_path: Path) -> None:
-    home.ok("resize", "acme/logs", "--plain", "--to", "acme/logs-plain")
-    plain = pulled(home, "acme/logs-plain", tmp_path / "plain")
-    config = json.loads((plain / "adapter_config.json").read_text())
-    assert json.loads((LOGS / "adapter_config.json").read_text())["use_rslora"]
+@pytest.mark.parametrize("uniform", [False, True])
+def test_a_conversion_has_the_same_product_at_a_scale_of_one(home: Home, tmp_path: Path, uniform: bool) -> None:
+    name, options = f"acme/logs-plain-{uniform}".lower(), ["--uniform-rank"] if uniform else []
+    home.ok("resize", "acme/logs", "--plain", *options, "--to", name)
+    plain = pulled(home, name, tmp_path / "plain")
+    before, config = (json.loads((folder / "adapter_config.json").read_text()) for folder in (LOGS, plain))
+    assert before["use_rslora"]
+    assert before["rank_pattern"]
     assert not config["use_rslora"]
-    assert not config.get("alpha_pattern")
+    assert config["lora_alpha"] == config["r"]
+    assert config["rank_pattern"] == config["alpha_pattern"]
+    assert bool(config["rank_pattern"]) is not uniform
     assert max(errors(plain, updates(LOGS)).values()) <= 4 * FLOAT32_UNIT
     load_in_peft(plain)
 

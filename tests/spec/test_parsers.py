@@ -360,6 +360,7 @@ RECIPES = st.one_of(
     recipes(
         recipe.ExtractRecipe,
         tuned=DIGESTS.map(str),
+        base_name=st.just("acme/base"),
         rank=optional(RANKS),
         keep_energy=optional(FINITE),
         max_rank=optional(RANKS),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -41,18 +42,20 @@ def tell_here(state: State, operation: str, output: Path, report: Any) -> None:
 
 def lines(body: dict[str, Any]) -> list[str]:
     """A sum in one line, then a table of the modules that lost most."""
-    modules = sorted(body["modules"], key=lambda module: (-_lost(module), module["module"]))
+    modules = sorted(body["modules"], key=lambda module: (-_error(module), module["module"]))
     kept = body.get("kept_energy")
     total = "" if kept is None else f", {kept:.4%} of the energy kept"
-    rows = [(module["module"], str(module["rank"]), f"{_lost(module):.2e}") for module in modules[:WORST]]
+    rows = [(module["module"], str(module["rank"]), f"{_error(module):.2e}") for module in modules[:WORST]]
     more = len(modules) - len(rows)
     return [
         f"  {plural(len(modules), 'module')}{total}",
-        *(f"    {line}" for line in table(("MODULE", "RANK", "ENERGY LOST"), rows)),
-        *([f"    and {plural(more, 'module')} that lost less"] if more else []),
+        *(f"    {line}" for line in table(("MODULE", "RANK", "RELATIVE ERROR"), rows)),
+        *([f"    and {plural(more, 'module')} that lost no more"] if more else []),
     ]
 
 
-def _lost(module: dict[str, Any]) -> float:
-    """The share of the energy, the squared Frobenius norm, of the module's update."""
-    return max(0.0, 1.0 - float(module["kept_energy"]))
+def _error(module: dict[str, Any]) -> float:
+    """||dW - dW'|| / ||dW||, Frobenius norms, of the module's update before and after."""
+    if "relative_error" in module:
+        return float(module["relative_error"])
+    return math.sqrt(max(0.0, 1.0 - float(module["kept_energy"])))

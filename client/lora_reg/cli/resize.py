@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lora_reg.cli.derive import DTYPES, Where, by_job, kernels, need_folders, where_options
+from lora_reg.cli.derive import DTYPES, Counted, Where, by_job, kernels, need_folders, where_options
 from lora_reg.cli.losses import of_job, tell_here
 from lora_reg.cli.state import Command, State, pass_state
 
@@ -60,8 +60,17 @@ def resize(
         return
     need_folders(Path(adapter))
     resizing = kernels("resizing", "Resizing")
-    run = resizing.convert_folder if plain else resizing.resize_folder
-    tell_here(state, "convert" if plain else "resize", output, run(adapter, output, **options))
+    progress = state.progress()
+    try:
+        if plain:
+            report = resizing.convert_folder(adapter, output, **options)
+        else:
+            report = resizing.resize_folder(
+                adapter, output, progress=Counted(progress, "Resizing", "modules"), **options
+            )
+    finally:
+        progress.end()
+    tell_here(state, "convert" if plain else "resize", output, report)
 
 
 def _by_job(state: State, where: Where, adapter: str, plain: bool, options: dict[str, Any]) -> None:

@@ -104,10 +104,11 @@ class ExtractRecipe(Derived, frozen=True, tag="extract"):
 
     Either a rank for all modules, or for each the least rank that keeps this share of its change's energy, up to
     max_rank. targets: names of modules, or a pattern; None for all linear layers. save_changed: keep whole what factors
-    cannot hold.
+    cannot hold. base_name: what the adapter's config calls its base.
     """
 
     tuned: str
+    base_name: str
     rank: int | None
     keep_energy: float | None
     max_rank: int | None

@@ -41,6 +41,7 @@ def submit(ctx: Context, principal: Principal, request: ExtractRequest) -> JobVi
             base=base.digest,
             target=target,
             tuned=tuned.digest,
+            base_name=f"{base_repo.namespace}/{base_repo.name}",
             rank=request.rank,
             keep_energy=request.keep_energy,
             max_rank=request.max_rank,

@@ -93,7 +93,12 @@ def resize(spec: dict[str, Any], report: Report) -> dict[str, Any]:
     recipe = msgspec.convert(spec["recipe"], ResizeRecipe)
     with working(spec, report) as work:
         made = resize_folder(
-            work.inputs[0], work.result, rank=recipe.rank, keep_energy=recipe.keep_energy, dtype=recipe.dtype
+            work.inputs[0],
+            work.result,
+            rank=recipe.rank,
+            keep_energy=recipe.keep_energy,
+            dtype=recipe.dtype,
+            progress=work.progress("resize", "modules"),
         )
         return work.stored(made)
 
@@ -128,6 +133,7 @@ def extract(spec: dict[str, Any], report: Report) -> dict[str, Any]:
             save_changed=recipe.save_changed,
             seed=recipe.seed,
             dtype=recipe.dtype,
+            base_name=recipe.base_name,
             progress=work.progress("extract", "bytes"),
         )
         return work.stored(made)
