@@ -68,7 +68,8 @@ class JobTeller:
     def __call__(self, item: JobProgress) -> None:
         if (item.step, item.total) != self._step:
             self._step, self._done = (item.step, item.total), 0
-            self._progress.begin(item.step, item.total, unit=item.unit or "steps")
+            unit = "B" if item.unit == "bytes" else item.unit or "steps"
+            self._progress.begin(item.step, item.total, unit=unit)
         self._progress.advance(item.done - self._done)
         self._done = item.done
         if item.message:
