@@ -14,6 +14,8 @@ from lora_reg.spec.errors import RegistryError
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
 
 # How the bytes of an element lie in memory. Checkpoints are little-endian on every machine.
 STORAGE: Final[dict[str, np.dtype[Any]]] = {

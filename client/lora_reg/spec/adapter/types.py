@@ -178,9 +178,13 @@ TYPES: Final[dict[str, AdapterType]] = {
     ),
     "GLORA": AdapterType(prefix="glora_"),
     "OFT": AdapterType(
-        kinds=_LINEAR_CONV,
-        slots=(_optional("oft_R.weight", ("*", "*")), _optional("oft_r", ("*", "*", "*"))),
-        inert=("oft_R.weight",),
+        kinds=frozenset({"linear", "conv", "embedding"}),
+        slots=(
+            _optional("oft_R.weight", ("*", "*")),
+            _optional("oft_embedding_R.weight", ("*", "*")),
+            _optional("oft_r", ("*", "*", "*")),
+        ),
+        inert=("oft_R.weight", "oft_embedding_R.weight"),
     ),
     "BOFT": AdapterType(
         kinds=_LINEAR_CONV,

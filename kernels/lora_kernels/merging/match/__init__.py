@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from lora_kernels.merging.delta import AdapterInput
-from lora_kernels.merging.match import lora
+from lora_kernels.merging.match import adalora, boft, ia3, loha, lokr, lora, oft, vera
+from lora_kernels.merging.match.reasons import not_possible
 from lora_kernels.merging.match.saved import Saved
-from lora_kernels.merging.match.view import Group, Matches, View, unsupported
+from lora_kernels.merging.match.view import Group, Matches, View
 from lora_reg.spec.adapter.lora import changes_base
 from lora_reg.spec.adapter.names import PREFIX, global_name, split_suffix
 from lora_reg.spec.adapter.types import TYPES
@@ -27,7 +28,15 @@ Matcher = Callable[[View, Sequence[Group]], Matches]
 
 # PEFT type -> its matcher. Groups come sorted by module and nesting.
 MATCHERS: Final[Mapping[str, Matcher]] = {
+    "ADALORA": adalora.match,
+    "BOFT": boft.match,
+    "IA3": ia3.match,
+    "LOHA": loha.match,
+    "LOKR": lokr.match,
     "LORA": lora.match,
+    "OFT": oft.match,
+    "PVERA": vera.match,
+    "VERA": vera.match,
 }
 
 
@@ -64,7 +73,7 @@ def _matcher(adapter: AdapterInput) -> Matcher:
     config = adapter.config
     matcher = MATCHERS.get(config.peft_type)
     if matcher is None:
-        unsupported(config.peft_type, _first_module(adapter))
+        raise not_possible(config.peft_type)
     changed = changes_base(config)
     if changed is not None:
         raise RegistryError(
@@ -94,9 +103,3 @@ def _grouped(adapter: AdapterInput) -> tuple[list[Group], dict[str, TensorEntry]
         module, nested, suffix = split
         groups.setdefault((module, nested), Group(module, nested)).tensors[suffix] = entry
     return [groups[key] for key in sorted(groups)], shared, others
-
-
-def _first_module(adapter: AdapterInput) -> str:
-    first = min((tensor.name for tensor in adapter.header.tensors), default="no module")
-    split = split_suffix(first.removeprefix(PREFIX), adapter.config.peft_type, TYPES[adapter.config.peft_type])
-    return split[0] if split is not None else first.removeprefix(PREFIX)

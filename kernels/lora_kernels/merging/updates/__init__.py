@@ -10,7 +10,7 @@ import numpy as np
 from lora_kernels.merging.blocks import Block, blocks
 from lora_kernels.merging.delta import Delta
 from lora_kernels.merging.numerics import F32
-from lora_kernels.merging.updates import low_rank, replace
+from lora_kernels.merging.updates import hadamard, kronecker, low_rank, projections, replace, rotate, scale
 from lora_kernels.merging.updates.factors import FactorReader
 from lora_kernels.merging.updates.protocols import Additive, Inputs, Reach, Transform, Update
 from lora_kernels.merging.weights import Weights
@@ -19,8 +19,14 @@ Loader = Callable[[Delta, Inputs], Update]
 
 # kind of a Delta -> its loader. One line a kind; the loader's docstring says what its factors and options are.
 LOADERS: Final[Mapping[str, Loader]] = {
+    "boft": rotate.load_boft,
+    "drawn-low-rank": projections.load_drawn,
+    "hadamard": hadamard.load,
+    "kronecker": kronecker.load,
     "low-rank": low_rank.load,
+    "oft": rotate.load_oft,
     "replace": replace.load,
+    "scale": scale.load,
 }
 _REACHES: Final[tuple[Reach, ...]] = ("element", "row", "tensor")
 

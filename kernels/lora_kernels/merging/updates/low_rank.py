@@ -29,10 +29,26 @@ class LowRank(Additive):
 
 
 def load(delta: Delta, inputs: Inputs) -> LowRank:
-    """factors: A (r, in…) and B (out, r…), dimensions behind the second are flattened into it. options: `transposed`,
-    True where the tensor is stored (in, out), as by Conv1D and embeddings."""
+    """factors: A (r, in…) and B (out, r…), dimensions behind the second are flattened into it; optional `rank` (r),
+    `rows` (out) and `columns` (in): vectors that stand as diagonal matrices between B and A, before B and behind A.
+    options: `transposed`, True where the tensor is stored (in, out), as by Conv1D and embeddings; `cut`
+    (out, r, in), where A and B are shared by modules of several sizes and only that much of them is used."""
     a, b = (inputs.reader.load(delta.factors[half]) for half in ("A", "B"))
     a, b = a.reshape(a.shape[0], math.prod(a.shape[1:])), b.reshape(b.shape[0], math.prod(b.shape[1:]))
+    return low_rank(a, b, delta, inputs)
+
+
+def low_rank(a: F32, b: F32, delta: Delta, inputs: Inputs) -> LowRank:
+    """The update of A and B that are at hand, with the diagonals and options of `load`."""
+    if "cut" in delta.options:
+        out, rank, in_ = delta.options["cut"]
+        a, b = a[:rank, :in_], b[:out, :rank]
+    if "rank" in delta.factors:
+        a = a * inputs.reader.load(delta.factors["rank"]).reshape(-1, 1)[: a.shape[0]]
+    if "columns" in delta.factors:
+        a = a * inputs.reader.load(delta.factors["columns"]).reshape(1, -1)
+    if "rows" in delta.factors:
+        b = b * inputs.reader.load(delta.factors["rows"]).reshape(-1, 1)
     return LowRank(a.T, b.T, delta.scale) if delta.options.get("transposed") else LowRank(b, a, delta.scale)
 
 

@@ -1,0 +1,66 @@
+"""OFT: W R^T, R block-diagonal, a Cayley transform of skew-symmetric blocks; on embeddings W R.
+
+Source: peft 0.21.2 `OFTRotationModule.get_weight`, `oft.Linear.merge`, `oft.Conv2d.merge`, `oft.Embedding.merge`. On
+layers that store (in, out) PEFT's merge multiplies the wrong side (an error, or for square weights a wrong result); the
+merge here is of what its forward pass computes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from lora_kernels.merging.match.target import Target, changed, target
+from lora_kernels.merging.match.view import Group, Matches, View, rejected, shape, unsupported
+from lora_reg.spec.tensors import TensorEntry
+
+_EMBEDDING = "oft_embedding_R.weight"
+# Defaults of PEFT's OFTConfig, for configs that were saved before it had these keys.
+_TERMS = 5
+_EPS = 6e-5
+
+
+def match(view: View, groups: Sequence[Group]) -> Matches:
+    found = []
+    for group in groups:
+        if "oft_r" in group.tensors:
+            unsupported("OFT as PEFT stored it before version 0.16 (oft_r)", group.module)
+        embedding = _EMBEDDING in group.tensors
+        entry = group.tensors[_EMBEDDING] if embedding else group.first
+        to = target(view, group, *(("embedding",) if embedding else ("linear", "conv")), conv1d=True)
+        how = _rotation(view, to, entry)
+        # An embedding's rows are rotated like the stored columns of a layer of the kind (in, out), R from the right.
+        found.append(changed(view, to, "oft", {"R": entry}, side=_side(to), inverse=embedding, **how))
+    return found
+
+
+def _side(to: Target) -> str:
+    return "rows" if to.transposed else "columns"
+
+
+def _rotation(view: View, to: Target, entry: TensorEntry) -> dict[str, Any]:
+    """Size and number of the blocks, and how R is made of them. b (b - 1) / 2 numbers are a block of size b."""
+    raw = view.config.raw
+    if len(entry.shape) != 2:
+        raise rejected(f"{entry.name} has the shape {shape(entry)}; expected blocks x numbers", entry)
+    count, numbers = entry.shape
+    size = (1 + math.isqrt(1 + 8 * numbers)) // 2
+    shared = raw.get("block_share") is True
+    blocks = to.in_ // size
+    if size * (size - 1) // 2 != numbers or size * blocks != to.in_ or count != (1 if shared else blocks):
+        raise rejected(
+            f"{entry.name} has the shape {shape(entry)}, which makes {'one shared block' if shared else 'blocks'} of "
+            f"no size that divides the {to.in_} inputs of {to.path} into as many",
+            entry,
+        )
+    neumann = raw.get("use_cayley_neumann", "use_cayley_neumann" not in raw)
+    terms, eps = raw.get("num_cayley_neumann_terms", _TERMS), raw.get("eps", _EPS)
+    if type(terms) is not int or not 0 <= terms <= 100 or type(eps) not in (int, float):
+        raise rejected(f"adapter_config.json has num_cayley_neumann_terms = {terms!r:.40}, eps = {eps!r:.40}", entry)
+    return {
+        "size": size,
+        "blocks": blocks,
+        "terms": terms if neumann else None,
+        "eps": float(eps) if raw.get("coft") is True else None,
+    }

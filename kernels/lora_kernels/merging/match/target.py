@@ -1,0 +1,95 @@
+"""The weight that a module's tensors change, and checks that matchers of all types share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from lora_kernels.merging.delta import Delta
+from lora_kernels.merging.match.view import Group, View, factor, rejected, shape, unsupported
+from lora_reg.spec.base import BaseTensor
+from lora_reg.spec.tensors import TensorEntry
+
+
+class Target(NamedTuple):
+    """A weight seen as a linear map, `out` x `in_`; a convolution's kernel is counted into `in_`. transposed: it is
+    stored (in, out). bias: None where the module has none."""
+
+    path: str
+    weight: BaseTensor
+    out: int
+    in_: int
+    kernel: int
+    transposed: bool
+    bias: BaseTensor | None
+
+
+def target(view: View, group: Group, *kinds: str, conv1d: bool = False) -> Target:
+    """The weight of a group's module. kinds: that the type adapts in PEFT; conv1d: so does it layers that store
+    (in, out). Raises as `View.module` does."""
+    if group.nested:
+        unsupported(f"{view.config.peft_type} on top of another adapter", group.module)
+    found, weight = view.module(group.module, group.first, *kinds)
+    rows, columns = weight.shape[0], math.prod(weight.shape[1:])
+    if found.transposed and not conv1d:
+        unsupported(f"{view.config.peft_type} on a layer that stores (in, out)", found.path)
+    if view.config.fan_in_fan_out and not view.stores_transposed:
+        # PEFT saves this flag only where it met layers that store (in, out).
+        unsupported(
+            f"{view.config.peft_type} with fan_in_fan_out on a base of type {view.base.model_type or 'unknown'}",
+            found.path,
+        )
+    out, in_ = (columns, rows) if found.transposed else (rows, columns)
+    bias = view.modules.parameters.get(f"{weight.name.removesuffix('weight')}bias") if found.has_bias else None
+    return Target(group.module, weight, out, in_, math.prod(weight.shape[2:]), found.transposed, bias)
+
+
+def needed(group: Group, *suffixes: str) -> tuple[TensorEntry, ...]:
+    """The group's tensors of these suffixes. Raises RegistryError `rejected` where one is missing."""
+    for suffix in suffixes:
+        if suffix not in group.tensors:
+            present = group.first
+            raise rejected(f"{present.name} has no {suffix} beside it; half an update cannot be merged", present)
+    return tuple(group.tensors[suffix] for suffix in suffixes)
+
+
+def shaped(entry: TensorEntry, *expected: int) -> TensorEntry:
+    """Raises RegistryError `rejected` where the tensor has another shape."""
+    if entry.shape != expected:
+        wanted = " x ".join(map(str, expected))
+        raise rejected(f"{entry.name} has the shape {shape(entry)}; {wanted} fits the module and its other half", entry)
+    return entry
+
+
+def added(view: View, found: Target, kind: str, factors: Mapping[str, TensorEntry], **how: Any) -> tuple[str, Delta]:
+    """An additive update of the module's weight. how: `scale`, and the options of the kind; those that are None or
+    False are left out."""
+    scale = how.pop("scale", 1.0)
+    return found.weight.name, Delta(
+        adapter=view.index,
+        kind=kind,
+        module=found.path,
+        factors={name: factor(entry) for name, entry in factors.items()},
+        scale=scale * view.adapter.weight,
+        options=_options(how),
+    )
+
+
+def changed(
+    view: View, found: Target, kind: str, factors: Mapping[str, TensorEntry], *, bias: bool = False, **options: Any
+) -> tuple[str, Delta]:
+    """A transform of the module's weight, or of its bias."""
+    tensor = found.bias if bias and found.bias is not None else found.weight
+    return tensor.name, Delta(
+        adapter=view.index,
+        kind=kind,
+        module=found.path,
+        factors={name: factor(entry) for name, entry in factors.items()},
+        weight=view.adapter.weight,
+        options=_options(options),
+    )
+
+
+def _options(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None and value is not False}
