@@ -210,7 +210,6 @@ def test_fan_in_fan_out_on_an_unknown_layout_is_refused(base: Path, tmp_path: Pa
         (PAIR, {"init_lora_weights": "pissa"}, "unsupported", "pissa"),
         (PAIR, {"alora_invocation_tokens": [1, 2]}, "unsupported", "activated LoRA"),
         (PAIR, {"layer_replication": [[0, 1]]}, "unsupported", "layer_replication"),
-        ({f"{Q}.ia3_l": ("F32", matrix(16, 1, seed=1))}, {"peft_type": "IA3"}, "unsupported", f"IA3 is not supported; the adapter adapts {Q}"),
         ({"prompt_embeddings": ("F32", matrix(4, 16, seed=1))}, {"peft_type": "PREFIX_TUNING"}, "unsupported", "PREFIX_TUNING"),
     ],
 )  # fmt: skip

@@ -24,6 +24,13 @@ STORAGE: Final[dict[str, np.dtype[Any]]] = {
     "F32": np.dtype("<f4"),
     "F64": np.dtype("<f8"),
 }
+# Of indices that an adapter stores.
+INTEGERS: Final[dict[str, np.dtype[Any]]] = {
+    "U8": np.dtype("u1"),
+    "I16": np.dtype("<i2"),
+    "I32": np.dtype("<i4"),
+    "I64": np.dtype("<i8"),
+}
 BF16_NAN: Final = 0x7FC0
 
 

@@ -12,7 +12,33 @@ from dataclasses import dataclass
 from typing import Final
 
 from lora_kernels.merging.delta import AdapterInput
-from lora_kernels.merging.match import adalora, boft, ia3, loha, lokr, lora, oft, vera
+from lora_kernels.merging.match import (
+    adalora,
+    boft,
+    c3a,
+    deft,
+    delora,
+    fourierft,
+    glora,
+    gralora,
+    hira,
+    hra,
+    ia3,
+    ln_tuning,
+    loha,
+    lokr,
+    lora,
+    miss,
+    oft,
+    peanut,
+    randlora,
+    road,
+    sparse,
+    tinylora,
+    unilora,
+    vblora,
+    vera,
+)
 from lora_kernels.merging.match.reasons import not_possible
 from lora_kernels.merging.match.saved import Saved
 from lora_kernels.merging.match.view import Group, Matches, View
@@ -30,13 +56,33 @@ Matcher = Callable[[View, Sequence[Group]], Matches]
 MATCHERS: Final[Mapping[str, Matcher]] = {
     "ADALORA": adalora.match,
     "BOFT": boft.match,
+    "BONE": miss.match,
+    "C3A": c3a.match,
+    "DEFT": deft.match,
+    "DELORA": delora.match,
+    "FOURIERFT": fourierft.match,
+    "GLORA": glora.match,
+    "GRALORA": gralora.match,
+    "HIRA": hira.match,
+    "HRA": hra.match,
     "IA3": ia3.match,
+    "LN_TUNING": ln_tuning.match,
     "LOHA": loha.match,
     "LOKR": lokr.match,
     "LORA": lora.match,
+    "MISS": miss.match,
     "OFT": oft.match,
+    "PEANUT": peanut.match,
     "PVERA": vera.match,
+    "RANDLORA": randlora.match,
+    "ROAD": road.match,
+    "SHIRA": sparse.match_shira,
+    "SUPERTUNING": sparse.match_supertuning,
+    "TINYLORA": tinylora.match,
+    "UNILORA": unilora.match,
+    "VBLORA": vblora.match,
     "VERA": vera.match,
+    "WAVEFT": sparse.match_waveft,
 }
 
 

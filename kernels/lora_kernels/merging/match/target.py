@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from lora_kernels.merging.delta import Delta
+from lora_kernels.merging.delta import Delta, Factor
 from lora_kernels.merging.match.view import Group, View, factor, rejected, shape, unsupported
 from lora_reg.spec.base import BaseTensor
 from lora_reg.spec.tensors import TensorEntry
+
+
+# Of indices, as PEFT stores them.
+_INTEGERS: Final = ("U8", "I16", "I32", "I64")
+
+Factors = Mapping[str, TensorEntry | Factor]
 
 
 class Target(NamedTuple):
@@ -62,7 +68,7 @@ def shaped(entry: TensorEntry, *expected: int) -> TensorEntry:
     return entry
 
 
-def added(view: View, found: Target, kind: str, factors: Mapping[str, TensorEntry], **how: Any) -> tuple[str, Delta]:
+def added(view: View, found: Target, kind: str, factors: Factors, **how: Any) -> tuple[str, Delta]:
     """An additive update of the module's weight. how: `scale`, and the options of the kind; those that are None or
     False are left out."""
     scale = how.pop("scale", 1.0)
@@ -70,14 +76,14 @@ def added(view: View, found: Target, kind: str, factors: Mapping[str, TensorEntr
         adapter=view.index,
         kind=kind,
         module=found.path,
-        factors={name: factor(entry) for name, entry in factors.items()},
+        factors=_factors(factors),
         scale=scale * view.adapter.weight,
         options=_options(how),
     )
 
 
 def changed(
-    view: View, found: Target, kind: str, factors: Mapping[str, TensorEntry], *, bias: bool = False, **options: Any
+    view: View, found: Target, kind: str, factors: Factors, *, bias: bool = False, **options: Any
 ) -> tuple[str, Delta]:
     """A transform of the module's weight, or of its bias."""
     tensor = found.bias if bias and found.bias is not None else found.weight
@@ -85,10 +91,21 @@ def changed(
         adapter=view.index,
         kind=kind,
         module=found.path,
-        factors={name: factor(entry) for name, entry in factors.items()},
+        factors=_factors(factors),
         weight=view.adapter.weight,
         options=_options(options),
     )
+
+
+def places(entry: TensorEntry) -> Factor:
+    """A tensor of indices. Raises RegistryError `rejected` where it holds no whole numbers."""
+    if entry.dtype not in _INTEGERS:
+        raise rejected(f"{entry.name} has the type {entry.dtype}; expected one of {', '.join(_INTEGERS)}", entry)
+    return Factor(entry.name, entry.dtype, entry.shape, entry.file_start, entry.file_end)
+
+
+def _factors(entries: Factors) -> dict[str, Factor]:
+    return {name: entry if isinstance(entry, Factor) else factor(entry) for name, entry in entries.items()}
 
 
 def _options(options: Mapping[str, Any]) -> dict[str, Any]:

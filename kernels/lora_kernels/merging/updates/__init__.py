@@ -10,7 +10,27 @@ import numpy as np
 from lora_kernels.merging.blocks import Block, blocks
 from lora_kernels.merging.delta import Delta
 from lora_kernels.merging.numerics import F32
-from lora_kernels.merging.updates import hadamard, kronecker, low_rank, projections, replace, rotate, scale
+from lora_kernels.merging.updates import (
+    bat,
+    block_low_rank,
+    circulant,
+    fourier,
+    glora,
+    hadamard,
+    kronecker,
+    low_rank,
+    normed,
+    prepared,
+    projected,
+    projections,
+    reflections,
+    replace,
+    road,
+    rotate,
+    scale,
+    scatter,
+    times,
+)
 from lora_kernels.merging.updates.factors import FactorReader
 from lora_kernels.merging.updates.protocols import Additive, Inputs, Reach, Transform, Update
 from lora_kernels.merging.weights import Weights
@@ -19,14 +39,31 @@ Loader = Callable[[Delta, Inputs], Update]
 
 # kind of a Delta -> its loader. One line a kind; the loader's docstring says what its factors and options are.
 LOADERS: Final[Mapping[str, Loader]] = {
+    "bank-low-rank": prepared.load_bank,
+    "bat": bat.load,
+    "block-low-rank": block_low_rank.load,
     "boft": rotate.load_boft,
+    "circulant": circulant.load,
+    "deft": projected.load_deft,
     "drawn-low-rank": projections.load_drawn,
+    "fourier": fourier.load,
+    "glora": glora.load,
     "hadamard": hadamard.load,
+    "indexed-low-rank": prepared.load_indexed,
     "kronecker": kronecker.load,
     "low-rank": low_rank.load,
+    "many-bases": prepared.load_many_bases,
+    "normed-low-rank": normed.load,
     "oft": rotate.load_oft,
+    "peanut": projected.load_peanut,
+    "reflections": reflections.load,
     "replace": replace.load,
+    "road": road.load,
     "scale": scale.load,
+    "scatter": scatter.load,
+    "times-low-rank": times.load,
+    "tiny-low-rank": prepared.load_tiny,
+    "wavelet": scatter.load_wavelet,
 }
 _REACHES: Final[tuple[Reach, ...]] = ("element", "row", "tensor")
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from lora_kernels.merging.delta import Factor
-from lora_kernels.merging.numerics import F32, Array, decode, storage
+from lora_kernels.merging.numerics import F32, INTEGERS, Array, Indices, decode, storage
 from lora_kernels.merging.sources import Source
 from lora_reg.spec.errors import RegistryError
 
@@ -29,6 +31,28 @@ class FactorReader:
                 way_out="Train it again or take an earlier checkpoint; such an adapter destroys the model.",
                 tensor=factor.name,
             )
+        return values
+
+    def indices(self, factor: Factor, limits: Sequence[int]) -> Indices:
+        """The whole tensor, of whole numbers. limits: for each of its first dimension, or for all: what they must be
+        below. Raises RegistryError `rejected` where one is not."""
+        dtype = INTEGERS.get(factor.dtype)
+        if dtype is None:
+            raise RegistryError(
+                "rejected",
+                f"{factor.name} has the type {factor.dtype}; indices are one of {', '.join(INTEGERS)}.",
+                tensor=factor.name,
+            )
+        values: Indices = self.raw(factor, 0, np.empty(factor.shape, dtype)).astype(np.int64)
+        for part, limit in zip(values if len(limits) > 1 else [values], limits, strict=True):
+            wrong = (part < 0) | (part >= limit)
+            if wrong.any():
+                raise RegistryError(
+                    "rejected",
+                    f"{factor.name} names the place {int(part[wrong][0])}; there are {limit}.",
+                    way_out="Merge an adapter that fits this base.",
+                    tensor=factor.name,
+                )
         return values
 
     def values(self, factor: Factor, first: int, out: F32) -> F32:
