@@ -274,6 +274,115 @@ def boft(given: Given) -> Result:
     return Result(result.weight * scale, result.size * np.abs(scale) * factors, result.steps)
 
 
+def hra(given: Given) -> Result:
+    u = given.tensors["hra_u"]
+    flat = given.weight.reshape(len(given.weight), -1)
+    eye = np.eye(len(u))
+    if given.config["apply_GS"]:
+        kept: list[Float64] = []
+        for column in u.T:
+            rest = column - sum((np.dot(one, column) * one for one in kept), np.zeros(len(u)))
+            kept.append(rest / np.linalg.norm(rest))
+        product = eye - 2 * sum((np.outer(one, one) for one in kept), np.zeros_like(eye))
+    else:
+        product = eye
+        for column in u.T:
+            unit = column / np.linalg.norm(column)
+            product = product @ (eye - 2 * np.outer(unit, unit))
+    result = _rotated(given.weight, product.T, 1, 0)
+    # Each reflection is a sum over all inputs, of a length that does not change.
+    steps = u.shape[1] * 4 + math.isqrt(len(u)) + 8
+    spread = np.sqrt((flat * flat).sum(1, keepdims=True)) * u.shape[1]
+    return Result(result.weight, result.size + np.broadcast_to(spread, flat.shape).reshape(given.weight.shape), steps)
+
+
+def hira(given: Given) -> Result:
+    t, weight = given.tensors, given.weight
+    if "hira_embedding_A" in t:
+        product, size = (
+            (t["hira_embedding_B"] @ t["hira_embedding_A"]).T,
+            (np.abs(t["hira_embedding_B"]) @ np.abs(t["hira_embedding_A"])).T,
+        )
+        rank = len(t["hira_embedding_A"])
+    else:
+        a, b = t["hira_A"], t["hira_B"]
+        rank = len(a)
+        product, size = (
+            np.einsum("or,rf->of", of(b).reshape(len(b), -1), of(a).reshape(rank, -1)).reshape(weight.shape)
+            for of in (lambda x: x, np.abs)
+        )
+    return Result(weight + weight * product, np.abs(weight) * (1 + size), rank + 4)
+
+
+def miss(given: Given) -> Result:
+    prefix = given.config["peft_type"].lower()
+    block, weight = given.tensors[f"{prefix}_block"], given.weight
+    out, in_ = weight.shape
+    how = given.config["init_weights"]
+    if how == "bat":
+        r = block.shape[1]
+        new, size = weight.copy(), np.abs(weight)
+        for i in range(out // r):
+            for j in range(in_ // r):
+                here = slice(i * r, (i + 1) * r), slice(j * r, (j + 1) * r)
+                new[here] = weight[here] + weight[here] @ block[i] + block[i]
+                size[here] += np.abs(weight[here]) @ np.abs(block[i]) + np.abs(block[i])
+        return Result(new, size, r + 4)
+    tall = np.tile(block, (1, out // block.shape[1])) if how == "mini" else block
+    delta = np.stack([tall[column % len(tall)] for column in range(in_)], axis=1)
+    return _plus(given, delta, delta, 2)
+
+
+def road(given: Given) -> Result:
+    config, weight = given.config, given.weight
+    theta, alpha = given.tensors["road_theta"], given.tensors["road_alpha"]
+    group, variant, out = config["group_size"], config["variant"], len(weight)
+    turn = np.zeros((out, out))
+    for row in range(out):
+        which, place = divmod(row, group)
+        half = group // 2
+        if variant == "road_1":
+            own = other = which * half + place % half
+        elif variant == "road_2":
+            own = other = row
+        else:
+            own, other = which * 2 * group + place, which * 2 * group + group + place
+        turn[row, row] = alpha[own] * math.cos(theta[own])
+        if place < half:
+            turn[row, row + half] = -alpha[other] * math.sin(theta[other])
+        else:
+            turn[row, row - half] = alpha[other] * math.sin(theta[other])
+    bias = turn @ given.bias if given.bias is not None else None
+    bias_size = np.abs(turn) @ np.abs(given.bias) if given.bias is not None else None
+    return Result(turn @ weight, np.abs(turn) @ np.abs(weight), 8, bias, bias_size)
+
+
+def delora(given: Given) -> Result:
+    t = given.tensors
+    a, b = t["delora_A"], t["delora_B"]
+    rank = len(a)
+    lengths = np.maximum(np.linalg.norm(a, axis=1), 1e-4) * np.maximum(np.linalg.norm(b, axis=0), 1e-4)
+    diagonal = t["delora_lambda"][0] / rank / lengths
+    delta = b @ np.diag(diagonal) @ a @ np.diag(t["delora_w_norm"])
+    size = np.abs(b) @ np.diag(np.abs(diagonal)) @ np.abs(a) @ np.diag(t["delora_w_norm"])
+    # torch sums squares for a length in float32, pairwise or in vectors of eight.
+    return _plus(given, delta, size, rank + 8 + max(given.weight.shape) // 8)
+
+
+def c3a(given: Given) -> Result:
+    kernel = given.tensors["c3a_kernel"]
+    m, n, b = kernel.shape
+    delta, size = np.zeros((m * b, n * b)), np.zeros((m * b, n * b))
+    for i in range(m):
+        for j in range(n):
+            for p in range(b):
+                for q in range(b):
+                    delta[i * b + p, j * b + q] = kernel[i, j, (q - p) % b] / (n * b)
+            # PEFT goes through three Fourier transforms: an error of the kernel's length.
+            size[i * b : (i + 1) * b, j * b : (j + 1) * b] = np.linalg.norm(kernel[i, j]) / (n * b)
+    return _plus(given, delta, size, 8 * max(b.bit_length(), 1))
+
+
 SUFFIXES: dict[str, str] = {
     "ADALORA": r"(.+)\.(lora_[ABE])",
     "LOHA": r"(.+)\.(hada_\w+)",
@@ -283,6 +392,12 @@ SUFFIXES: dict[str, str] = {
     "PVERA": r"(.+)\.(pvera_lambda_[bd])",
     "OFT": r"(.+)\.(oft_\w+\.weight)",
     "BOFT": r"(.+)\.(boft_[Rs])",
+    "HRA": r"(.+)\.(hra_u)",
+    "HIRA": r"(.+)\.(hira_\w+)",
+    "MISS": r"(.+)\.(miss_block)",
+    "ROAD": r"(.+)\.(road_\w+)",
+    "DELORA": r"(.+)\.(delora_\w+)",
+    "C3A": r"(.+)\.(c3a_kernel)",
 }
 FORMULAS: dict[str, Formula] = {
     "ADALORA": adalora,
@@ -293,4 +408,10 @@ FORMULAS: dict[str, Formula] = {
     "PVERA": vera,
     "OFT": oft,
     "BOFT": boft,
+    "HRA": hra,
+    "HIRA": hira,
+    "MISS": miss,
+    "ROAD": road,
+    "DELORA": delora,
+    "C3A": c3a,
 }

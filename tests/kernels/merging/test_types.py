@@ -38,6 +38,9 @@ EVEN = linears((96, 192), (192, 96), bias=True)
 STORED_IN_OUT = conv1ds((101, 205), (205, 101))
 
 
+EMBEDDING = lambda: {"transformer.wte": nn.Embedding(301, 67)}  # noqa: E731
+
+
 def conv2d(in_: int, out: int, kernel: int, groups: int = 1) -> Any:
     return lambda: nn.Conv2d(in_, out, kernel, groups=groups)
 
@@ -154,6 +157,24 @@ CASES = [
         linears((99, 205), (201, 77)),
     ),
     Case("boft-conv2d", lambda: peft.BOFTConfig(boft_block_size=3, target_modules=["conv"]), BLOCK_CONVS),
+    Case("hra", lambda: peft.HRAConfig(r=4, target_modules=["proj"]), ODD, size=0.5),
+    Case("hra-odd", lambda: peft.HRAConfig(r=3, target_modules=["proj"]), ODD, size=0.5),
+    Case("hra-gs", lambda: peft.HRAConfig(r=4, apply_GS=True, target_modules=["proj"]), ODD, size=0.5),
+    Case("hra-conv2d", lambda: peft.HRAConfig(r=4, target_modules=["conv"]), CONVS, size=0.5),
+    Case("hira", lambda: peft.HiraConfig(r=5, target_modules=["proj"]), ODD, size=0.4),
+    Case("hira-conv1d", lambda: peft.HiraConfig(r=5, target_modules=["c_fc"]), STORED_IN_OUT, transposed=True),
+    Case("hira-conv2d", lambda: peft.HiraConfig(r=5, target_modules=["conv"]), CONVS, size=0.4),
+    Case("hira-embedding", lambda: peft.HiraConfig(r=5, target_modules=["wte"]), EMBEDDING, size=0.4),
+    Case("miss", lambda: peft.MissConfig(r=7, target_modules=["proj"]), ODD, size=0.03),
+    Case("miss-divides", lambda: peft.MissConfig(r=8, target_modules=["proj"]), EVEN, size=0.03),
+    Case("miss-mini", lambda: peft.MissConfig(r=8, mini_r=4, init_weights="mini", target_modules=["proj"]), EVEN),
+    Case("miss-bat", lambda: peft.MissConfig(r=12, init_weights="bat", target_modules=["proj"]), EVEN),
+    Case("road-1", lambda: peft.RoadConfig(variant="road_1", group_size=8, target_modules=["proj"]), EVEN, size=0.4),
+    Case("road-2", lambda: peft.RoadConfig(variant="road_2", group_size=6, target_modules=["proj"]), EVEN, size=0.4),
+    Case("road-4", lambda: peft.RoadConfig(variant="road_4", group_size=96, target_modules=["proj"]), EVEN, size=0.4),
+    Case("delora", lambda: peft.DeloraConfig(r=6, delora_lambda=3, target_modules=["proj"]), ODD),
+    Case("c3a", lambda: peft.C3AConfig(block_size=12, target_modules=["proj"]), EVEN, size=0.5),
+    Case("c3a-odd", lambda: peft.C3AConfig(block_size=5, target_modules=["proj"]), linears((105, 200)), size=0.5),
 ]
 
 

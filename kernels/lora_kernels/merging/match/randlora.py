@@ -1,4 +1,4 @@
-"""RANDLORA: W + (alpha / r) * sum_j B_j diag(lambda_j) A_j diag(gamma_j), A and B shared by all modules and cut to size.
+"""RANDLORA: W + (alpha / r) sum_j B_j diag(lambda_j) A_j diag(gamma_j); all modules share A and B, cut to size.
 
 Source: peft 0.21.2 `randlora.Linear.get_scaled_bases`, `get_delta_weight`. A belongs to the smaller side of the weight.
 Without save_projection A and B are drawn in bfloat16 or float16, whichever the machine prefers: not to be repeated.

@@ -26,10 +26,10 @@ REASONS: Final[Mapping[str, str]] = {
     "XLORA": f"{_ROUTED}: a classifier weighs its experts for every token",
     "SHADOW": "it runs a second, smaller model beside the layers of the base",
     "BEFT": "it adds a bias to layers, most of which store none in the base; PEFT merges it nowhere else",
-    "PSOFT": "it turns the base in the frame of its largest singular vectors, whose signs no file fixes: another library's "
-    "decomposition gives another model",
-    "OSF": "it replaces what is left of the base behind its largest singular values, which takes a full decomposition of "
-    "every weight and depends on the library where singular values are close",
+    "PSOFT": "it turns the base in the frame of its largest singular vectors, whose signs no file fixes: the "
+    "decomposition of another library gives another model",
+    "OSF": "it replaces what is left of the base behind its largest singular values, which takes a full decomposition "
+    "of every weight and depends on the library where singular values are close",
     "FROD": "its rotations are computed from the base when training starts and are not in the file",
     "ADAMSS": "its rows are grouped by a clustering of the base (scikit-learn's k-means) that is not in the file",
     "LILY": "how much of it acts depends on the input: a router mixes its experts for every token",

@@ -30,9 +30,8 @@ def match(view: View, groups: Sequence[Group]) -> Matches:
             )
         for entry in (theta, alpha):
             shaped(entry, to.out // 2 * _VARIANTS[variant])
-        how = {"group": size, "each": _VARIANTS[variant]}
-        factors = {"theta": theta, "alpha": alpha}
-        found.append(changed(view, to, "road", factors, **how))
+        factors, each = {"theta": theta, "alpha": alpha}, _VARIANTS[variant]
+        found.append(changed(view, to, "road", factors, group=size, each=each))
         if to.bias is not None:
-            found.append(changed(view, to, "road", factors, bias=True, vector=True, **how))
+            found.append(changed(view, to, "road", factors, bias=True, group=size, each=each))
     return found

@@ -11,7 +11,6 @@ from lora_kernels.merging.match.view import Group, View, factor, rejected, shape
 from lora_reg.spec.base import BaseTensor
 from lora_reg.spec.tensors import TensorEntry
 
-
 # Of indices, as PEFT stores them.
 _INTEGERS: Final = ("U8", "I16", "I32", "I64")
 

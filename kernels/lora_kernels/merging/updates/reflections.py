@@ -23,7 +23,7 @@ class Reflections(Transform):
         self._u = u
         self._right = t @ u.T
 
-    def apply(self, block: Block, values: F32) -> None:
+    def apply(self, block: Block, values: F32) -> None:  # noqa: ARG002
         rows = values.astype(np.float64)
         rows -= (rows @ self._u) @ self._right
         np.copyto(values, rows, casting="same_kind")

@@ -22,7 +22,7 @@ class Road(Transform):
         self._other = other
         self._group = group
 
-    def apply(self, block: Block, values: F32) -> None:
+    def apply(self, block: Block, values: F32) -> None:  # noqa: ARG002
         # A vector is one row: its elements are the outputs.
         outputs = values.reshape(len(self._own), -1)
         for first in range(0, len(outputs), self._group):
