@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,14 +17,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.support.oracle import FLOAT32_UNIT, Merged, read_checkpoint, read_safetensors, round_bf16
+from tests.support.oracle import FLOAT32_UNIT, Merged, read_checkpoint, round_bf16
 
 Float64 = NDArray[np.float64]
 Tensors = dict[str, Float64]
+Places = Callable[[int, int], NDArray[np.int64]]
+_DTYPES = {"F32": "<f4", "U8": "u1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
 
 
 class Given(NamedTuple):
-    """A module: its tensors by suffix, the model-level ones, its weight as (out, in…), its bias, the config."""
+    """A module: its tensors by suffix, the model-level ones, its weight as (out, in…), its bias, the config. places:
+    the first of a seeded permutation: size, number -> places."""
 
     module: str
     tensors: Tensors
@@ -31,6 +35,7 @@ class Given(NamedTuple):
     weight: Float64
     bias: Float64 | None
     config: dict[str, Any]
+    places: Places | None
 
 
 class Result(NamedTuple):
@@ -47,23 +52,27 @@ Formula = Callable[[Given], Result]
 
 
 def merge_types(
-    base_dir: Path, adapters: list[tuple[Path, float]], stored_transposed: tuple[str, ...] = ()
+    base_dir: Path,
+    adapters: list[tuple[Path, float]],
+    stored_transposed: tuple[str, ...] = (),
+    places: Places | None = None,
+    drawn: Tensors | None = None,
 ) -> dict[str, Merged]:
     """The tensors of the base that the adapters change, one adapter after the other. stored_transposed: ends of the
-    names of modules whose weight is stored (in, out)."""
+    names of modules whose weight is stored (in, out). places, drawn: what the adapters' files name by a seed alone."""
     base = read_checkpoint(base_dir)
     now = dict(base)
     error = {name: np.zeros_like(values) for name, values in base.items()}
     touched: set[str] = set()
     for folder, share in adapters:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        tensors = read_safetensors(folder / "adapter_model.safetensors")
+        tensors = _read(folder / "adapter_model.safetensors")
         modules, shared = _by_module(tensors, config["peft_type"])
         for module, own in modules.items():
             name, turn = f"{module}.weight", module.endswith(stored_transposed) if stored_transposed else False
             weight = now[name].T if turn else now[name]
             result = FORMULAS[config["peft_type"]](
-                Given(module, own, shared, weight, now.get(f"{module}.bias"), config)
+                Given(module, own, {**(drawn or {}), **shared}, weight, now.get(f"{module}.bias"), config, places)
             )
             parts = [(name, result.weight.T if turn else result.weight, result.size.T if turn else result.size)]
             if result.bias is not None and result.bias_size is not None:
@@ -78,6 +87,19 @@ def merge_types(
                 error[tensor] = error[tensor] * min(grown, 10.0) + roundings / (1 - roundings) * scaled
                 touched.add(tensor)
     return {name: Merged(round_bf16(now[name]), now[name], error[name], base[name]) for name in sorted(touched)}
+
+
+def _read(path: Path) -> Tensors:
+    """Every tensor of an adapter's file, indices too."""
+    data = path.read_bytes()
+    (length,) = struct.unpack_from("<Q", data)
+    header = json.loads(data[8 : 8 + length])
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, entry in header.items():
+        begin, end = (8 + length + offset for offset in entry["data_offsets"])
+        tensors[name] = np.frombuffer(data[begin:end], _DTYPES[entry["dtype"]]).reshape(entry["shape"]).astype(float)
+    return tensors
 
 
 def _by_module(tensors: Tensors, peft_type: str) -> tuple[dict[str, Tensors], Tensors]:
@@ -383,6 +405,199 @@ def c3a(given: Given) -> Result:
     return _plus(given, delta, size, 8 * max(b.bit_length(), 1))
 
 
+def fourierft(given: Given) -> Result:
+    spectrum = given.tensors["fourierft_spectrum"]
+    out, in_ = given.weight.shape
+    dense = np.zeros(out * in_)
+    dense[_places(given, len(spectrum))] = spectrum
+    delta = np.fft.ifft2(dense.reshape(out, in_)).real * given.config["scaling"]
+    size = np.full_like(delta, given.config["scaling"] * np.linalg.norm(spectrum) / (out * in_))
+    return _plus(given, delta, size, 8 * (out * in_).bit_length())
+
+
+def waveft(given: Given) -> Result:
+    spectrum = given.tensors["waveft_spectrum"]
+    out, in_ = given.weight.shape
+    rows, columns = np.divmod(_places(given, len(spectrum)), in_)
+    dense = np.zeros((out + out % 2, in_ + in_ % 2))
+    dense[rows, columns] = spectrum
+    if given.config["use_idwt"]:
+        assert given.config["wavelet_family"] == "db1"
+        # One level of Haar's transform, back: averages and differences along the rows, then along the columns. What
+        # stands beside the averages are differences of rows, as pywt names them, and below them of columns.
+        half = dense.shape[0] // 2, dense.shape[1] // 2
+        beside, below = dense[: half[0], half[1] :].copy(), dense[half[0] :, : half[1]].copy()
+        dense[: half[0], half[1] :], dense[half[0] :, : half[1]] = below, beside
+        for _ in range(2):
+            low, high = np.split(dense, 2)
+            dense = np.stack([low + high, low - high], axis=1).reshape(dense.shape).T / math.sqrt(2)
+    delta = dense[:out, :in_] * given.config["scaling"]
+    return _plus(given, delta, np.abs(spectrum).max() * given.config["scaling"] * np.ones_like(delta), 12)
+
+
+def _places(given: Given, count: int) -> NDArray[np.int64]:
+    assert given.places is not None
+    return given.places(math.prod(given.weight.shape), count)
+
+
+def shira(given: Given) -> Result:
+    delta = np.zeros_like(given.weight)
+    for row, column, value in zip(*given.tensors["shira_indices"], given.tensors["shira_weight"], strict=True):
+        delta[int(row), int(column)] += value
+    return _plus(given, delta, delta, 2)
+
+
+def supertuning(given: Given) -> Result:
+    t = given.tensors
+    delta = np.zeros(given.weight.size)
+    for place, value in zip(t["supertuning_indices"], t["supertuning_values"], strict=True):
+        delta[int(place)] += value
+    delta = delta.reshape(given.weight.shape)
+    size = np.abs(delta)
+    if given.config["r"]:
+        a, b = t["supertuning_lora_A.weight"], t["supertuning_lora_B.weight"]
+        scale = given.config["lora_alpha"] / given.config["r"]
+        delta, size = delta + scale * (b @ a), size + scale * (np.abs(b) @ np.abs(a))
+    return _plus(given, delta, size, (given.config["r"] or 0) + 5)
+
+
+def gralora(given: Given) -> Result:
+    t, config = given.tensors, given.config
+    a, b = t["gralora_A"], t["gralora_B"]
+    k, width, r = a.shape
+    height, part = b.shape[2], r // k
+    delta, size = np.zeros_like(given.weight), np.zeros_like(given.weight)
+    for j in range(k):
+        for n in range(k):
+            here = slice(j * height, (j + 1) * height), slice(n * width, (n + 1) * width)
+            up, down = b[j, n * part : (n + 1) * part], a[n, :, j * part : (j + 1) * part]
+            delta[here], size[here] = (down @ up).T, (np.abs(down) @ np.abs(up)).T
+    if config["hybrid_r"]:
+        up, down = t["gralora_B_general.weight"], t["gralora_A_general.weight"]
+        delta, size = delta + up @ down, size + np.abs(up) @ np.abs(down)
+    scale = config["alpha"] / (r + config["hybrid_r"])
+    return _plus(given, scale * delta, scale * size, r + config["hybrid_r"] + 6)
+
+
+def deft(given: Given) -> Result:
+    config, weight = given.config, given.weight
+    p = given.tensors["deft_P"]
+    left = right = p
+    if config["decomposition_method"] == "qr":
+        columns: list[Float64] = []
+        for column in p.T:
+            rest = column
+            for _ in range(2):
+                rest = rest - sum((np.dot(one, rest) * one for one in columns), np.zeros(len(p)))
+            # Householder's method, which libraries use, makes R's diagonal negative for positive first entries.
+            columns.append(rest / np.linalg.norm(rest))
+        left = right = np.stack(columns, axis=1) * np.sign(np.diag(np.linalg.qr(p)[1]))
+    else:
+        right = np.maximum(p, 0)
+    scale = config["alpha"] / p.shape[1] if config["alpha"] else 1.0
+    injected = np.zeros((p.shape[1], weight.shape[1])) if config["para"] else scale * given.tensors["deft_R"]
+    delta = left @ (injected - right.T @ weight)
+    # An error of the orthonormal columns is one of their length, whatever the size of an element.
+    length = np.linalg.norm(injected, axis=0) + np.linalg.norm(weight, axis=0)
+    size = np.abs(left) @ (np.abs(injected) + np.abs(right).T @ np.abs(weight)) + length
+    return _plus(given, delta, size, p.shape[1] + 2 * math.isqrt(len(p)) + 16)
+
+
+def peanut(given: Given) -> Result:
+    config, t = given.config, given.tensors
+    act = {"relu": lambda x: np.maximum(x, 0), "tanh": np.tanh, "sigmoid": lambda x: 1 / (1 + np.exp(-x))}[
+        config["act_fn"]
+    ]
+    hidden, size = given.weight.T @ t["peanut_A.weight"].T, np.abs(given.weight.T) @ np.abs(t["peanut_A.weight"].T)
+    hidden = act(hidden)
+    kept = []
+    for index in range(config["depth"]):
+        kept.append((hidden, size))
+        layer = t[f"peanut_encoders.{index}.weight"]
+        hidden, size = act(hidden @ layer.T), (size + np.abs(hidden)) @ np.abs(layer.T)
+    for index in range(config["depth"]):
+        layer = t[f"peanut_decoders.{index}.weight"]
+        before, before_size = kept[-1 - index]
+        hidden, size = act(hidden @ layer.T) + before, (size + np.abs(hidden)) @ np.abs(layer.T) + before_size
+    up = t["peanut_B.weight"]
+    delta = config["scaling"] * (hidden @ up.T).T
+    size = config["scaling"] * ((size + np.abs(hidden) + 1) @ np.abs(up.T)).T
+    return _plus(given, delta, size, len(given.weight) // 4 + 4 * config["depth"] + 16)
+
+
+def glora(given: Given) -> Result:
+    t = given.tensors
+
+    def path(name: str) -> tuple[Float64, Float64]:
+        if f"glora_{name}.Xd" in t:
+            down, up = t[f"glora_{name}.Xd"], t[f"glora_{name}.Xu"]
+            return down @ up, np.abs(down) @ np.abs(up)
+        values = t.get(f"glora_{name}.X", np.zeros(1))
+        return values, np.abs(values)
+
+    (a, a_size), (b, b_size), (d, d_size), (e, e_size) = (path(name) for name in "ABDE")
+    weight, bias = given.weight, given.bias
+    new, size = weight + weight * a + b, np.abs(weight) * (1 + a_size) + b_size
+    if bias is None or given.config["config_D_E"] == "none":
+        return Result(new, size, given.config["r"] + 5)
+    return Result(new, size, given.config["r"] + 5, bias + bias * d + e, np.abs(bias) * (1 + d_size) + e_size)
+
+
+def vblora(given: Given) -> Result:
+    bank, top = given.shared["vblora_vector_bank"], given.config["topk"]
+
+    def half(name: str) -> Float64:
+        logits = given.tensors.get(f"vblora_logits_{name}")
+        if logits is None:
+            first = given.tensors[f"vblora_logits_{name}_topk_weights"]
+            places = given.tensors[f"vblora_logits_{name}_topk_indices"].astype(int)
+            weights = np.concatenate([first, 1 - first.sum(-1, keepdims=True)], -1)
+        else:
+            places = np.argsort(logits, axis=-1)[..., ::-1][..., :top]
+            chosen = np.exp(np.take_along_axis(logits, places, -1))
+            weights = chosen / chosen.sum(-1, keepdims=True)
+        return (weights[..., None] * bank[places]).sum(-2)
+
+    a, b = half("A"), half("B").transpose(0, 2, 1)
+    a, b = a.reshape(len(a), -1), b.reshape(-1, b.shape[2])
+    largest = np.abs(bank).max()
+    size = (np.abs(b) + largest) @ (np.abs(a) + largest)
+    return _plus(given, b @ a, size, len(a) + 4 * top + 8)
+
+
+def unilora(given: Given) -> Result:
+    t, numbers = given.tensors, given.shared["unilora_theta_d"]
+    a, b = (numbers[t[f"unilora_indices_{half}"].astype(int)] * t[f"unilora_scales_{half}"] for half in "AB")
+    return _plus(given, b @ a, np.abs(b) @ np.abs(a), len(a) + 5)
+
+
+def randlora(given: Given) -> Result:
+    t, config = given.tensors, given.config
+    out, in_ = given.weight.shape
+    small, large, count = min(out, in_), max(out, in_), t["randlora_lambda"].shape[1]
+    a = given.shared["randlora_A"][:, :count, :small]
+    b = given.shared["randlora_B"][:large, :count]
+    scaled = np.einsum("rn,rjs,ns->rns", t["randlora_lambda"], a, t["randlora_gamma"])
+    right, left = scaled.reshape(-1, small), b.reshape(large, -1)
+    scale = config["randlora_alpha"] / config["r"]
+    delta, size = scale * (left @ right), scale * (np.abs(left) @ np.abs(right))
+    return _plus(given, *((delta, size) if small == in_ else (delta.T, size.T)), len(right) + 6)
+
+
+def tinylora(given: Given) -> Result:
+    t = given.tensors
+    (v,) = given.shared.values()
+    core, core_size = np.einsum("i,ijk->jk", v, t["tinylora_P"]), np.einsum("i,ijk->jk", abs(v), abs(t["tinylora_P"]))
+    delta = t["tinylora_B"] @ core @ t["tinylora_A"]
+    size = np.abs(t["tinylora_B"]) @ core_size @ np.abs(t["tinylora_A"])
+    return _plus(given, delta, size, len(v) + 2 * len(core) + 6)
+
+
+def ln_tuning(given: Given) -> Result:
+    new, bias = given.tensors["ln_tuning_layers.weight"], given.tensors.get("ln_tuning_layers.bias")
+    return Result(new, np.abs(new), 0, bias, np.abs(bias) if bias is not None else None)
+
+
 SUFFIXES: dict[str, str] = {
     "ADALORA": r"(.+)\.(lora_[ABE])",
     "LOHA": r"(.+)\.(hada_\w+)",
@@ -398,6 +613,19 @@ SUFFIXES: dict[str, str] = {
     "ROAD": r"(.+)\.(road_\w+)",
     "DELORA": r"(.+)\.(delora_\w+)",
     "C3A": r"(.+)\.(c3a_kernel)",
+    "FOURIERFT": r"(.+)\.(fourierft_spectrum)",
+    "WAVEFT": r"(.+)\.(waveft_spectrum)",
+    "SHIRA": r"(.+)\.(shira_\w+)",
+    "SUPERTUNING": r"(.+)\.(supertuning_[\w.]+)",
+    "GRALORA": r"(.+)\.(gralora_[\w.]+)",
+    "DEFT": r"(.+)\.(deft_[PR])",
+    "PEANUT": r"(.+)\.(peanut_[\w.]+)",
+    "GLORA": r"(.+)\.(glora_[\w.]+)",
+    "VBLORA": r"(.+)\.(vblora_\w+)",
+    "UNILORA": r"(.+)\.(unilora_\w+)",
+    "RANDLORA": r"(.+)\.(randlora_\w+)",
+    "TINYLORA": r"(.+)\.(tinylora_\w+)",
+    "LN_TUNING": r"(.+)\.(ln_tuning_layers\.\w+)",
 }
 FORMULAS: dict[str, Formula] = {
     "ADALORA": adalora,
@@ -414,4 +642,17 @@ FORMULAS: dict[str, Formula] = {
     "ROAD": road,
     "DELORA": delora,
     "C3A": c3a,
+    "FOURIERFT": fourierft,
+    "WAVEFT": waveft,
+    "SHIRA": shira,
+    "SUPERTUNING": supertuning,
+    "GRALORA": gralora,
+    "DEFT": deft,
+    "PEANUT": peanut,
+    "GLORA": glora,
+    "VBLORA": vblora,
+    "UNILORA": unilora,
+    "RANDLORA": randlora,
+    "TINYLORA": tinylora,
+    "LN_TUNING": ln_tuning,
 }

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 from torch import nn  # noqa: E402
 
@@ -93,6 +93,21 @@ def oft(**options: Any) -> Any:
     return lambda: peft.OFTConfig(**{"r": 0, "oft_block_size": 4, **options})
 
 
+def glora(**options: Any) -> Any:
+    return lambda: peft.GloraConfig(r=5, target_modules=["proj"], **options)
+
+
+def vblora(**options: Any) -> Any:
+    return lambda: peft.VBLoRAConfig(
+        **{"r": 4, "num_vectors": 30, "vector_length": 8, "target_modules": ["proj", "c_fc"], **options}
+    )
+
+
+def places(size: int, count: int) -> Any:
+    """Of FourierFT and WaveFT, with the seed that they have by default."""
+    return torch.randperm(size, generator=torch.Generator().manual_seed(777))[:count].numpy()
+
+
 def targeted(config: Any, *names: str) -> Any:
     def make() -> Any:
         made = config()
@@ -174,6 +189,61 @@ CASES = [
     Case("road-4", lambda: peft.RoadConfig(variant="road_4", group_size=96, target_modules=["proj"]), EVEN, size=0.4),
     Case("delora", lambda: peft.DeloraConfig(r=6, delora_lambda=3, target_modules=["proj"]), ODD),
     Case("c3a", lambda: peft.C3AConfig(block_size=12, target_modules=["proj"]), EVEN, size=0.5),
+    Case("fourierft", lambda: peft.FourierFTConfig(n_frequency=300, target_modules=["proj"]), ODD, size=5),
+    Case(
+        "fourierft-conv1d",
+        lambda: peft.FourierFTConfig(n_frequency=90, target_modules=["c_fc"]),
+        STORED_IN_OUT,
+        transposed=True,
+        size=5,
+    ),
+    Case("waveft", lambda: peft.WaveFTConfig(n_frequency=700, scaling=3, target_modules=["proj"]), ODD),
+    Case(
+        "waveft-plain",
+        lambda: peft.WaveFTConfig(n_frequency=700, scaling=3, use_idwt=False, target_modules=["proj"]),
+        ODD,
+    ),
+    Case(
+        "waveft-conv1d",
+        lambda: peft.WaveFTConfig(n_frequency=700, scaling=3, target_modules=["c_fc"]),
+        STORED_IN_OUT,
+        transposed=True,
+    ),
+    Case("shira", lambda: peft.ShiraConfig(r=3, random_seed=4, target_modules=["proj"]), ODD),
+    Case("supertuning", lambda: peft.SupertuningConfig(sparsity=0.9, target_modules=["proj"]), ODD),
+    Case("supertuning-hybrid", lambda: peft.SupertuningConfig(sparsity=0.9, r=4, target_modules=["proj"]), ODD),
+    Case("gralora", lambda: peft.GraloraConfig(r=6, gralora_k=3, target_modules=["proj"]), EVEN),
+    Case("gralora-hybrid", lambda: peft.GraloraConfig(r=8, gralora_k=4, hybrid_r=3, target_modules=["proj"]), EVEN),
+    Case(
+        "gralora-conv1d",
+        lambda: peft.GraloraConfig(r=4, gralora_k=2, target_modules=["c_fc"]),
+        conv1ds((102, 206), (206, 102)),
+        transposed=True,
+    ),
+    Case("deft", lambda: peft.DeftConfig(r=5, target_modules=["proj"]), ODD),
+    Case("deft-alpha", lambda: peft.DeftConfig(r=5, alpha=8, init_weights=False, target_modules=["proj"]), ODD),
+    Case("deft-relu", lambda: peft.DeftConfig(r=5, decomposition_method="relu", target_modules=["proj"]), ODD),
+    Case("deft-para", lambda: peft.DeftConfig(r=5, para=True, target_modules=["proj"]), ODD),
+    Case("deft-conv1d", lambda: peft.DeftConfig(r=5, target_modules=["c_fc"]), STORED_IN_OUT, transposed=True),
+    Case("peanut", lambda: peft.PeanutConfig(r=6, depth=0, target_modules=["proj"]), ODD),
+    Case("peanut-deep", lambda: peft.PeanutConfig(r=6, depth=2, act_fn="tanh", target_modules=["proj"]), ODD),
+    Case("glora", glora(config_A_B="lora", config_C="none", config_D_E="vector"), EVEN),
+    Case("glora-vector", glora(config_A_B="vector", config_C="none", config_D_E="constant"), EVEN),
+    Case("glora-constant", glora(config_A_B="constant", config_C="none", config_D_E="none"), EVEN),
+    Case("vblora", vblora(), linears((104, 208), (208, 104))),
+    Case("vblora-top", vblora(save_only_topk_weights=True, topk=3), linears((104, 208), (208, 104))),
+    Case("vblora-conv1d", vblora(), conv1ds((104, 208)), transposed=True),
+    Case(
+        "unilora", lambda: peft.UniLoraConfig(r=4, theta_d_length=99, save_indices=True, target_modules=["proj"]), ODD
+    ),
+    Case("randlora", lambda: peft.RandLoraConfig(r=9, randlora_alpha=90, target_modules=["proj"]), ODD),
+    Case(
+        "randlora-conv1d",
+        lambda: peft.RandLoraConfig(r=9, randlora_alpha=90, target_modules=["c_fc"]),
+        STORED_IN_OUT,
+        transposed=True,
+    ),
+    Case("tinylora", lambda: peft.TinyLoraConfig(r=3, u=4, weight_tying=1.0, target_modules=["proj"]), ODD, size=0.5),
     Case("c3a-odd", lambda: peft.C3AConfig(block_size=5, target_modules=["proj"]), linears((105, 200)), size=0.5),
 ]
 
@@ -184,7 +254,7 @@ def test_agrees_with_peft_in_float32(tmp_path: Path, case: Case) -> None:
     adapter = adapter_folder(case, tmp_path / "adapter", "F32")
     merge_folder(base, [(adapter, 1.0)], tmp_path / "out", min_kept=None)
     theirs = merged_by_peft(case, [adapter])
-    right = merge_types(base, [(adapter, 1.0)], FC if case.transposed else ())
+    right = merge_types(base, [(adapter, 1.0)], FC if case.transposed else (), places)
     ours = read_model(tmp_path / "out")
     assert ours.keys() == theirs.keys()
     moved = [np.abs(merged.exact - merged.base).max() for merged in right.values()]
@@ -203,7 +273,7 @@ def test_equals_the_correctly_rounded_float64_merge(tmp_path: Path, case: Case, 
     base = base_folder(case, tmp_path / "base", "BF16")
     adapter = adapter_folder(case, tmp_path / "adapter", "BF16")
     report = merge_folder(base, [(adapter, weight)], tmp_path / "out", min_kept=None)
-    right = merge_types(base, [(adapter, weight)], FC if case.transposed else ())
+    right = merge_types(base, [(adapter, weight)], FC if case.transposed else (), places)
     got = read_model(tmp_path / "out")
     found = [compare_bf16(got[name][1], expected) for name, expected in right.items()]
     assert sum(one.beyond_float32 for one in found) == 0

@@ -8,23 +8,29 @@ from lora_kernels.merging.delta import Delta
 from lora_kernels.merging.numerics import F32, F64, Indices
 from lora_kernels.merging.updates.low_rank import LowRank, low_rank
 from lora_kernels.merging.updates.protocols import Inputs
+from lora_kernels.merging.updates.wide import WideLowRank
 
 
-def load_many_bases(delta: Delta, inputs: Inputs) -> LowRank:
+def load_many_bases(delta: Delta, inputs: Inputs) -> WideLowRank:
     """factors: A (r, 1 or n, small), B (large, n, r), lambda (r, n), gamma (n, small). options: `large`: rows of B that
     are used; `turned`: the product is added transposed.
 
     PEFT counts the ranks of A before its bases and those of B behind, so that they meet in another order than the
     paper's; adapters are trained with that product.
     """
-    read = inputs.reader.load
-    factors, bases = read(delta.factors["lambda"]), read(delta.factors["gamma"])
+
+    def read(name: str) -> F64:
+        return inputs.reader.load(delta.factors[name]).astype(np.float64)
+
+    factors, bases = read("lambda"), read("gamma")
     rank, count = factors.shape
     small = bases.shape[1]
-    a = read(delta.factors["A"])[:, :count, :small] * factors[:, :, None] * bases[None]
-    b = read(delta.factors["B"])[: delta.options["large"], :count]
+    a = read("A")[:, :count, :small] * factors[:, :, None] * bases[None]
+    b = read("B")[: delta.options["large"], :count]
     right, left = a.reshape(rank * count, small), b.reshape(len(b), count * rank)
-    return LowRank(right.T, left.T, delta.scale) if delta.options.get("turned") else LowRank(left, right, delta.scale)
+    if delta.options.get("turned"):
+        left, right = right.T, left.T
+    return WideLowRank(left, right, delta.scale)
 
 
 def load_bank(delta: Delta, inputs: Inputs) -> LowRank:

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from lora_kernels.merging.delta import Delta
 from lora_kernels.merging.numerics import F64
-from lora_kernels.merging.updates.low_rank import LowRank
 from lora_kernels.merging.updates.protocols import Inputs
+from lora_kernels.merging.updates.wide import WideLowRank
 
 _ACTIVATIONS: Final[Mapping[str, Callable[[F64], npt.NDArray[Any]]]] = {
     "linear": lambda x: x,
@@ -23,7 +23,7 @@ _ACTIVATIONS: Final[Mapping[str, Callable[[F64], npt.NDArray[Any]]]] = {
 }
 
 
-def load_deft(delta: Delta, inputs: Inputs) -> LowRank:
+def load_deft(delta: Delta, inputs: Inputs) -> WideLowRank:
     """factors: P (out, r), R (r, in), absent where a subspace is only removed. options: method, "qr" or "relu"; inject:
     factor of R; transposed. The adapter's weight is `delta.weight`: the update is linear in it."""
     options = delta.options
@@ -36,10 +36,10 @@ def load_deft(delta: Delta, inputs: Inputs) -> LowRank:
     made = -_product(right.T, inputs, transposed=bool(options.get("transposed")))
     if "R" in delta.factors:
         made += options["inject"] * inputs.reader.load(delta.factors["R"]).astype(np.float64)
-    return _low_rank(left, made, delta)
+    return _wide(left, made, delta)
 
 
-def load_peanut(delta: Delta, inputs: Inputs) -> LowRank:
+def load_peanut(delta: Delta, inputs: Inputs) -> WideLowRank:
     """factors: A (r, out), B (out, r), encoder and decoder 0 to depth - 1 (r, r). options: depth; act; scale."""
     read = {name: inputs.reader.load(factor).astype(np.float64) for name, factor in delta.factors.items()}
     act = _ACTIVATIONS[delta.options["act"]]
@@ -51,7 +51,7 @@ def load_peanut(delta: Delta, inputs: Inputs) -> LowRank:
         hidden = act(read[f"encoder{index}"] @ hidden)
     for index in range(depth):
         hidden = act(read[f"decoder{index}"] @ hidden) + kept[depth - 1 - index]
-    return _low_rank(read["B"], delta.options["scale"] * hidden, delta)
+    return _wide(read["B"], delta.options["scale"] * hidden, delta)
 
 
 def _product(left: F64, inputs: Inputs, *, transposed: bool) -> F64:
@@ -69,8 +69,7 @@ def _product(left: F64, inputs: Inputs, *, transposed: bool) -> F64:
     return result
 
 
-def _low_rank(left: F64, right: F64, delta: Delta) -> LowRank:
-    first, second = left.astype(np.float32), right.astype(np.float32)
+def _wide(left: F64, right: F64, delta: Delta) -> WideLowRank:
     if delta.options.get("transposed"):
-        return LowRank(second.T, first.T, delta.weight)
-    return LowRank(first, second, delta.weight)
+        left, right = right.T, left.T
+    return WideLowRank(left, right, delta.weight)

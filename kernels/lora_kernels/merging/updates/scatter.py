@@ -54,15 +54,15 @@ def load_wavelet(delta: Delta, inputs: Inputs) -> Scatter:
 
 
 def _haar(rows: Indices, columns: Indices, values: F64, out: int, in_: int) -> tuple[Indices, Indices, F64]:
-    """The elements that coefficients add to. The first half of the rows holds averages, the second differences, and so
-    for columns; an odd number of them counts as the next even one, whose last element is cut off."""
+    """The elements that coefficients add to: averages at the top left, differences of columns below them, of rows beside
+    them, of both at the bottom right. An odd number counts as the next even one, whose last element is cut off."""
     half_rows, half_columns = -(-out // 2), -(-in_ // 2)
     down, low = np.divmod(rows, half_rows)
     right, left = np.divmod(columns, half_columns)
     parts = []
     for i in (0, 1):
         for j in (0, 1):
-            signs = np.where(i * down, -1, 1) * np.where(j * right, -1, 1)
+            signs = np.where(j * down, -1, 1) * np.where(i * right, -1, 1)
             parts.append((2 * low + i, 2 * left + j, signs * values / 2))
     y, x, weights = (np.concatenate(part) for part in zip(*parts, strict=True))
     kept = (y < out) & (x < in_)
