@@ -17,6 +17,8 @@ from transformers.pytorch_utils import Conv1D
 
 from tests.kernels.checkpoints import write_base
 
+_TORCH = {"F32": torch.float32, "BF16": torch.bfloat16}
+
 Modules = Callable[[], dict[str, nn.Module]]
 
 
@@ -60,10 +62,11 @@ def base_folder(case: Case, folder: Path, dtype: str) -> Path:
     return write_base(folder, [{name: (dtype, values) for name, values in state.items()}], model_type=model_type)
 
 
-def adapter_folder(case: Case, folder: Path, dtype: str, seed: int = 0) -> Path:
-    """An adapter of the case, trained on the base of that dtype: every one of its numbers is random."""
+def adapter_folder(case: Case, folder: Path, dtype: str, seed: int = 0, stored: str = "F32") -> Path:
+    """An adapter of the case, trained on the base of that dtype: every one of its numbers is random. stored: type of
+    the base's weights in memory."""
     torch.manual_seed(seed)
-    model = _adapted(case, dtype)
+    model = peft.get_peft_model(_tree(case, dtype).to(_TORCH[stored]), case.config())
     random = np.random.default_rng((case.seed, seed, 77))
     with torch.no_grad():
         for _, parameter in sorted(model.named_parameters()):
@@ -88,8 +91,9 @@ def merged_by_peft(case: Case, adapters: list[Path]) -> dict[str, np.ndarray]:
     return {name: values.detach().numpy() for name, values in model.state_dict().items()}
 
 
-def _adapted(case: Case, dtype: str) -> nn.Module:
-    return peft.get_peft_model(_tree(case, dtype), case.config())
+def unmerged(case: Case, adapter: Path, stored: str) -> Any:
+    """The case's model, its weights of the type `stored`, with the adapter on it."""
+    return peft.PeftModel.from_pretrained(_tree(case, stored).to(_TORCH[stored]), adapter)
 
 
 def _tree(case: Case, dtype: str) -> nn.Module:

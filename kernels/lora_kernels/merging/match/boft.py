@@ -1,7 +1,6 @@
 """BOFT: s * (W Q^T), Q a product of block-diagonal rotations between butterfly permutations, s one factor a row.
 
-Source: peft 0.21.2 `boft.Linear.get_delta_weight` and `merge`, `block_butterfly_perm`, `cayley_batch`. As for OFT, a
-layer that stores (in, out) is merged as the forward pass computes it.
+Source: peft 0.21.2 `boft.Linear.get_delta_weight` and `merge`, `block_butterfly_perm`, `cayley_batch`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ def match(view: View, groups: Sequence[Group]) -> Matches:
     found = []
     for group in groups:
         r, s = needed(group, "boft_R", "boft_s")
-        to = target(view, group, "linear", "conv", conv1d=True)
+        to = target(view, group, "linear", "conv")
         if s.shape not in ((to.out, 1), (1, to.out)):
             raise rejected(f"{s.name} has the shape {shape(s)}; {to.path} needs {to.out} x 1", s)
         if len(r.shape) != 4 or r.shape[2] != r.shape[3] or r.shape[1] * r.shape[2] != to.in_ or not r.shape[0]:
@@ -31,6 +30,5 @@ def match(view: View, groups: Sequence[Group]) -> Matches:
             raise rejected(
                 f"{r.name} has {factors} butterfly factors; {blocks} blocks of size {size} do not divide into them", r
             )
-        side = "rows" if to.transposed else "columns"
-        found.append(changed(view, to, "boft", {"R": r, "s": s}, side=side))
+        found.append(changed(view, to, "boft", {"R": r, "s": s}))
     return found

@@ -1,8 +1,6 @@
 """OFT: W R^T, R block-diagonal, a Cayley transform of skew-symmetric blocks; on embeddings W R.
 
-Source: peft 0.21.2 `OFTRotationModule.get_weight`, `oft.Linear.merge`, `oft.Conv2d.merge`, `oft.Embedding.merge`. On
-layers that store (in, out) PEFT's merge multiplies the wrong side (an error, or for square weights a wrong result); the
-merge here is of what its forward pass computes.
+Source: peft 0.21.2 `OFTRotationModule.get_weight`, `oft.Linear.merge`, `oft.Conv2d.merge`, `oft.Embedding.merge`.
 """
 
 from __future__ import annotations
@@ -28,19 +26,13 @@ def match(view: View, groups: Sequence[Group]) -> Matches:
             unsupported("OFT as PEFT stored it before version 0.16 (oft_r)", group.module)
         embedding = _EMBEDDING in group.tensors
         entry = group.tensors[_EMBEDDING] if embedding else group.first
-        to = target(view, group, *(("embedding",) if embedding else ("linear", "conv")), conv1d=True)
-        how = _rotation(view, to, entry)
-        # An embedding's rows are rotated like the stored columns of a layer of the kind (in, out), R from the right.
-        found.append(changed(view, to, "oft", {"R": entry}, side=_side(to), inverse=embedding, **how))
+        to = target(view, group, *(("embedding",) if embedding else ("linear", "conv")))
+        found.append(changed(view, to, "oft", {"R": entry}, inverse=embedding, **_rotation(view, to, entry)))
     return found
 
 
-def _side(to: Target) -> str:
-    return "rows" if to.transposed else "columns"
-
-
 def _rotation(view: View, to: Target, entry: TensorEntry) -> dict[str, Any]:
-    """Size and number of the blocks, and how R is made of them. b (b - 1) / 2 numbers are a block of size b."""
+    """Size of the blocks, and how R is made of them. b (b - 1) / 2 numbers are a block of size b."""
     raw = view.config.raw
     if len(entry.shape) != 2:
         raise rejected(f"{entry.name} has the shape {shape(entry)}; expected blocks x numbers", entry)
@@ -60,7 +52,6 @@ def _rotation(view: View, to: Target, entry: TensorEntry) -> dict[str, Any]:
         raise rejected(f"adapter_config.json has num_cayley_neumann_terms = {terms!r:.40}, eps = {eps!r:.40}", entry)
     return {
         "size": size,
-        "blocks": blocks,
         "terms": terms if neumann else None,
         "eps": float(eps) if raw.get("coft") is True else None,
     }

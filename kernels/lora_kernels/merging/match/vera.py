@@ -3,7 +3,8 @@ takes the mean: the first half of d and of A. Source: peft 0.21.2 `vera.Linear.g
 _init_vera_A_vera_B` and their PVeRA twins.
 
 Without save_projection the file holds no A and B: they are drawn from torch's generator, by projection_prng_key, as
-large as the largest adapted module needs.
+large as the largest adapted module needs. PEFT then rounds them to the type of the base's weights (`BaseTunerLayer.
+_move_adapter_to_device_of_base_layer`): here that is the type that the checkpoint stores.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def match(view: View, groups: Sequence[Group]) -> Matches:
             found.append(added(view, to, "low-rank", {**factors, "A": a, "B": b}, **how))
             continue
         size = (max(known.out for known in targets), max(known.in_ for known in targets))
-        drawn = {"A": [halves * rank, size[1]], "B": [size[0], rank], "seed": _seed(view, to)}
+        drawn: dict[str, Any] = {"A": [halves * rank, size[1]], "B": [size[0], rank], "seed": _seed(view, to)}
+        drawn["dtype"] = to.weight.dtype
         found.append(added(view, to, "drawn-low-rank", factors, **drawn, **how))
     return found
 

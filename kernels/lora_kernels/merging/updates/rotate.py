@@ -21,7 +21,7 @@ class Rotation(NamedTuple):
     order: Indices | None = None
 
 
-class RotateColumns(Transform):
+class Rotate(Transform):
     """Each row w becomes Q w, Q the product of the rotations, the first one applied first; then rows are scaled. In
     float64: an element is a sum over a block, of many times its own size where it cancels."""
 
@@ -40,31 +40,10 @@ class RotateColumns(Transform):
         np.copyto(values, rows, casting="same_kind")
 
 
-class RotateRows(Transform):
-    """The same for weights stored (in, out): each column w becomes Q w; then columns are scaled."""
-
-    reach: ClassVar[Reach] = "tensor"
-
-    def __init__(self, rotations: Sequence[Rotation], scale: F32 | None = None) -> None:
-        self._rotations = rotations
-        self._scale = scale
-
-    def apply(self, block: Block, values: F32) -> None:
-        # Some columns at a time, so that the float64 copies stay small.
-        step = max(1, (1 << 18) // max(values.shape[0], 1))
-        for first in range(0, block.columns, step):
-            columns = values[:, first : first + step].T.astype(np.float64)
-            for rotation in self._rotations:
-                columns = _rotate(rotation, columns)
-            if self._scale is not None:
-                columns *= self._scale[first : first + step, None]
-            np.copyto(values[:, first : first + step], columns.T, casting="same_kind")
-
-
-def load_oft(delta: Delta, inputs: Inputs) -> Transform:
-    """factors: R (blocks, b (b - 1) / 2), the upper triangles of skew-symmetric blocks. options: side, "columns" or
-    "rows"; size b; blocks, their number, also where one is shared; terms of the Neumann series that stands for the
-    inverse, absent for the inverse itself; eps of COFT, absent without; inverse: Q^T instead of Q."""
+def load_oft(delta: Delta, inputs: Inputs) -> Rotate:
+    """factors: R (blocks, b (b - 1) / 2), the upper triangles of skew-symmetric blocks. options: size b;
+    terms of the Neumann series that stands for the inverse, absent for the inverse itself; eps of COFT, absent without;
+    inverse: Q^T instead of Q."""
     options = delta.options
     skew = _skew(inputs.reader.load(delta.factors["R"]), options["size"])
     if "eps" in options:
@@ -72,11 +51,11 @@ def load_oft(delta: Delta, inputs: Inputs) -> Transform:
     rotations = _neumann(skew, options["terms"]) if "terms" in options else _cayley(skew)
     if options.get("inverse"):
         rotations = rotations.transpose(0, 2, 1)
-    return _transform(delta, [Rotation(rotations)])
+    return Rotate([Rotation(rotations)])
 
 
-def load_boft(delta: Delta, inputs: Inputs) -> Transform:
-    """factors: R (factors, blocks, b, b), s, one for each row. options: side."""
+def load_boft(delta: Delta, inputs: Inputs) -> Rotate:
+    """factors: R (factors, blocks, b, b), s, one for each row."""
     blocks = inputs.reader.load(delta.factors["R"]).astype(np.float64)
     scale = inputs.reader.load(delta.factors["s"]).reshape(-1)
     count, number, size, _ = blocks.shape
@@ -86,12 +65,7 @@ def load_boft(delta: Delta, inputs: Inputs) -> Transform:
         )
         for level, part in enumerate(blocks)
     ]
-    return _transform(delta, rotations, scale)
-
-
-def _transform(delta: Delta, rotations: Sequence[Rotation], scale: F32 | None = None) -> Transform:
-    kind = RotateRows if delta.options["side"] == "rows" else RotateColumns
-    return kind(rotations, scale)
+    return Rotate(rotations, scale)
 
 
 def _rotate(rotation: Rotation, rows: F64) -> F64:

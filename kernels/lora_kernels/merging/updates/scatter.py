@@ -54,8 +54,8 @@ def load_wavelet(delta: Delta, inputs: Inputs) -> Scatter:
 
 
 def _haar(rows: Indices, columns: Indices, values: F64, out: int, in_: int) -> tuple[Indices, Indices, F64]:
-    """The elements that coefficients add to: averages at the top left, differences of columns below them, of rows beside
-    them, of both at the bottom right. An odd number counts as the next even one, whose last element is cut off."""
+    """The elements that coefficients add to. They are averages at the top left, differences of rows beside these, of
+    columns below them, of both at the bottom right; an odd size counts as the next even one, whose end is cut off."""
     half_rows, half_columns = -(-out // 2), -(-in_ // 2)
     down, low = np.divmod(rows, half_rows)
     right, left = np.divmod(columns, half_columns)
