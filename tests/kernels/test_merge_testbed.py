@@ -28,7 +28,7 @@ ADAPTERS = [
     "series-sql/v2",
     "series-sql/v3",
 ]
-UNSUPPORTED = {"dora-r8-sql": "DoRA", "ia3-sql": "IA3", "prefix-python": "PREFIX_TUNING"}
+UNSUPPORTED = {"ia3-sql": "IA3", "prefix-python": "PREFIX_TUNING"}
 
 
 WEIGHTED = [(name, weight) for name in ADAPTERS for weight in (1.0, 0.37, -1.0)]

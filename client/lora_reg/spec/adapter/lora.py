@@ -74,7 +74,6 @@ def changes_base(config: AdapterConfig) -> str | None:
     init = config.raw.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(_CHANGES_BASE):
         return f"init_lora_weights = {init!r}"
-    for key in ("corda_config", "lora_ga_config", "kasa_config"):
-        if config.on(key):
-            return key
-    return None
+    # corda_config and lora_ga_config stay in the config of an adapter that was converted to plain LoRA on saving; PEFT
+    # looks at them for their own init alone.
+    return "kasa_config" if config.on("kasa_config") else None

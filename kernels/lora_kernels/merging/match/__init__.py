@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from lora_kernels.merging.delta import AdapterInput
-from lora_kernels.merging.match import lora
+from lora_kernels.merging.match import lora, tokens
 from lora_kernels.merging.match.saved import Saved
+from lora_kernels.merging.match.tied import Tie
 from lora_kernels.merging.match.view import Group, Matches, View, unsupported
 from lora_reg.spec.adapter.lora import changes_base
 from lora_reg.spec.adapter.names import PREFIX, global_name, split_suffix
@@ -28,36 +29,35 @@ Matcher = Callable[[View, Sequence[Group]], Matches]
 # PEFT type -> its matcher. Groups come sorted by module and nesting.
 MATCHERS: Final[Mapping[str, Matcher]] = {
     "LORA": lora.match,
+    "TRAINABLE_TOKENS": tokens.match,
 }
 
 
 @dataclass(frozen=True)
 class Matched:
-    """ignored: names of the adapter's copies of base weights."""
+    """ignored: names of the adapter's tensors that are copies, of base weights or of others of its own."""
 
     deltas: Matches
     ignored: tuple[str, ...] = ()
 
 
-def match_adapter(index: int, adapter: AdapterInput, *, base: BaseFingerprint, modules: BaseModules) -> Matched:
-    """Match every tensor of an adapter. index: of the adapter in the merge. Raises as `plan_merge` does."""
+def match_adapter(
+    index: int, adapter: AdapterInput, *, base: BaseFingerprint, modules: BaseModules, tie: Tie | None
+) -> Matched:
+    """Match every tensor of an adapter. index: of the adapter in the merge. tie: of the base's output layer, whose
+    weight counts as one of its own. Raises as `plan_merge` does."""
     if not math.isfinite(adapter.weight):
         raise RegistryError(
             "invalid-request", f"The weight of adapter {index + 1} is {adapter.weight}; expected a finite number."
         )
     matcher = _matcher(adapter)
     groups, shared, others = _grouped(adapter)
-    view = View(index, adapter, base, modules, shared)
+    view = View(index, adapter, base, modules, shared, tie)
     deltas = matcher(view, groups)
-    saved = Saved(view)
-    ignored = []
+    saved = Saved(view, others)
     for entry in others:
-        replacement = saved.match(entry)
-        if replacement is None:
-            ignored.append(entry.name)
-        else:
-            deltas.append(replacement)
-    return Matched(deltas, tuple(ignored))
+        deltas += saved.match(entry)
+    return Matched(deltas, tuple(sorted(view.ignored)))
 
 
 def _matcher(adapter: AdapterInput) -> Matcher:

@@ -10,7 +10,7 @@ import numpy as np
 from lora_kernels.merging.blocks import Block, blocks
 from lora_kernels.merging.delta import Delta
 from lora_kernels.merging.numerics import F32
-from lora_kernels.merging.updates import low_rank, replace
+from lora_kernels.merging.updates import add, dora, experts, low_rank, replace, rows
 from lora_kernels.merging.updates.factors import FactorReader
 from lora_kernels.merging.updates.protocols import Additive, Inputs, Reach, Transform, Update
 from lora_kernels.merging.weights import Weights
@@ -19,8 +19,13 @@ Loader = Callable[[Delta, Inputs], Update]
 
 # kind of a Delta -> its loader. One line a kind; the loader's docstring says what its factors and options are.
 LOADERS: Final[Mapping[str, Loader]] = {
+    "add": add.load,
+    "dora": dora.load,
+    "expert": experts.load_one,
+    "experts": experts.load_all,
     "low-rank": low_rank.load,
     "replace": replace.load,
+    "rows": rows.load,
 }
 _REACHES: Final[tuple[Reach, ...]] = ("element", "row", "tensor")
 
@@ -42,6 +47,10 @@ class Updates:
             last.append(update)
         else:
             self._steps.append(([update], 1.0))
+
+    @property
+    def empty(self) -> bool:
+        return not self._steps
 
     @property
     def replaces(self) -> bool:
@@ -96,8 +105,13 @@ def load_updates(
     deltas: Sequence[Delta], readers: Sequence[FactorReader], weights: Weights, rows: int, columns: int
 ) -> Updates:
     """Load what the plan says of one tensor. readers: one per adapter of the plan. Raises RegistryError `rejected`."""
-    updates = Updates(rows, columns)
+    updates, untouched = Updates(rows, columns), Updates(rows, columns)
     for delta in deltas:
-        loaded = LOADERS[delta.kind](delta, Inputs(readers[delta.adapter], lambda: updates.before(weights)))
-        updates.append(loaded, delta.weight)
+        inputs = Inputs(
+            readers[delta.adapter],
+            before=lambda: updates.before(weights),
+            stored=lambda: untouched.before(weights),
+            first=updates.empty,
+        )
+        updates.append(LOADERS[delta.kind](delta, inputs), delta.weight)
     return updates

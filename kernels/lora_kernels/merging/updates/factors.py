@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
 from lora_kernels.merging.delta import Factor
 from lora_kernels.merging.numerics import F32, Array, decode, storage
 from lora_kernels.merging.sources import Source
 from lora_reg.spec.errors import RegistryError
+
+# Tensors of which several weights take a part one after another: A and B of two weights of an expert.
+_KEPT: Final = 4
 
 
 class FactorReader:
@@ -16,6 +21,17 @@ class FactorReader:
     def __init__(self, source: Source, file: str) -> None:
         self._source = source
         self._file = file
+        self._kept: dict[str, F32] = {}
+
+    def keep(self, factor: Factor) -> F32:
+        """As `load`; the last few are held, for the next weights that take a part of the same tensor. Read-only."""
+        values = self._kept.get(factor.name)
+        if values is None:
+            values = self.load(factor)
+            values.flags.writeable = False
+            kept = [*self._kept.items(), (factor.name, values)]
+            self._kept = dict(kept[-_KEPT:])
+        return values
 
     def load(self, factor: Factor) -> F32:
         """The whole tensor, of its own shape. Raises RegistryError `rejected` where a value is not finite."""
