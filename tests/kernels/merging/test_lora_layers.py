@@ -15,6 +15,7 @@ from tests.kernels.checkpoints import read_model, write_safetensors
 from tests.kernels.merging.lora_models import (
     assert_is_pefts,
     assert_merges,
+    compare_folder,
     make_layers,
     parameters64,
     peft_merged,
@@ -102,14 +103,19 @@ def test_several_adapters_in_their_order(tmp_path: Path, dora: tuple[bool, ...])
 
 
 def test_weighted_dora_among_others(tmp_path: Path) -> None:
-    model, base = make_layers(tmp_path / "base")
-    adapters = [
-        save_adapter(
-            model, LoraConfig(r=4, lora_alpha=6, target_modules=TARGETS, use_dora=on), tmp_path / f"a{seed}", seed=seed
-        )
-        for seed, on in enumerate((True, False, True))
-    ]
-    assert_merges(tmp_path, base, parameters64(model), list(zip(adapters, (0.6, -0.3, 1.2), strict=True)))
+    differing = elements = 0
+    for seed in range(8):
+        folder = tmp_path / str(seed)
+        model, base = make_layers(folder / "base", seed=seed)
+        configs = [LoraConfig(r=4, lora_alpha=6, target_modules=TARGETS, use_dora=on) for on in (True, False, True)]
+        adapters = [
+            (save_adapter(model, config, folder / f"a{place}", seed=10 * seed + place), weight)
+            for place, (config, weight) in enumerate(zip(configs, (0.6, -0.3, 1.2), strict=True))
+        ]
+        _, right = assert_merges(folder, base, parameters64(model), adapters)
+        found = compare_folder(folder / "narrow", right)
+        differing, elements = differing + found.differing, elements + found.elements
+    assert differing <= elements / 10_000, f"{differing} of {elements}"
 
 
 def test_norms_are_streamed_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
