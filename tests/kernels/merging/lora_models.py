@@ -98,7 +98,8 @@ def randomize(adapted: nn.Module, *, seed: int, size: float) -> None:
         if not parameter.requires_grad and "lora_" not in name:
             continue
         noise = torch.randn(parameter.shape, generator=generator)
-        parameter.data = parameter.data * (1 + 0.2 * noise) if "magnitude" in name else size * noise
+        # In place: with ensure_weight_tying, parameters are views of others.
+        parameter.data.copy_(parameter.data * (1 + 0.2 * noise) if "magnitude" in name else size * noise)
 
 
 def peft_merged(model: nn.Module, adapters: Sequence[Path]) -> dict[str, Float64]:

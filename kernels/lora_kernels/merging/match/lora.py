@@ -7,7 +7,8 @@ from typing import Final
 
 from lora_kernels.merging.match import experts, tokens
 from lora_kernels.merging.match.pairs import Layout, match_pair
-from lora_kernels.merging.match.view import Group, Matches, View, tied_copies, unsupported
+from lora_kernels.merging.match.view import Group, Matches, View, rejected, split_tied, unsupported
+from lora_reg.spec.tensors import TensorEntry
 
 # What has no merged form, or is merged wrongly by PEFT itself: option, name, why.
 _UNSUPPORTED_OPTIONS: Final = (
@@ -27,8 +28,10 @@ def match(view: View, groups: Sequence[Group]) -> Matches:
     layout = Layout(view, groups)
     found: Matches = []
     stacks: dict[str, list[Group]] = {}
+    # The magnitudes of DoRA are of inputs for an embedding, of outputs for the layer tied to it: they cannot be tied.
     tied = view.config.on("ensure_weight_tying") and not view.config.use_dora
-    for group in tied_copies(view, groups) if tied else groups:
+    single, head = split_tied(view, groups) if tied else (groups, None)
+    for group in single:
         module = view.modules.resolve(group.module)
         if tokens.SUFFIX in group.tensors:
             found += tokens.match_rows(view, group, tokens.SUFFIX)
@@ -36,7 +39,17 @@ def match(view: View, groups: Sequence[Group]) -> Matches:
             stacks.setdefault(group.module, []).append(group)
         else:
             for name, delta in match_pair(view, group, layout):
-                found += view.both(name, delta) if tied else [(name, delta)]
+                found += view.both(name, delta, _twins(head)) if head is not None else [(name, delta)]
     for path in sorted(stacks):
         found += experts.match_stack(view, path, stacks[path])
     return found
+
+
+def _twins(head: Group) -> dict[str, TensorEntry]:
+    """PEFT ties the output layer's A to the embedding's B and its B to the embedding's A, transposed."""
+    a, b = head.tensors.get("lora_A.weight"), head.tensors.get("lora_B.weight")
+    if a is None or b is None or len(head.tensors) != 2:
+        raise rejected(
+            f"{head.first.name}: an output layer that is tied to its embedding has lora_A and lora_B", head.first
+        )
+    return {"A": b, "B": a}

@@ -26,11 +26,9 @@ class Saved:
         self._ends = tuple(view.config.modules_to_save)
         tie = view.tie
         # With ensure_weight_tying PEFT saves one module under the names of both.
-        self._tied = (
-            tie is not None
-            and view.config.on("ensure_weight_tying")
-            and any(_plain(entry) == f"{tie.embedding.path}.weight" for entry in entries)
-        )
+        tied = tie is not None and view.config.on("ensure_weight_tying")
+        self._embedding = self._entry_of(tie.weight, entries) if tied and tie is not None else None
+        self._head = self._entry_of(tie.head, entries) if self._embedding is not None and tie is not None else None
 
     def match(self, entry: TensorEntry) -> Matches:
         """The replacement that a tensor is; empty for a copy. Raises RegistryError `rejected` for anything else."""
@@ -47,7 +45,7 @@ class Saved:
         name = _plain(entry)
         module = name.rpartition(".")[0]
         owner = view.modules.resolve(module)
-        tied = self._tied and view.tie is not None and owner is not None and view.tie.concerns(owner)
+        tied = entry in (self._embedding, self._head)
         if not trained_bias and not tied and not self._is_saved(module):
             raise rejected(
                 f"{entry.name} is no {view.config.peft_type} tensor and its module is not in modules_to_save; it "
@@ -69,11 +67,22 @@ class Saved:
                 way_out="Give this adapter the weight 1.",
                 tensor=entry.name,
             )
-        if tied and view.tie is not None and view.tie.head is not None and target.name == view.tie.head.name:
-            view.ignored.append(entry.name)
-            return []
+        if entry is self._head:
+            return []  # named as ignored with the embedding's, which it is compared with
         delta = Delta(adapter=view.index, kind="replace", module=module, factors={"new": factor(entry)})
-        return view.both(target.name, delta) if tied else [(target.name, delta)]
+        if entry is not self._embedding:
+            return [(target.name, delta)]
+        return view.both(target.name, delta, {"new": self._head} if self._head is not None else {})
+
+    def _entry_of(self, weight: BaseTensor | None, entries: Sequence[TensorEntry]) -> TensorEntry | None:
+        """The saved tensor that replaces a weight; None where there is none."""
+        for entry in entries:
+            owner = self._view.modules.resolve(_plain(entry).removesuffix(".weight"))
+            if weight is None or BASE_LAYER in entry.name or owner is None or owner.weight is None:
+                continue
+            if self._view.untied(owner, owner.weight, entry).name == weight.name:
+                return entry
+        return None
 
     def _target(self, name: str) -> BaseTensor | None:
         """The base's tensor of a parameter; of a tied output layer it is the embedding's."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from lora_kernels.merging.delta import Delta
-from lora_kernels.merging.match.view import Group, Matches, View, factor, rejected, shape, tied_copies
+from lora_kernels.merging.match.view import Group, Matches, View, factor, rejected, shape, split_tied
 from lora_reg.spec.tensors import TensorEntry
 
 SUFFIX: Final = "token_adapter.trainable_tokens_delta"
@@ -19,13 +19,17 @@ _OWN_SUFFIX: Final = "trainable_tokens_delta"
 def match(view: View, groups: Sequence[Group]) -> Matches:
     """TRAINABLE_TOKENS. Raises as `match_adapter` does."""
     found: Matches = []
-    for group in tied_copies(view, groups):
-        found += match_rows(view, group, _OWN_SUFFIX)
+    single, head = split_tied(view, groups)
+    for group in single:
+        found += match_rows(view, group, _OWN_SUFFIX, head)
     return found
 
 
-def match_rows(view: View, group: Group, suffix: str) -> Matches:
-    """The rows of one embedding; of a tied one they are those of the output layer too, as PEFT ties them."""
+def match_rows(view: View, group: Group, suffix: str, head: Group | None = None) -> Matches:
+    """The rows of one embedding; of a tied one they are those of the output layer too, as PEFT ties them.
+
+    head: the tensors of that layer, which repeat the embedding's.
+    """
     entry = group.tensors[suffix]
     others = sorted(set(group.tensors) - {suffix})
     if others:
@@ -51,7 +55,7 @@ def match_rows(view: View, group: Group, suffix: str) -> Matches:
         weight=view.adapter.weight,
         options={"indices": indices},
     )
-    return view.both(weight.name, delta)
+    return view.both(weight.name, delta, {"rows": head.tensors[suffix]} if head is not None else {})
 
 
 def _indices(view: View, module: str, entry: TensorEntry) -> list[int]:

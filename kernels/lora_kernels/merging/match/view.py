@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NoReturn
 
-from lora_kernels.merging.delta import AdapterInput, Delta, Factor
+import msgspec
+
+from lora_kernels.merging.delta import TWIN, AdapterInput, Delta, Factor
 from lora_kernels.merging.match.tied import Tie
 from lora_reg.spec.adapter.config import AdapterConfig
 from lora_reg.spec.adapter.scaling import Scales, scales
@@ -96,28 +98,34 @@ class View:
             )
         return tie.head if tie.is_head(module) else weight
 
-    def both(self, tensor: str, delta: Delta) -> Matches:
-        """A change of an embedding, where it is that, that is one of the tied output layer too."""
+    def both(self, tensor: str, delta: Delta, twins: Mapping[str, TensorEntry] | None = None) -> Matches:
+        """A change of an embedding, where it is that, that is one of the tied output layer too.
+
+        twins: by the factor that they repeat, the output layer's own tensors of it. They are ignored, once compared.
+        """
         tie = self.tie
         if tie is None or tie.head is None or tensor != tie.weight.name:
             return [(tensor, delta)]
-        return [(tensor, delta), (tie.head.name, delta)]
+        for key, entry in (twins or {}).items():
+            original = delta.factors[key]
+            if entry.shape not in (original.shape, original.shape[::-1]):
+                raise rejected(f"{entry.name} has the shape {shape(entry)}; it should repeat {original.name}", entry)
+            self.ignored.append(entry.name)
+        repeated = {f"{TWIN}{key}": factor(entry) for key, entry in (twins or {}).items()}
+        tied = msgspec.structs.replace(delta, factors={**delta.factors, **repeated})
+        return [(tensor, tied), (tie.head.name, tied)]
 
 
-def tied_copies(view: View, groups: Sequence[Group]) -> list[Group]:
-    """The groups without the output layer's where it is tied to the embedding's: it repeats that and is ignored."""
+def split_tied(view: View, groups: Sequence[Group]) -> tuple[list[Group], Group | None]:
+    """The groups without the output layer's, and that one, where both it and the tied embedding have one."""
     tie = view.tie
     found = {group.module: view.modules.resolve(group.module) for group in groups}
     if tie is None or all(module is None or module.path != tie.embedding.path for module in found.values()):
-        return list(groups)
-    kept = []
-    for group in groups:
-        module = found[group.module]
-        if module is not None and tie.is_head(module):
-            view.ignored.extend(entry.name for entry in group.tensors.values())
-        else:
-            kept.append(group)
-    return kept
+        return list(groups), None
+    heads = [group for group in groups if (module := found[group.module]) is not None and tie.is_head(module)]
+    if len(heads) != 1:
+        return list(groups), None
+    return [group for group in groups if group is not heads[0]], heads[0]
 
 
 def factor(entry: TensorEntry) -> Factor:

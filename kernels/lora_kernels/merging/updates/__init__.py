@@ -13,6 +13,7 @@ from lora_kernels.merging.numerics import F32
 from lora_kernels.merging.updates import add, dora, experts, low_rank, replace, rows
 from lora_kernels.merging.updates.factors import FactorReader
 from lora_kernels.merging.updates.protocols import Additive, Inputs, Reach, Transform, Update
+from lora_kernels.merging.updates.twins import check_twins
 from lora_kernels.merging.weights import Weights
 
 Loader = Callable[[Delta, Inputs], Update]
@@ -107,6 +108,7 @@ def load_updates(
     """Load what the plan says of one tensor. readers: one per adapter of the plan. Raises RegistryError `rejected`."""
     updates, untouched = Updates(rows, columns), Updates(rows, columns)
     for delta in deltas:
+        check_twins(delta, readers[delta.adapter])
         inputs = Inputs(
             readers[delta.adapter],
             before=lambda: updates.before(weights),
