@@ -98,6 +98,8 @@ def merge_lora64(
                     _add_bias(value(f"{path}.bias"), adapter.tensors[bias], scale * adapter.weight)
                     used.add(bias)
         for name in sorted(set(adapter.tensors) - used):
+            if ".lora_velora_" in name or ".lora_monteclora_" in name:
+                continue  # state of the training
             plain = name.replace(".base_layer.", ".")
             if plain.endswith(".weight") and plain != name:
                 assert np.array_equal(adapter.tensors[name], parameters[plain]), f"{name}: differs from the base"

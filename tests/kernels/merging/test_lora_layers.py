@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from peft import LoraConfig
+from peft.tuners.lora.config import BdLoraConfig, MontecloraConfig, VeloraConfig
 
 from lora_kernels.merging import merge_folder
 from lora_reg.spec.errors import RegistryError
@@ -19,6 +22,7 @@ from tests.kernels.merging.lora_models import (
     make_layers,
     parameters64,
     peft_merged,
+    randomize,
     save_adapter,
 )
 
@@ -51,6 +55,8 @@ CASES: dict[str, dict[str, Any]] = {
     "fan-in-fan-out": {"target_modules": ["narrow", "wide"], "fan_in_fan_out": True},
     "excluded": {"target_modules": "all-linear", "exclude_modules": ["wide", "attention.out_proj"]},
     "mica": {"target_modules": ["narrow", "embed_tokens"], "init_lora_weights": "mica"},
+    "velora": {"target_modules": ["narrow", "wide"], "velora_config": VeloraConfig(num_groups=1)},
+    "monteclora": {"target_modules": ["narrow", "wide"], "monteclora_config": MontecloraConfig()},
     "tokens": {"target_modules": ["narrow"], "trainable_token_indices": {"embed_tokens": [3, 66, 0]}},
 }
 
@@ -130,8 +136,6 @@ def test_norms_are_streamed_in_blocks(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("blocks", [1, 2, 4])
 def test_block_diagonal_factors(tmp_path: Path, blocks: int) -> None:
-    from peft.tuners.lora.config import BdLoraConfig
-
     model, base = make_layers(tmp_path / "base")
     diagonal = BdLoraConfig(
         target_modules_bd_a=["eve"], target_modules_bd_b=["wid"], nblocks=blocks, match_strict=False
@@ -172,3 +176,46 @@ def test_output_without_direction_is_named(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match=r"narrow: 1 outputs .* are zero") as caught:
         merge_folder(base, [(adapter, 1.0)], tmp_path / "out")
     assert caught.value.code == "rejected"
+
+
+def test_state_of_the_training_is_ignored_by_name(tmp_path: Path) -> None:
+    model, base = make_layers(tmp_path / "base")
+    config = LoraConfig(r=4, target_modules=["narrow"], velora_config=VeloraConfig(num_groups=1))
+    adapter = save_adapter(model, config, tmp_path / "a", seed=1)
+    report = merge_folder(base, [(adapter, 1.0)], tmp_path / "out")
+    assert report.ignored == ("base_model.model.narrow.lora_velora_embed",)
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "velora_config": None}))
+    with pytest.raises(RegistryError, match="lora_velora_embed has no place"):
+        merge_folder(base, [(adapter, 1.0)], tmp_path / "other")
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_converted_inits_are_plain_lora(tmp_path: Path, init: str) -> None:
+    """Saved as it is, the adapter is an update of a base that its init has changed; converted, of the base itself."""
+    from peft import get_peft_model
+
+    model, base = make_layers(tmp_path / "base", dtype=torch.float32)
+    parameters = parameters64(model)
+    adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=6, target_modules=["narrow"], init_lora_weights=init))
+    config = adapted.peft_config["default"]
+    config.init_lora_weights, config.auto_mapping = True, None
+    adapted.save_pretrained(str(tmp_path / "start"))
+    config.init_lora_weights = init
+    randomize(adapted, seed=1, size=0.1)
+    adapted.save_pretrained(str(tmp_path / "raw"))
+    adapted.save_pretrained(
+        str(tmp_path / "converted"), path_initial_model_for_weight_conversion=str(tmp_path / "start")
+    )
+    want = {name: value.double().numpy() for name, value in adapted.merge_and_unload().state_dict().items()}
+    for folder in ("raw", "converted"):
+        path = tmp_path / folder / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "auto_mapping": None}))
+    with pytest.raises(RegistryError, match=f"init_lora_weights = '{init}'") as caught:
+        merge_folder(base, [(tmp_path / "raw", 1.0)], tmp_path / "refused")
+    assert caught.value.code == "unsupported"
+    assert_merges(tmp_path, base, parameters, [(tmp_path / "converted", 1.0)])
+    # PEFT has subtracted and added parts of the weight's own size, each rounded.
+    np.testing.assert_allclose(
+        read_model(tmp_path / "wide")["narrow.weight"][1], want["narrow.weight"], rtol=0, atol=2e-6
+    )

@@ -7,7 +7,19 @@ from collections.abc import Iterable
 from lora_reg.spec.adapter.config import AdapterConfig
 from lora_reg.spec.adapter.types import Slot
 
+# State of a training method beside A and B that has no part in the adapter's effect, by the option that makes it.
+TRAINING_ONLY = {
+    "velora_config": ("lora_velora_embed",),
+    "monteclora_config": (
+        "lora_monteclora_sampler.expert_weights",
+        "lora_monteclora_sampler.expert_weights_prior",
+        "lora_monteclora_sampler.gaussian_var_prior",
+        "lora_monteclora_sampler.std_prior",
+    ),
+}
+
 SUFFIXES = (
+    *(suffix for suffixes in TRAINING_ONLY.values() for suffix in suffixes),
     "token_adapter.trainable_tokens_delta",
     "lora_magnitude_vector.weight",
     "lora_magnitude_vector",
@@ -66,6 +78,9 @@ def slots(config: AdapterConfig, kind: str) -> tuple[Slot, ...]:
         extra.append(Slot("lora_B.bias", (("out",),), required=kind != "embedding"))
     if config.on("kasa_config"):
         extra.append(Slot("lora_diag", (("r",),)))
+    for option, suffixes in TRAINING_ONLY.items():
+        if config.on(option):
+            extra += [Slot(suffix, required=False) for suffix in suffixes]
     return (*pair, *extra)
 
 

@@ -32,6 +32,11 @@ MATCHERS: Final[Mapping[str, Matcher]] = {
     "TRAINABLE_TOKENS": tokens.match,
 }
 
+_CONVERT: Final = (
+    "Save it converted to plain LoRA (PEFT: path_initial_model_for_weight_conversion) and merge that, or serve it "
+    "unmerged with PEFT."
+)
+
 
 @dataclass(frozen=True)
 class Matched:
@@ -65,13 +70,15 @@ def _matcher(adapter: AdapterInput) -> Matcher:
     matcher = MATCHERS.get(config.peft_type)
     if matcher is None:
         unsupported(config.peft_type, _first_module(adapter))
-    changed = changes_base(config)
+    changed = changes_base(config) if config.peft_type == "LORA" else None
     if changed is not None:
         raise RegistryError(
             "unsupported",
             f"The adapter was trained with {changed}, which changes the base weights when training starts; its tensors "
             "are not an update of the base as it is stored.",
-            way_out="Save it converted to plain LoRA (PEFT: path_initial_model_for_weight_conversion) and merge that.",
+            way_out=_CONVERT
+            if changed != "kasa_config"
+            else "Serve it unmerged with PEFT, which changes the base again.",
             type=changed,
         )
     return matcher

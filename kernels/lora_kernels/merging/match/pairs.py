@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from lora_kernels.merging.delta import Delta
 from lora_kernels.merging.match.view import Group, Matches, View, factor, rejected, shape, unsupported
+from lora_reg.spec.adapter.lora import TRAINING_ONLY
 from lora_reg.spec.adapter.scaling import ModuleScale
 from lora_reg.spec.base import BaseTensor
 from lora_reg.spec.modules import BaseModule
@@ -108,6 +109,8 @@ def match_pair(view: View, group: Group, layout: Layout) -> Matches:
             scale=times * scale.scale * view.adapter.weight,
             options=options,
         )
+    used = {a.name, b.name, *([magnitude.name] if magnitude is not None else [])}
+    _check_rest(view, group, used)
     return [(weight.name, delta), *_bias(view, group, found, scale)]
 
 
@@ -124,6 +127,16 @@ def _halves(group: Group) -> tuple[str, TensorEntry, TensorEntry]:
                 raise rejected(f"{half.name} has no {missing} beside it; half an update cannot be merged", half)
     entry = group.first
     raise rejected(f"{entry.name} has neither lora_A nor lora_B beside it; alone it cannot be merged", entry)
+
+
+def _check_rest(view: View, group: Group, used: set[str]) -> None:
+    """What stands beside a pair is known: a bias, or state of the training that the adapter's effect does not need."""
+    idle = {suffix for option, found in TRAINING_ONLY.items() if view.config.on(option) for suffix in found}
+    for suffix, entry in group.tensors.items():
+        if suffix in idle:
+            view.ignored.append(entry.name)
+        elif entry.name not in used and suffix != _BIAS:
+            raise rejected(f"{entry.name} has no place beside the other tensors of {group.module}", entry)
 
 
 def _check_rank(group: Group, a: TensorEntry, scale: ModuleScale) -> None:
