@@ -35,12 +35,14 @@ from lora_kernels.merging.match import (
     road,
     sparse,
     tinylora,
+    tokens,
     unilora,
     vblora,
     vera,
 )
 from lora_kernels.merging.match.reasons import not_possible
 from lora_kernels.merging.match.saved import Saved
+from lora_kernels.merging.match.tied import Tie
 from lora_kernels.merging.match.view import Group, Matches, View
 from lora_reg.spec.adapter.lora import changes_base
 from lora_reg.spec.adapter.names import PREFIX, global_name, split_suffix
@@ -79,40 +81,44 @@ MATCHERS: Final[Mapping[str, Matcher]] = {
     "SHIRA": sparse.match_shira,
     "SUPERTUNING": sparse.match_supertuning,
     "TINYLORA": tinylora.match,
+    "TRAINABLE_TOKENS": tokens.match,
     "UNILORA": unilora.match,
     "VBLORA": vblora.match,
     "VERA": vera.match,
     "WAVEFT": sparse.match_waveft,
 }
 
+_CONVERT: Final = (
+    "Save it converted to plain LoRA (PEFT: path_initial_model_for_weight_conversion) and merge that, or serve it "
+    "unmerged with PEFT."
+)
+
 
 @dataclass(frozen=True)
 class Matched:
-    """ignored: names of the adapter's copies of base weights."""
+    """ignored: names of the adapter's tensors that are copies, of base weights or of others of its own."""
 
     deltas: Matches
     ignored: tuple[str, ...] = ()
 
 
-def match_adapter(index: int, adapter: AdapterInput, *, base: BaseFingerprint, modules: BaseModules) -> Matched:
-    """Match every tensor of an adapter. index: of the adapter in the merge. Raises as `plan_merge` does."""
+def match_adapter(
+    index: int, adapter: AdapterInput, *, base: BaseFingerprint, modules: BaseModules, tie: Tie | None
+) -> Matched:
+    """Match every tensor of an adapter. index: of the adapter in the merge. tie: of the base's output layer, whose
+    weight counts as one of its own. Raises as `plan_merge` does."""
     if not math.isfinite(adapter.weight):
         raise RegistryError(
             "invalid-request", f"The weight of adapter {index + 1} is {adapter.weight}; expected a finite number."
         )
     matcher = _matcher(adapter)
     groups, shared, others = _grouped(adapter)
-    view = View(index, adapter, base, modules, shared)
+    view = View(index, adapter, base, modules, shared, tie)
     deltas = matcher(view, groups)
-    saved = Saved(view)
-    ignored = []
+    saved = Saved(view, others)
     for entry in others:
-        replacement = saved.match(entry)
-        if replacement is None:
-            ignored.append(entry.name)
-        else:
-            deltas.append(replacement)
-    return Matched(deltas, tuple(ignored))
+        deltas += saved.match(entry)
+    return Matched(deltas, tuple(sorted(view.ignored)))
 
 
 def _matcher(adapter: AdapterInput) -> Matcher:
@@ -120,13 +126,15 @@ def _matcher(adapter: AdapterInput) -> Matcher:
     matcher = MATCHERS.get(config.peft_type)
     if matcher is None:
         raise not_possible(config.peft_type)
-    changed = changes_base(config)
+    changed = changes_base(config) if config.peft_type == "LORA" else None
     if changed is not None:
         raise RegistryError(
             "unsupported",
             f"The adapter was trained with {changed}, which changes the base weights when training starts; its tensors "
             "are not an update of the base as it is stored.",
-            way_out="Save it converted to plain LoRA (PEFT: path_initial_model_for_weight_conversion) and merge that.",
+            way_out=_CONVERT
+            if changed != "kasa_config"
+            else "Serve it unmerged with PEFT, which changes the base again.",
             type=changed,
         )
     return matcher

@@ -11,9 +11,12 @@ from lora_kernels.merging.blocks import Block, blocks
 from lora_kernels.merging.delta import Delta
 from lora_kernels.merging.numerics import F32
 from lora_kernels.merging.updates import (
+    add,
     bat,
     block_low_rank,
     circulant,
+    dora,
+    experts,
     fourier,
     glora,
     hadamard,
@@ -27,25 +30,31 @@ from lora_kernels.merging.updates import (
     replace,
     road,
     rotate,
+    rows,
     scale,
     scatter,
     times,
 )
 from lora_kernels.merging.updates.factors import FactorReader
 from lora_kernels.merging.updates.protocols import Additive, Inputs, Reach, Transform, Update
+from lora_kernels.merging.updates.twins import check_twins
 from lora_kernels.merging.weights import Weights
 
 Loader = Callable[[Delta, Inputs], Update]
 
 # kind of a Delta -> its loader. One line a kind; the loader's docstring says what its factors and options are.
 LOADERS: Final[Mapping[str, Loader]] = {
+    "add": add.load,
     "bank-low-rank": prepared.load_bank,
     "bat": bat.load,
     "block-low-rank": block_low_rank.load,
     "boft": rotate.load_boft,
     "circulant": circulant.load,
     "deft": projected.load_deft,
+    "dora": dora.load,
     "drawn-low-rank": projections.load_drawn,
+    "expert": experts.load_one,
+    "experts": experts.load_all,
     "fourier": fourier.load,
     "glora": glora.load,
     "hadamard": hadamard.load,
@@ -59,6 +68,7 @@ LOADERS: Final[Mapping[str, Loader]] = {
     "reflections": reflections.load,
     "replace": replace.load,
     "road": road.load,
+    "rows": rows.load,
     "scale": scale.load,
     "scatter": scatter.load,
     "times-low-rank": times.load,
@@ -85,6 +95,10 @@ class Updates:
             last.append(update)
         else:
             self._steps.append(([update], 1.0))
+
+    @property
+    def empty(self) -> bool:
+        return not self._steps
 
     @property
     def replaces(self) -> bool:
@@ -139,8 +153,14 @@ def load_updates(
     deltas: Sequence[Delta], readers: Sequence[FactorReader], weights: Weights, rows: int, columns: int
 ) -> Updates:
     """Load what the plan says of one tensor. readers: one per adapter of the plan. Raises RegistryError `rejected`."""
-    updates = Updates(rows, columns)
+    updates, untouched = Updates(rows, columns), Updates(rows, columns)
     for delta in deltas:
-        loaded = LOADERS[delta.kind](delta, Inputs(readers[delta.adapter], lambda: updates.before(weights)))
-        updates.append(loaded, delta.weight)
+        check_twins(delta, readers[delta.adapter])
+        inputs = Inputs(
+            readers[delta.adapter],
+            before=lambda: updates.before(weights),
+            stored=lambda: untouched.before(weights),
+            first=updates.empty,
+        )
+        updates.append(LOADERS[delta.kind](delta, inputs), delta.weight)
     return updates

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from lora_kernels.merging.numerics import F32, INTEGERS, Array, Indices, decode,
 from lora_kernels.merging.sources import Source
 from lora_reg.spec.errors import RegistryError
 
+# Tensors of which several weights take a part one after another: A and B of two weights of an expert.
+_KEPT: Final = 4
+
 
 class FactorReader:
     """The weight file of one adapter."""
@@ -18,6 +22,17 @@ class FactorReader:
     def __init__(self, source: Source, file: str) -> None:
         self._source = source
         self._file = file
+        self._kept: dict[str, F32] = {}
+
+    def keep(self, factor: Factor) -> F32:
+        """As `load`; the last few are held, for the next weights that take a part of the same tensor. Read-only."""
+        values = self._kept.get(factor.name)
+        if values is None:
+            values = self.load(factor)
+            values.flags.writeable = False
+            kept = [*self._kept.items(), (factor.name, values)]
+            self._kept = dict(kept[-_KEPT:])
+        return values
 
     def load(self, factor: Factor) -> F32:
         """The whole tensor, of its own shape. Raises RegistryError `rejected` where a value is not finite."""

@@ -18,11 +18,14 @@ class Inputs(NamedTuple):
     """What a loader may read.
 
     before: the weight as the updates before leave it, in blocks of whole rows, for kinds that need a look at all of it
-    first; to be called while loading only. A block is valid until the next.
+    first; to be called while loading only. A block is valid until the next. stored: the same, as the base holds it.
+    first: no update comes before, so both are the same.
     """
 
     reader: FactorReader
     before: Callable[[], Iterator[tuple[Block, F32]]]
+    stored: Callable[[], Iterator[tuple[Block, F32]]]
+    first: bool
 
 
 class Additive(ABC):
