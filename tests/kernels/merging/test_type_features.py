@@ -226,6 +226,7 @@ def test_large_blocks_and_pieces_of_rows_make_the_same_tensor(tmp_path: Path, mo
         Case("ia3", lambda: peft.IA3Config(target_modules=["proj"], feedforward_modules=["proj"]), modules),
         Case("oft", lambda: peft.OFTConfig(r=0, oft_block_size=4, target_modules=["proj"]), modules),
         Case("bat", lambda: peft.MissConfig(r=12, init_weights="bat", target_modules=["proj"]), modules),
+        Case("road", lambda: peft.RoadConfig(group_size=12, target_modules=["proj"]), modules),
         Case("deft", lambda: peft.DeftConfig(r=3, target_modules=["proj"]), modules),
     ]
     for number, case in enumerate(cases):

@@ -33,5 +33,5 @@ def match(view: View, groups: Sequence[Group]) -> Matches:
         factors, each = {"theta": theta, "alpha": alpha}, _VARIANTS[variant]
         found.append(changed(view, to, "road", factors, group=size, each=each))
         if to.bias is not None:
-            found.append(changed(view, to, "road", factors, bias=True, group=size, each=each))
+            found.append(changed(view, to, "road", factors, bias=True, vector=True, group=size, each=each))
     return found

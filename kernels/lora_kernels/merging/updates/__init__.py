@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
@@ -36,7 +37,7 @@ from lora_kernels.merging.updates import (
     times,
 )
 from lora_kernels.merging.updates.factors import FactorReader
-from lora_kernels.merging.updates.protocols import Additive, Inputs, Reach, Transform, Update
+from lora_kernels.merging.updates.protocols import Additive, Inputs, Transform, Update
 from lora_kernels.merging.updates.twins import check_twins
 from lora_kernels.merging.weights import Weights
 
@@ -75,7 +76,6 @@ LOADERS: Final[Mapping[str, Loader]] = {
     "tiny-low-rank": prepared.load_tiny,
     "wavelet": scatter.load_wavelet,
 }
-_REACHES: Final[tuple[Reach, ...]] = ("element", "row", "tensor")
 
 
 class Updates:
@@ -105,10 +105,10 @@ class Updates:
         return any(isinstance(step, Transform) and step.replaces for step, _ in self._steps)
 
     @property
-    def reach(self) -> Reach:
-        """The widest reach of any update."""
-        reaches = [step.reach for step, _ in self._steps if isinstance(step, Transform)]
-        return max(reaches, key=_REACHES.index, default="element")
+    def band(self) -> int:
+        """Rows that no block may part; 0 where an element depends on no other."""
+        bands = [step.band for step, _ in self._steps if isinstance(step, Transform) and step.reach == "row"]
+        return math.lcm(*bands) if bands else 0
 
     @property
     def low_rank(self) -> list[low_rank.LowRank] | None:
@@ -141,7 +141,7 @@ class Updates:
 
     def before(self, weights: Weights) -> Iterator[tuple[Block, F32]]:
         """The tensor as the updates so far leave it."""
-        for block in blocks(0, self._rows, self._columns, whole_rows=True):
+        for block in blocks(0, self._rows, self._columns, band=max(self.band, 1)):
             weight, change, new, scratch = (np.empty(block.shape, np.float32) for _ in range(4))
             weights.read(block, weight)
             if self._steps:
