@@ -74,7 +74,9 @@ def merge_types(
             result = FORMULAS[config["peft_type"]](
                 Given(module, own, {**(drawn or {}), **shared}, weight, now.get(f"{module}.bias"), config, places)
             )
-            parts = [(name, result.weight.T if turn else result.weight, result.size.T if turn else result.size)]
+            parts = []
+            if result.weight is not weight:
+                parts.append((name, result.weight.T if turn else result.weight, result.size.T if turn else result.size))
             if result.bias is not None and result.bias_size is not None:
                 parts.append((f"{module}.bias", result.bias, result.bias_size))
             for tensor, new, size in parts:
@@ -598,6 +600,13 @@ def ln_tuning(given: Given) -> Result:
     return Result(new, np.abs(new), 0, bias, np.abs(bias) if bias is not None else None)
 
 
+def beft(given: Given) -> Result:
+    assert given.bias is not None
+    bias = given.bias + given.tensors["beft_bias"].reshape(-1)
+    size = np.abs(given.bias) + np.abs(given.tensors["beft_bias"].reshape(-1))
+    return Result(given.weight, np.abs(given.weight), 0, bias, size)
+
+
 SUFFIXES: dict[str, str] = {
     "ADALORA": r"(.+)\.(lora_[ABE])",
     "LOHA": r"(.+)\.(hada_\w+)",
@@ -612,6 +621,7 @@ SUFFIXES: dict[str, str] = {
     "MISS": r"(.+)\.(miss_block)",
     "ROAD": r"(.+)\.(road_\w+)",
     "DELORA": r"(.+)\.(delora_\w+)",
+    "BEFT": r"(.+)\.(beft_bias)",
     "C3A": r"(.+)\.(c3a_kernel)",
     "FOURIERFT": r"(.+)\.(fourierft_spectrum)",
     "WAVEFT": r"(.+)\.(waveft_spectrum)",
@@ -641,6 +651,7 @@ FORMULAS: dict[str, Formula] = {
     "MISS": miss,
     "ROAD": road,
     "DELORA": delora,
+    "BEFT": beft,
     "C3A": c3a,
     "FOURIERFT": fourierft,
     "WAVEFT": waveft,

@@ -139,6 +139,7 @@ HOSTILE: list[tuple[str, Tensors, dict[str, Any], str]] = [
     ("GLORA", {"glora_A.Xd": f32(OUT, 4)}, {}, "no glora_A.Xu"),
     ("GLORA", {"glora_A.X": f32(OUT)}, {}, "glora_A.X has the shape 24"),
     ("GLORA", {"glora_D.X": f32(OUT)}, {}, "which has none"),
+    ("BEFT", {"beft_bias": f32(1, OUT)}, {}, "Merging BEFT on a layer that has no bias in the base is not supported"),
     ("GLORA", {"glora_C.X": f32(IN, 1)}, {}, "config_C"),
     ("LN_TUNING", {"-model.norm.ln_tuning_layers.weight": f32(IN + 1)}, {}, "ln_tuning_layers.weight has the shape 13"),
     ("LN_TUNING", {"-model.norm.ln_tuning_layers.bias": f32(IN)}, {}, "replaces model.norm.bias, which the base does not have"),

@@ -244,6 +244,7 @@ CASES = [
         transposed=True,
     ),
     Case("tinylora", lambda: peft.TinyLoraConfig(r=3, u=4, weight_tying=1.0, target_modules=["proj"]), ODD, size=0.5),
+    Case("beft", lambda: peft.BeftConfig(target_modules=["proj"]), linears((8, 15000), bias=True)),
     Case("c3a-odd", lambda: peft.C3AConfig(block_size=5, target_modules=["proj"]), linears((105, 200)), size=0.5),
 ]
 

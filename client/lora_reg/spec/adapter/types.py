@@ -216,7 +216,7 @@ TYPES: Final[dict[str, AdapterType]] = {
         kinds=frozenset({"embedding", "linear"}),
         slots=_slots(("trainable_tokens_delta", ("n", "in"))),
     ),
-    "BEFT": AdapterType(slots=_slots(("beft_bias", (1, "out"), ("out",))), inert=("beft_bias",), mergeable=False),
+    "BEFT": AdapterType(slots=_slots(("beft_bias", (1, "out"), ("out",))), inert=("beft_bias",)),
     "POLY": AdapterType(prefix="poly_", mergeable=False),
     "XLORA": AdapterType(prefix="xlora_", globals_=("internal_xlora_classifier.*",), targeted=False, mergeable=False),
     "LILY": AdapterType(prefix="lily_", mergeable=False),

@@ -14,6 +14,7 @@ from typing import Final
 from lora_kernels.merging.delta import AdapterInput
 from lora_kernels.merging.match import (
     adalora,
+    beft,
     boft,
     c3a,
     deft,
@@ -57,6 +58,7 @@ Matcher = Callable[[View, Sequence[Group]], Matches]
 # PEFT type -> its matcher. Groups come sorted by module and nesting.
 MATCHERS: Final[Mapping[str, Matcher]] = {
     "ADALORA": adalora.match,
+    "BEFT": beft.match,
     "BOFT": boft.match,
     "BONE": miss.match,
     "C3A": c3a.match,

@@ -25,7 +25,6 @@ REASONS: Final[Mapping[str, str]] = {
     "POLY": f"{_ROUTED}: a router mixes its skills by the task",
     "XLORA": f"{_ROUTED}: a classifier weighs its experts for every token",
     "SHADOW": "it runs a second, smaller model beside the layers of the base",
-    "BEFT": "it adds a bias to layers, most of which store none in the base; PEFT merges it nowhere else",
     "PSOFT": "it turns the base in the frame of its largest singular vectors, whose signs no file fixes: the "
     "decomposition of another library gives another model",
     "OSF": "it replaces what is left of the base behind its largest singular values, which takes a full decomposition "
