@@ -6,7 +6,6 @@ equal bit for bit to those of torch 2.13 on a processor with fused multiply-add,
 
 from __future__ import annotations
 
-import math
 from typing import Final
 
 import numpy as np
@@ -16,6 +15,8 @@ from lora_reg.spec.errors import RegistryError
 
 # From here on torch draws 64 bits for a step of a permutation.
 _LARGE_PERMUTATION: Final = (2**32 - 1) // 20
+# The wide numbers on the way to float32 take several times its memory.
+_DRAWN_AT_ONCE: Final = 1 << 18
 
 
 class TorchGenerator:
@@ -27,10 +28,13 @@ class TorchGenerator:
 
     def uniform(self, shape: tuple[int, ...], low: float, high: float) -> F32:
         """`torch.empty(shape).uniform_(low, high)` in float32: 24 bits of each draw, one rounding."""
-        draws = self._draws(math.prod(shape)) & ((1 << 24) - 1)
+        result = np.empty(shape, np.float32)
+        flat = result.reshape(-1)
         span = np.float64(np.float32(high) - np.float32(low))
-        values = draws.astype(np.float64) * 2.0**-24 * span + np.float64(np.float32(low))
-        result: F32 = values.astype(np.float32).reshape(shape)
+        for first in range(0, flat.size, _DRAWN_AT_ONCE):
+            part = flat[first : first + _DRAWN_AT_ONCE]
+            draws = self._draws(part.size) & ((1 << 24) - 1)
+            part[:] = draws.astype(np.float64) * 2.0**-24 * span + np.float64(np.float32(low))
         return result
 
     def permutation(self, size: int, count: int) -> Indices:

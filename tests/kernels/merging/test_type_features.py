@@ -17,7 +17,7 @@ from torch import nn  # noqa: E402
 from lora_kernels.merging import merge_folder  # noqa: E402
 from lora_kernels.merging.torch_random import TorchGenerator  # noqa: E402
 from lora_reg.spec.errors import RegistryError  # noqa: E402
-from tests.kernels.checkpoints import read_model, write_adapter  # noqa: E402
+from tests.kernels.checkpoints import matrix, read_model, write_adapter, write_base  # noqa: E402
 from tests.kernels.merging.type_cases import (  # noqa: E402
     Case,
     adapter_folder,
@@ -242,3 +242,26 @@ def test_large_blocks_and_pieces_of_rows_make_the_same_tensor(tmp_path: Path, mo
                 # Sums of up to 72 terms in another order.
                 bound = 80 * 2.0**-24 * np.abs(values).max()
                 np.testing.assert_allclose(pieces[name][1], values, rtol=0, atol=bound, err_msg=case.name)
+
+
+def test_an_embedding_parts_from_the_output_layer_that_is_tied_to_it(tmp_path: Path) -> None:
+    base = write_base(
+        tmp_path / "base",
+        [
+            {
+                "model.embed_tokens.weight": ("BF16", matrix(50, 16, seed=1)),
+                "model.norm.weight": ("BF16", matrix(16, seed=2)),
+            }
+        ],
+        tie_word_embeddings=True,
+    )
+    tensors = {
+        "model.embed_tokens.hira_embedding_A": ("F32", matrix(3, 50, seed=3, size=1)),
+        "model.embed_tokens.hira_embedding_B": ("F32", matrix(16, 3, seed=4, size=1)),
+    }
+    adapter = write_adapter(tmp_path / "adapter", tensors, peft_type="HIRA", r=3)
+    merge_folder(base, [(adapter, 1.0)], tmp_path / "out")
+    before, after = read_model(base), read_model(tmp_path / "out")
+    np.testing.assert_array_equal(after["lm_head.weight"][1], before["model.embed_tokens.weight"][1])
+    assert not np.array_equal(after["model.embed_tokens.weight"][1], before["model.embed_tokens.weight"][1])
+    assert json.loads((tmp_path / "out/config.json").read_text())["tie_word_embeddings"] is False

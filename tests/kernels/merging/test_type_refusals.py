@@ -24,6 +24,7 @@ def base(tmp_path: Path) -> Path:
     tensors: dict[str, Any] = {
         f"{P}.weight": ("BF16", matrix(OUT, IN, seed=1)),
         "model.norm.weight": ("BF16", matrix(IN, seed=2)),
+        "wide.weight": ("BF16", matrix(2, 2100, seed=4)),
         "features.conv.weight": ("BF16", matrix(OUT, IN, 3, seed=3)),
     }
     return write_base(tmp_path / "base", [tensors])
@@ -79,6 +80,7 @@ HOSTILE: list[tuple[str, Tensors, dict[str, Any], str]] = [
     ("IA3", {"ia3_l": f32(OUT, 1)}, {"feedforward_modules": ["proj"]}, "feedforward"),
     ("VERA", VERA, {"save_projection": True}, "save_projection"),
     ("VERA", VERA, {"save_projection": False, "projection_prng_key": "1"}, "names no seed"),
+    ("VERA", {"vera_lambda_b": f32(OUT), "vera_lambda_d": f32(65536), "-wide.vera_lambda_b": f32(2), "-wide.vera_lambda_d": f32(65536)}, {"r": 65536, "save_projection": False, "projection_prng_key": 1}, "not in the file"),
     ("VERA", {**VERA, ".vera_A": f32(4, IN)}, {}, "no vera_B"),
     ("VERA", {**VERA, ".vera_A": f32(4, IN - 1), ".vera_B": f32(OUT, 4)}, {}, "vera_A has the shape 4 x 11"),
     ("VERA", {**VERA, ".vera_A": f32(5, IN), ".vera_B": f32(OUT, 4)}, {}, "vera_A has the shape 5 x 12"),

@@ -10,12 +10,15 @@ _move_adapter_to_device_of_base_layer`): here that is the type that the checkpoi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from lora_kernels.merging.match.target import Target, added, needed, shaped, target
 from lora_kernels.merging.match.view import Group, Matches, View, rejected, shape
 from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.tensors import TensorEntry
+
+# Half a gibibyte; rank 1024 on the largest models takes a quarter of it.
+_MOST_DRAWN: Final = 1 << 27
 
 
 def match(view: View, groups: Sequence[Group]) -> Matches:
@@ -38,6 +41,7 @@ def match(view: View, groups: Sequence[Group]) -> Matches:
         size = (max(known.out for known in targets), max(known.in_ for known in targets))
         drawn: dict[str, Any] = {"A": [halves * rank, size[1]], "B": [size[0], rank], "seed": _seed(view, to)}
         drawn["dtype"] = to.weight.dtype
+        _check_size(to, drawn["A"], drawn["B"])
         found.append(added(view, to, "drawn-low-rank", factors, **drawn, **how))
     return found
 
@@ -58,6 +62,19 @@ def _shared(view: View, prefix: str, to: Target) -> tuple[TensorEntry, TensorEnt
     shaped(a, rank, a.shape[1])
     shaped(b, b.shape[0], view.config.r or 0)
     return a, b
+
+
+def _check_size(to: Target, *shapes: list[int]) -> None:
+    """Projections take no room in the file: a rank of a few bytes must not ask for all memory."""
+    elements = sum(height * width for height, width in shapes)
+    if elements > _MOST_DRAWN:
+        raise RegistryError(
+            "unsupported",
+            f"The projections that {to.path} and others share have {elements} elements that are not in the file; at "
+            f"most {_MOST_DRAWN} are drawn by a seed.",
+            way_out="Save the adapter again with save_projection=True.",
+            module=to.path,
+        )
 
 
 def _seed(view: View, to: Target) -> int:
