@@ -27,7 +27,7 @@ ADAPTERS = (
     "series-sql/v2",
     "series-sql/v3",
 )
-NOT_MERGED = {"ia3-sql": "IA3", "prefix-python": "PREFIX_TUNING"}
+NOT_MERGED = {"prefix-python": "PREFIX_TUNING"}
 
 
 @pytest.fixture(scope="module")

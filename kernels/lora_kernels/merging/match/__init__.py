@@ -44,7 +44,7 @@ from lora_kernels.merging.match import (
 from lora_kernels.merging.match.reasons import not_possible
 from lora_kernels.merging.match.saved import Saved
 from lora_kernels.merging.match.tied import Tie
-from lora_kernels.merging.match.view import Group, Matches, View
+from lora_kernels.merging.match.view import Group, Matches, View, rejected
 from lora_reg.spec.adapter.lora import changes_base
 from lora_reg.spec.adapter.names import PREFIX, global_name, split_suffix
 from lora_reg.spec.adapter.types import TYPES
@@ -120,7 +120,20 @@ def match_adapter(
     saved = Saved(view, others)
     for entry in others:
         deltas += saved.match(entry)
+    _check_complete(view, deltas)
     return Matched(deltas, tuple(sorted(view.ignored)))
+
+
+def _check_complete(view: View, deltas: Matches) -> None:
+    """Raises RegistryError `rejected` where a tensor has no part in the merge."""
+    used = {known.name for _, delta in deltas for known in delta.factors.values()}.union(view.ignored)
+    for entry in sorted(view.adapter.header.tensors, key=lambda tensor: tensor.name):
+        if entry.name not in used:
+            raise rejected(
+                f"{entry.name} has no part in what an adapter of type {view.config.peft_type} with this config does "
+                f"to the base; it would be left out",
+                entry,
+            )
 
 
 def _matcher(adapter: AdapterInput) -> Matcher:

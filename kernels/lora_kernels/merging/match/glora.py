@@ -22,6 +22,12 @@ def match(view: View, groups: Sequence[Group]) -> Matches:
         if any(suffix.startswith("glora_C.X") for suffix in group.tensors):
             unsupported("GLORA with config_C", to.path)
         factors = {**_path(view, group, to, "A"), **_path(view, group, to, "B")}
+        # Paths that are switched off: PEFT stores zeros for them and adds what it finds.
+        factors |= {
+            f"zeros_{name}": group.tensors[f"glora_{name}.zeros"]
+            for name in _PATHS
+            if f"glora_{name}.zeros" in group.tensors
+        }
         found.append(changed(view, to, "glora", factors))
         biases = {**_path(view, group, to, "D"), **_path(view, group, to, "E")}
         if biases and to.bias is None:

@@ -24,8 +24,9 @@ def match(view: View, groups: Sequence[Group]) -> Matches:
         count = -(-small // rank)
         shaped(factors, rank, count)
         shaped(bases, count, small)
-        # Every module may carry a copy of its own of what all share.
-        known = {**view.shared, **group.tensors}
+        # PEFT stores what all share once more with every module.
+        known = {**group.tensors, **view.shared}
+        view.ignored.extend(entry.name for suffix, entry in group.tensors.items() if suffix in view.shared)
         if "randlora_A" not in known or "randlora_B" not in known:
             raise RegistryError(
                 "unsupported",

@@ -29,7 +29,8 @@ REASONS: Final[Mapping[str, str]] = {
     "decomposition of another library gives another model",
     "OSF": "it replaces what is left of the base behind its largest singular values, which takes a full decomposition "
     "of every weight and depends on the library where singular values are close",
-    "FROD": "its rotations are computed from the base when training starts and are not in the file",
+    "FROD": "half of its factors are not in the file: PEFT computes them from the base when it loads the adapter, "
+    "through an inverse that loses digits",
     "ADAMSS": "its rows are grouped by a clustering of the base (scikit-learn's k-means) that is not in the file",
     "LILY": "how much of it acts depends on the input: a router mixes its experts for every token",
 }

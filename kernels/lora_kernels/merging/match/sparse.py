@@ -39,7 +39,7 @@ def match_supertuning(view: View, groups: Sequence[Group]) -> Matches:
         shaped(values, *values.shape[:1])
         shaped(indices, *values.shape)
         found.append(added(view, to, "scatter", {"values": values, "places": places(indices)}, shape=[to.out, to.in_]))
-        if len(group.tensors) > 2:
+        if any(suffix.startswith("supertuning_lora_") for suffix in group.tensors):
             found.append(_pair(view, group, to))
     return found
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from lora_kernels.merging.blocks import Block
-from lora_kernels.merging.delta import Delta
+from lora_kernels.merging.blocks import BLOCK, Block
+from lora_kernels.merging.delta import Delta, Factor
 from lora_kernels.merging.numerics import F32, F64
+from lora_kernels.merging.updates.factors import FactorReader
 from lora_kernels.merging.updates.protocols import Inputs, Reach, Transform
+from lora_reg.spec.errors import RegistryError
 
 
 class Path(NamedTuple):
@@ -45,13 +48,34 @@ class Glora(Transform):
 
 def load(delta: Delta, inputs: Inputs) -> Glora:
     """factors: of `times`, A, and of `plus`, B: `_d` (rows, r) and `_u` (r, columns), or `_x`: one number, one for each
-    row, or, for a bias, one for each element."""
+    row, or, for a bias, one for each element; `zeros_…`, of paths that are switched off.
+    Raises RegistryError `rejected` where these are not zero."""
+    for name, factor in sorted(delta.factors.items()):
+        if name.startswith("zeros_"):
+            _check_zeros(factor, inputs.reader)
 
     def path(role: str) -> Path | None:
-        read = {name: inputs.reader.load(factor).astype(np.float64) for name, factor in delta.factors.items()}
+        read = {
+            name: inputs.reader.load(factor).astype(np.float64)
+            for name, factor in delta.factors.items()
+            if name.startswith(role)
+        }
         if f"{role}_d" in read:
             return Path(read[f"{role}_d"], read[f"{role}_u"])
         single = read.get(f"{role}_x")
         return None if single is None else Path(single if single.ndim == 2 else single[None])
 
     return Glora(path("times"), path("plus"))
+
+
+def _check_zeros(factor: Factor, reader: FactorReader) -> None:
+    part = np.empty(BLOCK, np.float32)
+    elements = math.prod(factor.shape)
+    for first in range(0, elements, BLOCK):
+        if reader.values(factor, first, part[: min(BLOCK, elements - first)]).any():
+            raise RegistryError(
+                "rejected",
+                f"{factor.name} holds the zeros of a path that adapter_config.json switches off, but is not zero.",
+                way_out="Merge an adapter as PEFT saved it.",
+                tensor=factor.name,
+            )
