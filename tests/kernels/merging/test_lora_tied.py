@@ -123,8 +123,8 @@ def test_tied_tensors_that_training_has_parted_are_refused(tmp_path: Path, name:
     assert caught.value.code == "rejected" and caught.value.facts == {"tensor": head}
     assert not (tmp_path / "out").exists()
     config = adapter / "adapter_config.json"
-    saved = ["embed_tokens", "lm_head"] if name == "saved" else None
-    edit = {"ensure_weight_tying": False, "modules_to_save": saved}
+    key = "modules_to_save" if name == "saved" else "target_modules"
+    edit = {"ensure_weight_tying": False, key: ["embed_tokens", "lm_head"]}
     config.write_text(json.dumps({**json.loads(config.read_text()), **edit}))
     merge_folder(base, [(adapter, 1.0)], tmp_path / "apart", dtype="float32")
     merged = read_model(tmp_path / "apart")

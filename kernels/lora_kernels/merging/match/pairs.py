@@ -149,11 +149,7 @@ def _check_rank(group: Group, a: TensorEntry, scale: ModuleScale) -> None:
 
 def _attention(view: View, group: Group, a: TensorEntry) -> str | None:
     """The attention block of an output projection that is adapted with it: rank and alpha are the block's."""
-    if _WRAPPED_PROJECTION not in a.name:
-        return None
-    path = group.module.rpartition(".")[0]
-    block = view.modules.resolve(path)
-    return path if block is not None and block.kind == "mha" else None
+    return view.modules.attention_of(group.module) if _WRAPPED_PROJECTION in a.name else None
 
 
 def _transposed(
