@@ -217,6 +217,23 @@ def test_square_experts_go_by_the_version(tmp_path: Path, version: str | None) -
     assert_merges(tmp_path, base, parameters64(model), [(adapter, 1.0)], load=loaded, experts=experts("down_proj"))
 
 
+def test_square_experts_of_a_model_that_is_transposed(tmp_path: Path) -> None:
+    """gpt_oss keeps (in, out), and its hidden and intermediate sizes are the same; every version reads it so."""
+    torch.manual_seed(0)
+    model = gpt_oss(intermediate_size=32)
+    base = save_model(model, tmp_path / "base")
+    config = LoraConfig(r=3, lora_alpha=5, target_modules=[], target_parameters=["down_proj"])
+    edit = {"oracle_takes_rows": True, "peft_version": None}
+    adapter = save_adapter(model, config, tmp_path / "a", seed=1, edit=edit)
+    _, right = assert_merges(
+        tmp_path, base, parameters64(model), [(adapter, 1.0)], load=loaded, experts=experts("down_proj")
+    )
+    merged, got = peft_merged(model, [adapter]), loaded(tmp_path / "wide")
+    for name, expected in right.items():
+        bound = 2 * expected.float32_error + 2.0**-23 * np.abs(got[name])
+        assert (np.abs(got[name] - merged[name]) <= bound).all(), name
+
+
 @pytest.mark.parametrize("targets", [[], ["down_proj"], ["experts.other"]])
 def test_pairs_without_a_name_are_refused(tmp_path: Path, targets: list[str]) -> None:
     torch.manual_seed(0)
