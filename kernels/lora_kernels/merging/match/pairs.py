@@ -75,6 +75,8 @@ def match_pair(view: View, group: Group, layout: Layout) -> Matches:
         unsupported("KaSA", group.module, "its base was cut down when training started")
     found, weight = view.module(group.module, a, "linear", "embedding", "conv", "mha")
     attention = _attention(view, group, a)
+    if view.config.use_dora and (view.config.lora_bias or attention is not None or found.kind == "mha"):
+        unsupported("DoRA together with lora_bias or on packed attention", group.module, "PEFT makes no such adapter")
     scale = view.scale(attention or group.module)
     _check_rank(group, a, scale)
     times = 1.0
