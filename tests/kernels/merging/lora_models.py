@@ -215,3 +215,16 @@ def adapted_logits(model: Any, adapter: Path, tokens: torch.Tensor) -> torch.Ten
         warnings.simplefilter("ignore")
         logits: torch.Tensor = PeftModel.from_pretrained(model, str(adapter)).eval()(tokens).logits
     return logits
+
+
+def assert_same_logits(
+    base: Path, adapters: Adapters, out: Path, tokens: torch.Tensor, want: torch.Tensor
+) -> MergeReport:
+    """The merged model gives what the adapted one gave; in float32, so that only the merge could make a difference."""
+    report = merge_folder(base, adapters, out, dtype="float32")
+    with torch.no_grad():
+        got = load_model(out)(tokens).logits
+        plain = load_model(base)(tokens).logits
+    assert (got - want).abs().max() < 2e-5 * want.abs().max(), (got - want).abs().max()
+    assert (plain - want).abs().max() > 1e-2
+    return report

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from lora_kernels.merging.match import experts, tokens
-from lora_kernels.merging.match.pairs import Layout, match_pair
+from lora_kernels.merging.match.layout import Layout
+from lora_kernels.merging.match.pairs import match_pair
 from lora_kernels.merging.match.view import Group, Matches, View, rejected, split_tied, unsupported
 from lora_reg.spec.adapter.coverage import names
 from lora_reg.spec.adapter.patterns import targets
