@@ -234,6 +234,16 @@ def test_combinations_that_peft_does_not_make_are_refused(
     assert caught.value.code == "unsupported"
 
 
+def test_attention_of_a_later_peft_is_refused(tmp_path: Path) -> None:
+    """Up to 0.21 PEFT adds the update of out_proj twice; a later one may have learned better."""
+    model, base = make_layers(tmp_path / "base")
+    config = LoraConfig(r=4, target_modules=["attention"])
+    adapter = save_adapter(model, config, tmp_path / "a", seed=1, edit={"peft_version": "0.22.0"})
+    with pytest.raises(RegistryError, match=r"packed attention, saved by PEFT 0\.22\.0 is not supported") as caught:
+        merge_folder(base, [(adapter, 1.0)], tmp_path / "out")
+    assert caught.value.code == "unsupported" and caught.value.facts["module"] == "attention"
+
+
 @pytest.mark.parametrize("transposed", [True, False])
 def test_fan_in_fan_out_on_a_base_of_an_unknown_type_goes_by_the_shapes(tmp_path: Path, transposed: bool) -> None:
     """What a square weight cannot tell, the others of the adapter do; where none does the merge is refused."""

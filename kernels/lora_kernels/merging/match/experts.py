@@ -181,7 +181,7 @@ def _takes_rows(view: View, path: str, parameter: _Parameter, a: TensorEntry, b:
         return fits[1]
     if view.base.model_type in _TRANSPOSED_TYPES:
         return True
-    version = _version(view.config.peft_version)
+    version = view.peft_version
     if version is None:
         unsupported(
             f"LoRA on {path}, whose experts are square",
@@ -189,10 +189,3 @@ def _takes_rows(view: View, path: str, parameter: _Parameter, a: TensorEntry, b:
             "adapter_config.json has no peft_version, and PEFT before 0.19 stored such factors the other way round",
         )
     return version < _SWAPPED_SINCE
-
-
-def _version(text: str | None) -> tuple[int, int] | None:
-    parts = (text or "").split(".")
-    if len(parts) < 2 or not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts[:2]):
-        return None
-    return int(parts[0]), int(parts[1])

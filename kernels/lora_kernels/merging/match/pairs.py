@@ -24,6 +24,7 @@ _HALVES: Final = (
 _KASA: Final = "lora_diag"
 # The output projection inside a `nn.MultiheadAttention` that is adapted as a whole.
 _WRAPPED_PROJECTION: Final = ".base_layer.out_proj."
+_ADDED_TWICE_UNTIL: Final = (0, 21)
 
 
 def match_pair(view: View, group: Group, layout: Layout) -> Matches:
@@ -40,8 +41,15 @@ def match_pair(view: View, group: Group, layout: Layout) -> Matches:
     times = 1.0
     if attention is not None:
         # PEFT adds the update of this projection twice, in the forward pass of training as in the merge: its
-        # `MultiheadAttention.merge` adds it and then calls `merge` of the projection, which adds it again.
+        # `MultiheadAttention.merge` adds it and then calls `merge` of the projection, which adds it again (PEFT pull
+        # request 3774, open in November 2026).
         times = 2.0
+        if view.peft_version is not None and view.peft_version > _ADDED_TWICE_UNTIL:
+            unsupported(
+                f"LoRA on packed attention, saved by PEFT {view.config.peft_version}",
+                attention,
+                "up to 0.21 PEFT adds the update of out_proj twice; whether this version does is not known",
+            )
     options: dict[str, Any] = {}
     diagonal = block_diagonal(view, group, found, scale)
     if diagonal:
