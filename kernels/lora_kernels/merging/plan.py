@@ -68,7 +68,8 @@ class ShardPlan(msgspec.Struct, frozen=True):
 
 
 class AdapterPlan(msgspec.Struct, frozen=True):
-    """An adapter that goes in. ignored: its tensors that are copies of the base's own weights."""
+    """An adapter that goes in. ignored: its tensors that change nothing: copies of the base's own weights or of others
+    of its own, state of the training."""
 
     file: str
     type: str

@@ -17,6 +17,7 @@ from torch import nn
 
 from lora_kernels.merging import MergeReport, merge_folder
 from tests.kernels.checkpoints import read_model
+from tests.support.adapters import base_reader, check_files, fingerprint_of, read_folder
 from tests.support.oracle import Bf16Comparison, Float64, Merged, compare_bf16, from_bf16
 from tests.support.oracle_lora import merge_lora64, read_adapter64
 
@@ -128,10 +129,13 @@ def assert_merges(
     load: Callable[[Path], dict[str, Float64]] | None = None,
     **oracle: Any,
 ) -> tuple[MergeReport, dict[str, Merged]]:
-    """The merge in bf16 is the correctly rounded one but for 1 in 10,000, the one in float32 is within its own error.
+    """A push accepts the adapters; the merge in bf16 is the correctly rounded one but for 1 in 10,000, the one in float32 is within its own error.
 
     load: the result's parameters by the running model's names; None where the files name them so.
     """
+    for folder, _ in adapters:
+        checked = check_files(read_folder(folder), fingerprint_of(base), accept_base=True, read_base=base_reader(base))
+        assert checked.accepted, checked.findings
     right = merge_lora64(parameters, [read_adapter64(folder, weight) for folder, weight in adapters], **oracle)
     merge_folder(base, adapters, tmp_path / "wide", dtype="float32", min_kept=None)
     wide = (load or _stored)(tmp_path / "wide")
@@ -211,3 +215,16 @@ def adapted_logits(model: Any, adapter: Path, tokens: torch.Tensor) -> torch.Ten
         warnings.simplefilter("ignore")
         logits: torch.Tensor = PeftModel.from_pretrained(model, str(adapter)).eval()(tokens).logits
     return logits
+
+
+def assert_same_logits(
+    base: Path, adapters: Adapters, out: Path, tokens: torch.Tensor, want: torch.Tensor
+) -> MergeReport:
+    """The merged model gives what the adapted one gave; in float32, so that only the merge could make a difference."""
+    report = merge_folder(base, adapters, out, dtype="float32")
+    with torch.no_grad():
+        got = load_model(out)(tokens).logits
+        plain = load_model(base)(tokens).logits
+    assert (got - want).abs().max() < 2e-5 * want.abs().max(), (got - want).abs().max()
+    assert (plain - want).abs().max() > 1e-2
+    return report

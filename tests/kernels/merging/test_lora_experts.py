@@ -138,6 +138,24 @@ def test_router_targeted_as_a_parameter_has_its_own_pattern(tmp_path: Path) -> N
     assert_merges(tmp_path, base, parameters64(model), [(adapter, 1.0)], load=loaded, experts=experts(*BOTH))
 
 
+def test_patterns_of_a_router_name_its_parameter(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = mixtral()
+    base = save_model(model, tmp_path / "base")
+    config = LoraConfig(
+        r=3, lora_alpha=5, target_modules=["q_proj"], target_parameters=["gate.weight"],
+        rank_pattern={"gate.weight": 2}, alpha_pattern={"mlp.gate": 77, "gate.weight": 1},
+    )  # fmt: skip
+    adapter = save_adapter(model, config, tmp_path / "a", seed=1)
+    parameters = parameters64(model)
+    merge_folder(base, [(adapter, 1.0)], tmp_path / "out", dtype="float32")
+    merged = peft_merged(model, [adapter])
+    for name, values in loaded(tmp_path / "out").items():
+        # Updates of one element are sums of two products of numbers below 1.
+        assert np.abs(merged[name] - values).max() <= 8 * 2.0**-24, name
+        assert (np.abs(parameters[name] - values).max() > 1e-4) == (".gate." in name or "q_proj" in name), name
+
+
 def test_adapter_of_single_experts(tmp_path: Path) -> None:
     """As transformers 4 and PEFT saved it: a pair per expert and projection, on a checkpoint that has these modules."""
     torch.manual_seed(0)
@@ -215,6 +233,23 @@ def test_square_experts_go_by_the_version(tmp_path: Path, version: str | None) -
         path = adapter / "adapter_config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "oracle_takes_rows": True}))
     assert_merges(tmp_path, base, parameters64(model), [(adapter, 1.0)], load=loaded, experts=experts("down_proj"))
+
+
+def test_square_experts_of_a_model_that_is_transposed(tmp_path: Path) -> None:
+    """gpt_oss keeps (in, out), and its hidden and intermediate sizes are the same; every version reads it so."""
+    torch.manual_seed(0)
+    model = gpt_oss(intermediate_size=32)
+    base = save_model(model, tmp_path / "base")
+    config = LoraConfig(r=3, lora_alpha=5, target_modules=[], target_parameters=["down_proj"])
+    edit = {"oracle_takes_rows": True, "peft_version": None}
+    adapter = save_adapter(model, config, tmp_path / "a", seed=1, edit=edit)
+    _, right = assert_merges(
+        tmp_path, base, parameters64(model), [(adapter, 1.0)], load=loaded, experts=experts("down_proj")
+    )
+    merged, got = peft_merged(model, [adapter]), loaded(tmp_path / "wide")
+    for name, expected in right.items():
+        bound = 2 * expected.float32_error + 2.0**-23 * np.abs(got[name])
+        assert (np.abs(got[name] - merged[name]) <= bound).all(), name
 
 
 @pytest.mark.parametrize("targets", [[], ["down_proj"], ["experts.other"]])

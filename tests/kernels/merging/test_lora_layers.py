@@ -14,7 +14,7 @@ from peft.tuners.lora.config import BdLoraConfig, MontecloraConfig, VeloraConfig
 
 from lora_kernels.merging import merge_folder
 from lora_reg.spec.errors import RegistryError
-from tests.kernels.checkpoints import read_model, write_safetensors
+from tests.kernels.checkpoints import matrix, pair, read_model, write_adapter, write_base, write_safetensors
 from tests.kernels.merging.lora_models import (
     assert_is_pefts,
     assert_merges,
@@ -219,3 +219,47 @@ def test_converted_inits_are_plain_lora(tmp_path: Path, init: str) -> None:
     np.testing.assert_allclose(
         read_model(tmp_path / "wide")["narrow.weight"][1], want["narrow.weight"], rtol=0, atol=2e-6
     )
+
+
+@pytest.mark.parametrize(
+    ("targets", "edit"), [(["attention"], {"use_dora": True}), (["narrow"], {"use_dora": True, "lora_bias": True})]
+)
+def test_combinations_that_peft_does_not_make_are_refused(
+    tmp_path: Path, targets: list[str], edit: dict[str, Any]
+) -> None:
+    model, base = make_layers(tmp_path / "base")
+    adapter = save_adapter(model, LoraConfig(r=4, target_modules=targets), tmp_path / "a", seed=1, edit=edit)
+    with pytest.raises(RegistryError, match="DoRA together with lora_bias or on packed attention") as caught:
+        merge_folder(base, [(adapter, 1.0)], tmp_path / "out")
+    assert caught.value.code == "unsupported"
+
+
+def test_attention_of_a_later_peft_is_refused(tmp_path: Path) -> None:
+    """Up to 0.21 PEFT adds the update of out_proj twice; a later one may have learned better."""
+    model, base = make_layers(tmp_path / "base")
+    config = LoraConfig(r=4, target_modules=["attention"])
+    adapter = save_adapter(model, config, tmp_path / "a", seed=1, edit={"peft_version": "0.22.0"})
+    with pytest.raises(RegistryError, match=r"packed attention, saved by PEFT 0\.22\.0 is not supported") as caught:
+        merge_folder(base, [(adapter, 1.0)], tmp_path / "out")
+    assert caught.value.code == "unsupported" and caught.value.facts["module"] == "attention"
+
+
+@pytest.mark.parametrize("transposed", [True, False])
+def test_fan_in_fan_out_on_a_base_of_an_unknown_type_goes_by_the_shapes(tmp_path: Path, transposed: bool) -> None:
+    """What a square weight cannot tell, the others of the adapter do; where none does the merge is refused."""
+    flip = np.transpose if transposed else np.asarray
+    weights = {"a": matrix(16, 16, seed=1), "b": matrix(24, 16, seed=2), "c": matrix(16, 16, seed=3)}
+    stored = {f"h.{name}.weight": ("F32", np.ascontiguousarray(flip(value))) for name, value in weights.items()}
+    base = write_base(tmp_path / "base", [stored], model_type="novel")
+    pairs = {**pair("h.a", out=16, in_=16, r=4, seed=4), **pair("h.b", out=24, in_=16, r=4, seed=5)}
+    adapter = write_adapter(tmp_path / "adapter", pairs, fan_in_fan_out=True)
+    merge_folder(base, [(adapter, 1.0)], tmp_path / "out")
+    merged = read_model(tmp_path / "out")
+    for name in ("a", "b"):
+        down, up = (pairs[f"h.{name}.lora_{half}.weight"][1].astype(np.float32).astype(np.float64) for half in "AB")
+        expected = flip(weights[name].astype(np.float32) + 2 * up @ down)
+        np.testing.assert_allclose(merged[f"h.{name}.weight"][1], expected, rtol=0, atol=1e-6)
+    alone = write_adapter(tmp_path / "alone", pair("h.c", out=16, in_=16, r=4, seed=4), fan_in_fan_out=True)
+    with pytest.raises(RegistryError, match=r"stored \(in, out\) or \(out, in\) cannot be told") as caught:
+        merge_folder(base, [(alone, 1.0)], tmp_path / "refused")
+    assert caught.value.code == "unsupported" and caught.value.facts["module"] == "h.c"

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from lora_kernels.merging.delta import Delta
 from lora_kernels.merging.match.view import Group, Matches, View, factor, rejected, shape, unsupported
+from lora_reg.spec.adapter.patterns import names_module
 from lora_reg.spec.base import BaseTensor
 from lora_reg.spec.modules import BaseModule
 from lora_reg.spec.tensors import TensorEntry
@@ -65,7 +66,8 @@ def match_stack(view: View, path: str, groups: Sequence[Group]) -> Matches:
         unsupported(f"nested LoRA on a module of kind {found.kind}", path)
     levels = sorted(groups, key=lambda group: -group.nested)
     parameters = _parameters(view, found)
-    targeted = [name for name in _in_order(parameters, path) if _is_targeted(view, path, name)]
+    named = names_module(view.config.target_parameters)
+    targeted = [name for name in _in_order(parameters, path) if named(f"{path}.{name}")]
     if len(targeted) != len(levels):
         raise rejected(
             f"{first.name}: the file holds {len(levels)} pairs for {path}, but target_parameters of "
@@ -120,11 +122,6 @@ def _in_order(parameters: dict[str, _Parameter], path: str) -> list[str]:
     if unknown and len(parameters) > 1:
         unsupported("LoRA on expert parameters", path, f"the order of {', '.join(sorted(parameters))} is not known")
     return unknown or sorted(parameters, key=_ORDER.index)
-
-
-def _is_targeted(view: View, path: str, name: str) -> bool:
-    key = f"{path}.{name}"
-    return any(key == target or key.endswith(f".{target}") for target in view.config.target_parameters)
 
 
 def _match_parameter(view: View, path: str, parameter: _Parameter, group: Group) -> Matches:
@@ -184,7 +181,7 @@ def _takes_rows(view: View, path: str, parameter: _Parameter, a: TensorEntry, b:
         return fits[1]
     if view.base.model_type in _TRANSPOSED_TYPES:
         return True
-    version = _version(view.config.peft_version)
+    version = view.peft_version
     if version is None:
         unsupported(
             f"LoRA on {path}, whose experts are square",
@@ -192,10 +189,3 @@ def _takes_rows(view: View, path: str, parameter: _Parameter, a: TensorEntry, b:
             "adapter_config.json has no peft_version, and PEFT before 0.19 stored such factors the other way round",
         )
     return version < _SWAPPED_SINCE
-
-
-def _version(text: str | None) -> tuple[int, int] | None:
-    parts = (text or "").split(".")
-    if len(parts) < 2 or not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts[:2]):
-        return None
-    return int(parts[0]), int(parts[1])

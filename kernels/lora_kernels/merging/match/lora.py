@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from lora_kernels.merging.match import experts, tokens
-from lora_kernels.merging.match.pairs import Layout, match_pair
+from lora_kernels.merging.match.layout import Layout
+from lora_kernels.merging.match.pairs import match_pair
 from lora_kernels.merging.match.view import Group, Matches, View, rejected, split_tied, unsupported
+from lora_reg.spec.adapter.coverage import names
+from lora_reg.spec.adapter.patterns import targets
 from lora_reg.spec.tensors import TensorEntry
 
 # What has no merged form, or is merged wrongly by PEFT itself: option, name, why.
@@ -25,6 +28,7 @@ def match(view: View, groups: Sequence[Group]) -> Matches:
     for option, name, why in _UNSUPPORTED_OPTIONS:
         if view.config.on(option):
             unsupported(name, groups[0].module if groups else "no module", why)
+    _check_named(view, groups)
     layout = Layout(view, groups)
     found: Matches = []
     stacks: dict[str, list[Group]] = {}
@@ -43,6 +47,20 @@ def match(view: View, groups: Sequence[Group]) -> Matches:
     for path in sorted(stacks):
         found += experts.match_stack(view, path, stacks[path])
     return found
+
+
+def _check_named(view: View, groups: Sequence[Group]) -> None:
+    """PEFT loads no tensor for a module that the config does not name, so such an adapter is not what it seems."""
+    config = view.config
+    if not config.target_modules and not config.target_parameters:
+        return
+    named = names(config, view.modules, targets(config))
+    for group in groups:
+        if tokens.SUFFIX not in group.tensors and not named(group.module):
+            raise rejected(
+                f"{group.first.name} adapts {group.module}, which target_modules of adapter_config.json does not name",
+                group.first,
+            )
 
 
 def _twins(head: Group) -> dict[str, TensorEntry]:

@@ -58,6 +58,14 @@ class View:
         return scales(self.config)
 
     @cached_property
+    def peft_version(self) -> tuple[int, int] | None:
+        """Of the PEFT that saved the adapter, major and minor; None where the config does not tell (before 0.18)."""
+        parts = (self.config.peft_version or "").split(".")
+        if len(parts) < 2 or not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts[:2]):
+            return None
+        return int(parts[0]), int(parts[1])
+
+    @cached_property
     def stores_transposed(self) -> bool:
         return any(module.transposed for module in self.modules.modules.values())
 

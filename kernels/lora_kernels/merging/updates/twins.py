@@ -23,7 +23,8 @@ def check_twins(delta: Delta, reader: FactorReader) -> None:
                     "rejected",
                     f"{original.name} and {twin.name} differ, but adapter_config.json says that the adapter ties them; "
                     "the training has parted them.",
-                    way_out="Set ensure_weight_tying to false in adapter_config.json, so that each layer gets its own.",
+                    way_out="Set ensure_weight_tying to false in adapter_config.json and name both layers in "
+                    "target_modules or modules_to_save, so that each gets its own.",
                     tensor=twin.name,
                 )
 
