@@ -6,8 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lora_kernels.merging.match.fourierft import number
-from lora_kernels.merging.match.target import changed, needed, shaped, target
+from lora_kernels.merging.match.target import changed, needed, number, shaped, target
 from lora_kernels.merging.match.view import Group, Matches, View, rejected
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lora_kernels.merging.match.target import added, needed, target
+from lora_kernels.merging.match.target import added, needed, number, target
 from lora_kernels.merging.match.view import Group, Matches, View, rejected, shape
 from lora_reg.spec.tensors import TensorEntry
 
@@ -31,15 +31,8 @@ def check_count(spectrum: TensorEntry, elements: int) -> None:
 
 def seed(view: View, entry: TensorEntry) -> int:
     value = view.config.raw.get("random_loc_seed", 777)
-    if type(value) is not int:
+    if type(value) is not int or value < 0:
         raise rejected(
             f"adapter_config.json has random_loc_seed = {str(value)[:40]} for the places of {entry.name}", entry
         )
     return value
-
-
-def number(view: View, entry: TensorEntry, key: str, default: float) -> float:
-    value = view.config.raw.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise rejected(f"adapter_config.json has {key} = {str(value)[:40]} for {entry.name}", entry)
-    return float(value)

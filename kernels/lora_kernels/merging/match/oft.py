@@ -14,7 +14,7 @@ from lora_kernels.merging.match.view import Group, Matches, View, rejected, shap
 from lora_reg.spec.tensors import TensorEntry
 
 _EMBEDDING = "oft_embedding_R.weight"
-# Defaults of PEFT's OFTConfig, for configs that were saved before it had these keys.
+# Defaults of PEFT's OFTConfig.
 _TERMS = 5
 _EPS = 6e-5
 
@@ -46,7 +46,13 @@ def _rotation(view: View, to: Target, entry: TensorEntry) -> dict[str, Any]:
             f"no size that divides the {to.in_} inputs of {to.path} into as many",
             entry,
         )
-    neumann = raw.get("use_cayley_neumann", "use_cayley_neumann" not in raw)
+    neumann = raw.get("use_cayley_neumann") is not False
+    if neumann and _before_series_changed(view.config.peft_version):
+        unsupported(
+            "OFT with use_cayley_neumann of PEFT before 0.18",
+            to.path,
+            "its series was another one, of which PEFT warns",
+        )
     terms, eps = raw.get("num_cayley_neumann_terms", _TERMS), raw.get("eps", _EPS)
     if type(terms) is not int or not 0 <= terms <= 100 or type(eps) not in (int, float):
         raise rejected(f"adapter_config.json has num_cayley_neumann_terms = {terms!r:.40}, eps = {eps!r:.40}", entry)
@@ -55,3 +61,10 @@ def _rotation(view: View, to: Target, entry: TensorEntry) -> dict[str, Any]:
         "terms": terms if neumann else None,
         "eps": float(eps) if raw.get("coft") is True else None,
     }
+
+
+def _before_series_changed(version: str | None) -> bool:
+    """PEFT has named its version in configs since 0.18, where it changed the series."""
+    major, _, rest = (version or "0.0").partition("@")[0].partition(".")
+    minor = rest.partition(".")[0]
+    return not (major.isdecimal() and minor.isdecimal() and (int(major), int(minor)) >= (0, 18))

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lora_kernels.merging.match.fourierft import number
-from lora_kernels.merging.match.target import added, needed, shaped, target
+from lora_kernels.merging.match.target import added, needed, number, shaped, target
 from lora_kernels.merging.match.view import Group, Matches, View, rejected, shape
 from lora_reg.spec.errors import RegistryError
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lora_kernels.merging.delta import Delta
-from lora_kernels.merging.match.fourierft import check_count, number, seed
-from lora_kernels.merging.match.target import Target, added, needed, places, shaped, target
+from lora_kernels.merging.match.fourierft import check_count, seed
+from lora_kernels.merging.match.target import Target, added, needed, number, places, shaped, target
 from lora_kernels.merging.match.view import Group, Matches, View, rejected, unsupported
 
 

@@ -67,6 +67,14 @@ def shaped(entry: TensorEntry, *expected: int) -> TensorEntry:
     return entry
 
 
+def number(view: View, entry: TensorEntry, key: str, default: float) -> float:
+    """A number of adapter_config.json. Raises RegistryError `rejected`, naming the tensor it is for."""
+    value = view.config.raw.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise rejected(f"adapter_config.json has {key} = {str(value)[:40]} for {entry.name}", entry)
+    return float(value)
+
+
 def added(view: View, found: Target, kind: str, factors: Factors, **how: Any) -> tuple[str, Delta]:
     """An additive update of the module's weight. how: `scale`, and the options of the kind; those that are None or
     False are left out."""

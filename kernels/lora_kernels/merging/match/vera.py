@@ -79,7 +79,7 @@ def _check_size(to: Target, *shapes: list[int]) -> None:
 
 def _seed(view: View, to: Target) -> int:
     seed = view.config.raw.get("projection_prng_key")
-    if view.config.raw.get("save_projection") is True or type(seed) is not int:
+    if view.config.raw.get("save_projection") is True or type(seed) is not int or seed < 0:
         raise RegistryError(
             "rejected",
             f"The adapter holds no {view.config.peft_type.lower()}_A and _B, the projections that {to.path} needs, and "
