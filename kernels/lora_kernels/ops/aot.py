@@ -43,13 +43,13 @@ class Variant:
 @dataclass(frozen=True, slots=True)
 class Cost:
     """Of one variant. registers: per thread. spill_bytes: stores and loads together, per thread. shared: bytes per
-    program. wide: whether some access to global memory is 16 bytes per thread. ptx: the assembly."""
+    program. wide: whether some access to global memory is 16 bytes per thread. ir: Triton's, before its layouts."""
 
     registers: int
     spill_bytes: int
     shared: int
     wide: bool
-    ptx: str = field(repr=False)
+    ir: str = field(repr=False)
 
 
 def compile_variant(variant: Variant) -> Cost:
@@ -80,7 +80,7 @@ def compile_variant(variant: Variant) -> Cost:
         spill_bytes=int(spills[1]) + int(spills[2]),
         shared=compiled.metadata.shared,
         wide=bool(re.search(r"(?:ld|st)\.global\S*\.v4\.b32", ptx)),
-        ptx=ptx,
+        ir=compiled.asm["ttir"],
     )
 
 

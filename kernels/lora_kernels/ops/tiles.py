@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lora_kernels.ops.rounding import load
+from lora_kernels.ops.rounding import load, load_typed, widen
 from lora_kernels.ops.tables import FIELDS
 
 W = tl.constexpr(FIELDS.index("w"))
@@ -79,7 +79,7 @@ def load_tile(
     ELEMENT: tl.constexpr,
     ALIGNED: tl.constexpr,
 ) -> tl.tensor:
-    """The tile of W as it is stored; 0 where masked. Widen it where it is used: until then it takes half the room."""
+    """The tile of W as it is stored; 0 where masked. `widen` it where it is used: until then it takes half the room."""
     return load(tl.load(job + W), offsets(job, o_rows, o_columns, W_ROW, W_COLUMN, ALIGNED), mask, ELEMENT, ALIGNED)
 
 
@@ -112,18 +112,16 @@ def adapter_delta(
     for start in range(0, rank, BLOCK_RANK):
         o_rank = start + tl.arange(0, BLOCK_RANK).to(tl.int64)
         m_rank = o_rank < rank
-        b_b = load(b_address, o_rows[:, None] * rank + o_rank[None, :], m_rows[:, None] & m_rank[None, :], FACTOR, True)
-        b_a = load(
-            a_address,
-            o_rank[:, None] * columns + o_columns[None, :],
-            m_rank[:, None] & m_columns[None, :],
-            FACTOR,
-            ALIGNED,
-        )
+        o_b, m_b = o_rows[:, None] * rank + o_rank[None, :], m_rows[:, None] & m_rank[None, :]
+        o_a, m_a = o_rank[:, None] * columns + o_columns[None, :], m_rank[:, None] & m_columns[None, :]
         if NATIVE:
+            b_b = load_typed(b_address, o_b, m_b, FACTOR, True)
+            b_a = load_typed(a_address, o_a, m_a, FACTOR, ALIGNED)
             b_delta = tl.dot(b_b, b_a, b_delta)
         else:
-            b_delta = tl.dot(b_b.to(tl.float32), b_a.to(tl.float32), b_delta, input_precision="ieee")
+            b_b = widen(load(b_address, o_b, m_b, FACTOR, True), FACTOR)
+            b_a = widen(load(a_address, o_a, m_a, FACTOR, ALIGNED), FACTOR)
+            b_delta = tl.dot(b_b, b_a, b_delta, input_precision="ieee")
     return b_delta
 
 

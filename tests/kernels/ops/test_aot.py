@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from lora_kernels.ops.aot import compile_variant
@@ -19,3 +21,7 @@ def test_compiles_without_spills(variant):
     assert cost.registers <= 255
     if variant.constants.get("ALIGNED"):
         assert cost.wide, "an aligned layout is not read 16 bytes at a time"
+    # Offsets of blocks of elements, at which the tensors of a checkpoint may lie past 2^31.
+    offsets = re.findall(r"tt\.addptr .*: tensor<\d+x\d+x!tt\.ptr<\w+>>, tensor<\d+x\d+x(\w+)>", cost.ir)
+    assert offsets
+    assert set(offsets) == {"i64"}

@@ -15,7 +15,7 @@ from lora_kernels.ops.configs import MERGE_LOW_RANK, LaunchConfig
 from lora_kernels.ops.launch import ELEMENTS, TABLE_TYPES, low_rank_constants, options
 from lora_kernels.ops.low_rank import LowRank
 from lora_kernels.ops.merge_low_rank.stats import MergeStats
-from lora_kernels.ops.rounding import round_to, store_rounded
+from lora_kernels.ops.rounding import round_to, store_rounded, widen
 from lora_kernels.ops.tiles import OUT, OUT_COLUMN, OUT_ROW, delta_sum, job_of, load_tile, offsets, tile_of
 
 Item = tuple[torch.Tensor, Sequence[LowRank], torch.Tensor]
@@ -51,7 +51,7 @@ def merge_low_rank_kernel(
         job, factors, scales, o_rows, o_columns, m_rows, m_columns, columns,
         FACTOR, NATIVE, ALIGNED, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_RANK,
     )  # fmt: skip
-    b_w = b_w.to(tl.float32)
+    b_w = widen(b_w, ELEMENT)
     b_out = b_w + b_delta
     o_out = offsets(job, o_rows, o_columns, OUT_ROW, OUT_COLUMN, ALIGNED)
     store_rounded(tl.load(job + OUT), o_out, b_out, m_tile, OUTPUT, ALIGNED)
