@@ -30,12 +30,24 @@ class LowRank:
         return self.a.shape[0]
 
 
+def check_dtype(tensor: torch.Tensor, *, name: str) -> None:
+    """Raises RegistryError `invalid-request` unless the elements are bf16, fp16 or fp32."""
+    if tensor.dtype not in DTYPES:
+        raise _invalid(f"{name} has elements of type {tensor.dtype}; expected one of {_names()}.")
+
+
+def check_vector(tensor: torch.Tensor, length: int, device: torch.device, *, name: str) -> None:
+    """tensor: (length,), bf16, fp16 or fp32, on the device. Raises RegistryError `invalid-request`."""
+    check_dtype(tensor, name=name)
+    if tensor.shape != (length,) or tensor.device != device:
+        raise _invalid(f"{name} is {tuple(tensor.shape)} on {tensor.device}; expected ({length},) on {device}.")
+
+
 def check_weight(w: torch.Tensor, *, name: str = "W") -> None:
     """w: (o, i), bf16, fp16 or fp32. Raises RegistryError `invalid-request` that names the tensor."""
     if w.ndim != 2:
         raise _invalid(f"{name} has the shape {tuple(w.shape)}; expected a matrix (o, i).")
-    if w.dtype not in DTYPES:
-        raise _invalid(f"{name} has elements of type {w.dtype}; expected one of {_names()}.")
+    check_dtype(w, name=name)
 
 
 def check_output(w: torch.Tensor, out: torch.Tensor | None, dtype: torch.dtype | None, *, name: str = "W") -> None:

@@ -22,6 +22,7 @@ from lora_kernels.ops.low_rank import LowRank
 FIELDS: Final = (
     "w", "out", "rows", "columns", "w_row", "w_column", "out_row", "out_column", "first", "count", "e_row", "e_column",
 )  # fmt: skip
+E_COLUMN: Final = FIELDS.index("e_column")
 # What aligned addresses, strides, numbers of columns and ranks are multiples of; kernels state them as hints.
 ALIGNED_BYTES: Final = 16
 ALIGNED_ELEMENTS: Final = 8
@@ -31,8 +32,9 @@ ALIGNED_ELEMENTS: Final = 8
 class Tables:
     """jobs int64 (n, len(FIELDS)); factors int64 (adapters, 3), addresses of B and A and the rank; scales float32
     (adapters,); tiles int32 (programs, 3), job and tile indices. aligned: the elements of every row of every matrix are
-    neighbours, and addresses, strides and numbers of columns are multiples that 16-byte accesses need. tile_counts: per
-    job. keep: owners of the memory that the addresses point to."""
+    neighbours, and addresses, strides and numbers of columns are multiples that 16-byte accesses need.
+    numbered_along_rows: no matrix was transposed. tile_counts: per job. keep: owners of the memory that the addresses
+    point to."""
 
     jobs: Tensor
     factors: Tensor
@@ -40,6 +42,7 @@ class Tables:
     tiles: Tensor
     factor_dtype: torch.dtype
     aligned: bool
+    numbered_along_rows: bool
     tile_counts: tuple[int, ...]
     keep: tuple[Tensor, ...]
 
@@ -49,10 +52,16 @@ class Tables:
 
 
 def build(
-    matrices: Sequence[tuple[Tensor, Tensor]], adapters: Sequence[Sequence[LowRank]], *, rows: int, columns: int
+    matrices: Sequence[tuple[Tensor, Tensor]],
+    adapters: Sequence[Sequence[LowRank]],
+    *,
+    rows: int,
+    columns: int,
+    transpose: bool = True,
 ) -> Tables:
     """matrices: (W, output) of each job, all of one element type each and on one device; the same tensor twice to work
-    in place. adapters: of each job. rows, columns: size of a tile."""
+    in place. adapters: of each job. rows, columns: size of a tile. transpose: False where a kernel must see
+    rows as rows."""
     device = matrices[0][0].device
     dtypes = {factor.dtype for group in adapters for adapter in group for factor in (adapter.a, adapter.b)}
     factor_dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
@@ -63,7 +72,7 @@ def build(
     keep: list[Tensor] = []
     for (given, result), group in zip(matrices, adapters, strict=True):
         present = [adapter for adapter in group if adapter.rank]
-        swap = given.stride(1) != 1 and given.stride(0) == 1
+        swap = transpose and given.stride(1) != 1 and given.stride(0) == 1
         w, out = (given.T, result.T) if swap else (given, result)
         elements = (1, given.shape[1]) if swap else (given.shape[1], 1)
         jobs.append([
@@ -83,6 +92,7 @@ def build(
         scales=torch.tensor(scales, dtype=torch.float32).to(device),
         tiles=_tiles(counts).to(device),
         factor_dtype=factor_dtype,
+        numbered_along_rows=all(job[E_COLUMN] == 1 for job in jobs),
         aligned=all(_aligned(tensor) for tensor in keep),
         tile_counts=tuple(down * across for down, across in counts),
         keep=tuple(keep),

@@ -10,8 +10,9 @@ from typing import Final, NamedTuple
 
 import torch
 
-# Outputs and what surrounds them, before a kernel runs. Not NaN alone: a kernel that copies NaN would pass.
-SENTINEL: Final = 170
+# The bytes of outputs, and of what surrounds them, before a kernel runs: a NaN in every type, and one that no rounding
+# gives.
+SENTINEL: Final = 0xFF
 GUARD: Final = 64
 
 
@@ -59,8 +60,8 @@ def assert_close(
 class Guarded:
     """An output inside a larger storage full of sentinels.
 
-    tensor: (rows, columns), to be written, holding sentinels too, so that an element that is forgotten shows. padding:
-    columns between its rows, which must stay as they are, like the guards before and behind it.
+    tensor: (rows, columns), to be written, poisoned with sentinels too, so that an element that is forgotten shows.
+    padding: columns between its rows, which must stay as they are, like the guards before and behind it.
     """
 
     def __init__(

@@ -29,8 +29,8 @@ WIDTH = tl.constexpr(len(FIELDS))
 
 @triton.jit
 def job_of(jobs: tl.tensor, tiles: tl.tensor, i_program: tl.tensor) -> tl.tensor:
-    """Where the fields of the program's job begin."""
-    return jobs + tl.load(tiles + 3 * i_program.to(tl.int64)).to(tl.int64) * WIDTH
+    """Where the fields of the program's job begin. i_program: an int32 suffices, a launch has far fewer programs."""
+    return jobs + tl.load(tiles + 3 * i_program).to(tl.int64) * WIDTH
 
 
 @triton.jit
@@ -43,7 +43,7 @@ def tile_of(
     ALIGNED: tl.constexpr,
 ) -> tl.tensor:
     """Row indices (BLOCK_ROWS,), column indices (BLOCK_COLUMNS,), both int64, and the matrix's rows and columns."""
-    p_tile = tiles + 3 * i_program.to(tl.int64)
+    p_tile = tiles + 3 * i_program
     o_rows = tl.load(p_tile + 1).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     o_columns = tl.load(p_tile + 2).to(tl.int64) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     columns = tl.load(job + COLUMNS)

@@ -58,3 +58,16 @@ def bits(tensor: torch.Tensor) -> np.ndarray:
     """Bit patterns, to compare NaN and the signs of zeros too."""
     kind = {2: torch.uint16, 4: torch.uint32}[tensor.element_size()]
     return tensor.contiguous().cpu().view(kind).numpy()
+
+
+def whole(
+    shape: tuple[int, int], ranks: Sequence[int], *, device: torch.device, dtype: torch.dtype = FP32
+) -> list[LowRank]:
+    """Adapters of small whole numbers, scaled by a power of two: their deltas are exact in float32."""
+    adapters = []
+    for seed, rank in enumerate(ranks):
+        generator = torch.Generator().manual_seed(seed)
+        b = torch.randint(-3, 4, (shape[0], rank), generator=generator).to(dtype)
+        a = torch.randint(-3, 4, (rank, shape[1]), generator=generator).to(dtype)
+        adapters.append(LowRank(b.to(device), a.to(device), scale=0.25 * (-1) ** seed))
+    return adapters

@@ -7,10 +7,15 @@ import re
 import pytest
 
 from lora_kernels.ops.aot import compile_variant
+from lora_kernels.ops.dare_merge import kernel as dare_merge
 from lora_kernels.ops.dispatch import interpreted
+from lora_kernels.ops.merge_dora import kernel as merge_dora
 from lora_kernels.ops.merge_low_rank import kernel as merge_low_rank
+from lora_kernels.ops.tensor_stats import kernel as tensor_stats
+from lora_kernels.ops.ties_merge import kernel as ties_merge
 
-VARIANTS = [variant for kernel in (merge_low_rank,) for variant in kernel.variants()]
+KERNELS = (merge_low_rank, merge_dora, tensor_stats, ties_merge, dare_merge)
+VARIANTS = [variant for kernel in KERNELS for variant in kernel.variants()]
 
 
 @pytest.mark.skipif(interpreted(), reason="kernels are interpreted in this process")
@@ -19,7 +24,7 @@ def test_compiles_without_spills(variant):
     cost = compile_variant(variant)
     assert cost.spill_bytes == 0
     assert cost.registers <= 255
-    if variant.constants.get("ALIGNED"):
+    if variant.constants["ALIGNED"] and "ELEMENT" in variant.constants:
         assert cost.wide, "an aligned layout is not read 16 bytes at a time"
     # Offsets of blocks of elements, at which the tensors of a checkpoint may lie past 2^31.
     offsets = re.findall(r"tt\.addptr .*: tensor<\d+x\d+x!tt\.ptr<\w+>>, tensor<\d+x\d+x(\w+)>", cost.ir)

@@ -62,7 +62,7 @@ def merge_low_rank_kernel(
         b_realised = tl.where(m_tile, b_rounded - b_w, 0.0)
         b_size = tl.where(b_delta == b_delta, tl.abs(b_delta), float("inf"))
         b_lost = m_tile & ~(tl.abs(b_rounded) < float("inf"))
-        p_partials = partials + i_program.to(tl.int64) * 5
+        p_partials = partials + i_program * 5
         tl.store(p_partials, tl.sum(b_delta * b_delta))
         tl.store(p_partials + 1, tl.sum(b_realised * b_delta))
         tl.store(p_partials + 2, tl.sum(b_realised * b_realised))
