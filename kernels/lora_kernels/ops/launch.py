@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 import torch
@@ -37,6 +38,11 @@ def low_rank_constants(factor: torch.dtype, config: LaunchConfig, *, aligned: bo
         "BLOCK_COLUMNS": config.columns,
         "BLOCK_RANK": config.rank,
     }
+
+
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """Launches inside go to this GPU: Triton launches on the current one, wherever the tensors lie."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def options(config: LaunchConfig) -> dict[str, Any]:

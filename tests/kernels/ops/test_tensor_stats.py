@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lora_kernels.ops import tensor_stats, tensor_stats_grouped
+from lora_kernels.ops import tables, tensor_stats, tensor_stats_grouped
+from lora_kernels.ops.configs import TENSOR_STATS
+from lora_kernels.ops.launch import ELEMENTS, options
 from lora_kernels.ops.tensor_stats import Summary
 from lora_reg.spec.errors import RegistryError
 from tests.kernels.ops.inputs import BF16, FP16, FP32, laid_out, normal
@@ -62,6 +64,22 @@ def test_largest_and_smallest_numbers_keep_their_squares(device):
     )
     subnormal = torch.tensor([1, 0x8003], dtype=torch.uint16).view(BF16).to(device)
     assert tensor_stats(subnormal, backend="triton") == Summary(10 * (2.0**-133) ** 2, 3 * 2.0**-133, 0)
+
+
+def test_elements_past_31_bits(device):
+    """The last stretch of a tensor of more than 2^31 elements, in memory of which only that stretch is ever touched."""
+    from lora_kernels.ops.tensor_stats import kernel
+
+    tensor = torch.empty((1, 2**31 + 4096), dtype=BF16, device=device)
+    tensor[0, -4096:] = 0
+    tensor[0, -1] = 3
+    table = tables.build([(tensor, tensor)], [()], rows=TENSOR_STATS.rows, columns=TENSOR_STATS.columns)
+    partials = torch.zeros((1, kernel.PARTIALS), dtype=torch.float64, device=device)
+    kernel.tensor_stats_kernel[(1,)](
+        table.jobs, table.tiles[-1:], partials, ELEMENT=ELEMENTS[BF16], ALIGNED=True,
+        BLOCK_ROWS=TENSOR_STATS.rows, BLOCK_COLUMNS=TENSOR_STATS.columns, **options(TENSOR_STATS),
+    )  # fmt: skip
+    assert partials.tolist() == [[9, 3, 0]]
 
 
 def test_a_group_gives_each_what_it_gets_alone(device):

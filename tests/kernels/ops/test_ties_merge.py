@@ -62,6 +62,19 @@ def test_the_limit_is_the_kth_largest_magnitude(density, device, monkeypatch):
         assert int(limit) in magnitudes
 
 
+def test_infinite_elements_are_counted_once_and_those_outside_not_at_all(device):
+    from lora_kernels.ops.ties_merge import kernel
+
+    zero, (adapter,) = torch.zeros(70, 72, device=device), loras((70, 72), (5,), dtype=FP32, device=device)
+    finite = adapter.a.clone()
+    adapter.a[0, 3] = torch.inf
+    (limit,) = kernel.limits(zero, [adapter], 0.1)
+    # The 70 elements of column 3 are the largest; without that column, the limit lies 70 places higher.
+    rest = LowRank(adapter.b, finite[:, [column for column in range(72) if column != 3]].contiguous(), adapter.scale)
+    (expected,) = kernel.limits(torch.zeros(70, 71, device=device), [rest], (504 - 70 + 0.5) / (70 * 71))
+    assert int(limit) == int(expected)
+
+
 def test_all_of_the_least_magnitude_that_is_kept_stay(device):
     ones = LowRank(torch.ones(3, 1, device=device), torch.tensor([[1.0, 2, 2, 2, 3]], device=device))
     got = ties_merge(torch.zeros(3, 5, device=device), [ones], weights=[1], density=0.3, backend="triton")

@@ -8,7 +8,7 @@ import triton.language as tl
 
 from lora_kernels.ops import aot, tables
 from lora_kernels.ops.configs import MERGE_DORA, LaunchConfig
-from lora_kernels.ops.launch import ELEMENTS, TABLE_TYPES, low_rank_constants, options
+from lora_kernels.ops.launch import ELEMENTS, TABLE_TYPES, low_rank_constants, on, options
 from lora_kernels.ops.low_rank import LowRank
 from lora_kernels.ops.rounding import store_rounded, widen
 from lora_kernels.ops.tiles import OUT, OUT_COLUMN, OUT_ROW, delta_sum, job_of, load_tile, offsets, tile_of
@@ -97,10 +97,11 @@ def merge(
     constants = low_rank_constants(table.factor_dtype, config, aligned=table.aligned)
     constants |= {"ELEMENT": ELEMENTS[w.dtype]} | options(config)
     given = (table.jobs, table.factors, table.scales, table.tiles, squares)
-    row_squares_kernel[(table.programs,)](*given, **constants)
-    scale_rows_kernel[(table.programs,)](
-        *given, magnitude.float().contiguous(), across, OUTPUT=ELEMENTS[out.dtype], **constants
-    )
+    with on(w.device):
+        row_squares_kernel[(table.programs,)](*given, **constants)
+        scale_rows_kernel[(table.programs,)](
+            *given, magnitude.float().contiguous(), across, OUTPUT=ELEMENTS[out.dtype], **constants
+        )
 
 
 def variants() -> list[aot.Variant]:

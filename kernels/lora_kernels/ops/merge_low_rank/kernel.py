@@ -12,7 +12,7 @@ import triton.language as tl
 from lora_kernels.merging.stats import UpdateSums
 from lora_kernels.ops import aot, tables
 from lora_kernels.ops.configs import MERGE_LOW_RANK, LaunchConfig
-from lora_kernels.ops.launch import ELEMENTS, TABLE_TYPES, low_rank_constants, options
+from lora_kernels.ops.launch import ELEMENTS, TABLE_TYPES, low_rank_constants, on, options
 from lora_kernels.ops.low_rank import LowRank
 from lora_kernels.ops.merge_low_rank.stats import MergeStats
 from lora_kernels.ops.rounding import round_to, store_rounded, widen
@@ -57,9 +57,8 @@ def merge_low_rank_kernel(
     store_rounded(tl.load(job + OUT), o_out, b_out, m_tile, OUTPUT, ALIGNED)
     if STATS:
         b_rounded = round_to(b_out, OUTPUT)
-        # Factors are masked, but 0 * infinity is NaN, and what lies outside must not count.
-        b_delta = tl.where(m_tile, b_delta, 0.0)
-        b_realised = tl.where(m_tile, b_rounded - b_w, 0.0)
+        # Outside the matrix all is 0; or NaN, 0 * infinity, but then the sums inside are not finite either.
+        b_realised = b_rounded - b_w
         b_size = tl.where(b_delta == b_delta, tl.abs(b_delta), float("inf"))
         b_lost = m_tile & ~(tl.abs(b_rounded) < float("inf"))
         p_partials = partials + i_program * 5
@@ -77,11 +76,12 @@ def merge(items: Sequence[Item], *, stats: bool, config: LaunchConfig = MERGE_LO
     )
     partials = torch.empty((table.programs if stats else 0, PARTIALS), device=table.jobs.device)
     if table.programs:
-        merge_low_rank_kernel[(table.programs,)](
-            table.jobs, table.factors, table.scales, table.tiles, partials,
-            **low_rank_constants(table.factor_dtype, config, aligned=table.aligned), **options(config), STATS=stats,
-            ELEMENT=ELEMENTS[items[0][0].dtype], OUTPUT=ELEMENTS[items[0][2].dtype],
-        )  # fmt: skip
+        with on(table.jobs.device):
+            merge_low_rank_kernel[(table.programs,)](
+                table.jobs, table.factors, table.scales, table.tiles, partials,
+                **low_rank_constants(table.factor_dtype, config, aligned=table.aligned), **options(config), STATS=stats,
+                ELEMENT=ELEMENTS[items[0][0].dtype], OUTPUT=ELEMENTS[items[0][2].dtype],
+            )  # fmt: skip
     return _stats(partials, table.tile_counts) if stats else [None] * len(items)
 
 

@@ -12,7 +12,7 @@ import triton.language as tl
 
 from lora_kernels.ops import aot, tables
 from lora_kernels.ops.configs import SPARSE, LaunchConfig
-from lora_kernels.ops.launch import ELEMENTS, TABLE_TYPES, low_rank_constants, options
+from lora_kernels.ops.launch import ELEMENTS, TABLE_TYPES, low_rank_constants, on, options
 from lora_kernels.ops.low_rank import LowRank
 from lora_kernels.ops.rounding import store_rounded, widen
 from lora_kernels.ops.sparse import MajoritySign
@@ -161,14 +161,15 @@ def merge(
     if not table.programs:
         return
     signed = [key - 2**64 if key >= 2**63 else key for key in keys or [0] * len(adapters)]
-    sparse_merge_kernel[(table.programs,)](
-        table.jobs, table.factors, table.scales, table.tiles,
-        torch.tensor(weights, dtype=torch.float32).to(w.device), limits,
-        torch.tensor(signed, dtype=torch.int64).to(w.device),
-        **low_rank_constants(table.factor_dtype, config, aligned=table.aligned), **options(config),
-        ELEMENT=ELEMENTS[w.dtype], OUTPUT=ELEMENTS[out.dtype], RANDOM=keys is not None,
-        GROUPED=table.aligned and table.numbered_along_rows, METHOD=_METHODS[method],
-    )  # fmt: skip
+    with on(w.device):
+        sparse_merge_kernel[(table.programs,)](
+            table.jobs, table.factors, table.scales, table.tiles,
+            torch.tensor(weights, dtype=torch.float32).to(w.device), limits,
+            torch.tensor(signed, dtype=torch.int64).to(w.device),
+            **low_rank_constants(table.factor_dtype, config, aligned=table.aligned), **options(config),
+            ELEMENT=ELEMENTS[w.dtype], OUTPUT=ELEMENTS[out.dtype], RANDOM=keys is not None,
+            GROUPED=table.aligned and table.numbered_along_rows, METHOD=_METHODS[method],
+        )  # fmt: skip
 
 
 def variants(*, random: bool) -> list[aot.Variant]:

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from lora_kernels.ops import aot, tables
 from lora_kernels.ops.configs import TENSOR_STATS, LaunchConfig
-from lora_kernels.ops.launch import ELEMENTS, options
+from lora_kernels.ops.launch import ELEMENTS, on, options
 from lora_kernels.ops.rounding import widen
 from lora_kernels.ops.tensor_stats.summary import Summary
 from lora_kernels.ops.tiles import job_of, load_tile, tile_of
@@ -53,10 +53,11 @@ def summaries(tensors: Sequence[torch.Tensor], *, config: LaunchConfig = TENSOR_
     )
     partials = torch.empty((table.programs, PARTIALS), dtype=torch.float64, device=table.jobs.device)
     if table.programs:
-        tensor_stats_kernel[(table.programs,)](
-            table.jobs, table.tiles, partials, ELEMENT=ELEMENTS[matrices[0].dtype], ALIGNED=table.aligned,
-            BLOCK_ROWS=config.rows, BLOCK_COLUMNS=config.columns, **options(config),
-        )  # fmt: skip
+        with on(table.jobs.device):
+            tensor_stats_kernel[(table.programs,)](
+                table.jobs, table.tiles, partials, ELEMENT=ELEMENTS[matrices[0].dtype], ALIGNED=table.aligned,
+                BLOCK_ROWS=config.rows, BLOCK_COLUMNS=config.columns, **options(config),
+            )  # fmt: skip
     parts = np.split(partials.cpu().numpy(), np.cumsum(table.tile_counts)[:-1])
     return [
         Summary(float(part[:, 0].sum()), float(part[:, 1].max(initial=0.0)), int(part[:, 2].sum())) for part in parts

@@ -17,7 +17,7 @@ import triton.language as tl
 
 from lora_kernels.ops import aot, tables
 from lora_kernels.ops.configs import RADIX, RADIX_PROGRAMS, LaunchConfig
-from lora_kernels.ops.launch import TABLE_TYPES, low_rank_constants, options
+from lora_kernels.ops.launch import TABLE_TYPES, low_rank_constants, on, options
 from lora_kernels.ops.low_rank import LowRank
 from lora_kernels.ops.sparse import MajoritySign
 from lora_kernels.ops.sparse import kernel as sparse
@@ -84,11 +84,12 @@ def limits(
     left = torch.full_like(found, keep)
     for width, shift in DIGITS:
         counts = torch.zeros((len(adapters), 1 << width), dtype=torch.int64, device=w.device)
-        digit_counts_kernel[(min(table.programs, RADIX_PROGRAMS), len(adapters))](
-            table.jobs, table.factors, table.scales, table.tiles, found, counts, table.programs,
-            **low_rank_constants(table.factor_dtype, config, aligned=table.aligned), **options(config),
-            DIGIT=width, SHIFT=shift,
-        )  # fmt: skip
+        with on(w.device):
+            digit_counts_kernel[(min(table.programs, RADIX_PROGRAMS), len(adapters))](
+                table.jobs, table.factors, table.scales, table.tiles, found, counts, table.programs,
+                **low_rank_constants(table.factor_dtype, config, aligned=table.aligned), **options(config),
+                DIGIT=width, SHIFT=shift,
+            )  # fmt: skip
         # How many have this digit or a higher one; the digit is the highest for which these are enough.
         enough = counts.flip(1).cumsum(1).flip(1)
         digit = (enough >= left[:, None]).sum(1) - 1
