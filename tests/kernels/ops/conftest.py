@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -24,7 +25,15 @@ REPORT = "LORA_KERNELS_TEST_REPORT"
 IN_CHILD = REPORT in os.environ
 ELSEWHERE = not (IN_CHILD or torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1")
 
-_results: dict[Path, dict[str, tuple[str, str]]] = {}
+
+class Ran(NamedTuple):
+    """A child's results, outcome and text by node id, and all it said."""
+
+    results: dict[str, tuple[str, str]]
+    said: str
+
+
+_ran: dict[Path, Ran] = {}
 
 
 @pytest.fixture
@@ -39,11 +48,10 @@ def device() -> Iterator[torch.device]:
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if not (ELSEWHERE and "device" in pyfuncitem.fixturenames):
         return None
-    if pyfuncitem.path not in _results:
-        _results[pyfuncitem.path] = _run_file(pyfuncitem)
-    outcome, text = _results[pyfuncitem.path].get(
-        pyfuncitem.nodeid, ("failed", "The child process has no result of it.")
-    )
+    if pyfuncitem.path not in _ran:
+        _ran[pyfuncitem.path] = _run_file(pyfuncitem)
+    ran = _ran[pyfuncitem.path]
+    outcome, text = ran.results.get(pyfuncitem.nodeid, ("failed", ran.said))
     if outcome == "skipped":
         pytest.skip(text)
     if outcome != "passed":
@@ -51,28 +59,30 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return True
 
 
-def _run_file(pyfuncitem: pytest.Function) -> dict[str, tuple[str, str]]:
-    """Run the chosen tests of the item's file that ask for `device` in a child. Outcome and text by node id."""
+def _run_file(pyfuncitem: pytest.Function) -> Ran:
+    """Run the chosen tests of the item's file that ask for `device` in a child."""
     chosen = [
         item.nodeid
         for item in pyfuncitem.session.items
         if item.path == pyfuncitem.path and isinstance(item, pytest.Function) and "device" in item.fixturenames
     ]
+    options = ["-p", "no:cacheprovider", f"--confcutdir={Path(__file__).parent}"]
+    # Plugins that these tests do not need take longer to load than most of them to run.
+    settings = {"TRITON_INTERPRET": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.jsonl"
         child = subprocess.run(
-            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", *chosen],
+            [sys.executable, "-m", "pytest", *options, *chosen],
             cwd=pyfuncitem.config.rootpath,
-            env=os.environ | {"TRITON_INTERPRET": "1", REPORT: str(report)},
+            env=os.environ | settings | {REPORT: str(report)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
         )
         lines = report.read_text(encoding="utf-8").splitlines() if report.exists() else []
-    if child.returncode not in (0, 1):
-        pytest.fail(f"The interpreter's process ended with {child.returncode}:\n{child.stdout}", pytrace=False)
-    return {name: (outcome, text) for name, outcome, text in map(json.loads, lines)}
+    results = {name: (outcome, text) for name, outcome, text in map(json.loads, lines)}
+    return Ran(results, f"The child ended with {child.returncode} and no result of this test:\n{child.stdout}")
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
