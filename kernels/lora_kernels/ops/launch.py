@@ -19,7 +19,7 @@ ELEMENTS: Final[dict[torch.dtype, Any]] = {
 
 
 # The types of the arguments that pass `tables.Tables`, in Triton's spelling.
-TABLE_TYPES: Final = {"jobs": "*i64", "factors": "*i64", "scales": "*fp32", "tiles": "*i32"}
+TABLE_TYPES: Final = {"jobs": "*i64", "factors": "*i64", "scales": "*fp32", "owners": "*i32"}
 
 
 def native_dot(factor: torch.dtype) -> bool:

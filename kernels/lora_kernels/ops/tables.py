@@ -1,4 +1,4 @@
-"""The tables by which one launch works on many matrices of different shapes: jobs, adapters, tiles.
+"""The tables by which one launch works on many matrices of different shapes: jobs, adapters, programs.
 
 A launch has one element type for all W, one for all outputs and one for all factors; everything else is data. Addresses
 and strides are 64 bits wide, so that matrices past 2^31 elements and any strides work. A matrix that lies column by
@@ -17,10 +17,11 @@ from torch import Tensor
 
 from lora_kernels.ops.low_rank import LowRank
 
-# Fields of a job, int64; addresses in bytes, strides and sizes in elements. `first` and `count` name the job's
-# adapters; element (row, column) of the table's matrix is number row * e_row + column * e_column of the caller's W.
+# Fields of a job, int64; addresses in bytes, strides and sizes in elements. start: the first program that works on it.
+# first, count: its adapters. Element (row, column) of it is number row * e_row + column * e_column of the caller's W.
 FIELDS: Final = (
-    "w", "out", "rows", "columns", "w_row", "w_column", "out_row", "out_column", "first", "count", "e_row", "e_column",
+    "w", "out", "rows", "columns", "w_row", "w_column", "out_row", "out_column",
+    "start", "first", "count", "e_row", "e_column",
 )  # fmt: skip
 E_COLUMN: Final = FIELDS.index("e_column")
 # What aligned addresses, strides, numbers of columns and ranks are multiples of; kernels state them as hints.
@@ -31,7 +32,7 @@ ALIGNED_ELEMENTS: Final = 8
 @dataclass(frozen=True, slots=True)
 class Tables:
     """jobs int64 (n, len(FIELDS)); factors int64 (adapters, 3), addresses of B and A and the rank; scales float32
-    (adapters,); tiles int32 (programs, 3), job and tile indices. aligned: the elements of every row of every matrix are
+    (adapters,); owners int32 (programs,), the job of each. aligned: the elements of every row of every matrix are
     neighbours, and addresses, strides and numbers of columns are multiples that 16-byte accesses need.
     numbered_along_rows: no matrix was transposed. tile_counts: per job. keep: owners of the memory that the addresses
     point to."""
@@ -39,7 +40,7 @@ class Tables:
     jobs: Tensor
     factors: Tensor
     scales: Tensor
-    tiles: Tensor
+    owners: Tensor
     factor_dtype: torch.dtype
     aligned: bool
     numbered_along_rows: bool
@@ -48,7 +49,7 @@ class Tables:
 
     @property
     def programs(self) -> int:
-        return self.tiles.shape[0]
+        return self.owners.shape[0]
 
 
 def build(
@@ -68,7 +69,7 @@ def build(
     jobs: list[list[int]] = []
     factors: list[list[int]] = []
     scales: list[float] = []
-    counts: list[tuple[int, int]] = []
+    counts: list[int] = []
     keep: list[Tensor] = []
     for (given, result), group in zip(matrices, adapters, strict=True):
         present = [adapter for adapter in group if adapter.rank]
@@ -76,7 +77,8 @@ def build(
         w, out = (given.T, result.T) if swap else (given, result)
         elements = (1, given.shape[1]) if swap else (given.shape[1], 1)
         jobs.append([
-            w.data_ptr(), out.data_ptr(), *w.shape, *w.stride(), *out.stride(), len(factors), len(present), *elements
+            w.data_ptr(), out.data_ptr(), *w.shape, *w.stride(), *out.stride(),
+            sum(counts), len(factors), len(present), *elements,
         ])  # fmt: skip
         keep += (w, out)
         for adapter in present:
@@ -85,18 +87,24 @@ def build(
             factors.append([b.data_ptr(), a.data_ptr(), a.shape[0]])
             scales.append(adapter.scale)
             keep += (b, a)
-        counts.append((-(-w.shape[0] // rows), -(-w.shape[1] // columns)))
+        counts.append(-(-w.shape[0] // rows) * -(-w.shape[1] // columns))
     return Tables(
-        jobs=torch.tensor(jobs, dtype=torch.int64).to(device),
-        factors=torch.tensor(factors, dtype=torch.int64).reshape(-1, 3).to(device),
-        scales=torch.tensor(scales, dtype=torch.float32).to(device),
-        tiles=_tiles(counts).to(device),
+        jobs=upload(jobs, torch.int64, device),
+        factors=upload(factors, torch.int64, device).reshape(-1, 3),
+        scales=upload(scales, torch.float32, device),
+        owners=torch.repeat_interleave(upload(counts, torch.int64, device), output_size=sum(counts)).int(),
         factor_dtype=factor_dtype,
         numbered_along_rows=all(job[E_COLUMN] == 1 for job in jobs),
         aligned=all(_aligned(tensor) for tensor in keep),
-        tile_counts=tuple(down * across for down, across in counts),
+        tile_counts=tuple(counts),
         keep=tuple(keep),
     )
+
+
+def upload(values: Sequence[object], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of the values on the device. A GPU gets it from pinned memory, so that neither waits for the other."""
+    host = torch.tensor(values, dtype=dtype)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
 def _plain(factor: Tensor, dtype: torch.dtype, *, dim: int) -> Tensor:
@@ -109,20 +117,6 @@ def _plain(factor: Tensor, dtype: torch.dtype, *, dim: int) -> Tensor:
         factor = torch.cat((factor, factor.new_zeros(shape)), dim=dim)
     factor = factor.to(dtype).contiguous()
     return factor.clone() if factor.data_ptr() % ALIGNED_BYTES else factor
-
-
-def _tiles(counts: Sequence[tuple[int, int]]) -> Tensor:
-    """(job, tile row, tile column) of each program, tile rows outermost."""
-    parts = [
-        torch.cartesian_prod(
-            torch.tensor([job], dtype=torch.int32),
-            torch.arange(down, dtype=torch.int32),
-            torch.arange(across, dtype=torch.int32),
-        )
-        for job, (down, across) in enumerate(counts)
-        if down and across
-    ]
-    return torch.cat(parts) if parts else torch.empty((0, 3), dtype=torch.int32)
 
 
 def _aligned(tensor: Tensor) -> bool:

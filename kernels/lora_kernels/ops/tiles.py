@@ -20,6 +20,7 @@ W_ROW = tl.constexpr(FIELDS.index("w_row"))
 W_COLUMN = tl.constexpr(FIELDS.index("w_column"))
 OUT_ROW = tl.constexpr(FIELDS.index("out_row"))
 OUT_COLUMN = tl.constexpr(FIELDS.index("out_column"))
+START = tl.constexpr(FIELDS.index("start"))
 FIRST = tl.constexpr(FIELDS.index("first"))
 COUNT = tl.constexpr(FIELDS.index("count"))
 E_ROW = tl.constexpr(FIELDS.index("e_row"))
@@ -28,24 +29,31 @@ WIDTH = tl.constexpr(len(FIELDS))
 
 
 @triton.jit
-def job_of(jobs: tl.tensor, tiles: tl.tensor, i_program: tl.tensor) -> tl.tensor:
-    """Where the fields of the program's job begin. i_program: an int32 suffices, a launch has far fewer programs."""
-    return jobs + tl.load(tiles + 3 * i_program).to(tl.int64) * WIDTH
+def job_of(jobs: tl.tensor, owners: tl.tensor, i_program: tl.tensor) -> tl.tensor:
+    """Where the fields of the program's job begin."""
+    return jobs + tl.load(owners + i_program).to(tl.int64) * WIDTH
+
+
+@triton.jit
+def place_of(job: tl.tensor, i_program: tl.tensor, BLOCK_COLUMNS: tl.constexpr) -> tl.tensor:
+    """Row and column of the program's tile among those of its matrix, int64. Columns go first."""
+    i_tile = i_program - tl.load(job + START)
+    across = tl.cdiv(tl.load(job + COLUMNS), BLOCK_COLUMNS)
+    return i_tile // across, i_tile % across
 
 
 @triton.jit
 def tile_of(
     job: tl.tensor,
-    tiles: tl.tensor,
     i_program: tl.tensor,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     ALIGNED: tl.constexpr,
 ) -> tl.tensor:
     """Row indices (BLOCK_ROWS,), column indices (BLOCK_COLUMNS,), both int64, and the matrix's rows and columns."""
-    p_tile = tiles + 3 * i_program
-    o_rows = tl.load(p_tile + 1).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    o_columns = tl.load(p_tile + 2).to(tl.int64) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    i_row, i_column = place_of(job, i_program, BLOCK_COLUMNS)
+    o_rows = i_row * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    o_columns = i_column * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     columns = tl.load(job + COLUMNS)
     if ALIGNED:
         columns = tl.multiple_of(columns, 8)

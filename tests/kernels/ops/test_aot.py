@@ -7,19 +7,12 @@ import re
 import pytest
 
 from lora_kernels.ops.aot import compile_variant
-from lora_kernels.ops.dare_merge import kernel as dare_merge
+from lora_kernels.ops.catalog import variants
 from lora_kernels.ops.dispatch import interpreted
-from lora_kernels.ops.merge_dora import kernel as merge_dora
-from lora_kernels.ops.merge_low_rank import kernel as merge_low_rank
-from lora_kernels.ops.tensor_stats import kernel as tensor_stats
-from lora_kernels.ops.ties_merge import kernel as ties_merge
-
-KERNELS = (merge_low_rank, merge_dora, tensor_stats, ties_merge, dare_merge)
-VARIANTS = [variant for kernel in KERNELS for variant in kernel.variants()]
 
 
 @pytest.mark.skipif(interpreted(), reason="kernels are interpreted in this process")
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+@pytest.mark.parametrize("variant", variants(), ids=lambda variant: variant.name)
 def test_compiles_without_spills(variant):
     cost = compile_variant(variant)
     assert cost.spill_bytes == 0

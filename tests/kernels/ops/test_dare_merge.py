@@ -35,9 +35,9 @@ def test_the_mask_is_the_streams(shape, layout, device):
 
 
 @triton.jit
-def words_kernel(out, job, tiles, key, GROUPED: tl.constexpr):
+def words_kernel(out, job, key, GROUPED: tl.constexpr):
     rows, columns = tl.arange(0, 2).to(tl.int64), tl.arange(0, 16).to(tl.int64)
-    found = random_words(tl.load(key), job, tiles, rows, columns, GROUPED, 2, 16)
+    found = random_words(tl.load(key), job, rows, columns, GROUPED, 2, 16)
     tl.store(out + rows[:, None] * 16 + columns[None, :], found.to(tl.int32, bitcast=True))
 
 
@@ -45,11 +45,11 @@ def test_element_numbers_past_32_bits(device):
     stride = 2**35 + 8
     job = torch.zeros(len(FIELDS), dtype=torch.int64)
     job[FIELDS.index("e_row")], job[FIELDS.index("e_column")] = stride, 1
-    tiles, key = torch.zeros(3, dtype=torch.int32), stream_key(1, "w") >> 1
+    job[FIELDS.index("columns")], key = 16, stream_key(1, "w") >> 1
     expected = np.stack([random_bits(key, row * stride, 16) for row in range(2)])
     for grouped in (True, False):
         out = torch.zeros((2, 16), dtype=torch.int32, device=device)
-        words_kernel[(1,)](out, job.to(device), tiles.to(device), torch.tensor([key], device=device), GROUPED=grouped)
+        words_kernel[(1,)](out, job.to(device), torch.tensor([key], device=device), GROUPED=grouped)
         np.testing.assert_array_equal(out.cpu().numpy().view(np.uint32), expected)
 
 

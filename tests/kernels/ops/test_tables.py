@@ -66,4 +66,5 @@ def test_programs_cover_each_matrix_once():
     shapes = [(33, 64), (0, 9), (1, 1), (64, 65), (9, 0)]
     table = tables.build([(torch.zeros(s), torch.zeros(s)) for s in shapes], [()] * 5, rows=32, columns=64)
     assert table.tile_counts == (2, 0, 1, 4, 0)
-    assert table.tiles.tolist() == [[0, 0, 0], [0, 1, 0], [2, 0, 0], [3, 0, 0], [3, 0, 1], [3, 1, 0], [3, 1, 1]]
+    assert table.owners.tolist() == [0, 0, 2, 3, 3, 3, 3]
+    assert table.jobs[:, tables.FIELDS.index("start")].tolist() == [0, 2, 2, 3, 7]

@@ -11,7 +11,7 @@ from lora_kernels.ops.configs import MERGE_DORA, LaunchConfig
 from lora_kernels.ops.launch import ELEMENTS, TABLE_TYPES, low_rank_constants, on, options
 from lora_kernels.ops.low_rank import LowRank
 from lora_kernels.ops.rounding import store_rounded, widen
-from lora_kernels.ops.tiles import OUT, OUT_COLUMN, OUT_ROW, delta_sum, job_of, load_tile, offsets, tile_of
+from lora_kernels.ops.tiles import OUT, OUT_COLUMN, OUT_ROW, delta_sum, job_of, load_tile, offsets, place_of, tile_of
 
 
 @triton.jit
@@ -19,7 +19,7 @@ def row_squares_kernel(
     jobs: tl.tensor,
     factors: tl.tensor,
     scales: tl.tensor,
-    tiles: tl.tensor,
+    owners: tl.tensor,
     squares: tl.tensor,
     ELEMENT: tl.constexpr,
     FACTOR: tl.constexpr,
@@ -31,8 +31,8 @@ def row_squares_kernel(
 ) -> None:
     """squares: float32 (tiles in a row, rows), the sum of V^2 over a row's part in each tile."""
     i_program = tl.program_id(0)
-    job = job_of(jobs, tiles, i_program)
-    o_rows, o_columns, rows, columns = tile_of(job, tiles, i_program, BLOCK_ROWS, BLOCK_COLUMNS, ALIGNED)
+    job = job_of(jobs, owners, i_program)
+    o_rows, o_columns, rows, columns = tile_of(job, i_program, BLOCK_ROWS, BLOCK_COLUMNS, ALIGNED)
     m_rows, m_columns = o_rows < rows, o_columns < columns
     m_tile = m_rows[:, None] & m_columns[None, :]
     b_w = load_tile(job, o_rows, o_columns, m_tile, ELEMENT, ALIGNED)
@@ -41,7 +41,7 @@ def row_squares_kernel(
         FACTOR, NATIVE, ALIGNED, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_RANK,
     )  # fmt: skip
     b_v = tl.where(m_tile, widen(b_w, ELEMENT) + b_delta, 0.0)
-    i_column = tl.load(tiles + 3 * i_program + 2)
+    _, i_column = place_of(job, i_program, BLOCK_COLUMNS)
     tl.store(squares + i_column * rows + o_rows, tl.sum(b_v * b_v, axis=1), m_rows)
 
 
@@ -50,7 +50,7 @@ def scale_rows_kernel(
     jobs: tl.tensor,
     factors: tl.tensor,
     scales: tl.tensor,
-    tiles: tl.tensor,
+    owners: tl.tensor,
     squares: tl.tensor,
     magnitudes: tl.tensor,
     across: tl.tensor,
@@ -66,8 +66,8 @@ def scale_rows_kernel(
     """squares: as written by `row_squares_kernel`, added up here in order. magnitudes: float32 (rows,). across: tiles
     in a row."""
     i_program = tl.program_id(0)
-    job = job_of(jobs, tiles, i_program)
-    o_rows, o_columns, rows, columns = tile_of(job, tiles, i_program, BLOCK_ROWS, BLOCK_COLUMNS, ALIGNED)
+    job = job_of(jobs, owners, i_program)
+    o_rows, o_columns, rows, columns = tile_of(job, i_program, BLOCK_ROWS, BLOCK_COLUMNS, ALIGNED)
     m_rows, m_columns = o_rows < rows, o_columns < columns
     m_tile = m_rows[:, None] & m_columns[None, :]
     b_total = tl.zeros((BLOCK_ROWS,), dtype=tl.float64)
@@ -96,7 +96,7 @@ def merge(
     squares = torch.empty((across, w.shape[0]), device=w.device)
     constants = low_rank_constants(table.factor_dtype, config, aligned=table.aligned)
     constants |= {"ELEMENT": ELEMENTS[w.dtype]} | options(config)
-    given = (table.jobs, table.factors, table.scales, table.tiles, squares)
+    given = (table.jobs, table.factors, table.scales, table.owners, squares)
     with on(w.device):
         row_squares_kernel[(table.programs,)](*given, **constants)
         scale_rows_kernel[(table.programs,)](

@@ -27,7 +27,7 @@ def merge_low_rank_kernel(
     jobs: tl.tensor,
     factors: tl.tensor,
     scales: tl.tensor,
-    tiles: tl.tensor,
+    owners: tl.tensor,
     partials: tl.tensor,
     ELEMENT: tl.constexpr,
     OUTPUT: tl.constexpr,
@@ -42,8 +42,8 @@ def merge_low_rank_kernel(
     """partials: float32 (programs, 5), sums over the tile for `MergeStats`; touched only with STATS. The rest:
     `tables.Tables` and `tiles`."""
     i_program = tl.program_id(0)
-    job = job_of(jobs, tiles, i_program)
-    o_rows, o_columns, rows, columns = tile_of(job, tiles, i_program, BLOCK_ROWS, BLOCK_COLUMNS, ALIGNED)
+    job = job_of(jobs, owners, i_program)
+    o_rows, o_columns, rows, columns = tile_of(job, i_program, BLOCK_ROWS, BLOCK_COLUMNS, ALIGNED)
     m_rows, m_columns = o_rows < rows, o_columns < columns
     m_tile = m_rows[:, None] & m_columns[None, :]
     b_w = load_tile(job, o_rows, o_columns, m_tile, ELEMENT, ALIGNED)
@@ -78,7 +78,7 @@ def merge(items: Sequence[Item], *, stats: bool, config: LaunchConfig = MERGE_LO
     if table.programs:
         with on(table.jobs.device):
             merge_low_rank_kernel[(table.programs,)](
-                table.jobs, table.factors, table.scales, table.tiles, partials,
+                table.jobs, table.factors, table.scales, table.owners, partials,
                 **low_rank_constants(table.factor_dtype, config, aligned=table.aligned), **options(config), STATS=stats,
                 ELEMENT=ELEMENTS[items[0][0].dtype], OUTPUT=ELEMENTS[items[0][2].dtype],
             )  # fmt: skip

@@ -28,6 +28,7 @@ from lora_kernels.ops.tiles import (
     job_of,
     load_tile,
     offsets,
+    place_of,
     tile_of,
 )
 
@@ -46,7 +47,6 @@ def magnitude_bits(values: tl.tensor) -> tl.tensor:
 def random_words(
     key: tl.tensor,
     job: tl.tensor,
-    tiles: tl.tensor,
     o_rows: tl.tensor,
     o_columns: tl.tensor,
     GROUPED: tl.constexpr,
@@ -59,7 +59,7 @@ def random_words(
     a counter; otherwise each element computes its own four words and takes one.
     """
     if GROUPED:
-        i_column = tl.load(tiles + 3 * tl.program_id(0) + 2).to(tl.int64)
+        _, i_column = place_of(job, tl.program_id(0), BLOCK_COLUMNS)
         o_groups = i_column * (BLOCK_COLUMNS // 4) + tl.arange(0, BLOCK_COLUMNS // 4)
         counters = o_rows[:, None] * (tl.load(job + E_ROW) // 4) + o_groups[None, :]
         word0, word1, word2, word3 = tl.randint4x(key, counters)
@@ -77,7 +77,7 @@ def sparse_merge_kernel(
     jobs: tl.tensor,
     factors: tl.tensor,
     scales: tl.tensor,
-    tiles: tl.tensor,
+    owners: tl.tensor,
     weights: tl.tensor,
     limits: tl.tensor,
     keys: tl.tensor,
@@ -97,8 +97,8 @@ def sparse_merge_kernel(
     element; without, the least magnitude that is kept, as `magnitude_bits`. keys: int64 (adapters,), of the random
     numbers. METHOD: `_METHODS`. The rest: `tables.Tables`."""
     i_program = tl.program_id(0)
-    job = job_of(jobs, tiles, i_program)
-    o_rows, o_columns, rows, columns = tile_of(job, tiles, i_program, BLOCK_ROWS, BLOCK_COLUMNS, ALIGNED)
+    job = job_of(jobs, owners, i_program)
+    o_rows, o_columns, rows, columns = tile_of(job, i_program, BLOCK_ROWS, BLOCK_COLUMNS, ALIGNED)
     m_rows, m_columns = o_rows < rows, o_columns < columns
     m_tile = m_rows[:, None] & m_columns[None, :]
     b_w = load_tile(job, o_rows, o_columns, m_tile, ELEMENT, ALIGNED)
@@ -118,7 +118,7 @@ def sparse_merge_kernel(
         limit = tl.load(limits + i_adapter).to(tl.uint32)
         if RANDOM:
             b_words = random_words(
-                tl.load(keys + i_adapter), job, tiles, o_rows, o_columns, GROUPED, BLOCK_ROWS, BLOCK_COLUMNS
+                tl.load(keys + i_adapter), job, o_rows, o_columns, GROUPED, BLOCK_ROWS, BLOCK_COLUMNS
             )
             b_delta = tl.where((b_words >> 8) < limit, b_delta, 0.0)
         else:
@@ -163,9 +163,9 @@ def merge(
     signed = [key - 2**64 if key >= 2**63 else key for key in keys or [0] * len(adapters)]
     with on(w.device):
         sparse_merge_kernel[(table.programs,)](
-            table.jobs, table.factors, table.scales, table.tiles,
-            torch.tensor(weights, dtype=torch.float32).to(w.device), limits,
-            torch.tensor(signed, dtype=torch.int64).to(w.device),
+            table.jobs, table.factors, table.scales, table.owners,
+            tables.upload(weights, torch.float32, w.device), limits,
+            tables.upload(signed, torch.int64, w.device),
             **low_rank_constants(table.factor_dtype, config, aligned=table.aligned), **options(config),
             ELEMENT=ELEMENTS[w.dtype], OUTPUT=ELEMENTS[out.dtype], RANDOM=keys is not None,
             GROUPED=table.aligned and table.numbered_along_rows, METHOD=_METHODS[method],

@@ -22,17 +22,17 @@ PARTIALS = 3
 @triton.jit
 def tensor_stats_kernel(
     jobs: tl.tensor,
-    tiles: tl.tensor,
+    owners: tl.tensor,
     partials: tl.tensor,
     ELEMENT: tl.constexpr,
     ALIGNED: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ) -> None:
-    """partials: float64 (programs, 3), the fields of `Summary`. jobs, tiles: `tables.Tables`."""
+    """partials: float64 (programs, 3), the fields of `Summary`. jobs, owners: `tables.Tables`."""
     i_program = tl.program_id(0)
-    job = job_of(jobs, tiles, i_program)
-    o_rows, o_columns, rows, columns = tile_of(job, tiles, i_program, BLOCK_ROWS, BLOCK_COLUMNS, ALIGNED)
+    job = job_of(jobs, owners, i_program)
+    o_rows, o_columns, rows, columns = tile_of(job, i_program, BLOCK_ROWS, BLOCK_COLUMNS, ALIGNED)
     m_tile = (o_rows < rows)[:, None] & (o_columns < columns)[None, :]
     b_values = widen(load_tile(job, o_rows, o_columns, m_tile, ELEMENT, ALIGNED), ELEMENT)
     m_finite = tl.abs(b_values) < float("inf")
@@ -55,7 +55,7 @@ def summaries(tensors: Sequence[torch.Tensor], *, config: LaunchConfig = TENSOR_
     if table.programs:
         with on(table.jobs.device):
             tensor_stats_kernel[(table.programs,)](
-                table.jobs, table.tiles, partials, ELEMENT=ELEMENTS[matrices[0].dtype], ALIGNED=table.aligned,
+                table.jobs, table.owners, partials, ELEMENT=ELEMENTS[matrices[0].dtype], ALIGNED=table.aligned,
                 BLOCK_ROWS=config.rows, BLOCK_COLUMNS=config.columns, **options(config),
             )  # fmt: skip
     parts = np.split(partials.cpu().numpy(), np.cumsum(table.tile_counts)[:-1])
@@ -78,7 +78,7 @@ def variants() -> list[aot.Variant]:
         aot.Variant(
             name=f"tensor_stats {ELEMENTS[element]}, {'aligned' if aligned else 'any'}",
             kernel=tensor_stats_kernel,
-            types={"jobs": "*i64", "tiles": "*i32", "partials": "*fp64"},
+            types={"jobs": "*i64", "owners": "*i32", "partials": "*fp64"},
             constants={
                 "ELEMENT": ELEMENTS[element],
                 "ALIGNED": aligned,

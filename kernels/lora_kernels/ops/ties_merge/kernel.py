@@ -35,7 +35,7 @@ def digit_counts_kernel(
     jobs: tl.tensor,
     factors: tl.tensor,
     scales: tl.tensor,
-    tiles: tl.tensor,
+    owners: tl.tensor,
     found: tl.tensor,
     counts: tl.tensor,
     programs: tl.tensor,
@@ -55,8 +55,8 @@ def digit_counts_kernel(
     scale = tl.load(scales + i_adapter)
     b_counts = tl.zeros((1 << DIGIT,), dtype=tl.int32)
     for i_tile in range(tl.program_id(0), programs, tl.num_programs(0)):
-        job = job_of(jobs, tiles, i_tile)
-        o_rows, o_columns, rows, columns = tile_of(job, tiles, i_tile, BLOCK_ROWS, BLOCK_COLUMNS, ALIGNED)
+        job = job_of(jobs, owners, i_tile)
+        o_rows, o_columns, rows, columns = tile_of(job, i_tile, BLOCK_ROWS, BLOCK_COLUMNS, ALIGNED)
         m_rows, m_columns = o_rows < rows, o_columns < columns
         b_delta = adapter_delta(
             factors, i_adapter, o_rows, o_columns, m_rows, m_columns, columns,
@@ -86,7 +86,7 @@ def limits(
         counts = torch.zeros((len(adapters), 1 << width), dtype=torch.int64, device=w.device)
         with on(w.device):
             digit_counts_kernel[(min(table.programs, RADIX_PROGRAMS), len(adapters))](
-                table.jobs, table.factors, table.scales, table.tiles, found, counts, table.programs,
+                table.jobs, table.factors, table.scales, table.owners, found, counts, table.programs,
                 **low_rank_constants(table.factor_dtype, config, aligned=table.aligned), **options(config),
                 DIGIT=width, SHIFT=shift,
             )  # fmt: skip
