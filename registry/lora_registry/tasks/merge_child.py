@@ -77,15 +77,17 @@ def side_files(spec: dict[str, Any], report: Report) -> dict[str, Any]:
     """Index and config of the result; tokenizer and licence files are the base's own blobs."""
     blobs = sources.blobs()
     made = _plan(spec, blobs)
-    read, dtype = sources.reader(blobs, spec["base"]), _recipe(spec).dtype
+    read = sources.reader(blobs, spec["base"])
     files = []
     for path, (digest, size) in spec["base"].items():
         if path.endswith(".safetensors") or path.lower() == "readme.md":
             continue
         if path == INDEX:
             files.append(_store(blobs, path, merged_index(json.loads(read(path, 0, size)), made)))
-        elif path == "config.json" and dtype is not None:
-            files.append(_store(blobs, path, merged_config(json.loads(read(path, 0, size)), dtype)))
+            continue
+        config = json.loads(read(path, 0, size)) if path == "config.json" else None
+        if config is not None and (merged := merged_config(config, made)) is not config:
+            files.append(_store(blobs, path, merged))
         else:
             files.append({"path": path, "size": size, "digest": digest})
     report.log(f"{len(files)} files beside the weights")
