@@ -29,9 +29,9 @@ class ChangeNorms(NamedTuple):
     base: float
 
     @property
-    def relative(self) -> float:
-        """||change|| / ||base||; infinite where the base is zero."""
-        return self.change / self.base if self.base > 0 else math.inf if self.change > 0 else 0.0
+    def relative(self) -> float | None:
+        """||change|| / ||base||; None where the base is zero."""
+        return self.change / self.base if self.base > 0 else None
 
 
 class Change:

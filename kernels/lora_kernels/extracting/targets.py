@@ -21,14 +21,15 @@ def choose(base: BaseFingerprint, targets: Sequence[str] | str | None) -> dict[s
     """The modules to extract, by the name of their weight.
 
     targets: names as PEFT's target_modules takes them (whole paths, or their last segments), a regular expression over
-    whole paths, "all-linear" (all linear layers but the output layer); None for all linear layers. Embeddings and
-    convolutions only where they are named. Raises RegistryError `invalid-request` where a name means no module,
-    `unsupported` where it means one that cannot have factors.
+    whole paths, "all-linear" (all linear layers but the output layer); None for all linear layers, the output layer too
+    where it has a weight of its own. Embeddings and convolutions only where they are named. Raises RegistryError
+    `invalid-request` where a name means no module, `unsupported` where it means one that cannot have factors.
     """
     modules = modules_of(base)
     if targets is None or (isinstance(targets, str) and targets.lower() == ALL_LINEAR):
         linear = [module for module in modules.modules.values() if module.kind == "linear" and _owns(module)]
-        chosen = [module for module in linear if targets is None or not is_output_name(module.path)]
+        inner = targets is not None or ties(base)
+        chosen = [module for module in linear if not (inner and is_output_name(module.path))]
     else:
         chosen = _named(base, modules, [targets] if isinstance(targets, str) else targets, isinstance(targets, str))
     return {f"{module.path}.weight": module for module in sorted(chosen, key=lambda module: module.path)}
@@ -47,10 +48,23 @@ def running_path(base: BaseFingerprint, modules: BaseModules, path: str) -> str:
             way_out="Leave it out of the targets, or extract from a model whose names stay as they are.",
             module=path,
         )
-    return _prefixed(base, modules, path)
+    return prefixed(base, modules, path)
 
 
-def _prefixed(base: BaseFingerprint, modules: BaseModules, path: str) -> str:
+def ties(base: BaseFingerprint) -> bool:
+    """Whether a loader gives output layer and input embedding one weight, whatever the files hold."""
+    nested = base.config.get("text_config")
+    configs = (base.config, nested if isinstance(nested, dict) else {})
+    return base.tied or any(part.get("tie_word_embeddings") is True for part in configs)
+
+
+def shared(base: BaseFingerprint, module: BaseModule) -> bool:
+    """Whether a module's weight is another one's too."""
+    return ties(base) and (module.kind == "embedding" or is_output_name(module.path))
+
+
+def prefixed(base: BaseFingerprint, modules: BaseModules, path: str) -> str:
+    """`running_path` without its refusals, for comparing names."""
     prefix = _PREFIXES.get(base.model_type)
     return path if prefix is None or prefix in modules.roots or is_output_name(path) else f"{prefix}.{path}"
 
@@ -61,7 +75,7 @@ def _named(base: BaseFingerprint, modules: BaseModules, names: Sequence[str], pa
     for name in names:
         means = names_module(name if pattern else [name])
         meant = [
-            module for path, module in modules.modules.items() if means(path) or means(_prefixed(base, modules, path))
+            module for path, module in modules.modules.items() if means(path) or means(prefixed(base, modules, path))
         ]
         if not meant:
             raise RegistryError(
@@ -70,7 +84,7 @@ def _named(base: BaseFingerprint, modules: BaseModules, names: Sequence[str], pa
                 way_out="Name modules by their path or its last segment, such as q_proj.",
             )
         for module in meant:
-            if not _owns(module) or module.kind not in _KINDS or (base.tied and module.kind == "embedding"):
+            if not _owns(module) or module.kind not in _KINDS or shared(base, module):
                 raise _unfit(module)
             found[module.path] = module
     return list(found.values())

@@ -12,7 +12,9 @@ whatever P is, and both norms are summed over the blocks.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -38,6 +40,10 @@ ERROR_GAIN: Final = 1e-6
 LAST_DIGITS: Final = 1e-14
 MAX_PASSES: Final = 10
 SEARCH_PASSES: Final = 2
+
+
+# A large Gram matrix and its eigenvectors are most of what a process holds: one at a time, whatever the threads.
+_LARGE: Final = threading.Lock()
 
 
 class RowStream(Protocol):
@@ -117,7 +123,8 @@ def leading_triplets(
         return LeadingTriplets(
             left[:, :wanted], singular[:wanted], right[:wanted], sketch.energy, False, sketch.passes + 1
         )
-    return _by_gram(matrix, most, keep_energy, sketch.passes)
+    with _LARGE if side > exact_side else nullcontext():
+        return _by_gram(matrix, most, keep_energy, sketch.passes)
 
 
 def kept_energy(singular: F64, energy: float) -> float:
