@@ -27,7 +27,14 @@ class Bar:
 
     def begin(self, what: str, total: int | None, *, unit: str = "B") -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, ProgressColumn, TextColumn, TransferSpeedColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            ProgressColumn,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
         from rich.progress import Progress as RichProgress
 
         self.end()
@@ -35,7 +42,7 @@ class Bar:
             return
         columns: list[ProgressColumn] = [TextColumn("{task.description}", markup=False), BarColumn()]
         if total is not None and unit == "B":
-            columns += [DownloadColumn(), TransferSpeedColumn()]
+            columns += [DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()]
         elif total is not None:
             columns.append(TextColumn("{task.completed:g} of {task.total:g} " + clean(unit)))
         bar = RichProgress(*columns, console=Console(stderr=True), transient=True)

@@ -19,6 +19,7 @@ from lora_reg.cli.derive import (
     weighted_folders,
     where_options,
 )
+from lora_reg.cli.merge_plan import tell_plan
 from lora_reg.cli.state import Command, State, pass_state
 from lora_reg.cli.text import plural
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 @click.option("--seed", type=click.IntRange(0), help="Of stochastic rounding.")
 @click.option("--allow-loss", is_flag=True, help="Take a result whose rounding loses much of the adapters.")
 @click.option("--base-dir", metavar="DIR", help="With --local: the folder of the base.")
+@click.option("--threads", type=click.IntRange(1), metavar="N", help="With --local; without it, one per processor.")
+@click.option("--dry-run", is_flag=True, help="With --local: show what would be done, and do nothing.")
 @where_options
 @pass_state
 def merge(
@@ -49,22 +52,31 @@ def merge(
     seed: int | None,
     allow_loss: bool,
     base_dir: str | None,
+    threads: int | None,
+    dry_run: bool,
 ) -> None:
     """Merge adapters into their base, by a job or on this machine.
 
     W is the adapter's weight in the sum, 1 where it is not given. The same merge asked for again is the same job and
     the same result. On this machine: --local --base-dir DIR ADAPTER_DIR[=W]... -o DIR.
     """
-    output = where.here()
-    if output is None:
-        refuse({"--base-dir": base_dir}, "a merge by a job")
+    here = {"--base-dir": base_dir, "--threads": threads, "--dry-run": dry_run}
+    if not where.local:
+        where.here()
+        refuse(here, "a merge by a job")
         options = {"dtype": dtype, "allow_loss": allow_loss, "onto": onto, "rounding": rounding, "seed": seed}
         _merge_by_job(state, where, adapters, base, options)
         return
     refuse({"--base": base, "--onto": onto, "--rounding": rounding, "--seed": seed}, "--local")
     if base_dir is None:
         raise click.UsageError("--local needs --base-dir DIR, the folder of the base.")
-    _merge_here(state, Path(base_dir), adapters, output, dtype, allow_loss)
+    if dry_run:
+        tell_plan(state, Path(base_dir), weighted_folders(adapters), dtype)
+        return
+    output = where.here()
+    assert output is not None
+    options = {"dtype": dtype, "threads": threads, **({"min_kept": None} if allow_loss else {})}
+    _merge_here(state, Path(base_dir), adapters, output, options)
 
 
 def _merge_by_job(
@@ -87,18 +99,13 @@ def _merge_by_job(
     by_job(state, where, submit, schema="lora-reg/merge/1")
 
 
-def _merge_here(
-    state: State, base_dir: Path, adapters: tuple[str, ...], output: Path, dtype: str | None, allow_loss: bool
-) -> None:
+def _merge_here(state: State, base_dir: Path, adapters: tuple[str, ...], output: Path, options: dict[str, Any]) -> None:
     folders = weighted_folders(adapters)
     need_folders(base_dir)
     merging = kernels("merging", "Merging")
     progress = state.progress()
-    options: dict[str, Any] = {"min_kept": None} if allow_loss else {}
     try:
-        report = merging.merge_folder(
-            base_dir, folders, output, dtype=dtype, progress=Counted(progress, "Merging"), **options
-        )
+        report = merging.merge_folder(base_dir, folders, output, progress=Counted(progress, "Merging"), **options)
     finally:
         progress.end()
     kept = "" if report.kept is None else f"; {report.kept:.1%} of the update kept, cosine {report.cosine or 0:.4f}"

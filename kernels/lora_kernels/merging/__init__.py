@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from lora_kernels.merging.delta import AdapterInput
-from lora_kernels.merging.folder import merge_folder, merged_config, merged_index
+from lora_kernels.merging.folder import merge_folder, merged_config, merged_index, plan_folder
 from lora_kernels.merging.plan import MergePlan, plan_merge, shard_size
 from lora_kernels.merging.sink import FolderSink, Hashing, Sink
 from lora_kernels.merging.sources import FolderSource, RangeSource, Source
@@ -32,6 +32,7 @@ __all__ = [
     "merge_report",
     "merged_config",
     "merged_index",
+    "plan_folder",
     "plan_merge",
     "shard_size",
     "stream_shard",

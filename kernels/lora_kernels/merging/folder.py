@@ -16,8 +16,9 @@ from typing import Any, Final, TypeVar
 from lora_kernels.merging.delta import AdapterInput
 from lora_kernels.merging.match.tied import untied_config
 from lora_kernels.merging.plan import MergePlan, plan_merge
-from lora_kernels.merging.sink import Chunk, FolderSink, Hashing, staged_folder
+from lora_kernels.merging.sink import Chunk, FolderSink, Hashing
 from lora_kernels.merging.sources import FolderSource
+from lora_kernels.merging.staging import FinishedFile, Staging, identity_of, resumable_folder
 from lora_kernels.merging.stats import MIN_KEPT, FileRecord, MergeReport, TensorStats, check_kept, merge_report
 from lora_reg.spec import canonical
 from lora_reg.spec.adapter.config import parse_config
@@ -53,20 +54,36 @@ def merge_folder(
     The result has the base's files and index; it appears under `out_dir` whole or not at all. dtype: see `plan_merge`.
     min_kept: see `check_kept`. threads: files done at a time, None for one per processor; the bytes do not depend
     on it. progress: called with bytes written and bytes in all, from several threads. Raises RegistryError as
-    `plan_merge`, `stream_shard`, `check_kept` and `staged_folder` do, and `not-found` for files that are missing.
+    `plan_merge`, `stream_shard`, `check_kept` and `resumable_folder` do, and `not-found` for files that are missing.
+    Interrupted, or out of space, the same call goes on behind the files that were finished.
     """
-    base, index = read_base(base_dir)
-    inputs = [read_adapter(folder, weight) for folder, weight in adapters]
-    plan = plan_merge(base, inputs, dtype)
-    with staged_folder(Path(out_dir), needed=plan.size) as staging:
-        stats, files = _write_shards(
-            plan, base_dir, [folder for folder, _ in adapters], FolderSink(staging), threads=threads, progress=progress
-        )
+    plan, index = _plan(base_dir, adapters, dtype)
+    folders = [folder for folder, _ in adapters]
+    identity = identity_of(plan, [base_dir, *folders])
+    with resumable_folder(Path(out_dir), needed=plan.size, identity=identity) as staging:
+        stats, files = _write_shards(plan, base_dir, folders, staging, threads=threads, progress=progress)
         check_kept(stats, min_kept=min_kept)
         if index is not None:
-            _write_json(staging / INDEX, merged_index(index, plan))
-        _carry(Path(base_dir), staging, plan)
+            _write_json(staging.folder / INDEX, merged_index(index, plan))
+        _carry(Path(base_dir), staging.folder, plan)
     return merge_report(stats, files=files, ignored=[name for adapter in plan.adapters for name in adapter.ignored])
+
+
+def plan_folder(
+    base_dir: str | os.PathLike[str],
+    adapters: Sequence[tuple[str | os.PathLike[str], float]],
+    *,
+    dtype: str | None = None,
+) -> MergePlan:
+    """What `merge_folder` would do, from the headers of its inputs alone."""
+    return _plan(base_dir, adapters, dtype)[0]
+
+
+def _plan(
+    base_dir: str | os.PathLike[str], adapters: Sequence[tuple[str | os.PathLike[str], float]], dtype: str | None
+) -> tuple[MergePlan, dict[str, Any] | None]:
+    base, index = read_base(base_dir)
+    return plan_merge(base, [read_adapter(folder, weight) for folder, weight in adapters], dtype), index
 
 
 def read_base(folder: str | os.PathLike[str]) -> tuple[BaseFingerprint, dict[str, Any] | None]:
@@ -113,15 +130,16 @@ def _write_shards(
     plan: MergePlan,
     base_dir: str | os.PathLike[str],
     adapter_dirs: Sequence[str | os.PathLike[str]],
-    sink: FolderSink,
+    staging: Staging,
     *,
     threads: int | None,
     progress: Progress | None,
 ) -> tuple[list[TensorStats], list[FileRecord]]:
     from lora_kernels.merging.stream import stream_shard
 
-    written = {shard.file: 0 for shard in plan.shards}
-    stop = threading.Event()
+    sink, stop = FolderSink(staging.folder), threading.Event()
+    before = dict(staging.finished)
+    written = {shard.file: shard.size if shard.file in before else 0 for shard in plan.shards}
 
     def counted(file: str, chunks: Iterator[memoryview]) -> Iterator[Chunk]:
         for chunk in chunks:
@@ -132,12 +150,16 @@ def _write_shards(
             if progress is not None:
                 progress(sum(written.values()), plan.size)
 
-    def write(file: str, size: int) -> tuple[list[TensorStats], FileRecord]:
+    def write(file: str, size: int) -> FinishedFile:
+        if file in before:
+            return before[file]
         stats: list[TensorStats] = []
         stream = stream_shard(plan, file, base=base, adapters=adapters, on_tensor=stats.append)
         chunks = Hashing(counted(file, stream))
         sink.write(file, size, chunks)
-        return stats, FileRecord(file, size, chunks.hexdigest)
+        done = FinishedFile(FileRecord(file, size, chunks.hexdigest), tuple(stats))
+        staging.finish(done)
+        return done
 
     with ExitStack() as stack:
         base = stack.enter_context(FolderSource(base_dir))
@@ -146,7 +168,7 @@ def _write_shards(
         stack.callback(stop.set)  # runs before the pool waits for its threads
         futures = [pool.submit(write, shard.file, shard.size) for shard in plan.shards]
         results = [future.result() for future in _failed_first(futures)]
-    return [tensor for stats, _ in results for tensor in stats], [record for _, record in results]
+    return [tensor for done in results for tensor in done.tensors], [done.file for done in results]
 
 
 def _failed_first(futures: Sequence[Future[_T]]) -> list[Future[_T]]:
