@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def tell_plan(state: State, base_dir: Path, adapters: list[tuple[Path, float]], dtype: str | None) -> None:
-    """Plan the merge from the headers of its inputs and print the plan: all of it as JSON, what is touched for people."""
+    """Print the plan of a merge, made from the headers of its inputs: all of it as JSON, what is touched for people."""
     need_folders(base_dir)
     plan = to_object(kernels("merging", "Merging").plan_folder(base_dir, adapters, dtype=dtype))
     state.output().result("lora-reg/merge-plan/1", {"plan": plan}, human=_lines(plan), quiet=_touched_names(plan))
