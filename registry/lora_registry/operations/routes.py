@@ -15,6 +15,7 @@ from litestar.params import QueryParameter
 from lora_reg.spec.wire.common import Principal as PrincipalView
 from lora_reg.spec.wire.jobs import EventList, JobList, JobProgressList, JobView, ReportList
 from lora_reg.spec.wire.operations import (
+    ComposeRequest,
     ConvertRequest,
     DeriveRequest,
     ExtractRequest,
@@ -29,7 +30,7 @@ from lora_registry.http.handlers import FromPath, IdempotencyKey, JSONBody, Limi
 from lora_registry.http.idempotency import once
 from lora_registry.http.problems import RESPONSES
 from lora_registry.jobs.port import TERMINAL, State
-from lora_registry.operations import extract, jobs, merge, reports, resize
+from lora_registry.operations import compose, extract, jobs, merge, reports, resize
 
 R = Request[Any, Any, Any]
 POLL_SECONDS: Final = 0.2
@@ -63,6 +64,17 @@ def submit_merge(
     request: R, ctx: Context, principal: Principal, data: JSONBody[MergeRequest], idempotency_key: IdempotencyKey = None
 ) -> Response[JobView]:
     return _answer(request, ctx, principal, data, idempotency_key, lambda: merge.submit(ctx, principal, data))
+
+
+@post("/compositions", summary="Compose adapters of one base into one adapter, by a job", status_code=202)
+def submit_composition(
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    data: JSONBody[ComposeRequest],
+    idempotency_key: IdempotencyKey = None,
+) -> Response[JobView]:
+    return _answer(request, ctx, principal, data, idempotency_key, lambda: compose.submit(ctx, principal, data))
 
 
 @post("/extractions", summary="Extract an adapter from a fine-tune and its base, by a job", status_code=202)
@@ -171,6 +183,7 @@ router = Router(
     route_handlers=[
         whoami,
         submit_merge,
+        submit_composition,
         submit_extraction,
         submit_resize,
         submit_conversion,

@@ -1,0 +1,148 @@
+"""compose: adapters of one base into one adapter, by a job of the registry or on this machine.
+
+The methods, their parameters and their words are those of `lora_reg.spec.methods`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from lora_reg.cli.derive import DTYPES, Counted, F, Where, by_job, kernels, weighted, weighted_folders, where_options
+from lora_reg.cli.losses import of_job, tell_here
+from lora_reg.cli.state import Command, State, pass_state
+from lora_reg.cli.text import plural, table
+from lora_reg.spec.methods import METHODS, Method, Parameter, check_parameters, method_named
+
+if TYPE_CHECKING:
+    from lora_reg.client import Client
+    from lora_reg.spec.wire.jobs import JobView
+
+DEFAULT: Final = "svd"
+
+
+def _parameters() -> dict[str, Parameter]:
+    """The parameters of all methods by name; a name has one type and one meaning whatever the method."""
+    return {parameter.name: parameter for method in METHODS.values() for parameter in method.parameters}
+
+
+def parameter_options(command: F) -> F:
+    """An option for each parameter of the table; those that were given reach the command by their names."""
+    for name, parameter in sorted(_parameters().items(), reverse=True):
+        users = [method.name for method in METHODS.values() if name in {own.name for own in method.parameters}]
+        told = "all methods" if len(users) == len(METHODS) else ", ".join(users)
+        option: Callable[[F], F] = click.option(
+            f"--{name.replace('_', '-')}", name, type=_type(parameter), metavar="X", help=f"{parameter.help} Of: {told}."
+        )
+        command = option(command)
+    return command
+
+
+def _type(parameter: Parameter) -> click.ParamType:
+    if parameter.choices:
+        return click.Choice(parameter.choices)
+    return {"int": click.INT, "float": click.FLOAT, "bool": click.BOOL}[parameter.type]
+
+
+def _list_methods(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if not wanted:
+        return
+    from lora_reg.cli.output import to_object
+
+    state: State = context.ensure_object(State)
+    rows = [
+        (method.name, ", ".join(map(_shown, method.parameters)) or "-", "yes" if method.seeded else "no", method.source)
+        for method in METHODS.values()
+    ]
+    state.output().result(
+        "lora-reg/methods/1",
+        {"methods": to_object(list(METHODS.values()))},
+        human=table(("METHOD", "PARAMETERS", "SEEDED", "SOURCE"), rows),
+        quiet=list(METHODS),
+    )
+    context.exit(0)
+
+
+def _shown(parameter: Parameter) -> str:
+    return parameter.name if parameter.default is None else f"{parameter.name}={parameter.default}"
+
+
+@click.command(cls=Command)
+@click.argument("adapters", nargs=-1, required=True, metavar="REF[=W]...")
+@click.option("--method", type=click.Choice(list(METHODS)), default=DEFAULT, show_default=True, metavar="NAME")
+@click.option(
+    "--methods", is_flag=True, is_eager=True, expose_value=False, callback=_list_methods, help="List the methods."
+)
+@parameter_options
+@click.option("--seed", type=click.IntRange(0), help="Of the methods that draw random numbers; 0 without it.")
+@click.option("--dtype", type=DTYPES, help="Of the factors; without it, the widest of the adapters'.")
+@where_options
+@pass_state
+def compose(
+    state: State,
+    where: Where,
+    adapters: tuple[str, ...],
+    method: str,
+    seed: int | None,
+    dtype: str | None,
+    **given: Any,
+) -> None:
+    """Compose adapters of one base into one adapter.
+
+    W is the adapter's weight, 1 where it is not given. The same composition asked for again is the same job and the
+    same result. On this machine: --local ADAPTER_DIR[=W]... -o DIR.
+    """
+    chosen = method_named(method)
+    if seed is not None and not chosen.seeded:
+        raise click.UsageError(f"--seed does not go with {method}, which draws no random numbers.")
+    parameters = check_parameters(method, {name: value for name, value in given.items() if value is not None})
+    output = where.here()
+    if output is None:
+        _by_job(state, where, adapters, chosen, parameters, seed or 0, dtype)
+        return
+    folders = weighted_folders(adapters)
+    composing = kernels("composing", "Composing")
+    progress = state.progress()
+    try:
+        report = composing.compose_folders(
+            folders,
+            output,
+            method=method,
+            parameters=parameters,
+            seed=seed or 0,
+            dtype=dtype,
+            progress=Counted(progress, f"Composing {plural(len(folders), 'adapter')}", "modules"),
+        )
+    finally:
+        progress.end()
+    tell_here(state, "compose", output, report)
+
+
+def _by_job(
+    state: State,
+    where: Where,
+    adapters: tuple[str, ...],
+    method: Method,
+    parameters: dict[str, Any],
+    seed: int,
+    dtype: Any,
+) -> None:
+    from lora_reg.spec.wire.operations import ComposeRequest, WeightedAdapter
+
+    chosen = [weighted(text) for text in adapters]
+
+    def submit(client: Client, target: dict[str, Any]) -> JobView:
+        return client.compose(
+            ComposeRequest(
+                adapters=[WeightedAdapter(adapter=str(client.parse(text)), weight=weight) for text, weight in chosen],
+                method=method.name,
+                parameters={name: value for name, value in parameters.items() if value is not None},
+                seed=seed,
+                dtype=dtype,
+                **target,
+            )
+        )
+
+    by_job(state, where, submit, schema="lora-reg/compose/1", shown=of_job)
