@@ -31,10 +31,12 @@ def shown(site: Site, name: str, what: str = "") -> Any:
 
 def requests(site: Site) -> list[tuple[str, str, dict[str, Any], list[str]]]:
     """(kind of the job, path, body without the target, what goes in) of every operation whose result is an adapter."""
-    one = adapter(site, 61)
+    one, two = adapter(site, 61), adapter(site, 71)
     merged = f"ns/{unique('merged')}"
     asked(site, "merges", adapters=[{"adapter": one}], to=merged, dtype="float32")
+    weighted = [{"adapter": one, "weight": 0.5}, {"adapter": two, "weight": -0.25}]
     return [
+        ("compose", "compositions", {"adapters": weighted, "method": "svd", "parameters": {"rank": 3}}, [one, two]),
         ("extract", "extractions", {"tuned": merged, "base": f"{SHARED}/base", "rank": 2}, [merged]),
         ("resize", "resizes", {"adapter": one, "rank": 1}, [one]),
         ("convert", "conversions", {"adapter": one}, [one]),
@@ -97,6 +99,12 @@ def test_the_same_recipe_has_the_same_bytes(site: Site) -> None:
         ("resizes", {"adapter": "{one}", "rank": 1, "to": "ns/x:v3"}, "invalid-reference"),
         ("conversions", {"adapter": "{one}", "rank": 1}, "invalid-request"),
         ("extractions", {"tuned": "{one}", "base": "{base}", "rank": 1}, "conflict"),
+        ("compositions", {"adapters": [{"adapter": "ns/nobody"}], "method": "svd"}, "not-found"),
+        ("compositions", {"adapters": [], "method": "svd"}, "invalid-request"),
+        ("compositions", {"adapters": [{"adapter": "ns/x"}], "method": "magic"}, "invalid-request"),
+        ("compositions", {"adapters": [], "method": "svd", "parameters": {"density": 0.5}}, "invalid-request"),
+        ("compositions", {"adapters": [], "method": "ties", "parameters": {"density": 2}}, "invalid-request"),
+        ("compositions", {"adapters": [], "method": "svd", "seed": 3}, "invalid-request"),
         ("extractions", {"tuned": "{base}", "base": "{one}", "rank": 1}, "conflict"),
         ("extractions", {"tuned": "{base}", "base": "{base}"}, "invalid-request"),
         ("extractions", {"tuned": "{base}", "base": "{base}", "rank": 1, "max_rank": 2}, "invalid-request"),

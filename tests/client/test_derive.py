@@ -31,6 +31,12 @@ def name(home: Home) -> str:
         (["resize", "x", "--rank", "2", "--local"], "--local needs -o DIR"),
         (["resize", "x", "--rank", "2", "--local", "-o", "y", "--tag", "t"], "--tag does not go with --local"),
         (["resize", "nowhere", "--rank", "2", "--local", "-o", "y"], "There is no folder 'nowhere'"),
+        (["compose", "a/b", "--method", "magic", "--to", "a/c"], "magic"),
+        (["compose", "a/b", "--density", "0.5", "--to", "a/c"], "has no parameter 'density'"),
+        (["compose", "a/b", "--method", "ties", "--density", "2", "--to", "a/c"], "density"),
+        (["compose", "a/b", "--seed", "1", "--to", "a/c"], "--seed does not go with svd"),
+        (["compose", "a/b"], "--to REF"),
+        (["compose", "nowhere", "--local", "-o", "y"], "There is no folder 'nowhere'"),
         (["extract", "a/b", "--base", "c", "--to", "a/c"], "either --rank R or --keep-energy X"),
         (["extract", "a/b", "--base", "c", "--rank", "1", "--keep-energy", "0.5", "--to", "a/c"], "either --rank R"),
         (["extract", "a/b", "--base", "c", "--rank", "1", "--max-rank", "2", "--to", "a/c"], "--max-rank goes with"),
@@ -59,6 +65,32 @@ def test_a_resize_tells_the_worst_modules_and_the_next_step(home: Home, name: st
     assert home.ok("resize", name, "--rank", "2", "--to", f"{name}-small", "-q").out == f"{name}-small:v1\n"
     shown = home.json("show", f"{name}-small:candidate")
     assert (shown["facts"]["max_rank"], shown["recipe"]["operation"]) == (2, "resize")
+
+
+def test_the_methods_are_listed_without_a_registry(home: Home) -> None:
+    known = home.json("compose", "--methods")
+    assert known["schema"] == "lora-reg/methods/1"
+    names = [method["name"] for method in known["methods"]]
+    assert names == home.ok("compose", "--methods", "-q").out.split()
+    told = home.ok("compose", "--methods").out
+    assert {line.split()[0] for line in told.splitlines() if line and line[0] != " "} == set(names)
+    assert "--density" in told
+    shown = home.ok("compose", "--help").out
+    assert "--majority-sign-method [total|frequency]" in shown
+
+
+def test_a_composition_by_a_job_and_on_this_machine(home: Home, name: str, tmp_path: Path) -> None:
+    queries = TINY / "adapters" / "queries-v1"
+    home.ok("push", queries, "--base", "tiny", f"{name}-queries")
+    options = ["--method", "dare_linear", "--density", "0.7", "--seed", "5"]
+    done = home.ok("compose", f"{name}=0.5", f"{name}-queries=-0.25", *options, "--to", f"{name}-both")
+    assert done.out.splitlines()[0].startswith(f"{name}-both:v1  sha256:")
+    home.ok("pull", f"{name}-both", "-o", tmp_path / "by-job")
+    home.ok("compose", "--local", f"{LOGS}=0.5", f"{queries}=-0.25", *options, "-o", tmp_path / "here")
+    for path in sorted((tmp_path / "here").iterdir()):
+        assert path.read_bytes() == (tmp_path / "by-job" / path.name).read_bytes(), path.name
+    recipe = home.json("show", f"{name}-both")["recipe"]
+    assert (recipe["method"], recipe["seed"], recipe["parameters"]) == ("dare_linear", 5, {"density": 0.7})
 
 
 def test_an_extraction_detached(home: Home, name: str) -> None:
@@ -106,3 +138,4 @@ def test_errors_are_read_from_what_the_kernels_tell() -> None:
         "a 4 2.00e-01",
         "c 2 0.00e+00",
     ]
+    assert losses.lines({"kept": None, "modules": [{"module": "a", "rank": 4, "kept": None}]}) == ["  1 module"]

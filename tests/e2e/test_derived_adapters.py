@@ -123,6 +123,27 @@ def test_an_adapter_is_extracted_from_a_merged_model(home: Home, tmp_path: Path)
     assert home.json("show", "acme/extracted")["base"]["name"] == "tiny"
 
 
+def test_a_composition_is_the_best_approximation_of_the_sum(home: Home, tmp_path: Path) -> None:
+    home.ok("compose", "acme/logs=0.7", "acme/queries=-0.4", "--rank", "6", "--to", "acme/both:mix")
+    both = pulled(home, "acme/both:mix", tmp_path / "both")
+    logs, queries = updates(LOGS), updates(QUERIES)
+    exact = {
+        name: 0.7 * logs.get(name, np.zeros(1)) - 0.4 * queries.get(name, np.zeros(1)) for name in {**logs, **queries}
+    }
+    for name, error in errors(both, exact).items():
+        best = tail(exact[name], 6) / norm(exact[name])
+        assert best - 1e-9 <= error <= best * (1 + 1e-6) + 64 * FLOAT32_UNIT, name
+    load_in_peft(both)
+    assert lineage(home, "acme/both") == {
+        ("base", "default/tiny"), ("input", "acme/logs"), ("input", "acme/queries"),
+    }  # fmt: skip
+    body = report(home, "acme/both", "compose")
+    assert (body["method"], len(body["modules"])) == ("svd", len(exact))
+    home.ok("merge", "acme/both:mix", "--to", "acme/both-merged", "--dtype", "float32")
+    model = AutoModelForCausalLM.from_pretrained(pulled(home, "acme/both-merged", tmp_path / "merged"))
+    assert model.dtype == torch.float32
+
+
 def test_a_resize_is_the_best_approximation_of_its_rank(home: Home, tmp_path: Path) -> None:
     said = home.ok("resize", "acme/logs", "--rank", "3", "--to", "acme/logs-r3:small", "-m", "three")
     assert "acme/logs-r3:v1" in said.out

@@ -5,7 +5,6 @@ The methods, their parameters and their words are those of `lora_reg.spec.method
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -14,36 +13,25 @@ from lora_reg.cli.derive import DTYPES, Counted, F, Where, by_job, kernels, weig
 from lora_reg.cli.losses import of_job, tell_here
 from lora_reg.cli.state import Command, State, pass_state
 from lora_reg.cli.text import plural, table
-from lora_reg.spec.methods import METHODS, Method, Parameter, check_parameters, method_named
+from lora_reg.spec.methods import DEFAULT_METHOD, METHODS, Method, Parameter, check_parameters, find_method
 
 if TYPE_CHECKING:
     from lora_reg.client import Client
     from lora_reg.spec.wire.jobs import JobView
 
-DEFAULT: Final = "svd"
-
-
-def _parameters() -> dict[str, Parameter]:
-    """The parameters of all methods by name; a name has one type and one meaning whatever the method."""
-    return {parameter.name: parameter for method in METHODS.values() for parameter in method.parameters}
+_TYPES: Final[dict[str, click.ParamType]] = {"number": click.FLOAT, "integer": click.INT}
 
 
 def parameter_options(command: F) -> F:
-    """An option for each parameter of the table; those that were given reach the command by their names."""
-    for name, parameter in sorted(_parameters().items(), reverse=True):
+    """An option for each name of a parameter in the table. A name has one type whatever the method, while its range and
+    its meaning are the method's own: `check_parameters` sees to the one, `--methods` tells the other."""
+    known = {parameter.name: parameter for method in METHODS.values() for parameter in method.parameters}
+    for name, parameter in sorted(known.items(), reverse=True):
         users = [method.name for method in METHODS.values() if name in {own.name for own in method.parameters}]
-        told = "all methods" if len(users) == len(METHODS) else ", ".join(users)
-        option: Callable[[F], F] = click.option(
-            f"--{name.replace('_', '-')}", name, type=_type(parameter), metavar="X", help=f"{parameter.help} Of: {told}."
-        )
+        kind = click.Choice(parameter.choices) if parameter.kind == "choice" else _TYPES[parameter.kind]
+        option = click.option(f"--{name.replace('_', '-')}", name, type=kind, help=f"Of {', '.join(users)}.")
         command = option(command)
     return command
-
-
-def _type(parameter: Parameter) -> click.ParamType:
-    if parameter.choices:
-        return click.Choice(parameter.choices)
-    return {"int": click.INT, "float": click.FLOAT, "bool": click.BOOL}[parameter.type]
 
 
 def _list_methods(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
@@ -52,26 +40,33 @@ def _list_methods(context: click.Context, _option: click.Parameter, wanted: bool
     from lora_reg.cli.output import to_object
 
     state: State = context.ensure_object(State)
-    rows = [
-        (method.name, ", ".join(map(_shown, method.parameters)) or "-", "yes" if method.seeded else "no", method.source)
-        for method in METHODS.values()
-    ]
     state.output().result(
         "lora-reg/methods/1",
         {"methods": to_object(list(METHODS.values()))},
-        human=table(("METHOD", "PARAMETERS", "SEEDED", "SOURCE"), rows),
+        human=[line for method in METHODS.values() for line in _told(method)],
         quiet=list(METHODS),
     )
     context.exit(0)
 
 
-def _shown(parameter: Parameter) -> str:
-    return parameter.name if parameter.default is None else f"{parameter.name}={parameter.default}"
+def _told(method: Method) -> list[str]:
+    seeded = "; seeded" if method.seeded else ""
+    rows = [(f"--{own.name.replace('_', '-')}", own.range, _default(own), own.meaning) for own in method.parameters]
+    return [
+        f"{method.name}  {method.summary}",
+        f"  {method.source}{seeded}",
+        *(f"    {line}" for line in table(("OPTION", "RANGE", "DEFAULT", "MEANING"), rows)),
+        "",
+    ]
+
+
+def _default(parameter: Parameter) -> str:
+    return parameter.otherwise if parameter.default is None else str(parameter.default)
 
 
 @click.command(cls=Command)
 @click.argument("adapters", nargs=-1, required=True, metavar="REF[=W]...")
-@click.option("--method", type=click.Choice(list(METHODS)), default=DEFAULT, show_default=True, metavar="NAME")
+@click.option("--method", type=click.Choice(list(METHODS)), default=DEFAULT_METHOD, show_default=True, metavar="NAME")
 @click.option(
     "--methods", is_flag=True, is_eager=True, expose_value=False, callback=_list_methods, help="List the methods."
 )
@@ -94,7 +89,7 @@ def compose(
     W is the adapter's weight, 1 where it is not given. The same composition asked for again is the same job and the
     same result. On this machine: --local ADAPTER_DIR[=W]... -o DIR.
     """
-    chosen = method_named(method)
+    chosen = find_method(method)
     if seed is not None and not chosen.seeded:
         raise click.UsageError(f"--seed does not go with {method}, which draws no random numbers.")
     parameters = check_parameters(method, {name: value for name, value in given.items() if value is not None})

@@ -41,21 +41,29 @@ def tell_here(state: State, operation: str, output: Path, report: Any) -> None:
 
 
 def lines(body: dict[str, Any]) -> list[str]:
-    """A sum in one line, then a table of the modules that lost most."""
-    modules = sorted(body["modules"], key=lambda module: (-_error(module), module["module"]))
-    kept = body.get("kept_energy")
+    """A sum in one line, then a table of the modules that lost most, where losses can be told at all."""
+    lost = [(error, module) for module in body["modules"] if (error := _error(module)) is not None]
+    lost.sort(key=lambda item: (-item[0], item[1]["module"]))
+    kept = _kept(body)
     total = "" if kept is None else f", {kept:.4%} of the energy kept"
-    rows = [(module["module"], str(module["rank"]), f"{_error(module):.2e}") for module in modules[:WORST]]
-    more = len(modules) - len(rows)
+    rows = [(module["module"], str(module["rank"]), f"{error:.2e}") for error, module in lost[:WORST]]
+    more = len(lost) - len(rows)
     return [
-        f"  {plural(len(modules), 'module')}{total}",
+        f"  {plural(len(body['modules']), 'module')}{total}",
         *(f"    {line}" for line in table(("MODULE", "RANK", "RELATIVE ERROR"), rows)),
         *([f"    and {plural(more, 'module')} that lost no more"] if more else []),
     ]
 
 
-def _error(module: dict[str, Any]) -> float:
+def _kept(item: dict[str, Any]) -> float | None:
+    """The share of the energy that was kept; None where the method asks for no product that it could be a share of."""
+    value = item.get("kept_energy", item.get("kept"))
+    return None if value is None else float(value)
+
+
+def _error(module: dict[str, Any]) -> float | None:
     """||dW - dW'|| / ||dW||, Frobenius norms, of the module's update before and after."""
     if "relative_error" in module:
         return float(module["relative_error"])
-    return math.sqrt(max(0.0, 1.0 - float(module["kept_energy"])))
+    kept = _kept(module)
+    return None if kept is None else math.sqrt(max(0.0, 1.0 - kept))

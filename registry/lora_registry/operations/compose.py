@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlmodel import Session
 
 from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.methods import check_parameters, method_named
+from lora_reg.spec.methods import check_parameters, find_method
 from lora_reg.spec.recipe import ComposeRecipe
 from lora_reg.spec.wire.jobs import JobView
 from lora_reg.spec.wire.operations import ComposeRequest
@@ -16,7 +16,7 @@ from lora_registry.operations import derive, inputs
 
 def submit(ctx: Context, principal: Principal, request: ComposeRequest) -> JobView:
     """Start a composition, or find its job: see `derive.submit`. Raises as `check_parameters` does, too."""
-    method = method_named(request.method)
+    method = find_method(request.method)
     parameters = check_parameters(request.method, request.parameters)
     if request.seed and not method.seeded:
         # It would make two jobs of one result.
