@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lora_reg.client import Client
     from lora_reg.spec.wire.jobs import JobView
 
-_TYPES: Final[dict[str, click.ParamType]] = {"number": click.FLOAT, "integer": click.INT}
+_TYPES: Final[dict[str, Any]] = {"number": click.FLOAT, "integer": click.INT}
 
 
 def parameter_options(command: F) -> F:
@@ -34,19 +34,15 @@ def parameter_options(command: F) -> F:
     return command
 
 
-def _list_methods(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
-    if not wanted:
-        return
+def _list_methods(state: State) -> None:
     from lora_reg.cli.output import to_object
 
-    state: State = context.ensure_object(State)
     state.output().result(
         "lora-reg/methods/1",
         {"methods": to_object(list(METHODS.values()))},
         human=[line for method in METHODS.values() for line in _told(method)],
         quiet=list(METHODS),
     )
-    context.exit(0)
 
 
 def _told(method: Method) -> list[str]:
@@ -65,11 +61,9 @@ def _default(parameter: Parameter) -> str:
 
 
 @click.command(cls=Command)
-@click.argument("adapters", nargs=-1, required=True, metavar="REF[=W]...")
+@click.argument("adapters", nargs=-1, metavar="REF[=W]...")
 @click.option("--method", type=click.Choice(list(METHODS)), default=DEFAULT_METHOD, show_default=True, metavar="NAME")
-@click.option(
-    "--methods", is_flag=True, is_eager=True, expose_value=False, callback=_list_methods, help="List the methods."
-)
+@click.option("--methods", "listing", is_flag=True, help="List the methods and their parameters, and do nothing else.")
 @parameter_options
 @click.option("--seed", type=click.IntRange(0), help="Of the methods that draw random numbers; 0 without it.")
 @click.option("--dtype", type=DTYPES, help="Of the factors; without it, the widest of the adapters'.")
@@ -77,9 +71,11 @@ def _default(parameter: Parameter) -> str:
 @pass_state
 def compose(
     state: State,
+    /,
     where: Where,
     adapters: tuple[str, ...],
     method: str,
+    listing: bool,
     seed: int | None,
     dtype: str | None,
     **given: Any,
@@ -89,6 +85,11 @@ def compose(
     W is the adapter's weight, 1 where it is not given. The same composition asked for again is the same job and the
     same result. On this machine: --local ADAPTER_DIR[=W]... -o DIR.
     """
+    if listing:
+        _list_methods(state)
+        return
+    if not adapters:
+        raise click.UsageError("Missing argument 'REF[=W]...'.")
     chosen = find_method(method)
     if seed is not None and not chosen.seeded:
         raise click.UsageError(f"--seed does not go with {method}, which draws no random numbers.")
