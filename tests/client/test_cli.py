@@ -66,6 +66,7 @@ def test_these_are_the_commands() -> None:
         "yank",
         "unyank",
         "merge",
+        "compose",
         "extract",
         "resize",
         "job",

@@ -62,7 +62,14 @@ def _default(parameter: Parameter) -> str:
 
 @click.command(cls=Command)
 @click.argument("adapters", nargs=-1, metavar="REF[=W]...")
-@click.option("--method", type=click.Choice(list(METHODS)), default=DEFAULT_METHOD, show_default=True, metavar="NAME")
+@click.option(
+    "--method",
+    type=click.Choice(list(METHODS)),
+    default=DEFAULT_METHOD,
+    show_default=True,
+    metavar="NAME",
+    help="How; --methods tells of each.",
+)
 @click.option("--methods", "listing", is_flag=True, help="List the methods and their parameters, and do nothing else.")
 @parameter_options
 @click.option("--seed", type=click.IntRange(0), help="Of the methods that draw random numbers; 0 without it.")
