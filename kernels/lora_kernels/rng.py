@@ -9,6 +9,7 @@ tensor takes word e % 4 of counter e // 4.
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Final
 
 import numpy as np
@@ -39,6 +40,16 @@ def random_bits(key: int, first: int, count: int) -> U32:
 def uniform(key: int, first: int, count: int) -> npt.NDArray[np.float32]:
     """Numbers in [0, 1) with 24 random bits each, float32, shape (count,)."""
     return (random_bits(key, first, count) >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+
+
+def keep_limit(density: float) -> int:
+    """The n for which `uniform(...) < density` is `random_bits(...) >> 8 < n`, without a rounding of the density."""
+    return math.ceil(density * 2**24)
+
+
+def keep_mask(key: int, first: int, count: int, density: float) -> npt.NDArray[np.bool_]:
+    """True with the probability `density`, for each of the elements `first` to `first + count`. Shape (count,)."""
+    return (random_bits(key, first, count) >> np.uint32(8)) < np.uint32(keep_limit(density))
 
 
 def _philox(counters: npt.NDArray[np.uint64], key0: int, key1: int) -> U32:

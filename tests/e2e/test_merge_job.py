@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.support import service
+from tests.support import adapters, service
 from tests.support.command import Home
 from tests.support.oracle import compare_bf16, merge64, read_checkpoint, round_bf16
+from tests.support.oracle_lora import merge_lora64, read_adapter64
 from tests.support.testbed import require_testbed
 
 ADAPTERS = (
@@ -18,13 +20,14 @@ ADAPTERS = (
     "lora-r16-alllinear-prose",
     "lora-patterns-python",
     "rslora-r16-cheader",
+    "dora-r8-sql",
     "lora-embed-prose",
     "lora-lmhead-cheader",
     "series-sql/v1",
     "series-sql/v2",
     "series-sql/v3",
 )
-NOT_MERGED = {"dora-r8-sql": "DoRA", "ia3-sql": "IA3", "prefix-python": "PREFIX_TUNING"}
+NOT_MERGED = {"prefix-python": "PREFIX_TUNING"}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +51,10 @@ def test_a_merge_by_the_job_is_the_rounded_float64_merge(home: Home, adapter: st
     pulled = home.run("pull", f"oracle/{name}-merged", "-o", tmp_path / "merged")
     assert pulled.status == 0, pulled.err
     base, result = read_checkpoint(testbed / "base"), read_checkpoint(tmp_path / "merged")
-    right = merge64(testbed / "base", testbed / "adapters" / adapter)
+    if adapter.startswith("dora"):
+        right = merge_lora64(base, [read_adapter64(testbed / "adapters" / adapter)])
+    else:
+        right = merge64(testbed / "base", testbed / "adapters" / adapter)
     assert result.keys() == base.keys()
     differing = elements = 0
     for tensor, values in result.items():
@@ -71,3 +77,36 @@ def test_what_cannot_be_merged_yet_says_so_by_name(home: Home, adapter: str) -> 
     refused = home.run("merge", f"oracle/{adapter}", "--to", f"oracle/{adapter}-merged")
     assert refused.status == 6
     assert NOT_MERGED[adapter].lower() in refused.err.lower()
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_head_that_is_tied_to_the_embedding_becomes_a_tensor_of_its_own(tmp_path: Path, shards: int) -> None:
+    base = adapters.make_base(tmp_path / "base", tied=True, shards=shards)
+    draft = adapters.make_draft(adapters.fingerprint_of(base), rank=4, targets=["q_proj", "lm_head"])
+    head = "base_model.model.lm_head.lora_"
+    draft.tensors |= {
+        f"{head}A.weight": adapters.values((4, 32), seed="A", scale=0.5),
+        f"{head}B.weight": adapters.values((96, 4), seed="B", scale=0.5),
+    }
+    adapter = draft.write(tmp_path / "adapter")
+    with service.running(tmp_path / "data") as running:
+        user = Home(tmp_path / "home", running.url)
+        for command in (
+            ("base", "add", "tied", base, "--alias", "lora-reg-fixture/small"),
+            ("push", adapter, "oracle/head", "--base", "tied"),
+            ("merge", "oracle/head", "--to", "oracle/merged"),
+            ("pull", "oracle/merged", "-o", tmp_path / "merged"),
+        ):
+            done = user.run(*command)
+            assert done.status == 0, done.err
+    before, after = read_checkpoint(base), read_checkpoint(tmp_path / "merged")
+    assert after.keys() == {*before, "lm_head.weight"}
+    name = "model.embed_tokens.weight"
+    assert np.array_equal(after[name], before[name])
+    right = merge_lora64({**before, "lm_head.weight": before[name]}, [read_adapter64(adapter)])
+    compared = compare_bf16(round_bf16(after["lm_head.weight"]), right["lm_head.weight"])
+    assert (compared.beyond_float32, compared.differing) == (0, 0)
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["tie_word_embeddings"] is False
+    if shards == 2:
+        index = json.loads((tmp_path / "merged" / "model.safetensors.index.json").read_text())
+        assert index["weight_map"]["lm_head.weight"] == index["weight_map"][name]

@@ -79,9 +79,9 @@ def write_base(folder: Path, shards: Sequence[Tensors], **config: Any) -> Path:
 
 
 def write_adapter(folder: Path, tensors: Tensors, **config: Any) -> Path:
-    """An adapter folder; names without `base_model.model.`."""
+    """An adapter folder; names without `base_model.model.`. Its config names no targets unless told."""
     folder.mkdir(parents=True)
-    document = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], **config}
+    document = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, **config}
     (folder / "adapter_config.json").write_text(json.dumps(document))
     write_safetensors(
         folder / "adapter_model.safetensors", {f"base_model.model.{name}": value for name, value in tensors.items()}

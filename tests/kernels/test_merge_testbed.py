@@ -12,6 +12,7 @@ from lora_kernels.merging import merge_folder
 from lora_reg.spec.errors import RegistryError
 from tests.kernels.checkpoints import read_model
 from tests.support.oracle import compare_bf16, merge64, read_checkpoint
+from tests.support.oracle_lora import merge_lora64, read_adapter64
 from tests.support.testbed import require_testbed
 
 # peft 0.21.2 asks transformers 5.23 for an attribute that is being renamed.
@@ -28,7 +29,7 @@ ADAPTERS = [
     "series-sql/v2",
     "series-sql/v3",
 ]
-UNSUPPORTED = {"dora-r8-sql": "DoRA", "ia3-sql": "IA3", "prefix-python": "PREFIX_TUNING"}
+UNSUPPORTED = {"prefix-python": "PREFIX_TUNING"}
 
 
 WEIGHTED = [(name, weight) for name in ADAPTERS for weight in (1.0, 0.37, -1.0)]
@@ -66,6 +67,18 @@ def test_other_types_are_refused_by_name(tmp_path: Path, name: str) -> None:
     with pytest.raises(RegistryError, match=UNSUPPORTED[name]) as caught:
         merge_folder(bed / "base", [(bed / "adapters" / name, 1.0)], tmp_path / "out")
     assert caught.value.code == "unsupported" and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.37, -1.0])
+def test_dora_equals_the_correctly_rounded_float64_merge(tmp_path: Path, weight: float) -> None:
+    bed = require_testbed()
+    adapter = bed / "adapters" / "dora-r8-sql"
+    merge_folder(bed / "base", [(adapter, weight)], tmp_path / "out")
+    right = merge_lora64(read_checkpoint(bed / "base"), [read_adapter64(adapter, weight)])
+    got = read_model(tmp_path / "out")
+    found = [compare_bf16(got[tensor][1], expected) for tensor, expected in right.items()]
+    assert len(right) == 28 and sum(part.beyond_float32 for part in found) == 0
+    assert sum(part.differing for part in found) <= sum(part.elements for part in found) / 10_000
 
 
 def test_two_adapters_are_the_sum_of_their_updates(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lora_kernels.rng import _philox, random_bits, stream_key, uniform
+from lora_kernels.rng import _philox, keep_mask, random_bits, stream_key, uniform
 
 
 def test_zero_key_and_counter_give_the_published_vector():
@@ -33,3 +33,12 @@ def test_uniform_is_in_range_and_has_the_right_mean():
     assert numbers.max() < 1
     # Five standard errors of the mean of 65536 uniform numbers.
     assert abs(float(numbers.mean(dtype=np.float64)) - 0.5) < 5 * (1 / 12) ** 0.5 / 256
+
+
+def test_a_mask_keeps_what_is_below_the_density_exactly():
+    key = stream_key(1, "x")
+    numbers = uniform(key, 5, 5000)
+    # Densities that are some element's own number, and just above it, where a rounding would show.
+    for density in (0.0, 0.3, 1.0, float(numbers[0]), float(numbers[0]) + 2.0**-40, float(numbers.max())):
+        expected = numbers.astype(np.float64) < density
+        assert np.array_equal(keep_mask(key, 5, 5000, density), expected)

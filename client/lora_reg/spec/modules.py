@@ -94,6 +94,12 @@ class BaseModules(msgspec.Struct, frozen=True):
         """Whether modules of the base lie below a path."""
         return path in self.containers
 
+    def attention_of(self, path: str) -> str | None:
+        """The packed attention (`nn.MultiheadAttention`) whose output projection a path is; None for other paths."""
+        parent, _, leaf = path.rpartition(".")
+        block = self.resolve(parent) if leaf == "out_proj" else None
+        return parent if block is not None and block.kind == "mha" else None
+
     def _resolve(self, path: str, table: Mapping[str, _T]) -> _T | None:
         found = table.get(path)
         if found is not None:

@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+
+_T = TypeVar("_T")
 
 _PREFIXES = ("scipy_", "")
 _SUFFIXES = ("64_", "")
@@ -72,3 +74,17 @@ def one_thread() -> Iterator[None]:
             _hold.holders -= 1
             if _hold.holders == 0:
                 set_threads(_hold.previous)
+
+
+def on_one_thread(results: Iterator[_T]) -> Iterator[_T]:
+    """The same results, each computed under `one_thread`.
+
+    The hold never lasts across a yield: an iterator left half read would keep it until it is collected.
+    """
+    while True:
+        with one_thread():
+            try:
+                result = next(results)
+            except StopIteration:
+                return
+        yield result

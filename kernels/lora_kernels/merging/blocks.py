@@ -42,16 +42,16 @@ def matrix(shape: tuple[int, ...], columns: int | None = None) -> tuple[int, int
     return (elements // columns, columns) if columns else (0, 0)
 
 
-def block_rows(columns: int, *, whole_rows: bool = False) -> int:
-    """Rows of a block; 0 where a block is a piece of one row. whole_rows: never cut a row."""
+def block_rows(columns: int, *, band: int = 0) -> int:
+    """Rows of a block; 0 where a block is a piece of one row. band: rows that are never parted; 0 to part even one."""
     rows = BLOCK // columns if columns else 1
-    return max(rows, 1) if whole_rows else rows
+    return max(rows // band, 1) * band if band else rows
 
 
-def blocks(r0: int, r1: int, columns: int, *, whole_rows: bool = False) -> Iterator[Block]:
+def blocks(r0: int, r1: int, columns: int, *, band: int = 0) -> Iterator[Block]:
     """The blocks of the rows r0:r1, in the order of their bytes. r0: a multiple of `block_rows`, so that the blocks of
     a matrix are the same however its rows are shared out."""
-    step = block_rows(columns, whole_rows=whole_rows)
+    step = block_rows(columns, band=band)
     if not columns:
         return
     if step:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from lora_kernels.merging.delta import AdapterInput
+from lora_kernels.merging.match.tied import untied_config
 from lora_kernels.merging.plan import MergePlan, plan_merge
 from lora_kernels.merging.sink import Chunk, FolderSink, Hashing, staged_folder
 from lora_kernels.merging.sources import FolderSource
@@ -64,7 +65,7 @@ def merge_folder(
         check_kept(stats, min_kept=min_kept)
         if index is not None:
             _write_json(staging / INDEX, merged_index(index, plan))
-        _carry(Path(base_dir), staging, dtype)
+        _carry(Path(base_dir), staging, plan)
     return merge_report(stats, files=files, ignored=[name for adapter in plan.adapters for name in adapter.ignored])
 
 
@@ -97,12 +98,15 @@ def merged_index(index: dict[str, Any], plan: MergePlan) -> dict[str, Any]:
     return {"metadata": metadata, "weight_map": {tensor.name: file for tensor, file in tensors}}
 
 
-def merged_config(config: dict[str, Any], dtype: str | None) -> dict[str, Any]:
-    """The base's config.json, naming the output dtype where one was asked for."""
-    if dtype is None:
+def merged_config(config: dict[str, Any], plan: MergePlan) -> dict[str, Any]:
+    """The base's config.json, naming the output dtype where one was asked for, and an output layer that is no longer
+    tied. The very same object where nothing is changed."""
+    if plan.untied is not None:
+        config = untied_config(config)
+    if plan.dtype is None:
         return config
     key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
-    return {**config, key: dtype}
+    return {**config, key: plan.dtype}
 
 
 def _write_shards(
@@ -181,13 +185,14 @@ def _write_json(path: Path, document: dict[str, Any]) -> None:
     path.write_text(json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _carry(base: Path, staging: Path, dtype: str | None) -> None:
+def _carry(base: Path, staging: Path, plan: MergePlan) -> None:
     """Copy config, tokenizer and licence files."""
     for entry in sorted(base.iterdir()):
         named = entry.suffix in _CARRIED_SUFFIXES or entry.name.upper().startswith(_CARRIED_STEMS)
         if not entry.is_file() or not named or entry.name.endswith(".index.json"):
             continue
-        if entry.name == "config.json" and dtype is not None:
-            _write_json(staging / entry.name, merged_config(json.loads(entry.read_bytes()), dtype))
+        config = json.loads(entry.read_bytes()) if entry.name == "config.json" else None
+        if config is not None and (merged := merged_config(config, plan)) is not config:
+            _write_json(staging / entry.name, merged)
         else:
             shutil.copyfile(entry, staging / entry.name)

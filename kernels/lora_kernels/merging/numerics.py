@@ -14,6 +14,8 @@ from lora_reg.spec.errors import RegistryError
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
 
 # How the bytes of an element lie in memory. Checkpoints are little-endian on every machine.
 STORAGE: Final[dict[str, np.dtype[Any]]] = {
@@ -21,6 +23,13 @@ STORAGE: Final[dict[str, np.dtype[Any]]] = {
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
     "F64": np.dtype("<f8"),
+}
+# Of indices that an adapter stores.
+INTEGERS: Final[dict[str, np.dtype[Any]]] = {
+    "U8": np.dtype("u1"),
+    "I16": np.dtype("<i2"),
+    "I32": np.dtype("<i4"),
+    "I64": np.dtype("<i8"),
 }
 BF16_NAN: Final = 0x7FC0
 

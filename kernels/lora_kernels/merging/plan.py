@@ -14,6 +14,7 @@ import msgspec
 
 from lora_kernels.merging.delta import AdapterInput, Delta
 from lora_kernels.merging.match import match_adapter
+from lora_kernels.merging.match.tied import Tie, tie_of
 from lora_reg.spec.base import BaseFingerprint, BaseTensor
 from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.modules import modules_of
@@ -67,7 +68,8 @@ class ShardPlan(msgspec.Struct, frozen=True):
 
 
 class AdapterPlan(msgspec.Struct, frozen=True):
-    """An adapter that goes in. ignored: its tensors that are copies of the base's own weights."""
+    """An adapter that goes in. ignored: its tensors that change nothing: copies of the base's own weights or of others
+    of its own, state of the training."""
 
     file: str
     type: str
@@ -76,11 +78,13 @@ class AdapterPlan(msgspec.Struct, frozen=True):
 
 
 class MergePlan(msgspec.Struct, frozen=True):
-    """All of a merge. dtype: as asked for, None where every tensor keeps its own."""
+    """All of a merge. dtype: as asked for, None where every tensor keeps its own. untied: the output layer's weight,
+    where the base shares it with the embedding and the result does not."""
 
     shards: tuple[ShardPlan, ...]
     adapters: tuple[AdapterPlan, ...]
     dtype: str | None
+    untied: str | None = None
     operation_version: int = OPERATION_VERSION
 
     def shard(self, file: str) -> ShardPlan:
@@ -111,21 +115,24 @@ def plan_merge(base: BaseFingerprint, adapters: Sequence[AdapterInput], dtype: s
             "invalid-request", f"The output dtype is {dtype!r}; expected one of {', '.join(OUTPUT_DTYPES)}."
         )
     modules = modules_of(base)
+    tie = tie_of(base, modules)
     deltas: dict[str, list[Delta]] = {}
     plans = []
     for index, adapter in enumerate(adapters):
-        matched = match_adapter(index, adapter, base=base, modules=modules)
+        matched = match_adapter(index, adapter, base=base, modules=modules, tie=tie)
         for name, delta in matched.deltas:
             deltas.setdefault(name, []).append(delta)
         plans.append(AdapterPlan(adapter.file, adapter.config.peft_type, adapter.weight, matched.ignored))
+    head = _untied(deltas, tie)
     _refuse_conflicts(deltas)
     output = OUTPUT_DTYPES[dtype] if dtype is not None else None
     main = _main_dtype(base.tensors)
     files: dict[str, list[BaseTensor]] = {}
-    for tensor in base.tensors:
+    for tensor in (*base.tensors, *([head] if head is not None and tie is not None and not tie.stored else [])):
         files.setdefault(tensor.file, []).append(tensor)
     shards = [_shard(file, tensors, deltas=deltas, output=output, main=main) for file, tensors in sorted(files.items())]
-    return MergePlan(shards=tuple(shards), adapters=tuple(plans), dtype=dtype)
+    untied = head.name if head is not None else None
+    return MergePlan(shards=tuple(shards), adapters=tuple(plans), dtype=dtype, untied=untied)
 
 
 def shard_header(shard: ShardPlan) -> bytes:
@@ -190,6 +197,18 @@ def _shard(
         )
         position += size
     return ShardPlan(file=file, size=position, tensors=tuple(plans))
+
+
+def _untied(deltas: dict[str, list[Delta]], tie: Tie | None) -> BaseTensor | None:
+    """The output layer's weight where it is changed otherwise than the embedding's, so that both must part. Where both
+    are changed alike they stay one tensor, and the changes are left with the embedding's."""
+    if tie is None or tie.head is None:
+        return None
+    if deltas.get(tie.head.name) != deltas.get(tie.weight.name):
+        return tie.head
+    if not tie.stored:
+        deltas.pop(tie.head.name, None)
+    return None
 
 
 def _columns(tensor: str, deltas: Sequence[Delta]) -> int | None:

@@ -60,7 +60,7 @@ class FileRecord(msgspec.Struct, frozen=True):
 class MergeReport(msgspec.Struct, frozen=True):
     """What a merge did. kept / cosine are over all updates; replaced tensors do not count, lest they drown the rest.
 
-    ignored: tensors of the adapters that are the base's own and were left out knowingly.
+    ignored: tensors of the adapters that change nothing and were left out knowingly.
     """
 
     kept: float | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
-from lora_kernels.merging.blas import one_thread
+from lora_kernels.merging.blas import on_one_thread
 from lora_kernels.merging.plan import MergePlan, TensorPlan, copied_runs, shard_header
 from lora_kernels.merging.sources import Source
 from lora_kernels.merging.stats import TensorStats
@@ -41,22 +41,21 @@ def stream_pieces(
     shard = plan.shard(file)
     readers = [FactorReader(source, known.file) for source, known in zip(adapters, plan.adapters, strict=True)]
     buffers, raw = Buffers(), bytearray(COPY_BYTES)
-    with one_thread():
-        yield Piece(memoryview(shard_header(shard)), None)
-        for run in copied_runs(shard):
-            if isinstance(run, TensorPlan):
-                merge, sums = TensorMerge(run, base, readers), Sums()
-                for view in merge.chunks(0, merge.rows, buffers, sums):
-                    yield Piece(view, None)
-                if run.deltas and on_tensor is not None:
-                    on_tensor(merge.stats(sums))
-                continue
-            position = run.source_start
-            while position < run.source_end:
-                view = memoryview(raw)[: min(COPY_BYTES, run.source_end - position)]
-                base.read_into(run.source_file, position, view)
-                yield Piece(view, (run.source_file, position))
-                position += len(view)
+    yield Piece(memoryview(shard_header(shard)), None)
+    for run in copied_runs(shard):
+        if isinstance(run, TensorPlan):
+            merge, sums = TensorMerge(run, base, readers), Sums()
+            for view in on_one_thread(merge.chunks(0, merge.rows, buffers, sums)):
+                yield Piece(view, None)
+            if run.deltas and on_tensor is not None:
+                on_tensor(merge.stats(sums))
+            continue
+        position = run.source_start
+        while position < run.source_end:
+            view = memoryview(raw)[: min(COPY_BYTES, run.source_end - position)]
+            base.read_into(run.source_file, position, view)
+            yield Piece(view, (run.source_file, position))
+            position += len(view)
 
 
 def stream_shard(

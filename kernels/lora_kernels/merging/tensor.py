@@ -105,16 +105,12 @@ class TensorMerge:
         self.updates: Updates | None = None
         if tensor.deltas:
             self.updates = load_updates(tensor.deltas, readers, weights_of(tensor, base), self.rows, self.columns)
-        reach = self.updates.reach if self.updates is not None else "element"
-        self._whole_rows = reach != "element"
-        self._whole = reach == "tensor"
+        self._band = self.updates.band if self.updates is not None else 0
 
     @property
     def step(self) -> int:
         """Ranges of rows begin at its multiples."""
-        if self._whole:
-            return max(self.rows, 1)
-        return max(block_rows(self.columns, whole_rows=self._whole_rows), 1)
+        return max(block_rows(self.columns, band=self._band), 1)
 
     def chunks(self, r0: int, r1: int, buffers: Buffers, sums: Sums) -> Iterator[memoryview]:
         """The bytes of the rows r0:r1, each chunk valid until the next. Raises RegistryError `rejected`, naming the
@@ -122,7 +118,7 @@ class TensorMerge:
         tensor = self.tensor
         weights = weights_of(tensor, self._base)
         output = storage(tensor.dtype)
-        for block in self._blocks(r0, r1):
+        for block in blocks(r0, r1, self.columns, band=self._band):
             weight, change, new, scratch = buffers.of(block)
             with np.errstate(over="ignore", invalid="ignore"):
                 weights.read(block, weight)
@@ -149,13 +145,6 @@ class TensorMerge:
             max_delta=sums.max_delta,
             sums=UpdateSums(sums.delta_delta, sums.realised_delta, sums.realised_realised),
         )
-
-    def _blocks(self, r0: int, r1: int) -> Iterator[Block]:
-        if self._whole:
-            if self.columns and r1 > r0:
-                yield Block(0, self.rows, 0, self.columns, self.columns)
-            return
-        yield from blocks(r0, r1, self.columns, whole_rows=self._whole_rows)
 
 
 def _refuse_nonfinite(tensor: TensorPlan, weight: F32, stored: F32) -> NoReturn:

@@ -79,8 +79,10 @@ def side_files(spec: dict[str, Any], report: Report) -> dict[str, Any]:
             continue
         if path == INDEX:
             files.append(_store(blobs, path, merged_index(json.loads(read(path, 0, size)), made)))
-        elif path == "config.json" and spec["dtype"] is not None:
-            files.append(_store(blobs, path, merged_config(json.loads(read(path, 0, size)), spec["dtype"])))
+            continue
+        config = json.loads(read(path, 0, size)) if path == "config.json" else None
+        if config is not None and (merged := merged_config(config, made)) is not config:
+            files.append(_store(blobs, path, merged))
         else:
             files.append({"path": path, "size": size, "digest": digest})
     report.log(f"{len(files)} files beside the weights")

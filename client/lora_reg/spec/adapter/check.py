@@ -5,7 +5,7 @@ It reads through functions that the caller gives, never raises for a fault of th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 
@@ -17,12 +17,12 @@ from lora_reg.spec.adapter.files import AdapterFile, ReadFile, check_files, path
 from lora_reg.spec.adapter.numbers import ReadBase, check_values
 from lora_reg.spec.adapter.patterns import hangs, targets
 from lora_reg.spec.adapter.report import CONFIG, WEIGHTS, Report
-from lora_reg.spec.adapter.scaling import scales
+from lora_reg.spec.adapter.scaling import ModuleScale, Scales, scales
 from lora_reg.spec.adapter.structure import build
 from lora_reg.spec.base import BaseFingerprint
 from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.findings import Finding
-from lora_reg.spec.modules import modules_of
+from lora_reg.spec.modules import BaseModules, modules_of
 from lora_reg.spec.regex import Budget
 from lora_reg.spec.tensors import Header, header_length, parse_header
 
@@ -100,9 +100,10 @@ def _check_together(
                 expected="a pattern without nested repeats",
                 way_out="List the modules by name instead of by a pattern.",
             )
-        scale = scales(config, budget)
+        targeted = targets(config, budget)
+        scale = _scales(config, modules, targeted, budget)
         structure = build(config, header, base, modules, scale, report)
-        check_coverage(config, structure, modules, targets(config, budget), report)
+        check_coverage(config, structure, modules, targeted, report)
         check_values(config, header, structure, scale, read, read_base, report)
         return gather(config, header, structure, scale)
     except RegistryError as error:
@@ -110,6 +111,17 @@ def _check_together(
             raise
         report.add_error("pattern-refused", error, file=CONFIG)
         return None
+
+
+def _scales(config: AdapterConfig, modules: BaseModules, targeted: Callable[[str], bool], budget: Budget) -> Scales:
+    """The output projection of an attention that is adapted as a whole has the attention's rank and alpha."""
+    own = scales(config, budget)
+
+    def of(path: str) -> ModuleScale:
+        attention = modules.attention_of(path)
+        return own(path if attention is None or not targeted(attention) else attention)
+
+    return of
 
 
 def _read_config(sizes: dict[str, int], read: ReadFile, report: Report) -> AdapterConfig | None:

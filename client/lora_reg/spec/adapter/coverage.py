@@ -23,20 +23,13 @@ def check_coverage(
     kind = TYPES[config.peft_type]
     if not kind.targeted or not (config.target_modules or config.target_parameters):
         return
-    everything = isinstance(config.target_modules, str) and config.target_modules.lower() == ALL_LINEAR
-    owners = {name.rpartition(".")[0] for name in config.target_parameters}
+    everything = _is_everything(config)
+    named = names(config, modules, targeted)
     held = {resolved.path for path in structure.token_modules if (resolved := modules.resolve(path)) is not None}
     for group in structure.groups.values():
         if group.module is not None:
             held.add(group.module.path)
-        # A parameter may be named without its module (`gate_up_proj`): only fused experts hold such parameters.
-        by_parameter = any(_owns(owner, group.path) for owner in owners) or (
-            "" in owners and group.module is not None and group.module.kind == "experts"
-        )
-        by_module = bool(config.target_modules) and targeted(group.path)
-        if everything and group.module is not None and is_output_name(group.path):
-            by_module = False
-        if not by_parameter and not by_module and not _tied_partner(config, group.module):
+        if not named(group.path):
             report.add(
                 "not-targeted",
                 f"The file adapts {group.path}, which target_modules of {CONFIG} does not name.",
@@ -46,6 +39,28 @@ def check_coverage(
             )
     if config.target_modules and (config.peft_type == "LORA" or any(slot.required for slot in kind.slots)):
         _check_missing(config, held, modules, targeted, everything, report)
+
+
+def names(config: AdapterConfig, modules: BaseModules, targeted: Callable[[str], bool]) -> Callable[[str], bool]:
+    """Whether the config names a module whose tensors a file holds. targeted: of its target_modules."""
+    everything = _is_everything(config)
+    owners = {name.rpartition(".")[0] for name in config.target_parameters}
+
+    def named(path: str) -> bool:
+        module = modules.resolve(path)
+        # A parameter may be named without its module (`gate_up_proj`): only fused experts hold such parameters.
+        if any(_owns(owner, path) for owner in owners) or (
+            "" in owners and module is not None and module.kind == "experts"
+        ):
+            return True
+        if _tied_partner(config, module):
+            return True
+        if not config.target_modules or (everything and module is not None and is_output_name(path)):
+            return False
+        attention = modules.attention_of(path)
+        return targeted(path) or (attention is not None and targeted(attention))
+
+    return named
 
 
 def _check_missing(
@@ -88,6 +103,10 @@ def _check_missing(
             where="target_modules",
             found=_show(config),
         )
+
+
+def _is_everything(config: AdapterConfig) -> bool:
+    return isinstance(config.target_modules, str) and config.target_modules.lower() == ALL_LINEAR
 
 
 def _owns(owner: str, path: str) -> bool:

@@ -7,7 +7,19 @@ from collections.abc import Iterable
 from lora_reg.spec.adapter.config import AdapterConfig
 from lora_reg.spec.adapter.types import Slot
 
+# State of a training method beside A and B that has no part in the adapter's effect, by the option that makes it.
+TRAINING_ONLY = {
+    "velora_config": ("lora_velora_embed",),
+    "monteclora_config": (
+        "lora_monteclora_sampler.expert_weights",
+        "lora_monteclora_sampler.expert_weights_prior",
+        "lora_monteclora_sampler.gaussian_var_prior",
+        "lora_monteclora_sampler.std_prior",
+    ),
+}
+
 SUFFIXES = (
+    *(suffix for suffixes in TRAINING_ONLY.values() for suffix in suffixes),
     "token_adapter.trainable_tokens_delta",
     "lora_magnitude_vector.weight",
     "lora_magnitude_vector",
@@ -66,6 +78,9 @@ def slots(config: AdapterConfig, kind: str) -> tuple[Slot, ...]:
         extra.append(Slot("lora_B.bias", (("out",),), required=kind != "embedding"))
     if config.on("kasa_config"):
         extra.append(Slot("lora_diag", (("r",),)))
+    for option, suffixes in TRAINING_ONLY.items():
+        if config.on(option):
+            extra += [Slot(suffix, required=False) for suffix in suffixes]
     return (*pair, *extra)
 
 
@@ -74,7 +89,6 @@ def changes_base(config: AdapterConfig) -> str | None:
     init = config.raw.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(_CHANGES_BASE):
         return f"init_lora_weights = {init!r}"
-    for key in ("corda_config", "lora_ga_config", "kasa_config"):
-        if config.on(key):
-            return key
-    return None
+    # corda_config and lora_ga_config stay in the config of an adapter that was converted to plain LoRA on saving; PEFT
+    # looks at them for their own init alone.
+    return "kasa_config" if config.on("kasa_config") else None

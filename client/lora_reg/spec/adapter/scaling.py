@@ -11,7 +11,7 @@ from collections.abc import Callable
 import msgspec
 
 from lora_reg.spec.adapter.config import AdapterConfig
-from lora_reg.spec.adapter.patterns import pattern_key
+from lora_reg.spec.adapter.patterns import names_module, pattern_key
 from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.regex import Budget
 
@@ -40,10 +40,13 @@ def scales(config: AdapterConfig, budget: Budget | None = None) -> Scales:
     adalora = config.peft_type == "ADALORA"
     rank_key = pattern_key(() if adalora else config.rank_pattern, budget)
     alpha_key = pattern_key(config.alpha_pattern, budget)
+    parameter = names_module(config.target_parameters, budget)
     r_default = (config.init_r or 12) if adalora else config.r or 8
     alpha_default = 8.0 if config.alpha is None else config.alpha
 
     def of(path: str) -> ModuleScale:
+        # Where the config targets a parameter (a router's `gate.weight`), patterns are matched against that.
+        path = f"{path}.weight" if parameter(f"{path}.weight") else path
         key = rank_key(path)
         r: int = r_default if key is None else config.rank_pattern[key]
         key = alpha_key(path)

@@ -178,9 +178,13 @@ TYPES: Final[dict[str, AdapterType]] = {
     ),
     "GLORA": AdapterType(prefix="glora_"),
     "OFT": AdapterType(
-        kinds=_LINEAR_CONV,
-        slots=(_optional("oft_R.weight", ("*", "*")), _optional("oft_r", ("*", "*", "*"))),
-        inert=("oft_R.weight",),
+        kinds=frozenset({"linear", "conv", "embedding"}),
+        slots=(
+            _optional("oft_R.weight", ("*", "*")),
+            _optional("oft_embedding_R.weight", ("*", "*")),
+            _optional("oft_r", ("*", "*", "*")),
+        ),
+        inert=("oft_R.weight", "oft_embedding_R.weight"),
     ),
     "BOFT": AdapterType(
         kinds=_LINEAR_CONV,
@@ -212,7 +216,7 @@ TYPES: Final[dict[str, AdapterType]] = {
         kinds=frozenset({"embedding", "linear"}),
         slots=_slots(("trainable_tokens_delta", ("n", "in"))),
     ),
-    "BEFT": AdapterType(slots=_slots(("beft_bias", (1, "out"), ("out",))), inert=("beft_bias",), mergeable=False),
+    "BEFT": AdapterType(slots=_slots(("beft_bias", (1, "out"), ("out",))), inert=("beft_bias",)),
     "POLY": AdapterType(prefix="poly_", mergeable=False),
     "XLORA": AdapterType(prefix="xlora_", globals_=("internal_xlora_classifier.*",), targeted=False, mergeable=False),
     "LILY": AdapterType(prefix="lily_", mergeable=False),

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Final, NoReturn
+from typing import NoReturn
 
-from lora_kernels.merging.delta import AdapterInput, Delta, Factor
+import msgspec
+
+from lora_kernels.merging.delta import TWIN, AdapterInput, Delta, Factor
+from lora_kernels.merging.match.tied import Tie
 from lora_reg.spec.adapter.config import AdapterConfig
 from lora_reg.spec.adapter.scaling import Scales, scales
 from lora_reg.spec.base import BaseFingerprint, BaseTensor
 from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.modules import BaseModule, BaseModules, input_embedding
+from lora_reg.spec.modules import BaseModule, BaseModules
 from lora_reg.spec.tensors import FLOAT_DTYPES, TensorEntry
-
-# Layers that may share the storage of the input embedding.
-_TIED_OUTPUTS: Final = frozenset({"lm_head", "embed_out", "output", "output_projection"})
 
 Matches = list[tuple[str, Delta]]
 """(name of the base tensor, what is done to it)."""
@@ -38,13 +38,16 @@ class Group:
 
 @dataclass(frozen=True)
 class View:
-    """index: of the adapter in the merge. shared: its model-level tensors by name without `base_model.`."""
+    """index: of the adapter in the merge. shared: its model-level tensors by name without `base_model.`. tie: of the
+    base's output layer to its embedding. ignored: names of tensors that are copies, filled while matching."""
 
     index: int
     adapter: AdapterInput
     base: BaseFingerprint
     modules: BaseModules
     shared: Mapping[str, TensorEntry]
+    tie: Tie | None = None
+    ignored: list[str] = field(default_factory=list)
 
     @property
     def config(self) -> AdapterConfig:
@@ -55,15 +58,12 @@ class View:
         return scales(self.config)
 
     @cached_property
-    def tied(self) -> bool:
-        """A checkpoint may hold an output layer that its config ties away again when it is loaded."""
-        nested = self.base.config.get("text_config")
-        configs = (self.base.config, nested if isinstance(nested, dict) else {})
-        return self.base.tied or any(part.get("tie_word_embeddings") is True for part in configs)
-
-    @cached_property
-    def embedding(self) -> BaseModule | None:
-        return input_embedding(self.modules.modules)
+    def peft_version(self) -> tuple[int, int] | None:
+        """Of the PEFT that saved the adapter, major and minor; None where the config does not tell (before 0.18)."""
+        parts = (self.config.peft_version or "").split(".")
+        if len(parts) < 2 or not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts[:2]):
+            return None
+        return int(parts[0]), int(parts[1])
 
     @cached_property
     def stores_transposed(self) -> bool:
@@ -87,22 +87,53 @@ class View:
                 way_out="Merge onto the full-precision base.",
                 module=path,
             )
-        self.refuse_tied(path, found.weight.name, entry)
-        return found, found.weight
+        return found, self.untied(found, found.weight, entry)
 
-    def refuse_tied(self, module: str, tensor: str, entry: TensorEntry) -> None:
-        if not self.tied:
-            return
-        weight = self.embedding.weight if self.embedding is not None else None
-        if (weight is not None and tensor == weight.name) or module.rpartition(".")[2] in _TIED_OUTPUTS:
+    def untied(self, module: BaseModule, weight: BaseTensor, entry: TensorEntry) -> BaseTensor:
+        """The tensor that a change of the module's weight is made to, the head's own where the base ties it."""
+        tie = self.tie
+        if tie is None or not tie.concerns(module):
+            return weight
+        if tie.head is None or (not tie.is_head(module) and module.path != tie.embedding.path):
             raise RegistryError(
                 "unsupported",
-                f"{entry.name} changes {module}, but the base ties its output layer to its input embedding: merged, "
-                "the change would reach both, which is another model than the one trained.",
+                f"{entry.name} changes {module.path}, which shares its weight with {tie.embedding.path}; in a model of "
+                f"the architecture {self.base.architecture or 'unknown'} it is not known how to part them: merged, the "
+                "change would reach both, which is another model than the one trained.",
                 way_out="Serve the adapter unmerged, or untie the base first and register it as a base of its own.",
-                module=module,
+                module=module.path,
                 tensor=entry.name,
             )
+        return tie.head if tie.is_head(module) else weight
+
+    def both(self, tensor: str, delta: Delta, twins: Mapping[str, TensorEntry] | None = None) -> Matches:
+        """A change of an embedding, where it is that, that is one of the tied output layer too.
+
+        twins: by the factor that they repeat, the output layer's own tensors of it. They are ignored, once compared.
+        """
+        tie = self.tie
+        if tie is None or tie.head is None or tensor != tie.weight.name:
+            return [(tensor, delta)]
+        for key, entry in (twins or {}).items():
+            original = delta.factors[key]
+            if entry.shape not in (original.shape, original.shape[::-1]):
+                raise rejected(f"{entry.name} has the shape {shape(entry)}; it should repeat {original.name}", entry)
+            self.ignored.append(entry.name)
+        repeated = {f"{TWIN}{key}": factor(entry) for key, entry in (twins or {}).items()}
+        tied = msgspec.structs.replace(delta, factors={**delta.factors, **repeated})
+        return [(tensor, tied), (tie.head.name, tied)]
+
+
+def split_tied(view: View, groups: Sequence[Group]) -> tuple[list[Group], Group | None]:
+    """The groups without the output layer's, and that one, where both it and the tied embedding have one."""
+    tie = view.tie
+    found = {group.module: view.modules.resolve(group.module) for group in groups}
+    if tie is None or all(module is None or module.path != tie.embedding.path for module in found.values()):
+        return list(groups), None
+    heads = [group for group in groups if (module := found[group.module]) is not None and tie.is_head(module)]
+    if len(heads) != 1:
+        return list(groups), None
+    return [group for group in groups if group is not heads[0]], heads[0]
 
 
 def factor(entry: TensorEntry) -> Factor:
@@ -127,10 +158,10 @@ def rejected(what: str, entry: TensorEntry) -> RegistryError:
     )
 
 
-def unsupported(name: str, module: str) -> NoReturn:
+def unsupported(name: str, module: str, why: str = "") -> NoReturn:
     raise RegistryError(
         "unsupported",
-        f"Merging {name} is not supported; the adapter adapts {module} that way.",
+        f"Merging {name} is not supported; the adapter adapts {module} that way" + (f": {why}." if why else "."),
         type=name,
         module=module,
     )

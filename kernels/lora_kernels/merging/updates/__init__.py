@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
@@ -10,19 +11,71 @@ import numpy as np
 from lora_kernels.merging.blocks import Block, blocks
 from lora_kernels.merging.delta import Delta
 from lora_kernels.merging.numerics import F32
-from lora_kernels.merging.updates import low_rank, replace
+from lora_kernels.merging.updates import (
+    add,
+    bat,
+    block_low_rank,
+    circulant,
+    dora,
+    experts,
+    fourier,
+    glora,
+    hadamard,
+    kronecker,
+    low_rank,
+    normed,
+    prepared,
+    projected,
+    projections,
+    reflections,
+    replace,
+    road,
+    rotate,
+    rows,
+    scale,
+    scatter,
+    times,
+)
 from lora_kernels.merging.updates.factors import FactorReader
-from lora_kernels.merging.updates.protocols import Additive, Inputs, Reach, Transform, Update
+from lora_kernels.merging.updates.protocols import Additive, Inputs, Transform, Update
+from lora_kernels.merging.updates.twins import check_twins
 from lora_kernels.merging.weights import Weights
 
 Loader = Callable[[Delta, Inputs], Update]
 
 # kind of a Delta -> its loader. One line a kind; the loader's docstring says what its factors and options are.
 LOADERS: Final[Mapping[str, Loader]] = {
+    "add": add.load,
+    "bank-low-rank": prepared.load_bank,
+    "bat": bat.load,
+    "block-low-rank": block_low_rank.load,
+    "boft": rotate.load_boft,
+    "circulant": circulant.load,
+    "deft": projected.load_deft,
+    "dora": dora.load,
+    "drawn-low-rank": projections.load_drawn,
+    "expert": experts.load_one,
+    "experts": experts.load_all,
+    "fourier": fourier.load,
+    "glora": glora.load,
+    "hadamard": hadamard.load,
+    "indexed-low-rank": prepared.load_indexed,
+    "kronecker": kronecker.load,
     "low-rank": low_rank.load,
+    "many-bases": prepared.load_many_bases,
+    "normed-low-rank": normed.load,
+    "oft": rotate.load_oft,
+    "peanut": projected.load_peanut,
+    "reflections": reflections.load,
     "replace": replace.load,
+    "road": road.load,
+    "rows": rows.load,
+    "scale": scale.load,
+    "scatter": scatter.load,
+    "times-low-rank": times.load,
+    "tiny-low-rank": prepared.load_tiny,
+    "wavelet": scatter.load_wavelet,
 }
-_REACHES: Final[tuple[Reach, ...]] = ("element", "row", "tensor")
 
 
 class Updates:
@@ -44,14 +97,18 @@ class Updates:
             self._steps.append(([update], 1.0))
 
     @property
+    def empty(self) -> bool:
+        return not self._steps
+
+    @property
     def replaces(self) -> bool:
         return any(isinstance(step, Transform) and step.replaces for step, _ in self._steps)
 
     @property
-    def reach(self) -> Reach:
-        """The widest reach of any update."""
-        reaches = [step.reach for step, _ in self._steps if isinstance(step, Transform)]
-        return max(reaches, key=_REACHES.index, default="element")
+    def band(self) -> int:
+        """Rows that no block may part; 0 where an element depends on no other."""
+        bands = [step.band for step, _ in self._steps if isinstance(step, Transform) and step.reach == "row"]
+        return math.lcm(*bands) if bands else 0
 
     @property
     def low_rank(self) -> list[low_rank.LowRank] | None:
@@ -84,7 +141,7 @@ class Updates:
 
     def before(self, weights: Weights) -> Iterator[tuple[Block, F32]]:
         """The tensor as the updates so far leave it."""
-        for block in blocks(0, self._rows, self._columns, whole_rows=True):
+        for block in blocks(0, self._rows, self._columns, band=max(self.band, 1)):
             weight, change, new, scratch = (np.empty(block.shape, np.float32) for _ in range(4))
             weights.read(block, weight)
             if self._steps:
@@ -96,8 +153,14 @@ def load_updates(
     deltas: Sequence[Delta], readers: Sequence[FactorReader], weights: Weights, rows: int, columns: int
 ) -> Updates:
     """Load what the plan says of one tensor. readers: one per adapter of the plan. Raises RegistryError `rejected`."""
-    updates = Updates(rows, columns)
+    updates, untouched = Updates(rows, columns), Updates(rows, columns)
     for delta in deltas:
-        loaded = LOADERS[delta.kind](delta, Inputs(readers[delta.adapter], lambda: updates.before(weights)))
-        updates.append(loaded, delta.weight)
+        check_twins(delta, readers[delta.adapter])
+        inputs = Inputs(
+            readers[delta.adapter],
+            before=lambda: updates.before(weights),
+            stored=lambda: untouched.before(weights),
+            first=updates.empty,
+        )
+        updates.append(LOADERS[delta.kind](delta, inputs), delta.weight)
     return updates

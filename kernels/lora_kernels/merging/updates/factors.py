@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Final
+
 import numpy as np
 
 from lora_kernels.merging.delta import Factor
-from lora_kernels.merging.numerics import F32, Array, decode, storage
+from lora_kernels.merging.numerics import F32, INTEGERS, Array, Indices, decode, storage
 from lora_kernels.merging.sources import Source
 from lora_reg.spec.errors import RegistryError
+
+# Tensors of which several weights take a part one after another: A and B of two weights of an expert.
+_KEPT: Final = 4
 
 
 class FactorReader:
@@ -16,6 +22,17 @@ class FactorReader:
     def __init__(self, source: Source, file: str) -> None:
         self._source = source
         self._file = file
+        self._kept: dict[str, F32] = {}
+
+    def keep(self, factor: Factor) -> F32:
+        """As `load`; the last few are held, for the next weights that take a part of the same tensor. Read-only."""
+        values = self._kept.get(factor.name)
+        if values is None:
+            values = self.load(factor)
+            values.flags.writeable = False
+            kept = [*self._kept.items(), (factor.name, values)]
+            self._kept = dict(kept[-_KEPT:])
+        return values
 
     def load(self, factor: Factor) -> F32:
         """The whole tensor, of its own shape. Raises RegistryError `rejected` where a value is not finite."""
@@ -29,6 +46,28 @@ class FactorReader:
                 way_out="Train it again or take an earlier checkpoint; such an adapter destroys the model.",
                 tensor=factor.name,
             )
+        return values
+
+    def indices(self, factor: Factor, limits: Sequence[int]) -> Indices:
+        """The whole tensor, of whole numbers. limits: for each of its first dimension, or for all: what they must be
+        below. Raises RegistryError `rejected` where one is not."""
+        dtype = INTEGERS.get(factor.dtype)
+        if dtype is None:
+            raise RegistryError(
+                "rejected",
+                f"{factor.name} has the type {factor.dtype}; indices are one of {', '.join(INTEGERS)}.",
+                tensor=factor.name,
+            )
+        values: Indices = self.raw(factor, 0, np.empty(factor.shape, dtype)).astype(np.int64)
+        for part, limit in zip(values if len(limits) > 1 else [values], limits, strict=True):
+            wrong = (part < 0) | (part >= limit)
+            if wrong.any():
+                raise RegistryError(
+                    "rejected",
+                    f"{factor.name} names the place {int(part[wrong][0])}; there are {limit}.",
+                    way_out="Merge an adapter that fits this base.",
+                    tensor=factor.name,
+                )
         return values
 
     def values(self, factor: Factor, first: int, out: F32) -> F32:

@@ -29,11 +29,45 @@ class LowRank(Additive):
 
 
 def load(delta: Delta, inputs: Inputs) -> LowRank:
-    """factors: A (r, in…) and B (out, r…), dimensions behind the second are flattened into it. options: `transposed`,
-    True where the tensor is stored (in, out), as by Conv1D and embeddings."""
-    a, b = (inputs.reader.load(delta.factors[half]) for half in ("A", "B"))
-    a, b = a.reshape(a.shape[0], math.prod(a.shape[1:])), b.reshape(b.shape[0], math.prod(b.shape[1:]))
+    """factors: A (r, in…) and B (out, r…), dimensions behind the second are flattened into it; optional `rank` (r),
+    `rows` (out) and `columns` (in): vectors that stand as diagonal matrices between B and A, before B and behind A.
+    options: `transposed`, True where the tensor is stored (in, out), as by Conv1D and embeddings; `blocks`, the number
+    of blocks of a factor that is stored as the blocks of a block-diagonal matrix, by its name; `cut` (out, r, in),
+    where A and B are shared by modules of several sizes and only that much of them is used."""
+    a, b = (_matrix(inputs.reader.load(delta.factors[half])) for half in ("A", "B"))
+    diagonal = delta.options.get("blocks", {})
+    a, b = _block_diagonal(a, diagonal.get("A", 1)), _block_diagonal(b, diagonal.get("B", 1))
+    return low_rank(a, b, delta, inputs)
+
+
+def low_rank(a: F32, b: F32, delta: Delta, inputs: Inputs) -> LowRank:
+    """The update of A and B that are at hand, with the diagonals, cut and direction of `load`."""
+    if "cut" in delta.options:
+        out, rank, in_ = delta.options["cut"]
+        a, b = a[:rank, :in_], b[:out, :rank]
+    if "rank" in delta.factors:
+        a = a * inputs.reader.load(delta.factors["rank"]).reshape(-1, 1)[: a.shape[0]]
+    if "columns" in delta.factors:
+        a = a * inputs.reader.load(delta.factors["columns"]).reshape(1, -1)
+    if "rows" in delta.factors:
+        b = b * inputs.reader.load(delta.factors["rows"]).reshape(-1, 1)
     return LowRank(a.T, b.T, delta.scale) if delta.options.get("transposed") else LowRank(b, a, delta.scale)
+
+
+def _matrix(values: F32) -> F32:
+    return values.reshape(values.shape[0], math.prod(values.shape[1:]))
+
+
+def _block_diagonal(stacked: F32, blocks: int) -> F32:
+    """Blocks that stand below each other, moved to the diagonal, with zeros around."""
+    if blocks == 1:
+        return stacked
+    height, width = stacked.shape[0] // blocks, stacked.shape[1]
+    wide = np.zeros((stacked.shape[0], width * blocks), np.float32)
+    for block in range(blocks):
+        rows = slice(block * height, (block + 1) * height)
+        wide[rows, block * width : (block + 1) * width] = stacked[rows]
+    return wide
 
 
 def sum_block(updates: Sequence[Additive], block: Block, out: F32, scratch: F32) -> None:

@@ -10,19 +10,22 @@ from lora_kernels.merging.blocks import Block
 from lora_kernels.merging.numerics import F32
 from lora_kernels.merging.updates.factors import FactorReader
 
-# How far an element of the result depends on other elements of the weight: on itself, on its row, on all.
-Reach = Literal["element", "row", "tensor"]
+# How far an element of the result depends on other elements of the weight: on itself, or on its row.
+Reach = Literal["element", "row"]
 
 
 class Inputs(NamedTuple):
     """What a loader may read.
 
     before: the weight as the updates before leave it, in blocks of whole rows, for kinds that need a look at all of it
-    first; to be called while loading only. A block is valid until the next.
+    first; to be called while loading only. A block is valid until the next. stored: the same, as the base holds it.
+    first: no update comes before, so both are the same.
     """
 
     reader: FactorReader
     before: Callable[[], Iterator[tuple[Block, F32]]]
+    stored: Callable[[], Iterator[tuple[Block, F32]]]
+    first: bool
 
 
 class Additive(ABC):
@@ -37,6 +40,8 @@ class Transform(ABC):
     """Makes new weights out of the old ones."""
 
     reach: ClassVar[Reach] = "row"
+    # Rows of one band act on each other: as many from the first on, and again. 1 where none does.
+    band: int = 1
     # Replaces the tensor: what was there before has no part in the result.
     replaces: ClassVar[bool] = False
 
@@ -44,7 +49,7 @@ class Transform(ABC):
     def apply(self, block: Block, values: F32) -> None:
         """Change a block in place: `values`, of the block's shape, are the weights as the updates before left them.
 
-        The block is any, whole rows, or the whole tensor, as `reach` says.
+        The block is any, or whole bands of whole rows, as `reach` and `band` say.
         """
 
 

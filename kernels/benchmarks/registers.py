@@ -1,0 +1,26 @@
+"""The table of `docs/kernels.md`: what each variant of each Triton kernel costs when it is compiled for an H200.
+
+    python kernels/benchmarks/registers.py
+
+No GPU is needed, and none is measured: registers, spills and shared memory are what ptxas reports.
+"""
+
+from __future__ import annotations
+
+from lora_kernels.ops.aot import compile_variant
+from lora_kernels.ops.catalog import variants
+
+
+def main() -> None:
+    print("| kernel | registers | spilled bytes | shared bytes | warps | 16-byte accesses |")
+    print("|---|---|---|---|---|---|")
+    for variant in variants():
+        cost = compile_variant(variant)
+        print(
+            f"| {variant.name} | {cost.registers} | {cost.spill_bytes} | {cost.shared} | {variant.config.warps} "
+            f"| {'yes' if cost.wide else 'no'} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""The tensors of an adapter file, sorted into modules with factors, and extras."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal, NoReturn
+
+from lora_kernels.merging.delta import Factor
+from lora_reg.spec.adapter.config import AdapterConfig
+from lora_reg.spec.adapter.lora import changes_base
+from lora_reg.spec.adapter.names import PREFIX, split_suffix
+from lora_reg.spec.adapter.patterns import names_module
+from lora_reg.spec.adapter.types import TYPES
+from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.tensors import FLOAT_DTYPES, Header, TensorEntry
+
+SUPPORTED: Final = frozenset({"LORA", "ADALORA"})
+BASE_LAYER: Final = ".base_layer."
+
+# Options and tensors with which the update is no longer scale * B @ A of the tensors in the file.
+_OPTIONS: Final = {
+    "use_dora": "DoRA",
+    "lora_bias": "LoRA with lora_bias",
+    "kasa_config": "KaSA",
+    "use_qalora": "QALoRA",
+    "use_bdlora": "BD-LoRA",
+    "alora_invocation_tokens": "activated LoRA",
+    "arrow_config": "Arrow",
+    "layer_replication": "LoRA with layer_replication",
+    "target_parameters": "LoRA on expert parameters",
+    "trainable_token_indices": "trainable tokens",
+}
+_TENSORS: Final = {
+    "lora_magnitude_vector": "DoRA",
+    "lora_magnitude_vector.weight": "DoRA",
+    "lora_B.bias": "LoRA with lora_bias",
+    "lora_diag": "KaSA",
+    "token_adapter.trainable_tokens_delta": "trainable tokens",
+}
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A tensor that is no factor.
+
+    kind: `saved`, a module of modules_to_save that replaces the base's; `bias`, a trained bias; `copy`, the base's own
+    weight, which PEFT stores beside adapted embeddings. module: its path in the base.
+    """
+
+    kind: Literal["saved", "bias", "copy"]
+    module: str
+    factor: Factor
+
+
+@dataclass(frozen=True)
+class Contents:
+    """modules: path -> its tensors by suffix, in order of paths."""
+
+    modules: Mapping[str, Mapping[str, TensorEntry]]
+    extras: tuple[Extra, ...]
+
+
+def contents(config: AdapterConfig, header: Header) -> Contents:
+    """Sort every tensor. Raises RegistryError `unsupported`, naming the type, for adapters that are not low-rank
+    updates of the base as it is stored; `rejected` for a tensor that belongs to nothing."""
+    _refuse_types(config)
+    kind = TYPES[config.peft_type]
+    saved = names_module(config.modules_to_save)
+    modules: dict[str, dict[str, TensorEntry]] = {}
+    extras = []
+    for entry in sorted(header.tensors, key=lambda tensor: tensor.name):
+        rest = entry.name.removeprefix(PREFIX)
+        split = split_suffix(rest, config.peft_type, kind)
+        if split is None:
+            extras.append(_extra(config, entry, rest, saved))
+            continue
+        module, nested, suffix = split
+        if nested:
+            refuse("LoRA on expert parameters", module)
+        if suffix in _TENSORS:
+            refuse(_TENSORS[suffix], module)
+        if config.peft_type == "LORA" and suffix in ("lora_A", "lora_B"):
+            refuse("LoRA on packed attention", module)
+        modules.setdefault(module, {})[suffix] = entry
+    return Contents({module: modules[module] for module in sorted(modules)}, tuple(extras))
+
+
+def factor(entry: TensorEntry) -> Factor:
+    """Raises RegistryError `rejected` where the tensor does not hold floating-point numbers."""
+    if entry.dtype not in FLOAT_DTYPES:
+        raise rejected(
+            f"{entry.name} has the type {entry.dtype}; expected one of {', '.join(sorted(FLOAT_DTYPES))}", entry
+        )
+    return Factor(entry.name, entry.dtype, entry.shape, entry.file_start, entry.file_end)
+
+
+def rejected(what: str, entry: TensorEntry) -> RegistryError:
+    return RegistryError(
+        "rejected",
+        f"{what}.",
+        way_out="Save the adapter again; `lora-reg push --dry-run` lists all faults of a folder.",
+        tensor=entry.name,
+    )
+
+
+def refuse(name: str, module: str | None = None) -> NoReturn:
+    where = f"; the adapter adapts {module} that way" if module is not None else ""
+    raise RegistryError(
+        "unsupported",
+        f"{name} is not a plain low-rank update B A, as this operation needs{where}.",
+        way_out="Merge it into the base and extract a plain LoRA from the result; then use that.",
+        type=name,
+    )
+
+
+def _refuse_types(config: AdapterConfig) -> None:
+    if config.peft_type not in SUPPORTED:
+        refuse(config.peft_type)
+    for option, name in _OPTIONS.items():
+        if config.on(option):
+            refuse(name)
+    changed = changes_base(config)
+    if changed is not None:
+        raise RegistryError(
+            "unsupported",
+            f"The adapter was trained with {changed}, which changes the base weights when training starts; its factors "
+            "are not an update of the base as it is stored.",
+            way_out="Save it converted to plain LoRA (PEFT: path_initial_model_for_weight_conversion) and use that.",
+            type=changed,
+        )
+
+
+def _extra(config: AdapterConfig, entry: TensorEntry, rest: str, saved: Callable[[str], bool]) -> Extra:
+    name = rest.replace(BASE_LAYER, ".").replace(".modules_to_save.", ".")
+    module = name.rpartition(".")[0]
+    if config.bias != "none" and name.endswith(".bias"):
+        return Extra("bias", module, factor(entry))
+    if BASE_LAYER in rest:
+        return Extra("copy", module, factor(entry))
+    inner = module
+    while inner:  # modules_to_save may name a container, whose children are saved with it
+        if saved(inner):
+            return Extra("saved", module, factor(entry))
+        inner = inner.rpartition(".")[0]
+    raise rejected(
+        f"{entry.name} is no {config.peft_type} tensor and its module is not in modules_to_save; it would overwrite "
+        "the base",
+        entry,
+    )

@@ -1,0 +1,143 @@
+"""Read low-rank adapters module by module: LoRA, rsLoRA, patterns and AdaLoRA, all as dW = scale * b @ a."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+
+from lora_kernels.adapters.groups import Extra, contents, factor, rejected
+from lora_kernels.adapters.low_rank import SUFFIXES, Kind, LowRankModule, ModuleShape
+from lora_kernels.merging.delta import Factor
+from lora_kernels.merging.folder import read_adapter
+from lora_kernels.merging.numerics import F32
+from lora_kernels.merging.sources import FolderSource, Source
+from lora_kernels.merging.updates.factors import FactorReader
+from lora_reg.spec.adapter.config import AdapterConfig
+from lora_reg.spec.adapter.scaling import scales
+from lora_reg.spec.tensors import Header, TensorEntry
+
+Tensors = Mapping[str, TensorEntry]
+
+
+def widest(dtypes: Iterable[str]) -> str:
+    """The narrowest dtype that holds all of these exactly; float64 counts as float32, as PEFT loads it."""
+    found = sorted({"F32" if dtype == "F64" else dtype for dtype in dtypes})
+    return found[0] if len(found) == 1 else "F32"
+
+
+class AdapterReader:
+    """An adapter whose modules are read one at a time. Opening it reads no tensor; may be used from several threads if
+    its source may.
+
+    modules: paths, sorted; those whose factors are empty are among them. extras: tensors that are no factors.
+    """
+
+    def __init__(self, config: AdapterConfig, header: Header, source: Source, file: str) -> None:
+        """Raises RegistryError `unsupported` for adapters that are not low-rank updates, `rejected` for a missing half,
+        shapes that do not pair and tensors that belong to nothing."""
+        found = contents(config, header)
+        self.config = config
+        self.extras: tuple[Extra, ...] = found.extras
+        self._factors = FactorReader(source, file)
+        self._tensors = found.modules
+        self._scale = scales(config)
+        self._shapes = {module: self._shape(module, tensors) for module, tensors in found.modules.items()}
+        self.modules: tuple[str, ...] = tuple(self._shapes)
+
+    def shape(self, module: str) -> ModuleShape:
+        return self._shapes[module]
+
+    def load(self, module: str) -> LowRankModule:
+        """Read one module. Raises RegistryError `rejected` where a value is not finite, `corrupt` where the file is cut
+        short."""
+        shape, tensors = self._shapes[module], self._tensors[module]
+        scale = self._scale(module).scale
+        if self.config.peft_type == "ADALORA":
+            a, b = self._load(tensors["lora_A"]) * self._load(tensors["lora_E"]), self._load(tensors["lora_B"])
+        else:
+            a, b = (self._load(tensors[suffix]) for suffix in SUFFIXES[shape.kind])
+        return LowRankModule(
+            module,
+            shape.kind,
+            a.reshape(shape.rank, shape.columns),
+            b.reshape(shape.outputs, shape.rank),
+            scale,
+            shape.inputs,
+        )
+
+    def raw(self, tensor: Factor) -> bytes:
+        """The stored bytes of an extra."""
+        out = np.empty(tensor.end - tensor.start, np.uint8)
+        return self._factors.raw(tensor, 0, out).tobytes()
+
+    def check_finite(self, tensor: Factor) -> None:
+        """Raises RegistryError `rejected` where an extra holds a value that is not finite."""
+        self._factors.load(tensor)
+
+    def _load(self, entry: TensorEntry) -> F32:
+        return self._factors.load(factor(entry))
+
+    def _shape(self, module: str, tensors: Tensors) -> ModuleShape:
+        shape = (_adalora if self.config.peft_type == "ADALORA" else _lora)(module, tensors)
+        expected = self._scale(module).r
+        if self.config.peft_type == "LORA" and shape.rank not in (0, expected):
+            entry = tensors[SUFFIXES[shape.kind][0]]
+            raise rejected(
+                f"{entry.name} has rank {shape.rank}, but adapter_config.json gives {module} rank {expected}", entry
+            )
+        return shape
+
+
+@contextmanager
+def open_adapter(folder: str | os.PathLike[str]) -> Iterator[AdapterReader]:
+    """The reader of an adapter folder, its file open until the end of the `with` block."""
+    adapter = read_adapter(folder)
+    with FolderSource(folder) as source:
+        yield AdapterReader(adapter.config, adapter.header, source, adapter.file)
+
+
+def _lora(module: str, tensors: Tensors) -> ModuleShape:
+    embedding = any(suffix in tensors for suffix in SUFFIXES["embedding"])
+    linear = any(suffix in tensors for suffix in SUFFIXES["linear"])
+    if embedding and linear:
+        first = tensors[min(tensors)]
+        raise rejected(f"{module} has factors of a linear layer and of an embedding, expected one pair", first)
+    a, b = _parts(module, tensors, *SUFFIXES["embedding" if embedding else "linear"])
+    kind: Kind = "embedding" if embedding else "conv" if len(a.shape) > 2 else "linear"
+    ones = (1,) * (len(a.shape) - 2)
+    if len(a.shape) < 2 or (kind == "embedding" and ones) or b.shape != (*b.shape[:1], a.shape[0], *ones):
+        raise rejected(f"{a.name} {_text(a)} and {b.name} {_text(b)} are no pair (r, in) and (out, r)", b)
+    return ModuleShape(module, kind, a.shape[0], a.shape[1:], b.shape[0], _dtype(a, b))
+
+
+def _adalora(module: str, tensors: Tensors) -> ModuleShape:
+    a, b, e = _parts(module, tensors, "lora_A", "lora_B", "lora_E")
+    if len(a.shape) != 2 or b.shape != (*b.shape[:1], a.shape[0]) or e.shape != (a.shape[0], 1):
+        raise rejected(f"{a.name} {_text(a)}, {b.name} {_text(b)} and {e.name} {_text(e)} do not fit each other", b)
+    return ModuleShape(module, "linear", a.shape[0], a.shape[1:], b.shape[0], _dtype(a, b, e))
+
+
+def _parts(module: str, tensors: Tensors, *suffixes: str) -> list[TensorEntry]:
+    for suffix in suffixes:
+        if suffix not in tensors:
+            present = tensors[min(tensors)]
+            raise rejected(
+                f"{present.name} has no {suffix.removesuffix('.weight')} beside it; half an update of {module} "
+                "cannot be used",
+                present,
+            )
+    parts = [tensors[suffix] for suffix in suffixes]
+    for entry in parts:
+        factor(entry)
+    return parts
+
+
+def _dtype(*entries: TensorEntry) -> str:
+    return widest([entry.dtype for entry in entries])
+
+
+def _text(entry: TensorEntry) -> str:
+    return " x ".join(map(str, entry.shape)) or "scalar"

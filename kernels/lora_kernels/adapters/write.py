@@ -1,0 +1,185 @@
+"""Write an adapter folder that PEFT, transformers and vLLM load: plain LoRA with scale 1, one module at a time."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import numpy as np
+
+from lora_kernels.adapters.low_rank import SUFFIXES, LowRankModule
+from lora_kernels.merging.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from lora_kernels.merging.numerics import F32, encode, storage
+from lora_kernels.merging.sink import FolderSink, no_space, staged_folder
+from lora_reg.spec.adapter.config import AdapterConfig
+from lora_reg.spec.adapter.names import PREFIX
+from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.tensors import write_header
+
+DTYPES: Final = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+_CHUNK: Final = 256 * 1024
+
+
+@dataclass(frozen=True)
+class AdapterIdentity:
+    """What an adapter's config says beside its factors. modules_to_save: as PEFT writes it, names or paths."""
+
+    base_model: str | None = None
+    task_type: str | None = None
+    fan_in_fan_out: bool = False
+    modules_to_save: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, config: AdapterConfig) -> AdapterIdentity:
+        """That of an adapter which was read. Its modules_to_save are not taken over."""
+        return cls(config.base_model, config.task_type, config.fan_in_fan_out)
+
+
+class AdapterWriter:
+    """Takes modules in the order in which they shall stand in the file. For one thread."""
+
+    def __init__(self, spool: BinaryIO, dtype: str) -> None:
+        self._spool = spool
+        self._dtype = dtype
+        self._storage = storage(dtype)
+        self._entries: list[tuple[str, str, tuple[int, ...]]] = []
+        self.ranks: dict[str, int] = {}
+        self.size = 0
+
+    def add(self, module: LowRankModule) -> None:
+        """Store a module, its scale multiplied into B. Raises RegistryError `rejected` where a value is not finite in
+        the dtype of the file, `internal` for rank 0, which no loader takes."""
+        if module.rank == 0:
+            raise RegistryError("internal", f"{module.module} has rank 0; such a module is left out of a file.")
+        b = module.b if module.scale == 1 else module.b * np.float32(module.scale)
+        stem = f"{PREFIX}{module.module}."
+        for suffix, values, shape in zip(SUFFIXES[module.kind], (module.a, b), module.stored_shapes, strict=True):
+            self._put(stem + suffix, self._dtype, shape, self._encoded(stem + suffix, values))
+        self.ranks[module.module] = module.rank
+
+    def replace(self, name: str, dtype: str, shape: tuple[int, ...], data: bytes) -> None:
+        """Store a tensor that is no factor, such as one of modules_to_save, under its full name."""
+        self._put(name, dtype, shape, data)
+
+    def _encoded(self, name: str, values: F32) -> memoryview:
+        out = np.empty(values.shape, self._storage)
+        encode(np.ascontiguousarray(values), self._dtype, out)
+        flat = out.view(np.uint8).reshape(-1)
+        # Only narrow exponents overflow where float32 did not; in bf16 patterns an all-ones exponent tells.
+        finite = (out & 0x7F80 != 0x7F80).all() if self._dtype == "BF16" else np.isfinite(out).all()
+        if not finite:
+            raise RegistryError(
+                "rejected",
+                f"{name} has values that are NaN or exceed the range of {self._dtype}.",
+                way_out="Choose a dtype with a larger range (bfloat16 or float32), or smaller weights.",
+                tensor=name,
+            )
+        return flat.data
+
+    def _put(self, name: str, dtype: str, shape: tuple[int, ...], data: bytes | memoryview) -> None:
+        try:
+            self._spool.write(data)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise no_space(ADAPTER_WEIGHTS, len(data)) from error
+        self._entries.append((name, dtype, shape))
+        self.size += len(data)
+
+    def chunks(self) -> Iterator[bytes]:
+        """The whole file: header, then the data."""
+        yield self.header
+        self._spool.seek(0)
+        while chunk := self._spool.read(_CHUNK):
+            yield chunk
+
+    @property
+    def header(self) -> bytes:
+        return write_header(self._entries, {"format": "pt"})
+
+
+@contextmanager
+def adapter_writer(
+    out_dir: str | os.PathLike[str], identity: AdapterIdentity, *, dtype: str, needed: int = 0
+) -> Iterator[AdapterWriter]:
+    """A writer whose folder appears under `out_dir`, whole, when the block ends well.
+
+    dtype: of the factors, as safetensors names it. needed: bytes that the weights will take at most, so that a disk
+    that is too small is found before the work. Raises RegistryError as `staged_folder` does, and `rejected` where no
+    module was added.
+    """
+    # The data is spooled first, since its header can be written only when all ranks are known: twice the space.
+    with staged_folder(Path(out_dir), needed=2 * needed) as staging:
+        with tempfile.TemporaryFile(dir=staging) as spool:
+            writer = AdapterWriter(spool, dtype)
+            yield writer
+            if not writer.ranks:
+                raise RegistryError(
+                    "rejected",
+                    "No module is left in the result: every input has rank 0 there, or adapts nothing.",
+                    way_out="Choose inputs that adapt at least one module in common with the method's rules.",
+                )
+            sink = FolderSink(staging)
+            sink.write(ADAPTER_WEIGHTS, len(writer.header) + writer.size, writer.chunks())
+        config = (json.dumps(adapter_config(writer.ranks, identity), indent=2, sort_keys=True) + "\n").encode()
+        sink.write(ADAPTER_CONFIG, len(config), [config])
+
+
+def adapter_config(ranks: dict[str, int], identity: AdapterIdentity) -> dict[str, Any]:
+    """adapter_config.json of plain LoRA factors with scale 1: alpha equals the rank, of each module and in general, so
+    that engines which ignore patterns scale right too. ranks: of every module by its path."""
+    rank = max(ranks.values())
+    others = {_key(module): ranks[module] for module in sorted(ranks) if ranks[module] != rank}
+    return {
+        "alpha_pattern": others,
+        "base_model_name_or_path": identity.base_model,
+        "bias": "none",
+        "fan_in_fan_out": identity.fan_in_fan_out,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "modules_to_save": list(identity.modules_to_save) or None,
+        "peft_type": "LORA",
+        "r": rank,
+        "rank_pattern": others,
+        "target_modules": sorted(ranks),
+        "task_type": identity.task_type,
+        "use_dora": False,
+        "use_rslora": False,
+    }
+
+
+def write_adapter(
+    out_dir: str | os.PathLike[str],
+    identity: AdapterIdentity,
+    modules: Iterable[LowRankModule],
+    *,
+    dtype: str,
+    needed: int = 0,
+    extras: Sequence[tuple[str, str, tuple[int, ...], bytes]] = (),
+) -> dict[str, int]:
+    """Write modules as they come, those of rank 0 left out, then extras (name, dtype, shape, bytes).
+
+    Returns the ranks of what was written, by module. See `adapter_writer`.
+    """
+    with adapter_writer(out_dir, identity, dtype=dtype, needed=needed) as writer:
+        for module in modules:
+            if module.rank:
+                writer.add(module)
+        for extra in extras:
+            writer.replace(*extra)
+    return writer.ranks
+
+
+def _key(module: str) -> str:
+    """A pattern key, which PEFT takes for a regular expression, that means this path alone."""
+    plain = (character if character.isalnum() or character in "_-" else f"\\{character}" for character in module)
+    return "^" + "".join(plain)

@@ -1,0 +1,34 @@
+"""BOFT: s * (W Q^T), Q a product of block-diagonal rotations between butterfly permutations, s one factor a row.
+
+Source: peft 0.21.2 `boft.Linear.get_delta_weight` and `merge`, `block_butterfly_perm`, `cayley_batch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lora_kernels.merging.match.target import changed, needed, target
+from lora_kernels.merging.match.view import Group, Matches, View, rejected, shape
+
+
+def match(view: View, groups: Sequence[Group]) -> Matches:
+    found = []
+    for group in groups:
+        r, s = needed(group, "boft_R", "boft_s")
+        to = target(view, group, "linear", "conv")
+        if s.shape not in ((to.out, 1), (1, to.out)):
+            raise rejected(f"{s.name} has the shape {shape(s)}; {to.path} needs {to.out} x 1", s)
+        if len(r.shape) != 4 or r.shape[2] != r.shape[3] or r.shape[1] * r.shape[2] != to.in_ or not r.shape[0]:
+            raise rejected(
+                f"{r.name} has the shape {shape(r)}; expected factors x blocks x size x size, blocks x size being the "
+                f"{to.in_} inputs of {to.path}",
+                r,
+            )
+        factors, blocks, size, _ = r.shape
+        # Each butterfly joins twice as many blocks as the one before, by halves of blocks.
+        if factors > 1 and (size % 2 or factors > blocks.bit_length() or blocks % (1 << (factors - 1))):
+            raise rejected(
+                f"{r.name} has {factors} butterfly factors; {blocks} blocks of size {size} do not divide into them", r
+            )
+        found.append(changed(view, to, "boft", {"R": r, "s": s}))
+    return found

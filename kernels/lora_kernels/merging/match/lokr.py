@@ -1,0 +1,69 @@
+"""LOKR: W + (alpha / r) (w1 (x) w2). Source: peft 0.21.2 `LoKrLayer.get_delta_weight`, `make_kron`.
+
+w1 is a matrix or w1_a w1_b; w2 is a matrix, a convolution kernel, w2_a w2_b, or a Tucker product with t2. For a whole
+w2 of a one-dimensional convolution PEFT's product pairs w1 with the wrong dimensions of w2; the adapter was trained
+with that very product, so it is repeated here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lora_kernels.merging.match.loha import tucker_kernel
+from lora_kernels.merging.match.target import Target, added, needed, shaped, target
+from lora_kernels.merging.match.view import Group, Matches, View, rejected, shape
+from lora_reg.spec.tensors import TensorEntry
+
+
+def match(view: View, groups: Sequence[Group]) -> Matches:
+    found = []
+    for group in groups:
+        to = target(view, group, "linear", "conv")
+        factors, first = _first(group)
+        more, second = _second(group, to)
+        produced = (first[0] * second[0], first[1] * second[1])
+        if produced != (to.out, to.in_):
+            raise rejected(
+                f"The LoKr factors of {to.path} make an update of {produced[0]} x {produced[1]}, but {to.weight.name} "
+                f"needs {to.out} x {to.in_}",
+                group.first,
+            )
+        # (out, in, kernel): the case that PEFT multiplies otherwise.
+        shifted = "w2" in more and len(more["w2"].shape) == 3
+        scale = view.scale(group.module).scale
+        found.append(added(view, to, "kronecker", factors | more, scale=scale, shifted=shifted))
+    return found
+
+
+def _first(group: Group) -> tuple[dict[str, TensorEntry], tuple[int, int]]:
+    if "lokr_w1" in group.tensors:
+        whole = _matrix(group.tensors["lokr_w1"])
+        return {"w1": whole}, (whole.shape[0], whole.shape[1])
+    a, b = needed(group, "lokr_w1_a", "lokr_w1_b")
+    shaped(_matrix(b), _matrix(a).shape[1], b.shape[1])
+    return {"w1_a": a, "w1_b": b}, (a.shape[0], b.shape[1])
+
+
+def _second(group: Group, to: Target) -> tuple[dict[str, TensorEntry], tuple[int, int]]:
+    """The factors of w2 and its size as a matrix, kernel in the columns."""
+    if "lokr_w2" in group.tensors:
+        whole = group.tensors["lokr_w2"]
+        if len(whole.shape) != len(to.weight.shape):
+            raise rejected(f"{whole.name} has the shape {shape(whole)}, {to.weight.name} {shape(to.weight)}", whole)
+        shaped(whole, *whole.shape[:2], *to.weight.shape[2:])
+        return {"w2": whole}, (whole.shape[0], whole.shape[1] * to.kernel)
+    a, b = needed(group, "lokr_w2_a", "lokr_w2_b")
+    rank = _matrix(b).shape[0]
+    if "lokr_t2" not in group.tensors:
+        shaped(a, _matrix(a).shape[0], rank)
+        return {"w2_a": a, "w2_b": b}, (a.shape[0], b.shape[1])
+    core = group.tensors["lokr_t2"]
+    shaped(core, rank, rank, *tucker_kernel(to))
+    shaped(a, rank, _matrix(a).shape[1])
+    return {"w2_a": a, "w2_b": b, "t2": core}, (a.shape[1], b.shape[1] * to.kernel)
+
+
+def _matrix(entry: TensorEntry) -> TensorEntry:
+    if len(entry.shape) != 2 or 0 in entry.shape:
+        raise rejected(f"{entry.name} has the shape {shape(entry)}; expected a matrix", entry)
+    return entry

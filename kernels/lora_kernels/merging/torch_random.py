@@ -1,0 +1,65 @@
+"""What torch's CPU generator gives, without torch: projections and places that an adapter's file only names by a seed.
+
+`torch.Generator("cpu")` is a Mersenne Twister (MT19937) seeded by one number, of which numpy has a twin. Results are
+equal bit for bit to those of torch 2.13 on a processor with fused multiply-add, which torch's `uniform_` uses.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from lora_kernels.merging.numerics import F32, Indices
+from lora_reg.spec.errors import RegistryError
+
+# From here on torch draws 64 bits for a step of a permutation.
+_LARGE_PERMUTATION: Final = (2**32 - 1) // 20
+# The wide numbers on the way to float32 take several times its memory.
+_DRAWN_AT_ONCE: Final = 1 << 18
+
+
+class TorchGenerator:
+    """`torch.Generator("cpu").manual_seed(seed)`."""
+
+    def __init__(self, seed: int) -> None:
+        # torch keeps 32 bits of the seed. The legacy class is the one whose seeding is MT19937's own.
+        self._bits = np.random.RandomState(seed & 0xFFFFFFFF)  # noqa: NPY002
+
+    def uniform(self, shape: tuple[int, ...], low: float, high: float) -> F32:
+        """`torch.empty(shape).uniform_(low, high)` in float32: 24 bits of each draw, one rounding."""
+        result = np.empty(shape, np.float32)
+        flat = result.reshape(-1)
+        span = np.float64(np.float32(high) - np.float32(low))
+        for first in range(0, flat.size, _DRAWN_AT_ONCE):
+            part = flat[first : first + _DRAWN_AT_ONCE]
+            draws = self._draws(part.size) & ((1 << 24) - 1)
+            part[:] = draws.astype(np.float64) * 2.0**-24 * span + np.float64(np.float32(low))
+        return result
+
+    def permutation(self, size: int, count: int) -> Indices:
+        """The first `count` of `torch.randperm(size)`: a shuffle from the front, so that the rest need not be drawn.
+
+        Raises RegistryError `unsupported` for sizes at which torch draws otherwise.
+        """
+        if size >= _LARGE_PERMUTATION:
+            raise RegistryError(
+                "unsupported",
+                f"The adapter names {count} places among {size} by a seed alone; torch's generator is repeated for "
+                f"fewer than {_LARGE_PERMUTATION}.",
+                way_out="Serve the adapter unmerged, or merge it with PEFT.",
+            )
+        draws = self._draws(min(count, max(size - 1, 0)))
+        moved: dict[int, int] = {}
+        result = np.arange(count, dtype=np.int64)
+        for step, draw in enumerate(draws.tolist()):
+            other = step + draw % (size - step)
+            result[step] = moved.get(other, other)
+            moved[other] = moved.get(step, step)
+        if count == size and count:
+            result[-1] = moved.get(size - 1, size - 1)
+        return result
+
+    def _draws(self, count: int) -> Indices:
+        raw: Indices = self._bits.randint(0, 1 << 32, size=count, dtype=np.uint32).astype(np.int64)
+        return raw

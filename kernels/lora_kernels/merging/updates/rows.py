@@ -1,0 +1,37 @@
+"""Rows of the tensor exchanged for stored ones: trainable tokens."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import ClassVar
+
+from lora_kernels.merging.blocks import Block
+from lora_kernels.merging.delta import Delta, Factor
+from lora_kernels.merging.numerics import F32
+from lora_kernels.merging.updates.factors import FactorReader
+from lora_kernels.merging.updates.protocols import Inputs, Reach, Transform
+
+
+class Rows(Transform):
+    """indices: the tensor's row of each row of the factor; of several that name one row the last counts, as it does
+    for torch's `index_copy` on a CPU. A row is read when its block comes."""
+
+    reach: ClassVar[Reach] = "element"
+
+    def __init__(self, factor: Factor, reader: FactorReader, indices: Sequence[int]) -> None:
+        self._factor = factor
+        self._reader = reader
+        places = {row: place for place, row in enumerate(indices)}
+        self._rows = sorted(places)
+        self._places = [places[row] for row in self._rows]
+
+    def apply(self, block: Block, values: F32) -> None:
+        first, end = bisect_left(self._rows, block.r0), bisect_left(self._rows, block.r1)
+        for row, place in zip(self._rows[first:end], self._places[first:end], strict=True):
+            self._reader.values(self._factor, place * block.columns + block.c0, values[row - block.r0])
+
+
+def load(delta: Delta, inputs: Inputs) -> Rows:
+    """factors: `rows`, of the tensor's width. options: `indices`, where each goes."""
+    return Rows(delta.factors["rows"], inputs.reader, delta.options["indices"])

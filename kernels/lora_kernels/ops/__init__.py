@@ -1,0 +1,24 @@
+"""Operations on tensors for a GPU, one folder each: contract, plain torch twin, Triton kernel.
+
+`op(...)` checks its arguments, then computes with the kernel where the tensors lie on a GPU and with the twin where
+they do not (`dispatch`). This is the only part of the package that imports torch, and Triton only where it is used.
+"""
+
+from lora_kernels.ops.dare_merge import dare_merge
+from lora_kernels.ops.low_rank import LowRank
+from lora_kernels.ops.merge_dora import merge_dora
+from lora_kernels.ops.merge_low_rank import MergeJob, merge_low_rank, merge_low_rank_grouped
+from lora_kernels.ops.tensor_stats import tensor_stats, tensor_stats_grouped
+from lora_kernels.ops.ties_merge import ties_merge
+
+__all__ = [
+    "LowRank",
+    "MergeJob",
+    "dare_merge",
+    "merge_dora",
+    "merge_low_rank",
+    "merge_low_rank_grouped",
+    "tensor_stats",
+    "tensor_stats_grouped",
+    "ties_merge",
+]

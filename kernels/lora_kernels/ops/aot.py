@@ -1,0 +1,105 @@
+"""Compile a kernel ahead of time, without a GPU, and read what it costs: registers, spills, shared memory.
+
+The numbers are those of `ptxas -v` on the PTX that Triton makes for the target, with Triton's own ptxas.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import triton
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from lora_kernels.ops.configs import LaunchConfig
+from lora_kernels.ops.dispatch import interpreted
+from lora_kernels.ops.launch import options
+from lora_reg.spec.errors import RegistryError
+
+H200: Final = GPUTarget("cuda", 90, 32)
+_ARCHITECTURE: Final = "sm_90a"
+_USED: Final = re.compile(r"Used (\d+) registers")
+_SPILLS: Final = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to compile a kernel. name: for people and tests. types: of the arguments that are not compile-time, in
+    Triton's spelling (`*i64`, `fp32`). constants: the compile-time arguments."""
+
+    name: str
+    kernel: Any
+    types: dict[str, str]
+    constants: dict[str, Any] = field(hash=False)
+    config: LaunchConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of one variant. registers: per thread. spill_bytes: stores and loads together, per thread. shared: bytes per
+    program. wide: whether some access to global memory is 16 bytes per thread. ir: Triton's, before its layouts."""
+
+    registers: int
+    spill_bytes: int
+    shared: int
+    wide: bool
+    ir: str = field(repr=False)
+
+
+def compile_variant(variant: Variant) -> Cost:
+    """Compile for the H200 (sm_90). Raises RegistryError `unsupported` in a process whose kernels are interpreted."""
+    if interpreted():
+        raise RegistryError(
+            "unsupported",
+            "Kernels cannot be compiled in a process in which they are interpreted.",
+            way_out="Unset TRITON_INTERPRET and start again.",
+        )
+    names = variant.kernel.arg_names
+    source = ASTSource(
+        fn=variant.kernel,
+        signature={name: variant.types.get(name, "constexpr") for name in names},
+        constexprs={(names.index(name),): value for name, value in variant.constants.items()},
+        attrs={
+            (names.index(name),): [["tt.divisibility", 16]] for name, kind in variant.types.items() if kind[0] == "*"
+        },
+    )
+    compiled = triton.compile(source, target=H200, options=options(variant.config))
+    ptx = compiled.asm["ptx"]
+    report = _ptxas(ptx)
+    registers, spills = _USED.search(report), _SPILLS.search(report)
+    assert registers, report
+    assert spills, report
+    return Cost(
+        registers=int(registers[1]),
+        spill_bytes=int(spills[1]) + int(spills[2]),
+        shared=compiled.metadata.shared,
+        wide=bool(re.search(r"(?:ld|st)\.global\S*\.v4\.b32", ptx)),
+        ir=compiled.asm["ttir"],
+    )
+
+
+def _ptxas(ptx: str) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.ptx"
+        path.write_text(ptx, encoding="utf-8")
+        done = subprocess.run(
+            [
+                knobs.nvidia.ptxas.path,
+                "-v",
+                "--fmad=false",
+                f"--gpu-name={_ARCHITECTURE}",
+                path,
+                "-o",
+                path.with_suffix(".cubin"),
+            ],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+    return done.stderr

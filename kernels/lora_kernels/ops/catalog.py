@@ -1,0 +1,17 @@
+"""All Triton kernels, for what looks at every one of them: the test that compiles them, the table of their costs."""
+
+from __future__ import annotations
+
+from lora_kernels.ops.aot import Variant
+from lora_kernels.ops.dare_merge import kernel as dare_merge
+from lora_kernels.ops.merge_dora import kernel as merge_dora
+from lora_kernels.ops.merge_low_rank import kernel as merge_low_rank
+from lora_kernels.ops.tensor_stats import kernel as tensor_stats
+from lora_kernels.ops.ties_merge import kernel as ties_merge
+
+KERNELS = (merge_low_rank, merge_dora, tensor_stats, ties_merge, dare_merge)
+
+
+def variants() -> list[Variant]:
+    """Every variant that is compiled ahead of time, in a fixed order."""
+    return [variant for kernel in KERNELS for variant in kernel.variants()]

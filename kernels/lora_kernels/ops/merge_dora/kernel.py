@@ -1,0 +1,125 @@
+"""The merge of a DoRA adapter as two Triton kernels: squares of the rows, tile by tile, then the rows scaled."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from lora_kernels.ops import aot, tables
+from lora_kernels.ops.configs import MERGE_DORA, LaunchConfig
+from lora_kernels.ops.launch import ELEMENTS, TABLE_TYPES, low_rank_constants, on, options
+from lora_kernels.ops.low_rank import LowRank
+from lora_kernels.ops.rounding import store_rounded, widen
+from lora_kernels.ops.tiles import OUT, OUT_COLUMN, OUT_ROW, delta_sum, job_of, load_tile, offsets, place_of, tile_of
+
+
+@triton.jit
+def row_squares_kernel(
+    jobs: tl.tensor,
+    factors: tl.tensor,
+    scales: tl.tensor,
+    owners: tl.tensor,
+    squares: tl.tensor,
+    ELEMENT: tl.constexpr,
+    FACTOR: tl.constexpr,
+    NATIVE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_RANK: tl.constexpr,
+) -> None:
+    """squares: float32 (tiles in a row, rows), the sum of V^2 over a row's part in each tile."""
+    i_program = tl.program_id(0)
+    job = job_of(jobs, owners, i_program)
+    o_rows, o_columns, rows, columns = tile_of(job, i_program, BLOCK_ROWS, BLOCK_COLUMNS, ALIGNED)
+    m_rows, m_columns = o_rows < rows, o_columns < columns
+    m_tile = m_rows[:, None] & m_columns[None, :]
+    b_w = load_tile(job, o_rows, o_columns, m_tile, ELEMENT, ALIGNED)
+    b_delta = delta_sum(
+        job, factors, scales, o_rows, o_columns, m_rows, m_columns, columns,
+        FACTOR, NATIVE, ALIGNED, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_RANK,
+    )  # fmt: skip
+    b_v = tl.where(m_tile, widen(b_w, ELEMENT) + b_delta, 0.0)
+    _, i_column = place_of(job, i_program, BLOCK_COLUMNS)
+    tl.store(squares + i_column * rows + o_rows, tl.sum(b_v * b_v, axis=1), m_rows)
+
+
+@triton.jit
+def scale_rows_kernel(
+    jobs: tl.tensor,
+    factors: tl.tensor,
+    scales: tl.tensor,
+    owners: tl.tensor,
+    squares: tl.tensor,
+    magnitudes: tl.tensor,
+    across: tl.tensor,
+    ELEMENT: tl.constexpr,
+    OUTPUT: tl.constexpr,
+    FACTOR: tl.constexpr,
+    NATIVE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_RANK: tl.constexpr,
+) -> None:
+    """squares: as written by `row_squares_kernel`, added up here in order. magnitudes: float32 (rows,). across: tiles
+    in a row."""
+    i_program = tl.program_id(0)
+    job = job_of(jobs, owners, i_program)
+    o_rows, o_columns, rows, columns = tile_of(job, i_program, BLOCK_ROWS, BLOCK_COLUMNS, ALIGNED)
+    m_rows, m_columns = o_rows < rows, o_columns < columns
+    m_tile = m_rows[:, None] & m_columns[None, :]
+    b_total = tl.zeros((BLOCK_ROWS,), dtype=tl.float64)
+    for i_part in range(across):
+        b_total += tl.load(squares + i_part * rows + o_rows, m_rows, other=1.0).to(tl.float64)
+    b_magnitude = tl.load(magnitudes + o_rows, m_rows, other=0.0).to(tl.float64)
+    b_factor = (b_magnitude / tl.sqrt(b_total)).to(tl.float32)
+    b_w = load_tile(job, o_rows, o_columns, m_tile, ELEMENT, ALIGNED)
+    b_delta = delta_sum(
+        job, factors, scales, o_rows, o_columns, m_rows, m_columns, columns,
+        FACTOR, NATIVE, ALIGNED, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_RANK,
+    )  # fmt: skip
+    b_out = b_factor[:, None] * (widen(b_w, ELEMENT) + b_delta)
+    o_out = offsets(job, o_rows, o_columns, OUT_ROW, OUT_COLUMN, ALIGNED)
+    store_rounded(tl.load(job + OUT), o_out, b_out, m_tile, OUTPUT, ALIGNED)
+
+
+def merge(
+    w: torch.Tensor, adapter: LowRank, magnitude: torch.Tensor, out: torch.Tensor, *, config: LaunchConfig = MERGE_DORA
+) -> None:
+    """Checked arguments; `out` is written."""
+    table = tables.build([(w, out)], [[adapter]], rows=config.rows, columns=config.columns, transpose=False)
+    if not table.programs:
+        return
+    across = -(-w.shape[1] // config.columns)
+    squares = torch.empty((across, w.shape[0]), device=w.device)
+    constants = low_rank_constants(table.factor_dtype, config, aligned=table.aligned)
+    constants |= {"ELEMENT": ELEMENTS[w.dtype]} | options(config)
+    given = (table.jobs, table.factors, table.scales, table.owners, squares)
+    with on(w.device):
+        row_squares_kernel[(table.programs,)](*given, **constants)
+        scale_rows_kernel[(table.programs,)](
+            *given, magnitude.float().contiguous(), across, OUTPUT=ELEMENTS[out.dtype], **constants
+        )
+
+
+def variants() -> list[aot.Variant]:
+    """Both passes, for each element type of W and of the factors and each layout."""
+    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
+    variants = []
+    for w, factor, aligned in ((bf16, bf16, True), (bf16, fp32, False), (fp16, fp16, True), (fp32, fp32, True)):
+        name = f"{ELEMENTS[w]}, factors {ELEMENTS[factor]}, {'aligned' if aligned else 'any'}"
+        constants = low_rank_constants(factor, MERGE_DORA, aligned=aligned) | {"ELEMENT": ELEMENTS[w]}
+        types = TABLE_TYPES | {"squares": "*fp32"}
+        variants += [
+            aot.Variant(f"merge_dora norms {name}", row_squares_kernel, types, constants, MERGE_DORA),
+            aot.Variant(
+                f"merge_dora scale {name}",
+                scale_rows_kernel,
+                types | {"magnitudes": "*fp32", "across": "i32"},
+                constants | {"OUTPUT": ELEMENTS[w]},
+                MERGE_DORA,
+            ),
+        ]
+    return variants

@@ -1,0 +1,131 @@
+"""The merge as one Triton kernel: a program per tile of some matrix of the launch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+
+from lora_kernels.merging.stats import UpdateSums
+from lora_kernels.ops import aot, tables
+from lora_kernels.ops.configs import MERGE_LOW_RANK, LaunchConfig
+from lora_kernels.ops.launch import ELEMENTS, TABLE_TYPES, low_rank_constants, on, options
+from lora_kernels.ops.low_rank import LowRank
+from lora_kernels.ops.merge_low_rank.stats import MergeStats
+from lora_kernels.ops.rounding import round_to, store_rounded, widen
+from lora_kernels.ops.tiles import OUT, OUT_COLUMN, OUT_ROW, delta_sum, job_of, load_tile, offsets, tile_of
+
+Item = tuple[torch.Tensor, Sequence[LowRank], torch.Tensor]
+PARTIALS = 5
+
+
+@triton.jit
+def merge_low_rank_kernel(
+    jobs: tl.tensor,
+    factors: tl.tensor,
+    scales: tl.tensor,
+    owners: tl.tensor,
+    partials: tl.tensor,
+    ELEMENT: tl.constexpr,
+    OUTPUT: tl.constexpr,
+    FACTOR: tl.constexpr,
+    NATIVE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    STATS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_RANK: tl.constexpr,
+) -> None:
+    """partials: float32 (programs, 5), sums over the tile for `MergeStats`; touched only with STATS. The rest:
+    `tables.Tables` and `tiles`."""
+    i_program = tl.program_id(0)
+    job = job_of(jobs, owners, i_program)
+    o_rows, o_columns, rows, columns = tile_of(job, i_program, BLOCK_ROWS, BLOCK_COLUMNS, ALIGNED)
+    m_rows, m_columns = o_rows < rows, o_columns < columns
+    m_tile = m_rows[:, None] & m_columns[None, :]
+    b_w = load_tile(job, o_rows, o_columns, m_tile, ELEMENT, ALIGNED)
+    b_delta = delta_sum(
+        job, factors, scales, o_rows, o_columns, m_rows, m_columns, columns,
+        FACTOR, NATIVE, ALIGNED, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_RANK,
+    )  # fmt: skip
+    b_w = widen(b_w, ELEMENT)
+    b_out = b_w + b_delta
+    o_out = offsets(job, o_rows, o_columns, OUT_ROW, OUT_COLUMN, ALIGNED)
+    store_rounded(tl.load(job + OUT), o_out, b_out, m_tile, OUTPUT, ALIGNED)
+    if STATS:
+        b_rounded = round_to(b_out, OUTPUT)
+        # Outside the matrix all is 0; or NaN, 0 * infinity, but then the sums inside are not finite either.
+        b_realised = b_rounded - b_w
+        b_size = tl.where(b_delta == b_delta, tl.abs(b_delta), float("inf"))
+        b_lost = m_tile & ~(tl.abs(b_rounded) < float("inf"))
+        p_partials = partials + i_program * 5
+        tl.store(p_partials, tl.sum(b_delta * b_delta))
+        tl.store(p_partials + 1, tl.sum(b_realised * b_delta))
+        tl.store(p_partials + 2, tl.sum(b_realised * b_realised))
+        tl.store(p_partials + 3, tl.max(b_size))
+        tl.store(p_partials + 4, tl.sum(b_lost.to(tl.float32)))
+
+
+def merge(items: Sequence[Item], *, stats: bool, config: LaunchConfig = MERGE_LOW_RANK) -> list[MergeStats | None]:
+    """items: (W, adapters, output), checked, of one type of W and one of output; outputs are written."""
+    table = tables.build(
+        [(w, out) for w, _, out in items], [group for _, group, _ in items], rows=config.rows, columns=config.columns
+    )
+    partials = torch.empty((table.programs if stats else 0, PARTIALS), device=table.jobs.device)
+    if table.programs:
+        with on(table.jobs.device):
+            merge_low_rank_kernel[(table.programs,)](
+                table.jobs, table.factors, table.scales, table.owners, partials,
+                **low_rank_constants(table.factor_dtype, config, aligned=table.aligned), **options(config), STATS=stats,
+                ELEMENT=ELEMENTS[items[0][0].dtype], OUTPUT=ELEMENTS[items[0][2].dtype],
+            )  # fmt: skip
+    return _stats(partials, table.tile_counts) if stats else [None] * len(items)
+
+
+def _stats(partials: torch.Tensor, counts: Sequence[int]) -> list[MergeStats | None]:
+    """Sums over each job's tiles, in float64, in the order of the tiles whatever the number of threads."""
+    values = partials.cpu().numpy().astype(np.float64)
+    parts = np.split(values, np.cumsum(counts)[:-1])
+    return [
+        MergeStats(
+            sums=UpdateSums(*(float(total) for total in part[:, :3].sum(axis=0))),
+            max_delta=float(part[:, 3].max(initial=0.0)),
+            non_finite=int(part[:, 4].sum()),
+        )
+        for part in parts
+    ]
+
+
+def variants() -> list[aot.Variant]:
+    """The ways to compile the kernel that tests look at: each element type of W, of the output and of the factors, each
+    layout, with and without statistics."""
+    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
+    return [
+        _variant(w, out, factor, aligned=aligned, stats=stats)
+        for w, out, factor, aligned, stats in (
+            (bf16, bf16, bf16, True, False),
+            (bf16, bf16, bf16, True, True),
+            (bf16, bf16, bf16, False, True),
+            (bf16, bf16, fp32, True, True),
+            (bf16, fp32, fp32, False, True),
+            (fp16, fp16, fp16, True, True),
+            (fp16, fp16, fp32, False, False),
+            (fp32, fp32, fp32, True, True),
+            (fp32, bf16, bf16, False, True),
+        )
+    ]
+
+
+def _variant(w: torch.dtype, out: torch.dtype, factor: torch.dtype, *, aligned: bool, stats: bool) -> aot.Variant:
+    types = f"{ELEMENTS[w]} to {ELEMENTS[out]}, factors {ELEMENTS[factor]}"
+    return aot.Variant(
+        name=f"merge_low_rank {types}, {'aligned' if aligned else 'any'}{', stats' if stats else ''}",
+        kernel=merge_low_rank_kernel,
+        types=TABLE_TYPES | {"partials": "*fp32"},
+        constants=low_rank_constants(factor, MERGE_LOW_RANK, aligned=aligned)
+        | {"ELEMENT": ELEMENTS[w], "OUTPUT": ELEMENTS[out], "STATS": stats},
+        config=MERGE_LOW_RANK,
+    )

@@ -1,0 +1,40 @@
+"""The merge in plain torch: what the kernel must equal, and what runs where there is no GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from lora_kernels.merging.stats import UpdateSums
+from lora_kernels.ops.low_rank import LowRank, delta_sum
+from lora_kernels.ops.merge_low_rank.stats import MergeStats
+
+Item = tuple[torch.Tensor, Sequence[LowRank], torch.Tensor]
+
+
+def merge(items: Sequence[Item], *, stats: bool, compute: torch.dtype = torch.float32) -> list[MergeStats | None]:
+    """items: (W, adapters, output), checked; outputs are written. compute: the type of products and sums."""
+    return [_merge(w, adapters, out, stats=stats, compute=compute) for w, adapters, out in items]
+
+
+def _merge(
+    w: torch.Tensor, adapters: Sequence[LowRank], out: torch.Tensor, *, stats: bool, compute: torch.dtype
+) -> MergeStats | None:
+    before = w.to(compute)
+    delta = delta_sum(w, adapters, compute)
+    result = (before + delta).to(out.dtype)
+    out.copy_(result)
+    if not stats:
+        return None
+    delta = delta.double()
+    realised = result.double() - before.double()
+    return MergeStats(
+        sums=UpdateSums(
+            delta_delta=float((delta * delta).sum()),
+            realised_delta=float((realised * delta).sum()),
+            realised_realised=float((realised * realised).sum()),
+        ),
+        max_delta=float(delta.abs().nan_to_num(nan=torch.inf).max()) if delta.numel() else 0.0,
+        non_finite=int((~result.isfinite()).sum()),
+    )

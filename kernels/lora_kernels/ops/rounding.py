@@ -1,0 +1,86 @@
+"""Elements to float32 and back inside kernels, each way with at most one rounding (to nearest, ties to even).
+
+bf16 is widened and rounded on its bits, loaded and stored as integers. Triton's interpreter truncates where it casts
+to bf16, gets subnormal numbers wrong where it casts from it, and computes garbage on bf16 operands; the same integer
+operations run on a GPU, so that a NaN becomes 0x7FC0 there too, as in `lora_kernels.merging.numerics`.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load(
+    pointer: tl.tensor, offsets: tl.tensor, mask: tl.tensor, ELEMENT: tl.constexpr, ALIGNED: tl.constexpr
+) -> tl.tensor:
+    """Elements as they are stored, bf16 as uint16, for `widen`; 0 where masked.
+
+    pointer: address, int64 scalar. offsets: int64, in elements. ALIGNED: the address is a multiple of 16 bytes.
+    """
+    if ELEMENT == tl.bfloat16:
+        return load_typed(pointer, offsets, mask, tl.uint16, ALIGNED)
+    else:
+        return load_typed(pointer, offsets, mask, ELEMENT, ALIGNED)
+
+
+@triton.jit
+def load_typed(
+    pointer: tl.tensor, offsets: tl.tensor, mask: tl.tensor, ELEMENT: tl.constexpr, ALIGNED: tl.constexpr
+) -> tl.tensor:
+    """Elements as ELEMENT, which for bf16 is good for `tl.dot` on a GPU alone. Arguments as of `load`."""
+    p_elements = pointer.to(tl.pointer_type(ELEMENT))
+    if ALIGNED:
+        p_elements = tl.multiple_of(p_elements, 16)
+    return tl.load(p_elements + offsets, mask, other=0)
+
+
+@triton.jit
+def widen(stored: tl.tensor, ELEMENT: tl.constexpr) -> tl.tensor:
+    """What `load` gave, as float32, exactly."""
+    if ELEMENT == tl.bfloat16:
+        return (stored.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        return stored.to(tl.float32)
+
+
+@triton.jit
+def bf16_bits(values: tl.tensor) -> tl.tensor:
+    """The uint16 patterns of the bf16 numbers nearest to float32 `values`."""
+    bits = values.to(tl.uint32, bitcast=True)
+    # Adding 0x7fff, and one more where the kept part is odd, carries into the kept part exactly when nearest-even
+    # rounds up.
+    rounded = (bits + (((bits >> 16) & 1) + 0x7FFF)) >> 16
+    return tl.where(values == values, rounded, 0x7FC0).to(tl.uint16)
+
+
+@triton.jit
+def round_to(values: tl.tensor, ELEMENT: tl.constexpr) -> tl.tensor:
+    """float32 `values` rounded once to ELEMENT, as float32."""
+    if ELEMENT == tl.bfloat16:
+        return widen(bf16_bits(values), ELEMENT)
+    else:
+        return values.to(ELEMENT).to(tl.float32)
+
+
+@triton.jit
+def store_rounded(
+    pointer: tl.tensor,
+    offsets: tl.tensor,
+    values: tl.tensor,
+    mask: tl.tensor,
+    ELEMENT: tl.constexpr,
+    ALIGNED: tl.constexpr,
+) -> None:
+    """Store float32 `values` rounded once to ELEMENT. Arguments as of `load`."""
+    if ELEMENT == tl.bfloat16:
+        p_bits = pointer.to(tl.pointer_type(tl.uint16))
+        if ALIGNED:
+            p_bits = tl.multiple_of(p_bits, 16)
+        tl.store(p_bits + offsets, bf16_bits(values), mask)
+    else:
+        p_elements = pointer.to(tl.pointer_type(ELEMENT))
+        if ALIGNED:
+            p_elements = tl.multiple_of(p_elements, 16)
+        tl.store(p_elements + offsets, values.to(ELEMENT), mask)

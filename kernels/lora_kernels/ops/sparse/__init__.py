@@ -1,0 +1,36 @@
+"""What TIES and DARE share: deltas of which most elements are dropped, added up, or put to a vote element by element.
+
+The vote is that of TIES (Yadav et al., 2306.01708) as PEFT 0.21's `utils/merge_utils.py` defines it. The elected sign
+is that of the sum of the adapters' trimmed deltas ("total"), or of the sum of their signs ("frequency"), both
+unweighted, + where the sum is zero. An adapter agrees where its delta has that sign. The result is the sum of the
+weighted deltas that agree over their number, and 0 where there is none. An element whose sum is NaN becomes NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Literal
+
+from lora_kernels.ops.low_rank import LowRank
+from lora_reg.spec.errors import RegistryError
+
+MajoritySign = Literal["total", "frequency"]
+MAX_ADAPTERS: Final = 2**15 - 1
+
+
+def check_recipe(
+    adapters: Sequence[LowRank], weights: Sequence[float], density: float, method: MajoritySign | None
+) -> None:
+    """method: None for a plain sum. Raises RegistryError `invalid-request`."""
+    if len(weights) != len(adapters):
+        raise refused(f"There are {len(weights)} weights for {len(adapters)} adapters; expected as many.")
+    if not 0 < density <= 1:
+        raise refused(f"The density is {density}; expected more than 0 and at most 1.")
+    if method not in (None, "total", "frequency"):
+        raise refused(f"The majority sign method is `{method}`; expected `total` or `frequency`.")
+    if len(adapters) > MAX_ADAPTERS:
+        raise refused(f"There are {len(adapters)} adapters; expected at most {MAX_ADAPTERS}.")
+
+
+def refused(sentence: str) -> RegistryError:
+    return RegistryError("invalid-request", sentence, way_out="Correct the parameters of the method.")

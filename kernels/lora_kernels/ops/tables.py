@@ -1,0 +1,128 @@
+"""The tables by which one launch works on many matrices of different shapes: jobs, adapters, programs.
+
+A launch has one element type for all W, one for all outputs and one for all factors; everything else is data. Addresses
+and strides are 64 bits wide, so that matrices past 2^31 elements and any strides work. A matrix that lies column by
+column is transposed first, (W + B A)^T = W^T + A^T B^T: kernels run along rows that are contiguous wherever some
+dimension is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from lora_kernels.ops.low_rank import LowRank
+
+# Fields of a job, int64; addresses in bytes, strides and sizes in elements. start: the first program that works on it.
+# first, count: its adapters. Element (row, column) of it is number row * e_row + column * e_column of the caller's W.
+FIELDS: Final = (
+    "w", "out", "rows", "columns", "w_row", "w_column", "out_row", "out_column",
+    "start", "first", "count", "e_row", "e_column",
+)  # fmt: skip
+E_COLUMN: Final = FIELDS.index("e_column")
+# What aligned addresses, strides, numbers of columns and ranks are multiples of; kernels state them as hints.
+ALIGNED_BYTES: Final = 16
+ALIGNED_ELEMENTS: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """jobs int64 (n, len(FIELDS)); factors int64 (adapters, 3), addresses of B and A and the rank; scales float32
+    (adapters,); owners int32 (programs,), the job of each. aligned: the elements of every row of every matrix are
+    neighbours, and addresses, strides and numbers of columns are multiples that 16-byte accesses need.
+    numbered_along_rows: no matrix was transposed. tile_counts: per job. keep: owners of the memory that the addresses
+    point to."""
+
+    jobs: Tensor
+    factors: Tensor
+    scales: Tensor
+    owners: Tensor
+    factor_dtype: torch.dtype
+    aligned: bool
+    numbered_along_rows: bool
+    tile_counts: tuple[int, ...]
+    keep: tuple[Tensor, ...]
+
+    @property
+    def programs(self) -> int:
+        return self.owners.shape[0]
+
+
+def build(
+    matrices: Sequence[tuple[Tensor, Tensor]],
+    adapters: Sequence[Sequence[LowRank]],
+    *,
+    rows: int,
+    columns: int,
+    transpose: bool = True,
+) -> Tables:
+    """matrices: (W, output) of each job, all of one element type each and on one device; the same tensor twice to work
+    in place. adapters: of each job. rows, columns: size of a tile. transpose: False where a kernel must see
+    rows as rows."""
+    device = matrices[0][0].device
+    dtypes = {factor.dtype for group in adapters for adapter in group for factor in (adapter.a, adapter.b)}
+    factor_dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
+    jobs: list[list[int]] = []
+    factors: list[list[int]] = []
+    scales: list[float] = []
+    counts: list[int] = []
+    keep: list[Tensor] = []
+    for (given, result), group in zip(matrices, adapters, strict=True):
+        present = [adapter for adapter in group if adapter.rank]
+        swap = transpose and given.stride(1) != 1 and given.stride(0) == 1
+        w, out = (given.T, result.T) if swap else (given, result)
+        elements = (1, given.shape[1]) if swap else (given.shape[1], 1)
+        jobs.append([
+            w.data_ptr(), out.data_ptr(), *w.shape, *w.stride(), *out.stride(),
+            sum(counts), len(factors), len(present), *elements,
+        ])  # fmt: skip
+        keep += (w, out)
+        for adapter in present:
+            b, a = (adapter.a.T, adapter.b.T) if swap else (adapter.b, adapter.a)
+            b, a = _plain(b, factor_dtype, dim=1), _plain(a, factor_dtype, dim=0)
+            factors.append([b.data_ptr(), a.data_ptr(), a.shape[0]])
+            scales.append(adapter.scale)
+            keep += (b, a)
+        counts.append(-(-w.shape[0] // rows) * -(-w.shape[1] // columns))
+    return Tables(
+        jobs=upload(jobs, torch.int64, device),
+        factors=upload(factors, torch.int64, device).reshape(-1, 3),
+        scales=upload(scales, torch.float32, device),
+        owners=torch.repeat_interleave(upload(counts, torch.int64, device), output_size=sum(counts)).int(),
+        factor_dtype=factor_dtype,
+        numbered_along_rows=all(job[E_COLUMN] == 1 for job in jobs),
+        aligned=all(_aligned(tensor) for tensor in keep),
+        tile_counts=tuple(counts),
+        keep=tuple(keep),
+    )
+
+
+def upload(values: Sequence[object], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of the values on the device. A GPU gets it from pinned memory, so that neither waits for the other."""
+    host = torch.tensor(values, dtype=dtype)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
+
+
+def _plain(factor: Tensor, dtype: torch.dtype, *, dim: int) -> Tensor:
+    """A factor row by row, aligned, its rank (dimension `dim`) filled up with zeros to a multiple that wide loads need.
+    A copy, where one is made, is of the factor alone, a few thousandths of W."""
+    missing = -factor.shape[dim] % ALIGNED_ELEMENTS
+    if missing:
+        shape = list(factor.shape)
+        shape[dim] = missing
+        factor = torch.cat((factor, factor.new_zeros(shape)), dim=dim)
+    factor = factor.to(dtype).contiguous()
+    return factor.clone() if factor.data_ptr() % ALIGNED_BYTES else factor
+
+
+def _aligned(tensor: Tensor) -> bool:
+    return tensor.numel() == 0 or (
+        tensor.data_ptr() % ALIGNED_BYTES == 0
+        and tensor.stride(1) == 1
+        and tensor.stride(0) % ALIGNED_ELEMENTS == 0
+        and tensor.shape[1] % ALIGNED_ELEMENTS == 0
+    )

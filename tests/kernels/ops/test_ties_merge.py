@@ -1,0 +1,155 @@
+"""TIES from factors: exact selection, the vote, the mean.
+
+Most tests use factors of small integers, whose products and sums are exact in float32: whatever computes them, the
+deltas and so the result are the same bytes.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lora_kernels.ops import LowRank, ties_merge
+from lora_kernels.ops.configs import SPARSE
+from lora_kernels.ops.sparse.reference import combine
+from lora_kernels.ops.testing import Guarded
+from lora_kernels.ops.ties_merge import reference
+from lora_reg.spec.errors import RegistryError
+from tests.kernels.ops.inputs import BF16, FP16, FP32, laid_out, loras, normal, whole
+
+WEIGHTS = [1.0, 0.5, -2.0, 0.7]
+
+
+@pytest.mark.parametrize("density", [1e-9, 0.02, 0.3, 1.0])
+@pytest.mark.parametrize("method", ["total", "frequency"])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 13), (40, 72)], ids=str)
+def test_equal_to_the_twin(shape, method, density, device):
+    w, adapters = normal(shape, seed=1).to(device), whole(shape, (3, 4, 17), device=device)
+    guarded = Guarded(shape, FP32, device, padding=5)
+    recipe = {"weights": WEIGHTS[:3], "density": density, "majority_sign_method": method}
+    ties_merge(w, adapters, out=guarded.tensor, backend="triton", **recipe)
+    guarded.check()
+    assert torch.equal(guarded.tensor, ties_merge(w, adapters, backend="torch", **recipe))
+
+
+@pytest.mark.parametrize("kinds", [(BF16, BF16, BF16), (FP16, BF16, FP16), (FP32, FP16, FP32)], ids=str)
+@pytest.mark.parametrize("layout", ["rows", "transposed", "odd", "stepped"])
+def test_any_type_and_layout(kinds, layout, device):
+    w_dtype, out_dtype, factor_dtype = kinds
+    w = normal((40, 72), seed=1, dtype=w_dtype).to(device)
+    adapters = whole((40, 72), (3, 8), dtype=factor_dtype, device=device)
+    recipe = {"weights": WEIGHTS[:2], "density": 0.3, "dtype": out_dtype}
+    got = ties_merge(laid_out(w, layout), adapters, backend="triton", **recipe)
+    assert torch.equal(got, ties_merge(w, adapters, backend="torch", **recipe))
+
+
+@pytest.mark.parametrize("density", [0.001, 0.1, 0.77])
+def test_the_limit_is_the_kth_largest_magnitude(density, device, monkeypatch):
+    from lora_kernels.ops.merge_low_rank import kernel as merge_low_rank
+    from lora_kernels.ops.ties_merge import kernel
+
+    shape = (70, 72)
+    zero, adapters = torch.zeros(shape, device=device), loras(shape, (16, 5), dtype=FP32, device=device)
+    limits = kernel.limits(zero, adapters, density)
+    # Counting in two programs or in many gives the same: integers.
+    monkeypatch.setattr(kernel, "RADIX_PROGRAMS", 2)
+    assert torch.equal(limits, kernel.limits(zero, adapters, density))
+    for adapter, limit in zip(adapters, limits, strict=True):
+        delta = torch.empty_like(zero)
+        merge_low_rank.merge([(zero, [adapter], delta)], stats=False, config=SPARSE)
+        magnitudes = delta.abs().view(torch.int32).flatten()
+        assert int((magnitudes >= limit).sum()) == int(density * zero.numel())
+        assert int(limit) in magnitudes
+
+
+def test_infinite_elements_are_counted_once_and_those_outside_not_at_all(device):
+    from lora_kernels.ops.ties_merge import kernel
+
+    zero, (adapter,) = torch.zeros(70, 72, device=device), loras((70, 72), (5,), dtype=FP32, device=device)
+    finite = adapter.a.clone()
+    adapter.a[0, 3] = torch.inf
+    (limit,) = kernel.limits(zero, [adapter], 0.1)
+    # The 70 elements of column 3 are the largest; without that column, the limit lies 70 places higher.
+    rest = LowRank(adapter.b, finite[:, [column for column in range(72) if column != 3]].contiguous(), adapter.scale)
+    (expected,) = kernel.limits(torch.zeros(70, 71, device=device), [rest], (504 - 70 + 0.5) / (70 * 71))
+    assert int(limit) == int(expected)
+
+
+def test_all_of_the_least_magnitude_that_is_kept_stay(device):
+    ones = LowRank(torch.ones(3, 1, device=device), torch.tensor([[1.0, 2, 2, 2, 3]], device=device))
+    got = ties_merge(torch.zeros(3, 5, device=device), [ones], weights=[1], density=0.3, backend="triton")
+    assert got.tolist() == [[0, 2, 2, 2, 3]] * 3
+
+
+def test_votes_by_hand(device):
+    """One row; the columns are cases, the adapters' deltas stand in a column."""
+    deltas = torch.tensor([[4.0, 4, -4, 1, 0, 0], [-1, -5, -4, -1, 0, 2], [-1, 0, 3, 0, 0, 0]], device=device)
+    one = torch.ones(1, 1, device=device)
+    adapters = [LowRank(one, row[None]) for row in deltas]
+    zero = torch.zeros(1, 6, device=device)
+    got = {
+        method: ties_merge(
+            zero, adapters, weights=[1, 2, -1], density=1, majority_sign_method=method, backend="triton"
+        ).tolist()[0]
+        for method in ("total", "frequency")
+    }
+    assert got["total"] == [4, -10, -6, 1, 0, 4]
+    assert got["frequency"] == [-0.5, 4, -6, 1, 0, 4]
+
+
+def test_nan_is_kept_and_shows(device):
+    w, adapters = torch.zeros(40, 72, device=device), whole((40, 72), (3, 4), device=device)
+    adapters[1].a[2, 71] = torch.nan
+    for method in ("total", "frequency"):
+        recipe = {"weights": WEIGHTS[:2], "density": 0.2, "majority_sign_method": method}
+        got = ties_merge(w, adapters, backend="triton", **recipe)
+        assert got[:, 71].isnan().all()
+        assert got[:, :71].isfinite().all()
+        torch.testing.assert_close(
+            got, ties_merge(w, adapters, backend="torch", **recipe), rtol=0, atol=0, equal_nan=True
+        )
+
+
+def test_adapters_of_rank_zero_and_none_at_all(device):
+    shape = (33, 20)
+    w, (first, second) = normal(shape, seed=1).to(device), whole(shape, (3, 4), device=device)
+    nothing = LowRank(w.new_zeros(33, 0), w.new_zeros(0, 20))
+    got = ties_merge(w, [first, nothing, second], weights=[1, 5, -2], density=0.5, backend="triton")
+    assert torch.equal(got, ties_merge(w, [first, second], weights=[1, -2], density=0.5, backend="triton"))
+    assert torch.equal(ties_merge(w, [], weights=[], density=0.5, backend="triton"), w)
+    empty = torch.zeros(0, 4, device=device)
+    assert ties_merge(empty, whole((0, 4), (2,), device=device), weights=[1], density=0.5, backend="triton").shape == (
+        0,
+        4,
+    )
+
+
+@pytest.mark.parametrize("method", ["total", "frequency"])
+def test_the_twin_is_what_peft_does_on_dense_deltas(method):
+    from peft.utils.merge_utils import ties
+
+    deltas = [normal((50, 40), seed=seed) for seed in range(3)]
+    trimmed = [reference.trim(delta, 0.3) for delta in deltas]
+    got = combine(deltas[0], trimmed, [0.5, -1.0, 2.0], method)
+    expected = ties(deltas, torch.tensor([0.5, -1.0, 2.0]), density=0.3, majority_sign_method=method)
+    # Sums of three in whatever order: two roundings, relative to the largest of the terms.
+    torch.testing.assert_close(got, expected, rtol=2.0**-22, atol=2.0**-21)
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "sentence"),
+    [
+        ({"weights": [1], "density": 0.5}, "1 weights for 2 adapters"),
+        ({"weights": [1, 1], "density": 0}, "density is 0; expected more than 0"),
+        ({"weights": [1, 1], "density": 1.5}, "density is 1.5"),
+        ({"weights": [1, 1], "density": float("nan")}, "density is nan"),
+        ({"weights": [1, 1], "density": 1, "majority_sign_method": "most"}, "method is `most`; expected `total`"),
+    ],
+)
+def test_what_does_not_fit_is_refused(recipe, sentence):
+    with pytest.raises(RegistryError, match=sentence) as caught:
+        ties_merge(torch.zeros(3, 3), whole((3, 3), (1, 1), device=CPU), **recipe)
+    assert caught.value.code == "invalid-request"
