@@ -15,7 +15,7 @@ from lora_reg.spec.adapter.types import TYPES
 from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.tensors import FLOAT_DTYPES, Header, TensorEntry
 
-SUPPORTED: Final = frozenset({"LORA", "ADALORA"})
+SUPPORTED: Final = frozenset({"LORA", "ADALORA", "LOHA", "LOKR"})
 BASE_LAYER: Final = ".base_layer."
 
 # Options and tensors with which the update is no longer scale * B @ A of the tensors in the file.

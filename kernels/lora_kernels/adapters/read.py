@@ -1,14 +1,17 @@
-"""Read low-rank adapters module by module: LoRA, rsLoRA, patterns and AdaLoRA, all as dW = scale * b @ a."""
+"""Read low-rank adapters module by module: LoRA with its patterns, AdaLoRA, LoHa, LoKr, all as dW = scale * b @ a."""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Final
 
 import numpy as np
 
-from lora_kernels.adapters.groups import Extra, contents, factor, rejected
+from lora_kernels.adapters import products
+from lora_kernels.adapters.groups import Extra, contents, factor, refuse, rejected
 from lora_kernels.adapters.low_rank import SUFFIXES, Kind, LowRankModule, ModuleShape
 from lora_kernels.merging.delta import Factor
 from lora_kernels.merging.folder import read_adapter
@@ -57,6 +60,9 @@ class AdapterReader:
         scale = self._scale(module).scale
         if self.config.peft_type == "ADALORA":
             a, b = self._load(tensors["lora_A"]) * self._load(tensors["lora_E"]), self._load(tensors["lora_B"])
+        elif self.config.peft_type in _PRODUCTS:
+            factors = {suffix: self._load(entry) for suffix, entry in tensors.items()}
+            a, b = _PRODUCTS[self.config.peft_type](factors)
         else:
             a, b = (self._load(tensors[suffix]) for suffix in SUFFIXES[shape.kind])
         return LowRankModule(
@@ -81,7 +87,7 @@ class AdapterReader:
         return self._factors.load(factor(entry))
 
     def _shape(self, module: str, tensors: Tensors) -> ModuleShape:
-        shape = (_adalora if self.config.peft_type == "ADALORA" else _lora)(module, tensors)
+        shape = _SHAPES.get(self.config.peft_type, _lora)(module, tensors)
         expected = self._scale(module).r
         if self.config.peft_type == "LORA" and shape.rank not in (0, expected):
             entry = tensors[SUFFIXES[shape.kind][0]]
@@ -120,6 +126,39 @@ def _adalora(module: str, tensors: Tensors) -> ModuleShape:
     return ModuleShape(module, "linear", a.shape[0], a.shape[1:], b.shape[0], _dtype(a, b, e))
 
 
+def _loha(module: str, tensors: Tensors) -> ModuleShape:
+    """A module of rank r becomes one of rank r^2: see `products`."""
+    parts = _parts(module, tensors, "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+    if "hada_t1" in tensors or "hada_t2" in tensors:
+        refuse("LoHa with Tucker cores", module)
+    (left1, right1, left2, right2) = (part.shape for part in parts)
+    if not (
+        all(len(part.shape) == 2 for part in parts)
+        and (left1[0], right1[1]) == (left2[0], right2[1])
+        and (left1[1], left2[1]) == (right1[0], right2[0])
+    ):
+        raise rejected(f"the factors of {module} do not fit each other: {', '.join(map(_text, parts))}", parts[0])
+    return ModuleShape(module, "linear", left1[1] * left2[1], right1[1:], left1[0], _dtype(*parts))
+
+
+def _lokr(module: str, tensors: Tensors) -> ModuleShape:
+    if "lokr_t2" in tensors:
+        refuse("LoKr with Tucker cores", module)
+    halves = [
+        _parts(module, tensors, *((name,) if name in tensors else (f"{name}_a", f"{name}_b")))
+        for name in ("lokr_w1", "lokr_w2")
+    ]
+    parts = [part for half in halves for part in half]
+    if not all(len(part.shape) == 2 for part in parts):
+        refuse("LoKr on a convolution", module)
+    if any(half[0].shape[1] != half[-1].shape[0] for half in halves if len(half) == 2):
+        raise rejected(f"the factors of {module} do not fit each other: {', '.join(map(_text, parts))}", parts[0])
+    ranks = [min(half[0].shape) if len(half) == 1 else half[0].shape[1] for half in halves]
+    inputs = math.prod(half[-1].shape[1] for half in halves)
+    outputs = math.prod(half[0].shape[0] for half in halves)
+    return ModuleShape(module, "linear", math.prod(ranks), (inputs,), outputs, _dtype(*parts))
+
+
 def _parts(module: str, tensors: Tensors, *suffixes: str) -> list[TensorEntry]:
     for suffix in suffixes:
         if suffix not in tensors:
@@ -141,3 +180,11 @@ def _dtype(*entries: TensorEntry) -> str:
 
 def _text(entry: TensorEntry) -> str:
     return " x ".join(map(str, entry.shape)) or "scalar"
+
+
+_SHAPES: Final[Mapping[str, Callable[[str, Tensors], ModuleShape]]] = {
+    "ADALORA": _adalora,
+    "LOHA": _loha,
+    "LOKR": _lokr,
+}
+_PRODUCTS: Final = {"LOHA": products.hadamard, "LOKR": products.kronecker}

@@ -17,7 +17,8 @@ import numpy as np
 from lora_kernels.adapters.low_rank import SUFFIXES, LowRankModule
 from lora_kernels.merging.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lora_kernels.merging.numerics import F32, encode, storage
-from lora_kernels.merging.sink import FolderSink, no_space, staged_folder
+from lora_kernels.merging.sink import Chunk, FolderSink, Hashing, no_space, staged_folder
+from lora_kernels.merging.stats import FileRecord
 from lora_reg.spec.adapter.config import AdapterConfig
 from lora_reg.spec.adapter.names import PREFIX
 from lora_reg.spec.errors import RegistryError
@@ -29,12 +30,14 @@ _CHUNK: Final = 256 * 1024
 
 @dataclass(frozen=True)
 class AdapterIdentity:
-    """What an adapter's config says beside its factors. modules_to_save: as PEFT writes it, names or paths."""
+    """What an adapter's config says beside its factors. modules_to_save: as PEFT writes it, names or paths. bias: which
+    trained biases are stored, as PEFT names them."""
 
     base_model: str | None = None
     task_type: str | None = None
     fan_in_fan_out: bool = False
     modules_to_save: tuple[str, ...] = ()
+    bias: str = "none"
 
     @classmethod
     def of(cls, config: AdapterConfig) -> AdapterIdentity:
@@ -43,10 +46,16 @@ class AdapterIdentity:
 
 
 class AdapterWriter:
-    """Takes modules in the order in which they shall stand in the file. For one thread."""
+    """Takes modules in the order in which they shall stand in the file. For one thread.
 
-    def __init__(self, spool: BinaryIO, dtype: str) -> None:
+    identity: goes into the config at the end and may be exchanged until then. files: what was written, once the block
+    of `adapter_writer` has ended.
+    """
+
+    def __init__(self, spool: BinaryIO, identity: AdapterIdentity, dtype: str) -> None:
         self._spool = spool
+        self.identity = identity
+        self.files: tuple[FileRecord, ...] = ()
         self._dtype = dtype
         self._storage = storage(dtype)
         self._entries: list[tuple[str, str, tuple[int, ...]]] = []
@@ -61,12 +70,13 @@ class AdapterWriter:
         b = module.b if module.scale == 1 else module.b * np.float32(module.scale)
         stem = f"{PREFIX}{module.module}."
         for suffix, values, shape in zip(SUFFIXES[module.kind], (module.a, b), module.stored_shapes, strict=True):
-            self._put(stem + suffix, self._dtype, shape, self._encoded(stem + suffix, values))
+            self._put(stem + suffix, self._dtype, shape, [self._encoded(stem + suffix, values)])
         self.ranks[module.module] = module.rank
 
-    def replace(self, name: str, dtype: str, shape: tuple[int, ...], data: bytes) -> None:
-        """Store a tensor that is no factor, such as one of modules_to_save, under its full name."""
-        self._put(name, dtype, shape, data)
+    def replace(self, name: str, dtype: str, shape: tuple[int, ...], data: bytes | Iterable[Chunk]) -> None:
+        """Store a tensor that is no factor, such as one of modules_to_save, under its full name. data: its bytes, whole
+        or in chunks."""
+        self._put(name, dtype, shape, [data] if isinstance(data, bytes) else data)
 
     def _encoded(self, name: str, values: F32) -> memoryview:
         out = np.empty(values.shape, self._storage)
@@ -83,15 +93,16 @@ class AdapterWriter:
             )
         return flat.data
 
-    def _put(self, name: str, dtype: str, shape: tuple[int, ...], data: bytes | memoryview) -> None:
-        try:
-            self._spool.write(data)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise no_space(ADAPTER_WEIGHTS, len(data)) from error
+    def _put(self, name: str, dtype: str, shape: tuple[int, ...], data: Iterable[Chunk]) -> None:
+        for chunk in data:
+            try:
+                self._spool.write(chunk)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise no_space(ADAPTER_WEIGHTS, len(chunk)) from error
+            self.size += len(chunk)
         self._entries.append((name, dtype, shape))
-        self.size += len(data)
 
     def chunks(self) -> Iterator[bytes]:
         """The whole file: header, then the data."""
@@ -118,7 +129,7 @@ def adapter_writer(
     # The data is spooled first, since its header can be written only when all ranks are known: twice the space.
     with staged_folder(Path(out_dir), needed=2 * needed) as staging:
         with tempfile.TemporaryFile(dir=staging) as spool:
-            writer = AdapterWriter(spool, dtype)
+            writer = AdapterWriter(spool, identity, dtype)
             yield writer
             if not writer.ranks:
                 raise RegistryError(
@@ -126,10 +137,15 @@ def adapter_writer(
                     "No module is left in the result: every input has rank 0 there, or adapts nothing.",
                     way_out="Choose inputs that adapt at least one module in common with the method's rules.",
                 )
-            sink = FolderSink(staging)
-            sink.write(ADAPTER_WEIGHTS, len(writer.header) + writer.size, writer.chunks())
-        config = (json.dumps(adapter_config(writer.ranks, identity), indent=2, sort_keys=True) + "\n").encode()
-        sink.write(ADAPTER_CONFIG, len(config), [config])
+            weights = _write(staging, ADAPTER_WEIGHTS, len(writer.header) + writer.size, writer.chunks())
+        config = (json.dumps(adapter_config(writer.ranks, writer.identity), indent=2, sort_keys=True) + "\n").encode()
+        writer.files = (_write(staging, ADAPTER_CONFIG, len(config), [config]), weights)
+
+
+def _write(folder: Path, path: str, size: int, chunks: Iterable[Chunk]) -> FileRecord:
+    hashing = Hashing(chunks)
+    FolderSink(folder).write(path, size, hashing)
+    return FileRecord(path, size, hashing.hexdigest)
 
 
 def adapter_config(ranks: dict[str, int], identity: AdapterIdentity) -> dict[str, Any]:
@@ -140,7 +156,7 @@ def adapter_config(ranks: dict[str, int], identity: AdapterIdentity) -> dict[str
     return {
         "alpha_pattern": others,
         "base_model_name_or_path": identity.base_model,
-        "bias": "none",
+        "bias": identity.bias,
         "fan_in_fan_out": identity.fan_in_fan_out,
         "inference_mode": True,
         "init_lora_weights": True,

@@ -1,0 +1,18 @@
+"""Factors as a file will hold them, for stating an error that is true of the file."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from lora_kernels.merging.numerics import F32, decode, encode, storage
+
+
+def stored_values(values: npt.NDArray[np.float64], dtype: str) -> F32:
+    """The values rounded to `dtype` (BF16, F16, F32), which an `AdapterWriter` of that dtype stores unchanged.
+
+    What is too large becomes infinite here; the writer refuses it.
+    """
+    with np.errstate(over="ignore"):
+        narrow = np.ascontiguousarray(values, np.float32)
+    return decode(encode(narrow, dtype, np.empty(narrow.shape, storage(dtype))), dtype, np.empty_like(narrow))

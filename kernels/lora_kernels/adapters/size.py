@@ -1,0 +1,45 @@
+"""How large factors may get, and as what they are stored: what a caller may ask for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from lora_kernels.merging.plan import OUTPUT_DTYPES
+from lora_reg.spec.adapter.config import MAX_RANK
+from lora_reg.spec.errors import RegistryError
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large an adapter gets: one rank for all modules, or for each the least one that keeps so much of its energy.
+
+    keep_energy: the part of ||D||^2, above 0 and at most 1. max_rank: None for no limit. Raises RegistryError
+    `invalid-request`.
+    """
+
+    rank: int | None = None
+    keep_energy: float | None = None
+    max_rank: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.rank is None) == (self.keep_energy is None):
+            raise _invalid("Give either a rank or the energy to keep.")
+        if self.max_rank is not None and self.keep_energy is None:
+            raise _invalid("A greatest rank goes with the energy to keep, not with a rank.")
+        for rank in (self.rank, self.max_rank):
+            if rank is not None and not 1 <= rank <= MAX_RANK:
+                raise _invalid(f"The rank is {rank}; expected 1 to {MAX_RANK}.")
+        if self.keep_energy is not None and not (math.isfinite(self.keep_energy) and 0 < self.keep_energy <= 1):
+            raise _invalid(f"The energy to keep is {self.keep_energy}; expected above 0 and at most 1, such as 0.9.")
+
+
+def stored_type(dtype: str) -> str:
+    """The element type of a file, by its name: `float32` is F32. Raises RegistryError `invalid-request`."""
+    if dtype not in OUTPUT_DTYPES:
+        raise _invalid(f"The dtype of the factors is {dtype!r}; expected one of {', '.join(OUTPUT_DTYPES)}.")
+    return OUTPUT_DTYPES[dtype]
+
+
+def _invalid(sentence: str) -> RegistryError:
+    return RegistryError("invalid-request", sentence)

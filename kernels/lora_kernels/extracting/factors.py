@@ -1,0 +1,50 @@
+"""The factors of one module's change: decomposed, rounded as they are stored, and measured as they are stored."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from lora_kernels.adapters.low_rank import Kind, LowRankModule
+from lora_kernels.adapters.rounding import stored_values
+from lora_kernels.adapters.size import Size
+from lora_kernels.extracting.change import Change, ChangeNorms
+from lora_kernels.extracting.report import ExtractedModule
+from lora_kernels.linalg.randomized import leading_triplets, residual
+from lora_reg.spec.modules import BaseModule
+
+
+class Extracted(NamedTuple):
+    """factors: of scale 1, with the values that the file holds."""
+
+    factors: LowRankModule
+    told: ExtractedModule
+
+
+def extract_module(
+    change: Change, norms: ChangeNorms, module: BaseModule, path: str, *, size: Size, seed: int, dtype: str
+) -> Extracted:
+    """path: of the module in the running model. dtype: as stored, such as BF16."""
+    name = change.pair.name
+    found = leading_triplets(
+        change, name=name, rank=size.rank, keep_energy=size.keep_energy, max_rank=size.max_rank, seed=seed
+    )
+    root = np.sqrt(found.singular)
+    left, right = stored_values(found.left * root, dtype), stored_values(root[:, None] * found.right, dtype)
+    rest = residual(change, left, right)
+    kind: Kind = "embedding" if module.kind == "embedding" else "conv" if module.kind == "conv" else "linear"
+    # Embeddings add (B A)^T, and so do layers stored (in, out).
+    a, b = (left.T, right.T) if kind == "embedding" or module.transposed else (right, left)
+    inputs = change.pair.base.shape[1:] if kind == "conv" else None
+    told = ExtractedModule(
+        module=path,
+        tensor=name,
+        rank=len(root),
+        kept_energy=1 - (rest / norms.change) ** 2,
+        change_norm=norms.change,
+        residual_norm=rest,
+        relative_change=norms.relative,
+        exact=found.exact,
+    )
+    return Extracted(LowRankModule(path, kind, a, b, inputs=inputs), told)

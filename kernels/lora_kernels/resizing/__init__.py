@@ -1,0 +1,28 @@
+"""Adapters rewritten with other factors: of another rank, or as plain LoRA with the same product.
+
+Importing the package loads no numpy; the functions do when they are first looked up.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lora_kernels.resizing.report import ConvertedModule, ConvertReport, ResizedModule, ResizeReport
+
+if TYPE_CHECKING:
+    from lora_kernels.resizing.convert import convert_folder
+    from lora_kernels.resizing.resize import resize_folder
+
+__all__ = ["ConvertReport", "ConvertedModule", "ResizeReport", "ResizedModule", "convert_folder", "resize_folder"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "convert_folder":
+        from lora_kernels.resizing.convert import convert_folder
+
+        return convert_folder
+    if name == "resize_folder":
+        from lora_kernels.resizing.resize import resize_folder
+
+        return resize_folder
+    raise AttributeError(name)

@@ -1,0 +1,93 @@
+"""Module by module from one adapter folder into another: what resize and convert share."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from lora_kernels.adapters import AdapterIdentity, AdapterReader, AdapterWriter, adapter_writer, open_adapter, widest
+from lora_kernels.adapters.low_rank import LowRankModule
+from lora_kernels.adapters.rounding import stored_values
+from lora_kernels.linalg.factored import distance, product_norm
+from lora_kernels.merging.blas import one_thread
+from lora_kernels.merging.folder import Progress
+from lora_reg.spec.tensors import DTYPE_BYTES
+
+F64 = npt.NDArray[np.float64]
+_T = TypeVar("_T")
+
+
+class Rewrite:
+    """An adapter that goes in and one that comes out. dtype: of the factors that come out, as stored."""
+
+    def __init__(self, reader: AdapterReader, writer: AdapterWriter, dtype: str) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.dtype = dtype
+
+    def each(
+        self, one: Callable[[str], _T], threads: int | None, progress: Progress | None
+    ) -> Generator[_T, None, None]:
+        """`one` of every module, in order of their paths. progress: called with modules done and modules in all."""
+        modules = self.reader.modules
+        with one_thread(), ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+            futures = deque(pool.submit(one, module) for module in modules)
+            try:
+                while futures:
+                    yield futures.popleft().result()
+                    if progress is not None:
+                        progress(len(modules) - len(futures), len(modules))
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def factors(self, module: LowRankModule, b: F64, a: F64) -> LowRankModule:
+        """The module with other factors, of scale 1, with the values that the file will hold."""
+        return LowRankModule(
+            module.module, module.kind, stored_values(a, self.dtype), stored_values(b, self.dtype), inputs=module.inputs
+        )
+
+    def extras(self) -> tuple[str, ...]:
+        """Take over the tensors that are no factors, as they are; their names."""
+        for extra in self.reader.extras:
+            tensor = extra.factor
+            self.reader.check_finite(tensor)
+            self.writer.replace(tensor.name, tensor.dtype, tensor.shape, [self.reader.raw(tensor)])
+        return tuple(sorted(extra.factor.name for extra in self.reader.extras))
+
+
+@contextmanager
+def rewriting(
+    adapter_dir: str | os.PathLike[str], out_dir: str | os.PathLike[str], dtype: str | None
+) -> Iterator[Rewrite]:
+    """From a folder into a new one, which appears whole when the block ends well. dtype: as stored, such as BF16; None
+    for the one that holds the adapter's own factors exactly."""
+    with open_adapter(adapter_dir) as reader:
+        config = reader.config
+        identity = replace(AdapterIdentity.of(config), modules_to_save=tuple(config.modules_to_save), bias=config.bias)
+        shapes = [reader.shape(module) for module in reader.modules]
+        dtype = dtype or widest([shape.dtype for shape in shapes])
+        needed = DTYPE_BYTES[dtype] * sum(shape.rank * (shape.columns + shape.outputs) for shape in shapes)
+        with adapter_writer(out_dir, identity, dtype=dtype, needed=needed) as writer:
+            yield Rewrite(reader, writer, dtype)
+
+
+def wide(module: LowRankModule) -> tuple[F64, F64]:
+    """b with the scale folded in and a, in float64."""
+    return module.scale * module.b.astype(np.float64), module.a.astype(np.float64)
+
+
+def relative_error(before: tuple[F64, F64], after: LowRankModule) -> float:
+    """||b a - b' a'|| / ||b a||; 0 where the factors are the same, or the product was zero."""
+    now = after.b.astype(np.float64), after.a.astype(np.float64)
+    if all(np.array_equal(*pair) for pair in zip(before, now, strict=True)):
+        return 0.0
+    norm = product_norm(*before)
+    return distance(before, now) / norm if norm > 0 else 0.0
