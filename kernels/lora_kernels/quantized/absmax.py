@@ -1,26 +1,53 @@
-"""Double quantization: the absmax of 4-bit blocks, less their mean, as 8-bit codes in blocks of 256.
+"""The absolute maxima (absmax) of 4-bit blocks, as they are or quantized themselves.
 
-absmax = map[code] * nested_absmax + offset, in float32.
+Double quantization: absmax less their mean as 8-bit codes in blocks of 256, absmax = map[code] * nested + offset, in
+float32.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from lora_kernels.quantized.codes import F32, U8, dynamic_map
+from lora_kernels.quantized.layout import NESTED_BLOCKSIZE
 
-NESTED_BLOCKSIZE: Final = 256
+
+class Absmax(Protocol):
+    """One number per block of a tensor."""
+
+    def of(self, start: int, stop: int) -> F32:
+        """Those of the blocks `start` to `stop`, as a reader of the checkpoint sees them."""
 
 
-class Nested(NamedTuple):
-    """codes: uint8, one per block of the weight. absmax: float32, one per 256 of them. offset: their mean."""
+@dataclass(frozen=True)
+class Plain:
+    """values: float32, one per block."""
+
+    values: F32
+
+    def of(self, start: int, stop: int) -> F32:
+        return self.values[start:stop]
+
+
+@dataclass(frozen=True)
+class Nested:
+    """codes: uint8, one per block of the weight. nested: float32, one per `blocksize` of them. values: float32 (256,),
+    by code. offset: the mean of all absmax."""
 
     codes: U8
-    absmax: F32
+    nested: F32
+    values: F32
     offset: np.float32
+    blocksize: int = NESTED_BLOCKSIZE
+
+    def of(self, start: int, stop: int) -> F32:
+        found: F32 = np.take(self.values, self.codes[start:stop].astype(np.intp))
+        np.multiply(found, self.nested[np.arange(start, start + found.size) // self.blocksize], out=found)
+        return np.add(found, self.offset, out=found)
 
 
 def mean(absmax: F32) -> np.float32:
@@ -30,7 +57,7 @@ def mean(absmax: F32) -> np.float32:
 
 
 def compress(absmax: F32, offset: np.float32 | None = None) -> Nested:
-    """offset: None for the mean."""
+    """Double quantization. absmax: finite. offset: None for the mean."""
     if offset is None:
         offset = mean(absmax)
     centred = absmax - offset
@@ -39,16 +66,9 @@ def compress(absmax: F32, offset: np.float32 | None = None) -> Nested:
     padded[: centred.size] = centred
     blocks = padded.reshape(count, NESTED_BLOCKSIZE)
     nested = np.abs(blocks).max(axis=1, initial=0)
-    with np.errstate(invalid="ignore"):
-        scaled = np.where(nested[:, None] > 0, blocks / nested[:, None], np.float32(0)).reshape(-1)[: centred.size]
-    return Nested(_nearest(scaled), nested, offset)
-
-
-def expand(codes: U8, nested_absmax: F32, values: F32, blocksize: int, offset: float) -> F32:
-    """The absmax of `compress`. values: the map's 256, as the file gives them. blocksize: of the nested blocks."""
-    found = np.take(values, codes.astype(np.intp))
-    np.multiply(found, np.repeat(nested_absmax, blocksize)[: found.size], out=found)
-    return np.add(found, np.float32(offset), out=found)
+    divisor: F32 = np.where(nested > 0, nested, np.float32(1)).astype(np.float32)
+    scaled: F32 = (blocks / divisor[:, None]).reshape(-1)[: centred.size]
+    return Nested(_nearest(scaled), nested, dynamic_map(), offset)
 
 
 def _nearest(scaled: F32) -> U8:

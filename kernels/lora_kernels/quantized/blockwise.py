@@ -11,13 +11,13 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from lora_kernels.quantized.codes import F32, U8, Codebook
+from lora_kernels.quantized.codes import F32, NF4_BOUNDS, U8, Codebook
 from lora_kernels.quantized.stochastic import between
 
-BLOCKSIZES: Final = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 # bitsandbytes keeps the reciprocal of an empty block's absmax finite with it.
 _SMALLEST: Final = np.float32(1e-38)
 _ONE: Final = np.float32(1)
+_ZERO: Final = 7
 
 
 def packed_range(first: int, count: int) -> tuple[int, int]:
@@ -36,13 +36,13 @@ def dequantize(packed: U8, absmax: F32, codebook: Codebook, blocksize: int, firs
     packed: the bytes of `packed_range`; absmax: those of `block_range`.
     """
     flat = out.reshape(-1)
-    unpack(packed, codebook, first, flat)
+    _unpack(packed, codebook, first, flat)
     scale(flat, absmax, blocksize, first)
     return out
 
 
-def unpack(packed: U8, codebook: Codebook, first: int, out: F32) -> None:
-    """The codebook's values of `dequantize`, not yet scaled. out: flat."""
+def _unpack(packed: U8, codebook: Codebook, first: int, out: F32) -> None:
+    """The codebook's values, not yet scaled. out: flat."""
     if out.size and first % 2:
         out[0] = codebook.values[packed[0] & 15]
         packed, out = packed[1:], out[1:]
@@ -79,14 +79,13 @@ def largest(values: F32, blocksize: int, scratch: F32) -> F32:
     if whole:
         np.max(magnitude[: whole * blocksize].reshape(whole, blocksize), axis=1, out=found[:whole])
     if values.size % blocksize:
-        found[whole] = max(magnitude[whole * blocksize :].max(), _SMALLEST)
+        found[whole] = np.maximum(magnitude[whole * blocksize :].max(), _SMALLEST)
     return found
 
 
-def quantize(
+def quantize_nf4(
     values: F32,
     absmax: F32,
-    codebook: Codebook,
     blocksize: int,
     codes: U8,
     scratch: F32,
@@ -95,22 +94,20 @@ def quantize(
 ) -> U8:
     """The codes of flat `values`, which begin with a block, written to `codes` of the same size.
 
-    absmax: as `largest` gives it. scratch: of the same size, overwritten by the scaled values. A value takes the code
-    of the nearest number, of two as near the smaller; with `random`, 32 bits per element, one of its two neighbours,
-    each as likely as it is near.
+    absmax: as `largest` gives it, for the codes of bitsandbytes. scratch: of the same size, overwritten. A value takes
+    the code of the nearest number, of two as near the smaller; with `random`, 32 bits per element, one of its two
+    neighbours, each as likely as it is near.
     """
     _normalize(values, absmax, blocksize, scratch)
     if random is not None:
-        return between(scratch, codebook, random, codes)
+        return between(scratch, random, codes)
     above = np.empty(values.size, np.bool_)
     count = above.view(np.uint8)
-    np.greater(scratch, codebook.bounds[0], out=above)
+    np.greater(scratch, NF4_BOUNDS[0], out=above)
     np.copyto(codes, count)
-    for bound in codebook.bounds[1:]:
+    for bound in NF4_BOUNDS[1:]:
         np.greater(scratch, bound, out=above)
         np.add(codes, count, out=codes)
-    if not codebook.ranked:
-        np.take(codebook.order, codes.astype(np.intp), out=codes, mode="wrap")
     return codes
 
 
@@ -122,24 +119,14 @@ def _normalize(values: F32, absmax: F32, blocksize: int, out: F32) -> None:
         blocks, target = (array[: whole * blocksize].reshape(whole, blocksize) for array in (values, out))
         np.multiply(blocks, reciprocal[:, None], out=target)
     if values.size % blocksize:
-        np.divide(values[whole * blocksize :], absmax[whole], out=out[whole * blocksize :])
+        np.divide(values[whole * blocksize :], np.maximum(absmax[whole], _SMALLEST), out=out[whole * blocksize :])
 
 
-def pack(codes: U8, codebook: Codebook, out: U8) -> U8:
+def pack_nf4(codes: U8, out: U8) -> U8:
     """Two codes a byte. codes: flat; of an odd number the last byte is filled up with the code of zero."""
     whole = codes.size // 2
     np.left_shift(codes[: 2 * whole : 2], 4, out=out[:whole])
     np.bitwise_or(out[:whole], codes[1 : 2 * whole : 2], out=out[:whole])
     if codes.size % 2:
-        zero = codebook.order[np.count_nonzero(codebook.bounds < 0)]
-        out[whole] = (int(codes[-1]) << 4) | int(zero)
-    return out
-
-
-def unpack_codes(packed: U8, first: int, out: U8) -> U8:
-    """The codes themselves of the elements from `first` on, to flat `out`. packed: the bytes of `packed_range`."""
-    both = np.empty(2 * packed.size, np.uint8)
-    np.right_shift(packed, 4, out=both[::2])
-    np.bitwise_and(packed, 15, out=both[1::2])
-    out[...] = both[first % 2 : first % 2 + out.size]
+        out[whole] = (int(codes[-1]) << 4) | _ZERO
     return out

@@ -41,37 +41,22 @@ _FP4: Final = (0, 0.0625, 8, 12, 4, 6, 2, 3, 0, -0.0625, -8, -12, -4, -6, -2, -3
 
 @dataclass(frozen=True)
 class Codebook:
-    """values: float32 (16,), by code. order: uint8 (16,), codes by rising value. bounds: float32 (15,), midpoints of
-    neighbouring values in that order. pairs: two float32 for each byte, the high nibble's first, seen as uint64 (256,).
-    """
+    """values: float32 (16,), by code. pairs: two values for each byte, the high nibble's first, as uint64 (256,)."""
 
     values: F32
-    order: U8
-    bounds: F32
     pairs: npt.NDArray[np.uint64]
 
-    @property
-    def ranked(self) -> bool:
-        """Codes rise with their values, as those of NF4 do."""
-        return bool((self.order == np.arange(16)).all())
 
-
-def _codebook(values: F32, order: U8) -> Codebook:
-    ranked = values[order]
-    bounds = (ranked[:-1] + ranked[1:]) / np.float32(2)
+def _codebook(values: F32) -> Codebook:
     byte = np.arange(256)
     pairs = np.ascontiguousarray(np.stack((values[byte >> 4], values[byte & 15]), axis=1))
-    return Codebook(values, order, bounds, pairs.view(np.uint64).reshape(256))
+    return Codebook(values, pairs.view(np.uint64).reshape(256))
 
 
-# Which of FP4's two zeros stands where bitsandbytes leaves to an unstable sort; its own order is repeated here.
-CODEBOOKS: Final = {
-    "nf4": _codebook(np.array(_NF4, np.float32), np.arange(16, dtype=np.uint8)),
-    "fp4": _codebook(
-        np.array(_FP4, np.float32) / np.float32(12),
-        np.array([11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3], np.uint8),
-    ),
-}
+NF4: Final = _codebook(np.array(_NF4, np.float32))
+CODEBOOKS: Final = {"nf4": NF4, "fp4": _codebook(np.array(_FP4, np.float32) / np.float32(12))}
+# Midpoints of neighbouring values: a number takes the code that says how many of them are less than it.
+NF4_BOUNDS: Final[F32] = (NF4.values[:-1] + NF4.values[1:]) / np.float32(2)
 
 
 @cache

@@ -12,21 +12,9 @@ from lora_kernels.quantized.codes import F32
 I8 = npt.NDArray[np.int8]
 # The reciprocal of 127 with which bitsandbytes multiplies.
 _UNIT: Final = np.float32(7.874015718698502e-3)
-_LARGEST: Final = np.float32(127)
 
 
 def dequantize(codes: I8, scb: F32, out: F32) -> F32:
     """codes (rows, columns), scb (rows,), out of the shape of the codes. Two float32 products, as in bitsandbytes."""
     np.multiply(codes, scb[:, None], out=out, dtype=np.float32)
     return np.multiply(out, _UNIT, out=out)
-
-
-def quantize(values: F32, codes: I8, scb: F32, scratch: F32) -> None:
-    """values (rows, columns) to `codes` of the same shape and `scb` (rows,). scratch: of the same shape, overwritten.
-
-    Ties go to even codes. A row of zeros gets the codes zero, where bitsandbytes divides by zero.
-    """
-    np.max(np.abs(values, out=scratch), axis=1, initial=0, out=scb)
-    factor = _LARGEST / np.where(scb > 0, scb, np.float32(1))
-    np.multiply(values, factor[:, None], out=scratch)
-    np.copyto(codes, np.rint(scratch, out=scratch), casting="unsafe")

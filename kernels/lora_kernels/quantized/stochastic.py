@@ -9,10 +9,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from lora_kernels.quantized.codes import F32, U8, Array, Codebook
+from lora_kernels.quantized.codes import F32, NF4, U8, Array
 
 U32 = npt.NDArray[np.uint32]
-BF16_NAN: Final = 0x7FC0
+_NAN: Final = 0x7FC0
 _INFINITE: Final = np.uint32(0x7F800000)
 
 
@@ -29,18 +29,16 @@ def round_bf16(values: F32, random: U32, out: Array) -> Array:
     special = (bits & _INFINITE) == _INFINITE
     if special.any():
         out[special] = (bits[special] >> np.uint32(16)).astype(np.uint16)
-        out[np.isnan(values)] = BF16_NAN
+        out[np.isnan(values)] = _NAN
     return out
 
 
-def between(scaled: F32, codebook: Codebook, random: U32, codes: U8) -> U8:
-    """Codes of flat values between -1 and 1. random: 32 bits per element, of which the upper 24 decide."""
-    values = codebook.values[codebook.order]
-    below = np.searchsorted(values, scaled, side="right") - 1
-    np.clip(below, 0, 14, out=below)
-    low, step = values[below], (values[1:] - values[:-1])[below]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share = np.where(step > 0, (scaled - low) / step, np.float32(0))
+def between(scaled: F32, random: U32, codes: U8) -> U8:
+    """NF4 codes of flat, finite values; what lies outside -1 to 1 takes the code of the end. random: 32 bits per
+    element, of which the upper 24 decide."""
+    values = NF4.values
+    below = np.clip(np.searchsorted(values, scaled, side="right") - 1, 0, values.size - 2)
+    share = (scaled - values[below]) / (values[1:] - values[:-1])[below]
     draw = (random >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
-    np.take(codebook.order, below + (draw < share), out=codes, mode="clip")
+    np.copyto(codes, below + (draw < share), casting="unsafe")
     return codes
