@@ -86,13 +86,13 @@ def dequantized(tensors: dict[str, torch.Tensor], dtype: torch.dtype = torch.flo
     import bitsandbytes.functional as bnb
 
     found = {}
-    for name in tensors:
+    for name, value in tensors.items():
         if name.endswith(".SCB"):
             weight = f"{name.removesuffix('.SCB')}.weight"
-            found[weight] = bnb.int8_vectorwise_dequant(tensors[weight], tensors[name]).to(dtype)
+            found[weight] = bnb.int8_vectorwise_dequant(tensors[weight], value).to(dtype)
         if ".quant_state." in name:
             weight = name.partition(".quant_state.")[0]
-            parts = {key: value for key, value in tensors.items() if key.startswith(f"{weight}.")}
+            parts = {key: part for key, part in tensors.items() if key.startswith(f"{weight}.")}
             state = bnb.QuantState.from_dict(dict(parts), device=torch.device("cpu"))
             shape, state.dtype = state.shape, dtype
             # As one row: its AVX-512 path is wrong where blocks straddle rows.
