@@ -14,6 +14,7 @@ from lora_kernels.merging.plan import MergePlan, plan_merge, shard_size
 from lora_kernels.merging.sink import FolderSink, Hashing, Sink
 from lora_kernels.merging.sources import FolderSource, RangeSource, Source
 from lora_kernels.merging.stats import FileRecord, MergeReport, TensorStats, check_kept, merge_report
+from lora_kernels.quantized.groups import read_quantized
 
 __all__ = [
     "AdapterInput",
@@ -34,6 +35,7 @@ __all__ = [
     "merged_index",
     "plan_folder",
     "plan_merge",
+    "read_quantized",
     "shard_size",
     "stream_shard",
 ]

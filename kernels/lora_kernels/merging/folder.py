@@ -20,6 +20,7 @@ from lora_kernels.merging.sink import Chunk, FolderSink, Hashing
 from lora_kernels.merging.sources import FolderSource
 from lora_kernels.merging.staging import FinishedFile, Staging, identity_of, resumable_folder
 from lora_kernels.merging.stats import MIN_KEPT, FileRecord, MergeReport, TensorStats, check_kept, merge_report
+from lora_kernels.quantized.groups import read_quantized
 from lora_reg.spec import canonical
 from lora_reg.spec.adapter.config import parse_config
 from lora_reg.spec.base import BaseFingerprint
@@ -45,19 +46,22 @@ def merge_folder(
     out_dir: str | os.PathLike[str],
     *,
     dtype: str | None = None,
+    onto: str = "fp",
+    rounding: str = "nearest",
+    seed: int = 0,
     min_kept: float | None = MIN_KEPT,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> MergeReport:
     """Merge adapter folders, each with its weight, into a copy of a base model's folder.
 
-    The result has the base's files and index; it appears under `out_dir` whole or not at all. dtype: see `plan_merge`.
-    min_kept: see `check_kept`. threads: files done at a time, None for one per processor; the bytes do not depend
-    on it. progress: called with bytes written and bytes in all, from several threads. Raises RegistryError as
-    `plan_merge`, `stream_shard`, `check_kept` and `resumable_folder` do, and `not-found` for files that are missing.
-    Interrupted, or out of space, the same call goes on behind the files that were finished.
+    The result has the base's files and index; it appears under `out_dir` whole or not at all. dtype, onto, rounding,
+    seed: see `plan_merge`. min_kept: see `check_kept`. threads: None for one per processor; the bytes do not depend on
+    it. progress: called with bytes written and bytes in all, from several threads. Raises RegistryError as
+    `read_quantized`, `plan_merge`, `stream_shard`, `check_kept` and `resumable_folder` do, and `not-found` for files
+    that are missing. Interrupted, or out of space, the same call goes on behind the files that were finished.
     """
-    plan, index = _plan(base_dir, adapters, dtype)
+    plan, index = _plan(base_dir, adapters, dtype=dtype, onto=onto, rounding=rounding, seed=seed)
     folders = [folder for folder, _ in adapters]
     identity = identity_of(plan, [base_dir, *folders])
     with resumable_folder(Path(out_dir), needed=plan.size, identity=identity) as staging:
@@ -74,16 +78,22 @@ def plan_folder(
     adapters: Sequence[tuple[str | os.PathLike[str], float]],
     *,
     dtype: str | None = None,
+    onto: str = "fp",
+    rounding: str = "nearest",
+    seed: int = 0,
 ) -> MergePlan:
     """What `merge_folder` would do, from the headers of its inputs alone."""
-    return _plan(base_dir, adapters, dtype)[0]
+    return _plan(base_dir, adapters, dtype=dtype, onto=onto, rounding=rounding, seed=seed)[0]
 
 
 def _plan(
-    base_dir: str | os.PathLike[str], adapters: Sequence[tuple[str | os.PathLike[str], float]], dtype: str | None
+    base_dir: str | os.PathLike[str], adapters: Sequence[tuple[str | os.PathLike[str], float]], **options: Any
 ) -> tuple[MergePlan, dict[str, Any] | None]:
     base, index = read_base(base_dir)
-    return plan_merge(base, [read_adapter(folder, weight) for folder, weight in adapters], dtype), index
+    inputs = [read_adapter(folder, weight) for folder, weight in adapters]
+    with FolderSource(base_dir) as source:
+        quantized = read_quantized(base, partial(_range, source))
+    return plan_merge(base, inputs, quantized=quantized, **options), index
 
 
 def read_base(folder: str | os.PathLike[str]) -> tuple[BaseFingerprint, dict[str, Any] | None]:
@@ -112,15 +122,20 @@ def merged_index(index: dict[str, Any], plan: MergePlan) -> dict[str, Any]:
     tensors = [(tensor, shard.file) for shard in plan.shards for tensor in shard.tensors]
     metadata = dict(index.get("metadata") or {})
     metadata["total_size"] = sum(tensor.end - tensor.start for tensor, _ in tensors)
-    return {"metadata": metadata, "weight_map": {tensor.name: file for tensor, file in tensors}}
+    weight_map = {name: file for tensor, file in tensors for name, _, _ in tensor.entries}
+    return {"metadata": metadata, "weight_map": weight_map}
 
 
 def merged_config(config: dict[str, Any], plan: MergePlan) -> dict[str, Any]:
-    """The base's config.json, naming the output dtype where one was asked for, and an output layer that is no longer
-    tied. The very same object where nothing is changed."""
+    """The base's config.json, naming the output dtype where one was asked for, how the result is quantized where that
+    is not the base's way, and an output layer that is no longer tied. The very same object where nothing is changed."""
     if plan.untied is not None:
         config = untied_config(config)
-    if plan.dtype is None:
+    if plan.quantization != "keep":
+        config = {key: value for key, value in config.items() if key != "quantization_config"}
+        if plan.quantization is not None:
+            config["quantization_config"] = plan.quantization
+    if plan.dtype is None or plan.dtype == "nf4":
         return config
     key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
     return {**config, key: plan.dtype}
