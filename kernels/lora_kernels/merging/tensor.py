@@ -20,8 +20,10 @@ from lora_kernels.merging.sources import Source
 from lora_kernels.merging.stats import TensorStats, UpdateSums
 from lora_kernels.merging.updates import Updates, load_updates
 from lora_kernels.merging.updates.factors import FactorReader
+from lora_kernels.merging.updates.low_rank import LowRank, sum_block
 from lora_kernels.merging.weights import open_weights
 from lora_kernels.merging.writers import Nf4, Rounded, Writer
+from lora_kernels.native import AddRound, add_round_bf16
 from lora_reg.spec.errors import RegistryError
 
 _SMALLEST_SUM: Final = 1e-30
@@ -33,6 +35,7 @@ class Buffers:
 
     def __init__(self) -> None:
         self._size = 0
+        self._raw = bytearray()
         self._grow(BLOCK)
 
     def _grow(self, elements: int) -> None:
@@ -41,6 +44,12 @@ class Buffers:
             self.weight, self.change, self.new, self.scratch = (np.empty(elements, np.float32) for _ in range(4))
             self.bits = np.empty(elements, np.uint32)
             self.out = bytearray(elements * 8)
+
+    def raw(self, size: int) -> memoryview:
+        """So many bytes for a block as it is stored."""
+        if len(self._raw) < size:
+            self._raw = bytearray(size)
+        return memoryview(self._raw)[:size]
 
     def of(self, block: Block) -> tuple[F32, F32, F32, F32]:
         """weight, change, new, scratch in the block's shape."""
@@ -88,6 +97,13 @@ class Sums:
         self.max_delta = max(self.max_delta, largest)
         return True
 
+    def add_found(self, delta_delta: float, realised_delta: float, realised_realised: float, max_delta: float) -> None:
+        """Take in sums of blocks that were made elsewhere."""
+        self.delta_delta += delta_delta
+        self.realised_delta += realised_delta
+        self.realised_realised += realised_realised
+        self.max_delta = max(self.max_delta, max_delta)
+
     def join(self, other: Sums) -> None:
         """Take in the sums of the rows that follow."""
         self.delta_delta += other.delta_delta
@@ -103,6 +119,7 @@ class TensorMerge:
         self.tensor = tensor
         self.rows, self.columns = matrix(tensor.shape, tensor.columns)
         self.updates: Updates | None = None
+        self._base = base
         self._open = open_weights(tensor, base)
         if tensor.deltas:
             self.updates = load_updates(tensor.deltas, readers, self._open(), self.rows, self.columns)
@@ -124,6 +141,13 @@ class TensorMerge:
         """The bytes of the rows r0:r1, each chunk valid until the next; what precedes the elements comes with the first
         row. Raises RegistryError `rejected`, naming the tensor, where values are not finite in the output type,
         `corrupt` where a file is too short."""
+        fused = self._fused_inputs()
+        if fused is not None:
+            yield from self._fused(*fused, r0, r1, buffers, sums)
+            return
+        yield from self._chunks(r0, r1, buffers, sums)
+
+    def _chunks(self, r0: int, r1: int, buffers: Buffers, sums: Sums) -> Iterator[memoryview]:
         writer = self._writer
         if r0 == 0 and writer.head:
             yield memoryview(writer.head)
@@ -135,6 +159,38 @@ class TensorMerge:
             if not finite:
                 _refuse_nonfinite(self.tensor, weight, writer.decode(view, block, new))
             yield view
+
+    def _fused_inputs(self) -> tuple[AddRound, list[LowRank]] | None:
+        """What the fused loop needs, where it does: low-rank updates of plain bfloat16, rounded to the nearest."""
+        tensor, native = self.tensor, add_round_bf16()
+        plain = (tensor.source_dtype, tensor.dtype) == ("BF16", "BF16") and isinstance(self._writer, Rounded)
+        if native is None or not plain or tensor.seed is not None or self.updates is None:
+            return None
+        updates = self.updates.low_rank if tensor.quantized is None and not tensor.through_nf4 else None
+        return None if updates is None else (native, updates)
+
+    def _fused(
+        self, add_round: AddRound, updates: list[LowRank], r0: int, r1: int, buffers: Buffers, sums: Sums
+    ) -> Iterator[memoryview]:
+        tensor, found = self.tensor, np.zeros(4)
+        for block in blocks(r0, r1, self.columns, band=self._band):
+            _, change, _, scratch = buffers.of(block)
+            size = 2 * block.elements
+            raw, out = buffers.raw(size), memoryview(buffers.out)[:size]
+            self._base.read_into(tensor.source_file, tensor.source_start + 2 * block.first, raw)
+            with np.errstate(over="ignore", invalid="ignore"):
+                if len(updates) == 1:
+                    updates[0].product(block, change)
+                    finite = add_round(raw, change, updates[0].scale, out, found)
+                else:
+                    sum_block(updates, block, change, scratch)
+                    finite = add_round(raw, change, np.float32(1), out, found)
+            if not finite:
+                # The other path finds what it was, and says so.
+                yield from self._chunks(block.r0, block.r1, buffers, sums)
+                raise RegistryError("internal", f"{tensor.name}: values that are not finite in one of two merges.")
+            yield out
+        sums.add_found(*map(float, found))
 
     def _merged(self, r0: int, r1: int, buffers: Buffers) -> Iterator[tuple[Block, F32, F32 | None, F32]]:
         """Block, weight before, change (None where there is none) and weight after, valid until the next."""
