@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 @click.option("--allow-loss", is_flag=True, help="Take a result whose rounding loses much of the adapters.")
 @click.option("--base-dir", metavar="DIR", help="With --local: the folder of the base.")
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="With --local; without it, one per processor.")
+@click.option("--digests", is_flag=True, help="With --local: hash the weight files on their way.")
 @click.option("--dry-run", is_flag=True, help="With --local: show what would be done, and do nothing.")
 @where_options
 @pass_state
@@ -53,6 +54,7 @@ def merge(
     allow_loss: bool,
     base_dir: str | None,
     threads: int | None,
+    digests: bool,
     dry_run: bool,
 ) -> None:
     """Merge adapters into their base, by a job or on this machine.
@@ -60,22 +62,24 @@ def merge(
     W is the adapter's weight in the sum, 1 where it is not given. The same merge asked for again is the same job and
     the same result. On this machine: --local --base-dir DIR ADAPTER_DIR[=W]... -o DIR.
     """
-    here = {"--base-dir": base_dir, "--threads": threads, "--dry-run": dry_run}
+    here = {"--base-dir": base_dir, "--threads": threads, "--digests": digests, "--dry-run": dry_run}
     if not where.local:
         where.here()
         refuse(here, "a merge by a job")
         options = {"dtype": dtype, "allow_loss": allow_loss, "onto": onto, "rounding": rounding, "seed": seed}
         _merge_by_job(state, where, adapters, base, options)
         return
-    refuse({"--base": base, "--onto": onto, "--rounding": rounding, "--seed": seed}, "--local")
+    refuse({"--base": base}, "--local")
     if base_dir is None:
         raise click.UsageError("--local needs --base-dir DIR, the folder of the base.")
+    given = {"dtype": dtype, "onto": onto, "rounding": rounding, "seed": seed}
+    numbers = {name: value for name, value in given.items() if value is not None}
     if dry_run:
-        tell_plan(state, Path(base_dir), weighted_folders(adapters), dtype)
+        tell_plan(state, Path(base_dir), weighted_folders(adapters), numbers)
         return
     output = where.here()
     assert output is not None
-    options = {"dtype": dtype, "threads": threads, **({"min_kept": None} if allow_loss else {})}
+    options = {**numbers, "digests": digests, "threads": threads, **({"min_kept": None} if allow_loss else {})}
     _merge_here(state, Path(base_dir), adapters, output, options)
 
 

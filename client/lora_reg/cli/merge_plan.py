@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from lora_reg.cli.state import State
 
 
-def tell_plan(state: State, base_dir: Path, adapters: list[tuple[Path, float]], dtype: str | None) -> None:
+def tell_plan(state: State, base_dir: Path, adapters: list[tuple[Path, float]], options: dict[str, Any]) -> None:
     """Print the plan of a merge, made from the headers of its inputs: all of it as JSON, what is touched for people."""
     need_folders(base_dir)
-    plan = to_object(kernels("merging", "Merging").plan_folder(base_dir, adapters, dtype=dtype))
+    plan = to_object(kernels("merging", "Merging").plan_folder(base_dir, adapters, **options))
     state.output().result("lora-reg/merge-plan/1", {"plan": plan}, human=_lines(plan), quiet=_touched_names(plan))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -50,26 +51,36 @@ class FolderSink:
         target = self._folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         written = 0
-        try:
-            with open(target, "xb", buffering=0) as file:
-                for chunk in chunks:
-                    view = memoryview(chunk)
-                    while view:
-                        count = file.write(view)
-                        view = view[count:]
-                        written += count
-        except OSError as error:
-            if error.errno == errno.EFBIG:
-                raise RegistryError(
-                    "storage-unavailable",
-                    f"The file system, or a limit on this process, takes no file of {size} bytes, as {path} has.",
-                    way_out="Choose a folder on another file system, or raise `ulimit -f`.",
-                ) from error
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise no_space(path, size - written) from error
+        with disk_full(path, size), open(target, "xb", buffering=0) as file:
+            for chunk in chunks:
+                view = memoryview(chunk)
+                while view:
+                    count = file.write(view)
+                    view = view[count:]
+                    written += count
         if written != size:
             raise RegistryError("internal", f"{path} came out with {written} bytes, expected {size}.")
+
+
+@contextmanager
+def disk_full(path: str, size: int) -> Iterator[None]:
+    """Say what a failed write of a file of `size` bytes means. Raises RegistryError `storage-unavailable`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise RegistryError(
+                "storage-unavailable",
+                f"The file system, or a limit on this process, takes no file of {size} bytes, as {path} has.",
+                way_out="Choose a folder on another file system, or raise `ulimit -f`.",
+            ) from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RegistryError(
+                "storage-unavailable",
+                f"The disk became full while {path}, of {size} bytes, was written.",
+                way_out="Free some space, or choose a folder on another disk.",
+            ) from error
+        raise
 
 
 def no_space(path: str, missing: int) -> RegistryError:

@@ -47,9 +47,11 @@ class Staging:
 
     def finish(self, done: FinishedFile) -> None:
         """Note that a file is whole. To be called once it is written and closed."""
+        if self._boot is not None:
+            self._note(done)
         self.finished[done.file.path] = done
-        if self._boot is None:
-            return
+
+    def _note(self, done: FinishedFile) -> None:
         self._records.mkdir(exist_ok=True)
         name = hashlib.sha256(done.file.path.encode()).hexdigest()
         partial = self._records / f"{name}.partial"

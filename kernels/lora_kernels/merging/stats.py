@@ -50,11 +50,11 @@ class TensorStats(msgspec.Struct, frozen=True):
 
 
 class FileRecord(msgspec.Struct, frozen=True):
-    """A file of the result. sha256: 64 hex digits."""
+    """A file of the result. sha256: 64 hex digits; None where it was not asked for."""
 
     path: str
     size: int
-    sha256: str
+    sha256: str | None
 
 
 class MergeReport(msgspec.Struct, frozen=True):
