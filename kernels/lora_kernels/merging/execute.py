@@ -185,7 +185,8 @@ class Queue:
             if not waiting:
                 return None
             shard = min(waiting, key=lambda shard: shard.running)
-            descriptor = shard.open()
+            with disk_full(shard.plan.file, shard.plan.size):
+                descriptor = shard.open()
             shard.running += 1
             return shard, shard.waiting.popleft(), descriptor
 

@@ -54,9 +54,10 @@ def merge_folder(
 
     The result has the base's files and index; it appears under `out_dir` whole or not at all. dtype, onto, rounding,
     seed: see `plan_merge`. min_kept: see `check_kept`. digests: hash the weight files on their way, which takes longer
-    than all the rest. threads: None for one per processor; the bytes do not depend on it. progress: called with bytes written and bytes in all, from several threads. Raises RegistryError as
-    `read_quantized`, `plan_merge`, `stream_shard`, `check_kept` and `resumable_folder` do, and `not-found` for files
-    that are missing. Interrupted, or out of space, the same call goes on behind the files that were finished.
+    than all the rest. threads: None for one per processor; the bytes do not depend on it. progress: called with bytes
+    written and bytes in all, from several threads. Raises RegistryError as `read_quantized`, `plan_merge`,
+    `stream_shard`, `check_kept` and `resumable_folder` do, and `not-found` for files that are missing. Interrupted, or
+    out of space, the same call goes on behind the files that were finished.
     """
     plan, index = _plan(base_dir, adapters, dtype=dtype, onto=onto, rounding=rounding, seed=seed)
     folders = [folder for folder, _ in adapters]

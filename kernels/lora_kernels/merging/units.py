@@ -8,7 +8,7 @@ from typing import Final
 from lora_kernels.merging.blocks import block_rows, matrix
 from lora_kernels.merging.plan import TensorPlan
 
-# Bytes of the result that one unit makes: enough for its overhead not to count, few enough to share the work out evenly.
+# Bytes of the result that one unit makes: enough for its overhead not to count, few enough to share out evenly.
 UNIT_BYTES: Final = 8 << 20
 
 
