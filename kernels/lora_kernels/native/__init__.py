@@ -1,6 +1,6 @@
 """The inner loop of a merge in C, where the package was built with a C compiler; else numpy does the same.
 
-Why there is C at all: docs/decisions/0007.
+Why there is C at all: docs/decisions/0008.
 """
 
 from __future__ import annotations
