@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from lora_kernels.merging import merge_folder
-from lora_kernels.quantized.codes import NF4
 from lora_reg.spec.errors import RegistryError
 from tests.kernels.merging import bnb_models as models
 
@@ -124,8 +123,7 @@ def test_the_base_s_own_form_is_kept(llama: Path, tmp_path: Path, options: dict[
     }
     for weight in TOUCHED:
         assert models.state_of(after, weight) == models.state_of(before, weight)
-    seen = loaded(tmp_path / "out")
-    assert all(set(np.unique(NF4.values)) for _ in seen) and len(seen) == 14
+    assert len(loaded(tmp_path / "out")) == 14
 
 
 def test_int8_becomes_nf4(llama: Path, tmp_path: Path) -> None:
