@@ -12,6 +12,7 @@ import torch
 
 from lora_kernels.merging import merge_folder
 from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.tensors import parse_header
 from tests.kernels.merging import bnb_models as models
 
 bnb = pytest.importorskip("bitsandbytes.functional")
@@ -64,6 +65,22 @@ def test_a_quantized_result_loads_and_holds_what_the_merge_made(llama: Path, tmp
         assert sums[name].kept == pytest.approx((realised * delta).sum() / (delta**2).sum(), rel=1e-4)
         cosine = (realised * delta).sum() / np.linalg.norm(realised) / np.linalg.norm(delta)
         assert sums[name].cosine == pytest.approx(cosine, rel=1e-4)
+
+
+def test_the_bytes_of_a_group_leave_what_follows_aligned(llama: Path, tmp_path: Path) -> None:
+    """Readers that map the file take numbers from where they lie."""
+    merge_folder(llama, [(models.adapter(tmp_path / "adapter"), 1.0)], tmp_path / "out", dtype="nf4")
+    path = tmp_path / "out" / "model.safetensors"
+    data = path.read_bytes()
+    header = parse_header(data, len(data))
+    for tensor in header.tensors:
+        if not tensor.name.endswith(("absmax", "bitsandbytes__nf4")) or tensor.dtype == "F32":
+            assert tensor.file_start % 8 == 0, tensor.name
+    states = [tensor for tensor in header.tensors if tensor.name.endswith("bitsandbytes__nf4")]
+    assert len(states) == 14
+    for tensor in states:
+        state = json.loads(data[tensor.file_start : tensor.file_end])
+        assert state["quant_type"] == "nf4" and state["blocksize"] == 64 and state["nested_blocksize"] == 256
 
 
 def test_the_model_runs(llama: Path, tmp_path: Path) -> None:

@@ -92,6 +92,32 @@ def test_unknown_options_are_refused(base: Path, adapter: Path, tmp_path: Path) 
         assert caught.value.code == "invalid-request"
 
 
+def test_the_mean_of_nf4_is_the_weight_also_with_double_quantization(tmp_path: Path) -> None:
+    """Blocks of very different size, so that double quantization misses the absmax of the small ones by much."""
+    size = np.exp2(np.arange(64) / 8).repeat(64)
+    weight = (np.random.default_rng(8).uniform(-1, 1, 4096) * size).reshape(64, 64).astype(np.float32)
+    base = write_base(tmp_path / "base", [{f"{Q}.weight": ("F32", weight)}])
+    adapter = write_adapter(tmp_path / "adapter", pair(Q, out=64, in_=64, r=4, seed=9))
+    found = []
+    for seed in range(40):
+        out = tmp_path / str(seed)
+        merge_folder(
+            base, [(adapter, 0.0)], out, dtype="nf4", rounding="stochastic", seed=seed, min_kept=None, threads=1
+        )
+        merge_folder(out, [(adapter, 0.0)], tmp_path / f"{seed}-wide", threads=1)
+        found.append(read_model(tmp_path / f"{seed}-wide")[f"{Q}.weight"][1].astype(np.float64))
+    errors, largest = np.stack(found) - weight, np.abs(found[0]).reshape(64, 64).max(axis=1)
+    # What lies beyond the largest number of its block cannot be right in the mean.
+    inside = np.abs(weight) < 0.9 * largest[:, None]
+    assert inside.mean() > 0.7
+    # Each error is at most a step, the largest of which is 0.31 of the absmax; half of that is the largest deviation.
+    relative = (errors / largest[None, :, None])[:, inside]
+    assert abs(relative.mean()) < 6 * 0.31 / 2 / math.sqrt(relative.size)
+    # Also away from zero: an absmax taken for another would stretch or shrink all of a block.
+    outwards = relative * np.sign(weight)[inside]
+    assert abs(outwards.mean()) < 6 * 0.31 / 2 / math.sqrt(relative.size)
+
+
 def test_what_bf16_holds_stays() -> None:
     bits = np.arange(1 << 16, dtype=np.uint32) << 16
     values, out = bits.view(np.float32), np.empty(1 << 16, np.uint16)
