@@ -12,7 +12,7 @@ import torch
 
 from lora_kernels.merging import merge_folder
 from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.tensors import parse_header
+from lora_reg.spec.tensors import DTYPE_BYTES, parse_header
 from tests.kernels.merging import bnb_models as models
 
 bnb = pytest.importorskip("bitsandbytes.functional")
@@ -74,8 +74,7 @@ def test_the_bytes_of_a_group_leave_what_follows_aligned(llama: Path, tmp_path: 
     data = path.read_bytes()
     header = parse_header(data, len(data))
     for tensor in header.tensors:
-        if not tensor.name.endswith(("absmax", "bitsandbytes__nf4")) or tensor.dtype == "F32":
-            assert tensor.file_start % 8 == 0, tensor.name
+        assert tensor.file_start % DTYPE_BYTES[tensor.dtype] == 0, tensor.name
     states = [tensor for tensor in header.tensors if tensor.name.endswith("bitsandbytes__nf4")]
     assert len(states) == 14
     for tensor in states:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from lora_kernels.merging import merge_folder
+from lora_kernels.quantized.absmax import Nested
 from lora_kernels.quantized.codes import NF4
 from lora_kernels.quantized.stochastic import between, round_bf16
 from lora_kernels.rng import random_bits
@@ -92,30 +94,34 @@ def test_unknown_options_are_refused(base: Path, adapter: Path, tmp_path: Path) 
         assert caught.value.code == "invalid-request"
 
 
-def test_the_mean_of_nf4_is_the_weight_also_with_double_quantization(tmp_path: Path) -> None:
-    """Blocks of very different size, so that double quantization misses the absmax of the small ones by much."""
-    size = np.exp2(np.arange(64) / 8).repeat(64)
+@pytest.mark.parametrize("spread", [16, 4])
+def test_the_mean_of_nf4_is_the_weight_also_with_double_quantization(tmp_path: Path, spread: int) -> None:
+    """Blocks of very different size, so that double quantization misses the absmax of the small ones by much, and
+    even by their sign."""
+    size = np.exp2(np.arange(64) / spread).repeat(64)
     weight = (np.random.default_rng(8).uniform(-1, 1, 4096) * size).reshape(64, 64).astype(np.float32)
     base = write_base(tmp_path / "base", [{f"{Q}.weight": ("F32", weight)}])
     adapter = write_adapter(tmp_path / "adapter", pair(Q, out=64, in_=64, r=4, seed=9))
-    found = []
-    for seed in range(40):
+    found, count = [], 40
+    for seed in range(count):
         out = tmp_path / str(seed)
         merge_folder(
             base, [(adapter, 0.0)], out, dtype="nf4", rounding="stochastic", seed=seed, min_kept=None, threads=1
         )
         merge_folder(out, [(adapter, 0.0)], tmp_path / f"{seed}-wide", threads=1)
         found.append(read_model(tmp_path / f"{seed}-wide")[f"{Q}.weight"][1].astype(np.float64))
-    errors, largest = np.stack(found) - weight, np.abs(found[0]).reshape(64, 64).max(axis=1)
+    parts = [read_model(out)[f"{Q}.weight.{part}"][1] for part in ("absmax", "nested_absmax", "nested_quant_map")]
+    (state,) = (raw.tobytes() for name, (_, raw) in read_model(out).items() if "quant_state" in name)
+    absmax = Nested(*parts, np.float32(json.loads(state)["nested_offset"])).of(0, 64).astype(np.float64)
+    assert (absmax < 0).any() == (spread == 4)
     # What lies beyond the largest number of its block cannot be right in the mean.
-    inside = np.abs(weight) < 0.9 * largest[:, None]
-    assert inside.mean() > 0.7
-    # Each error is at most a step, the largest of which is 0.31 of the absmax; half of that is the largest deviation.
-    relative = (errors / largest[None, :, None])[:, inside]
-    assert abs(relative.mean()) < 6 * 0.31 / 2 / math.sqrt(relative.size)
-    # Also away from zero: an absmax taken for another would stretch or shrink all of a block.
-    outwards = relative * np.sign(weight)[inside]
-    assert abs(outwards.mean()) < 6 * 0.31 / 2 / math.sqrt(relative.size)
+    inside = np.abs(weight) <= np.abs(absmax)[:, None]
+    assert inside.mean() > 0.8
+    errors = np.stack(found).mean(axis=0) - weight
+    # By how much a block is stretched. An error deviates by at most half a step, the largest of which is 0.31 absmax.
+    energy = (weight.astype(np.float64) ** 2 * inside).sum(axis=1)
+    stretched = (errors * weight * inside).sum(axis=1)[energy > 0] / energy[energy > 0]
+    assert (np.abs(stretched) < 6 * 0.155 * np.abs(absmax[energy > 0]) / np.sqrt(count * energy[energy > 0])).all()
 
 
 def test_what_bf16_holds_stays() -> None:
