@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import chain
+from typing import Final, Protocol
 
 import numpy as np
 
 from lora_kernels.quantized.codes import F32, U8, dynamic_map
 from lora_kernels.quantized.layout import NESTED_BLOCKSIZE
+
+# Numbers on their way take many times their memory.
+_AT_ONCE: Final = 1024 * NESTED_BLOCKSIZE
 
 
 class Absmax(Protocol):
@@ -53,22 +57,25 @@ class Nested:
 def mean(absmax: F32) -> np.float32:
     """The offset: the mean, rounded once. bitsandbytes sums in float32, in an order that depends on the processor and
     the number of threads, and lies within a few units of the last place of it."""
-    return np.float32(math.fsum(absmax.tolist()) / max(absmax.size, 1))
+    parts = (absmax[first : first + _AT_ONCE].tolist() for first in range(0, absmax.size, _AT_ONCE))
+    return np.float32(math.fsum(chain.from_iterable(parts)) / max(absmax.size, 1))
 
 
 def compress(absmax: F32, offset: np.float32 | None = None) -> Nested:
     """Double quantization. absmax: finite. offset: None for the mean."""
     if offset is None:
         offset = mean(absmax)
-    centred = absmax - offset
-    count = -(-centred.size // NESTED_BLOCKSIZE)
-    padded = np.zeros(count * NESTED_BLOCKSIZE, np.float32)
-    padded[: centred.size] = centred
-    blocks = padded.reshape(count, NESTED_BLOCKSIZE)
-    nested = np.abs(blocks).max(axis=1, initial=0)
-    divisor: F32 = np.where(nested > 0, nested, np.float32(1)).astype(np.float32)
-    scaled: F32 = (blocks / divisor[:, None]).reshape(-1)[: centred.size]
-    return Nested(_nearest(scaled), nested, dynamic_map(), offset)
+    codes = np.empty(absmax.size, np.uint8)
+    nested = np.empty(-(-absmax.size // NESTED_BLOCKSIZE), np.float32)
+    for first in range(0, absmax.size, _AT_ONCE):
+        centred = absmax[first : first + _AT_ONCE] - offset
+        padded = np.pad(centred, (0, -centred.size % NESTED_BLOCKSIZE)).reshape(-1, NESTED_BLOCKSIZE)
+        largest = np.abs(padded).max(axis=1)
+        start = first // NESTED_BLOCKSIZE
+        nested[start : start + largest.size] = largest
+        padded /= np.where(largest > 0, largest, np.float32(1))[:, None]
+        codes[first : first + centred.size] = _nearest(padded.reshape(-1)[: centred.size])
+    return Nested(codes, nested, dynamic_map(), offset)
 
 
 def _nearest(scaled: F32) -> U8:

@@ -114,12 +114,14 @@ def quantize_nf4(
 def _normalize(values: F32, absmax: F32, blocksize: int, out: F32) -> None:
     """Values between -1 and 1: full blocks times the reciprocal of their absmax, a short last one divided by it."""
     whole = values.size // blocksize
+    # Double quantization may give the smallest blocks a negative one.
+    divisor = np.where(np.abs(absmax) < _SMALLEST, _SMALLEST, absmax)
     if whole:
-        reciprocal = _ONE / np.maximum(absmax[:whole], _SMALLEST)
+        reciprocal = _ONE / divisor[:whole]
         blocks, target = (array[: whole * blocksize].reshape(whole, blocksize) for array in (values, out))
         np.multiply(blocks, reciprocal[:, None], out=target)
     if values.size % blocksize:
-        np.divide(values[whole * blocksize :], np.maximum(absmax[whole], _SMALLEST), out=out[whole * blocksize :])
+        np.divide(values[whole * blocksize :], divisor[whole], out=out[whole * blocksize :])
 
 
 def pack_nf4(codes: U8, out: U8) -> U8:

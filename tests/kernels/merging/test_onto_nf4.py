@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 
-from lora_kernels.merging import merge_folder
+from lora_kernels.merging import MergePlan, merge_folder, plan_merge
+from lora_kernels.merging.folder import read_adapter, read_base
 from lora_kernels.quantized.absmax import compress
 from lora_reg.spec.errors import RegistryError
 from tests.kernels.checkpoints import Tensors, exact, matrix, pair, read_model, write_adapter, write_base
@@ -70,6 +73,22 @@ def test_double_quantization_loses_no_more_than_that_of_bitsandbytes(tmp_path: P
     theirs = np.linalg.norm(bnb.dequantize_4bit(packed, state).numpy() - values)
     ours = np.linalg.norm(through(values) - values)
     assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+def test_codes_do_not_depend_on_how_rows_are_cut(base: Path, tmp_path: Path) -> None:
+    """Rows of 97 elements, 900 of them, in blocks of 64: a merge works on some rows at a time."""
+    adapter = write_adapter(tmp_path / "adapter", ADAPTER)
+    merge_folder(base, [(adapter, 1.0)], tmp_path / "out", dtype="nf4", min_kept=None)
+    values = read_model(base)[f"{UP}.weight"][1].reshape(1, -1)
+    packed, _ = bnb.quantize_4bit(torch.from_numpy(values.copy()), quant_type="nf4", blocksize=64)
+    assert (read_model(tmp_path / "out")[f"{UP}.weight"][1] == packed.numpy()).all()
+
+
+@pytest.mark.parametrize("options", [{"onto": "nf4"}, {"dtype": "nf4", "rounding": "stochastic", "seed": 3}])
+def test_plans_print_as_json(base: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    inputs = [read_adapter(write_adapter(tmp_path / "adapter", ADAPTER))]
+    made = plan_merge(read_base(base)[0], inputs, **options)
+    assert msgspec.json.decode(msgspec.json.encode(made), type=MergePlan) == made
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
