@@ -1,0 +1,12 @@
+"""Compose adapters: several go in, one comes out.
+
+`compose_folders` does all of it between folders, `compose_adapters` with readers that are open already. The methods
+are those of `lora_reg.spec.methods`; `METHOD_FUNCTIONS` maps each to its function on one module.
+"""
+
+from __future__ import annotations
+
+from lora_kernels.composing.folder import compose_adapters, compose_folders
+from lora_kernels.composing.report import ComposedModule, ComposeReport
+
+__all__ = ["ComposeReport", "ComposedModule", "compose_adapters", "compose_folders"]

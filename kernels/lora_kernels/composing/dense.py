@@ -1,0 +1,224 @@
+"""Methods on the updates D_i themselves, element by element: one module is held as float32, twice at most, whatever the
+number of adapters, and computed in blocks of rows. What comes out has no low rank and is cut to its leading triplets.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import Final
+
+import numpy as np
+
+from lora_kernels import rng
+from lora_kernels.composing.elements import (
+    Bits,
+    at_least,
+    disjoint_mean,
+    drop_out,
+    magnitude_bits,
+    nth_largest,
+    weighted_sum,
+)
+from lora_kernels.composing.module import Compose, Composed, Parts, Settings, triplets_composed
+from lora_kernels.linalg.randomized import leading_triplets
+from lora_kernels.merging.numerics import F32, F64, Indices
+from lora_reg.spec.errors import RegistryError
+
+# Elements of a block of one update; those of a few adapters stay in a core's cache.
+_BLOCK: Final = 1 << 16
+# Modules with more elements (a quarter of a gigabyte each) are done one at a time, whatever the threads.
+_LARGE: Final = 1 << 25
+_one_large: Final = threading.Lock()
+
+Merged = Callable[[int, int], F32]
+"""Rows r0:r1 of the merged update."""
+
+
+class Deltas:
+    """The updates D_i of a module (rows, columns), computed row by row from their factors."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self._factors = [(part.module.b * np.float32(part.module.scale), part.module.a) for part in parts]
+        self.rows, self.columns = parts[0].module.b.shape[0], parts[0].module.a.shape[1]
+        self.size = self.rows * self.columns
+        self.weights = [part.weight for part in parts]
+
+    def ranges(self) -> Iterator[tuple[int, int]]:
+        step = max(_BLOCK // max(self.columns, 1), 1)
+        for r0 in range(0, self.rows, step):
+            yield r0, min(r0 + step, self.rows)
+
+    def of(self, number: int, r0: int, r1: int) -> F32:
+        b, a = self._factors[number]
+        out: F32 = b[r0:r1] @ a
+        return out
+
+    def all(self, r0: int, r1: int) -> list[F32]:
+        return [self.of(number, r0, r1) for number in range(len(self.parts))]
+
+    def limits(self, number: int, counts: Sequence[int]) -> list[np.float32]:
+        """The magnitudes of the `counts`-th largest elements of an update."""
+        bits = np.empty((self.rows, self.columns), np.int32)
+        for r0, r1 in self.ranges():
+            bits[r0:r1] = magnitude_bits(self.of(number, r0, r1))
+        return [nth_largest(bits.reshape(-1), count) for count in counts]
+
+
+def _ties(deltas: Deltas, settings: Settings) -> Merged:
+    trimmed = _trimmed(deltas, settings)
+    return lambda r0, r1: disjoint_mean(trimmed(r0, r1), deltas.weights, settings.majority)
+
+
+def _magnitude_prune(deltas: Deltas, settings: Settings) -> Merged:
+    trimmed = _trimmed(deltas, settings)
+    return lambda r0, r1: weighted_sum(trimmed(r0, r1), deltas.weights)
+
+
+def _dare_linear(deltas: Deltas, settings: Settings) -> Merged:
+    dropped = _dropped(deltas, settings)
+    return lambda r0, r1: weighted_sum(dropped(r0, r1), deltas.weights)
+
+
+def _dare_ties(deltas: Deltas, settings: Settings) -> Merged:
+    dropped = _dropped(deltas, settings)
+    return lambda r0, r1: disjoint_mean(dropped(r0, r1), deltas.weights, settings.majority)
+
+
+def _breadcrumbs(deltas: Deltas, settings: Settings) -> Merged:
+    outliers = int(settings.number("gamma") * deltas.size)
+    counts = outliers, outliers + int(settings.density * deltas.size)
+    limits = [deltas.limits(number, counts) for number in range(len(deltas.parts))]
+    weights = [settings.scaling * weight for weight in deltas.weights]
+
+    def merged(r0: int, r1: int) -> F32:
+        values = [
+            at_least(value, low) * (np.abs(value) < high)
+            for value, (high, low) in zip(deltas.all(r0, r1), limits, strict=True)
+        ]
+        return weighted_sum(values, weights)
+
+    return merged
+
+
+def _della(deltas: Deltas, settings: Settings) -> Merged:
+    epsilon, columns = settings.number("epsilon"), deltas.columns
+    # Of the elements of a row, from the smallest to the largest; their mean is the density.
+    chances = settings.density + epsilon * ((np.arange(columns) + 0.5) / columns - 0.5)
+    keys = [settings.key(part, "D") for part in deltas.parts]
+
+    def merged(r0: int, r1: int) -> F32:
+        values = []
+        for value, key, weight in zip(deltas.all(r0, r1), keys, deltas.weights, strict=True):
+            chance = chances[_ranks(value)]
+            kept = rng.uniform(key, r0 * columns, value.size).reshape(value.shape) < chance
+            values.append(value * np.float32(weight) * kept / chance.astype(np.float32))
+        return disjoint_mean(values, [settings.scaling] * len(values), settings.majority)
+
+    return merged
+
+
+def _ranks(values: F32) -> Indices:
+    """The place of each element among the magnitudes of its row, from 0; equal ones in the order of their columns."""
+    columns = np.arange(values.shape[1], dtype=np.int64)
+    order = np.sort((magnitude_bits(values).astype(np.int64) << 32) | columns, axis=1) & 0xFFFFFFFF
+    ranks: Indices = np.empty(values.shape, np.int64)
+    np.put_along_axis(ranks, order, np.broadcast_to(columns, values.shape), axis=1)
+    return ranks
+
+
+def _sce(deltas: Deltas, settings: Settings) -> Merged:
+    def weighted(r0: int, r1: int) -> list[F32]:
+        return [value * np.float32(weight) for value, weight in zip(deltas.all(r0, r1), deltas.weights, strict=True)]
+
+    bits: Bits = np.empty((deltas.rows, deltas.columns), np.int32)
+    for r0, r1 in deltas.ranges():
+        bits[r0:r1] = magnitude_bits(np.var(weighted(r0, r1), axis=0))
+    limit = nth_largest(bits.reshape(-1), int(settings.density * deltas.size))
+    del bits
+    squares = np.zeros(len(deltas.parts))
+    for r0, r1 in deltas.ranges():
+        values = weighted(r0, r1)
+        selected = np.var(values, axis=0) >= limit
+        squares += [
+            np.square(value, where=selected, out=np.zeros_like(value)).sum(dtype=np.float64) for value in values
+        ]
+    total = squares.sum()
+    shares = squares / total if total > 0 else squares
+
+    def merged(r0: int, r1: int) -> F32:
+        values = weighted(r0, r1)
+        selected = np.var(values, axis=0) >= limit
+        up = weighted_sum(values, [1.0] * len(values)) >= 0
+        top, bottom = np.zeros_like(values[0]), np.zeros_like(values[0])
+        for value, share in zip(values, shares, strict=True):
+            agrees = np.where(up, value > 0, value < 0) & selected
+            top += value * np.float32(share) * agrees
+            bottom += np.float32(share) * agrees
+        return np.float32(settings.scaling) * np.divide(top, bottom, where=bottom > 0, out=np.zeros_like(top))
+
+    return merged
+
+
+def _trimmed(deltas: Deltas, settings: Settings) -> Callable[[int, int], list[F32]]:
+    count = int(settings.density * deltas.size)
+    limits = [deltas.limits(number, [count])[0] for number in range(len(deltas.parts))]
+    return lambda r0, r1: [at_least(value, limit) for value, limit in zip(deltas.all(r0, r1), limits, strict=True)]
+
+
+def _dropped(deltas: Deltas, settings: Settings) -> Callable[[int, int], list[F32]]:
+    keys = [settings.key(part, "D") for part in deltas.parts]
+    return lambda r0, r1: [
+        drop_out(value, key, r0 * deltas.columns, settings.density)
+        for value, key in zip(deltas.all(r0, r1), keys, strict=True)
+    ]
+
+
+class _Rows:
+    """A matrix in memory, for `leading_triplets`."""
+
+    def __init__(self, values: F32) -> None:
+        self._values = values
+        self.rows, self.columns = values.shape
+
+    def blocks(self) -> Iterator[tuple[int, F64]]:
+        step = max(16 * _BLOCK // max(self.columns, 1), 1)
+        for row in range(0, self.rows, step):
+            yield row, self._values[row : row + step].astype(np.float64)
+
+
+def _dense(method: Callable[[Deltas, Settings], Merged]) -> Compose:
+    def compose(parts: Parts, settings: Settings) -> Composed:
+        deltas = Deltas(parts)
+        with _one_large if deltas.size > _LARGE else nullcontext():
+            merged = method(deltas, settings)
+            out = np.empty((deltas.rows, deltas.columns), np.float32)
+            with np.errstate(over="ignore", invalid="ignore"):
+                for r0, r1 in deltas.ranges():
+                    out[r0:r1] = merged(r0, r1)
+            name = parts[0].module.module
+            try:
+                found = leading_triplets(_Rows(out), name=name, rank=settings.rank)
+            except ValueError as error:
+                raise RegistryError(
+                    "rejected",
+                    f"The composed update of {name} exceeds the range of float32.",
+                    way_out="Choose smaller weights.",
+                    module=name,
+                ) from error
+            return triplets_composed(found.left, found.singular, found.right, found.energy, settings.clamp)
+
+    return compose
+
+
+DENSE: Final[dict[str, Compose]] = {
+    "ties_svd": _dense(_ties),
+    "dare_linear_svd": _dense(_dare_linear),
+    "dare_ties_svd": _dense(_dare_ties),
+    "magnitude_prune_svd": _dense(_magnitude_prune),
+    "breadcrumbs": _dense(_breadcrumbs),
+    "della": _dense(_della),
+    "sce": _dense(_sce),
+}

@@ -1,0 +1,200 @@
+"""Compose adapter folders, module by module, into a new one."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from typing import Any, Final, TypeVar
+
+import numpy as np
+
+from lora_kernels.adapters import AdapterIdentity, AdapterReader, LowRankModule, adapter_writer, open_adapter, widest
+from lora_kernels.adapters.size import stored_type
+from lora_kernels.composing.dense import DENSE
+from lora_kernels.composing.factorwise import FACTORWISE
+from lora_kernels.composing.module import Compose, Composed, Part, Settings
+from lora_kernels.composing.report import ComposedModule, ComposeReport
+from lora_kernels.composing.spectral import SPECTRAL
+from lora_kernels.merging.blas import one_thread
+from lora_kernels.merging.folder import Progress
+from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.methods import DEFAULT_METHOD, check_parameters, find_method
+from lora_reg.spec.tensors import DTYPE_BYTES
+
+METHOD_FUNCTIONS: Final[dict[str, Compose]] = {**FACTORWISE, **SPECTRAL, **DENSE}
+
+_T = TypeVar("_T")
+
+
+def compose_folders(
+    adapters: Sequence[tuple[str | os.PathLike[str], float]],
+    out_dir: str | os.PathLike[str],
+    *,
+    method: str = DEFAULT_METHOD,
+    parameters: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    dtype: str | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> ComposeReport:
+    """Compose adapter folders, each with its weight, into the folder `out_dir`, whole or not at all.
+
+    method, parameters: see `lora_reg.spec.methods`. seed: of methods that draw. dtype: `float32`, `bfloat16` or
+    `float16`; None for the narrowest that holds all factors of the inputs exactly. threads: modules done at a time; the
+    bytes do not depend on it. progress: called with modules done and modules in all.
+
+    Raises RegistryError as `check_parameters`, `open_adapter` and `adapter_writer` do; `rejected` where the inputs do
+    not fit each other, `unsupported` where one has more than factors, `invalid-request` for weights that are no
+    numbers.
+    """
+    with ExitStack() as stack:
+        readers = [(stack.enter_context(open_adapter(folder)), weight) for folder, weight in adapters]
+        return compose_adapters(
+            readers,
+            out_dir,
+            method=method,
+            parameters=parameters,
+            seed=seed,
+            dtype=dtype,
+            threads=threads,
+            progress=progress,
+        )
+
+
+def compose_adapters(
+    adapters: Sequence[tuple[AdapterReader, float]],
+    out_dir: str | os.PathLike[str],
+    *,
+    method: str = DEFAULT_METHOD,
+    parameters: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    dtype: str | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> ComposeReport:
+    """As `compose_folders`, of adapters that are open."""
+    checked = check_parameters(method, parameters or {})
+    _check_weights([weight for _, weight in adapters])
+    ignored = [name for index, (reader, _) in enumerate(adapters) for name in _ignored(index, reader)]
+    inputs = _inputs([reader for reader, _ in adapters])
+    shapes = [adapters[index][0].shape(path) for path, indices in inputs.items() for index in indices]
+    settings = Settings(checked, seed, max((shape.rank for shape in shapes), default=1))
+    stored = widest([shape.dtype for shape in shapes]) if dtype is None else stored_type(dtype)
+
+    def one(path: str) -> tuple[Composed, LowRankModule] | None:
+        parts = [Part(index, adapters[index][1], adapters[index][0].load(path)) for index in inputs[path]]
+        parts = [part for part in parts if part.module.rank]
+        if not parts:
+            return None
+        composed = METHOD_FUNCTIONS[method](parts, settings)
+        like = parts[0].module
+        return composed, LowRankModule(path, like.kind, composed.a, composed.b, inputs=like.inputs)
+
+    # At most the sum of the ranks of a module: `cat` and the exact sum take that.
+    needed = DTYPE_BYTES[stored] * sum(shape.rank * (shape.columns + shape.outputs) for shape in shapes)
+    told: list[ComposedModule] = []
+    energies: list[tuple[float, float]] = []
+    identity = _identity([reader for reader, _ in adapters])
+    with (
+        adapter_writer(out_dir, identity, dtype=stored, needed=needed) as writer,
+        closing(_in_order(one, list(inputs), threads)) as results,
+    ):
+        for path, result in zip(inputs, results, strict=True):
+            rank = result[1].rank if result is not None else 0
+            kept = result[0].kept if result is not None else None
+            if result is not None and rank:
+                writer.add(result[1])
+            if result is not None and kept is not None:
+                energies.append((result[0].energy, kept))
+            told.append(ComposedModule(path, inputs[path], rank, kept))
+            if progress is not None:
+                progress(len(told), len(inputs))
+    energy = math.fsum(energy for energy, _ in energies)
+    chosen = find_method(method)
+    return ComposeReport(
+        method=method,
+        version=chosen.version,
+        parameters=checked,
+        seed=seed if chosen.seeded else None,
+        rank=max(module.rank for module in told),
+        kept=math.fsum(part * kept for part, kept in energies) / energy if energy > 0 else None,
+        modules=tuple(told),
+        ignored=tuple(ignored),
+        files=writer.files,
+    )
+
+
+def _check_weights(weights: Sequence[float]) -> None:
+    if not weights:
+        raise RegistryError("invalid-request", "There is nothing to compose; give at least one adapter.")
+    for weight in weights:
+        if not math.isfinite(weight) or abs(weight) > np.finfo(np.float32).max:
+            raise RegistryError("invalid-request", f"The weight {weight} is no finite number.")
+
+
+def _ignored(index: int, reader: AdapterReader) -> list[str]:
+    """Tensors of an adapter that are no factors and change nothing. Raises RegistryError `unsupported` for others."""
+    for extra in reader.extras:
+        if extra.kind != "copy":
+            what = "replaces modules whole (modules_to_save)" if extra.kind == "saved" else "trains biases"
+            raise RegistryError(
+                "unsupported",
+                f"Adapter {index} {what}: {extra.factor.name} is no update that could be weighted.",
+                way_out="Merge it into the base by itself, or train it without that.",
+                adapter=index,
+                tensor=extra.factor.name,
+            )
+    return [f"{index}:{extra.factor.name}" for extra in reader.extras]
+
+
+def _inputs(readers: Sequence[AdapterReader]) -> dict[str, tuple[int, ...]]:
+    """Indices of the adapters of each module, by path, sorted. Raises RegistryError `rejected` for shapes that
+    differ."""
+    known = [frozenset(reader.modules) for reader in readers]
+    found: dict[str, tuple[int, ...]] = {}
+    for path in sorted({path for reader in readers for path in reader.modules}):
+        indices = tuple(index for index, paths in enumerate(known) if path in paths)
+        first = readers[indices[0]].shape(path)
+        for index in indices[1:]:
+            other = readers[index].shape(path)
+            if not first.fits(other):
+                raise RegistryError(
+                    "rejected",
+                    f"{path} is {first.kind} {first.outputs} x {first.inputs} in adapter {indices[0]} and "
+                    f"{other.kind} {other.outputs} x {other.inputs} in adapter {index}; expected the same base.",
+                    way_out="Compose adapters of one base.",
+                    module=path,
+                )
+        found[path] = indices
+    return found
+
+
+def _identity(readers: Sequence[AdapterReader]) -> AdapterIdentity:
+    """That of the first adapter, what it does not say taken from the next that does."""
+    found = [AdapterIdentity.of(reader.config) for reader in readers]
+    return replace(
+        found[0],
+        base_model=next((identity.base_model for identity in found if identity.base_model), None),
+        task_type=next((identity.task_type for identity in found if identity.task_type), None),
+    )
+
+
+def _in_order(one: Callable[[str], _T], paths: Sequence[str], threads: int | None) -> Generator[_T, None, None]:
+    """`one` of every path, in order; only as many modules are held as there are threads, and as many results."""
+    count = threads or os.cpu_count() or 1
+    with one_thread(), ThreadPoolExecutor(count) as pool:
+        waiting: deque[Future[_T]] = deque()
+        try:
+            for path in paths:
+                waiting.append(pool.submit(one, path))
+                if len(waiting) > 2 * count:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
