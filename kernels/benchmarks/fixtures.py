@@ -95,8 +95,10 @@ ALL: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "d
 # The shapes of TinyLlama-1.1B and of Llama-2-7B.
 LLAMA_1B: Final = Llama(22, 2048, 5632, 32, 4, 32000)
 LLAMA_7B: Final = Llama(32, 4096, 11008, 32, 32, 32000)
-LLAMA_TINY: Final = Llama(2, 64, 160, 4, 2, 512)
 COMPOSED: Final = 8
+# The first two blocks of LLAMA_1B, for what takes minutes a block; and a model for what decomposes whole updates.
+LLAMA_TWO: Final = Llama(2, 2048, 5632, 32, 4, 64)
+LLAMA_SMALL: Final = Llama(2, 1024, 2816, 16, 4, 64)
 
 
 def root() -> Path:
@@ -162,9 +164,9 @@ def adapters() -> dict[str, Path]:
     }
 
 
-def composed() -> list[Path]:
-    """The adapters of the bar of compose."""
-    return [adapter(f"c{n}", LLAMA_1B, rank=16, targets=ALL, seed=100 + n) for n in range(COMPOSED)]
+def composed(prefix: str = "c", model: Llama = LLAMA_1B) -> list[Path]:
+    """The adapters of the bar of compose; of another model, those of the same names are the same."""
+    return [adapter(f"{prefix}{n}", model, rank=16, targets=ALL, seed=100 + n) for n in range(COMPOSED)]
 
 
 def _made(name: str, write: Callable[[Path], None]) -> Path:

@@ -1,4 +1,4 @@
-"""`merge --local` against cp, PEFT, mergekit and plain torch, on 1.1 billion parameters: whole processes, warm cache."""
+"""`merge --local` against cp, PEFT, mergekit and plain torch: 1.1 billion parameters, whole processes, warm cache."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks import exact, fixtures
+from benchmarks.options import Options
 from benchmarks.peers import mergekit
 from benchmarks.process import Usage, interleaved, measure, python
 
@@ -44,7 +45,7 @@ def contestants() -> tuple[dict[str, Command], dict[str, str]]:
     return found, {}
 
 
-def run(runs: int, told: Callable[[str], None]) -> dict[str, Any]:
+def run(options: Options, told: Callable[[str], None]) -> dict[str, Any]:
     """Raises `exact.Wrong` before anything is timed, and CommandFailed."""
     base, adapters = fixtures.one_billion(), fixtures.adapters()
     commands, skipped = contestants()
@@ -81,7 +82,7 @@ def run(runs: int, told: Callable[[str], None]) -> dict[str, Any]:
                     name: lambda command=command, adapter=adapter, name=name: once(command, adapter, ours=name == OURS)
                     for name, command in commands.items()
                 },
-                runs,
+                options.runs,
                 told,
             )
             for name in measured.keys() & {name for _, name in checks}:
