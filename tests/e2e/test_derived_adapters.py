@@ -199,3 +199,29 @@ def test_on_this_machine_as_by_the_job(home: Home, tmp_path: Path) -> None:
     )
     assert "MODULE" in said.out
     assert read_safetensors(tmp_path / "half" / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--onto", "nf4"],
+        ["--dtype", "bfloat16", "--rounding", "stochastic", "--seed", "3"],
+        ["--dtype", "nf4", "--allow-loss"],
+    ],
+    ids=["onto-nf4", "stochastic", "into-nf4"],
+)
+def test_a_merge_with_other_numbers_by_a_job_as_on_this_machine(
+    home: Home, tmp_path: Path, request: pytest.FixtureRequest, options: list[str]
+) -> None:
+    name = f"acme/numbers-{request.node.callspec.id}"
+    home.ok("merge", "acme/logs", "--to", name, *options)
+    by_job = pulled(home, name, tmp_path / "by-job")
+    home.ok("merge", "--local", "--base-dir", TINY / "base", LOGS, *options, "-o", tmp_path / "here")
+    names = {path.name for path in (tmp_path / "here").iterdir()}
+    assert names == {path.name for path in by_job.iterdir()}
+    for file in names:
+        assert (by_job / file).read_bytes() == (tmp_path / "here" / file).read_bytes(), file
+    plain = home.ok("merge", "--local", "--base-dir", TINY / "base", LOGS, "--allow-loss", "-o", tmp_path / "plain")
+    assert "survived" not in plain.err
+    assert (tmp_path / "plain" / "model.safetensors").read_bytes() != (by_job / "model.safetensors").read_bytes()
+    assert home.json("show", name)["recipe"]["operation"] == "merge"

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_reg.cli.derive import (
-    DTYPES,
     Counted,
     Where,
     by_job,
@@ -22,6 +21,7 @@ from lora_reg.cli.derive import (
 from lora_reg.cli.merge_plan import tell_plan
 from lora_reg.cli.state import Command, State, pass_state
 from lora_reg.cli.text import plural
+from lora_reg.spec.recipe import MERGED_DTYPES
 
 if TYPE_CHECKING:
     from lora_reg.client import Client
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 @click.command(cls=Command)
 @click.argument("adapters", nargs=-1, required=True, metavar="REF[=W]...")
 @click.option("--base", metavar="REF", help="The base to merge into; without it, the one that the first adapter pins.")
-@click.option("--dtype", type=DTYPES, help="Of every touched tensor; without it, each keeps its own.")
+@click.option(
+    "--dtype", type=click.Choice(MERGED_DTYPES), help="Of every touched tensor; without it, each keeps its own."
+)
 @click.option("--onto", type=click.Choice(["fp", "nf4"]), help="The base as it is, or what NF4 makes of it (QLoRA).")
 @click.option("--rounding", type=click.Choice(["nearest", "stochastic"]), help="To the output's type.")
 @click.option("--seed", type=click.IntRange(0), help="Of stochastic rounding.")

@@ -19,6 +19,10 @@ OPERATIONS: Final[tuple[Operation, ...]] = get_args(Operation)
 OutputDtype = Literal["bfloat16", "float16", "float32"]
 OUTPUT_DTYPES: Final[tuple[OutputDtype, ...]] = get_args(OutputDtype)
 
+MergedDtype = Literal["bfloat16", "float16", "float32", "nf4"]
+MERGED_DTYPES: Final[tuple[MergedDtype, ...]] = get_args(MergedDtype)
+"""What merged weights can be written as. nf4: of the linear layers, as bitsandbytes stores them."""
+
 Onto = Literal["fp", "nf4"]
 """What an adapter is added to: the base's weights as they are, or what NF4 makes of them (as QLoRA trained it)."""
 
@@ -78,7 +82,7 @@ class MergeRecipe(Derived, frozen=True, tag="merge"):
     LATER: ClassVar[dict[str, Any]] = {"onto": "fp", "rounding": "nearest"}
 
     inputs: tuple[RecipeInput, ...]
-    dtype: OutputDtype | None = None
+    dtype: MergedDtype | None = None
     seed: int = 0
     allow_loss: bool = False
     onto: Onto = "fp"

@@ -19,8 +19,9 @@ MERGE_VERSION: Final = 1
 
 def submit(ctx: Context, principal: Principal, request: MergeRequest) -> JobView:
     """Start a merge, or find its job: see `derive.submit`. All adapters must pin the base that is merged into."""
-    if request.onto != "fp" or request.rounding != "nearest":
-        raise RegistryError("unsupported", "Merges onto NF4 and stochastic rounding are not done by jobs yet.")
+    if request.seed and request.rounding == "nearest":
+        # It would make two jobs of one result.
+        raise RegistryError("invalid-request", "Rounding to the nearest takes no seed; ask for stochastic rounding.")
 
     def resolved(session: Session, target: str) -> derive.Resolved:
         found = inputs.adapters(session, principal, request.adapters)

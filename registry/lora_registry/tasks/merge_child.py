@@ -16,6 +16,7 @@ from lora_kernels.merging import (
     merged_config,
     merged_index,
     plan_merge,
+    read_quantized,
     shard_size,
 )
 from lora_kernels.merging.stream import stream_pieces
@@ -96,7 +97,8 @@ def side_files(spec: dict[str, Any], report: Report) -> dict[str, Any]:
 
 def _plan(spec: dict[str, Any], blobs: BlobStore) -> MergePlan:
     base = {path: (int(size), digest) for path, (digest, size) in spec["base"].items()}
-    fingerprint = build_fingerprint(base, sources.reader(blobs, spec["base"]))
+    read_base = sources.reader(blobs, spec["base"])
+    fingerprint = build_fingerprint(base, read_base)
     recipe = _recipe(spec)
     adapters = []
     for files, item in zip(spec["inputs"], recipe.inputs, strict=True):
@@ -104,7 +106,15 @@ def _plan(spec: dict[str, Any], blobs: BlobStore) -> MergePlan:
         config = parse_config(read(CONFIG, 0, int(files[CONFIG][1])))
         header = _header(read, int(files[WEIGHTS][1]))
         adapters.append(AdapterInput(config=config, header=header, weight=item.weight, file=WEIGHTS))
-    return plan_merge(fingerprint, adapters, recipe.dtype)
+    return plan_merge(
+        fingerprint,
+        adapters,
+        recipe.dtype,
+        quantized=read_quantized(fingerprint, read_base),
+        onto=recipe.onto,
+        rounding=recipe.rounding,
+        seed=recipe.seed,
+    )
 
 
 def _recipe(spec: dict[str, Any]) -> MergeRecipe:

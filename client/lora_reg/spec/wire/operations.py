@@ -6,7 +6,7 @@ from typing import Annotated, TypeAlias
 
 from msgspec import Meta
 
-from lora_reg.spec.recipe import Onto, OutputDtype, Parameter, Rounding
+from lora_reg.spec.recipe import MergedDtype, Onto, OutputDtype, Parameter, Rounding
 from lora_reg.spec.wire.common import Request
 
 Rank: TypeAlias = Annotated[int, Meta(ge=1, le=2**20)]
@@ -39,7 +39,7 @@ class MergeRequest(DeriveRequest, frozen=True, kw_only=True):
 
     adapters: list[WeightedAdapter]
     base: str | None = None
-    dtype: OutputDtype | None = None
+    dtype: MergedDtype | None = None
     allow_loss: bool = False
     onto: Onto = "fp"
     rounding: Rounding = "nearest"
