@@ -1,8 +1,8 @@
 """Eight adapters of rank 16 on all linear layers made one, by every method that PEFT has, against PEFT.
 
 `svd` is the bar. PEFT takes about ten minutes for it, so its time is first estimated from two blocks; it is measured
-whole, once, where the estimate is within the limit, and told per module of the two blocks where it is not. The methods that
-decompose whole updates are compared on a smaller model, all others on the same one. Times of a process begin with its
+whole, once, where the estimate is within the limit, and told per module of the two blocks where it is not. The methods
+that decompose whole updates are compared on a smaller model, all others on the same one. Times of a process begin with its
 start; `combine` is the call alone: in ours it holds reading and writing the files, in PEFT's neither.
 """
 

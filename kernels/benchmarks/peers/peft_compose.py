@@ -5,6 +5,7 @@ The base is loaded in float32, so that PEFT does not round the result to bf16. P
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import sys
@@ -40,7 +41,9 @@ def main(out: str, method: str, parameters: str, base: str, *adapters: str) -> N
     times.append(time.perf_counter())
     shutil.move(Path(f"{out}.saved") / "composed", out)
     shutil.rmtree(f"{out}.saved")
-    print(json.dumps(dict(zip(("load", "combine", "save"), (b - a for a, b in zip(times, times[1:])), strict=True))))
+    print(
+        json.dumps(dict(zip(("load", "combine", "save"), (b - a for a, b in itertools.pairwise(times)), strict=True)))
+    )
 
 
 if __name__ == "__main__":
