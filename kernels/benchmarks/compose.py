@@ -2,8 +2,8 @@
 
 `svd` is the bar. PEFT takes about ten minutes for it, so its time is first estimated from two blocks; it is measured
 whole, once, where the estimate is within the limit, and told per module of the two blocks where it is not. The methods
-that decompose whole updates are compared on a smaller model, all others on the same one. Times of a process begin with its
-start; `combine` is the call alone: in ours it holds reading and writing the files, in PEFT's neither.
+that decompose whole updates are compared on a smaller model, all others on the same one. Times of a process begin with
+its start; `combine` is the call alone: in ours it holds reading and writing the files, in PEFT's neither.
 """
 
 from __future__ import annotations

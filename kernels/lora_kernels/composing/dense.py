@@ -53,8 +53,7 @@ class Deltas:
 
     def of(self, number: int, r0: int, r1: int) -> F32:
         b, a = self._factors[number]
-        out: F32 = b[r0:r1] @ a
-        return out
+        return np.matmul(b[r0:r1], a, out=np.empty((r1 - r0, self.columns), np.float32))
 
     def all(self, r0: int, r1: int) -> list[F32]:
         return [self.of(number, r0, r1) for number in range(len(self.parts))]

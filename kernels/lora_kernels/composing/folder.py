@@ -91,7 +91,8 @@ def compose_adapters(
         parts = [part for part in parts if part.module.rank]
         if not parts:
             return None
-        composed = METHOD_FUNCTIONS[method](parts, settings)
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # the writer refuses what is not finite
+            composed = METHOD_FUNCTIONS[method](parts, settings)
         like = parts[0].module
         return composed, LowRankModule(path, like.kind, composed.a, composed.b, inputs=like.inputs)
 

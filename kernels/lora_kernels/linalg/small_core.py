@@ -69,10 +69,10 @@ def _root(gram: F64) -> _Root | None:
     if not (len(sizes) and sizes.min() > 0):
         return None
     try:
-        lower: F64 = np.linalg.cholesky(gram / sizes / sizes[:, None])
+        lower = np.linalg.cholesky(gram / sizes / sizes[:, None]).astype(np.float64, copy=False)
     except np.linalg.LinAlgError:
         return None
-    inverse: F64 = np.linalg.inv(lower)
+    inverse = np.linalg.inv(lower).astype(np.float64, copy=False)
     return _Root(sizes, lower, inverse) if np.vdot(inverse, inverse) <= MAX_INVERSE else None
 
 

@@ -18,8 +18,8 @@ Written by `python -m lora_reg.spec.methods.page` from the table in `lora_reg/sp
 `compose` makes one adapter of several. D_i = s_i B_i A_i is the update of adapter i in one module, s_i its scale, w_i
 the weight asked for (negative ones are fine), c_i = w_i s_i, and n the number of adapters that adapt the module. Every
 module is composed for itself, of the adapters that adapt it; targets may differ. The result is plain LoRA of scale 1
-(alpha = r). `{DEFAULT_METHOD}` is the default. Try `cat`, `task_arithmetic` and `svd` first: a study of four language models
-and sixteen benchmarks found that no more elaborate method gains reliably over the sum (arXiv 2511.21437).
+(alpha = r). `{DEFAULT_METHOD}` is the default. Try `cat`, `task_arithmetic` and `svd` first: a study of four language
+models and sixteen benchmarks found that no more elaborate method gains reliably over the sum (arXiv 2511.21437).
 
 """
 
@@ -82,4 +82,4 @@ def _default(parameter: Parameter) -> str:
 
 
 if __name__ == "__main__":
-    print(methods_page(), end="")
+    sys.stdout.write(methods_page())
