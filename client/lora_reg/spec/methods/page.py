@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Final
 
 from lora_reg.spec.methods.parameters import Method, Parameter
