@@ -32,16 +32,25 @@ def test_independent_factors(rank: int | None) -> None:
     assert error(matrix(60, 8, seed=1), matrix(8, 50, seed=2), rank) <= 1e-12
 
 
+def skew(left: np.ndarray, right: np.ndarray) -> float:
+    """How far the singular vectors are from orthonormal."""
+    found, _ = leading_product(left, right, 4)
+    return max(
+        float(np.abs(half - np.eye(4)).max()) for half in (found.left.T @ found.left, found.right @ found.right.T)
+    )
+
+
 @pytest.mark.parametrize("size", [1e-2, 1e-4, 1e-6])
 def test_nearly_dependent_factors_lose_nothing(size: float) -> None:
     left, right = dependent(size)
     # The factors in float64 hold the differences to 2^-53 / size.
     assert error(left, right, 4) <= 64 * 2.0**-53 / size
+    assert skew(left, right) <= 2.0**-53 * small_core.MAX_INVERSE
 
 
 def test_gram_matrices_alone_would_lose_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(small_core, "MAX_INVERSE", np.inf)
-    assert error(*dependent(1e-6), 4) > 64 * 2.0**-53 / 1e-6
+    assert skew(*dependent(1e-6)) > 2.0**-53 * 1e7
 
 
 def test_factors_of_very_different_sizes_count_alike() -> None:
