@@ -180,7 +180,8 @@ def test_bytes_do_not_depend_on_threads_and_hash_seeds(two: list[tuple[Path, flo
 
 def test_another_seed_draws_other_numbers(two: list[tuple[Path, float]], tmp_path: Path) -> None:
     files = [
-        compose_folders(two, tmp_path / str(seed), method="dare_linear", seed=seed).files[1].sha256 for seed in (0, 1)
+        compose_folders(two, tmp_path / f"out{seed}", method="dare_linear", seed=seed).files[1].sha256
+        for seed in (0, 1)
     ]
     assert files[0] != files[1]
 
