@@ -22,8 +22,8 @@ from lora_kernels.composing.elements import (
     weighted_sum,
 )
 from lora_kernels.composing.module import Compose, Composed, Parts, Settings, triplets_composed
-from lora_kernels.linalg.randomized import leading_triplets
-from lora_kernels.merging.numerics import F32, F64, Indices
+from lora_kernels.linalg.krylov import held_triplets
+from lora_kernels.merging.numerics import F32, Indices
 from lora_reg.spec.errors import RegistryError
 
 # Elements of a block of one update; those of a few adapters stay in a core's cache.
@@ -175,19 +175,6 @@ def _dropped(deltas: Deltas, settings: Settings) -> Callable[[int, int], list[F3
     ]
 
 
-class _Rows:
-    """A matrix in memory, for `leading_triplets`."""
-
-    def __init__(self, values: F32) -> None:
-        self._values = values
-        self.rows, self.columns = values.shape
-
-    def blocks(self) -> Iterator[tuple[int, F64]]:
-        step = max(16 * _BLOCK // max(self.columns, 1), 1)
-        for row in range(0, self.rows, step):
-            yield row, self._values[row : row + step].astype(np.float64)
-
-
 def _dense(method: Callable[[Deltas, Settings], Merged]) -> Compose:
     def compose(parts: Parts, settings: Settings) -> Composed:
         deltas = Deltas(parts)
@@ -199,7 +186,7 @@ def _dense(method: Callable[[Deltas, Settings], Merged]) -> Compose:
                     out[r0:r1] = merged(r0, r1)
             name = parts[0].module.module
             try:
-                found = leading_triplets(_Rows(out), name=name, rank=settings.rank)
+                found = held_triplets(out, settings.rank, name=name)
             except ValueError as error:
                 raise RegistryError(
                     "rejected",

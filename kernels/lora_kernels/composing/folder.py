@@ -134,7 +134,7 @@ def _check_weights(weights: Sequence[float]) -> None:
     if not weights:
         raise RegistryError("invalid-request", "There is nothing to compose; give at least one adapter.")
     for weight in weights:
-        if not math.isfinite(weight) or abs(weight) > np.finfo(np.float32).max:
+        if not math.isfinite(weight) or abs(weight) > float(np.finfo(np.float32).max):
             raise RegistryError("invalid-request", f"The weight {weight} is no finite number.")
 
 

@@ -111,7 +111,7 @@ def _stacked(parts: Parts) -> tuple[F64, F64]:
     for part in parts:
         stop = start + part.module.rank
         left[:, start:stop] = part.module.b
-        np.multiply(part.module.a, part.coefficient, out=right[start:stop])
+        np.multiply(part.module.a, np.float64(part.coefficient), out=right[start:stop])
         start = stop
     return left, right
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +41,8 @@ def test_every_method_makes_an_adapter_that_the_registry_takes_and_peft_loads(
     base = tmp_path / "base"
     assert check_files(read_folder(tmp_path / "out"), fingerprint_of(base)).findings == []
     ours = factors(tmp_path / "out")
-    assert {module.module: module.rank for module in report.modules} == {m: a.shape[0] for m, (_, a) in ours.items()}
+    ranks = {module.module: module.rank for module in report.modules if module.rank}
+    assert ranks == {module: a.shape[0] for module, (_, a) in ours.items()}
     assert (report.method, report.version, report.rank) == (method, 1, max(a.shape[0] for _, a in ours.values()))
     assert report.seed == (3 if METHODS[method].seeded else None)
     assert set(report.parameters) == {parameter.name for parameter in METHODS[method].parameters}
@@ -152,9 +153,8 @@ def test_dropping_keeps_the_density_and_draws_for_each_adapter_module_and_half(t
     count = 2400
     for mask in masks.values():
         assert mask.size == count and abs(mask.mean() - 0.3) <= 6 * np.sqrt(0.3 * 0.7 / count)
-    for (one, kept), (other, kept_too) in itertools.combinations(sorted(masks.items()), 2):
-        together = (kept & kept_too).mean()
-        assert abs(together - 0.09) <= 6 * np.sqrt(0.09 * 0.91 / count), (one, other)
+    for (one, mask), (other, second) in combinations(masks.items(), 2):
+        assert abs((mask & second).mean() - 0.09) <= 6 * np.sqrt(0.09 * 0.91 / count), (one, other)
 
 
 RUN = """
@@ -180,7 +180,8 @@ def test_bytes_do_not_depend_on_threads_and_hash_seeds(two: list[tuple[Path, flo
 
 def test_another_seed_draws_other_numbers(two: list[tuple[Path, float]], tmp_path: Path) -> None:
     files = [
-        compose_folders(two, tmp_path / str(seed), method="dare_linear", seed=seed).files[1].sha256 for seed in (0, 1)
+        compose_folders(two, tmp_path / f"out{seed}", method="dare_linear", seed=seed).files[1].sha256
+        for seed in (0, 1)
     ]
     assert files[0] != files[1]
 

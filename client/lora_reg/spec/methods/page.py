@@ -45,8 +45,9 @@ Seen with PEFT 0.21.2. Products agree but for these:
 - PEFT's `cat` pads A and B with zeros where ranks differ between modules. Ours does not.
 
 The `_svd` forms of trimming and dropping, `della`, `breadcrumbs` and `sce` work on whole updates, one module at a
-time, whose result has no low rank: the report says how much of it the rank asked for holds. Where the smaller side of
-a module is above 512, its leading triplets come from a randomized subspace iteration instead of a full decomposition.
+time, whose result has no low rank: the report says how much of it the rank asked for holds. Their leading
+triplets come from a Gram matrix or, on large modules, from a block Lanczos iteration that ends at the accuracy of
+float32; no whole decomposition is made.
 """
 
 
