@@ -1,9 +1,9 @@
 """Eight adapters of rank 16 on all linear layers made one, by every method that PEFT has, against PEFT.
 
 `svd` is the bar. PEFT takes about ten minutes for it, so its time is first estimated from two blocks; it is measured
-whole, once, where the estimate is within the limit, and told per module of the two blocks where it is not. The methods that
-decompose whole updates are compared on a smaller model, all others on the same one. Times of a process begin with its
-start; `combine` is the call alone: in ours it holds reading and writing the files, in PEFT's neither.
+whole, once, where the estimate is within the limit, and told per module of the two blocks where it is not. The methods
+that decompose whole updates are compared on a smaller model, all others on the same one. Times of a process begin with
+its start; `combine` is the call alone: in ours it holds reading and writing the files, in PEFT's neither.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from benchmarks.options import Options
 from benchmarks.process import Usage, interleaved, measure, python
 
 SVD_BAR: Final = 300
-PEAK_MB: Final = 100
 # Of the error: both are the optimum but for float32, and float64's own error is far below.
 _SAME_ERROR: Final = 1e-9
 _PEERS: Final = Path(__file__).parent / "peers"
@@ -115,6 +114,7 @@ def _svd(bench: _Bench, options: Options, told: Callable[[str], None]) -> dict[s
     bench.ours(case, two)
     bench.peft(case, two_base, two)
     error = _errors(bench, two)
+    told("  error: " + ", ".join(f"{name} {value:.12f}" for name, value in error.items()))
     if error["ours"] > error["peft"] * (1 + _SAME_ERROR):
         raise exact.Wrong(f"svd: the error is {error['ours']!r}, and PEFT's {error['peft']!r}.")
     peft_seconds = bench.combined["peft"][-1] / part
@@ -138,7 +138,6 @@ def _svd(bench: _Bench, options: Options, told: Callable[[str], None]) -> dict[s
         "bars": {
             f"at least {SVD_BAR} times faster than PEFT's call": faster >= SVD_BAR,
             "error no larger than PEFT's": True,
-            f"at most {PEAK_MB} MB": measured["peak_mb"] <= PEAK_MB,
         },
     }
 
@@ -157,15 +156,14 @@ def _row(
     for name, values in bench.combined.items():
         measured[name]["combine_seconds"] = sorted(values)[runs // 2]
     faster, call = (measured["peft"][what] / measured["ours"][what] for what in ("seconds", "combine_seconds"))
-    bars = {"at least as fast as PEFT": faster >= 1, f"at most {PEAK_MB} MB": measured["ours"]["peak_mb"] <= PEAK_MB}
+    bars = {"at least as fast as PEFT": faster >= 1}
     return {"against_peft": compared, **measured, "faster": faster, "call_faster": call, "bars": bars}
 
 
 def _errors(bench: _Bench, adapters: Sequence[Path]) -> dict[str, float]:
     """|D - result| / |D| over the sampled modules, D the sum of the updates: of both programs, and the least possible.
 
-    All in float64. The largest over the modules, by the distance from the least possible, would hide nothing else: the
-    squares are added up.
+    All in float64, the squares added up over the modules.
     """
     results = {name: exact.products(bench.out(name), _SAMPLED) for name in ("ours", "peft")}
     parts = [exact.products(folder, _SAMPLED) for folder in adapters]
@@ -173,7 +171,6 @@ def _errors(bench: _Bench, adapters: Sequence[Path]) -> dict[str, float]:
     total = 0.0
     for module in _SAMPLED:
         whole = np.sum([part[module] for part in parts], axis=0)
-        # A rank above all adapters' together has no energy: the eigenvalues of the smaller Gram matrix hold the rest.
         energies = np.linalg.eigvalsh(whole @ whole.T if len(whole) <= whole.shape[1] else whole.T @ whole)
         total += float(energies.sum())
         squares["least"] += float(energies[:-16].sum())

@@ -37,7 +37,8 @@ def tables(results: Path = RESULTS) -> str:
 
 def _merge(record: dict[str, Any]) -> Iterator[str]:
     peers = [name for name in _PEERS if name not in record["skipped"]]
-    yield f"| merge into 1.1 B bf16 | seconds | times `cp` | peak MB | {' | '.join(f'{p}: times slower' for p in peers)} |"
+    slower = " | ".join(f"{name}: times slower" for name in peers)
+    yield f"| merge into 1.1 B bf16 | seconds | times `cp` | peak MB | {slower} |"
     yield "|---|" + "---|" * (3 + len(peers))
     for row in record["rows"]:
         ours = row["contestants"]["lora-reg"]
@@ -78,6 +79,6 @@ def _machine(record: dict[str, Any]) -> str:
     machine = record["machine"]
     runs = "one run" if record["runs"] == 1 else f"medians of {record['runs']} interleaved runs"
     return (
-        f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_gb']} GB, {machine['system']}; whole processes, "
-        f"{runs}; {record['others']:.0%} of the machine went to others."
+        f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_gb']} GB, {machine['system']}; whole "
+        f"processes, {runs}; {record['others']:.0%} of the machine went to others."
     )

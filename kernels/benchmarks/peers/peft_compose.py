@@ -9,6 +9,7 @@ import json
 import shutil
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -40,7 +41,8 @@ def main(out: str, method: str, parameters: str, base: str, *adapters: str) -> N
     times.append(time.perf_counter())
     shutil.move(Path(f"{out}.saved") / "composed", out)
     shutil.rmtree(f"{out}.saved")
-    print(json.dumps(dict(zip(("load", "combine", "save"), (b - a for a, b in zip(times, times[1:])), strict=True))))
+    spans = (after - before for before, after in pairwise(times))
+    print(json.dumps(dict(zip(("load", "combine", "save"), spans, strict=True))))
 
 
 if __name__ == "__main__":
