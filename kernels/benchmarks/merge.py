@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,41 +55,30 @@ def run(options: Options, told: Callable[[str], None]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=fixtures.root(), prefix=".merge.") as folder:
         scratch = Path(folder)
 
-        def once(command: Command, adapter: Path, *, ours: bool) -> Usage:
-            for name in ("out", "cache"):
-                shutil.rmtree(scratch / name, ignore_errors=True)
-            return measure(command(base, adapter, scratch / "out"), scratch, ours=ours)
+        def once(name: str, adapter: Path) -> Usage:
+            for left in ("out", "cache"):
+                shutil.rmtree(scratch / left, ignore_errors=True)
+            return measure(commands[name](base, adapter, scratch / "out"), scratch, ours=name == OURS)
 
-        checks: dict[str, Any] = {}
+        checks: dict[str, dict[str, Any]] = {adapter_name: {} for adapter_name in adapters}
         for adapter_name, adapter in adapters.items():
-            for name, command in commands.items():
-                if name == "cp":
-                    continue
-                once(command, adapter, ours=name == OURS)
+            for name in [name for name in commands if name != "cp"]:
+                once(name, adapter)
                 try:
-                    checks[adapter_name, name] = exact.check_merge(base, adapter, scratch / "out", layers=_COMPARED)
+                    checked = exact.check_merge(base, adapter, scratch / "out", layers=_COMPARED)
                 except exact.Wrong as error:
                     raise exact.Wrong(f"{adapter_name} by {name}: {error}") from None
-                told(
-                    "  {:6} {:12} {differing} of {compared} elements are not the correctly rounded ones".format(
-                        adapter_name, name, **checks[adapter_name, name]
-                    )
-                )
+                checks[adapter_name][name] = checked
+                counts = "{differing} of {compared} elements are not the correctly rounded ones".format(**checked)
+                told(f"  {adapter_name:6} {name:12} {counts}")
         rows = []
         for adapter_name, adapter in adapters.items():
             told(f"{adapter_name}:")
-            measured = interleaved(
-                {
-                    name: lambda command=command, adapter=adapter, name=name: once(command, adapter, ours=name == OURS)
-                    for name, command in commands.items()
-                },
-                options.runs,
-                told,
-            )
-            for name in measured.keys() & {name for _, name in checks}:
-                measured[name] |= checks[adapter_name, name]
+            measured = interleaved({name: partial(once, name, adapter) for name in commands}, options.runs, told)
+            for name, checked in checks[adapter_name].items():
+                measured[name] |= checked
             rows.append({"adapter": adapter_name, "contestants": measured, **_against(adapter_name, measured)})
-    return {"skipped": skipped, "rows": rows}
+    return {"skipped": skipped, "mergekit": mergekit.VERSION, "rows": rows}
 
 
 def _against(adapter: str, measured: dict[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def tables(results: Path = RESULTS) -> str:
 
 def _merge(record: dict[str, Any]) -> Iterator[str]:
     peers = [name for name in _PEERS if name not in record["skipped"]]
-    slower = " | ".join(f"{peer}: times slower" for peer in peers)
+    slower = " | ".join(f"{name}: times slower" for name in peers)
     yield f"| merge into 1.1 B bf16 | seconds | times `cp` | peak MB | {slower} |"
     yield "|---|" + "---|" * (3 + len(peers))
     for row in record["rows"]:

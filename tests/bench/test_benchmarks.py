@@ -13,7 +13,6 @@ import pytest
 from benchmarks import exact, fixtures, table
 from benchmarks.process import ROOT, CommandFailed, measure
 from lora_kernels.merging import merge_folder
-from lora_reg.spec.errors import RegistryError
 
 TINY = fixtures.Llama(2, 64, 160, 4, 2, 96)
 
@@ -100,12 +99,10 @@ def test_a_sparse_base_holds_zeros_and_no_disk(tmp_path: Path, monkeypatch: pyte
     large = fixtures.Llama(2, 512, 1376, 8, 8, 4096)
     base = fixtures.sparse_base("holes", large, shards=2)
     files = list(base.glob("*.safetensors"))
-    assert sum(path.stat().st_size for path in files) > 100 * sum(path.stat().st_blocks * 512 for path in files) / 10
+    assert sum(path.stat().st_size for path in files) > 10 * sum(path.stat().st_blocks * 512 for path in files)
     found = exact.tensors(base)
     assert {name: tensor.shape for name, tensor in found.items()} == large.tensors()
     assert not any(tensor.raw().any() for tensor in found.values())
-    with pytest.raises(RegistryError):
-        merge_folder(base, [(tmp_path / "missing", 1.0)], tmp_path / "out")
 
 
 def test_peak_memory_is_the_process_own(tmp_path: Path) -> None:

@@ -5,11 +5,11 @@ The base is loaded in float32, so that PEFT does not round the result to bf16. P
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -41,9 +41,8 @@ def main(out: str, method: str, parameters: str, base: str, *adapters: str) -> N
     times.append(time.perf_counter())
     shutil.move(Path(f"{out}.saved") / "composed", out)
     shutil.rmtree(f"{out}.saved")
-    print(
-        json.dumps(dict(zip(("load", "combine", "save"), (b - a for a, b in itertools.pairwise(times)), strict=True)))
-    )
+    spans = (after - before for before, after in pairwise(times))
+    print(json.dumps(dict(zip(("load", "combine", "save"), spans, strict=True))))
 
 
 if __name__ == "__main__":
