@@ -70,6 +70,7 @@ ROWS = [
     Row("POST", "/api/v1/uploads/{upload_id}/blobs/{digest}/complete", "writer", allowed={204, 404}),
     Row("POST", REPO + "/versions", "writer", "commit"),
     Row("POST", "/api/v1/merges", "writer", "merge"),
+    Row("POST", "/api/v1/compositions", "writer", "compose"),
     Row("POST", "/api/v1/extractions", "writer", "extract"),
     Row("POST", "/api/v1/resizes", "writer", "resize"),
     Row("POST", "/api/v1/conversions", "writer", "convert"),
@@ -163,6 +164,9 @@ def _prepare(guarded: Guarded, row: Row, role: str) -> tuple[str, dict[str, Any]
             return path, {"json": {**body, "accept_base": True}}
         case "merge":
             return path, {"json": {"adapters": [{"adapter": f"{ns}/{name}:v1"}], "to": f"{ns}/{unique('m')}"}}
+        case "compose":
+            adapters = [{"adapter": f"{ns}/{name}:v1"}]
+            return path, {"json": {"adapters": adapters, "method": "svd", "to": f"{ns}/{unique('m')}"}}
         case "extract":
             return path, {"json": {"tuned": f"{ns}/base", "base": f"{ns}/base", "rank": 1, "to": f"{ns}/{unique('m')}"}}
         case "resize":

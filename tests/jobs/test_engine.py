@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import inspect
+import sqlite3
 import threading
 import time
 from importlib.metadata import version
@@ -158,6 +160,24 @@ def test_migrate_can_be_repeated_and_raced(tmp_path: Path, postgres_url: str) ->
         jobs = DbosEngine(url)
         assert jobs.list() == []
         jobs.close()
+
+
+def test_migrate_waits_for_who_has_the_file(tmp_path: Path) -> None:
+    """SQLite does not wait by itself where the journal is to be another one, whatever its timeout."""
+    path = tmp_path / "fresh.db"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("CREATE TABLE something (id INTEGER)")
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("INSERT INTO something VALUES (1)")
+    timer = threading.Timer(0.5, lambda: other.execute("COMMIT"))
+    timer.start()
+    try:
+        migrate(f"sqlite:///{path}")
+    finally:
+        timer.join()
+        other.close()
+    with contextlib.closing(sqlite3.connect(path)) as after:
+        assert after.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 def test_alembic_leaves_the_tables_of_the_engine_alone(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -34,6 +36,7 @@ _STATES: Final[dict[str, State]] = {
     "CANCELLED": "cancelled",
 }
 _POLL_SECONDS: Final = 0.2
+_MIGRATE_SECONDS: Final = 30.0
 
 
 def migrate(url: str) -> None:
@@ -43,12 +46,25 @@ def migrate(url: str) -> None:
     environment names them so as to leave them alone. Several processes may call it at once.
     """
     if url.startswith("sqlite"):
-        engine = create_engine(url)
-        with engine.connect() as connection:
-            connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-        engine.dispose()
+        _write_ahead(url)
     DBOS.migrate(url)
     SQLAlchemyDatasource.migrate(url)
+
+
+def _write_ahead(url: str) -> None:
+    """Give the file its write-ahead log. SQLite does not wait for its other users here, whatever the timeout."""
+    engine = create_engine(url)
+    deadline = time.monotonic() + _MIGRATE_SECONDS
+    while True:
+        try:
+            with engine.connect() as connection:
+                connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+            break
+        except OperationalError as error:
+            if getattr(error.orig, "sqlite_errorcode", None) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(_POLL_SECONDS)
+    engine.dispose()
 
 
 class DbosEngine:
