@@ -3,8 +3,9 @@
     python kernels/benchmarks/compose.py [--adapters 8] [--rank 16] [--layers 22] [--methods svd,ties] [--peft-layers 1]
 
 Ours is timed as a whole process, from its start to the folder on disk. PEFT is timed for the call alone, and with the
-loading of the adapters into a model that is in memory; on the first layers, which are all alike, and multiplied up. The error of either is measured against float64
-before a time is printed, and no time is printed where ours is the larger one.
+loading of the adapters into a model that is in memory; on the first layers, which are all alike, and multiplied up.
+The error of either is measured against float64 before a time is printed, and no time is printed where ours is the
+larger one.
 """
 
 from __future__ import annotations
@@ -38,6 +39,19 @@ SHAPES = {
 }
 MODULE = "model.layers.0.mlp.gate_proj"  # the one whose error is measured
 SPECTRAL = ("svd",)
+COLUMNS = (
+    "method",
+    "ours, s",
+    "processors, s",
+    "peak, MB",
+    "PEFT's call, s",
+    "ratio",
+    "with loading, s",
+    "ratio",
+    "error",
+    "error, PEFT",
+    "norm to PEFT's",
+)
 OURS = """
 import sys
 from lora_kernels.composing import compose_folders
@@ -147,10 +161,8 @@ def main() -> None:
         folder = Path(name)
         folders = make_adapters(folder, arguments.adapters, arguments.rank, arguments.layers)
         adapted, loading = peft_model(folders, arguments.peft_layers) if arguments.peft_layers else (None, 0.0)
-        print(
-            "| method | ours, s | processors, s | peak, MB | PEFT's call, s | ratio | with loading, s | ratio | error | error, PEFT | norm to PEFT's |"
-        )
-        print("|---|---|---|---|---|---|---|---|---|---|---|")
+        print("|", " | ".join(COLUMNS), "|")
+        print("|" + "---|" * len(COLUMNS))
         for method in arguments.methods.split(","):
             compare(method, folders, folder, adapted, loading, arguments)
 

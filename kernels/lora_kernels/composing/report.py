@@ -11,8 +11,8 @@ from lora_reg.spec.methods import Value
 class ComposedModule(msgspec.Struct, frozen=True):
     """adapters: indices of the inputs that adapt the module. rank: of the result; 0 where nothing was left, and the
     module got no factors. kept: the part of the squared norm of what the method asks for that the rank holds; None of
-    methods that work on A and B apart, which ask for no product. Of `tsv` and `iso_c`, which change singular values: what
-    their vectors held before."""
+    methods that work on A and B apart, which ask for no product. Of `tsv` and `iso_c`, which change singular values:
+    what their vectors held before."""
 
     module: str
     adapters: tuple[int, ...]
