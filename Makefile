@@ -4,11 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.made
 
-.PHONY: setup demo test check format clean
+.PHONY: setup demo test bench check format clean
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt hatch_build.py kernels/lora_kernels/native/add_round.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (a minute or two the first time) …"
@@ -21,6 +21,12 @@ demo: setup
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+# SUITE=merge, compose, sparse7b, gpu or all. RUNS=1 is a trial that writes nothing. Needs 30 GB of disk and an idle machine.
+SUITE ?= all
+RUNS ?= 5
+bench: setup
+	PYTHONPATH=kernels:client $(BIN)/python -m benchmarks $(SUITE) --runs $(RUNS)
 
 check: setup
 	$(BIN)/ruff check

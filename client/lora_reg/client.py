@@ -14,9 +14,25 @@ import msgspec
 
 from lora_reg.config import Settings, load_settings
 from lora_reg.problems import place
-from lora_reg.spec import reference, wire
+from lora_reg.spec import reference
 from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.reference import Reference
+from lora_reg.spec.wire.catalog import (
+    AliasRequest,
+    CommitRequest,
+    CommitResult,
+    Lineage,
+    RepositoryList,
+    RepositoryView,
+    VersionList,
+    VersionView,
+    YankRequest,
+)
+from lora_reg.spec.wire.common import API, Principal, Request
+from lora_reg.spec.wire.jobs import JobList, JobProgressList, JobView, ReportList
+from lora_reg.spec.wire.operations import ComposeRequest, ConvertRequest, ExtractRequest, MergeRequest, ResizeRequest
+from lora_reg.spec.wire.tags import ProtectRequest, RollbackRequest, TagEvent, TagHistory, TagList, TagRequest, TagView
+from lora_reg.spec.wire.uploads import UploadRequest, UploadSession
 from lora_reg.transport import Body, Transport
 
 PAGE: Final = 200
@@ -65,37 +81,37 @@ class Client:
 
     # Who
 
-    def whoami(self) -> wire.Principal:
-        return self._get("/whoami", wire.Principal)
+    def whoami(self) -> Principal:
+        return self._get("/whoami", Principal)
 
     # Repositories and versions
 
     def repositories(
         self, *, pattern: str | None = None, kind: str | None = None, limit: int | None = None
-    ) -> Iterator[wire.RepositoryView]:
+    ) -> Iterator[RepositoryView]:
         """Repositories in order, page by page. pattern: a glob such as `acme/sql-*`. limit None: all of them."""
-        return self._pages("/repositories", wire.RepositoryList, {"q": pattern, "kind": kind}, limit)
+        return self._pages("/repositories", RepositoryList, {"q": pattern, "kind": kind}, limit)
 
-    def repository(self, ref: str | Reference) -> wire.RepositoryView:
-        return self._get(self._repository(ref), wire.RepositoryView)
+    def repository(self, ref: str | Reference) -> RepositoryView:
+        return self._get(self._repository(ref), RepositoryView)
 
     def delete_repository(self, ref: str | Reference) -> None:
         self._send("DELETE", self._repository(ref))
 
-    def versions(self, ref: str | Reference, *, limit: int | None = None) -> Iterator[wire.VersionView]:
+    def versions(self, ref: str | Reference, *, limit: int | None = None) -> Iterator[VersionView]:
         """Versions, newest first."""
-        return self._pages(f"{self._repository(ref)}/versions", wire.VersionList, {}, limit)
+        return self._pages(f"{self._repository(ref)}/versions", VersionList, {}, limit)
 
-    def version(self, ref: str | Reference) -> wire.VersionView:
-        return self._get(self._version(ref), wire.VersionView)
+    def version(self, ref: str | Reference) -> VersionView:
+        return self._get(self._version(ref), VersionView)
 
-    def resolve(self, ref: str | Reference, *, etag: str | None = None) -> tuple[wire.VersionView | None, str]:
+    def resolve(self, ref: str | Reference, *, etag: str | None = None) -> tuple[VersionView | None, str]:
         """The version that a reference means now, and its ETag. None where it is still what `etag` stands for."""
         headers = {"If-None-Match": etag} if etag else {}
         response = self._call("GET", self._version(ref), headers=headers)
         if response.status_code == 304:
             return None, etag or ""
-        return self._decode(response, wire.VersionView), response.headers.get("etag", "")
+        return self._decode(response, VersionView), response.headers.get("etag", "")
 
     def manifest(self, ref: str | Reference) -> bytes:
         return self._call("GET", f"{self._version(ref)}/manifest").content
@@ -117,28 +133,28 @@ class Client:
     def delete_version(self, ref: str | Reference) -> None:
         self._send("DELETE", self._version(ref))
 
-    def yank(self, ref: str | Reference, reason: str) -> wire.VersionView:
-        return self._put(f"{self._version(ref)}/yank", wire.YankRequest(reason=reason), wire.VersionView)
+    def yank(self, ref: str | Reference, reason: str) -> VersionView:
+        return self._put(f"{self._version(ref)}/yank", YankRequest(reason=reason), VersionView)
 
-    def unyank(self, ref: str | Reference) -> wire.VersionView:
-        return self._decode(self._send("DELETE", f"{self._version(ref)}/yank"), wire.VersionView)
+    def unyank(self, ref: str | Reference) -> VersionView:
+        return self._decode(self._send("DELETE", f"{self._version(ref)}/yank"), VersionView)
 
-    def lineage(self, ref: str | Reference, *, direction: Literal["up", "down", "both"] = "both") -> wire.Lineage:
-        return self._get(f"{self._version(ref)}/lineage", wire.Lineage, {"direction": direction})
+    def lineage(self, ref: str | Reference, *, direction: Literal["up", "down", "both"] = "both") -> Lineage:
+        return self._get(f"{self._version(ref)}/lineage", Lineage, {"direction": direction})
 
-    def reports(self, ref: str | Reference) -> wire.ReportList:
-        return self._get(f"{self._version(ref)}/reports", wire.ReportList)
+    def reports(self, ref: str | Reference) -> ReportList:
+        return self._get(f"{self._version(ref)}/reports", ReportList)
 
-    def add_aliases(self, ref: str | Reference, aliases: list[str]) -> wire.RepositoryView:
-        return self._put(f"{self._repository(ref)}/aliases", wire.AliasRequest(aliases=aliases), wire.RepositoryView)
+    def add_aliases(self, ref: str | Reference, aliases: list[str]) -> RepositoryView:
+        return self._put(f"{self._repository(ref)}/aliases", AliasRequest(aliases=aliases), RepositoryView)
 
     # Tags
 
-    def tags(self, ref: str | Reference) -> wire.TagList:
-        return self._get(f"{self._repository(ref)}/tags", wire.TagList)
+    def tags(self, ref: str | Reference) -> TagList:
+        return self._get(f"{self._repository(ref)}/tags", TagList)
 
-    def tag(self, ref: str | Reference, tag: str) -> wire.TagView:
-        return self._get(self._tag(ref, tag), wire.TagView)
+    def tag(self, ref: str | Reference, tag: str) -> TagView:
+        return self._get(self._tag(ref, tag), TagView)
 
     def set_tag(
         self,
@@ -149,42 +165,40 @@ class Client:
         reason: str = "",
         generation: int | None = None,
         create: bool = False,
-    ) -> wire.TagView:
+    ) -> TagView:
         """Point a tag at `target`, a selector in the same repository.
 
         generation: only where the tag still has it; create: only where there is no such tag. Raises `tag-moved` with
         the present value in `facts["current"]`, `tag-protected`.
         """
-        request = wire.TagRequest(target=target, reason=reason)
-        return self._put(self._tag(ref, tag), request, wire.TagView, _expecting(generation, create))
+        request = TagRequest(target=target, reason=reason)
+        return self._put(self._tag(ref, tag), request, TagView, _expecting(generation, create))
 
     def remove_tag(self, ref: str | Reference, tag: str, *, generation: int | None = None) -> None:
         self._send("DELETE", self._tag(ref, tag), headers=_expecting(generation, False))
 
-    def protect(self, ref: str | Reference, tag: str, protected: bool) -> wire.TagView:
-        return self._put(f"{self._tag(ref, tag)}/protection", wire.ProtectRequest(protected=protected), wire.TagView)
+    def protect(self, ref: str | Reference, tag: str, protected: bool) -> TagView:
+        return self._put(f"{self._tag(ref, tag)}/protection", ProtectRequest(protected=protected), TagView)
 
     def rollback(
         self, ref: str | Reference, tag: str, *, to: str | None = None, reason: str = "", generation: int | None = None
-    ) -> wire.TagView:
+    ) -> TagView:
         """Move a tag back. to: a selector; None: where it pointed before."""
-        request = wire.RollbackRequest(to=to, reason=reason)
-        return self._post(f"{self._tag(ref, tag)}/rollback", request, wire.TagView, _expecting(generation, False))
+        request = RollbackRequest(to=to, reason=reason)
+        return self._post(f"{self._tag(ref, tag)}/rollback", request, TagView, _expecting(generation, False))
 
-    def history(
-        self, ref: str | Reference, *, tag: str | None = None, limit: int | None = None
-    ) -> Iterator[wire.TagEvent]:
+    def history(self, ref: str | Reference, *, tag: str | None = None, limit: int | None = None) -> Iterator[TagEvent]:
         """Moves of one tag, or of all, newest first."""
-        return self._pages(f"{self._repository(ref)}/history", wire.TagHistory, {"tag": tag}, limit)
+        return self._pages(f"{self._repository(ref)}/history", TagHistory, {"tag": tag}, limit)
 
     # Uploads and commits
 
-    def open_upload(self, request: wire.UploadRequest) -> wire.UploadSession:
-        return self._post("/uploads", request, wire.UploadSession)
+    def open_upload(self, request: UploadRequest) -> UploadSession:
+        return self._post("/uploads", request, UploadSession)
 
-    def upload(self, upload_id: str) -> wire.UploadSession:
+    def upload(self, upload_id: str) -> UploadSession:
         """An upload session as it is now; its presigned URLs are fresh."""
-        return self._get(f"/uploads/{upload_id}", wire.UploadSession)
+        return self._get(f"/uploads/{upload_id}", UploadSession)
 
     def abandon_upload(self, upload_id: str) -> None:
         self._send("DELETE", f"/uploads/{upload_id}")
@@ -196,33 +210,43 @@ class Client:
     def complete_blob(self, upload_id: str, digest: str) -> None:
         self._send("POST", f"/uploads/{upload_id}/blobs/{digest}/complete", timeout=COMMIT_SECONDS)
 
-    def commit(self, ref: str | Reference, request: wire.CommitRequest) -> wire.CommitResult:
+    def commit(self, ref: str | Reference, request: CommitRequest) -> CommitResult:
         path = f"{self._repository(ref)}/versions"
-        return self._post(path, request, wire.CommitResult, timeout=COMMIT_SECONDS)
+        return self._post(path, request, CommitResult, timeout=COMMIT_SECONDS)
 
     # Jobs
 
-    def merge(self, request: wire.MergeRequest) -> wire.JobView:
-        return self._post("/merges", request, wire.JobView)
+    def merge(self, request: MergeRequest) -> JobView:
+        return self._post("/merges", request, JobView)
 
-    def jobs(
-        self, *, state: str | None = None, kind: str | None = None, limit: int | None = None
-    ) -> Iterator[wire.JobView]:
-        return self._pages("/jobs", wire.JobList, {"state": state, "kind": kind}, limit)
+    def compose(self, request: ComposeRequest) -> JobView:
+        return self._post("/compositions", request, JobView)
 
-    def job(self, job_id: str) -> wire.JobView:
-        return self._get(f"/jobs/{quote(job_id, safe='')}", wire.JobView)
+    def extract(self, request: ExtractRequest) -> JobView:
+        return self._post("/extractions", request, JobView)
 
-    def job_progress(self, job_id: str, *, offset: int = 0, wait: int = 0) -> wire.JobProgressList:
+    def resize(self, request: ResizeRequest) -> JobView:
+        return self._post("/resizes", request, JobView)
+
+    def convert(self, request: ConvertRequest) -> JobView:
+        return self._post("/conversions", request, JobView)
+
+    def jobs(self, *, state: str | None = None, kind: str | None = None, limit: int | None = None) -> Iterator[JobView]:
+        return self._pages("/jobs", JobList, {"state": state, "kind": kind}, limit)
+
+    def job(self, job_id: str) -> JobView:
+        return self._get(f"/jobs/{quote(job_id, safe='')}", JobView)
+
+    def job_progress(self, job_id: str, *, offset: int = 0, wait: int = 0) -> JobProgressList:
         """Progress from `offset` on. wait: seconds that the server may hold the answer back until there is some."""
         params: dict[str, str | int | None] = {"offset": offset, "wait": wait}
-        return self._get(f"/jobs/{quote(job_id, safe='')}/progress", wire.JobProgressList, params)
+        return self._get(f"/jobs/{quote(job_id, safe='')}/progress", JobProgressList, params)
 
-    def cancel_job(self, job_id: str) -> wire.JobView:
-        return self._decode(self._send("POST", f"/jobs/{quote(job_id, safe='')}/cancel"), wire.JobView)
+    def cancel_job(self, job_id: str) -> JobView:
+        return self._decode(self._send("POST", f"/jobs/{quote(job_id, safe='')}/cancel"), JobView)
 
-    def retry_job(self, job_id: str) -> wire.JobView:
-        return self._decode(self._send("POST", f"/jobs/{quote(job_id, safe='')}/retry"), wire.JobView)
+    def retry_job(self, job_id: str) -> JobView:
+        return self._decode(self._send("POST", f"/jobs/{quote(job_id, safe='')}/retry"), JobView)
 
     # How
 
@@ -238,7 +262,7 @@ class Client:
         return f"{self._repository(ref)}/tags/{quote(reference.check_tag(tag), safe='')}"
 
     def _url(self, path: str) -> str:
-        return self.transport.url(wire.API + path)
+        return self.transport.url(API + path)
 
     def _call(
         self,
@@ -259,7 +283,7 @@ class Client:
         self,
         method: str,
         path: str,
-        body: wire.Request | None = None,
+        body: Request | None = None,
         headers: dict[str, str] | None = None,
         timeout: float | None = None,
     ) -> httpx.Response:
@@ -274,13 +298,13 @@ class Client:
     def _get(self, path: str, kind: type[T], params: dict[str, str | int | None] | None = None) -> T:
         return self._decode(self._call("GET", path, params=params), kind)
 
-    def _put(self, path: str, body: wire.Request, kind: type[T], headers: dict[str, str] | None = None) -> T:
+    def _put(self, path: str, body: Request, kind: type[T], headers: dict[str, str] | None = None) -> T:
         return self._decode(self._send("PUT", path, body, headers), kind)
 
     def _post(
         self,
         path: str,
-        body: wire.Request,
+        body: Request,
         kind: type[T],
         headers: dict[str, str] | None = None,
         timeout: float | None = None,

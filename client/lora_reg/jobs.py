@@ -8,7 +8,7 @@ from typing import Final
 
 from lora_reg.client import POLL_SECONDS, Client
 from lora_reg.spec.errors import ERRORS, RegistryError
-from lora_reg.spec.wire import JobProgress, JobView
+from lora_reg.spec.wire.jobs import JobProgress, JobView
 
 ENDED: Final = frozenset({"done", "failed", "cancelled"})
 _PAUSE: Final = 0.2

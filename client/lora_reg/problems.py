@@ -9,7 +9,7 @@ import httpx
 import msgspec
 
 from lora_reg.spec.errors import ERRORS, RegistryError
-from lora_reg.spec.wire import Problem
+from lora_reg.spec.wire.common import Problem
 
 MAX_PROBLEM_BYTES: Final = 16 * 1024 * 1024
 _BY_STATUS: Final = {

@@ -1,32 +1,37 @@
-"""Composing adapters of the shape of a 1.1-billion-parameter Llama, ours against PEFT's `add_weighted_adapter`.
+"""Eight adapters of rank 16 on all linear layers made one, by every method that PEFT has, against PEFT.
 
+<<<<<<< HEAD
     python kernels/benchmarks/compose.py [--adapters 8] [--rank 16] [--layers 22] [--methods svd,ties] [--peft-layers 1]
 
 Ours is timed as a whole process, from its start to the folder on disk. PEFT is timed for the call alone, and with the
 loading of the adapters into a model that is in memory; on the first layers, which are all alike, and multiplied up.
 The error of either is measured against float64 before a time is printed, and no time is printed where ours is the
 larger one.
+=======
+`svd` is the bar. PEFT takes about ten minutes for it, so its time is first estimated from two blocks; it is measured
+whole, once, where the estimate is within the limit, and told per module of the two blocks where it is not. The methods
+that decompose whole updates are compared on a smaller model, all others on the same one. Times of a process begin with
+its start; `combine` is the call alone: in ours it holds reading and writing the files, in PEFT's neither.
+>>>>>>> refs/heads/main
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import subprocess
-import sys
+import shutil
 import tempfile
-import time
-import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
-from lora_kernels.adapters import AdapterIdentity, LowRankModule, open_adapter, write_adapter
-from lora_kernels.composing import compose_folders
-from lora_reg.spec.methods import METHODS
+from benchmarks import exact, fixtures
+from benchmarks.options import Options
+from benchmarks.process import Usage, interleaved, measure, python
 
+<<<<<<< HEAD
 HIDDEN, NARROW, INNER = 2048, 256, 5632
 SHAPES = {
     "mlp.down_proj": (HIDDEN, INNER),
@@ -60,95 +65,166 @@ folders, out, method, parameters = json.loads(sys.argv[1])
 compose_folders([(folder, 0.125) for folder in folders], out, method=method, parameters=parameters)
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
+=======
+SVD_BAR: Final = 300
+# Of the error: both are the optimum but for float32, and float64's own error is far below.
+_SAME_ERROR: Final = 1e-9
+_PEERS: Final = Path(__file__).parent / "peers"
+_RUNS: Final = 3
+_DENSITY: Final = {"density": 0.5}
+_SAMPLED: Final = [f"model.layers.0.{path}" for path in fixtures.LLAMA_1B.linear()]
+>>>>>>> refs/heads/main
 
 
-def make_adapters(folder: Path, count: int, rank: int, layers: int) -> list[Path]:
-    """Random adapters as training leaves them: A as it was drawn, B small. bf16."""
-    folders = []
-    for number in range(count):
-        random = np.random.default_rng(number)
-        modules = [
-            LowRankModule(
-                f"model.layers.{layer}.{name}",
-                "linear",
-                random.uniform(-1, 1, (rank, columns)).astype(np.float32) / np.float32(columns**0.5),
-                (1e-3 * random.standard_normal((rows, rank))).astype(np.float32),
-            )
-            for layer in range(layers)
-            for name, (rows, columns) in SHAPES.items()
-        ]
-        folders.append(folder / f"adapter-{number}")
-        write_adapter(folders[-1], AdapterIdentity("bench", "CAUSAL_LM"), modules, dtype="BF16")
-    return folders
+@dataclass(frozen=True, slots=True)
+class Case:
+    """How a method's result is compared with PEFT's.
+
+    distance: of the products, relative, in the Frobenius norm. energy: how far the products' energies may be apart:
+    where random numbers differ, and where low rank is taken of updates that have none, so that many answers are as
+    good. Energy above PEFT's is never wrong where nothing is drawn at random.
+    """
+
+    name: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    distance: float | None = None
+    energy: float | None = None
+    seeded: bool = False
 
 
-def ours(folders: list[Path], out: Path, method: str, parameters: dict[str, Any]) -> tuple[float, float, int]:
-    """Seconds of the clock and of the processors, and the peak memory in bytes, of a process of its own."""
-    argument = json.dumps([[str(folder) for folder in folders], str(out), method, parameters])
-    before, begin = os.times(), time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", OURS, argument], check=True, capture_output=True, text=True)
-    wall, after = time.perf_counter() - begin, os.times()
-    processors = after.children_user + after.children_system - before.children_user - before.children_system
-    return wall, processors, int(done.stdout) * 1024
+# float32 sums of eight terms on either side, in another order.
+_ROUNDING: Final = 1e-5
+_FACTORWISE: Final = (
+    Case("cat", distance=_ROUNDING),
+    Case("linear", distance=_ROUNDING),
+    Case("ties", _DENSITY, distance=_ROUNDING),
+    Case("dare_linear", _DENSITY, energy=0.05, seeded=True),
+    Case("dare_ties", _DENSITY, energy=0.05, seeded=True),
+    Case("magnitude_prune", _DENSITY, distance=_ROUNDING),
+)
+_DENSE: Final = (
+    Case("ties_svd", {**_DENSITY, "rank": 16}, energy=0.02),
+    Case("dare_linear_svd", {**_DENSITY, "rank": 16}, energy=0.05, seeded=True),
+    Case("dare_ties_svd", {**_DENSITY, "rank": 16}, energy=0.05, seeded=True),
+    Case("magnitude_prune_svd", {**_DENSITY, "rank": 16}, energy=0.02),
+)
 
 
-def peft_model(folders: list[Path], layers: int) -> tuple[Any, float]:
-    """The adapters in a model of random weights, and the seconds that their loading took."""
-    import peft
-    import torch
-    import transformers
-
-    config = transformers.LlamaConfig(
-        hidden_size=HIDDEN,
-        intermediate_size=INNER,
-        num_hidden_layers=layers,
-        num_attention_heads=32,
-        num_key_value_heads=4,
-        vocab_size=8,
-    )
-    with torch.device("meta"):
-        model = transformers.LlamaForCausalLM(config)
-    model = model.to_empty(device="cpu").to(torch.float32)
-    begin = time.perf_counter()
-    adapted = peft.PeftModel.from_pretrained(model, folders[0], adapter_name="a0")
-    for number, folder in enumerate(folders[1:], 1):
-        adapted.load_adapter(folder, f"a{number}")
-    return adapted, time.perf_counter() - begin
+def run(options: Options, told: Callable[[str], None]) -> dict[str, Any]:
+    """Raises `exact.Wrong` before a speed is told, and CommandFailed."""
+    with tempfile.TemporaryDirectory(dir=fixtures.root(), prefix=".compose.") as folder:
+        bench = _Bench(Path(folder))
+        result = {"svd": _svd(bench, options, told)}
+        rows = []
+        for cases, model, base, adapters in (
+            (_FACTORWISE, "1.1 B", fixtures.one_billion(), fixtures.composed()),
+            (_DENSE, "small", fixtures.base("small", fixtures.LLAMA_SMALL, shards=1), _small()),
+        ):
+            for case in cases:
+                row = _row(bench, case, base, adapters, min(options.runs, _RUNS), told)
+                rows.append({"method": case.name, "model": model, **row})
+        return {**result, "rows": rows}
 
 
-def exact(folders: list[Path], module: str, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """B and A of the best approximation of the sum, in float64, by another way than ours: QR by Householder."""
-    lefts, rights = [], []
-    for folder in folders:
-        with open_adapter(folder) as reader:
-            found = reader.load(module)
-        lefts.append(found.b.astype(np.float64))
-        rights.append(0.125 * found.scale * found.a.astype(np.float64))
-    q, r = np.linalg.qr(np.hstack(lefts))
-    p, s = np.linalg.qr(np.vstack(rights).T)
-    u, sigma, v = np.linalg.svd(r @ s.T)
-    return q @ u[:, :rank] * sigma[:rank], v[:rank] @ p.T
+class _Bench:
+    """Runs either program on adapters; each has an output folder of its own, which is emptied before."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.scratch = scratch
+        self.combined: dict[str, list[float]] = {}
+
+    def ours(self, case: Case, adapters: Sequence[Path]) -> Usage:
+        return self._once("ours", "our_compose.py", case, adapters)
+
+    def peft(self, case: Case, base: Path, adapters: Sequence[Path]) -> Usage:
+        return self._once("peft", "peft_compose.py", case, [base, *adapters])
+
+    def out(self, name: str) -> Path:
+        return self.scratch / name
+
+    def _once(self, name: str, script: str, case: Case, folders: Sequence[Path]) -> Usage:
+        shutil.rmtree(self.out(name), ignore_errors=True)
+        command = python(_PEERS / script, self.out(name), case.name, json.dumps(case.parameters), *folders)
+        usage = measure(command, self.scratch, ours=name == "ours")
+        self.combined.setdefault(name, []).append(json.loads(usage.output.splitlines()[-1])["combine"])
+        return usage
 
 
-def loaded_pair(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    with open_adapter(folder) as reader:
-        module = reader.load(MODULE)
-    return module.b, module.a
+def _svd(bench: _Bench, options: Options, told: Callable[[str], None]) -> dict[str, Any]:
+    case = Case("svd", {"rank": 16})
+    two, adapters = fixtures.composed("t", fixtures.LLAMA_TWO), fixtures.composed()
+    two_base = fixtures.base("two", fixtures.LLAMA_TWO, shards=1)
+    modules, part = (len(model.modules(fixtures.ALL)) for model in (fixtures.LLAMA_1B, fixtures.LLAMA_TWO))
+    told("svd:")
+    bench.ours(case, two)
+    bench.peft(case, two_base, two)
+    error = _errors(bench, two)
+    told("  error: " + ", ".join(f"{name} {value:.12f}" for name, value in error.items()))
+    if error["ours"] > error["peft"] * (1 + _SAME_ERROR):
+        raise exact.Wrong(f"svd: the error is {error['ours']!r}, and PEFT's {error['peft']!r}.")
+    peft_seconds = bench.combined["peft"][-1] / part
+    told(f"  PEFT: {peft_seconds:.2f} s a module, {peft_seconds * modules:.0f} s expected for all")
+    measured = interleaved({"ours": lambda: bench.ours(case, adapters)}, options.runs, told)["ours"]
+    ours_seconds = sorted(bench.combined["ours"][-options.runs :])[options.runs // 2]
+    peft: dict[str, Any] = {"modules": part, "combine_seconds": peft_seconds * part}
+    if peft_seconds * modules <= options.peft_limit:
+        whole = bench.peft(case, fixtures.one_billion(), adapters)
+        peft = {"modules": modules, "combine_seconds": bench.combined["peft"][-1], "seconds": whole.seconds}
+        peft["peak_mb"] = whole.peak_mb
+    per_module = peft["combine_seconds"] / peft["modules"]
+    # The whole of our process against PEFT's call alone, module by module.
+    faster = per_module / (measured["seconds"] / modules)
+    return {
+        "modules": modules,
+        "ours": {**measured, "combine_seconds": ours_seconds},
+        "peft": peft,
+        "error": error,
+        "faster": faster,
+        "bars": {
+            f"at least {SVD_BAR} times faster than PEFT's call": faster >= SVD_BAR,
+            "error no larger than PEFT's": True,
+        },
+    }
 
 
-def peft_factors(adapted: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
-    layer = adapted.get_submodule(f"base_model.model.{MODULE}")
-    b, a = (half[name].weight.detach().numpy() for half in (layer.lora_B, layer.lora_A))
-    return b, a
+def _row(
+    bench: _Bench, case: Case, base: Path, adapters: Sequence[Path], runs: int, told: Callable[[str], None]
+) -> dict[str, Any]:
+    told(f"{case.name}:")
+    bench.ours(case, adapters)
+    bench.peft(case, base, adapters)
+    compared = _compare(bench, case)
+    told("  " + ", ".join(f"{what} {value:.2e}" for what, value in compared.items()))
+    bench.combined.clear()
+    contestants = {"ours": lambda: bench.ours(case, adapters), "peft": lambda: bench.peft(case, base, adapters)}
+    measured = interleaved(contestants, runs, told)
+    for name, values in bench.combined.items():
+        measured[name]["combine_seconds"] = sorted(values)[runs // 2]
+    faster, call = (measured["peft"][what] / measured["ours"][what] for what in ("seconds", "combine_seconds"))
+    bars = {"at least as fast as PEFT": faster >= 1}
+    return {"against_peft": compared, **measured, "faster": faster, "call_faster": call, "bars": bars}
 
 
-def error(found: tuple[np.ndarray, np.ndarray], wanted: tuple[np.ndarray, np.ndarray]) -> float:
-    """||difference|| / ||wanted||, of products."""
-    _, left = np.linalg.qr(np.hstack([found[0], -wanted[0]]))
-    _, right = np.linalg.qr(np.vstack([found[1], wanted[1]]).T)
-    return float(np.linalg.norm(left @ right.T) / np.linalg.norm(wanted[0] @ wanted[1]))
+def _errors(bench: _Bench, adapters: Sequence[Path]) -> dict[str, float]:
+    """|D - result| / |D| over the sampled modules, D the sum of the updates: of both programs, and the least possible.
+
+    All in float64, the squares added up over the modules.
+    """
+    results = {name: exact.products(bench.out(name), _SAMPLED) for name in ("ours", "peft")}
+    parts = [exact.products(folder, _SAMPLED) for folder in adapters]
+    squares = dict.fromkeys([*results, "least"], 0.0)
+    total = 0.0
+    for module in _SAMPLED:
+        whole = np.sum([part[module] for part in parts], axis=0)
+        energies = np.linalg.eigvalsh(whole @ whole.T if len(whole) <= whole.shape[1] else whole.T @ whole)
+        total += float(energies.sum())
+        squares["least"] += float(energies[:-16].sum())
+        for name, result in results.items():
+            squares[name] += float(np.square(whole - result[module]).sum())
+    return {name: (square / total) ** 0.5 for name, square in squares.items()}
 
 
+<<<<<<< HEAD
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--adapters", type=int, default=8)
@@ -165,44 +241,21 @@ def main() -> None:
         print("|" + "---|" * len(COLUMNS))
         for method in arguments.methods.split(","):
             compare(method, folders, folder, adapted, loading, arguments)
+=======
+def _compare(bench: _Bench, case: Case) -> dict[str, float]:
+    """Raises Wrong."""
+    ours, peft = (exact.products(bench.out(name), _SAMPLED) for name in ("ours", "peft"))
+    energies = [sum(float(np.square(product).sum()) for product in side.values()) for side in (ours, peft)]
+    apart = energies[0] / energies[1] - 1
+    far = sum(float(np.square(ours[module] - peft[module]).sum()) for module in _SAMPLED)
+    distance = (far / energies[1]) ** 0.5
+    if case.distance is not None and not distance <= case.distance:
+        raise exact.Wrong(f"{case.name}: the product is {distance:.1e} away from PEFT's.")
+    if case.energy is not None and not (-case.energy <= apart and (apart <= case.energy or not case.seeded)):
+        raise exact.Wrong(f"{case.name}: the product's energy is {apart:+.1%} away from PEFT's.")
+    return {"distance": distance} if case.distance is not None else {"energy": apart}
+>>>>>>> refs/heads/main
 
 
-def compare(
-    method: str, folders: list[Path], folder: Path, adapted: Any, loading: float, arguments: argparse.Namespace
-) -> None:
-    wanted = {parameter.name for parameter in METHODS[method].parameters}
-    parameters = {key: value for key, value in {"density": 0.5, "rank": arguments.rank}.items() if key in wanted}
-    out = folder / f"out-{method}"
-    wall, processors, peak = ours(folders, out, method, parameters)
-    row = [f"{wall:.2f}", f"{processors:.2f}", f"{peak / 1e6:.0f}"]
-    if adapted is None or not METHODS[method].peft:
-        print("|", " | ".join([method, *row, *[""] * 7]), "|", flush=True)
-        return
-    names = [f"a{number}" for number in range(len(folders))]
-    options = {"svd_rank": parameters.get("rank"), "density": parameters.get("density")}
-    begin = time.perf_counter()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        adapted.add_weighted_adapter(names, [0.125] * len(names), method, combination_type=method, **options)
-    layers = arguments.layers / arguments.peft_layers
-    call = (time.perf_counter() - begin) * layers
-    row += [f"{seconds:.2f} | {seconds / wall:.1f}" for seconds in (call, call + loading * layers)]
-    if method in SPECTRAL:
-        best = exact(folders, MODULE, arguments.rank)
-        # What is stored is bf16, as the inputs are; PEFT's is float32 here, so ours is compared in float32 too.
-        float_out = folder / f"out-{method}-float32"
-        inputs = [(path, 0.125) for path in folders]
-        compose_folders(inputs, float_out, method=method, parameters=parameters, dtype="float32")
-        mine, other = (error(pair, best) for pair in (loaded_pair(float_out), peft_factors(adapted, method)))
-        if mine > other:
-            raise SystemExit(f"{method}: our error {mine:.2e} is larger than PEFT's {other:.2e}; no time is printed.")
-        row += [f"{mine:.1e}", f"{other:.1e}"]
-    else:
-        row += ["", ""]
-    norms = [np.linalg.norm(b @ a) for b, a in (loaded_pair(out), peft_factors(adapted, method))]
-    row.append(f"{norms[0] / norms[1]:.4f}")
-    print("|", " | ".join([method, *row]), "|", flush=True)
-
-
-if __name__ == "__main__":
-    main()
+def _small() -> list[Path]:
+    return fixtures.composed("s", fixtures.LLAMA_SMALL)

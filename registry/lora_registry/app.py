@@ -15,7 +15,7 @@ from litestar.openapi.plugins import JsonRenderPlugin
 
 from lora_reg import __version__
 from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.wire import API
+from lora_reg.spec.wire.common import API
 from lora_registry.auth.guards import principal_of
 from lora_registry.catalog.routes import router as catalog
 from lora_registry.catalog.tag_routes import router as tags

@@ -21,7 +21,7 @@ PREFIX = "LORA_REG_"
 class Settings:
     """Settings of the service. The variable is the field's name in capitals after `LORA_REG_`.
 
-    data: folder for the database and the blobs of the embedded default.
+    data: folder for the database and the blobs of the embedded default, and for what jobs are working on.
     database_url: SQLAlchemy URL; None: SQLite in the data folder.
     storage_url: `s3://bucket/prefix`; None: a folder in the data folder.
     auth: `none` (everybody is an administrator; loopback only) or `token`.

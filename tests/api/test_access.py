@@ -70,6 +70,9 @@ ROWS = [
     Row("POST", "/api/v1/uploads/{upload_id}/blobs/{digest}/complete", "writer", allowed={204, 404}),
     Row("POST", REPO + "/versions", "writer", "commit"),
     Row("POST", "/api/v1/merges", "writer", "merge"),
+    Row("POST", "/api/v1/extractions", "writer", "extract"),
+    Row("POST", "/api/v1/resizes", "writer", "resize"),
+    Row("POST", "/api/v1/conversions", "writer", "convert"),
     Row("POST", "/api/v1/jobs/{job_id}/cancel", "writer"),
     Row("POST", "/api/v1/jobs/{job_id}/retry", "writer", allowed={200, 409}),
     Row("DELETE", "/api/v1/uploads/{upload_id}", "writer"),
@@ -160,6 +163,12 @@ def _prepare(guarded: Guarded, row: Row, role: str) -> tuple[str, dict[str, Any]
             return path, {"json": {**body, "accept_base": True}}
         case "merge":
             return path, {"json": {"adapters": [{"adapter": f"{ns}/{name}:v1"}], "to": f"{ns}/{unique('m')}"}}
+        case "extract":
+            return path, {"json": {"tuned": f"{ns}/base", "base": f"{ns}/base", "rank": 1, "to": f"{ns}/{unique('m')}"}}
+        case "resize":
+            return path, {"json": {"adapter": f"{ns}/{name}:v1", "rank": 1, "to": f"{ns}/{unique('m')}"}}
+        case "convert":
+            return path, {"json": {"adapter": f"{ns}/{name}:v1", "to": f"{ns}/{unique('m')}"}}
         case None:
             return path, {}
         case body:

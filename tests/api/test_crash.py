@@ -1,4 +1,4 @@
-"""kill -9 at every step of a commit, of a tag's move and of a merge: the old state or the new one, never half."""
+"""kill -9 at every step of a commit, of a tag's move and of jobs: the old state or the new one, never half."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from lora_registry.tasks import scratch
 from tests.api.site import SHARED, Site, adapter_files, open_site, until
 from tests.support.push import push
 
@@ -34,6 +35,22 @@ STEPS_OF_A_MERGE = (
     "jobs.transaction.commit.written",
     "jobs.transaction.committed",
 )
+STEPS_OF_A_RESIZE = (
+    "jobs.step.inputs.recorded",
+    "jobs.child.resize.started",
+    "jobs.step.resize.after",
+    "jobs.step.check.recorded",
+    "jobs.transaction.commit.before",
+    "commit.inserted",
+    "jobs.transaction.commit.written",
+    "jobs.transaction.committed",
+)
+ADAPTERS = {"adapters": [{"adapter": "ns/a"}]}
+DERIVED: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
+    "merge": ("/api/v1/merges", ADAPTERS, STEPS_OF_A_MERGE),
+    "resize": ("/api/v1/resizes", {"adapter": "ns/a", "rank": 1}, STEPS_OF_A_RESIZE),
+}
+"""Path, body without the target, steps to be killed at. The other operations take the same steps as a resize."""
 
 
 @pytest.fixture
@@ -129,58 +146,91 @@ def test_killed_around_the_move_of_a_tag(alone: Callable[..., Site]) -> None:
         site.service.kill()
 
 
-def test_a_merge_whose_workers_are_killed_at_every_step_makes_one_version(
-    alone: Callable[..., Site], tmp_path: Path
+def left_in_working_folders(site: Site) -> list[Path]:
+    return list((site.data / scratch.NAME).glob("*"))
+
+
+@pytest.mark.parametrize("operation", DERIVED)
+def test_a_job_whose_workers_are_killed_at_every_step_makes_one_version(
+    alone: Callable[..., Site], tmp_path: Path, operation: str
 ) -> None:
     """The worker of `serve` on SQLite, and one separate worker after the other on PostgreSQL."""
+    path, body, steps = DERIVED[operation]
     marks = tmp_path / "struck"
     marks.mkdir()
     site = alone(LORA_REG_FAULT_ONCE=str(marks))
     site.start()
     site.base()
     site.pushed("ns", "a", 1)
-    asked = {"adapters": [{"adapter": "ns/a"}], "to": "ns/merged", "tags": ["fresh"]}
+    asked = {**body, "to": "ns/made", "tags": ["fresh"]}
     if site.sqlite:
         settled = [event["kind"] for event in site.events("ns/a")]
         until(lambda: "report-made" in [event["kind"] for event in site.events("ns/a")], what=lambda: str(settled))
         site.service.stop()
-        site.start(fault=",".join(STEPS_OF_A_MERGE))
-    answer = site.client.post("/api/v1/merges", json=asked)
+        site.start(fault=",".join(steps))
+    answer = site.client.post(path, json=asked)
     assert answer.status_code == 202, answer.text
     if not site.sqlite:
-        for _ in STEPS_OF_A_MERGE:
-            assert site.worker(fault=",".join(STEPS_OF_A_MERGE)).wait(60) == -9, site.talk()
+        for _ in steps:
+            assert site.worker(fault=",".join(steps)).wait(60) == -9, site.talk()
         site.worker()
     job = site.until_job(answer.json()["id"], seconds=150)
     assert job["state"] == "done", (job["error"], site.talk())
-    assert {mark.name for mark in marks.iterdir()} == set(STEPS_OF_A_MERGE)
-    assert whole(site, "/api/v1/repositories/ns/merged") == 1
+    assert {mark.name for mark in marks.iterdir()} == set(steps)
+    assert whole(site, "/api/v1/repositories/ns/made") == 1
     assert job["result"]["number"] == 1
-    view = site.client.get("/api/v1/repositories/ns/merged/versions/fresh").json()
+    view = site.client.get("/api/v1/repositories/ns/made/versions/fresh").json()
     assert view["recipe"]["digest"] == job["recipe"]["digest"]
-    kinds = [event["kind"] for event in site.events("ns/merged")]
+    assert left_in_working_folders(site) == []
+    kinds = [event["kind"] for event in site.events("ns/made")]
     assert (kinds.count("version-committed"), kinds.count("tag-moved")) == (1, 1)
-    again = site.client.post("/api/v1/merges", json=asked)
+    again = site.client.post(path, json=asked)
     assert (again.status_code, again.json()["id"], again.json()["result"]["number"]) == (200, job["id"], 1)
 
 
-def test_a_merge_whose_child_is_killed_fails_and_can_be_asked_for_again(
-    alone: Callable[..., Site], tmp_path: Path
+@pytest.mark.parametrize(("operation", "fault"), [("merge", "merge.piece"), ("resize", "derive.fetched")])
+def test_a_job_whose_child_is_killed_fails_and_can_be_asked_for_again(
+    alone: Callable[..., Site], tmp_path: Path, operation: str, fault: str
 ) -> None:
+    path, body, _ = DERIVED[operation]
     marks = tmp_path / "struck"
     marks.mkdir()
     site = alone(LORA_REG_FAULT_ONCE=str(marks))
-    site.start(fault="merge.piece")
+    site.start(fault=fault)
     site.base()
     site.pushed("ns", "a", 1)
     if not site.sqlite:
-        site.worker(fault="merge.piece")
-    asked = {"adapters": [{"adapter": "ns/a"}], "to": "ns/merged"}
-    job = site.until_job(site.client.post("/api/v1/merges", json=asked).json()["id"])
+        site.worker(fault=fault)
+    asked = {**body, "to": "ns/made"}
+    job = site.until_job(site.client.post(path, json=asked).json()["id"])
     assert (job["state"], job["error_code"]) == ("failed", "job-failed")
     assert "SIGKILL" in job["error"]
-    assert whole(site, "/api/v1/repositories/ns/merged") == 0
-    again = site.client.post("/api/v1/merges", json=asked)
+    assert whole(site, "/api/v1/repositories/ns/made") == 0
+    again = site.client.post(path, json=asked)
     assert (again.status_code, again.json()["id"]) == (202, job["id"])
     assert site.until_job(job["id"])["state"] == "done"
-    assert whole(site, "/api/v1/repositories/ns/merged") == 1
+    assert whole(site, "/api/v1/repositories/ns/made") == 1
+    assert left_in_working_folders(site) == []
+
+
+def test_a_cancelled_job_makes_nothing_and_can_be_asked_for_again(alone: Callable[..., Site], tmp_path: Path) -> None:
+    """Its child stands still in the middle of the work when the job is cancelled."""
+    marks = tmp_path / "struck"
+    marks.mkdir()
+    site = alone(LORA_REG_FAULT_ONCE=str(marks))
+    site.start(fault="derive.fetched@stop")
+    site.base()
+    site.pushed("ns", "a", 1)
+    if not site.sqlite:
+        site.worker(fault="derive.fetched@stop")
+    asked = {**DERIVED["resize"][1], "to": "ns/made"}
+    job = site.client.post("/api/v1/resizes", json=asked).json()["id"]
+    until(lambda: [mark.name for mark in marks.iterdir()] == ["derive.fetched"], what=site.talk)
+    assert len(left_in_working_folders(site)) == 1
+    assert site.client.post(f"/api/v1/jobs/{job}/cancel").json()["state"] == "cancelled"
+    assert whole(site, "/api/v1/repositories/ns/made") == 0
+    assert site.client.post("/api/v1/resizes", json=asked).json()["id"] == job
+    assert site.until_job(job)["state"] == "done"
+    assert whole(site, "/api/v1/repositories/ns/made") == 1
+    # The stopped child may have been alive when its successor looked; it is killed, and the worker sweeps now and then.
+    until(lambda: scratch.sweep(site.data) == 0 and left_in_working_folders(site) == [], what=site.talk)

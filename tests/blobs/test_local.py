@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -11,12 +12,15 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lora_reg.spec.digest import Digest
 from lora_reg.spec.errors import RegistryError
 from lora_registry.blobs.local import LocalStore
+from lora_registry.blobs.protocols import Stored
+from tests.blobs.places import blob
 
 WRITER = """
 import os, sys
@@ -57,6 +61,25 @@ def test_blobs_are_read_only_files(store: LocalStore) -> None:
     path = Path(store.local_path(digest) or "")
     assert path.read_bytes() == b"abc"
     assert stat.S_IMODE(path.stat().st_mode) == 0o444
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_the_kernel_copies_what_is_stored(store: LocalStore, able: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, size = store.put_unknown([b"abc" * 100_000])
+    real, copied = os.copy_file_range, []
+
+    def copy(*arguments: Any, **named: Any) -> int:
+        if not able:
+            raise OSError(errno.EXDEV, "another file system")
+        copied.append(real(*arguments, **named))
+        return copied[-1]
+
+    monkeypatch.setattr(os, "copy_file_range", copy)
+    data = b"new" + b"abc" * 100_000 + b"end"
+    given = [b"new", Stored(b"abc" * 100_000, source, 0), b"end"]
+    assert store.put_unknown(given) == blob(data)
+    assert store.read(Digest.of(data)) == data
+    assert sum(copied) == (size if able else 0)
 
 
 def test_strange_files_are_not_listed(store: LocalStore, tmp_path: Path) -> None:

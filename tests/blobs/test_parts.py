@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from lora_registry.blobs.hashing import Tally, checked
 from lora_registry.blobs.local import LocalStore
 from lora_registry.blobs.multipart import part_size_for
 from lora_registry.blobs.open import open_store
+from lora_registry.blobs.parts import LEAST, Cutter, Range
+from lora_registry.blobs.protocols import Chunk, Stored
 from lora_registry.blobs.s3 import S3Store
 from lora_registry.blobs.s3_settings import MIB, S3Settings
 
@@ -52,6 +55,43 @@ def test_parts_stay_within_ten_thousand() -> None:
     assert part_size_for(100 * MIB, 8 * MIB) == 8 * MIB
     for size in (80_000 * MIB, 80_000 * MIB + 1, 5 * 1024 * 1024 * MIB):
         assert -(-size // part_size_for(size, 8 * MIB)) <= 10_000
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_random_streams_are_cut_into_parts_that_s3_takes(copies: bool) -> None:
+    generator = random.Random(3)
+    blobs = {digest: generator.randbytes(400) for digest in (ABC, Digest("0" * 64))}
+    ranges = 0
+    for _ in range(300):
+        size = generator.randrange(1, 40)
+        cutter, given, made = Cutter(size, size * generator.randrange(1, 4)), bytearray(), []
+        chunks: list[Chunk] = []
+        while len(given) < 300:
+            length = generator.randrange(30)
+            if generator.random() < 0.7:
+                digest, offset = generator.choice([*blobs]), generator.randrange(300)
+                for begin in range(offset, min(offset + 4 * length, 400), 13):
+                    piece = blobs[digest][begin : min(begin + 13, offset + 4 * length, 400)]
+                    chunks.append(Stored(piece, digest, begin))
+                    given += piece
+            else:
+                chunks.append(generator.randbytes(length))
+                given += chunks[-1]
+        for part in cutter.parts(chunks):
+            if isinstance(part, Range):
+                ranges += 1
+                data = blobs[part.digest][part.offset : part.end]
+                assert part.data in (None, data)
+                if cutter.copies is None:
+                    assert part.data is not None
+                    cutter.copies = copies
+                made.append(data)
+            else:
+                made.append(part)
+        assert b"".join(made) == given
+        assert all(len(part) >= min(size, LEAST) for part in made[:-1])
+        assert made[-1]
+    assert ranges > 150
 
 
 def test_open_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,13 @@ import pytest
 
 from lora_reg.spec.digest import Digest
 from lora_reg.spec.errors import RegistryError
+from lora_registry.blobs.protocols import Stored
 from lora_registry.blobs.s3 import S3Store
+from lora_registry.blobs.s3_client import make_client
 from lora_registry.blobs.s3_settings import MIB
 from tests.blobs.places import S3Place, blob
 from tests.support.faults import FaultProxy
+from tests.support.front import Answer, Front
 from tests.support.processes import free_ports
 from tests.support.s3 import BUCKET, S3Server
 
@@ -188,6 +192,76 @@ def test_a_download_cut_for_good_is_an_error(place: S3Place, proxy: FaultProxy) 
     store = through(proxy, place, attempts=1)
     proxy.cut_down_after = 5_000_000
     unavailable(store.read, digest)
+
+
+def stored(data: bytes, source: Digest, offset: int = 0) -> Iterator[Stored]:
+    for begin in range(0, len(data), 256 * 1024):
+        yield Stored(data[begin : begin + 256 * 1024], source, offset + begin)
+
+
+def test_what_the_store_holds_does_not_travel_again(place: S3Place, proxy: FaultProxy) -> None:
+    source, _ = place.store.put_unknown(pieces(DATA))
+    new = random.Random(6).randbytes(300_000)
+    changed = DATA[: 9 * MIB] + new + DATA[9 * MIB + len(new) :]
+    store = through(proxy, place, part_size=5 * MIB)
+    proxy.reset()
+    assert store.put_unknown(pieces(changed[: -2 * MIB])) == blob(changed[: -2 * MIB])
+    plain = proxy.passed[True]
+    proxy.reset()
+    rest = chain(
+        stored(DATA[: 9 * MIB], source),
+        [new],
+        stored(DATA[9 * MIB + len(new) :], source, 9 * MIB + len(new)),
+    )
+    assert store.put_unknown(rest) == blob(changed)
+    copied = proxy.passed[True]
+    assert store.read(Digest.of(changed)) == changed
+    # Sent are the last 4 of the first 9 MiB, the new bytes, and what fills them up to the 5 MiB of a part.
+    assert plain > 18 * MIB
+    assert copied < 5.2 * MIB, f"{copied} bytes were sent"
+
+
+def test_a_checkpoint_of_which_little_changed_sends_little(place: S3Place, proxy: FaultProxy) -> None:
+    base = random.Random(7).randbytes(80 * MIB)
+    source, _ = place.store.put_unknown(pieces(base))
+    proxy.reset()
+    header = random.Random(8).randbytes(5000)
+    result = header + base[5000:]
+    assert through(proxy, place).put_unknown(chain([header], stored(base[5000:], source, 5000))) == blob(result)
+    assert proxy.passed[True] < 6 * MIB, f"{proxy.passed[True]} of {len(result)} bytes were sent"
+    assert Digest.of(b"".join(place.store.stream(blob(result)[0]))) == Digest.of(result)
+
+
+def test_a_store_that_copies_no_ranges_is_sent_the_bytes(ministack_server: S3Server) -> None:
+    place = S3Place(ministack_server, prefix=f"f/{uuid.uuid4().hex}", tls=False, many=0)
+    source, _ = place.store.put_unknown(pieces(DATA))
+
+    def refuse(answer: Answer) -> None:
+        if "x-amz-copy-source" in answer.asked and "partNumber" in answer.path:
+            answer.status, answer.body, answer.headers = 501, b"", {}
+
+    with Front(ministack_server.http, harm=refuse) as front:
+        store = place.server.store(prefix=place.prefix, endpoint_url=front.url, attempts=1)
+        assert store.put_unknown(chain([b"new"], stored(DATA, source))) == blob(b"new" + DATA)
+        asked = [path for verb, path, headers in front.log if verb == "PUT" and "x-amz-copy-source" in headers]
+    assert len([path for path in asked if "partNumber" in path]) == 1
+    assert place.store.read(Digest.of(b"new" + DATA)) == b"new" + DATA
+    assert place.leftovers() == []
+
+
+def test_a_range_that_is_copied_whole_makes_no_blob(place: S3Place) -> None:
+    source, _ = place.store.put_unknown(pieces(DATA))
+
+    def forget(params: dict[str, Any], **_: Any) -> None:
+        del params["headers"]["x-amz-copy-source-range"]
+
+    with place.server.credentials():
+        client = make_client(place.server.settings())
+        client.meta.events.register("before-call.s3.UploadPartCopy", forget)
+        store = S3Store(bucket=BUCKET, prefix=place.prefix, client=client, settings=place.server.settings())
+        unavailable(store.put_unknown, chain([b"new"], stored(DATA, source)))
+    assert [digest for digest, _ in place.store.list()] == [source]
+    assert place.leftovers() == []
 
 
 def test_presigned_urls_expire(place: S3Place) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from lora_reg.spec.digest import Digest
 from lora_reg.spec.errors import RegistryError
+from lora_registry.blobs.protocols import Chunk, Stored
 from tests.blobs.places import Place, blob
 
 DATA = bytes(range(256)) * 100
@@ -69,6 +70,48 @@ def test_a_stream_of_unknown_digest(place: Place, length: int) -> None:
     assert place.store.put_unknown(pieces(data)) == blob(data)
     assert place.store.read(Digest.of(data)) == data
     assert list(place.store.list()) == [blob(data)]
+
+
+@pytest.mark.parametrize(
+    "cuts",
+    [
+        [(0, 20_000_000)],
+        [(None, 1000), (0, 11_000_000), (None, 300_000), (12_000_000, 8_000_000)],
+        [(None, 9_000_000), (500, 6_000_000), (5, 6_000_000), (None, 10), (19_999_999, 1)],
+        [(0, 5 * 2**20), (5 * 2**20, 5 * 2**20 - 1), (3, 20), (None, 7)],
+        [(0, 10), (10, 5)],
+    ],
+    ids=["whole", "runs", "short runs", "edges", "small"],
+)
+def test_a_stream_of_which_parts_are_stored_already(place: Place, cuts: list[tuple[int | None, int]]) -> None:
+    generator = random.Random(11)
+    data = generator.randbytes(place.large)
+    source, _ = place.store.put_unknown(pieces(data))
+    expected = b""
+
+    def chunks() -> Iterator[Chunk]:
+        nonlocal expected
+        for offset, length in cuts:
+            wanted = generator.randbytes(length) if offset is None else data[offset : offset + length]
+            expected += wanted
+            buffer = bytearray(300_000)
+            for begin in range(0, length, len(buffer)):
+                piece = memoryview(buffer)[: min(len(buffer), length - begin)]
+                piece[:] = wanted[begin : begin + len(piece)]
+                yield bytes(piece) if offset is None else Stored(piece, source, offset + begin)
+
+    digest, size = place.store.put_unknown(chunks())
+    assert (digest, size) == blob(expected)
+    assert place.store.read(digest) == expected
+
+
+def test_bytes_that_are_said_to_be_stored_and_are_not(place: Place) -> None:
+    data = random.Random(12).randbytes(9_000_000)
+    stored = place.store.put_unknown(
+        Stored(data[begin : begin + 300_000], OTHER, begin) for begin in range(0, len(data), 300_000)
+    )
+    assert stored == blob(data)
+    assert place.store.read(stored[0]) == data
 
 
 def test_putting_twice_is_no_error(place: Place) -> None:

@@ -100,11 +100,22 @@ def test_push_merge_pull_on_postgresql_and_s3(
         pushed = run("push", str(TINY / "adapters/logs"), "--base", "tiny", "acme/logs", "--tag", "prod")
         assert pushed["created"] is True
         run("merge", "acme/logs:prod", "--to", "acme/merged")
+        run("resize", "acme/logs:prod", "--rank", "4", "--to", "acme/small")
+        run("extract", "acme/merged", "--base", "tiny", "--rank", "4", "--to", "acme/extracted", "--tag", "prod")
         run("pull", "acme/logs:prod", "-o", str(tmp_path / "out"))
         for file in sorted((TINY / "adapters/logs").iterdir()):
             assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
         run("pull", "acme/merged", "-o", str(tmp_path / "merged"))
         assert (tmp_path / "merged" / "model.safetensors.index.json").exists()
+        local = ["resize", "--local", str(TINY / "adapters/logs"), "--rank", "4", "-o", str(tmp_path / "here")]
+        assert len(run(*local)["report"]["modules"]) == 28  # type: ignore[index]
+        for ref, folder in (("acme/small", "small"), ("acme/extracted:prod", "extracted")):
+            run("pull", ref, "-o", str(tmp_path / folder))
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            assert (tmp_path / "small" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
+            assert (tmp_path / "extracted" / name).exists()
+        parents = run("show", "acme/extracted:prod")["parents"]
+        assert [parent["name"] for parent in parents] == ["merged"]  # type: ignore[attr-defined]
     blobs = server.store(prefix=prefix, tls=tls)
     stored = dict(blobs.list())
     weights = Digest.of((TINY / "adapters/logs/adapter_model.safetensors").read_bytes())

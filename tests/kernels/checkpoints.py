@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tests.support.oracle import round_bf16
 
 Tensors = Mapping[str, tuple[str, NDArray[Any]]]
-STORAGE = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "F64": "<f8", "I64": "<i8", "I8": "|i1"}
+STORAGE = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "F64": "<f8", "I64": "<i8", "I8": "|i1", "U8": "|u1"}
 
 
 def stored(dtype: str, values: NDArray[Any]) -> NDArray[Any]:

@@ -14,12 +14,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from lora_kernels.merging import merge_folder, plan_merge
 from lora_kernels.merging.folder import read_adapter, read_base
-from lora_kernels.merging.sink import staged_folder
+from lora_kernels.merging.staging import staged_folder
 from lora_reg.spec.errors import RegistryError
 from tests.kernels.checkpoints import Tensors, matrix, pair, write_adapter, write_base, write_safetensors
 
@@ -48,7 +49,7 @@ def adapter(tmp_path: Path) -> Path:
 
 
 def test_files_of_the_result(base: Path, adapter: Path, tmp_path: Path) -> None:
-    report = merge_folder(base, [(adapter, 1.0)], tmp_path / "deep" / "out", dtype="float32")
+    report = merge_folder(base, [(adapter, 1.0)], tmp_path / "deep" / "out", dtype="float32", digests=True)
     out = tmp_path / "deep" / "out"
     shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     assert sorted(path.name for path in out.iterdir()) == sorted(
@@ -290,3 +291,27 @@ def test_first_failure_stops_the_other_files(tmp_path: Path) -> None:
         merge_folder(folder, [(broken, 1.0)], tmp_path / "out", threads=2, progress=slowly)
     assert seen[-1] < 50_000_000
     assert not (tmp_path / "out").exists()
+
+
+def test_same_bytes_and_report_however_the_work_is_shared(tmp_path: Path) -> None:
+    """A tensor of several units, a copied one of several, types that change; with digests each file is one thread's."""
+    tensors: Tensors = {
+        f"{Q}.weight": ("BF16", matrix(9000, 1100, seed=1)),
+        "model.embed_tokens.weight": ("BF16", matrix(5000, 1100, seed=2)),
+        "model.norm.weight": ("F32", matrix(9, seed=3)),
+    }
+    base = write_base(
+        tmp_path / "base", [tensors, {"lm_head.weight": ("BF16", matrix(50, 30, seed=3))}], dtype="bfloat16"
+    )
+    adapter = write_adapter(tmp_path / "adapter", pair(Q, out=9000, in_=1100, r=4, seed=4))
+    seen = set()
+    for number, options in enumerate([{"threads": 1}, {"threads": 2}, {"threads": 5}, {"digests": True}]):
+        out = tmp_path / f"out{number}"
+        report = merge_folder(base, [(adapter, 0.7)], out, **options)
+        files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.iterdir())}
+        if "digests" in options:
+            assert {file.path: file.sha256 for file in report.files} == {
+                name: digest for name, digest in files.items() if name.endswith(".safetensors")
+            }
+        seen.add((json.dumps(files), msgspec.json.encode((report.tensors, report.kept, report.cosine))))
+    assert len(seen) == 1

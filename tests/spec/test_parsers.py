@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -321,19 +322,97 @@ def test_unsorted_and_folded_files_are_refused():
     refused("rejected", Manifest, "adapter", ())
 
 
-RECIPES = st.builds(
-    recipe.Recipe,
-    operation=st.just("merge"),
-    operation_version=st.integers(1, 5),
-    base=DIGESTS.map(str),
-    inputs=st.lists(
-        st.builds(recipe.RecipeInput, digest=DIGESTS.map(str), weight=st.floats(allow_nan=False, allow_infinity=False)),
-        max_size=3,
-    ).map(tuple),
-    target=st.just("acme/model"),
-    dtype=st.one_of(st.none(), st.sampled_from(recipe.OUTPUT_DTYPES)),
-    seed=st.integers(0, 1 << 60),
+def recipes(kind, **fields):
+    return st.builds(
+        kind, operation_version=st.integers(1, 5), base=DIGESTS.map(str), target=st.just("acme/model"), **fields
+    )
+
+
+def optional(strategy):
+    return st.one_of(st.none(), strategy)
+
+
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+INPUTS = st.lists(st.builds(recipe.RecipeInput, digest=DIGESTS.map(str), weight=FINITE), max_size=3).map(tuple)
+DTYPES = st.sampled_from(recipe.OUTPUT_DTYPES)
+SEEDS = st.integers(0, 1 << 60)
+RANKS = st.integers(1, 4096)
+RECIPES = st.one_of(
+    recipes(
+        recipe.MergeRecipe,
+        inputs=INPUTS,
+        dtype=optional(DTYPES),
+        seed=SEEDS,
+        allow_loss=st.booleans(),
+        onto=st.sampled_from(["fp", "nf4"]),
+        rounding=st.sampled_from(["nearest", "stochastic"]),
+    ),
+    recipes(
+        recipe.ComposeRecipe,
+        inputs=INPUTS,
+        method=st.sampled_from(["svd", "ties"]),
+        parameters=st.dictionaries(
+            st.text("abc", min_size=1), optional(st.one_of(st.booleans(), RANKS, FINITE, st.text("ab")))
+        ),
+        seed=SEEDS,
+        dtype=optional(DTYPES),
+    ),
+    recipes(
+        recipe.ExtractRecipe,
+        tuned=DIGESTS.map(str),
+        base_name=st.just("acme/base"),
+        rank=optional(RANKS),
+        keep_energy=optional(FINITE),
+        max_rank=optional(RANKS),
+        targets=optional(st.one_of(st.text("ab."), st.lists(st.text("ab.")).map(tuple))),
+        save_changed=st.booleans(),
+        seed=SEEDS,
+        dtype=DTYPES,
+    ),
+    recipes(
+        recipe.ResizeRecipe,
+        adapter=DIGESTS.map(str),
+        rank=optional(RANKS),
+        keep_energy=optional(FINITE),
+        dtype=optional(DTYPES),
+    ),
+    recipes(recipe.ConvertRecipe, adapter=DIGESTS.map(str), uniform_rank=st.booleans(), dtype=optional(DTYPES)),
 )
+
+
+# Written by the first release: recipes of merges that people have keep their digest, and with it their job and result.
+MERGE_BYTES = (
+    b'{"allow_loss":false,"base":"sha256:'
+    + b"a" * 64
+    + b'","dtype":null,"inputs":[{"digest":"sha256:'
+    + b"b" * 64
+    + b'",'
+    b'"weight":0.5}],"operation":"merge","operation_version":1,"seed":0,"target":"a/b"}'
+)
+MERGE_DIGEST = "sha256:d9db0fc803c0f2da2475ead356804f5773bf9c0e6a8e6ccb52220abe8eaec9ad"
+
+
+def test_merges_of_before_keep_their_digest():
+    made = recipe.MergeRecipe(
+        operation_version=1,
+        base="sha256:" + "a" * 64,
+        inputs=(recipe.RecipeInput("sha256:" + "b" * 64, 0.5),),
+        target="a/b",
+    )
+    assert made.to_bytes() == MERGE_BYTES
+    assert str(made.digest) == MERGE_DIGEST
+    assert recipe.parse_recipe(MERGE_BYTES) == made
+    assert (made.onto, made.rounding) == ("fp", "nearest")
+    digests = {made.digest}
+    for change in ({"onto": "nf4"}, {"rounding": "stochastic"}, {"rounding": "stochastic", "seed": 1}):
+        digests.add(msgspec.structs.replace(made, **change).digest)
+    assert len(digests) == 4
+
+
+def test_a_recipe_of_one_operation_is_none_of_another():
+    for operation in recipe.OPERATIONS[1:]:
+        refused("invalid-request", recipe.parse_recipe, MERGE_BYTES.replace(b"merge", operation.encode()))
+    refused("invalid-request", recipe.parse_recipe, MERGE_BYTES.replace(b"merge", b"melt"))
 
 
 @given(RECIPES)

@@ -11,7 +11,7 @@ from lora_reg.progress import SILENT, Progress
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
-    from lora_reg.spec.wire import JobProgress
+    from lora_reg.spec.wire.jobs import JobProgress
 
 
 def on_terminal(*, quiet: bool) -> Progress:
@@ -27,7 +27,14 @@ class Bar:
 
     def begin(self, what: str, total: int | None, *, unit: str = "B") -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, ProgressColumn, TextColumn, TransferSpeedColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            ProgressColumn,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
         from rich.progress import Progress as RichProgress
 
         self.end()
@@ -35,7 +42,7 @@ class Bar:
             return
         columns: list[ProgressColumn] = [TextColumn("{task.description}", markup=False), BarColumn()]
         if total is not None and unit == "B":
-            columns += [DownloadColumn(), TransferSpeedColumn()]
+            columns += [DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()]
         elif total is not None:
             columns.append(TextColumn("{task.completed:g} of {task.total:g} " + clean(unit)))
         bar = RichProgress(*columns, console=Console(stderr=True), transient=True)
@@ -68,7 +75,8 @@ class JobTeller:
     def __call__(self, item: JobProgress) -> None:
         if (item.step, item.total) != self._step:
             self._step, self._done = (item.step, item.total), 0
-            self._progress.begin(item.step, item.total, unit=item.unit or "steps")
+            unit = "B" if item.unit == "bytes" else item.unit or "steps"
+            self._progress.begin(item.step, item.total, unit=unit)
         self._progress.advance(item.done - self._done)
         self._done = item.done
         if item.message:

@@ -9,7 +9,7 @@ import click
 
 from lora_reg.cli import views
 from lora_reg.cli.state import Command, State, pass_state
-from lora_reg.spec.wire import Lineage
+from lora_reg.spec.wire.catalog import Lineage
 
 MAX_LINES = 2000
 Edges = dict[str, list[tuple[str, str]]]

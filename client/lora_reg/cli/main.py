@@ -35,6 +35,9 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "yank": (f"{_HERE}.versions:yank", "Warn everybody off a version, without removing it."),
     "unyank": (f"{_HERE}.versions:unyank", "Take a yank back."),
     "merge": (f"{_HERE}.merge:merge", "Merge adapters into their base, by a job or on this machine."),
+    "compose": (f"{_HERE}.compose:compose", "Compose adapters of one base into one adapter."),
+    "extract": (f"{_HERE}.extract:extract", "Make an adapter of the difference between a fine-tune and its base."),
+    "resize": (f"{_HERE}.resize:resize", "Bring an adapter to another rank, or make it plain LoRA."),
     "job": (f"{_HERE}.jobs:job", "Jobs: list, show, logs, cancel, retry, wait."),
 }
 

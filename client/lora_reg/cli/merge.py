@@ -2,148 +2,116 @@
 
 from __future__ import annotations
 
-import math
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from lora_reg.cli.derive import (
+    Counted,
+    Where,
+    by_job,
+    kernels,
+    need_folders,
+    refuse,
+    weighted,
+    weighted_folders,
+    where_options,
+)
+from lora_reg.cli.merge_plan import tell_plan
 from lora_reg.cli.state import Command, State, pass_state
 from lora_reg.cli.text import plural
-from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.recipe import MERGED_DTYPES
 
 if TYPE_CHECKING:
-    from lora_reg.progress import Progress
-    from lora_reg.spec.wire import JobView
-
-_DTYPES = click.Choice(["bfloat16", "float16", "float32"])
+    from lora_reg.client import Client
+    from lora_reg.spec.wire.jobs import JobView
 
 
 @click.command(cls=Command)
 @click.argument("adapters", nargs=-1, required=True, metavar="REF[=W]...")
-@click.option("--to", metavar="REF", help="The repository that the merged model becomes a version of.")
 @click.option("--base", metavar="REF", help="The base to merge into; without it, the one that the first adapter pins.")
-@click.option("--dtype", type=_DTYPES, help="Of every touched tensor; without it, each keeps its own.")
-@click.option("--tag", "tags", multiple=True, metavar="T", help="A tag to set on the result; may be repeated.")
-@click.option("--message", "-m", default="", help="A word on the result.")
-@click.option("--allow-loss", is_flag=True, help="Take a result whose rounding loses much of the adapters.")
-@click.option("--detach", is_flag=True, help="Do not wait; print the job's id.")
 @click.option(
-    "--timeout",
-    type=click.FloatRange(0),
-    metavar="SECONDS",
-    help="Stop waiting after so long, with exit status 8; the job goes on.",
+    "--dtype", type=click.Choice(MERGED_DTYPES), help="Of every touched tensor; without it, each keeps its own."
 )
-@click.option("--local", is_flag=True, help="Merge folders on this machine: --base-dir DIR ADAPTER_DIR[=W]... -o DIR.")
+@click.option("--onto", type=click.Choice(["fp", "nf4"]), help="The base as it is, or what NF4 makes of it (QLoRA).")
+@click.option("--rounding", type=click.Choice(["nearest", "stochastic"]), help="To the output's type.")
+@click.option("--seed", type=click.IntRange(0), help="Of stochastic rounding.")
+@click.option("--allow-loss", is_flag=True, help="Take a result whose rounding loses much of the adapters.")
 @click.option("--base-dir", metavar="DIR", help="With --local: the folder of the base.")
-@click.option("--output", "-o", metavar="DIR", help="With --local: the folder to write.")
+@click.option("--threads", type=click.IntRange(1), metavar="N", help="With --local; without it, one per processor.")
+@click.option("--digests", is_flag=True, help="With --local: hash the weight files on their way.")
+@click.option("--dry-run", is_flag=True, help="With --local: show what would be done, and do nothing.")
+@where_options
 @pass_state
 def merge(
     state: State,
+    where: Where,
     adapters: tuple[str, ...],
-    to: str | None,
     base: str | None,
     dtype: str | None,
-    tags: tuple[str, ...],
-    message: str,
+    onto: str | None,
+    rounding: str | None,
+    seed: int | None,
     allow_loss: bool,
-    detach: bool,
-    timeout: float | None,
-    local: bool,
     base_dir: str | None,
-    output: str | None,
+    threads: int | None,
+    digests: bool,
+    dry_run: bool,
 ) -> None:
     """Merge adapters into their base, by a job or on this machine.
 
     W is the adapter's weight in the sum, 1 where it is not given. The same merge asked for again is the same job and
-    the same result.
+    the same result. On this machine: --local --base-dir DIR ADAPTER_DIR[=W]... -o DIR.
     """
-    if local:
-        _refuse(
-            {"--to": to, "--base": base, "--tag": tags, "--detach": detach, "--timeout": timeout, "--message": message},
-            "--local",
-        )
-        if base_dir is None or output is None:
-            raise click.UsageError("--local needs --base-dir DIR and -o DIR.")
-        _merge_here(state, Path(base_dir), adapters, Path(output), dtype, allow_loss)
+    here = {"--base-dir": base_dir, "--threads": threads, "--digests": digests, "--dry-run": dry_run}
+    if not where.local:
+        where.here()
+        refuse(here, "a merge by a job")
+        options = {"dtype": dtype, "allow_loss": allow_loss, "onto": onto, "rounding": rounding, "seed": seed}
+        _merge_by_job(state, where, adapters, base, options)
         return
-    _refuse({"--base-dir": base_dir, "--output": output}, "a merge by a job")
-    if to is None:
-        raise click.UsageError("--to REF says where the merged model goes.")
-    _merge_by_job(state, adapters, to, base, dtype, tags, message, allow_loss, detach, timeout)
+    refuse({"--base": base}, "--local")
+    if base_dir is None:
+        raise click.UsageError("--local needs --base-dir DIR, the folder of the base.")
+    given = {"dtype": dtype, "onto": onto, "rounding": rounding, "seed": seed}
+    numbers = {name: value for name, value in given.items() if value is not None}
+    if dry_run:
+        tell_plan(state, Path(base_dir), weighted_folders(adapters), numbers)
+        return
+    output = where.here()
+    assert output is not None
+    options = {**numbers, "digests": digests, "threads": threads, **({"min_kept": None} if allow_loss else {})}
+    _merge_here(state, Path(base_dir), adapters, output, options)
 
 
 def _merge_by_job(
-    state: State,
-    adapters: tuple[str, ...],
-    to: str,
-    base: str | None,
-    dtype: Any,
-    tags: tuple[str, ...],
-    message: str,
-    allow_loss: bool,
-    detach: bool,
-    timeout: float | None,
+    state: State, where: Where, adapters: tuple[str, ...], base: str | None, options: dict[str, Any]
 ) -> None:
-    from lora_reg.cli.jobs import tell, watch
-    from lora_reg.jobs import require_done
-    from lora_reg.spec.wire import MergeInput, MergeRequest
+    from lora_reg.spec.wire.operations import MergeRequest, WeightedAdapter
 
-    client = state.client()
-    target = client.parse(to)
-    if target.is_pinned:
-        raise click.UsageError(f"--to {to}: the version's number is given by the server; name the repository alone.")
-    weighted = [_weighted(text) for text in adapters]
-    job = client.merge(
-        MergeRequest(
-            adapters=[MergeInput(adapter=str(client.parse(text)), weight=weight) for text, weight in weighted],
-            to=target.repository,
-            base=None if base is None else str(client.parse(base)),
-            dtype=dtype,
-            tags=list(dict.fromkeys((*tags, *((target.tag,) if target.tag else ())))),
-            message=message,
-            allow_loss=allow_loss,
-        )
-    )
-    if detach:
-        tell(state, job)
-        state.output().next(f"lora-reg job wait {job.id}")
-        return
-    state.output().note(f"job {job.id}")
-    _tell_result(state, require_done(job if job.state == "done" else watch(state, client, job.id, timeout=timeout)))
+    chosen = [weighted(text) for text in adapters]
 
-
-def _tell_result(state: State, job: JobView) -> None:
-    from lora_reg.cli import views
-
-    output = state.output()
-    output.result(
-        "lora-reg/merge/1",
-        {"job": job, "version": job.result},
-        human=[views.label(job.result) if job.result else f"{job.id}  {job.state}"],
-        quiet=[views.name_of(job.result) if job.result else job.id],
-    )
-    if job.result:
-        output.next(f"lora-reg pull {views.name_of(job.result)} -o DIR")
-
-
-def _merge_here(
-    state: State, base_dir: Path, adapters: tuple[str, ...], output: Path, dtype: str | None, allow_loss: bool
-) -> None:
-    weighted = [(Path(text), weight) for text, weight in (_weighted(text, folders=True) for text in adapters)]
-    for folder in (base_dir, *(folder for folder, _ in weighted)):
-        if not folder.is_dir():
-            raise RegistryError(
-                "usage",
-                f"There is no folder {str(folder)!r}.",
-                way_out="Name folders; references are merged without --local.",
+    def submit(client: Client, target: dict[str, Any]) -> JobView:
+        return client.merge(
+            MergeRequest(
+                adapters=[WeightedAdapter(adapter=str(client.parse(text)), weight=weight) for text, weight in chosen],
+                base=None if base is None else str(client.parse(base)),
+                **{name: value for name, value in options.items() if value is not None},
+                **target,
             )
-    merging = _kernels()
+        )
+
+    by_job(state, where, submit, schema="lora-reg/merge/1")
+
+
+def _merge_here(state: State, base_dir: Path, adapters: tuple[str, ...], output: Path, options: dict[str, Any]) -> None:
+    folders = weighted_folders(adapters)
+    need_folders(base_dir)
+    merging = kernels("merging", "Merging")
     progress = state.progress()
-    options: dict[str, Any] = {"min_kept": None} if allow_loss else {}
     try:
-        report = merging.merge_folder(base_dir, weighted, output, dtype=dtype, progress=_Written(progress), **options)
+        report = merging.merge_folder(base_dir, folders, output, progress=Counted(progress, "Merging"), **options)
     finally:
         progress.end()
     kept = "" if report.kept is None else f"; {report.kept:.1%} of the update kept, cosine {report.cosine or 0:.4f}"
@@ -153,55 +121,3 @@ def _merge_here(
         human=[f"{output}  {plural(len(report.files), 'file')}, {plural(len(report.tensors), 'tensor')} touched{kept}"],
         quiet=[str(output)],
     )
-
-
-class _Written:
-    """Bytes written so far, told by several threads, as steps of a bar."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._lock = threading.Lock()
-        self._done: int | None = None
-
-    def __call__(self, done: int, total: int) -> None:
-        with self._lock:
-            if self._done is None:
-                self._done = 0
-                self._progress.begin("Merging", total)
-            if done > self._done:
-                self._progress.advance(done - self._done)
-                self._done = done
-
-
-def _kernels() -> Any:
-    # By name: the client does not depend on the kernels, and is installed without them.
-    from importlib import import_module
-
-    try:
-        return import_module("lora_kernels.merging")
-    except ImportError as error:
-        raise RegistryError(
-            "usage",
-            f"Merging on this machine needs {error.name or 'a package'}, which is not installed.",
-            way_out="Install it with `pip install 'lora-reg[worker]'`.",
-        ) from error
-
-
-def _refuse(given: dict[str, Any], what: str) -> None:
-    for option, value in given.items():
-        if value:
-            raise click.UsageError(f"{option} does not go with {what}.")
-
-
-def _weighted(text: str, *, folders: bool = False) -> tuple[str, float]:
-    """Split `REF=W`. A folder may have '=' in its name: what exists as it stands is taken whole."""
-    name, equals, weight = text.rpartition("=")
-    if not equals or (folders and Path(text).is_dir()):
-        return text, 1.0
-    try:
-        value = float(weight)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value) or not name:
-        raise click.BadParameter(f"{text!r}: the weight must be a finite number.", param_hint="REF[=W]")
-    return name, value

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lora_reg.cli.text import fields, plural, short, size, table, when
-from lora_reg.spec.wire import JobView, ReportView, RepositoryView, TagEvent, TagView, VersionRef, VersionView
+from lora_reg.spec.wire.catalog import RepositoryView, VersionRef, VersionView
+from lora_reg.spec.wire.jobs import JobView, ReportView
+from lora_reg.spec.wire.tags import TagEvent, TagView
 
 _FACTS = {"base": "base as configured"}
 

@@ -20,7 +20,8 @@ from lora_reg.spec.findings import Finding, refuse
 from lora_reg.spec.fingerprint import build_fingerprint, check_base_files
 from lora_reg.spec.manifest import Kind
 from lora_reg.spec.reference import Reference
-from lora_reg.spec.wire import CommitRequest, CommitResult, FileSpec, UploadRequest, VersionView
+from lora_reg.spec.wire.catalog import CommitRequest, CommitResult, VersionView
+from lora_reg.spec.wire.uploads import FileSpec, UploadRequest
 from lora_reg.transfer.scan import LocalFile, Scan, scan_folder
 from lora_reg.transfer.upload import send_blobs
 

@@ -10,7 +10,7 @@ from typing import Final
 from lora_reg.client import Client
 from lora_reg.progress import Progress
 from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.wire import UploadSession, UploadTarget
+from lora_reg.spec.wire.uploads import UploadSession, UploadTarget
 from lora_reg.transfer.scan import LocalFile
 
 PARALLEL: Final = 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lora_kernels.merging.plan import OUTPUT_DTYPES
+from lora_kernels.merging.precision import OUTPUT_DTYPES
 from lora_reg.spec.adapter.config import MAX_RANK
 from lora_reg.spec.errors import RegistryError
 

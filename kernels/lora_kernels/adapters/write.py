@@ -17,7 +17,8 @@ import numpy as np
 from lora_kernels.adapters.low_rank import SUFFIXES, LowRankModule
 from lora_kernels.merging.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lora_kernels.merging.numerics import F32, encode, storage
-from lora_kernels.merging.sink import Chunk, FolderSink, Hashing, no_space, staged_folder
+from lora_kernels.merging.sink import Chunk, FolderSink, Hashing, no_space
+from lora_kernels.merging.staging import staged_folder
 from lora_kernels.merging.stats import FileRecord
 from lora_reg.spec.adapter.config import AdapterConfig
 from lora_reg.spec.adapter.names import PREFIX

@@ -6,19 +6,19 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from lora_kernels.merging.delta import AdapterInput
 from lora_kernels.merging.match.tied import untied_config
 from lora_kernels.merging.plan import MergePlan, plan_merge
-from lora_kernels.merging.sink import Chunk, FolderSink, Hashing, staged_folder
 from lora_kernels.merging.sources import FolderSource
-from lora_kernels.merging.stats import MIN_KEPT, FileRecord, MergeReport, TensorStats, check_kept, merge_report
+from lora_kernels.merging.staging import Staging, identity_of, resumable_folder
+from lora_kernels.merging.stats import MIN_KEPT, MergeReport, check_kept, merge_report
+from lora_kernels.quantized.groups import read_quantized
 from lora_reg.spec import canonical
 from lora_reg.spec.adapter.config import parse_config
 from lora_reg.spec.base import BaseFingerprint
@@ -33,8 +33,6 @@ MAX_JSON: Final = 64 * 1024 * 1024
 _CARRIED_SUFFIXES: Final = frozenset({".json", ".jinja", ".txt", ".model", ".tiktoken"})
 _CARRIED_STEMS: Final = ("LICENSE", "LICENCE", "NOTICE")
 
-_T = TypeVar("_T")
-
 Progress = Callable[[int, int], None]
 
 
@@ -44,29 +42,58 @@ def merge_folder(
     out_dir: str | os.PathLike[str],
     *,
     dtype: str | None = None,
+    onto: str = "fp",
+    rounding: str = "nearest",
+    seed: int = 0,
     min_kept: float | None = MIN_KEPT,
+    digests: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> MergeReport:
     """Merge adapter folders, each with its weight, into a copy of a base model's folder.
 
-    The result has the base's files and index; it appears under `out_dir` whole or not at all. dtype: see `plan_merge`.
-    min_kept: see `check_kept`. threads: files done at a time, None for one per processor; the bytes do not depend
-    on it. progress: called with bytes written and bytes in all, from several threads. Raises RegistryError as
-    `plan_merge`, `stream_shard`, `check_kept` and `staged_folder` do, and `not-found` for files that are missing.
+    The result has the base's files and index; it appears under `out_dir` whole or not at all. dtype, onto, rounding,
+    seed: see `plan_merge`. min_kept: see `check_kept`. digests: hash the weight files on their way, which takes longer
+    than all the rest. threads: None for one per processor; the bytes do not depend on it. progress: called with bytes
+    written and bytes in all, from several threads. Raises RegistryError as `read_quantized`, `plan_merge`,
+    `stream_shard`, `check_kept` and `resumable_folder` do, and `not-found` for files that are missing. Interrupted, or
+    out of space, the same call goes on behind the files that were finished.
     """
-    base, index = read_base(base_dir)
-    inputs = [read_adapter(folder, weight) for folder, weight in adapters]
-    plan = plan_merge(base, inputs, dtype)
-    with staged_folder(Path(out_dir), needed=plan.size) as staging:
-        stats, files = _write_shards(
-            plan, base_dir, [folder for folder, _ in adapters], FolderSink(staging), threads=threads, progress=progress
-        )
+    plan, index = _plan(base_dir, adapters, dtype=dtype, onto=onto, rounding=rounding, seed=seed)
+    folders = [folder for folder, _ in adapters]
+    identity = identity_of([plan, digests], [base_dir, *folders])
+    with resumable_folder(Path(out_dir), needed=plan.size, identity=identity) as staging:
+        _write_shards(plan, base_dir, folders, staging, digests=digests, threads=threads, progress=progress)
+        stats = [tensor for done in staging.finished.values() for tensor in done.tensors]
+        files = [done.file for done in staging.finished.values()]
         check_kept(stats, min_kept=min_kept)
         if index is not None:
-            _write_json(staging / INDEX, merged_index(index, plan))
-        _carry(Path(base_dir), staging, plan)
+            _write_json(staging.folder / INDEX, merged_index(index, plan))
+        _carry(Path(base_dir), staging.folder, plan)
     return merge_report(stats, files=files, ignored=[name for adapter in plan.adapters for name in adapter.ignored])
+
+
+def plan_folder(
+    base_dir: str | os.PathLike[str],
+    adapters: Sequence[tuple[str | os.PathLike[str], float]],
+    *,
+    dtype: str | None = None,
+    onto: str = "fp",
+    rounding: str = "nearest",
+    seed: int = 0,
+) -> MergePlan:
+    """What `merge_folder` would do, from the headers of its inputs alone."""
+    return _plan(base_dir, adapters, dtype=dtype, onto=onto, rounding=rounding, seed=seed)[0]
+
+
+def _plan(
+    base_dir: str | os.PathLike[str], adapters: Sequence[tuple[str | os.PathLike[str], float]], **options: Any
+) -> tuple[MergePlan, dict[str, Any] | None]:
+    base, index = read_base(base_dir)
+    inputs = [read_adapter(folder, weight) for folder, weight in adapters]
+    with FolderSource(base_dir) as source:
+        quantized = read_quantized(base, partial(_range, source))
+    return plan_merge(base, inputs, quantized=quantized, **options), index
 
 
 def read_base(folder: str | os.PathLike[str]) -> tuple[BaseFingerprint, dict[str, Any] | None]:
@@ -95,15 +122,20 @@ def merged_index(index: dict[str, Any], plan: MergePlan) -> dict[str, Any]:
     tensors = [(tensor, shard.file) for shard in plan.shards for tensor in shard.tensors]
     metadata = dict(index.get("metadata") or {})
     metadata["total_size"] = sum(tensor.end - tensor.start for tensor, _ in tensors)
-    return {"metadata": metadata, "weight_map": {tensor.name: file for tensor, file in tensors}}
+    weight_map = {name: file for tensor, file in tensors for name, _, _ in tensor.entries}
+    return {"metadata": metadata, "weight_map": weight_map}
 
 
 def merged_config(config: dict[str, Any], plan: MergePlan) -> dict[str, Any]:
-    """The base's config.json, naming the output dtype where one was asked for, and an output layer that is no longer
-    tied. The very same object where nothing is changed."""
+    """The base's config.json, naming the output dtype where one was asked for, how the result is quantized where that
+    is not the base's way, and an output layer that is no longer tied. The very same object where nothing is changed."""
     if plan.untied is not None:
         config = untied_config(config)
-    if plan.dtype is None:
+    if plan.quantization != "keep":
+        config = {key: value for key, value in config.items() if key != "quantization_config"}
+        if plan.quantization is not None:
+            config["quantization_config"] = plan.quantization
+    if plan.dtype is None or plan.dtype == "nf4":
         return config
     key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
     return {**config, key: plan.dtype}
@@ -113,46 +145,29 @@ def _write_shards(
     plan: MergePlan,
     base_dir: str | os.PathLike[str],
     adapter_dirs: Sequence[str | os.PathLike[str]],
-    sink: FolderSink,
+    staging: Staging,
     *,
+    digests: bool,
     threads: int | None,
     progress: Progress | None,
-) -> tuple[list[TensorStats], list[FileRecord]]:
-    from lora_kernels.merging.stream import stream_shard
+) -> None:
+    from lora_kernels.merging.execute import execute, execute_hashing
 
-    written = {shard.file: 0 for shard in plan.shards}
-    stop = threading.Event()
+    lock, written = threading.Lock(), sum(done.file.size for done in staging.finished.values())
 
-    def counted(file: str, chunks: Iterator[memoryview]) -> Iterator[Chunk]:
-        for chunk in chunks:
-            if stop.is_set():
-                raise InterruptedError("another file of the merge failed")
-            yield chunk
-            written[file] += len(chunk)
+    def count(size: int) -> None:
+        nonlocal written
+        with lock:
+            written += size
             if progress is not None:
-                progress(sum(written.values()), plan.size)
-
-    def write(file: str, size: int) -> tuple[list[TensorStats], FileRecord]:
-        stats: list[TensorStats] = []
-        stream = stream_shard(plan, file, base=base, adapters=adapters, on_tensor=stats.append)
-        chunks = Hashing(counted(file, stream))
-        sink.write(file, size, chunks)
-        return stats, FileRecord(file, size, chunks.hexdigest)
+                progress(written, plan.size)
 
     with ExitStack() as stack:
         base = stack.enter_context(FolderSource(base_dir))
         adapters = [stack.enter_context(FolderSource(folder)) for folder in adapter_dirs]
-        pool = stack.enter_context(ThreadPoolExecutor(min(threads or os.cpu_count() or 1, len(plan.shards))))
-        stack.callback(stop.set)  # runs before the pool waits for its threads
-        futures = [pool.submit(write, shard.file, shard.size) for shard in plan.shards]
-        results = [future.result() for future in _failed_first(futures)]
-    return [tensor for stats, _ in results for tensor in stats], [record for _, record in results]
-
-
-def _failed_first(futures: Sequence[Future[_T]]) -> list[Future[_T]]:
-    """Wait for all, or for the first failure, which then comes first."""
-    done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-    return sorted(futures, key=lambda future: not (future in done and future.exception() is not None))
+        (execute_hashing if digests else execute)(
+            plan, staging, base=base, adapters=adapters, threads=threads, count=count
+        )
 
 
 def _header(source: FolderSource, file: str) -> Header:

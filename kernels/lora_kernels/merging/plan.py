@@ -6,22 +6,23 @@ added to it, as which type it is stored. It prints as JSON (`msgspec.to_builtins
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
 from lora_kernels.merging.delta import AdapterInput, Delta
 from lora_kernels.merging.match import match_adapter
 from lora_kernels.merging.match.tied import Tie, tie_of
+from lora_kernels.merging.precision import Precision
+from lora_kernels.quantized.groups import logical_base
+from lora_kernels.quantized.layout import Entry, Nf4Form, Quantized, entries_size, nf4_entries
 from lora_reg.spec.base import BaseFingerprint, BaseTensor
 from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.modules import modules_of
-from lora_reg.spec.tensors import DTYPE_BYTES, FLOAT_DTYPES, write_header
+from lora_reg.spec.tensors import write_header
 
 OPERATION_VERSION: Final = 1
-OUTPUT_DTYPES: Final[dict[str, str]] = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 # transformers refuses a file whose metadata does not name the framework.
 METADATA: Final = {"format": "pt"}
 
@@ -30,6 +31,9 @@ class TensorPlan(msgspec.Struct, frozen=True):
     """A tensor of the result. source_*: its bytes in a file of the base; start / end: its bytes in the result's file.
 
     columns: width of the tensor seen as a matrix where it is not the product of all dimensions but the first.
+    quantized: how the base stores it, where not as `source_dtype`, which dequantizing it gives. through_nf4: what is
+    added to is not the weight itself, but what NF4 leaves of it. seed: of stochastic rounding, None for the nearest.
+    form: of a tensor that is written quantized, the result's `dtype` being NF4 then.
     """
 
     name: str
@@ -43,11 +47,21 @@ class TensorPlan(msgspec.Struct, frozen=True):
     end: int
     deltas: tuple[Delta, ...] = ()
     columns: int | None = None
+    quantized: Quantized | None = None
+    through_nf4: bool = False
+    seed: int | None = None
+    form: Nf4Form | None = None
 
     @property
     def copied(self) -> bool:
         """Goes over byte by byte."""
-        return not self.deltas and self.dtype == self.source_dtype
+        plain = self.quantized is None and not self.through_nf4
+        return plain and not self.deltas and self.dtype == self.source_dtype
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The tensors of the result's file that hold it: one, or several that follow each other."""
+        return _entries(self.name, self.shape, self.dtype, self.form)
 
 
 class CopiedRun(NamedTuple):
@@ -79,12 +93,17 @@ class AdapterPlan(msgspec.Struct, frozen=True):
 
 class MergePlan(msgspec.Struct, frozen=True):
     """All of a merge. dtype: as asked for, None where every tensor keeps its own. untied: the output layer's weight,
-    where the base shares it with the embedding and the result does not."""
+    where the base shares it with the embedding and the result does not. onto, rounding, seed: see `plan_merge`.
+    quantization: the result's `quantization_config`, None for none, "keep" for what the base's config says."""
 
     shards: tuple[ShardPlan, ...]
     adapters: tuple[AdapterPlan, ...]
     dtype: str | None
     untied: str | None = None
+    onto: str = "fp"
+    rounding: str = "nearest"
+    seed: int = 0
+    quantization: dict[str, Any] | Literal["keep"] | None = "keep"
     operation_version: int = OPERATION_VERSION
 
     def shard(self, file: str) -> ShardPlan:
@@ -100,21 +119,34 @@ class MergePlan(msgspec.Struct, frozen=True):
         return sum(shard.size for shard in self.shards)
 
 
-def plan_merge(base: BaseFingerprint, adapters: Sequence[AdapterInput], dtype: str | None = None) -> MergePlan:
+def plan_merge(
+    base: BaseFingerprint,
+    adapters: Sequence[AdapterInput],
+    dtype: str | None = None,
+    *,
+    quantized: Mapping[str, Quantized] | None = None,
+    onto: str = "fp",
+    rounding: str = "nearest",
+    seed: int = 0,
+) -> MergePlan:
     """Plan the merge of `adapters`, in this order, into `base`.
 
     dtype: `bfloat16`, `float16` or `float32`, for every touched tensor and every other one of the checkpoint's main
     type (the floating-point type with the most bytes: tensors kept apart on purpose, such as a float32 router in a
-    bfloat16 model, stay as they are); None to keep each tensor's own type.
+    bfloat16 model, stay as they are); None to keep each tensor's own type. `nf4` for linear layers quantized as
+    bitsandbytes does, all others keeping their own type. quantized: of a base that holds quantized weights, those that
+    `read_quantized` finds; they become of the type that they had before, unless the dtype says otherwise.
+    onto: `fp` to add to the base's weights as they are, `nf4` to add to what NF4 leaves of them, in all linear layers.
+    rounding: `nearest`, or `stochastic` for touched tensors written as bfloat16 or NF4, its random numbers by `seed`.
 
     Nothing is skipped silently. Raises RegistryError `unsupported` for what cannot be merged, naming type and module,
-    and `rejected` for tensors that do not fit the base or lack their other half.
+    `rejected` for tensors that do not fit the base or lack their other half, and `invalid-request` for options that are
+    unknown or do not go together.
     """
-    if dtype is not None and dtype not in OUTPUT_DTYPES:
-        raise RegistryError(
-            "invalid-request", f"The output dtype is {dtype!r}; expected one of {', '.join(OUTPUT_DTYPES)}."
-        )
+    quantized = quantized or {}
+    raw, base = base, logical_base(base, quantized)
     modules = modules_of(base)
+    precision = Precision.of(base, modules, quantized, dtype=dtype, onto=onto, rounding=rounding)
     tie = tie_of(base, modules)
     deltas: dict[str, list[Delta]] = {}
     plans = []
@@ -125,19 +157,32 @@ def plan_merge(base: BaseFingerprint, adapters: Sequence[AdapterInput], dtype: s
         plans.append(AdapterPlan(adapter.file, adapter.config.peft_type, adapter.weight, matched.ignored))
     head = _untied(deltas, tie)
     _refuse_conflicts(deltas)
-    output = OUTPUT_DTYPES[dtype] if dtype is not None else None
-    main = _main_dtype(base.tensors)
+    precision.check(deltas, base)
+    quantization = precision.quantization()
+    precision, stored = precision.settle(raw, base, deltas)
     files: dict[str, list[BaseTensor]] = {}
-    for tensor in (*base.tensors, *([head] if head is not None and tie is not None and not tie.stored else [])):
+    untied = [head] if head is not None and tie is not None and not tie.stored else []
+    for tensor in (*stored, *untied):
         files.setdefault(tensor.file, []).append(tensor)
-    shards = [_shard(file, tensors, deltas=deltas, output=output, main=main) for file, tensors in sorted(files.items())]
-    untied = head.name if head is not None else None
-    return MergePlan(shards=tuple(shards), adapters=tuple(plans), dtype=dtype, untied=untied)
+    drawn = seed if rounding == "stochastic" else None
+    shards = [
+        _shard(file, tensors, deltas=deltas, precision=precision, seed=drawn) for file, tensors in sorted(files.items())
+    ]
+    return MergePlan(
+        shards=tuple(shards),
+        adapters=tuple(plans),
+        dtype=dtype,
+        untied=head.name if head is not None else None,
+        onto=onto,
+        rounding=rounding,
+        seed=seed,
+        quantization=quantization,
+    )
 
 
 def shard_header(shard: ShardPlan) -> bytes:
     """The canonical safetensors header of a file of the result, with its eight length bytes."""
-    return write_header([(tensor.name, tensor.dtype, tensor.shape) for tensor in shard.tensors], METADATA)
+    return write_header([entry for tensor in shard.tensors for entry in tensor.entries], METADATA)
 
 
 def shard_size(plan: MergePlan, file: str) -> int:
@@ -168,18 +213,13 @@ def _shard(
     tensors: Sequence[BaseTensor],
     *,
     deltas: Mapping[str, Sequence[Delta]],
-    output: str | None,
-    main: str | None,
+    precision: Precision,
+    seed: int | None,
 ) -> ShardPlan:
     ordered = sorted(tensors, key=lambda tensor: (tensor.start, tensor.end, tensor.name))
-    dtypes = [_output_dtype(tensor, touched=tensor.name in deltas, output=output, main=main) for tensor in ordered]
-    header = write_header(
-        [(tensor.name, dtype, tensor.shape) for tensor, dtype in zip(ordered, dtypes, strict=True)], METADATA
-    )
-    position = len(header)
     plans = []
-    for tensor, dtype in zip(ordered, dtypes, strict=True):
-        size = (tensor.end - tensor.start) // DTYPE_BYTES[tensor.dtype] * DTYPE_BYTES[dtype]
+    for tensor in ordered:
+        touched = tuple(deltas.get(tensor.name, ()))
         plans.append(
             TensorPlan(
                 name=tensor.name,
@@ -188,15 +228,28 @@ def _shard(
                 source_dtype=tensor.dtype,
                 source_start=tensor.start,
                 source_end=tensor.end,
-                dtype=dtype,
-                start=position,
-                end=position + size,
-                deltas=tuple(deltas.get(tensor.name, ())),
-                columns=_columns(tensor.name, deltas.get(tensor.name, ())),
+                dtype=precision.dtype(tensor, touched=bool(touched)),
+                start=0,
+                end=0,
+                deltas=touched,
+                columns=_columns(tensor.name, touched),
+                quantized=precision.quantized.get(tensor.name),
+                through_nf4=precision.through_nf4(tensor.name),
+                seed=seed if touched else None,
+                form=precision.form(tensor),
             )
         )
-        position += size
-    return ShardPlan(file=file, size=position, tensors=tuple(plans))
+    header = write_header([entry for plan in plans for entry in plan.entries], METADATA)
+    position, placed = len(header), []
+    for plan in plans:
+        end = position + entries_size(plan.entries)
+        placed.append(msgspec.structs.replace(plan, start=position, end=end))
+        position = end
+    return ShardPlan(file=file, size=position, tensors=tuple(placed))
+
+
+def _entries(name: str, shape: tuple[int, ...], dtype: str, form: Nf4Form | None) -> list[Entry]:
+    return [(name, dtype, shape)] if form is None else nf4_entries(name, shape, form)
 
 
 def _untied(deltas: dict[str, list[Delta]], tie: Tie | None) -> BaseTensor | None:
@@ -221,36 +274,6 @@ def _columns(tensor: str, deltas: Sequence[Delta]) -> int | None:
             tensor=tensor,
         )
     return next(iter(found), None)
-
-
-def _output_dtype(tensor: BaseTensor, *, touched: bool, output: str | None, main: str | None) -> str:
-    dtype = output if output is not None and (touched or tensor.dtype == main) else tensor.dtype
-    if dtype == tensor.dtype and not touched:
-        return dtype
-    if tensor.dtype not in FLOAT_DTYPES:
-        raise RegistryError(
-            "unsupported",
-            f"The base tensor {tensor.name} has the type {tensor.dtype}; a merge adds to floating-point weights only.",
-            way_out="Merge onto the full-precision base.",
-            tensor=tensor.name,
-        )
-    if dtype == "F64" or tensor.dtype == "F64":
-        raise RegistryError(
-            "unsupported",
-            f"The base tensor {tensor.name} has the type F64; a merge computes in float32 and would lose digits.",
-            way_out="Convert the base to float32 first.",
-            tensor=tensor.name,
-        )
-    return dtype
-
-
-def _main_dtype(tensors: Sequence[BaseTensor]) -> str | None:
-    """The floating-point type that holds most bytes; None for a base without any."""
-    counts: Counter[str] = Counter()
-    for tensor in tensors:
-        if tensor.dtype in FLOAT_DTYPES:
-            counts[tensor.dtype] += tensor.end - tensor.start
-    return max(sorted(counts), key=lambda dtype: counts[dtype]) if counts else None
 
 
 def _refuse_conflicts(deltas: Mapping[str, Sequence[Delta]]) -> None:

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import errno
-import fcntl
-import glob
 import hashlib
-import os
-import secrets
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,7 +42,7 @@ class Hashing:
 
 
 class FolderSink:
-    """Files of a folder that is not visible under its final name yet (see `staged_folder`)."""
+    """Files of a folder that is not visible under its final name yet (see `merging.staging`)."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -56,20 +51,36 @@ class FolderSink:
         target = self._folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         written = 0
-        try:
-            with open(target, "xb", buffering=0) as file:
-                for chunk in chunks:
-                    view = memoryview(chunk)
-                    while view:
-                        count = file.write(view)
-                        view = view[count:]
-                        written += count
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise no_space(path, size - written) from error
+        with disk_full(path, size), open(target, "xb", buffering=0) as file:
+            for chunk in chunks:
+                view = memoryview(chunk)
+                while view:
+                    count = file.write(view)
+                    view = view[count:]
+                    written += count
         if written != size:
             raise RegistryError("internal", f"{path} came out with {written} bytes, expected {size}.")
+
+
+@contextmanager
+def disk_full(path: str, size: int) -> Iterator[None]:
+    """Say what a failed write of a file of `size` bytes means. Raises RegistryError `storage-unavailable`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise RegistryError(
+                "storage-unavailable",
+                f"The file system, or a limit on this process, takes no file of {size} bytes, as {path} has.",
+                way_out="Choose a folder on another file system, or raise `ulimit -f`.",
+            ) from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RegistryError(
+                "storage-unavailable",
+                f"The disk became full while {path}, of {size} bytes, was written.",
+                way_out="Free some space, or choose a folder on another disk.",
+            ) from error
+        raise
 
 
 def no_space(path: str, missing: int) -> RegistryError:
@@ -78,49 +89,3 @@ def no_space(path: str, missing: int) -> RegistryError:
         f"The disk is full: {path} needs {missing} more bytes.",
         way_out="Free some space, or choose a folder on another disk.",
     )
-
-
-@contextmanager
-def staged_folder(final: Path, *, needed: int) -> Iterator[Path]:
-    """A folder beside `final` that takes its name when the block ends well and is removed when it does not (by the next
-    attempt where the process was killed).
-
-    needed: bytes that will be written, so that a disk that is too small is found before the work. Raises RegistryError
-    `exists` where `final` is there and not an empty folder, `storage-unavailable` where the disk is too small.
-    """
-    if final.is_symlink() or (final.exists() and not (final.is_dir() and not any(final.iterdir()))):
-        raise RegistryError("exists", f"{final} is there already.", way_out="Choose a folder that does not exist yet.")
-    final.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(final.parent).free
-    if free < needed:
-        raise no_space(str(final), needed - free)
-    _remove_leftovers(final)
-    staging = final.parent / f".{final.name}.{secrets.token_hex(4)}.partial"
-    staging.mkdir()
-    lock = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield staging
-        try:
-            staging.rename(final)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                raise
-            raise RegistryError("exists", f"{final} was made by somebody else meanwhile.") from error
-    finally:
-        os.close(lock)
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _remove_leftovers(final: Path) -> None:
-    """Remove what killed processes left beside `final`: the lock of such a folder went with its process."""
-    for folder in final.parent.glob(f".{glob.escape(final.name)}.*.partial"):
-        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-        finally:
-            os.close(lock)

@@ -50,11 +50,11 @@ class TensorStats(msgspec.Struct, frozen=True):
 
 
 class FileRecord(msgspec.Struct, frozen=True):
-    """A file of the result. sha256: 64 hex digits."""
+    """A file of the result. sha256: 64 hex digits; None where it was not asked for."""
 
     path: str
     size: int
-    sha256: str
+    sha256: str | None
 
 
 class MergeReport(msgspec.Struct, frozen=True):
@@ -110,7 +110,8 @@ def check_kept(tensors: Sequence[TensorStats], *, min_kept: float | None = MIN_K
         f"Only {sums.kept:.0%} of the adapter survived the rounding of the merged weights (kept {sums.kept:.3f}"
         f"{cosine}; at least {min_kept:.0%} is expected): the update is so small beside the weights that most of it is "
         "less than half a step of the output's number format.",
-        way_out="Merge into a finer dtype (float32), serve the adapter unmerged, or allow the loss expressly.",
+        way_out="Merge into a finer dtype (float32, or bfloat16 in place of NF4), round stochastically, serve the "
+        "adapter unmerged, or allow the loss expressly.",
         kept=sums.kept,
         cosine=sums.cosine,
         min_kept=min_kept,

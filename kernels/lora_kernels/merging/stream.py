@@ -10,6 +10,7 @@ from lora_kernels.merging.plan import MergePlan, TensorPlan, copied_runs, shard_
 from lora_kernels.merging.sources import Source
 from lora_kernels.merging.stats import TensorStats
 from lora_kernels.merging.tensor import Buffers, Sums, TensorMerge
+from lora_kernels.merging.units import row_ranges
 from lora_kernels.merging.updates.factors import FactorReader
 
 COPY_BYTES: Final = 1 << 18
@@ -45,8 +46,11 @@ def stream_pieces(
     for run in copied_runs(shard):
         if isinstance(run, TensorPlan):
             merge, sums = TensorMerge(run, base, readers), Sums()
-            for view in on_one_thread(merge.chunks(0, merge.rows, buffers, sums)):
-                yield Piece(view, None)
+            for r0, r1 in row_ranges(run):
+                part = Sums()
+                for view in on_one_thread(merge.chunks(r0, r1, buffers, part)):
+                    yield Piece(view, None)
+                sums.join(part)
             if run.deltas and on_tensor is not None:
                 on_tensor(merge.stats(sums))
             continue

@@ -14,13 +14,16 @@ from typing import Final, NoReturn
 import numpy as np
 
 from lora_kernels.merging.blocks import BLOCK, Block, block_rows, blocks, matrix
-from lora_kernels.merging.numerics import F32, decode, encode, storage
+from lora_kernels.merging.numerics import F32
 from lora_kernels.merging.plan import TensorPlan
 from lora_kernels.merging.sources import Source
 from lora_kernels.merging.stats import TensorStats, UpdateSums
 from lora_kernels.merging.updates import Updates, load_updates
 from lora_kernels.merging.updates.factors import FactorReader
-from lora_kernels.merging.weights import weights_of
+from lora_kernels.merging.updates.low_rank import LowRank, sum_block
+from lora_kernels.merging.weights import open_weights
+from lora_kernels.merging.writers import Nf4, Rounded, Writer
+from lora_kernels.native import AddRound, add_round_bf16
 from lora_reg.spec.errors import RegistryError
 
 _SMALLEST_SUM: Final = 1e-30
@@ -32,6 +35,7 @@ class Buffers:
 
     def __init__(self) -> None:
         self._size = 0
+        self._raw = bytearray()
         self._grow(BLOCK)
 
     def _grow(self, elements: int) -> None:
@@ -40,6 +44,12 @@ class Buffers:
             self.weight, self.change, self.new, self.scratch = (np.empty(elements, np.float32) for _ in range(4))
             self.bits = np.empty(elements, np.uint32)
             self.out = bytearray(elements * 8)
+
+    def raw(self, size: int) -> memoryview:
+        """So many bytes for a block as it is stored."""
+        if len(self._raw) < size:
+            self._raw = bytearray(size)
+        return memoryview(self._raw)[:size]
 
     def of(self, block: Block) -> tuple[F32, F32, F32, F32]:
         """weight, change, new, scratch in the block's shape."""
@@ -87,6 +97,13 @@ class Sums:
         self.max_delta = max(self.max_delta, largest)
         return True
 
+    def add_found(self, delta_delta: float, realised_delta: float, realised_realised: float, max_delta: float) -> None:
+        """Take in sums of blocks that were made elsewhere."""
+        self.delta_delta += delta_delta
+        self.realised_delta += realised_delta
+        self.realised_realised += realised_realised
+        self.max_delta = max(self.max_delta, max_delta)
+
     def join(self, other: Sums) -> None:
         """Take in the sums of the rows that follow."""
         self.delta_delta += other.delta_delta
@@ -100,12 +117,20 @@ class TensorMerge:
 
     def __init__(self, tensor: TensorPlan, base: Source, readers: Sequence[FactorReader]) -> None:
         self.tensor = tensor
-        self._base = base
         self.rows, self.columns = matrix(tensor.shape, tensor.columns)
         self.updates: Updates | None = None
+        self._base = base
+        self._open = open_weights(tensor, base)
         if tensor.deltas:
-            self.updates = load_updates(tensor.deltas, readers, weights_of(tensor, base), self.rows, self.columns)
+            self.updates = load_updates(tensor.deltas, readers, self._open(), self.rows, self.columns)
         self._band = self.updates.band if self.updates is not None else 0
+        self._writer: Writer
+        if tensor.form is None:
+            self._writer = Rounded(tensor)
+        else:
+            self._band = _aligned(self._band, tensor.form.blocksize, self.columns)
+            merged = self._merged(0, self.rows, Buffers())
+            self._writer = Nf4(tensor, tensor.form, ((block, new) for block, _, _, new in merged))
 
     @property
     def step(self) -> int:
@@ -113,11 +138,63 @@ class TensorMerge:
         return max(block_rows(self.columns, band=self._band), 1)
 
     def chunks(self, r0: int, r1: int, buffers: Buffers, sums: Sums) -> Iterator[memoryview]:
-        """The bytes of the rows r0:r1, each chunk valid until the next. Raises RegistryError `rejected`, naming the
-        tensor, where values are not finite in the output type, `corrupt` where a file is too short."""
-        tensor = self.tensor
-        weights = weights_of(tensor, self._base)
-        output = storage(tensor.dtype)
+        """The bytes of the rows r0:r1, each chunk valid until the next; what precedes the elements comes with the first
+        row. Raises RegistryError `rejected`, naming the tensor, where values are not finite in the output type,
+        `corrupt` where a file is too short."""
+        fused = self._fused_inputs()
+        if fused is not None:
+            yield from self._fused(*fused, r0, r1, buffers, sums)
+            return
+        yield from self._chunks(r0, r1, buffers, sums)
+
+    def _chunks(self, r0: int, r1: int, buffers: Buffers, sums: Sums) -> Iterator[memoryview]:
+        writer = self._writer
+        if r0 == 0 and writer.head:
+            yield memoryview(writer.head)
+        for block, weight, change, new in self._merged(r0, r1, buffers):
+            view = memoryview(buffers.out)[: writer.size(block.elements)]
+            with np.errstate(over="ignore", invalid="ignore"):
+                writer.encode(new, block, view, buffers.bits)
+                finite = sums.add(weight, change, writer.decode(view, block, new))
+            if not finite:
+                _refuse_nonfinite(self.tensor, weight, writer.decode(view, block, new))
+            yield view
+
+    def _fused_inputs(self) -> tuple[AddRound, list[LowRank]] | None:
+        """What the fused loop needs, where it does: low-rank updates of plain bfloat16, rounded to the nearest."""
+        tensor, native = self.tensor, add_round_bf16()
+        plain = (tensor.source_dtype, tensor.dtype) == ("BF16", "BF16") and isinstance(self._writer, Rounded)
+        if native is None or not plain or tensor.seed is not None or self.updates is None:
+            return None
+        updates = self.updates.low_rank if tensor.quantized is None and not tensor.through_nf4 else None
+        return None if updates is None else (native, updates)
+
+    def _fused(
+        self, add_round: AddRound, updates: list[LowRank], r0: int, r1: int, buffers: Buffers, sums: Sums
+    ) -> Iterator[memoryview]:
+        tensor, found = self.tensor, np.zeros(4)
+        for block in blocks(r0, r1, self.columns, band=self._band):
+            _, change, _, scratch = buffers.of(block)
+            size = 2 * block.elements
+            raw, out = buffers.raw(size), memoryview(buffers.out)[:size]
+            self._base.read_into(tensor.source_file, tensor.source_start + 2 * block.first, raw)
+            with np.errstate(over="ignore", invalid="ignore"):
+                if len(updates) == 1:
+                    updates[0].product(block, change)
+                    finite = add_round(raw, change, updates[0].scale, out, found)
+                else:
+                    sum_block(updates, block, change, scratch)
+                    finite = add_round(raw, change, np.float32(1), out, found)
+            if not finite:
+                # The other path finds what it was, and says so.
+                yield from self._chunks(block.r0, block.r1, buffers, sums)
+                raise RegistryError("internal", f"{tensor.name}: values that are not finite in one of two merges.")
+            yield out
+        sums.add_found(*map(float, found))
+
+    def _merged(self, r0: int, r1: int, buffers: Buffers) -> Iterator[tuple[Block, F32, F32 | None, F32]]:
+        """Block, weight before, change (None where there is none) and weight after, valid until the next."""
+        weights = self._open()
         for block in blocks(r0, r1, self.columns, band=self._band):
             weight, change, new, scratch = buffers.of(block)
             with np.errstate(over="ignore", invalid="ignore"):
@@ -126,14 +203,7 @@ class TensorMerge:
                     self.updates.apply(block, weight, change, new, scratch)
                 else:
                     np.copyto(new, weight)
-                view = memoryview(buffers.out)[: block.elements * output.itemsize]
-                stored = np.frombuffer(view, output).reshape(block.shape)
-                encode(new, tensor.dtype, stored, buffers.bits)
-                realised = decode(stored, tensor.dtype, new)
-                finite = sums.add(weight, change if self.updates is not None else None, realised)
-            if not finite:
-                _refuse_nonfinite(tensor, weight, decode(stored, tensor.dtype, new))
-            yield view
+            yield block, weight, change if self.updates is not None else None, new
 
     def stats(self, sums: Sums) -> TensorStats:
         """What became of the update. sums: over all rows."""
@@ -145,6 +215,12 @@ class TensorMerge:
             max_delta=sums.max_delta,
             sums=UpdateSums(sums.delta_delta, sums.realised_delta, sums.realised_realised),
         )
+
+
+def _aligned(band: int, blocksize: int, columns: int) -> int:
+    """The band with which blocks of the tensor begin with blocks of the format."""
+    step = blocksize // math.gcd(blocksize, columns) if columns else 1
+    return math.lcm(max(band, 1), step) if step > 1 else band
 
 
 def _refuse_nonfinite(tensor: TensorPlan, weight: F32, stored: F32) -> NoReturn:

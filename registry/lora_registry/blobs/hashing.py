@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from typing import overload
 
 from lora_reg.spec.digest import Digest
 from lora_reg.spec.errors import RegistryError
+from lora_registry.blobs.protocols import Chunk, Stored
 
 
 class Tally:
@@ -20,13 +22,20 @@ class Tally:
     def digest(self) -> Digest:
         return Digest(self._sha256.hexdigest())
 
-    def over(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    @overload
+    def over(self, chunks: Iterable[bytes]) -> Iterator[bytes]: ...
+
+    @overload
+    def over(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]: ...
+
+    def over(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         """Count each chunk and pass it on, as bytes: what was hashed stays so though a writer reuses its buffer."""
-        for given in chunks:
-            chunk = given if type(given) is bytes else bytes(given)
-            self._sha256.update(chunk)
-            self.size += len(chunk)
-            yield chunk
+        for chunk in chunks:
+            given = chunk.data if isinstance(chunk, Stored) else chunk
+            data = given if type(given) is bytes else bytes(given)
+            self._sha256.update(data)
+            self.size += len(data)
+            yield chunk._replace(data=data) if isinstance(chunk, Stored) else data
 
 
 def checked(chunks: Iterable[bytes], *, digest: Digest, size: int) -> Iterator[bytes]:

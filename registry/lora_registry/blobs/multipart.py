@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final
 
+from lora_reg.spec.digest import Digest
 from lora_reg.spec.errors import RegistryError
+from lora_registry.blobs.parts import Cutter, Range
+from lora_registry.blobs.protocols import Chunk
 from lora_registry.blobs.s3_client import StoreAnswered, call
 from lora_registry.blobs.s3_settings import MIB
 
@@ -27,33 +30,62 @@ def part_size_for(size: int, wanted: int) -> int:
     return max(wanted, -(-least // MIB) * MIB)
 
 
-def upload(client: Any, *, bucket: str, key: str, chunks: Iterable[bytes], part_size: int, parallel: int) -> str:
+def upload(
+    client: Any,
+    *,
+    bucket: str,
+    key: str,
+    chunks: Iterable[Chunk],
+    part_size: int,
+    parallel: int,
+    key_of: Callable[[Digest], str],
+    single_limit: int,
+) -> str:
     """Store the chunks as one object and return its ETag.
 
     The object appears when the chunks have ended well: an error that the iterator raises, like any other, gives the
-    upload up, and nothing of it stays. Holds `parallel` + 1 parts in memory.
+    upload up, and nothing of it stays. Holds `parallel` + 2 parts in memory. key_of: where the blob lies that a range
+    is copied from. Stores that copy no ranges are found out with the first one, which is then sent, as all others.
     """
 
-    def send(number: int, body: bytes) -> dict[str, Any]:
-        answer = call(client, "upload_part", **target, PartNumber=number, Body=body)
-        return _part(number, answer)
+    def send(number: int, part: bytes | Range) -> dict[str, Any]:
+        if isinstance(part, Range):
+            origin = {"Bucket": bucket, "Key": key_of(part.digest)}
+            answer = call(
+                client, "upload_part_copy", **target, PartNumber=number, CopySource=origin, CopySourceRange=part.header
+            )
+            return _part(number, answer["CopyPartResult"])
+        return _part(number, call(client, "upload_part", **target, PartNumber=number, Body=part))
+
+    def tried(number: int, part: Range, data: bytes) -> dict[str, Any]:
+        try:
+            done = send(number, part)
+        except StoreAnswered:
+            cutter.copies = False
+            return send(number, data)
+        cutter.copies = True
+        return done
 
     target = {"Bucket": bucket, "Key": key}
+    cutter = Cutter(part_size, min(_COPY_PART, single_limit))
     target["UploadId"] = call(client, "create_multipart_upload", **target)["UploadId"]
     try:
         sent: list[dict[str, Any]] = []
         pool = ThreadPoolExecutor(max_workers=parallel, thread_name_prefix="s3-part")
         try:
             under_way: deque[Future[dict[str, Any]]] = deque()
-            for number, body in enumerate(_bodies(chunks, part_size), start=1):
+            for number, part in enumerate(cutter.parts(chunks), start=1):
                 if len(under_way) == parallel:
                     sent.append(under_way.popleft().result())
-                under_way.append(pool.submit(send, number, body))
+                if isinstance(part, Range) and part.data is not None:
+                    sent.append(tried(number, part, part.data))
+                else:
+                    under_way.append(pool.submit(send, number, part))
             sent.extend(future.result() for future in under_way)
         finally:
             # No part may arrive after the upload was given up: a store could keep it for ever.
             pool.shutdown(wait=True, cancel_futures=True)
-        return _complete(client, target, sent)
+        return _complete(client, target, sorted(sent, key=lambda part: int(part["PartNumber"])))
     except BaseException:
         _give_up(client, target)
         raise
@@ -84,30 +116,6 @@ def copy(
     except BaseException:
         _give_up(client, target)
         raise
-
-
-def _bodies(chunks: Iterable[bytes], part_size: int) -> Iterator[bytes]:
-    """Cut the stream into bodies of `part_size`. Bytes, not a bytearray: boto wraps them without another copy."""
-    pieces: list[bytes | memoryview] = []
-    missing = part_size
-    for chunk in chunks:
-        view = memoryview(chunk)
-        while view:
-            taken = view[:missing]
-            pieces.append(taken)
-            missing -= len(taken)
-            view = view[len(taken) :]
-            if not missing:
-                yield _joined(pieces)
-                missing = part_size
-    if pieces:
-        yield _joined(pieces)
-
-
-def _joined(pieces: list[bytes | memoryview]) -> bytes:
-    body = b"".join(pieces)
-    pieces.clear()
-    return body
 
 
 def _part(number: int, answer: dict[str, Any]) -> dict[str, Any]:

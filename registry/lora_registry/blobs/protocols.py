@@ -7,7 +7,7 @@ only when the digest of what was stored has been checked; so every reader sees w
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
@@ -24,6 +24,20 @@ class Presigned(msgspec.Struct, frozen=True):
     url: str
     headers: dict[str, str]
     expires_in: int
+
+
+class Stored(NamedTuple):
+    """Bytes of a stream that a blob of the same store holds from `offset` on: the store may copy them by itself.
+
+    data: those very bytes; the digest of the stream is taken from them.
+    """
+
+    data: bytes | memoryview
+    digest: Digest
+    offset: int
+
+
+Chunk: TypeAlias = bytes | Stored
 
 
 class BlobReader(Protocol):
@@ -56,8 +70,11 @@ class BlobWriter(Protocol):
         `size-mismatch`, `storage-unavailable`; in each case nothing becomes visible and nothing is left behind.
         """
 
-    def put_unknown(self, chunks: Iterable[bytes]) -> tuple[Digest, int]:
-        """Store a stream whose digest is not known before; returns digest and length. Same promises."""
+    def put_unknown(self, chunks: Iterable[Chunk]) -> tuple[Digest, int]:
+        """Store a stream whose digest is not known before; returns digest and length. Same promises.
+
+        What is `Stored` need not travel: a folder has the kernel copy it, an S3 store copies long runs of it itself.
+        """
 
     def adopt(self, upload: str, *, digest: Digest, size: int) -> None:
         """Turn what a presigned upload left under `uploads/<upload>/<hex>` into a blob.

@@ -23,7 +23,7 @@ from lora_reg.spec.digest import Digest
 from lora_reg.spec.errors import RegistryError
 from lora_registry.blobs import keys, multipart
 from lora_registry.blobs.hashing import Tally, checked
-from lora_registry.blobs.protocols import Presigned
+from lora_registry.blobs.protocols import Chunk, Presigned, Stored
 from lora_registry.blobs.s3_client import StoreAnswered, call, make_client, unreachable
 from lora_registry.blobs.s3_settings import S3Settings
 from lora_registry.blobs.streams import begun, refuse_negative, span
@@ -88,20 +88,22 @@ class S3Store:
         else:
             self._upload(keys.blob_key(digest), verified, size)
 
-    def put_unknown(self, chunks: Iterable[bytes]) -> tuple[Digest, int]:
+    def put_unknown(self, chunks: Iterable[Chunk]) -> tuple[Digest, int]:
         tally = Tally()
         counted = tally.over(chunks)
-        head: list[bytes] = []
+        head: list[Chunk] = []
         for chunk in counted:
             head.append(chunk)
             if tally.size > self._settings.part_size:
                 break
         else:
-            self._put_short(b"".join(head), tally.digest)
+            data = b"".join(chunk.data if isinstance(chunk, Stored) else chunk for chunk in head)
+            self._put_short(data, tally.digest)
             return tally.digest, tally.size
         staging = keys.upload_prefix(uuid.uuid4().hex) + "stream"
         etag = self._upload(staging, chain(_handed_over(head), counted), None)
         try:
+            self._check_length(staging, tally.size)
             self._copy(staging, tally.digest, size=tally.size, etag=etag)
         finally:
             self._remove(staging)
@@ -266,7 +268,7 @@ class S3Store:
                 raise
             self._call("put_object", keys.blob_key(digest), **parameters)
 
-    def _upload(self, key: str, chunks: Iterable[bytes], size: int | None) -> str:
+    def _upload(self, key: str, chunks: Iterable[Chunk], size: int | None) -> str:
         return multipart.upload(
             self._client,
             bucket=self._bucket,
@@ -274,7 +276,18 @@ class S3Store:
             chunks=chunks,
             part_size=multipart.part_size_for(size or 0, self._settings.part_size),
             parallel=self._settings.parallel_parts,
+            key_of=lambda digest: self._prefix + keys.blob_key(digest),
+            single_limit=self._settings.single_copy_limit,
         )
+
+    def _check_length(self, key: str, size: int) -> None:
+        """A store that took a range for the whole object must not give a blob a wrong content."""
+        head = self._head(key)
+        if head is None or int(head["ContentLength"]) != size:
+            raise RegistryError(
+                "storage-unavailable",
+                f"The S3 store put {head and head['ContentLength']} bytes together where {size} were given to it.",
+            )
 
     def _copy(self, source: str, digest: Digest, *, size: int, etag: str) -> None:
         try:
@@ -337,7 +350,7 @@ def _changed_meanwhile(key: str) -> RegistryError:
     return RegistryError("digest-mismatch", f"What was uploaded as {key} changed while it was checked; send it again.")
 
 
-def _handed_over(chunks: list[bytes]) -> Iterator[bytes]:
+def _handed_over(chunks: list[Chunk]) -> Iterator[Chunk]:
     """Each chunk once, without keeping it."""
     chunks.reverse()
     while chunks:

@@ -7,7 +7,7 @@ from typing import Final
 
 from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.manifest import KINDS
-from lora_reg.spec.wire import RepositoryList, RepositoryView
+from lora_reg.spec.wire.catalog import RepositoryList, RepositoryView
 from lora_registry.auth.principals import Principal, require
 from lora_registry.catalog import base_store, resolve, store, views
 from lora_registry.context import Context

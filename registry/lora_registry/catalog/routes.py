@@ -10,7 +10,7 @@ from litestar.params import QueryParameter
 
 from lora_reg.spec.base import BaseFingerprint
 from lora_reg.spec.digest import Digest
-from lora_reg.spec.wire import (
+from lora_reg.spec.wire.catalog import (
     AliasRequest,
     Lineage,
     RepositoryList,

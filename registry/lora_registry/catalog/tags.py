@@ -8,7 +8,7 @@ from sqlmodel import Session
 
 from lora_reg.spec import reference
 from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.wire import TagHistory, TagList, TagView
+from lora_reg.spec.wire.tags import TagHistory, TagList, TagView
 from lora_registry.auth.principals import Principal, require
 from lora_registry.catalog import resolve, store, views
 from lora_registry.context import Context

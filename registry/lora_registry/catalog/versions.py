@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lora_reg.spec.digest import Digest
 from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.wire import VersionList, VersionView
+from lora_reg.spec.wire.catalog import VersionList, VersionView
 from lora_registry.auth.principals import Principal, require
 from lora_registry.catalog import resolve, store, views
 from lora_registry.context import Context

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lora_reg.spec.digest import Digest
-from lora_reg.spec.wire import RepositoryView, VersionFile, VersionView
+from lora_reg.spec.wire.catalog import RepositoryView, VersionFile, VersionView
 from lora_registry.auth.principals import RANK, Principal
 from lora_registry.hf import errors
 from lora_registry.hf.revisions import Contents

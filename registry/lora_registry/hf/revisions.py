@@ -12,7 +12,7 @@ from sqlmodel import Session
 
 from lora_reg.spec.digest import Digest
 from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.wire import VersionFile
+from lora_reg.spec.wire.catalog import VersionFile
 from lora_registry.auth.principals import Principal
 from lora_registry.catalog import base_store, resolve, store, views
 from lora_registry.catalog.versions import Located

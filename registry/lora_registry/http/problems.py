@@ -12,7 +12,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.status_codes import HTTP_500_INTERNAL_SERVER_ERROR
 
 from lora_reg.spec.errors import ERRORS, RegistryError
-from lora_reg.spec.wire import Problem
+from lora_reg.spec.wire.common import Problem
 from lora_registry.runtime.clock import new_id
 
 log = logging.getLogger("lora_registry.http")

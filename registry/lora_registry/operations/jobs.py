@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from itertools import islice
 
 from sqlmodel import Session
 
 from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.wire import JobList, JobProgress, JobProgressList, JobView
+from lora_reg.spec.wire.jobs import JobList, JobProgress, JobProgressList, JobView
 from lora_registry.auth.principals import Principal, require
 from lora_registry.catalog import store as catalog
 from lora_registry.catalog import views
@@ -24,7 +25,8 @@ MAX_RECORDS = 500
 
 def show(ctx: Context, principal: Principal, job_id: str) -> JobView:
     with ctx.db.read() as session:
-        return _view(ctx, session, _own(session, principal, job_id))
+        _own(session, principal, job_id)
+    return _views(ctx, [job_id])[0]
 
 
 def list_all(
@@ -40,7 +42,7 @@ def list_all(
             before=(before[0], before[1]) if before else None,
             limit=limit,
         )
-        items = [_view(ctx, session, row) for row in rows]
+    items = _views(ctx, [row.id for row in rows])
     return JobList(
         items=[item for item in items if state in (None, item.state)],
         next_cursor=paging.encode(rows[-1].created_at, rows[-1].id) if len(rows) == limit else None,
@@ -103,8 +105,15 @@ def _status(ctx: Context, job_id: str) -> JobStatus:
     return status
 
 
-def _view(ctx: Context, session: Session, row: JobRow) -> JobView:
-    status = _status(ctx, row.id)
+def _views(ctx: Context, job_ids: Sequence[str]) -> list[JobView]:
+    """The engine's word first, then our rows: what a job that is done has made is then there to be read."""
+    statuses = [_status(ctx, job_id) for job_id in job_ids]
+    with ctx.db.read() as session:
+        rows = [(store.job(session, job_id), status) for job_id, status in zip(job_ids, statuses, strict=True)]
+        return [_view(session, row, status) for row, status in rows if row is not None]
+
+
+def _view(session: Session, row: JobRow, status: JobStatus) -> JobView:
     result = None
     if row.result_version_id is not None:
         found = catalog.versions_by_id(session, [row.result_version_id])

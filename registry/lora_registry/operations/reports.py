@@ -7,7 +7,7 @@ import json
 import msgspec
 
 from lora_reg.spec.findings import Finding
-from lora_reg.spec.wire import ReportList, ReportView
+from lora_reg.spec.wire.jobs import ReportList, ReportView
 from lora_registry.auth.principals import Principal
 from lora_registry.catalog import resolve
 from lora_registry.context import Context

@@ -1,7 +1,8 @@
-"""Routes of merges, jobs, reports and events."""
+"""Routes of derived versions, jobs, reports and events."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, Final
 
@@ -11,8 +12,16 @@ from litestar import Request, Response, Router
 from litestar import get as async_get
 from litestar.params import QueryParameter
 
-from lora_reg.spec.wire import EventList, JobList, JobProgressList, JobView, MergeRequest, ReportList
-from lora_reg.spec.wire import Principal as PrincipalView
+from lora_reg.spec.wire.common import Principal as PrincipalView
+from lora_reg.spec.wire.jobs import EventList, JobList, JobProgressList, JobView, ReportList
+from lora_reg.spec.wire.operations import (
+    ComposeRequest,
+    ConvertRequest,
+    DeriveRequest,
+    ExtractRequest,
+    MergeRequest,
+    ResizeRequest,
+)
 from lora_registry.auth.principals import Principal
 from lora_registry.context import Context
 from lora_registry.events import audit
@@ -21,7 +30,7 @@ from lora_registry.http.handlers import FromPath, IdempotencyKey, JSONBody, Limi
 from lora_registry.http.idempotency import once
 from lora_registry.http.problems import RESPONSES
 from lora_registry.jobs.port import TERMINAL, State
-from lora_registry.operations import jobs, merge, reports
+from lora_registry.operations import compose, extract, jobs, merge, reports, resize
 
 R = Request[Any, Any, Any]
 POLL_SECONDS: Final = 0.2
@@ -38,19 +47,69 @@ def whoami(request: R, principal: Principal) -> Response[PrincipalView]:
     )
 
 
+def _answer(
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    data: DeriveRequest,
+    key: str | None,
+    submit: Callable[[], JobView],
+) -> Response[JobView]:
+    status, view = once(ctx, principal, key, (request.url.path, data), JobView, lambda: (202, submit()))
+    return reply(request, view, status=200 if view.state == "done" else status)
+
+
 @post("/merges", summary="Merge adapters into their base, by a job", status_code=202)
 def submit_merge(
     request: R, ctx: Context, principal: Principal, data: JSONBody[MergeRequest], idempotency_key: IdempotencyKey = None
 ) -> Response[JobView]:
-    status, view = once(
-        ctx,
-        principal,
-        idempotency_key,
-        (request.url.path, data),
-        JobView,
-        lambda: (202, merge.submit(ctx, principal, data)),
+    return _answer(request, ctx, principal, data, idempotency_key, lambda: merge.submit(ctx, principal, data))
+
+
+@post("/compositions", summary="Compose adapters of one base into one adapter, by a job", status_code=202)
+def submit_composition(
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    data: JSONBody[ComposeRequest],
+    idempotency_key: IdempotencyKey = None,
+) -> Response[JobView]:
+    return _answer(request, ctx, principal, data, idempotency_key, lambda: compose.submit(ctx, principal, data))
+
+
+@post("/extractions", summary="Extract an adapter from a fine-tune and its base, by a job", status_code=202)
+def submit_extraction(
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    data: JSONBody[ExtractRequest],
+    idempotency_key: IdempotencyKey = None,
+) -> Response[JobView]:
+    return _answer(request, ctx, principal, data, idempotency_key, lambda: extract.submit(ctx, principal, data))
+
+
+@post("/resizes", summary="Bring an adapter to another rank, by a job", status_code=202)
+def submit_resize(
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    data: JSONBody[ResizeRequest],
+    idempotency_key: IdempotencyKey = None,
+) -> Response[JobView]:
+    return _answer(request, ctx, principal, data, idempotency_key, lambda: resize.submit(ctx, principal, data))
+
+
+@post("/conversions", summary="Make an adapter plain LoRA with the same product, by a job", status_code=202)
+def submit_conversion(
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    data: JSONBody[ConvertRequest],
+    idempotency_key: IdempotencyKey = None,
+) -> Response[JobView]:
+    return _answer(
+        request, ctx, principal, data, idempotency_key, lambda: resize.submit_conversion(ctx, principal, data)
     )
-    return reply(request, view, status=200 if view.state == "done" else status)
 
 
 @get("/jobs", summary="List jobs, newest first")
@@ -124,6 +183,10 @@ router = Router(
     route_handlers=[
         whoami,
         submit_merge,
+        submit_composition,
+        submit_extraction,
+        submit_resize,
+        submit_conversion,
         list_jobs,
         show_job,
         follow_job,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
+from sqlmodel import Session
 
 from lora_reg.spec.adapter.check import AdapterFile, check_adapter
 from lora_reg.spec.base import BaseFingerprint, BaseTensor, parse_fingerprint
@@ -14,18 +15,18 @@ from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.findings import Finding
 from lora_reg.spec.fingerprint import build_fingerprint, check_base_files
 from lora_reg.spec.manifest import FileEntry
-from lora_reg.spec.wire import CommitRequest
+from lora_reg.spec.wire.catalog import CommitRequest
 from lora_registry.blobs.protocols import BlobStore
 from lora_registry.blobs.window import Window
+from lora_registry.catalog import base_store, store
 from lora_registry.context import Context
-from lora_registry.db.tables import Repository, Version, VersionBlob
+from lora_registry.db.tables import Version, VersionBlob
 
 
 @dataclass(frozen=True, slots=True)
 class Pin:
     """The base that an adapter is checked against. names: its own name and its aliases."""
 
-    repository: Repository
     version: Version
     fingerprint: bytes
     names: Collection[str]
@@ -47,13 +48,12 @@ Reader = Callable[[str, int, int], bytes]
 
 def by_kind(ctx: Context, request: CommitRequest, files: tuple[FileEntry, ...], pin: Pin | None) -> Outcome:
     """Check uploaded files as what they claim to be. Raises RegistryError for a request that makes no sense."""
-    read = reader(ctx.blobs, files)
     match request.kind:
         case "adapter":
             assert pin is not None
-            return _adapter(ctx, request, files, read, pin)
+            return adapter(ctx, files, pin, accept_base=request.accept_base)
         case "base":
-            return _base(request, files, read)
+            return _base(request, files, reader(ctx.blobs, files))
         case _:
             raise RegistryError(
                 "unsupported",
@@ -85,17 +85,31 @@ def base_reader(blobs: BlobStore, pin: Pin) -> Callable[[BaseTensor, int, int], 
     return read
 
 
-def _adapter(ctx: Context, request: CommitRequest, files: tuple[FileEntry, ...], read: Reader, pin: Pin) -> Outcome:
+def adapter(ctx: Context, files: tuple[FileEntry, ...], pin: Pin, *, accept_base: bool) -> Outcome:
+    """Check an adapter whose files are stored. accept_base: although its config names another base."""
     result = check_adapter(
         [AdapterFile(entry.path, entry.size) for entry in files],
-        read,
+        reader(ctx.blobs, files),
         parse_fingerprint(pin.fingerprint),
         base_aliases=pin.names,
-        accept_base=request.accept_base,
+        accept_base=accept_base,
         read_base=base_reader(ctx.blobs, pin),
     )
     facts = None if result.facts is None else msgspec.to_builtins(result.facts)
     return Outcome(result.findings, facts=facts, config={"format": "safetensors"})
+
+
+def pinned(session: Session, version: Version) -> Pin:
+    """A version of a base as what adapters are checked against. Raises `conflict`, `corrupt`."""
+    repo = store.repositories_by_id(session, [version.repository_id])[version.repository_id]
+    if repo.kind != "base":
+        raise RegistryError("conflict", f"{repo.namespace}/{repo.name} is of kind {repo.kind}, not base.")
+    row = base_store.fingerprint(session, version.id or 0)
+    if row is None:
+        raise RegistryError("corrupt", f"The fingerprint of {repo.namespace}/{repo.name}:v{version.number} is missing.")
+    names = {*base_store.aliases(session, repo.id or 0), repo.name, f"{repo.namespace}/{repo.name}"}
+    shards = {file.path: file for file in store.files_of(session, [version.id or 0]).get(version.id or 0, [])}
+    return Pin(version, row.body, frozenset(names), shards)
 
 
 def _base(request: CommitRequest, files: tuple[FileEntry, ...], read: Reader) -> Outcome:

@@ -11,9 +11,9 @@ from lora_reg.spec.digest import Digest
 from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.findings import Finding, refuse
 from lora_reg.spec.manifest import FileEntry, Manifest
-from lora_reg.spec.wire import CommitRequest, CommitResult
+from lora_reg.spec.wire.catalog import CommitRequest, CommitResult
 from lora_registry.auth.principals import Principal, require
-from lora_registry.catalog import base_store, bases, resolve, store, tags, views
+from lora_registry.catalog import bases, resolve, store, tags, views
 from lora_registry.catalog.insert import Draft, check_target, insert
 from lora_registry.context import Context
 from lora_registry.push import check
@@ -161,17 +161,10 @@ def _pin(session: Session, principal: Principal, request: CommitRequest) -> chec
             "An adapter names its base.",
             way_out="Give `--base NAME`; `lora-reg base list` shows what there is.",
         )
-    repo, version = resolve.by_reference(
+    _, version = resolve.by_reference(
         session, principal, reference.parse(request.base).with_namespace(reference.DEFAULT_NAMESPACE)
     )
-    if repo.kind != "base":
-        raise RegistryError("conflict", f"{repo.namespace}/{repo.name} is of kind {repo.kind}, not base.")
-    row = base_store.fingerprint(session, version.id or 0)
-    if row is None:
-        raise RegistryError("corrupt", f"The fingerprint of {repo.namespace}/{repo.name}:v{version.number} is missing.")
-    names = {*base_store.aliases(session, repo.id or 0), repo.name, f"{repo.namespace}/{repo.name}"}
-    shards = {file.path: file for file in store.files_of(session, [version.id or 0]).get(version.id or 0, [])}
-    return check.Pin(repo, version, row.body, frozenset(names), shards)
+    return check.pinned(session, version)
 
 
 def _check_texts(request: CommitRequest) -> None:

@@ -11,7 +11,8 @@ from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody, Sche
 from litestar.openapi.spec.enums import OpenAPIFormat, OpenAPIType
 
 from lora_reg.spec.digest import Digest
-from lora_reg.spec.wire import CommitRequest, CommitResult, UploadRequest, UploadSession
+from lora_reg.spec.wire.catalog import CommitRequest, CommitResult
+from lora_reg.spec.wire.uploads import UploadRequest, UploadSession
 from lora_registry.auth.principals import Principal
 from lora_registry.context import Context
 from lora_registry.http.answers import reply

@@ -12,7 +12,7 @@ from lora_reg.spec import reference
 from lora_reg.spec.digest import Digest
 from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.manifest import MAX_FILES, FileEntry
-from lora_reg.spec.wire import UploadRequest, UploadSession, UploadTarget
+from lora_reg.spec.wire.uploads import UploadRequest, UploadSession, UploadTarget
 from lora_registry.auth.principals import Principal, require
 from lora_registry.catalog import store as catalog
 from lora_registry.catalog.insert import check_target

@@ -1,4 +1,7 @@
-"""What a worker does beside jobs: remove uploads whose time is over. Idempotent, so every worker may do it."""
+"""What a worker does beside jobs: remove uploads whose time is over, and what killed processes left on the disk.
+
+Idempotent, so every worker may do it.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Final, NoReturn
 from lora_reg.spec.errors import RegistryError
 from lora_registry.context import Context
 from lora_registry.push import sessions
+from lora_registry.tasks import scratch
 
 EVERY_SECONDS: Final = 600.0
 
@@ -27,8 +31,11 @@ def _keep(ctx: Context) -> NoReturn:
             removed = sessions.sweep(ctx)
             # Past the session's end by an hour: whoever is still sending then has lost the session anyway.
             ctx.blobs.sweep(older_than=ctx.settings.upload_seconds + 3600)
+            scratch.sweep(ctx.settings.data)
         except RegistryError as error:
             log.warning("Expired uploads could not be removed: %s", error.detail)
+        except OSError as error:
+            log.warning("Working folders could not be removed: %s", error.strerror)
         else:
             if removed:
                 log.info("%s expired uploads were removed.", removed)

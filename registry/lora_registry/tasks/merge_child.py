@@ -16,14 +16,16 @@ from lora_kernels.merging import (
     merged_config,
     merged_index,
     plan_merge,
+    read_quantized,
     shard_size,
-    stream_shard,
 )
+from lora_kernels.merging.stream import stream_pieces
 from lora_reg.spec.adapter.config import parse_config
 from lora_reg.spec.digest import Digest
 from lora_reg.spec.fingerprint import build_fingerprint
+from lora_reg.spec.recipe import MergeRecipe
 from lora_reg.spec.tensors import Header, header_length, parse_header
-from lora_registry.blobs.protocols import BlobStore
+from lora_registry.blobs.protocols import BlobStore, Chunk, Stored
 from lora_registry.jobs.child import Report
 from lora_registry.runtime.faults import fault_point
 from lora_registry.tasks import sources
@@ -43,23 +45,27 @@ def plan(spec: dict[str, Any], report: Report) -> dict[str, Any]:
 
 
 def shard(spec: dict[str, Any], report: Report) -> dict[str, Any]:
-    """Merge one file and stream it into the blob store; returns path, size, digest and what became of each tensor."""
+    """Merge one file and stream it into the blob store; returns path, size, digest and what became of each tensor.
+
+    What the adapters leave alone is the base's own bytes, which the store may copy by itself.
+    """
     blobs = sources.blobs()
     made = _plan(spec, blobs)
     file, total = spec["file"], shard_size(made, spec["file"])
+    digests = {path: Digest.parse(digest) for path, (digest, _) in spec["base"].items()}
     tensors: list[TensorStats] = []
-    stream = stream_shard(
+    stream = stream_pieces(
         made,
         file,
         base=_source(blobs, spec["base"]),
-        adapters=[_source(blobs, adapter["files"]) for adapter in spec["adapters"]],
+        adapters=[_source(blobs, files) for files in spec["inputs"]],
         on_tensor=tensors.append,
     )
 
-    def pieces() -> Iterator[bytes]:
+    def pieces() -> Iterator[Chunk]:
         done = 0
-        for view in stream:
-            yield bytes(view)
+        for view, origin in stream:
+            yield bytes(view) if origin is None else Stored(view, digests[origin[0]], origin[1])
             done += len(view)
             fault_point("merge.piece")
             report.progress(file, done=done, total=total, unit="bytes")
@@ -91,14 +97,28 @@ def side_files(spec: dict[str, Any], report: Report) -> dict[str, Any]:
 
 def _plan(spec: dict[str, Any], blobs: BlobStore) -> MergePlan:
     base = {path: (int(size), digest) for path, (digest, size) in spec["base"].items()}
-    fingerprint = build_fingerprint(base, sources.reader(blobs, spec["base"]))
+    read_base = sources.reader(blobs, spec["base"])
+    fingerprint = build_fingerprint(base, read_base)
+    recipe = _recipe(spec)
     adapters = []
-    for adapter in spec["adapters"]:
-        read = sources.reader(blobs, adapter["files"])
-        config = parse_config(read(CONFIG, 0, int(adapter["files"][CONFIG][1])))
-        size = int(adapter["files"][WEIGHTS][1])
-        adapters.append(AdapterInput(config=config, header=_header(read, size), weight=adapter["weight"], file=WEIGHTS))
-    return plan_merge(fingerprint, adapters, spec["dtype"])
+    for files, item in zip(spec["inputs"], recipe.inputs, strict=True):
+        read = sources.reader(blobs, files)
+        config = parse_config(read(CONFIG, 0, int(files[CONFIG][1])))
+        header = _header(read, int(files[WEIGHTS][1]))
+        adapters.append(AdapterInput(config=config, header=header, weight=item.weight, file=WEIGHTS))
+    return plan_merge(
+        fingerprint,
+        adapters,
+        recipe.dtype,
+        quantized=read_quantized(fingerprint, read_base),
+        onto=recipe.onto,
+        rounding=recipe.rounding,
+        seed=recipe.seed,
+    )
+
+
+def _recipe(spec: dict[str, Any]) -> MergeRecipe:
+    return msgspec.convert(spec["recipe"], MergeRecipe)
 
 
 def _header(read: Any, size: int) -> Header:

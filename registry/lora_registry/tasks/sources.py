@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lora_kernels.merging import RangeSource
 from lora_reg.spec.digest import Digest
 from lora_registry.blobs.protocols import BlobStore
 from lora_registry.blobs.window import Window
@@ -32,3 +34,20 @@ def reader(store: BlobStore, files: Files) -> Callable[[str, int, int], bytes]:
 
 def sizes(files: Files) -> dict[str, int]:
     return {path: int(size) for path, (_, size) in files.items()}
+
+
+class ThreadSource:
+    """Files of a version as the kernels read them, from any number of threads: each has a window of its own."""
+
+    def __init__(self, store: BlobStore, files: Files) -> None:
+        self._store = store
+        self._files = files
+        self._local = threading.local()
+
+    def read_into(self, path: str, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset` of a file. Raises RegistryError `corrupt` where it ends before."""
+        source: RangeSource | None = getattr(self._local, "source", None)
+        if source is None:
+            source = RangeSource(reader(self._store, self._files), sizes=sizes(self._files))
+            self._local.source = source
+        source.read_into(path, offset, buffer)

@@ -6,16 +6,17 @@ import os
 from typing import NoReturn
 
 from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.recipe import OPERATIONS
 from lora_registry.db import migrate
 from lora_registry.jobs.kinds import JobKind
 from lora_registry.jobs.worker import run_worker
 from lora_registry.settings import Settings, environment
-from lora_registry.tasks import housekeeping, inspect, merge
+from lora_registry.tasks import derive, housekeeping, inspect, merge
 from lora_registry.wiring import open_context
 from lora_registry.work import enqueue
 
 INSPECT = JobKind(enqueue.INSPECT, timeout=6 * 3600)
-MERGE = JobKind(enqueue.MERGE, timeout=24 * 3600)
+DERIVED = {operation: JobKind(operation, timeout=24 * 3600) for operation in OPERATIONS}
 
 
 def work(settings: Settings, *, queues: tuple[str, ...], name: str | None, parent: int | None) -> NoReturn:
@@ -29,7 +30,11 @@ def work(settings: Settings, *, queues: tuple[str, ...], name: str | None, paren
     housekeeping.start(ctx)
     run_worker(
         ctx.db.engine,
-        {INSPECT: inspect.handler(ctx), MERGE: merge.handler(ctx)},
+        {
+            INSPECT: inspect.handler(ctx),
+            **{kind: derive.adapter_handler(ctx) for kind in DERIVED.values()},
+            DERIVED["merge"]: merge.handler(ctx),
+        },
         queues=queues,
         executor_id=name,
         lease_seconds=settings.lease_seconds,

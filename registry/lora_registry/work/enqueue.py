@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from sqlmodel import Session
 
-from lora_reg.spec.recipe import Recipe
+from lora_reg.spec.recipe import OPERATIONS, Recipe
 from lora_registry.auth.principals import Principal
 from lora_registry.context import Context
 from lora_registry.db.dialect import insert_ignore
@@ -16,9 +16,8 @@ from lora_registry.jobs.port import Queue
 from lora_registry.runtime.clock import now
 
 INSPECT: Final = "inspect"
-MERGE: Final = "merge"
 
-PRIORITY: Final[dict[str, int]] = {INSPECT: 50, MERGE: 100}
+PRIORITY: Final[dict[str, int]] = {INSPECT: 50, **dict.fromkeys(OPERATIONS, 100)}
 """Low runs first: a check of a push takes a second and somebody waits for it."""
 
 
@@ -31,12 +30,12 @@ def inspect(ctx: Context, session: Session, principal: Principal, repo: Reposito
     return job_id
 
 
-def merge_job_id(recipe: Recipe, attempt: int = 1) -> str:
+def derived_job_id(recipe: Recipe, attempt: int = 1) -> str:
     """attempt: grows where the result of the one before was deleted."""
-    return f"{MERGE}-{recipe.digest.hex}" + (f"-{attempt}" if attempt > 1 else "")
+    return f"{recipe.operation}-{recipe.digest.hex}" + (f"-{attempt}" if attempt > 1 else "")
 
 
-def merge(
+def derive(
     ctx: Context,
     session: Session,
     principal: Principal,
@@ -50,10 +49,10 @@ def merge(
     tags: list[str],
     message: str,
 ) -> None:
-    """Record a recipe and enqueue its merge; the same job again is a no-op. base, inputs: ids of versions."""
+    """Record a recipe and enqueue its job; the same job again is a no-op. base, inputs: ids of versions."""
     digest = str(recipe.digest)
     session.execute(insert_ignore(session, RecipeRow).values(digest=digest, body=recipe.to_bytes(), created_at=now()))
-    _row(session, principal, job_id, MERGE, namespace, title, recipe=digest)
+    _row(session, principal, job_id, recipe.operation, namespace, title, recipe=digest)
     spec = {
         "recipe": digest,
         "base": base,
@@ -62,7 +61,7 @@ def merge(
         "message": message,
         "author": principal.name,
     }
-    _start(ctx, session, job_id, MERGE, spec, "cpu")
+    _start(ctx, session, job_id, recipe.operation, spec, "cpu")
 
 
 def _row(

@@ -89,7 +89,7 @@ def test_embeddings_and_convolutions_keep_their_shapes(tmp_path: Path) -> None:
         ({"kasa_config": {"beta": 1}}, {}, "KaSA"),
         ({"trainable_token_indices": [1]}, {}, "trainable tokens"),
         ({"peft_type": "IA3"}, {}, "IA3"),
-        ({"peft_type": "LOHA"}, {}, "LOHA"),
+        ({"peft_type": "BOFT"}, {}, "BOFT"),
         ({"peft_type": "VERA"}, {}, "VERA"),
         ({"peft_type": "OFT"}, {}, "OFT"),
     ],

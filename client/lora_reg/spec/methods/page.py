@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Final
 
 from lora_reg.spec.methods.parameters import Method, Parameter
@@ -83,4 +84,4 @@ def _default(parameter: Parameter) -> str:
 
 
 if __name__ == "__main__":
-    print(methods_page(), end="")
+    sys.stdout.write(methods_page())

@@ -22,8 +22,12 @@ class LowRank(Additive):
         self.right = right
         self.scale = np.float32(scale)
 
-    def delta(self, block: Block, out: F32) -> None:
+    def product(self, block: Block, out: F32) -> None:
+        """The block of left @ right, without the scale."""
         np.matmul(self.left[block.r0 : block.r1], self.right[:, block.c0 : block.c1], out=out)
+
+    def delta(self, block: Block, out: F32) -> None:
+        self.product(block, out)
         if self.scale != 1:
             np.multiply(out, self.scale, out=out)
 

@@ -1,0 +1,205 @@
+"""What merge, compose, extract and resize share: their options, the wait for their job, work on this machine."""
+
+from __future__ import annotations
+
+import functools
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from lora_reg.cli.state import State
+from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.recipe import OUTPUT_DTYPES
+
+if TYPE_CHECKING:
+    from lora_reg.client import Client
+    from lora_reg.progress import Progress
+    from lora_reg.spec.wire.jobs import JobView
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DTYPES = click.Choice(OUTPUT_DTYPES)
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """What becomes of the result. By a job: to, tags, message, detach, timeout; on this machine: local and output."""
+
+    to: str | None
+    tags: tuple[str, ...]
+    message: str
+    detach: bool
+    timeout: float | None
+    local: bool
+    output: str | None
+
+    def here(self) -> Path | None:
+        """The folder to write where the work is done on this machine. Raises UsageError where options do not agree."""
+        if not self.local:
+            refuse({"--output": self.output}, "a job")
+            if self.to is None:
+                raise click.UsageError("--to REF says where the result goes.")
+            return None
+        refuse(
+            {
+                "--to": self.to,
+                "--tag": self.tags,
+                "--detach": self.detach,
+                "--timeout": self.timeout,
+                "--message": self.message,
+            },
+            "--local",
+        )
+        if self.output is None:
+            raise click.UsageError("--local needs -o DIR, the folder to write.")
+        return Path(self.output)
+
+
+_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    click.option("--to", metavar="REF", help="The repository that the result becomes a version of."),
+    click.option("--tag", "tags", multiple=True, metavar="T", help="A tag to set on the result; may be repeated."),
+    click.option("--message", "-m", default="", help="A word on the result."),
+    click.option("--detach", is_flag=True, help="Do not wait; print the job's id."),
+    click.option(
+        "--timeout",
+        type=click.FloatRange(0),
+        metavar="SECONDS",
+        help="Stop waiting after so long, with exit status 8; the job goes on.",
+    ),
+    click.option("--local", is_flag=True, help="Work on folders of this machine, without a registry; needs -o DIR."),
+    click.option("--output", "-o", metavar="DIR", help="With --local: the folder to write."),
+)
+
+
+def where_options(command: F) -> F:
+    """The options of `Where`, handed to the command as `where`."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **given: Any) -> Any:
+        names = Where.__dataclass_fields__
+        where = Where(**{name: given.pop(name) for name in names})
+        return command(*args, where=where, **given)
+
+    for option in reversed(_OPTIONS):
+        run = option(run)
+    return run  # type: ignore[return-value]  # the same but for the options
+
+
+def by_job(
+    state: State,
+    where: Where,
+    submit: Callable[[Client, dict[str, Any]], JobView],
+    *,
+    schema: str,
+    shown: Callable[[Client, JobView], list[str]] = lambda _client, _job: [],
+) -> None:
+    """Ask for a job and wait for it. submit: sends the request, given `to`, `tags` and `message` of it.
+
+    shown: lines for people on a result.
+    """
+    from lora_reg.cli import views
+    from lora_reg.cli.jobs import tell, watch
+    from lora_reg.jobs import require_done
+
+    client, output = state.client(), state.output()
+    target = client.parse(where.to or "")
+    if target.is_pinned:
+        raise click.UsageError(
+            f"--to {where.to}: the version's number is given by the server; name the repository alone."
+        )
+    tags = list(dict.fromkeys((*where.tags, *((target.tag,) if target.tag else ()))))
+    job = submit(client, {"to": target.repository, "tags": tags, "message": where.message})
+    if where.detach:
+        tell(state, job)
+        output.next(f"lora-reg job wait {job.id}")
+        return
+    output.note(f"job {job.id}")
+    job = require_done(job if job.state == "done" else watch(state, client, job.id, timeout=where.timeout))
+    name = views.name_of(job.result) if job.result else job.id
+    human = [views.label(job.result) if job.result else f"{job.id}  {job.state}"]
+    if output.mode == "human":
+        human += shown(client, job)
+    output.result(schema, {"job": job, "version": job.result}, human=human, quiet=[name])
+    if job.result:
+        output.next(f"lora-reg pull {name} -o DIR")
+
+
+class Counted:
+    """What kernels tell, done and in all, from several threads, as steps of a bar."""
+
+    def __init__(self, progress: Progress, what: str, unit: str = "B") -> None:
+        self._progress = progress
+        self._what = what
+        self._unit = unit
+        self._lock = threading.Lock()
+        self._done: int | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        with self._lock:
+            if self._done is None:
+                self._done = 0
+                self._progress.begin(self._what, total, unit=self._unit)
+            if done > self._done:
+                self._progress.advance(done - self._done)
+                self._done = done
+
+
+def kernels(module: str, what: str) -> Any:
+    """A module of the kernels. By name: the client does not depend on them, and is installed without them.
+
+    what: the work, for the sentence of the RegistryError `usage` that says what is missing.
+    """
+    from importlib import import_module
+
+    try:
+        return import_module(f"lora_kernels.{module}")
+    except ImportError as error:
+        raise RegistryError(
+            "usage",
+            f"{what} on this machine needs {error.name or 'a package'}, which is not installed.",
+            way_out="Install it with `pip install 'lora-reg[worker]'`.",
+        ) from error
+
+
+def need_folders(*folders: Path) -> None:
+    """Raises RegistryError `usage` where one is missing."""
+    for folder in folders:
+        if not folder.is_dir():
+            raise RegistryError(
+                "usage",
+                f"There is no folder {str(folder)!r}.",
+                way_out="Name folders; references are for jobs, without --local.",
+            )
+
+
+def refuse(given: dict[str, Any], what: str) -> None:
+    """Raises UsageError for options that were given and do not go with `what`."""
+    for option, value in given.items():
+        if value:
+            raise click.UsageError(f"{option} does not go with {what}.")
+
+
+def weighted(text: str, *, folders: bool = False) -> tuple[str, float]:
+    """Split `REF=W`. A folder may have '=' in its name: what exists as it stands is taken whole."""
+    name, equals, weight = text.rpartition("=")
+    if not equals or (folders and Path(text).is_dir()):
+        return text, 1.0
+    try:
+        value = float(weight)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or not name:
+        raise click.BadParameter(f"{text!r}: the weight must be a finite number.", param_hint="REF[=W]")
+    return name, value
+
+
+def weighted_folders(texts: tuple[str, ...]) -> list[tuple[Path, float]]:
+    """Folders with their weights, all of which exist."""
+    found = [(Path(name), weight) for name, weight in (weighted(text, folders=True) for text in texts)]
+    need_folders(*(folder for folder, _ in found))
+    return found

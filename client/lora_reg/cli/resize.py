@@ -1,0 +1,85 @@
+"""resize: an adapter at another rank, or as plain LoRA, by a job of the registry or on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lora_reg.cli.derive import DTYPES, Counted, Where, by_job, kernels, need_folders, where_options
+from lora_reg.cli.losses import of_job, tell_here
+from lora_reg.cli.state import Command, State, pass_state
+
+if TYPE_CHECKING:
+    from lora_reg.client import Client
+    from lora_reg.spec.wire.jobs import JobView
+
+
+@click.command(cls=Command)
+@click.argument("adapter", metavar="REF")
+@click.option("--rank", type=click.IntRange(1), metavar="R", help="The rank of every module.")
+@click.option(
+    "--keep-energy",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="X",
+    help="Instead of --rank: for each module the least rank that keeps this share of its update, such as 0.99.",
+)
+@click.option(
+    "--plain",
+    is_flag=True,
+    help="Instead of a rank: the same product as plain LoRA, for engines that ignore rsLoRA and patterns.",
+)
+@click.option("--uniform-rank", is_flag=True, help="With --plain: one rank for all modules, filled up with zeros.")
+@click.option("--dtype", type=DTYPES, help="Of the factors; without it, the adapter's own.")
+@where_options
+@pass_state
+def resize(
+    state: State,
+    where: Where,
+    adapter: str,
+    rank: int | None,
+    keep_energy: float | None,
+    plain: bool,
+    uniform_rank: bool,
+    dtype: str | None,
+) -> None:
+    """Bring an adapter to another rank, or make it plain LoRA.
+
+    What each module loses is told. On this machine: --local ADAPTER_DIR -o DIR.
+    """
+    if [rank is not None, keep_energy is not None, plain].count(True) != 1:
+        raise click.UsageError("Give one of --rank R, --keep-energy X and --plain.")
+    if uniform_rank and not plain:
+        raise click.UsageError("--uniform-rank goes with --plain.")
+    options: dict[str, Any] = {"dtype": dtype}
+    options |= {"uniform_rank": uniform_rank} if plain else {"rank": rank, "keep_energy": keep_energy}
+    output = where.here()
+    if output is None:
+        _by_job(state, where, adapter, plain, options)
+        return
+    need_folders(Path(adapter))
+    resizing = kernels("resizing", "Resizing")
+    progress = state.progress()
+    try:
+        if plain:
+            report = resizing.convert_folder(adapter, output, **options)
+        else:
+            report = resizing.resize_folder(
+                adapter, output, progress=Counted(progress, "Resizing", "modules"), **options
+            )
+    finally:
+        progress.end()
+    tell_here(state, "convert" if plain else "resize", output, report)
+
+
+def _by_job(state: State, where: Where, adapter: str, plain: bool, options: dict[str, Any]) -> None:
+    from lora_reg.spec.wire.operations import ConvertRequest, ResizeRequest
+
+    def submit(client: Client, target: dict[str, Any]) -> JobView:
+        ref = str(client.parse(adapter))
+        if plain:
+            return client.convert(ConvertRequest(adapter=ref, **options, **target))
+        return client.resize(ResizeRequest(adapter=ref, **options, **target))
+
+    by_job(state, where, submit, schema="lora-reg/resize/1", shown=of_job)

@@ -1,0 +1,91 @@
+"""python -m benchmarks [SUITE]: measure, write `results/SUITE.json`, and show the figures in the README."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks import compose, merge, sparse7b, table
+from benchmarks.exact import Wrong
+from benchmarks.machine import Quiet, machine, versions
+from benchmarks.options import Options
+from benchmarks.process import ROOT, CommandFailed, environment, python
+
+Suite = Callable[[Options, Callable[[str], None]], dict[str, Any]]
+
+SUITES: Final[dict[str, Suite]] = {"merge": merge.run, "compose": compose.run, "sparse7b": sparse7b.run}
+# Fewer rounds are a trial: nothing is written.
+RUNS: Final = 5
+_ONCE: Final = ("sparse7b",)
+# Other processes may take so much of the machine before the figures are called noisy and are not written.
+NOISE: Final = 0.1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("suite", nargs="?", default="all", choices=["all", *SUITES, "gpu", "table"])
+    parser.add_argument("--runs", type=int, default=RUNS, help=f"rounds; with fewer than {RUNS} nothing is written")
+    parser.add_argument("--peft-limit", type=float, default=Options().peft_limit, metavar="SECONDS")
+    arguments = parser.parse_args()
+    options = Options(arguments.runs, arguments.peft_limit)
+    chosen = [arguments.suite] if arguments.suite in SUITES else list(SUITES) if arguments.suite == "all" else []
+    try:
+        for name in chosen:
+            measure(name, options)
+    except (Wrong, CommandFailed, sparse7b.NoSpace) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    readme = ROOT / "README.md"
+    readme.write_text(table.with_tables(readme.read_text("utf-8"), table.tables()), encoding="utf-8")
+    if arguments.suite in ("all", "gpu"):
+        return subprocess.run(
+            python(Path(__file__).parent / "gpu.py"), env=environment(ours=True), check=False
+        ).returncode
+    return 0
+
+
+def measure(name: str, options: Options) -> None:
+    print(f"== {name}", flush=True)
+    quiet = Quiet()
+    result = SUITES[name](options, lambda line: print(line, flush=True))
+    others = quiet.others()
+    for row in [*result["rows"], result.get("svd", {})]:
+        for bar, met in row.get("bars", {}).items():
+            label = row.get("adapter") or row.get("method") or ("svd" if "modules" in row else name)
+            print(f"  {label:20} {bar:44} {'met' if met else 'NOT met'}")
+    if options.runs < RUNS:
+        print("A trial: nothing is written.")
+        return
+    # What is measured once is memory, which no noise changes.
+    if others > NOISE and name not in _ONCE:
+        print(f"{others:.0%} of the machine went to other processes: these figures are noise, and are not written.")
+        return
+    record = {
+        "machine": machine(),
+        "versions": versions("lora-reg", "numpy", "torch", "transformers", "peft", "safetensors"),
+        "runs": 1 if name in _ONCE else options.runs,
+        "others": others,
+        **result,
+    }
+    table.RESULTS.mkdir(exist_ok=True)
+    path = table.RESULTS / f"{name}.json"
+    path.write_text(json.dumps(_rounded(record), indent=1) + "\n", encoding="utf-8")
+    print(f"Written to {path.relative_to(ROOT)}.")
+
+
+def _rounded(value: Any) -> Any:
+    """Six digits are more than a clock gives."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    return [_rounded(one) for one in value] if isinstance(value, list) else value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""Run a plan over a folder: ranges of rows and of untouched bytes, written in place by all processors at once.
+
+The units of work come from the plan alone and their sums are joined in its order, so that neither the bytes nor the
+report depend on how many threads there are.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+
+from lora_kernels.merging.blas import one_thread
+from lora_kernels.merging.parts import Count, Shard, Unit, Work, stopped
+from lora_kernels.merging.plan import MergePlan
+from lora_kernels.merging.sink import FolderSink, Hashing, disk_full
+from lora_kernels.merging.sources import FolderSource
+from lora_kernels.merging.staging import FinishedFile, Staging
+from lora_kernels.merging.stats import FileRecord, TensorStats
+from lora_kernels.merging.stream import stream_shard
+from lora_kernels.merging.tensor import Buffers
+
+
+class Queue:
+    """Hands units out: of the file that fewest threads are at, since writes to one file wait for each other."""
+
+    def __init__(self, shards: Sequence[Shard], staging: Staging) -> None:
+        self._lock = threading.Lock()
+        self._shards = list(shards)
+        self._staging = staging
+
+    def take(self) -> tuple[Shard, Unit, int] | None:
+        """None where nothing is left to begin."""
+        with self._lock:
+            waiting = [shard for shard in self._shards if shard.waiting]
+            if not waiting:
+                return None
+            shard = min(waiting, key=lambda shard: shard.running)
+            with disk_full(shard.plan.file, shard.plan.size):
+                descriptor = shard.open()
+            shard.running += 1
+            return shard, shard.waiting.popleft(), descriptor
+
+    def done(self, shard: Shard) -> None:
+        """One unit of a file is."""
+        with self._lock:
+            shard.running -= 1
+            if shard.running or shard.waiting:
+                return
+        shard.close()
+        self._staging.finish(FinishedFile(FileRecord(shard.plan.file, shard.plan.size, None), tuple(shard.stats())))
+
+
+def execute(
+    plan: MergePlan,
+    staging: Staging,
+    *,
+    base: FolderSource,
+    adapters: Sequence[FolderSource],
+    threads: int | None,
+    count: Count,
+) -> None:
+    """Write the files of the result that `staging` lacks, without digests. count: told of bytes written, from any
+    thread. Raises as `stream_shard`, and RegistryError `storage-unavailable` where the disk is full."""
+    work = Work(plan, staging.folder, base, adapters, count)
+    shards = [Shard(work, shard) for shard in plan.shards if shard.file not in staging.finished]
+    queue = Queue(shards, staging)
+
+    def run() -> None:
+        buffers = Buffers()
+        while not work.stop.is_set() and (taken := queue.take()) is not None:
+            shard, unit, descriptor = taken
+            with disk_full(shard.plan.file, shard.plan.size):
+                unit.run(descriptor, buffers)
+            queue.done(shard)
+
+    with ExitStack() as stack:
+        for shard in shards:
+            stack.callback(shard.close)
+        _in_threads([run] * min(threads or os.cpu_count() or 1, sum(len(shard.waiting) for shard in shards)), work.stop)
+
+
+def execute_hashing(
+    plan: MergePlan,
+    staging: Staging,
+    *,
+    base: FolderSource,
+    adapters: Sequence[FolderSource],
+    threads: int | None,
+    count: Count,
+) -> None:
+    """As `execute`, with digests: each file from its first byte to its last, one thread to a file."""
+    sink, stop = FolderSink(staging.folder), threading.Event()
+    waiting = deque(shard for shard in plan.shards if shard.file not in staging.finished)
+
+    def counted(chunks: Iterator[memoryview]) -> Iterator[memoryview]:
+        for chunk in chunks:
+            if stop.is_set():
+                raise stopped()
+            yield chunk
+            count(len(chunk))
+
+    def run() -> None:
+        while waiting and not stop.is_set():
+            try:
+                shard = waiting.popleft()
+            except IndexError:
+                return
+            stats: list[TensorStats] = []
+            stream = stream_shard(plan, shard.file, base=base, adapters=adapters, on_tensor=stats.append)
+            chunks = Hashing(counted(stream))
+            sink.write(shard.file, shard.size, chunks)
+            staging.finish(FinishedFile(FileRecord(shard.file, shard.size, chunks.hexdigest), tuple(stats)))
+
+    _in_threads([run] * min(threads or os.cpu_count() or 1, len(waiting)), stop)
+
+
+def _in_threads(runs: Sequence[Callable[[], None]], stop: threading.Event) -> None:
+    """Until all are through, or one failed: the others are told to stop, and its error is raised."""
+    with ExitStack() as stack:
+        stack.enter_context(one_thread())
+        pool = stack.enter_context(ThreadPoolExecutor(max(len(runs), 1)))
+        stack.callback(stop.set)  # runs before the pool waits for its threads
+        done, _ = wait([pool.submit(run) for run in runs], return_when=FIRST_EXCEPTION)
+        for future in sorted(done, key=lambda future: isinstance(future.exception(), InterruptedError)):
+            future.result()

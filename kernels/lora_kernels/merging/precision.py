@@ -1,0 +1,206 @@
+"""In which form each tensor of a merge is read and written: types, quantized bases, quantized results."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
+
+from lora_kernels.quantized.layout import DTYPE_NAMES, Nf4Form, Quantized
+from lora_reg.spec.base import BaseFingerprint, BaseTensor
+from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.modules import BaseModule, BaseModules, is_output_name
+from lora_reg.spec.tensors import DTYPE_BYTES, FLOAT_DTYPES
+
+OUTPUT_DTYPES: Final[dict[str, str]] = DTYPE_NAMES
+NF4: Final = "nf4"
+_ONTO: Final = ("fp", "nf4")
+_ROUNDINGS: Final = ("nearest", "stochastic")
+_LONG_NAMES: Final = {short: name for name, short in DTYPE_NAMES.items()}
+
+
+@dataclass(frozen=True)
+class Precision:
+    """quantized: weights that the base holds quantized. linear: weights that NF4 is for, by tensor name: those that
+    transformers quantizes when it loads a model in 4 bits. output: as asked for, in short; None for none. main: the
+    type with the most bytes. skipped: linear modules that stay as they are where others are quantized."""
+
+    quantized: Mapping[str, Quantized]
+    linear: frozenset[str]
+    skipped: tuple[str, ...]
+    output: str | None
+    main: str | None
+    onto: str
+    rounding: str
+
+    @classmethod
+    def of(
+        cls,
+        base: BaseFingerprint,
+        modules: BaseModules,
+        quantized: Mapping[str, Quantized],
+        *,
+        dtype: str | None,
+        onto: str,
+        rounding: str,
+    ) -> Precision:
+        """base, modules: with quantized weights as what they stand for. Raises RegistryError `invalid-request`,
+        `unsupported`."""
+        _known("output dtype", dtype or NF4, (*OUTPUT_DTYPES, NF4))
+        _known("base to merge onto", onto, _ONTO)
+        _known("rounding", rounding, _ROUNDINGS)
+        if onto == "nf4" and quantized:
+            raise RegistryError(
+                "invalid-request",
+                "The base is stored quantized, so that adapters are added to what it holds; NF4 of it is no base that "
+                "anything was trained on.",
+                way_out="Leave the option out.",
+            )
+        transposed = [module for _, module in sorted(modules.modules.items()) if module.transposed]
+        if transposed and (quantized or onto == "nf4" or dtype == "nf4"):
+            raise RegistryError(
+                "unsupported",
+                f"{transposed[0].path} is stored (in, out), as in GPT-2, and bitsandbytes quantizes it turned round.",
+                way_out="Merge in full precision.",
+                module=transposed[0].path,
+            )
+        linear, skipped = _linear(modules, quantized) if onto == "nf4" or dtype == "nf4" else (frozenset(), ())
+        output = {**OUTPUT_DTYPES, NF4: "NF4"}[dtype] if dtype is not None else None
+        return cls(quantized, linear, skipped, output, _main_dtype(base.tensors), onto, rounding)
+
+    def check(self, touched: Collection[str], base: BaseFingerprint) -> None:
+        """Raises RegistryError `invalid-request` where no touched tensor is written in a type for which there is
+        stochastic rounding, or one is in another that rounds."""
+        if self.rounding == "nearest" or not touched:
+            return
+        tensors = base.by_name()
+        written = {name: self.dtype(tensors[name], touched=True) for name in sorted(touched) if name in tensors}
+        wrong = [name for name, dtype in written.items() if dtype == "F16"]
+        if wrong or not {"BF16", "NF4"}.intersection(written.values()):
+            found = f"{wrong[0]} becomes F16" if wrong else "none of the touched tensors is written as one of them"
+            raise RegistryError(
+                "invalid-request",
+                f"Stochastic rounding is for bfloat16 and NF4; {found}.",
+                way_out="Merge into bfloat16 or nf4, or round to the nearest.",
+            )
+
+    def through_nf4(self, name: str) -> bool:
+        return self.onto == "nf4" and name in self.linear
+
+    def dtype(self, tensor: BaseTensor, *, touched: bool) -> str:
+        """Of the tensor in the result, NF4 for those that are written quantized."""
+        if self.form(tensor) is not None:
+            return "NF4"
+        changed = touched or tensor.name in self.quantized or self.through_nf4(tensor.name)
+        output = self.output if self.output != "NF4" else None
+        dtype = output if output is not None and (changed or tensor.dtype == self.main) else tensor.dtype
+        if dtype != tensor.dtype or changed:
+            _refuse_type(tensor, dtype)
+        return dtype
+
+    def form(self, tensor: BaseTensor) -> Nf4Form | None:
+        """How a tensor is written quantized: as the base has it where that is NF4. None where it is not."""
+        if self.output != "NF4":
+            return None
+        known = self.quantized.get(tensor.name)
+        if known is not None and known.scheme == NF4:
+            return Nf4Form(known.dtype, known.blocksize, known.nested is not None, known.packed.dtype)
+        if tensor.name not in self.linear:
+            return None
+        _refuse_type(tensor, tensor.dtype)
+        return Nf4Form(dtype=tensor.dtype)
+
+    def settle(
+        self, raw: BaseFingerprint, base: BaseFingerprint, touched: Collection[str]
+    ) -> tuple[Precision, Sequence[BaseTensor]]:
+        """What holds once it is known which tensors are touched, and the tensors to go through: where the result is
+        quantized, untouched NF4 goes over as it is.
+
+        raw: the base as its files have it; base: with quantized weights as what they stand for.
+        """
+        if self.output != "NF4":
+            return self, base.tensors
+        kept = {name: group for name, group in self.quantized.items() if group.scheme == NF4 and name not in touched}
+        rest = {name: group for name, group in self.quantized.items() if name not in kept}
+        names = frozenset().union(*(group.names for group in kept.values()))
+        tensors = [tensor for tensor in base.tensors if tensor.name not in kept]
+        tensors += [tensor for tensor in raw.tensors if tensor.name in names]
+        return replace(self, quantized=rest, linear=self.linear - kept.keys()), tensors
+
+    def quantization(self) -> dict[str, Any] | Literal["keep"] | None:
+        """See `MergePlan`."""
+        if self.output != "NF4":
+            return None if self.quantized else "keep"
+        if self.quantized and all(group.scheme == NF4 for group in self.quantized.values()):
+            return "keep"
+        return {
+            "quant_method": "bitsandbytes",
+            "load_in_4bit": True,
+            "load_in_8bit": False,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": True,
+            "bnb_4bit_compute_dtype": _LONG_NAMES.get(self.main or "", "bfloat16"),
+            "bnb_4bit_quant_storage": "uint8",
+            "llm_int8_skip_modules": list(self.skipped),
+        }
+
+
+def _linear(modules: BaseModules, quantized: Mapping[str, Quantized]) -> tuple[frozenset[str], tuple[str, ...]]:
+    """Weights of the linear layers but the output layer's, and the paths of the linear layers that are left."""
+    experts = [path for path, module in sorted(modules.modules.items()) if module.kind == "experts"]
+    if experts:
+        raise RegistryError(
+            "unsupported",
+            f"{experts[0]} holds experts; which of its weights bitsandbytes quantizes depends on the version of "
+            "transformers that loads the model.",
+            way_out="Merge in full precision.",
+            module=experts[0],
+        )
+    found, skipped = set(), {"lm_head"}
+    for path, module in modules.modules.items():
+        if module.weight is None or not _linear_layer(path, module):
+            continue
+        if is_output_name(path) and module.weight.name not in quantized:
+            skipped.add(path)
+        else:
+            found.add(module.weight.name)
+    return frozenset(found), tuple(sorted(skipped))
+
+
+def _linear_layer(path: str, module: BaseModule) -> bool:
+    """With a weight of its own, and no embedding by its name (such as CLIP's of positions, which counts as linear)."""
+    own = module.weight is not None and module.weight.name == f"{path}.weight"
+    return own and module.kind == "linear" and "embed" not in path.rpartition(".")[2]
+
+
+def _refuse_type(tensor: BaseTensor, dtype: str) -> None:
+    if tensor.dtype not in FLOAT_DTYPES:
+        raise RegistryError(
+            "unsupported",
+            f"The base tensor {tensor.name} has the type {tensor.dtype}; a merge adds to floating-point weights only.",
+            way_out="Merge onto the full-precision base.",
+            tensor=tensor.name,
+        )
+    if dtype == "F64" or tensor.dtype == "F64":
+        raise RegistryError(
+            "unsupported",
+            f"The base tensor {tensor.name} has the type F64; a merge computes in float32 and would lose digits.",
+            way_out="Convert the base to float32 first.",
+            tensor=tensor.name,
+        )
+
+
+def _main_dtype(tensors: Sequence[BaseTensor]) -> str | None:
+    """The floating-point type that holds most bytes; None for a base without any."""
+    counts: Counter[str] = Counter()
+    for tensor in tensors:
+        if tensor.dtype in FLOAT_DTYPES:
+            counts[tensor.dtype] += math.prod(tensor.shape) * DTYPE_BYTES[tensor.dtype]
+    return max(sorted(counts), key=lambda dtype: counts[dtype]) if counts else None
+
+
+def _known(what: str, value: str, known: Collection[str]) -> None:
+    if value not in known:
+        raise RegistryError("invalid-request", f"The {what} is {value!r}; expected one of {', '.join(known)}.")

@@ -1,0 +1,147 @@
+"""Readers of weights that the base holds quantized, and of full-precision ones as their quantized form would give them.
+
+What a reader needs of scales is read once for a tensor: a byte or four per block of 64, or four per row of int8.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from lora_kernels.merging.blocks import BLOCK, Block
+from lora_kernels.merging.numerics import F32
+from lora_kernels.merging.plan import TensorPlan
+from lora_kernels.merging.sources import Source
+from lora_kernels.quantized import blockwise, int8
+from lora_kernels.quantized.absmax import Absmax, Nested, Plain, compress
+from lora_kernels.quantized.codes import CODEBOOKS, NF4, U8
+from lora_kernels.quantized.layout import Nf4Form, Part, Quantized
+from lora_reg.spec.errors import RegistryError
+
+if TYPE_CHECKING:
+    from lora_kernels.merging.weights import Weights
+
+QLORA: Final = Nf4Form()
+"""Blocks of 64 and double quantization: what the QLoRA paper trains on, and most who follow it."""
+
+
+class FourBit:
+    """NF4 or FP4 of bitsandbytes: code * absmax in float32, which is what bitsandbytes gives before it rounds."""
+
+    def __init__(self, known: Quantized, absmax: Absmax, source: Source) -> None:
+        self._known = known
+        self._absmax = absmax
+        self._source = source
+
+    @classmethod
+    def open(cls, known: Quantized, source: Source) -> Callable[[], FourBit]:
+        """Read the scales. Raises RegistryError `rejected` where the codes have other numbers than this scheme's."""
+        assert known.values is not None
+        values = _part(source, known.values, np.dtype("<f4"))
+        if values.tobytes() != CODEBOOKS[known.scheme].values.tobytes():
+            raise RegistryError(
+                "rejected",
+                f"{known.values.name} holds other numbers than those of {known.scheme}.",
+                way_out="Save the quantized model again with transformers, or merge onto the full-precision base.",
+                tensor=known.values.name,
+            )
+        return partial(cls, known, _absmax(known, source), source)
+
+    def read(self, block: Block, out: F32) -> F32:
+        known = self._known
+        start, stop = blockwise.packed_range(block.first, block.elements)
+        raw = np.empty(stop - start, np.uint8)
+        self._source.read_into(known.packed.file, known.packed.start + start, memoryview(raw.data))
+        absmax = self._absmax.of(*blockwise.block_range(block.first, block.elements, known.blocksize))
+        return blockwise.dequantize(raw, absmax, CODEBOOKS[known.scheme], known.blocksize, block.first, out)
+
+
+class Int8:
+    """LLM.int8 of bitsandbytes."""
+
+    def __init__(self, known: Quantized, scb: F32, source: Source) -> None:
+        self._known = known
+        self._scb = scb
+        self._source = source
+
+    @classmethod
+    def open(cls, known: Quantized, source: Source) -> Callable[[], Int8]:
+        return partial(cls, known, _part(source, known.absmax, np.dtype("<f4")), source)
+
+    def read(self, block: Block, out: F32) -> F32:
+        raw = np.empty(block.shape, np.int8)
+        view = memoryview(raw.reshape(-1).view(np.uint8).data)
+        self._source.read_into(self._known.packed.file, self._known.packed.start + block.first, view)
+        return int8.dequantize(raw, self._scb[block.r0 : block.r1], out)
+
+
+class ThroughNf4:
+    """Full-precision weights as NF4 with double quantization gives them back, block by block of its own."""
+
+    def __init__(self, open_stored: Callable[[], Weights], absmax: Absmax, elements: int) -> None:
+        self._stored = open_stored()
+        self._absmax = absmax
+        self._elements = elements
+
+    @classmethod
+    def open(cls, tensor: TensorPlan, open_stored: Callable[[], Weights]) -> Callable[[], ThroughNf4]:
+        """A first pass over the weight: an absmax is stored as its distance from the mean of all."""
+        elements = math.prod(tensor.shape)
+        stored, found = open_stored(), []
+        for first in range(0, elements, BLOCK):
+            block = _row(first, min(first + BLOCK, elements), elements)
+            values = stored.read(block, np.empty(block.shape, np.float32)).reshape(-1)
+            found.append(blockwise.largest(values, QLORA.blocksize, np.empty_like(values)))
+        absmax = np.concatenate(found) if found else np.empty(0, np.float32)
+        refuse_nonfinite(tensor.name, absmax, "The base tensor holds")
+        return partial(cls, open_stored, compress(absmax), elements)
+
+    def read(self, block: Block, out: F32) -> F32:
+        size = QLORA.blocksize
+        start, stop = blockwise.block_range(block.first, block.elements, size)
+        around = _row(start * size, min(stop * size, self._elements), self._elements)
+        values = self._stored.read(around, np.empty(around.shape, np.float32)).reshape(-1)
+        scratch, codes = np.empty_like(values), np.empty(values.size, np.uint8)
+        blockwise.quantize_nf4(values, blockwise.largest(values, size, scratch), size, codes, scratch)
+        np.take(NF4.values, codes, out=values, mode="clip")
+        blockwise.scale(values, self._absmax.of(start, stop), size, 0)
+        first = block.first - around.first
+        np.copyto(out, values[first : first + block.elements].reshape(block.shape))
+        return out
+
+
+def refuse_nonfinite(name: str, absmax: F32, what: str) -> None:
+    """Raises RegistryError `rejected` where the absmax of a block is not finite."""
+    count = int(np.count_nonzero(~np.isfinite(absmax)))
+    if count:
+        raise RegistryError(
+            "rejected",
+            f"{name}: {what} NaN or infinite values in {count} of {absmax.size} blocks, which cannot be quantized.",
+            way_out="Merge without NF4, which names what is wrong, or register an undamaged copy of the base.",
+            tensor=name,
+        )
+
+
+def _row(first: int, stop: int, elements: int) -> Block:
+    """Elements of a tensor seen as one row."""
+    return Block(0, 1, first, stop, elements)
+
+
+def _absmax(known: Quantized, source: Source) -> Absmax:
+    if known.nested is None:
+        return Plain(_part(source, known.absmax, np.dtype("<f4")))
+    nested = known.nested
+    codes: U8 = _part(source, known.absmax, np.dtype("u1"))
+    scales, values = (_part(source, part, np.dtype("<f4")) for part in (nested.absmax, nested.values))
+    return Nested(codes, scales, values, np.float32(nested.offset), nested.blocksize)
+
+
+def _part(source: Source, part: Part, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    raw = bytearray(part.end - part.start)
+    source.read_into(part.file, part.start, memoryview(raw))
+    return np.frombuffer(raw, dtype)

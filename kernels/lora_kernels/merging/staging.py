@@ -1,0 +1,237 @@
+"""A result's folder before it has its final name: invisible, locked, kept where its files can be used again."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import glob
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from lora_kernels.merging.sink import no_space
+from lora_kernels.merging.stats import FileRecord, TensorStats
+from lora_reg.spec.errors import RegistryError
+
+_RECORDS: Final = ".finished"
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
+
+class FinishedFile(msgspec.Struct, frozen=True):
+    """A file of the result that is whole. tensors: what was merged in it."""
+
+    file: FileRecord
+    tensors: tuple[TensorStats, ...]
+
+
+class Staging:
+    """The folder of a merge, and which of its files are whole.
+
+    boot: of the running system. Files are not synced one by one, which would cost more than the merge: they outlive
+    their process, but not the machine, so that records of before the last boot are not believed. None where the system
+    does not tell its boots apart; then nothing is gone on with.
+    """
+
+    def __init__(self, folder: Path, boot: str | None) -> None:
+        self.folder = folder
+        self._records = folder / _RECORDS
+        self._boot = boot
+        self.finished = self._read()
+
+    def finish(self, done: FinishedFile) -> None:
+        """Note that a file is whole. To be called once it is written and closed."""
+        if self._boot is not None:
+            self._note(done)
+        self.finished[done.file.path] = done
+
+    def _note(self, done: FinishedFile) -> None:
+        self._records.mkdir(exist_ok=True)
+        name = hashlib.sha256(done.file.path.encode()).hexdigest()
+        partial = self._records / f"{name}.partial"
+        partial.write_bytes(msgspec.json.encode({"boot": self._boot, "done": done}))
+        partial.rename(self._records / f"{name}.json")
+
+    def clear(self) -> None:
+        """Remove what is not part of the result."""
+        shutil.rmtree(self._records, ignore_errors=True)
+
+    def _read(self) -> dict[str, FinishedFile]:
+        """The files that an earlier attempt finished; all others of it are removed."""
+        found = {}
+        for path in sorted(self._records.glob("*.json")) if self._boot is not None else ():
+            done = _record(path, str(self._boot))
+            target = self.folder / done.file.path if done is not None else None
+            if done is not None and target is not None and target.is_file() and target.stat().st_size == done.file.size:
+                found[done.file.path] = done
+        for entry in self.folder.iterdir():
+            if entry.name == _RECORDS or entry.name in found:
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+        return found
+
+
+def identity_of(plan: Any, folders: Sequence[str | os.PathLike[str]]) -> str:
+    """What makes two merges the same, so that one may go on with the files of the other: the plan, and the files of the
+    inputs by size, inode and time of change. 32 hex digits."""
+    files = [
+        (str(entry.name), status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev)
+        for folder in folders
+        for entry in sorted(Path(folder).iterdir())
+        if (status := entry.stat())
+    ]
+    return hashlib.sha256(msgspec.json.encode([plan, files])).hexdigest()[:32]
+
+
+@contextmanager
+def staged_folder(final: Path, *, needed: int) -> Iterator[Path]:
+    """A folder beside `final` that takes its name when the block ends well and is removed when it does not (by the next
+    attempt where the process was killed).
+
+    needed: bytes that will be written, so that a disk that is too small is found before the work. Raises RegistryError
+    `exists` where `final` is there and not an empty folder, `storage-unavailable` where the disk is too small.
+    """
+    _check_final(final)
+    folder, lock = _locked(final, secrets.token_hex(4))
+    try:
+        _remove_leftovers(final)
+        _check_space(final, needed)
+        yield folder
+        _publish(folder, final)
+    finally:
+        os.close(lock)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def resumable_folder(final: Path, *, needed: int, identity: str) -> Iterator[Staging]:
+    """As `staged_folder`, and kept where the block was interrupted or ran out of space after a file was finished: the
+    same work begun again finds it.
+
+    identity: see `identity_of`. Where another process is at the same work, this one starts from nothing beside it.
+    """
+    _check_final(final)
+    folder, lock = _locked(final, identity)
+    keep = False
+    try:
+        staging = Staging(folder, _boot_id())
+        _remove_leftovers(final)
+        _check_space(final, needed - sum(done.file.size for done in staging.finished.values()))
+        try:
+            yield staging
+        except BaseException as error:
+            keep = bool(staging.finished) and _can_go_on(error)
+            if keep and isinstance(error, RegistryError):
+                files = ", ".join(sorted(staging.finished))
+                raise RegistryError(
+                    error.code, error.detail, way_out=f"{error.way_out} Run again, it goes on; finished: {files}."
+                ) from error
+            raise
+        staging.clear()
+        _publish(folder, final)
+    finally:
+        os.close(lock)
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _can_go_on(error: BaseException) -> bool:
+    if isinstance(error, RegistryError):
+        return error.code == "storage-unavailable"
+    return isinstance(error, KeyboardInterrupt | OSError)
+
+
+def _check_final(final: Path) -> None:
+    if final.is_symlink() or (final.exists() and not (final.is_dir() and not any(final.iterdir()))):
+        raise RegistryError("exists", f"{final} is there already.", way_out="Choose a folder that does not exist yet.")
+    final.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _check_space(final: Path, needed: int) -> None:
+    free = shutil.disk_usage(final.parent).free
+    if free < needed:
+        raise no_space(str(final), needed - free)
+
+
+def _locked(final: Path, key: str) -> tuple[Path, int]:
+    """A folder beside `final`, made or found by its key, and the lock on it. By another key where somebody has it."""
+    folder = final.parent / f".{final.name}.{key}.partial"
+    while True:
+        folder.mkdir(exist_ok=True)
+        try:
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            folder = final.parent / f".{final.name}.{secrets.token_hex(4)}.partial"
+            continue
+        if _is_still(folder, lock):
+            return folder, lock
+        os.close(lock)
+
+
+def _is_still(folder: Path, lock: int) -> bool:
+    """Whether the name still stands for what was locked: it may have been removed or published in between."""
+    try:
+        return os.path.samestat(os.stat(folder, follow_symlinks=False), os.fstat(lock))
+    except FileNotFoundError:
+        return False
+
+
+def _publish(folder: Path, final: Path) -> None:
+    try:
+        folder.rename(final)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        raise RegistryError("exists", f"{final} was made by somebody else meanwhile.") from error
+
+
+def _remove_leftovers(final: Path) -> None:
+    """Remove what killed processes left beside `final`: the lock of such a folder went with its process."""
+    for folder in final.parent.glob(f".{glob.escape(final.name)}.*.partial"):
+        try:
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(lock)
+
+
+def _boot_id() -> str | None:
+    try:
+        return _BOOT_ID.read_text().strip() or None
+    except OSError:
+        return None
+
+
+def _record(path: Path, boot: str) -> FinishedFile | None:
+    """None where it is from before the last boot, or not whole."""
+    try:
+        record = msgspec.json.decode(path.read_bytes(), type=_Record)
+    except (OSError, msgspec.DecodeError):
+        return None
+    return record.done if record.boot == boot else None
+
+
+class _Record(msgspec.Struct, frozen=True):
+    boot: str
+    done: FinishedFile

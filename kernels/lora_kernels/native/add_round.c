@@ -1,0 +1,85 @@
+/* The inner loop of a merge into bfloat16: one read and one write of each weight.
+ *
+ * Element by element the same IEEE 754 operations as the numpy path, none of them contracted or reordered, so that both
+ * give the same bytes. The sums are of doubles, in LANES chains whose order does not depend on the processor.
+ */
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define LANES 16
+#define ABSOLUTE 0x7fffffffu
+#define INFINITE 0x7f800000u
+/* The least magnitude that rounds to infinity in bfloat16. */
+#define TOO_LARGE 0x7f7f8000u
+
+typedef struct {
+    double delta_delta[LANES], realised_delta[LANES], realised_realised[LANES];
+    uint32_t delta[LANES], merged[LANES];
+} lanes;
+
+static inline float value_of(uint32_t bits)
+{
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static inline uint32_t bits_of(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+static inline uint32_t larger(uint32_t a, uint32_t b)
+{
+    return a > b ? a : b;
+}
+
+static inline __attribute__((always_inline)) void merge_one(const uint16_t *weight, const float *product, float scale,
+                                                            uint16_t *out, lanes *sums, size_t at, size_t lane)
+{
+    float old = value_of((uint32_t)weight[at] << 16);
+    float delta = product[at] * scale;
+    uint32_t merged = bits_of(old + delta);
+    uint32_t rounded = (merged + 0x7fff + ((merged >> 16) & 1)) & 0xffff0000u;
+    float realised = value_of(rounded) - old;
+    out[at] = (uint16_t)(rounded >> 16);
+    sums->delta[lane] = larger(sums->delta[lane], bits_of(delta) & ABSOLUTE);
+    sums->merged[lane] = larger(sums->merged[lane], merged & ABSOLUTE);
+    sums->delta_delta[lane] += (double)delta * delta;
+    sums->realised_delta[lane] += (double)realised * delta;
+    sums->realised_realised[lane] += (double)realised * realised;
+}
+
+/* out = round(weight + scale * product), weight and out bfloat16, product float32, `count` elements each.
+ *
+ * Adds <dW, dW>, <realised, dW> and <realised, realised> to sums[0..2] and raises sums[3] to the largest |dW|.
+ * Returns 1, or 0 where a value is not finite; then neither out nor sums mean anything.
+ */
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+__attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#endif
+int lora_add_round_bf16(const uint16_t *restrict weight, const float *restrict product, float scale,
+                        uint16_t *restrict out, size_t count, double *restrict sums)
+{
+    lanes all = {0};
+    size_t whole = count - count % LANES;
+    for (size_t at = 0; at < whole; at += LANES)
+        for (size_t lane = 0; lane < LANES; lane++)
+            merge_one(weight, product, scale, out, &all, at + lane, lane);
+    for (size_t at = whole; at < count; at++)
+        merge_one(weight, product, scale, out, &all, at, at - whole);
+    uint32_t delta = 0, merged = 0;
+    for (size_t lane = 0; lane < LANES; lane++) {
+        sums[0] += all.delta_delta[lane];
+        sums[1] += all.realised_delta[lane];
+        sums[2] += all.realised_realised[lane];
+        delta = larger(delta, all.delta[lane]);
+        merged = larger(merged, all.merged[lane]);
+    }
+    if ((double)value_of(delta) > sums[3])
+        sums[3] = value_of(delta);
+    return delta < INFINITE && merged < TOO_LARGE;
+}

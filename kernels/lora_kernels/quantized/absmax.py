@@ -1,0 +1,88 @@
+"""The absolute maxima (absmax) of 4-bit blocks, as they are or quantized themselves.
+
+Double quantization: absmax less their mean as 8-bit codes in blocks of 256, absmax = map[code] * nested + offset, in
+float32.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import chain
+from typing import Final, Protocol
+
+import numpy as np
+
+from lora_kernels.quantized.codes import F32, U8, dynamic_map
+from lora_kernels.quantized.layout import NESTED_BLOCKSIZE
+
+# Numbers on their way take many times their memory.
+_AT_ONCE: Final = 1024 * NESTED_BLOCKSIZE
+
+
+class Absmax(Protocol):
+    """One number per block of a tensor."""
+
+    def of(self, start: int, stop: int) -> F32:
+        """Those of the blocks `start` to `stop`, as a reader of the checkpoint sees them."""
+
+
+@dataclass(frozen=True)
+class Plain:
+    """values: float32, one per block."""
+
+    values: F32
+
+    def of(self, start: int, stop: int) -> F32:
+        return self.values[start:stop]
+
+
+@dataclass(frozen=True)
+class Nested:
+    """codes: uint8, one per block of the weight. nested: float32, one per `blocksize` of them. values: float32 (256,),
+    by code. offset: the mean of all absmax."""
+
+    codes: U8
+    nested: F32
+    values: F32
+    offset: np.float32
+    blocksize: int = NESTED_BLOCKSIZE
+
+    def of(self, start: int, stop: int) -> F32:
+        found: F32 = np.take(self.values, self.codes[start:stop].astype(np.intp))
+        np.multiply(found, self.nested[np.arange(start, start + found.size) // self.blocksize], out=found)
+        return np.add(found, self.offset, out=found)
+
+
+def mean(absmax: F32) -> np.float32:
+    """The offset: the mean, rounded once. bitsandbytes sums in float32, in an order that depends on the processor and
+    the number of threads, and lies within a few units of the last place of it."""
+    parts = (absmax[first : first + _AT_ONCE].tolist() for first in range(0, absmax.size, _AT_ONCE))
+    return np.float32(math.fsum(chain.from_iterable(parts)) / max(absmax.size, 1))
+
+
+def compress(absmax: F32, offset: np.float32 | None = None) -> Nested:
+    """Double quantization. absmax: finite. offset: None for the mean."""
+    if offset is None:
+        offset = mean(absmax)
+    codes = np.empty(absmax.size, np.uint8)
+    nested = np.empty(-(-absmax.size // NESTED_BLOCKSIZE), np.float32)
+    for first in range(0, absmax.size, _AT_ONCE):
+        centred = absmax[first : first + _AT_ONCE] - offset
+        padded = np.pad(centred, (0, -centred.size % NESTED_BLOCKSIZE)).reshape(-1, NESTED_BLOCKSIZE)
+        largest = np.abs(padded).max(axis=1)
+        start = first // NESTED_BLOCKSIZE
+        nested[start : start + largest.size] = largest
+        padded /= np.where(largest > 0, largest, np.float32(1))[:, None]
+        codes[first : first + centred.size] = _nearest(padded.reshape(-1)[: centred.size])
+    return Nested(codes, nested, dynamic_map(), offset)
+
+
+def _nearest(scaled: F32) -> U8:
+    """Of the two neighbours the nearer by float32 differences, of two as near the smaller: the rule of bitsandbytes,
+    which is not quite that of midpoints."""
+    values = dynamic_map()
+    below = np.clip(np.searchsorted(values, scaled, side="right") - 1, 0, values.size - 1)
+    above = np.minimum(below + 1, values.size - 1)
+    nearer = np.abs(scaled - values[above]) < np.abs(scaled - values[below])
+    return np.where(nearer, above, below).astype(np.uint8)

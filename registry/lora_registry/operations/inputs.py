@@ -1,0 +1,76 @@
+"""What goes into a derived version: references become versions, and adapters the base that they pin."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from sqlmodel import Session
+
+from lora_reg.spec import reference
+from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.recipe import RecipeInput
+from lora_reg.spec.wire.operations import WeightedAdapter
+from lora_registry.auth.principals import Principal
+from lora_registry.catalog import resolve, store
+from lora_registry.db.tables import Repository, Version
+
+MAX_ADAPTERS: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Adapters:
+    """Adapters of one base. title: the references, as they were given."""
+
+    base: Version
+    inputs: tuple[RecipeInput, ...]
+    ids: tuple[int, ...]
+    title: str
+
+
+def by_text(session: Session, principal: Principal, text: str) -> tuple[Repository, Version]:
+    """The version that a reference of a request means now. Raises as `resolve.by_reference`."""
+    ref = reference.parse(text).with_namespace(reference.DEFAULT_NAMESPACE)
+    return resolve.by_reference(session, principal, ref)
+
+
+def adapters(session: Session, principal: Principal, items: Sequence[WeightedAdapter]) -> Adapters:
+    """Pin every adapter by digest. Raises `conflict` where one is no adapter or pins another base than the first."""
+    if not 0 < len(items) <= MAX_ADAPTERS:
+        raise RegistryError("invalid-request", f"1 to {MAX_ADAPTERS} adapters go in, not {len(items)}.")
+    pins: dict[str, str] = {}
+    bases: dict[str, Version] = {}
+    inputs, ids = [], []
+    for item in items:
+        if not math.isfinite(item.weight):
+            raise RegistryError(
+                "invalid-request", f"The weight of {item.adapter} is {item.weight}; expected a finite number."
+            )
+        repo, version = by_text(session, principal, item.adapter)
+        if repo.kind != "adapter" or version.base_version_id is None:
+            raise RegistryError("conflict", f"{item.adapter} is of kind {repo.kind}; expected an adapter.")
+        base = store.versions_by_id(session, [version.base_version_id])[version.base_version_id]
+        pins.setdefault(base.digest, f"{repo.namespace}/{repo.name}:v{version.number}")
+        bases.setdefault(base.digest, base)
+        inputs.append(RecipeInput(digest=version.digest, weight=item.weight))
+        ids.append(version.id or 0)
+    if len(pins) > 1:
+        raise RegistryError(
+            "conflict",
+            f"{' and '.join(pins.values())} were made for different base versions.",
+            way_out="Take adapters of one base.",
+        )
+    title = " + ".join(item.adapter for item in items)
+    return Adapters(next(iter(bases.values())), tuple(inputs), tuple(ids), title)
+
+
+def need_weights(version: Version, what: str, way_out: str) -> None:
+    """Raises `unsupported` where the checkpoint's bytes are not in the store."""
+    if version.weights_absent:
+        raise RegistryError(
+            "unsupported",
+            f"{what} was registered without its weights, so there is nothing here to read them from.",
+            way_out=way_out,
+        )

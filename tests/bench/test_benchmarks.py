@@ -1,0 +1,116 @@
+"""What the benchmarks rest on: the README shows what was measured, wrong results are found, memory is a process's own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import exact, fixtures, table
+from benchmarks.process import ROOT, CommandFailed, measure
+from lora_kernels.merging import merge_folder
+
+TINY = fixtures.Llama(2, 64, 160, 4, 2, 96)
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path, Path]:
+    """A base, an adapter, and our merge of both."""
+    monkeypatch.setenv(fixtures.ENVIRONMENT, str(tmp_path))
+    base, adapter = fixtures.base("tiny", TINY), fixtures.adapter("lora", TINY, rank=4, targets=fixtures.QV)
+    merge_folder(base, [(adapter, 1.0)], tmp_path / "out")
+    return base, adapter, tmp_path / "out"
+
+
+def test_the_readme_shows_the_results() -> None:
+    assert table.shown((ROOT / "README.md").read_text("utf-8")) == table.tables()
+
+
+def test_tables_are_made_of_the_results(tmp_path: Path) -> None:
+    record = {
+        "machine": {"cores": 2, "cpu": "Some CPU", "memory_gb": 24, "system": "Linux 6"},
+        "runs": 5,
+        "others": 0.02,
+        "skipped": {"mergekit": "the package index did not answer"},
+        "rows": [
+            {
+                "adapter": "qv16",
+                "contestants": {"lora-reg": {"seconds": 0.5, "peak_mb": 41.2}},
+                "times_cp": 1.25,
+                "faster_than": {"PEFT": 12.0, "plain torch": 4.0},
+            }
+        ],
+    }
+    assert table.tables(tmp_path) == "Nothing has been measured yet.\n"
+    (tmp_path / "merge.json").write_text(json.dumps(record))
+    text = table.tables(tmp_path)
+    assert "| q and v, rank 16 | 0.50 | 1.25 | 41 | 12.0 | 4.0 |" in text
+    assert "Without mergekit: the package index did not answer" in text
+    assert "2 cores of Some CPU" in text
+    assert table.shown(table.with_tables(f"before\n{table.BEGIN}old\n{table.END}after\n", text)) == text
+
+
+def test_our_merge_is_the_rounded_one(model: tuple[Path, Path, Path]) -> None:
+    base, adapter, out = model
+    checked = exact.check_merge(base, adapter, out, layers=(0, 1))
+    assert checked["compared"] == 2 * (64 * 64 + 32 * 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("model.layers.1.self_attn.v_proj.weight", "instead of"),
+        ("model.layers.0.mlp.up_proj.weight", "not touched by the adapter"),
+    ],
+)
+def test_a_wrong_element_is_found(model: tuple[Path, Path, Path], name: str, sentence: str) -> None:
+    base, adapter, out = model
+    tensor = exact.tensors(out)[name]
+    bits = np.memmap(tensor.file, "<u2", "r+", tensor.start, tensor.shape)
+    # The element whose step is largest beside what float32 may add.
+    row, column = np.unravel_index(int(np.argmax(bits & 0x7FFF)), bits.shape)
+    bits[row, column] += 1
+    bits.flush()
+    with pytest.raises(exact.Wrong, match=sentence):
+        exact.check_merge(base, adapter, out, layers=(0, 1))
+
+
+def test_a_merge_that_did_nothing_is_found(model: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    base, adapter, _ = model
+    shutil.copytree(base, tmp_path / "copy")
+    with pytest.raises(exact.Wrong):
+        exact.check_merge(base, adapter, tmp_path / "copy", layers=(0, 1))
+
+
+def test_fixtures_are_the_same_everywhere(model: tuple[Path, Path, Path], tmp_path: Path, monkeypatch) -> None:
+    base, adapter, _ = model
+    monkeypatch.setenv(fixtures.ENVIRONMENT, str(tmp_path / "other"))
+    again = [fixtures.base("tiny", TINY), fixtures.adapter("lora", TINY, rank=4, targets=fixtures.QV)]
+    for one, other in zip((base, adapter), again, strict=True):
+        assert {p.name: p.read_bytes() for p in one.iterdir()} == {p.name: p.read_bytes() for p in other.iterdir()}
+
+
+def test_a_sparse_base_holds_zeros_and_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(fixtures.ENVIRONMENT, str(tmp_path))
+    large = fixtures.Llama(2, 512, 1376, 8, 8, 4096)
+    base = fixtures.sparse_base("holes", large, shards=2)
+    files = list(base.glob("*.safetensors"))
+    assert sum(path.stat().st_size for path in files) > 10 * sum(path.stat().st_blocks * 512 for path in files)
+    found = exact.tensors(base)
+    assert {name: tensor.shape for name, tensor in found.items()} == large.tensors()
+    assert not any(tensor.raw().any() for tensor in found.values())
+
+
+def test_peak_memory_is_the_process_own(tmp_path: Path) -> None:
+    ours = np.ones(40_000_000)  # 320 MB that the child must not inherit
+    small = measure([sys.executable, "-S", "-c", "pass"], tmp_path)
+    large = measure([sys.executable, "-S", "-c", "bytearray(200_000_000)"], tmp_path)
+    assert ours.all()
+    assert small.peak_mb < 50
+    assert 200 < large.peak_mb < 250
+    with pytest.raises(CommandFailed, match="boom"):
+        measure([sys.executable, "-S", "-c", "raise SystemExit('boom')"], tmp_path)
