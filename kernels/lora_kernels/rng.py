@@ -55,9 +55,20 @@ def keep_mask(key: int, first: int, count: int, density: float) -> npt.NDArray[n
 def _philox(counters: npt.NDArray[np.uint64], key0: int, key1: int) -> U32:
     c0, c1 = counters & _LOW, counters >> _WORD
     c2, c3 = np.zeros_like(c0), np.zeros_like(c0)
+    product0, product1 = np.empty_like(c0), np.empty_like(c0)
     for _ in range(_ROUNDS):
-        product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c2 = (product1 >> _WORD) ^ c1 ^ np.uint64(key0), (product0 >> _WORD) ^ c3 ^ np.uint64(key1)
-        c1, c3 = product1 & _LOW, product0 & _LOW
+        np.multiply(c0, _MULTIPLIERS[0], out=product0)
+        np.multiply(c2, _MULTIPLIERS[1], out=product1)
+        np.right_shift(product1, _WORD, out=c0)
+        np.right_shift(product0, _WORD, out=c2)
+        c0 ^= c1
+        c2 ^= c3
+        c0 ^= np.uint64(key0)
+        c2 ^= np.uint64(key1)
+        np.bitwise_and(product1, _LOW, out=c1)
+        np.bitwise_and(product0, _LOW, out=c3)
         key0, key1 = (key0 + _WEYL[0]) & 0xFFFFFFFF, (key1 + _WEYL[1]) & 0xFFFFFFFF
-    return np.stack((c0, c1, c2, c3), axis=1).astype(np.uint32)
+    words = np.empty((len(c0), 4), np.uint32)
+    for column, word in enumerate((c0, c1, c2, c3)):
+        words[:, column] = word
+    return words

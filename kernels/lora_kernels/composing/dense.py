@@ -28,7 +28,7 @@ from lora_reg.spec.errors import RegistryError
 
 # Elements of a block of one update; those of a few adapters stay in a core's cache.
 _BLOCK: Final = 1 << 16
-# Modules with more elements (a quarter of a gigabyte each) are done one at a time, whatever the threads.
+# Modules with more elements (128 MiB as float32) are done one at a time, whatever the threads.
 _LARGE: Final = 1 << 25
 _one_large: Final = threading.Lock()
 
