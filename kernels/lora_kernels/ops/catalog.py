@@ -13,8 +13,15 @@ from lora_kernels.ops.tensor_stats import kernel as tensor_stats
 from lora_kernels.ops.ties_merge import kernel as ties_merge
 
 KERNELS = (
-    merge_low_rank, merge_dora, tensor_stats, ties_merge, dare_merge, dequant_blockwise, merge_quantized, requantize_nf4,
-)  # fmt: skip
+    merge_low_rank,
+    merge_dora,
+    tensor_stats,
+    ties_merge,
+    dare_merge,
+    dequant_blockwise,
+    merge_quantized,
+    requantize_nf4,
+)
 
 
 def variants() -> list[Variant]:

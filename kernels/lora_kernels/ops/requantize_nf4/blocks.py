@@ -30,9 +30,8 @@ def nf4_codes(bounds: tl.tensor, b_scaled: tl.tensor) -> tl.tensor:
     """How many of the 15 rising `bounds` are less, uint8, by halving."""
     b_codes = tl.zeros(b_scaled.shape, dtype=tl.int64)
     for i_step in tl.static_range(4):
-        step: tl.constexpr = 8 >> i_step
-        m_above = b_scaled > tl.load(bounds + (b_codes + (step - 1)))
-        b_codes += tl.where(m_above, step, 0)
+        m_above = b_scaled > tl.load(bounds + (b_codes + ((8 >> i_step) - 1)))
+        b_codes += m_above.to(tl.int64) << (3 - i_step)
     return b_codes.to(tl.uint8)
 
 
@@ -41,9 +40,8 @@ def nearest(table: tl.tensor, b_scaled: tl.tensor) -> tl.tensor:
     """uint8 index of the nearest of 256 rising numbers by float32 differences, of two as near the smaller."""
     b_below = tl.zeros(b_scaled.shape, dtype=tl.int64)
     for i_step in tl.static_range(8):
-        step: tl.constexpr = 128 >> i_step
-        m_reached = tl.load(table + (b_below + step)) <= b_scaled
-        b_below += tl.where(m_reached, step, 0)
+        m_reached = tl.load(table + (b_below + (128 >> i_step))) <= b_scaled
+        b_below += m_reached.to(tl.int64) << (7 - i_step)
     b_above = tl.minimum(b_below + 1, 255)
     m_nearer = tl.abs(b_scaled - tl.load(table + b_above)) < tl.abs(b_scaled - tl.load(table + b_below))
     return tl.where(m_nearer, b_above, b_below).to(tl.uint8)
@@ -80,8 +78,8 @@ def quantize_blocks_kernel(
     tl.store(absmax + o_blocks, b_absmax, o_blocks * BLOCKSIZE < elements)
     b_divisor = divisor(b_absmax)
     # bitsandbytes divides the elements of a short last block, and multiplies all others.
-    b_divided = tl.math.div_rn(b_blocks, tl.broadcast_to(b_divisor[:, None], (BLOCK_ROWS, BLOCKSIZE)))
-    b_scaled = tl.where(m_short[:, None], b_divided, b_blocks * tl.math.div_rn(b_divisor * 0 + 1, b_divisor)[:, None])
+    b_divided = tl.math.div_rn(b_blocks, b_divisor[:, None])
+    b_scaled = tl.where(m_short[:, None], b_divided, b_blocks * tl.math.div_rn(1.0, b_divisor)[:, None])
     b_bytes = pack(nf4_codes(bounds, b_scaled), BLOCK_ROWS, BLOCKSIZE)
     # Beyond an odd last element lies a zero, whose code fills up the byte.
     o_bytes = o_blocks[:, None] * (BLOCKSIZE // 2) + tl.arange(0, BLOCKSIZE // 2)[None, :]
@@ -111,5 +109,5 @@ def compress_kernel(
     b_largest = largest(b_centred, 1)
     tl.store(nested + o_nested, b_largest, o_nested * BLOCKSIZE < blocks)
     b_divisor = tl.where(b_largest > 0, b_largest, 1.0)
-    b_scaled = tl.math.div_rn(b_centred, tl.broadcast_to(b_divisor[:, None], (BLOCK_ROWS, BLOCKSIZE)))
+    b_scaled = tl.math.div_rn(b_centred, b_divisor[:, None])
     tl.store(codes + o_blocks, nearest(table, b_scaled), m_blocks)

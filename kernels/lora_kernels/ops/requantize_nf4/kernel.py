@@ -92,7 +92,7 @@ def requantize_nf4_kernel(
     b_blocks = tl.reshape(b_w + b_delta, (BLOCK_ROWS, across, NEW_BLOCKSIZE))
     b_absmax = largest(b_blocks, 2)
     b_divisor = divisor(b_absmax)
-    b_scaled = b_blocks * tl.math.div_rn(b_divisor * 0 + 1, b_divisor)[:, :, None]
+    b_scaled = b_blocks * tl.math.div_rn(1.0, b_divisor)[:, :, None]
     b_codes = nf4_codes(bounds, tl.reshape(b_scaled, (BLOCK_ROWS, BLOCK_COLUMNS)))
     _, i_column = place_of(job, i_program, BLOCK_COLUMNS)
     row_blocks = columns // NEW_BLOCKSIZE
