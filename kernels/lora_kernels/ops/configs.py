@@ -35,3 +35,11 @@ SPARSE: Final = LaunchConfig(rows=32, columns=64, rank=16, warps=8, stages=2)
 RADIX: Final = SPARSE
 # Per adapter: a few for each of the 132 processors of an H200, so that each adds up many tiles before it writes.
 RADIX_PROGRAMS: Final = 528
+DEQUANTIZE: Final = LaunchConfig(rows=64, columns=64, rank=0, warps=8, stages=2)
+MERGE_QUANTIZED: Final = MERGE_LOW_RANK
+# Columns of 64 are whole blocks of the size that nearly all NF4 checkpoints have.
+REQUANTIZE: Final = SPARSE
+# Elements per program, as rows of whole blocks; the largest block is 4096.
+QUANTIZE_BLOCKS: Final = LaunchConfig(rows=1, columns=4096, rank=0, warps=8, stages=2)
+# Rows of 256 absmax per program.
+COMPRESS_ROWS: Final = 8

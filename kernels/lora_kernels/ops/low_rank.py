@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import torch
 
 from lora_reg.spec.errors import RegistryError
 
 DTYPES: Final = (torch.bfloat16, torch.float16, torch.float32)
+
+
+class Matrix(Protocol):
+    """What is known of a weight (o, i), dense or quantized."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def device(self) -> torch.device: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +60,8 @@ def check_weight(w: torch.Tensor, *, name: str = "W") -> None:
     check_dtype(w, name=name)
 
 
-def check_output(w: torch.Tensor, out: torch.Tensor | None, dtype: torch.dtype | None, *, name: str = "W") -> None:
-    """out: None to allocate; dtype: None for that of `out`, or of W. Raises RegistryError `invalid-request`."""
+def check_output(w: Matrix, out: torch.Tensor | None, dtype: torch.dtype | None, *, name: str = "W") -> None:
+    """out: None to allocate; dtype: None for that of `out`. Raises RegistryError `invalid-request`."""
     if dtype is not None and dtype not in DTYPES:
         raise _invalid(f"The output of {name} was asked for as {dtype}; expected one of {_names()}.")
     if out is None:
@@ -66,7 +76,7 @@ def check_output(w: torch.Tensor, out: torch.Tensor | None, dtype: torch.dtype |
         raise _invalid(f"The output of {name} is an expanded view, whose elements share memory; expected its own.")
 
 
-def check_adapters(w: torch.Tensor, adapters: Sequence[LowRank], *, name: str = "W") -> None:
+def check_adapters(w: Matrix, adapters: Sequence[LowRank], *, name: str = "W") -> None:
     """Each adapter's factors against W and each other. Raises RegistryError `invalid-request` that says which."""
     rows, columns = w.shape
     for index, adapter in enumerate(adapters):
@@ -83,7 +93,7 @@ def check_adapters(w: torch.Tensor, adapters: Sequence[LowRank], *, name: str = 
             )
 
 
-def delta_sum(w: torch.Tensor, adapters: Sequence[LowRank], compute: torch.dtype) -> torch.Tensor:
+def delta_sum(w: Matrix, adapters: Sequence[LowRank], compute: torch.dtype) -> torch.Tensor:
     """dW (o, i) in plain torch: the twin of `tiles.delta_sum`. compute: the type of all products and sums."""
     total = torch.zeros(w.shape, dtype=compute, device=w.device)
     for adapter in adapters:

@@ -15,7 +15,7 @@ from lora_kernels.quantized.codes import F32, NF4_BOUNDS, U8, Codebook
 from lora_kernels.quantized.stochastic import between
 
 # bitsandbytes keeps the reciprocal of an empty block's absmax finite with it.
-_SMALLEST: Final = np.float32(1e-38)
+SMALLEST: Final = np.float32(1e-38)
 _ONE: Final = np.float32(1)
 _ZERO: Final = 7
 
@@ -79,7 +79,7 @@ def largest(values: F32, blocksize: int, scratch: F32) -> F32:
     if whole:
         np.max(magnitude[: whole * blocksize].reshape(whole, blocksize), axis=1, out=found[:whole])
     if values.size % blocksize:
-        found[whole] = np.maximum(magnitude[whole * blocksize :].max(), _SMALLEST)
+        found[whole] = np.maximum(magnitude[whole * blocksize :].max(), SMALLEST)
     return found
 
 
@@ -115,7 +115,7 @@ def _normalize(values: F32, absmax: F32, blocksize: int, out: F32) -> None:
     """Values between -1 and 1: full blocks times the reciprocal of their absmax, a short last one divided by it."""
     whole = values.size // blocksize
     # Double quantization may give the smallest blocks a negative one.
-    divisor = np.where(np.abs(absmax) < _SMALLEST, _SMALLEST, absmax)
+    divisor = np.where(np.abs(absmax) < SMALLEST, SMALLEST, absmax)
     if whole:
         reciprocal = _ONE / divisor[:whole]
         blocks, target = (array[: whole * blocksize].reshape(whole, blocksize) for array in (values, out))

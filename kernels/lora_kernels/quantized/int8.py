@@ -11,10 +11,10 @@ from lora_kernels.quantized.codes import F32
 
 I8 = npt.NDArray[np.int8]
 # The reciprocal of 127 with which bitsandbytes multiplies.
-_UNIT: Final = np.float32(7.874015718698502e-3)
+UNIT: Final = np.float32(7.874015718698502e-3)
 
 
 def dequantize(codes: I8, scb: F32, out: F32) -> F32:
     """codes (rows, columns), scb (rows,), out of the shape of the codes. Two float32 products, as in bitsandbytes."""
     np.multiply(codes, scb[:, None], out=out, dtype=np.float32)
-    return np.multiply(out, _UNIT, out=out)
+    return np.multiply(out, UNIT, out=out)

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
 
-from lora_kernels.merging.stats import UpdateSums
 from lora_kernels.ops import aot, tables
 from lora_kernels.ops.configs import MERGE_LOW_RANK, LaunchConfig
 from lora_kernels.ops.launch import ELEMENTS, TABLE_TYPES, low_rank_constants, on, options
 from lora_kernels.ops.low_rank import LowRank
+from lora_kernels.ops.merge_low_rank.partials import PARTIALS, store_partials, sums
 from lora_kernels.ops.merge_low_rank.stats import MergeStats
-from lora_kernels.ops.rounding import round_to, store_rounded, widen
+from lora_kernels.ops.rounding import store_rounded, widen
 from lora_kernels.ops.tiles import OUT, OUT_COLUMN, OUT_ROW, delta_sum, job_of, load_tile, offsets, tile_of
 
 Item = tuple[torch.Tensor, Sequence[LowRank], torch.Tensor]
-PARTIALS = 5
 
 
 @triton.jit
@@ -39,8 +37,7 @@ def merge_low_rank_kernel(
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_RANK: tl.constexpr,
 ) -> None:
-    """partials: float32 (programs, 5), sums over the tile for `MergeStats`; touched only with STATS. The rest:
-    `tables.Tables` and `tiles`."""
+    """partials: as of `store_partials`; touched only with STATS. The rest: `tables.Tables` and `tiles`."""
     i_program = tl.program_id(0)
     job = job_of(jobs, owners, i_program)
     o_rows, o_columns, rows, columns = tile_of(job, i_program, BLOCK_ROWS, BLOCK_COLUMNS, ALIGNED)
@@ -56,17 +53,7 @@ def merge_low_rank_kernel(
     o_out = offsets(job, o_rows, o_columns, OUT_ROW, OUT_COLUMN, ALIGNED)
     store_rounded(tl.load(job + OUT), o_out, b_out, m_tile, OUTPUT, ALIGNED)
     if STATS:
-        b_rounded = round_to(b_out, OUTPUT)
-        # Outside the matrix all is 0; or NaN, 0 * infinity, but then the sums inside are not finite either.
-        b_realised = b_rounded - b_w
-        b_size = tl.where(b_delta == b_delta, tl.abs(b_delta), float("inf"))
-        b_lost = m_tile & ~(tl.abs(b_rounded) < float("inf"))
-        p_partials = partials + i_program * 5
-        tl.store(p_partials, tl.sum(b_delta * b_delta))
-        tl.store(p_partials + 1, tl.sum(b_realised * b_delta))
-        tl.store(p_partials + 2, tl.sum(b_realised * b_realised))
-        tl.store(p_partials + 3, tl.max(b_size))
-        tl.store(p_partials + 4, tl.sum(b_lost.to(tl.float32)))
+        store_partials(partials, i_program, b_w, b_delta, b_out, m_tile, OUTPUT)
 
 
 def merge(items: Sequence[Item], *, stats: bool, config: LaunchConfig = MERGE_LOW_RANK) -> list[MergeStats | None]:
@@ -82,21 +69,7 @@ def merge(items: Sequence[Item], *, stats: bool, config: LaunchConfig = MERGE_LO
                 **low_rank_constants(table.factor_dtype, config, aligned=table.aligned), **options(config), STATS=stats,
                 ELEMENT=ELEMENTS[items[0][0].dtype], OUTPUT=ELEMENTS[items[0][2].dtype],
             )  # fmt: skip
-    return _stats(partials, table.tile_counts) if stats else [None] * len(items)
-
-
-def _stats(partials: torch.Tensor, counts: Sequence[int]) -> list[MergeStats | None]:
-    """Sums over each job's tiles, in float64, in the order of the tiles whatever the number of threads."""
-    values = partials.cpu().numpy().astype(np.float64)
-    parts = np.split(values, np.cumsum(counts)[:-1])
-    return [
-        MergeStats(
-            sums=UpdateSums(*(float(total) for total in part[:, :3].sum(axis=0))),
-            max_delta=float(part[:, 3].max(initial=0.0)),
-            non_finite=int(part[:, 4].sum()),
-        )
-        for part in parts
-    ]
+    return sums(partials, table.tile_counts) if stats else [None] * len(items)
 
 
 def variants() -> list[aot.Variant]:

@@ -1,0 +1,56 @@
+"""`MergeStats` from a merge's kernel: sums over each tile, added up in order afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+
+from lora_kernels.merging.stats import UpdateSums
+from lora_kernels.ops.merge_low_rank.stats import MergeStats
+from lora_kernels.ops.rounding import round_to
+
+PARTIALS: Final = 5
+
+
+@triton.jit
+def store_partials(
+    partials: tl.tensor,
+    i_program: tl.tensor,
+    b_w: tl.tensor,
+    b_delta: tl.tensor,
+    b_out: tl.tensor,
+    m_tile: tl.tensor,
+    OUTPUT: tl.constexpr,
+) -> None:
+    """partials: float32 (programs, 5). b_out: W + dW before it is rounded to OUTPUT; all blocks float32."""
+    b_rounded = round_to(b_out, OUTPUT)
+    # Outside the matrix all is 0; or NaN, 0 * infinity, but then the sums inside are not finite either.
+    b_realised = b_rounded - b_w
+    b_size = tl.where(b_delta == b_delta, tl.abs(b_delta), float("inf"))
+    b_lost = m_tile & ~(tl.abs(b_rounded) < float("inf"))
+    p_partials = partials + i_program * 5
+    tl.store(p_partials, tl.sum(b_delta * b_delta))
+    tl.store(p_partials + 1, tl.sum(b_realised * b_delta))
+    tl.store(p_partials + 2, tl.sum(b_realised * b_realised))
+    tl.store(p_partials + 3, tl.max(b_size))
+    tl.store(p_partials + 4, tl.sum(b_lost.to(tl.float32)))
+
+
+def sums(partials: torch.Tensor, counts: Sequence[int]) -> list[MergeStats | None]:
+    """Sums over each job's tiles, in float64, in the order of the tiles whatever the number of threads. counts: tiles
+    of each job."""
+    values = partials.cpu().numpy().astype(np.float64)
+    parts = np.split(values, np.cumsum(counts)[:-1])
+    return [
+        MergeStats(
+            sums=UpdateSums(*(float(total) for total in part[:, :3].sum(axis=0))),
+            max_delta=float(part[:, 3].max(initial=0.0)),
+            non_finite=int(part[:, 4].sum()),
+        )
+        for part in parts
+    ]

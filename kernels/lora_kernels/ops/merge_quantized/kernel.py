@@ -1,0 +1,121 @@
+"""Dequantizing and merging as one Triton kernel: a program per tile of the matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+
+from lora_kernels.ops import aot, tables
+from lora_kernels.ops.configs import MERGE_QUANTIZED, LaunchConfig
+from lora_kernels.ops.launch import ELEMENTS, TABLE_TYPES, low_rank_constants, on, options
+from lora_kernels.ops.low_rank import LowRank
+from lora_kernels.ops.merge_low_rank.partials import PARTIALS, store_partials, sums
+from lora_kernels.ops.merge_low_rank.stats import MergeStats
+from lora_kernels.ops.quantized import Quantized
+from lora_kernels.ops.quantized.kernel import FOUR_BIT, INT8, constants, fits, like, load_weight, parts, scheme, types
+from lora_kernels.ops.rounding import store_rounded
+from lora_kernels.ops.tiles import OUT, OUT_COLUMN, OUT_ROW, delta_sum, job_of, offsets, tile_of
+
+
+@triton.jit
+def merge_quantized_kernel(
+    jobs: tl.tensor,
+    factors: tl.tensor,
+    scales: tl.tensor,
+    owners: tl.tensor,
+    partials: tl.tensor,
+    packed: tl.tensor,
+    absmax: tl.tensor,
+    values: tl.tensor,
+    nested_absmax: tl.tensor,
+    nested_values: tl.tensor,
+    offset: tl.tensor,
+    OUTPUT: tl.constexpr,
+    STATS: tl.constexpr,
+    SCHEME: tl.constexpr,
+    ELEMENT: tl.constexpr,
+    BLOCKSIZE: tl.constexpr,
+    NESTED: tl.constexpr,
+    FACTOR: tl.constexpr,
+    NATIVE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_RANK: tl.constexpr,
+) -> None:
+    """partials: as of `store_partials`; touched only with STATS. packed ... offset: as of `load_weight`. The rest:
+    `tables.Tables` of one job, and `tiles`."""
+    i_program = tl.program_id(0)
+    job = job_of(jobs, owners, i_program)
+    o_rows, o_columns, rows, columns = tile_of(job, i_program, BLOCK_ROWS, BLOCK_COLUMNS, ALIGNED)
+    m_rows, m_columns = o_rows < rows, o_columns < columns
+    m_tile = m_rows[:, None] & m_columns[None, :]
+    b_delta = delta_sum(
+        job, factors, scales, o_rows, o_columns, m_rows, m_columns, columns,
+        FACTOR, NATIVE, ALIGNED, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_RANK,
+    )  # fmt: skip
+    b_w = load_weight(
+        job, packed, absmax, values, nested_absmax, nested_values, offset,
+        i_program, o_rows, o_columns, rows, columns,
+        SCHEME, ELEMENT, BLOCKSIZE, NESTED, ALIGNED, BLOCK_ROWS, BLOCK_COLUMNS,
+    )  # fmt: skip
+    b_out = b_w + b_delta
+    o_out = offsets(job, o_rows, o_columns, OUT_ROW, OUT_COLUMN, ALIGNED)
+    store_rounded(tl.load(job + OUT), o_out, b_out, m_tile, OUTPUT, ALIGNED)
+    if STATS:
+        store_partials(partials, i_program, b_w, b_delta, b_out, m_tile, OUTPUT)
+
+
+def merge(
+    weight: Quantized,
+    adapters: Sequence[LowRank],
+    out: torch.Tensor,
+    *,
+    stats: bool,
+    config: LaunchConfig = MERGE_QUANTIZED,
+) -> MergeStats | None:
+    """Checked arguments; `out` is written."""
+    table = tables.build(
+        [(like(weight), out)], [adapters],
+        rows=config.rows, columns=config.columns, transpose=False, device=weight.device,
+    )  # fmt: skip
+    partials = torch.empty((table.programs if stats else 0, PARTIALS), device=weight.device)
+    if table.programs:
+        aligned = table.aligned and fits(weight)
+        with on(weight.device):
+            merge_quantized_kernel[(table.programs,)](
+                table.jobs, table.factors, table.scales, table.owners, partials,
+                **parts(weight), **constants(weight), **options(config),
+                **low_rank_constants(table.factor_dtype, config, aligned=aligned),
+                OUTPUT=ELEMENTS[out.dtype], STATS=stats,
+            )  # fmt: skip
+    return sums(partials, table.tile_counts)[0] if stats else None
+
+
+def variants() -> list[aot.Variant]:
+    """Each scheme, with double quantization and without, each layout, with and without statistics."""
+    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
+    return [
+        aot.Variant(
+            name=f"merge_quantized {'int8' if which is INT8 else '4-bit'}{', nested' if nested else ''} to "
+            f"{ELEMENTS[out]}, factors {ELEMENTS[factor]}, {'aligned' if aligned else 'any'}"
+            f"{', stats' if stats else ''}",
+            kernel=merge_quantized_kernel,
+            types=TABLE_TYPES | {"partials": "*fp32"} | types(nested=bool(nested)),
+            constants=low_rank_constants(factor, MERGE_QUANTIZED, aligned=aligned)
+            | scheme(which, nested=nested)
+            | {"OUTPUT": ELEMENTS[out], "STATS": stats},
+            config=MERGE_QUANTIZED,
+        )
+        for which, nested, out, factor, aligned, stats in (
+            (FOUR_BIT, 256, bf16, bf16, True, False),
+            (FOUR_BIT, 256, bf16, bf16, True, True),
+            (FOUR_BIT, 0, fp16, fp32, True, True),
+            (FOUR_BIT, 256, bf16, fp32, False, True),
+            (INT8, 0, bf16, bf16, True, True),
+            (INT8, 0, fp32, fp32, False, True),
+        )
+    ]

@@ -1,0 +1,138 @@
+"""What the operations on quantized weights share: the weights as bitsandbytes 0.50.2 holds them, and their checks.
+
+NF4 and FP4 in blocks of a tensor's elements, with double quantization or without, and LLM.int8 by rows. What the bytes
+mean is told in `lora_kernels.quantized`, whose numpy these operations equal bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from lora_kernels.quantized.layout import BLOCKSIZES, NESTED_BLOCKSIZE
+from lora_reg.spec.errors import RegistryError
+
+
+@dataclass(frozen=True, slots=True)
+class Nested:
+    """Double quantization: absmax = values[code] * absmax of its block + offset, in float32.
+
+    absmax: float32, one per `blocksize` codes. values: float32 (256,). offset: float32 (), the mean of all absmax.
+    """
+
+    absmax: torch.Tensor
+    values: torch.Tensor
+    offset: torch.Tensor
+    blocksize: int = NESTED_BLOCKSIZE
+
+
+@dataclass(frozen=True, slots=True)
+class FourBit:
+    """A matrix in 4-bit codes: element = values[code] * absmax of its block, in float32.
+
+    packed: uint8, contiguous, two codes a byte, the first in the high nibble. absmax: one per `blocksize` elements,
+    which may straddle rows; float32, or uint8 codes where `nested` is given. values: float32 (16,), by code. shape:
+    (o, i), of the matrix.
+    """
+
+    packed: torch.Tensor
+    absmax: torch.Tensor
+    values: torch.Tensor
+    shape: tuple[int, int]
+    blocksize: int = 64
+    nested: Nested | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.packed.device
+
+    @property
+    def elements(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.elements // self.blocksize)
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Rows:
+    """A matrix as LLM.int8 holds it: element = code * scb of its row / 127. codes: int8 (o, i), any strides. scb:
+    float32 (o,)."""
+
+    codes: torch.Tensor
+    scb: torch.Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.codes.shape
+
+    @property
+    def device(self) -> torch.device:
+        return self.codes.device
+
+
+Quantized = FourBit | Int8Rows
+
+
+def check_quantized(weight: Quantized, *, name: str = "W") -> None:
+    """Each part against the shape. Raises RegistryError `invalid-request` that names the part."""
+    if isinstance(weight, FourBit):
+        check_four_bit(weight, name=name)
+        return
+    if weight.codes.ndim != 2 or weight.codes.dtype != torch.int8:
+        raise refused(
+            f"The codes of {name} are {tuple(weight.codes.shape)} {weight.codes.dtype}; expected an int8 matrix."
+        )
+    _checker(name, weight.device)("scb", weight.scb, (weight.codes.shape[0],), torch.float32)
+
+
+def check_four_bit(weight: FourBit, *, name: str = "W") -> None:
+    """Raises RegistryError `invalid-request` that names the part."""
+    check_shape(weight.shape, name=name)
+    check_blocksize(weight.blocksize, name=name)
+    check = _checker(name, weight.device)
+    # Checkpoints hold the bytes as (n, 1).
+    check("packed", weight.packed.reshape(-1), (-(-weight.elements // 2),), torch.uint8)
+    if not weight.packed.is_contiguous():
+        raise refused(f"The bytes of {name} do not follow each other in memory; expected a contiguous tensor.")
+    check("values", weight.values, (16,), torch.float32)
+    nested = weight.nested
+    check("absmax", weight.absmax, (weight.blocks,), torch.float32 if nested is None else torch.uint8)
+    if nested is not None:
+        check_blocksize(nested.blocksize, name=f"the absmax of {name}")
+        check("nested.absmax", nested.absmax, (-(-weight.blocks // nested.blocksize),), torch.float32)
+        check("nested.values", nested.values, (256,), torch.float32)
+        check("nested.offset", nested.offset, (), torch.float32)
+
+
+def check_shape(shape: tuple[int, ...], *, name: str) -> None:
+    """Raises RegistryError `invalid-request` unless it is that of a matrix."""
+    if len(shape) != 2 or min(shape) < 0:
+        raise refused(f"{name} has the shape {tuple(shape)}; expected a matrix (o, i).")
+
+
+def check_blocksize(blocksize: int, *, name: str) -> None:
+    """Raises RegistryError `invalid-request` unless bitsandbytes has blocks of this size."""
+    if blocksize not in BLOCKSIZES:
+        raise refused(f"The blocks of {name} are of {blocksize}; expected one of {', '.join(map(str, BLOCKSIZES))}.")
+
+
+def refused(sentence: str) -> RegistryError:
+    return RegistryError(
+        "invalid-request", sentence, way_out="Pass the parts of the weight as the checkpoint holds them."
+    )
+
+
+def _checker(name: str, device: torch.device) -> Callable[[str, torch.Tensor, tuple[int, ...], torch.dtype], None]:
+    def check(part: str, tensor: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        if tensor.shape != shape or tensor.dtype != dtype or tensor.device != device or not tensor.is_contiguous():
+            layout = "" if tensor.is_contiguous() else ", not contiguous"
+            raise refused(
+                f"`{part}` of {name} is {tuple(tensor.shape)} {tensor.dtype} on {tensor.device}{layout}; "
+                f"expected {shape} {dtype} on {device}."
+            )
+
+    return check

@@ -1,0 +1,157 @@
+"""Tiles of quantized weights in kernels, as float32.
+
+A launch has one scheme. What a scheme does not have (`NO_PARTS`) is passed all the same, and not read. The places of
+4-bit codes follow from the shape, so that the job of such a weight has no address (`like`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+import triton
+import triton.language as tl
+
+from lora_kernels.ops.launch import ELEMENTS
+from lora_kernels.ops.quantized import FourBit, Int8Rows, Quantized
+from lora_kernels.ops.rounding import load_typed, widen
+from lora_kernels.ops.tables import ALIGNED_BYTES
+from lora_kernels.ops.tiles import W_COLUMN, W_ROW, W, load_tile, offsets, place_of
+from lora_kernels.quantized.int8 import UNIT
+from lora_kernels.quantized.layout import BLOCKSIZES
+
+DENSE: Final = tl.constexpr(0)
+FOUR_BIT: Final = tl.constexpr(1)
+INT8: Final = tl.constexpr(2)
+_UNIT: Final = tl.constexpr(float(UNIT))
+# Elements that have one absmax, whatever the size of a block, where rows begin with a block.
+GROUP: Final = tl.constexpr(min(BLOCKSIZES))
+# Beside `launch.TABLE_TYPES`, by scheme; absmax is uint8 with double quantization.
+PART_TYPES: Final = {
+    "packed": "*u8", "absmax": "*fp32", "values": "*fp32",
+    "nested_absmax": "*fp32", "nested_values": "*fp32", "offset": "*fp32",
+}  # fmt: skip
+
+
+@triton.jit
+def load_absmax(
+    blocks: tl.tensor,
+    mask: tl.tensor,
+    absmax: tl.tensor,
+    nested_absmax: tl.tensor,
+    nested_values: tl.tensor,
+    offset: tl.tensor,
+    NESTED: tl.constexpr,
+) -> tl.tensor:
+    """Of the blocks with these numbers, int64; 0 where masked. NESTED: elements of a nested block, 0 for none."""
+    b_absmax = tl.load(absmax + blocks, mask, other=0)
+    if NESTED:
+        b_scale = tl.load(nested_absmax + blocks // NESTED, mask, other=0.0)
+        b_value = tl.load(nested_values + b_absmax.to(tl.int64)) * b_scale + tl.load(offset)
+        return tl.where(mask, b_value, 0.0)
+    else:
+        return b_absmax
+
+
+@triton.jit
+def load_weight(
+    job: tl.tensor,
+    packed: tl.tensor,
+    absmax: tl.tensor,
+    values: tl.tensor,
+    nested_absmax: tl.tensor,
+    nested_values: tl.tensor,
+    offset: tl.tensor,
+    i_program: tl.tensor,
+    o_rows: tl.tensor,
+    o_columns: tl.tensor,
+    rows: tl.tensor,
+    columns: tl.tensor,
+    SCHEME: tl.constexpr,
+    ELEMENT: tl.constexpr,
+    BLOCKSIZE: tl.constexpr,
+    NESTED: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+) -> tl.tensor:
+    """The tile of W, float32, 0 outside of the matrix. packed ... offset: the parts of a `FourBit`; absmax: the scb of
+    an `Int8Rows`. ELEMENT: of a dense W. ALIGNED: of the tables, and for 4-bit codes, whole groups in a row."""
+    m_rows, m_columns = o_rows < rows, o_columns < columns
+    m_tile = m_rows[:, None] & m_columns[None, :]
+    if SCHEME == DENSE:
+        return widen(load_tile(job, o_rows, o_columns, m_tile, ELEMENT, ALIGNED), ELEMENT)
+    elif SCHEME == INT8:
+        o_codes = offsets(job, o_rows, o_columns, W_ROW, W_COLUMN, ALIGNED)
+        b_codes = load_typed(tl.load(job + W), o_codes, m_tile, tl.int8, ALIGNED)
+        b_scb = tl.load(absmax + o_rows, m_rows, other=0.0)
+        return (b_codes.to(tl.float32) * b_scb[:, None]) * _UNIT
+    elif ALIGNED:
+        _, i_column = place_of(job, i_program, BLOCK_COLUMNS)
+        o_bytes = i_column * (BLOCK_COLUMNS // 2) + tl.arange(0, BLOCK_COLUMNS // 2)
+        row_bytes = tl.multiple_of(columns // 2, 16)
+        m_bytes = m_rows[:, None] & (o_bytes < row_bytes)[None, :]
+        p_bytes = tl.multiple_of(packed, 16) + (o_rows[:, None] * row_bytes + o_bytes[None, :])
+        b_bytes = tl.load(p_bytes, m_bytes, other=0)
+        b_codes = tl.reshape(tl.join(b_bytes >> 4, b_bytes & 15), (BLOCK_ROWS, BLOCK_COLUMNS))
+        groups: tl.constexpr = BLOCK_COLUMNS // GROUP
+        o_groups = (i_column * groups + tl.arange(0, groups)) * GROUP
+        m_groups = m_rows[:, None] & (o_groups < columns)[None, :]
+        b_blocks = (o_rows[:, None] * columns + o_groups[None, :]) // BLOCKSIZE
+        b_scale = load_absmax(b_blocks, m_groups, absmax, nested_absmax, nested_values, offset, NESTED)
+        b_wide = tl.broadcast_to(b_scale[:, :, None], (BLOCK_ROWS, groups, GROUP))
+        return tl.load(values + b_codes.to(tl.int64)) * tl.reshape(b_wide, (BLOCK_ROWS, BLOCK_COLUMNS))
+    else:
+        elements = o_rows[:, None] * columns + o_columns[None, :]
+        b_bytes = tl.load(packed + elements // 2, m_tile, other=0)
+        b_codes = tl.where(elements % 2 == 0, b_bytes >> 4, b_bytes & 15)
+        b_scale = load_absmax(elements // BLOCKSIZE, m_tile, absmax, nested_absmax, nested_values, offset, NESTED)
+        return tl.load(values + b_codes.to(tl.int64)) * b_scale
+
+
+def like(weight: torch.Tensor | Quantized) -> torch.Tensor:
+    """What `tables.build` takes for W: 4-bit codes have a shape alone."""
+    if isinstance(weight, Int8Rows):
+        return weight.codes
+    return torch.empty(weight.shape, device="meta") if isinstance(weight, FourBit) else weight
+
+
+def parts(weight: torch.Tensor | Quantized) -> dict[str, torch.Tensor]:
+    """The arguments of `load_weight`; of parts that there are not, tensors that are not read."""
+    none = torch.empty(0, device=weight.device)
+    given = dict.fromkeys(PART_TYPES, none) | {"packed": none.to(torch.uint8)}
+    if isinstance(weight, Int8Rows):
+        return given | {"absmax": weight.scb}
+    if isinstance(weight, FourBit):
+        given |= {"packed": weight.packed, "absmax": weight.absmax, "values": weight.values}
+        if weight.nested is not None:
+            nested = weight.nested
+            given |= {"nested_absmax": nested.absmax, "nested_values": nested.values, "offset": nested.offset}
+    return given
+
+
+def constants(weight: torch.Tensor | Quantized) -> dict[str, Any]:
+    """The compile-time arguments of `load_weight` that the weight decides."""
+    if isinstance(weight, FourBit):
+        nested = weight.nested.blocksize if weight.nested is not None else 0
+        return scheme(FOUR_BIT, blocksize=weight.blocksize, nested=nested)
+    return scheme(INT8) if isinstance(weight, Int8Rows) else scheme(DENSE, element=weight.dtype)
+
+
+def scheme(
+    which: tl.constexpr, *, element: torch.dtype = torch.float32, blocksize: int = 64, nested: int = 0
+) -> dict[str, Any]:
+    """nested: elements of a nested block, 0 for none."""
+    return {"SCHEME": which.value, "ELEMENT": ELEMENTS[element], "BLOCKSIZE": blocksize, "NESTED": nested}
+
+
+def types(*, nested: bool) -> dict[str, str]:
+    """Of the parts, in Triton's spelling."""
+    return PART_TYPES | ({"absmax": "*u8"} if nested else {})
+
+
+def fits(weight: torch.Tensor | Quantized) -> bool:
+    """Whether `load_weight` may be ALIGNED, where the tables are."""
+    if not isinstance(weight, FourBit):
+        return True
+    return weight.shape[1] % GROUP.value == 0 and weight.packed.data_ptr() % ALIGNED_BYTES == 0

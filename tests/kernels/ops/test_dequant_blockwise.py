@@ -1,0 +1,169 @@
+"""Dequantizing: the bits of the numpy codecs, and through the twin of bitsandbytes, whatever the shape and layout."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lora_kernels.ops import FourBit, Int8Rows, Nested, dequant_blockwise, tables
+from lora_kernels.ops.configs import DEQUANTIZE
+from lora_kernels.ops.dequant_blockwise.kernel import dequant_blockwise_kernel
+from lora_kernels.ops.launch import ELEMENTS, options
+from lora_kernels.ops.quantized import reference
+from lora_kernels.ops.quantized.kernel import constants, parts
+from lora_kernels.ops.testing import Guarded, assert_close
+from lora_reg.spec.errors import RegistryError
+from tests.kernels.ops.inputs import BF16, FP16, FP32, bits, laid_out
+from tests.kernels.ops.quantized_inputs import decoded, four_bit, int8_rows
+
+SHAPES = [(1, 1), (7, 13), (33, 65), (70, 96), (64, 128), (3, 4096)]
+CPU = torch.device("cpu")
+
+
+def assert_bits(got: torch.Tensor, expected: torch.Tensor) -> None:
+    assert (bits(got) == bits(expected.to(got.dtype))).all()
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["plain", "nested"])
+@pytest.mark.parametrize(("kind", "blocksize"), [("nf4", 64), ("nf4", 32), ("fp4", 64), ("nf4", 4096)])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_four_bit_has_the_bits_of_the_codec(shape, kind, blocksize, nested, device):
+    weight = four_bit(shape, device, kind=kind, blocksize=blocksize, nested=nested)
+    for dtype in (BF16, FP32):
+        guarded = Guarded(shape, dtype, device, padding=5 if shape[1] % 8 else 8)
+        assert dequant_blockwise(weight, out=guarded.tensor, backend="triton") is guarded.tensor
+        guarded.check()
+        assert_bits(guarded.tensor, decoded(weight, kind=kind))
+
+
+@pytest.mark.parametrize("layout", ["rows", "transposed", "padded", "odd", "stepped"])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 13), (70, 96)], ids=str)
+def test_int8_has_the_bits_of_the_codec(shape, layout, device):
+    weight = int8_rows(shape, device)
+    strided = Int8Rows(laid_out(weight.codes, layout), weight.scb)
+    for dtype in (BF16, FP16, FP32):
+        assert_bits(dequant_blockwise(strided, dtype=dtype, backend="triton"), decoded(weight))
+
+
+@pytest.mark.parametrize(
+    "weight", [four_bit((40, 96), CPU), four_bit((7, 13), CPU), int8_rows((40, 72), CPU)], ids=repr
+)
+def test_the_twin_is_close_to_float64(weight):
+    exact = reference.dequantize(weight, torch.float64)
+    # At most three roundings of float32, of numbers no larger than twice the result's scale.
+    assert_close(dequant_blockwise(weight, dtype=FP32), exact, as_torch=exact, tiny=6 * 2.0**-24)
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
+def test_bytes_of_any_address_and_outputs_of_any_layout(dtype, device):
+    weight = four_bit((40, 96), device)
+    storage = torch.empty(weight.packed.numel() + 1, dtype=torch.uint8, device=device)
+    storage[1:] = weight.packed
+    shifted = replace(weight, packed=storage[1:])
+    column = replace(weight, packed=weight.packed[:, None])
+    for given in (weight, shifted, column):
+        guarded = Guarded((40, 96), dtype, device, padding=8, transposed=True)
+        dequant_blockwise(given, out=guarded.tensor, backend="triton")
+        guarded.check()
+        assert_bits(guarded.tensor, decoded(weight))
+
+
+def test_an_absmax_below_zero_and_one_that_is_not_finite(device):
+    weight = four_bit((4, 64), device, nested=False)
+    weight.absmax[:] = torch.tensor([-0.5, torch.inf, torch.nan, 0.0])
+    got = dequant_blockwise(weight, dtype=FP32, backend="triton")
+    expected = dequant_blockwise(weight, dtype=FP32, backend="torch")
+    assert torch.equal(got.nan_to_num(nan=7.0), expected.nan_to_num(nan=7.0))
+    assert torch.equal(got[0].signbit(), expected[0].signbit())
+    assert got[2].isnan().all()
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_elements_past_31_bits(aligned, device):
+    """The last tile of a matrix of 2^31 + 4,096 elements, of which only its pages are ever touched."""
+    rows, first = 2**25 + 64, 2**25
+    tile = four_bit((64, 64), device, nested=False)
+    weight = replace(
+        tile,
+        packed=torch.empty(rows * 32, dtype=torch.uint8, device=device),
+        absmax=torch.empty(rows, device=device),
+        shape=(rows, 64),
+    )
+    weight.packed[first * 32 :] = tile.packed
+    weight.absmax[first:] = tile.absmax
+    guarded = Guarded((64, 64), BF16, device)
+    job = dict.fromkeys(tables.FIELDS, 0) | {"rows": rows, "columns": 64, "out_row": 64, "out_column": 1}
+    # The program is the last of the matrix, and its output the memory of the tile.
+    job |= {"start": -(first // 64), "out": guarded.tensor.data_ptr() - first * 64 * 2}
+    dequant_blockwise_kernel[(1,)](
+        torch.tensor([[job[field] for field in tables.FIELDS]], device=device),
+        torch.zeros(1, dtype=torch.int32, device=device),
+        **parts(weight), **constants(weight), **options(DEQUANTIZE),
+        OUTPUT=ELEMENTS[BF16], ALIGNED=aligned, BLOCK_ROWS=64, BLOCK_COLUMNS=64,
+    )  # fmt: skip
+    guarded.check()
+    assert_bits(guarded.tensor, decoded(tile))
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0, 0)], ids=str)
+def test_empty(shape, device):
+    for weight in (four_bit(shape, device), int8_rows(shape, device)):
+        got = dequant_blockwise(weight, backend="triton")
+        assert got.shape == shape
+        assert got.dtype == BF16
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["plain", "nested"])
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_the_twin_has_the_bits_of_bitsandbytes(kind, nested):
+    bnb = pytest.importorskip("bitsandbytes.functional")
+    packed, state = bnb.quantize_4bit(
+        torch.randn(96, 128, generator=torch.Generator().manual_seed(0)), quant_type=kind, compress_statistics=nested
+    )
+    double = Nested(state.state2.absmax, state.state2.code, state.offset.reshape(())) if nested else None
+    weight = FourBit(packed, state.absmax, state.code, (96, 128), state.blocksize, double)
+    for dtype in (BF16, FP16, FP32):
+        state.dtype = dtype
+        assert_bits(dequant_blockwise(weight, dtype=dtype), bnb.dequantize_4bit(packed, state))
+
+
+def test_the_twin_has_the_bits_of_bitsandbytes_for_int8():
+    bnb = pytest.importorskip("bitsandbytes.functional")
+    weight = torch.randn(40, 72, generator=torch.Generator().manual_seed(0)).half()
+    codes, scb, _ = bnb.int8_vectorwise_quant(weight)
+    assert_bits(dequant_blockwise(Int8Rows(codes, scb), dtype=FP32), bnb.int8_vectorwise_dequant(codes, scb))
+
+
+GOOD, INT8 = four_bit((4, 64), CPU), int8_rows((4, 6), CPU)
+
+
+@pytest.mark.parametrize(
+    ("weight", "sentence"),
+    [
+        (replace(GOOD, packed=GOOD.packed[:-1]), r"`packed` of W is \(127,\) torch.uint8 .* expected \(128,\)"),
+        (replace(GOOD, packed=GOOD.packed.repeat(2)[::2]), "do not follow each other|not contiguous"),
+        (replace(GOOD, absmax=GOOD.absmax.float()), "`absmax` of W is .* float32 .* expected .* uint8"),
+        (replace(GOOD, nested=None), "`absmax` of W is .* uint8 .* expected .* float32"),
+        (replace(GOOD, values=GOOD.values[:8]), r"`values` of W is \(8,\)"),
+        (replace(GOOD, blocksize=48), "blocks of W are of 48; expected one of 32, 64"),
+        (replace(GOOD, shape=(4, 64, 1)), "expected a matrix"),
+        (replace(GOOD, nested=replace(GOOD.nested, blocksize=100)), "blocks of the absmax of W are of 100"),
+        (replace(GOOD, nested=replace(GOOD.nested, offset=torch.zeros(1))), r"`nested.offset` of W is \(1,\)"),
+        (replace(GOOD, nested=replace(GOOD.nested, values=torch.zeros(16))), r"expected \(256,\)"),
+        (Int8Rows(INT8.codes.short(), INT8.scb), "expected an int8 matrix"),
+        (Int8Rows(INT8.codes, INT8.scb[:3]), r"`scb` of W is \(3,\)"),
+    ],
+)  # fmt: skip
+def test_parts_that_do_not_fit_are_refused_by_name(weight, sentence):
+    with pytest.raises(RegistryError, match=sentence) as caught:
+        dequant_blockwise(weight)
+    assert caught.value.code == "invalid-request"
+
+
+def test_an_output_that_does_not_fit_is_refused():
+    with pytest.raises(RegistryError, match=r"output of W is \(4, 5\)"):
+        dequant_blockwise(GOOD, out=torch.empty(4, 5))
+    with pytest.raises(RegistryError, match="asked for as torch.float64"):
+        dequant_blockwise(GOOD, dtype=torch.float64)
