@@ -1,18 +1,9 @@
 """Eight adapters of rank 16 on all linear layers made one, by every method that PEFT has, against PEFT.
 
-<<<<<<< HEAD
-    python kernels/benchmarks/compose.py [--adapters 8] [--rank 16] [--layers 22] [--methods svd,ties] [--peft-layers 1]
-
-Ours is timed as a whole process, from its start to the folder on disk. PEFT is timed for the call alone, and with the
-loading of the adapters into a model that is in memory; on the first layers, which are all alike, and multiplied up.
-The error of either is measured against float64 before a time is printed, and no time is printed where ours is the
-larger one.
-=======
 `svd` is the bar. PEFT takes about ten minutes for it, so its time is first estimated from two blocks; it is measured
 whole, once, where the estimate is within the limit, and told per module of the two blocks where it is not. The methods
 that decompose whole updates are compared on a smaller model, all others on the same one. Times of a process begin with
 its start; `combine` is the call alone: in ours it holds reading and writing the files, in PEFT's neither.
->>>>>>> refs/heads/main
 """
 
 from __future__ import annotations
@@ -31,41 +22,6 @@ from benchmarks import exact, fixtures
 from benchmarks.options import Options
 from benchmarks.process import Usage, interleaved, measure, python
 
-<<<<<<< HEAD
-HIDDEN, NARROW, INNER = 2048, 256, 5632
-SHAPES = {
-    "mlp.down_proj": (HIDDEN, INNER),
-    "mlp.gate_proj": (INNER, HIDDEN),
-    "mlp.up_proj": (INNER, HIDDEN),
-    "self_attn.k_proj": (NARROW, HIDDEN),
-    "self_attn.o_proj": (HIDDEN, HIDDEN),
-    "self_attn.q_proj": (HIDDEN, HIDDEN),
-    "self_attn.v_proj": (NARROW, HIDDEN),
-}
-MODULE = "model.layers.0.mlp.gate_proj"  # the one whose error is measured
-SPECTRAL = ("svd",)
-COLUMNS = (
-    "method",
-    "ours, s",
-    "processors, s",
-    "peak, MB",
-    "PEFT's call, s",
-    "ratio",
-    "with loading, s",
-    "ratio",
-    "error",
-    "error, PEFT",
-    "norm to PEFT's",
-)
-OURS = """
-import sys
-from lora_kernels.composing import compose_folders
-import json
-folders, out, method, parameters = json.loads(sys.argv[1])
-compose_folders([(folder, 0.125) for folder in folders], out, method=method, parameters=parameters)
-print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
-"""
-=======
 SVD_BAR: Final = 300
 # Of the error: both are the optimum but for float32, and float64's own error is far below.
 _SAME_ERROR: Final = 1e-9
@@ -73,7 +29,6 @@ _PEERS: Final = Path(__file__).parent / "peers"
 _RUNS: Final = 3
 _DENSITY: Final = {"density": 0.5}
 _SAMPLED: Final = [f"model.layers.0.{path}" for path in fixtures.LLAMA_1B.linear()]
->>>>>>> refs/heads/main
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,24 +179,6 @@ def _errors(bench: _Bench, adapters: Sequence[Path]) -> dict[str, float]:
     return {name: (square / total) ** 0.5 for name, square in squares.items()}
 
 
-<<<<<<< HEAD
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--adapters", type=int, default=8)
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--layers", type=int, default=22)
-    parser.add_argument("--methods", default="svd,cat,linear,ties,dare_linear,dare_ties,magnitude_prune")
-    parser.add_argument("--peft-layers", type=int, default=1)
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        folders = make_adapters(folder, arguments.adapters, arguments.rank, arguments.layers)
-        adapted, loading = peft_model(folders, arguments.peft_layers) if arguments.peft_layers else (None, 0.0)
-        print("|", " | ".join(COLUMNS), "|")
-        print("|" + "---|" * len(COLUMNS))
-        for method in arguments.methods.split(","):
-            compare(method, folders, folder, adapted, loading, arguments)
-=======
 def _compare(bench: _Bench, case: Case) -> dict[str, float]:
     """Raises Wrong."""
     ours, peft = (exact.products(bench.out(name), _SAMPLED) for name in ("ours", "peft"))
@@ -254,7 +191,6 @@ def _compare(bench: _Bench, case: Case) -> dict[str, float]:
     if case.energy is not None and not (-case.energy <= apart and (apart <= case.energy or not case.seeded)):
         raise exact.Wrong(f"{case.name}: the product's energy is {apart:+.1%} away from PEFT's.")
     return {"distance": distance} if case.distance is not None else {"energy": apart}
->>>>>>> refs/heads/main
 
 
 def _small() -> list[Path]:

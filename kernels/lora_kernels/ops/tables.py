@@ -63,8 +63,8 @@ def build(
 ) -> Tables:
     """matrices: (W, output) of each job, all of one element type each and on one device; the same tensor twice to work
     in place. adapters: of each job. rows, columns: size of a tile. transpose: False where a kernel must see
-    rows as rows. device: None for that of the first matrix; to be given where one is a meta tensor, a shape of which the
-    kernel gets the memory as an argument of its own."""
+    rows as rows. device: None for that of the first matrix; to be given where one is a meta tensor, a shape of which
+    the kernel gets the memory as an argument of its own."""
     device = matrices[0][0].device if device is None else device
     dtypes = {factor.dtype for group in adapters for adapter in group for factor in (adapter.a, adapter.b)}
     factor_dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
