@@ -26,15 +26,17 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path, 
     return base, adapter, tmp_path / "out"
 
 
+MACHINE = {"machine": {"cores": 2, "cpu": "Some CPU", "memory_gb": 24, "system": "Linux 6"}, "others": 0.02}
+
+
 def test_the_readme_shows_the_results() -> None:
     assert table.shown((ROOT / "README.md").read_text("utf-8")) == table.tables()
 
 
 def test_tables_are_made_of_the_results(tmp_path: Path) -> None:
     record = {
-        "machine": {"cores": 2, "cpu": "Some CPU", "memory_gb": 24, "system": "Linux 6"},
+        **MACHINE,
         "runs": 5,
-        "others": 0.02,
         "skipped": {"mergekit": "the package index did not answer"},
         "rows": [
             {
@@ -52,6 +54,20 @@ def test_tables_are_made_of_the_results(tmp_path: Path) -> None:
     assert "Without mergekit: the package index did not answer" in text
     assert "2 cores of Some CPU" in text
     assert table.shown(table.with_tables(f"before\n{table.BEGIN}old\n{table.END}after\n", text)) == text
+
+
+def test_a_part_of_peft_is_not_told_as_the_whole(tmp_path: Path) -> None:
+    ours = {"seconds": 2.0, "peak_mb": 73.0, "combine_seconds": 1.1}
+    peft = {"modules": 14, "combine_seconds": 50.0}
+    row = {"method": "ties_svd", "model": "small", "ours": ours, "faster": 14.04, "call_faster": 30.0}
+    record = {**MACHINE, "runs": 5, "svd": {"modules": 154, "ours": ours, "peft": peft}, "rows": [row]}
+    (tmp_path / "compose.json").write_text(json.dumps(record))
+    text = table.tables(tmp_path)
+    assert "| svd | 2.00 | 73 | of 14 modules | 500 |" in text
+    assert "| ties_svd, small model | 2.00 | 73 | 14.0 | 30.0 |" in text
+    whole = {"modules": 154, "combine_seconds": 550.0, "seconds": 600.0}
+    (tmp_path / "compose.json").write_text(json.dumps({**record, "svd": {**record["svd"], "peft": whole}}))
+    assert "| svd | 2.00 | 73 | 300 | 500 |" in table.tables(tmp_path)
 
 
 def test_our_merge_is_the_rounded_one(model: tuple[Path, Path, Path]) -> None:
