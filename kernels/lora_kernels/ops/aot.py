@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +25,7 @@ from lora_reg.spec.errors import RegistryError
 
 H200: Final = GPUTarget("cuda", 90, 32)
 _ARCHITECTURE: Final = "sm_90a"
+_ACCESS: Final = re.compile(r"\b(ld|st)\.global\S*?(?:\.v(\d))?\.[bsuf](\d+)\b")
 _USED: Final = re.compile(r"Used (\d+) registers")
 _SPILLS: Final = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
 
@@ -43,12 +45,13 @@ class Variant:
 @dataclass(frozen=True, slots=True)
 class Cost:
     """Of one variant. registers: per thread. spill_bytes: stores and loads together, per thread. shared: bytes per
-    program. wide: whether some access to global memory is 16 bytes per thread. ir: Triton's, before its layouts."""
+    program. accesses: instructions on global memory, by kind ("ld", "st") and bytes a thread. ir: Triton's, before its
+    layouts."""
 
     registers: int
     spill_bytes: int
     shared: int
-    wide: bool
+    accesses: dict[tuple[str, int], int]
     ir: str = field(repr=False)
 
 
@@ -79,7 +82,7 @@ def compile_variant(variant: Variant) -> Cost:
         registers=int(registers[1]),
         spill_bytes=int(spills[1]) + int(spills[2]),
         shared=compiled.metadata.shared,
-        wide=bool(re.search(r"(?:ld|st)\.global\S*\.v4\.b32", ptx)),
+        accesses=Counter((kind, int(lanes or 1) * int(bits) // 8) for kind, lanes, bits in _ACCESS.findall(ptx)),
         ir=compiled.asm["ttir"],
     )
 

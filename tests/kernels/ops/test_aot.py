@@ -9,6 +9,7 @@ import pytest
 from lora_kernels.ops.aot import compile_variant
 from lora_kernels.ops.catalog import variants
 from lora_kernels.ops.dispatch import interpreted
+from lora_kernels.ops.quantized.kernel import DENSE, FOUR_BIT, INT8
 
 
 @pytest.mark.skipif(interpreted(), reason="kernels are interpreted in this process")
@@ -18,8 +19,19 @@ def test_compiles_without_spills(variant):
     assert cost.spill_bytes == 0
     assert cost.registers <= 255
     if variant.constants["ALIGNED"] and "ELEMENT" in variant.constants:
-        assert cost.wide, "an aligned layout is not read 16 bytes at a time"
+        assert max(size for _, size in cost.accesses) >= min(16, _share(variant)), cost.accesses
+        assert ("st", 1) not in cost.accesses, "an aligned result is written byte by byte"
+        # Codes of 8 bits of a nested absmax: one for each group, whatever the layout.
+        assert ("ld", 1) not in cost.accesses or variant.constants.get("NESTED"), "read byte by byte"
     # Offsets of blocks of elements, at which the tensors of a checkpoint may lie past 2^31.
     offsets = re.findall(r"tt\.addptr .*: tensor<\d+x\d+x!tt\.ptr<\w+>>, tensor<\d+x\d+x(\w+)>", cost.ir)
     assert offsets
     assert set(offsets) == {"i64"}
+
+
+def _share(variant):
+    """Bytes of W that fall to a thread."""
+    constants, config = variant.constants, variant.config
+    scheme = constants.get("SCHEME", DENSE.value)
+    bits = {DENSE.value: constants["ELEMENT"].primitive_bitwidth, INT8.value: 8, FOUR_BIT.value: 4}[scheme]
+    return config.rows * config.columns // (32 * config.warps) * bits // 8

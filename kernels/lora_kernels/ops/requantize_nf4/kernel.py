@@ -187,6 +187,7 @@ def variants() -> list[aot.Variant]:
         _variant(which, element, nested, factor, blocksize, aligned=aligned)
         for which, element, nested, factor, blocksize, aligned in (
             (FOUR_BIT, fp32, 256, bf16, 64, True),
+            (FOUR_BIT, fp32, 0, bf16, 64, True),
             (FOUR_BIT, fp32, 0, fp32, 64, False),
             (INT8, fp32, 0, bf16, 64, True),
             (DENSE, bf16, 0, bf16, 64, True),
