@@ -8,7 +8,7 @@ STAMP := $(VENV)/.made
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt hatch_build.py kernels/lora_kernels/native/add_round.c
+$(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard kernels/lora_kernels/native/*.c)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (a minute or two the first time) …"

@@ -1,6 +1,6 @@
 """Compiles the C of the kernels when the package is built or installed, where there is a compiler.
 
-Without one the package is complete all the same: numpy does what the C would have done, with the same bytes, slower.
+Without one the package is complete all the same: numpy does what the C would have done, slower.
 `python hatch_build.py` compiles it in place.
 """
 
@@ -10,27 +10,36 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
-SOURCE = Path(__file__).parent / "kernels" / "lora_kernels" / "native" / "add_round.c"
-# No contraction of a * b + c, no reordering: the bytes must be numpy's.
-FLAGS = ["-O3", "-std=c11", "-ffp-contract=off", "-fno-fast-math", "-fPIC", "-shared", "-Wall", "-Wextra"]
+NATIVE = Path(__file__).parent / "kernels" / "lora_kernels" / "native"
+LIBRARY = NATIVE / "lora_native.so"
+FLAGS = ["-O3", "-std=gnu11", "-fno-fast-math", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+# Rounding must give numpy's bytes, so that no a * b + c is one operation there; in a product every one is.
+CONTRACTION = {"add_round": "off", "product": "fast", "rows": "off"}
 
 
 def compile_native() -> Path | None:
-    """The library beside its source; None where it cannot be made."""
-    target = SOURCE.with_suffix(".so")
-    partial = target.with_suffix(f".{os.getpid()}.so")
-    command = [*shlex.split(os.environ.get("CC", "cc")), *FLAGS, str(SOURCE), "-o", str(partial)]
-    try:
-        subprocess.run(command, check=True, capture_output=True, text=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        told = getattr(error, "stderr", None) or error
-        print(f"lora-reg: merges will run in numpy alone, the C was not compiled: {told}", file=sys.stderr)
-        return None
-    partial.replace(target)
-    return target
+    """The library beside its sources; None where it cannot be made."""
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    with tempfile.TemporaryDirectory(dir=NATIVE) as folder:
+        objects = [str(Path(folder) / f"{name}.o") for name in CONTRACTION]
+        partial = Path(folder) / LIBRARY.name
+        commands = [
+            [*compiler, *FLAGS, f"-ffp-contract={contraction}", "-c", str(NATIVE / f"{name}.c"), "-o", made]
+            for (name, contraction), made in zip(CONTRACTION.items(), objects, strict=True)
+        ]
+        try:
+            for command in (*commands, [*compiler, "-shared", *objects, "-o", str(partial)]):
+                subprocess.run(command, check=True, capture_output=True, text=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            told = getattr(error, "stderr", None) or error
+            print(f"lora-reg: merges will run in numpy alone, the C was not compiled: {told}", file=sys.stderr)
+            return None
+        partial.replace(LIBRARY)
+    return LIBRARY
 
 
 try:
@@ -48,7 +57,7 @@ else:
             library = compile_native()
             if library is None or version == "editable":
                 return
-            build_data["force_include"][str(library)] = "lora_kernels/native/add_round.so"
+            build_data["force_include"][str(library)] = f"lora_kernels/native/{library.name}"
             build_data["pure_python"] = False
             build_data["tag"] = f"py3-none-{_platform()}"
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from lora_kernels.merging.direct import copy, write_rows
 from lora_kernels.merging.plan import CopiedRun, MergePlan, ShardPlan, TensorPlan, copied_runs, shard_header
 from lora_kernels.merging.sources import FolderSource
 from lora_kernels.merging.stats import TensorStats
@@ -66,12 +67,10 @@ class Touched:
                 self._merge = TensorMerge(tensor, work.base, work.readers())
             merge = self._merge
         position = row_start(tensor, r0)
-        for view in merge.chunks(r0, r1, buffers, self._sums[index]):
-            if work.stop.is_set():
-                raise stopped()
-            write_at(descriptor, view, position)
-            position += len(view)
-            work.count(len(view))
+        if write_rows(merge, work.base, descriptor, position, r0, r1, self._sums[index]):
+            work.count(row_start(tensor, r1) - position)
+        else:
+            self._write_chunks(merge, index, r0, r1, descriptor, buffers)
         with self._lock:
             self._left -= 1
             if self._left:
@@ -81,6 +80,17 @@ class Touched:
                 total.join(part)
             self.stats = merge.stats(total)
             self._merge = None
+
+    def _write_chunks(
+        self, merge: TensorMerge, index: int, r0: int, r1: int, descriptor: int, buffers: Buffers
+    ) -> None:
+        work, position = self._work, row_start(self.tensor, r0)
+        for view in merge.chunks(r0, r1, buffers, self._sums[index]):
+            if work.stop.is_set():
+                raise stopped()
+            write_at(descriptor, view, position)
+            position += len(view)
+            work.count(len(view))
 
 
 class RowRange:
@@ -101,6 +111,10 @@ class Copy:
 
     def run(self, descriptor: int, buffers: Buffers) -> None:
         work, done = self._work, 0
+        source = work.base.descriptor(self._file), self._source
+        if copy(source, (descriptor, self._target), self._size, buffers.raw(COPY_BYTES)):
+            work.count(self._size)
+            return
         while done < self._size:
             if work.stop.is_set():
                 raise stopped()

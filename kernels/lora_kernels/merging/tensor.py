@@ -137,13 +137,23 @@ class TensorMerge:
         """Ranges of rows begin at its multiples."""
         return max(block_rows(self.columns, band=self._band), 1)
 
+    @property
+    def low_rank(self) -> list[LowRank] | None:
+        """The updates where the merge is what the loops in C do: low-rank ones of plain bfloat16, rounded to the
+        nearest. Else None."""
+        tensor = self.tensor
+        plain = (tensor.source_dtype, tensor.dtype) == ("BF16", "BF16") and isinstance(self._writer, Rounded)
+        if not plain or tensor.seed is not None or tensor.quantized is not None or tensor.through_nf4:
+            return None
+        return self.updates.low_rank if self.updates is not None else None
+
     def chunks(self, r0: int, r1: int, buffers: Buffers, sums: Sums) -> Iterator[memoryview]:
         """The bytes of the rows r0:r1, each chunk valid until the next; what precedes the elements comes with the first
         row. Raises RegistryError `rejected`, naming the tensor, where values are not finite in the output type,
         `corrupt` where a file is too short."""
-        fused = self._fused_inputs()
-        if fused is not None:
-            yield from self._fused(*fused, r0, r1, buffers, sums)
+        add_round, updates = add_round_bf16(), self.low_rank
+        if add_round is not None and updates is not None:
+            yield from self._fused(add_round, updates, r0, r1, buffers, sums)
             return
         yield from self._chunks(r0, r1, buffers, sums)
 
@@ -159,15 +169,6 @@ class TensorMerge:
             if not finite:
                 _refuse_nonfinite(self.tensor, weight, writer.decode(view, block, new))
             yield view
-
-    def _fused_inputs(self) -> tuple[AddRound, list[LowRank]] | None:
-        """What the fused loop needs, where it does: low-rank updates of plain bfloat16, rounded to the nearest."""
-        tensor, native = self.tensor, add_round_bf16()
-        plain = (tensor.source_dtype, tensor.dtype) == ("BF16", "BF16") and isinstance(self._writer, Rounded)
-        if native is None or not plain or tensor.seed is not None or self.updates is None:
-            return None
-        updates = self.updates.low_rank if tensor.quantized is None and not tensor.through_nf4 else None
-        return None if updates is None else (native, updates)
 
     def _fused(
         self, add_round: AddRound, updates: list[LowRank], r0: int, r1: int, buffers: Buffers, sums: Sums

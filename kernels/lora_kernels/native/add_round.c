@@ -1,20 +1,25 @@
 /* The inner loop of a merge into bfloat16: one read and one write of each weight.
  *
  * Element by element the same IEEE 754 operations as the numpy path, none of them contracted or reordered, so that both
- * give the same bytes. The sums are of doubles, in LANES chains whose order does not depend on the processor.
+ * give the same bytes of the same product. The sums are of floats in LANES chains over STRIP elements, then of doubles;
+ * their order does not depend on the processor.
  */
-#include <stddef.h>
-#include <stdint.h>
+#include "native.h"
+
+#include <float.h>
 #include <string.h>
 
 #define LANES 16
+#define STRIP 1024
 #define ABSOLUTE 0x7fffffffu
 #define INFINITE 0x7f800000u
 /* The least magnitude that rounds to infinity in bfloat16. */
 #define TOO_LARGE 0x7f7f8000u
+/* Of larger magnitudes than this, 2^-40, no square that counts leaves float's range below. */
+#define SMALL 0x2b800000u
 
 typedef struct {
-    double delta_delta[LANES], realised_delta[LANES], realised_realised[LANES];
+    float delta_delta[LANES], realised_delta[LANES], realised_realised[LANES];
     uint32_t delta[LANES], merged[LANES];
 } lanes;
 
@@ -48,9 +53,23 @@ static inline __attribute__((always_inline)) void merge_one(const uint16_t *weig
     out[at] = (uint16_t)(rounded >> 16);
     sums->delta[lane] = larger(sums->delta[lane], bits_of(delta) & ABSOLUTE);
     sums->merged[lane] = larger(sums->merged[lane], merged & ABSOLUTE);
-    sums->delta_delta[lane] += (double)delta * delta;
-    sums->realised_delta[lane] += (double)realised * delta;
-    sums->realised_realised[lane] += (double)realised * realised;
+    sums->delta_delta[lane] += delta * delta;
+    sums->realised_delta[lane] += realised * delta;
+    sums->realised_realised[lane] += realised * realised;
+}
+
+/* The sums where squares leave float's range: of the block once more, in doubles. */
+static void sum_widely(const uint16_t *weight, const float *product, float scale, const uint16_t *out, size_t count,
+                       double *sums)
+{
+    sums[0] = sums[1] = sums[2] = 0;
+    for (size_t at = 0; at < count; at++) {
+        float delta = product[at] * scale;
+        float realised = value_of((uint32_t)out[at] << 16) - value_of((uint32_t)weight[at] << 16);
+        sums[0] += (double)delta * delta;
+        sums[1] += (double)realised * delta;
+        sums[2] += (double)realised * realised;
+    }
 }
 
 /* out = round(weight + scale * product), weight and out bfloat16, product float32, `count` elements each.
@@ -65,21 +84,35 @@ int lora_add_round_bf16(const uint16_t *restrict weight, const float *restrict p
                         uint16_t *restrict out, size_t count, double *restrict sums)
 {
     lanes all = {0};
-    size_t whole = count - count % LANES;
-    for (size_t at = 0; at < whole; at += LANES)
-        for (size_t lane = 0; lane < LANES; lane++)
-            merge_one(weight, product, scale, out, &all, at + lane, lane);
-    for (size_t at = whole; at < count; at++)
-        merge_one(weight, product, scale, out, &all, at, at - whole);
+    double found[3] = {0};
+    for (size_t start = 0; start < count; start += STRIP) {
+        size_t end = count - start < STRIP ? count : start + STRIP, whole = end - (end - start) % LANES;
+        memset(all.delta_delta, 0, sizeof all.delta_delta);
+        memset(all.realised_delta, 0, sizeof all.realised_delta);
+        memset(all.realised_realised, 0, sizeof all.realised_realised);
+        for (size_t at = start; at < whole; at += LANES)
+            for (size_t lane = 0; lane < LANES; lane++)
+                merge_one(weight, product, scale, out, &all, at + lane, lane);
+        for (size_t at = whole; at < end; at++)
+            merge_one(weight, product, scale, out, &all, at, at - whole);
+        for (size_t lane = 0; lane < LANES; lane++) {
+            found[0] += all.delta_delta[lane];
+            found[1] += all.realised_delta[lane];
+            found[2] += all.realised_realised[lane];
+        }
+    }
     uint32_t delta = 0, merged = 0;
     for (size_t lane = 0; lane < LANES; lane++) {
-        sums[0] += all.delta_delta[lane];
-        sums[1] += all.realised_delta[lane];
-        sums[2] += all.realised_realised[lane];
         delta = larger(delta, all.delta[lane]);
         merged = larger(merged, all.merged[lane]);
     }
+    if (delta >= INFINITE || merged >= TOO_LARGE)
+        return 0;
+    if ((delta && delta < SMALL) || found[0] > DBL_MAX || found[2] > DBL_MAX)
+        sum_widely(weight, product, scale, out, count, found);
+    for (int at = 0; at < 3; at++)
+        sums[at] += found[at];
     if ((double)value_of(delta) > sums[3])
         sums[3] = value_of(delta);
-    return delta < INFINITE && merged < TOO_LARGE;
+    return 1;
 }

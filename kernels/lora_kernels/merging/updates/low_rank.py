@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lora_kernels import native
 from lora_kernels.merging.blocks import Block
 from lora_kernels.merging.delta import Delta
 from lora_kernels.merging.numerics import F32
@@ -21,9 +22,19 @@ class LowRank(Additive):
         self.left = left
         self.right = right
         self.scale = np.float32(scale)
+        self._product = native.product()
+        self._panels = native.panels(right) if self._product is not None else None
+
+    def of_rows(self, r0: int, r1: int) -> native.LowRankUpdate | None:
+        """As the loops in C take it; None where there are none."""
+        return None if self._panels is None else native.LowRankUpdate(self.left[r0:r1], self._panels, self.scale)
 
     def product(self, block: Block, out: F32) -> None:
         """The block of left @ right, without the scale."""
+        if self._product is not None and self._panels is not None and block.c0 % native.PANEL == 0:
+            columns = slice(block.c0 // native.PANEL, -(-block.c1 // native.PANEL))
+            self._product(self.left[block.r0 : block.r1], self._panels[columns], out)
+            return
         np.matmul(self.left[block.r0 : block.r1], self.right[:, block.c0 : block.c1], out=out)
 
     def delta(self, block: Block, out: F32) -> None:

@@ -1,0 +1,36 @@
+"""Rows and bytes from file to file in one call, where nothing but C has to see them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lora_kernels.merging.blocks import block_rows
+from lora_kernels.merging.sources import FolderSource
+from lora_kernels.merging.tensor import Sums, TensorMerge
+from lora_kernels.native import copy_bytes, merge_rows_bf16
+
+
+def write_rows(
+    merge: TensorMerge, base: FolderSource, descriptor: int, position: int, r0: int, r1: int, sums: Sums
+) -> bool:
+    """Do what `merge.chunks(r0, r1, …)` would yield, and write it at `position`. False where that is not possible, or
+    did not go well: `sums` is as it was, and the chunks tell what was wrong."""
+    tensor, columns = merge.tensor, merge.columns
+    merge_rows, updates, step = merge_rows_bf16(), merge.low_rank, block_rows(columns)
+    if merge_rows is None or not updates or not step:
+        return False
+    parts = [part for update in updates if (part := update.of_rows(r0, r1)) is not None]
+    if len(parts) < len(updates):
+        return False
+    found = np.zeros(4)
+    source = base.descriptor(tensor.source_file), tensor.source_start + 2 * r0 * columns
+    if not merge_rows(source, (descriptor, position), parts, step, columns, found):
+        return False
+    sums.add_found(*map(float, found))
+    return True
+
+
+def copy(source: tuple[int, int], target: tuple[int, int], count: int, memory: memoryview) -> bool:
+    """Bytes from one place to another, each a descriptor and an offset. False as of `write_rows`."""
+    call = copy_bytes()
+    return call is not None and call(source, target, count, memory)
