@@ -1,0 +1,122 @@
+"""Reports of validations: what was measured of a version on its pinned base, and what was found.
+
+A report is bound by digest to the version, its base and the evaluation sets, and by number to the suite. Losses are kept
+record by record, so that two versions that were evaluated on the same sets are compared later without running either.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal, TypeAlias, get_args
+
+import msgspec
+
+from lora_reg.spec import canonical
+from lora_reg.spec.digest import Digest
+from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.findings import Finding
+
+SUITE: Final = 1
+"""Grows where the same inputs come to mean other numbers or findings; reports of another suite are stale."""
+
+Layer = Literal[
+    "structure", "numbers", "effect", "agreement", "quality", "behaviour", "forgetting", "tokenizer", "serveability"
+]
+LAYERS: Final[tuple[Layer, ...]] = get_args(Layer)
+
+Role = Literal["quality", "forgetting"]
+State = Literal["passed", "failed", "skipped"]
+
+Facts: TypeAlias = dict[str, Any]
+
+
+class LayerResult(msgspec.Struct, frozen=True):
+    """failed: a finding is an error. skipped: not run; `reason` says why. facts: the evidence, JSON values."""
+
+    state: State
+    findings: list[Finding] = []
+    facts: Facts = {}
+    reason: str = ""
+
+
+class Evaluation(msgspec.Struct, frozen=True):
+    """Losses on one evaluation set. dataset: digest of its version; name: `namespace/name:vN` as it was then.
+
+    nats, base_nats: sums of -log p over the predicted tokens of each record, with the adapter and of the base alone;
+    tokens: how many were predicted. NaN and infinity are written as None.
+    """
+
+    dataset: str
+    name: str
+    role: Role
+    nats: list[float | None]
+    base_nats: list[float | None]
+    tokens: list[int]
+
+    @property
+    def loss(self) -> float:
+        """nats per token; NaN where a record has no finite loss."""
+        return mean_loss(self.nats, self.tokens)
+
+    @property
+    def base_loss(self) -> float:
+        return mean_loss(self.base_nats, self.tokens)
+
+
+class Validation(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of a report of kind `validate`. version, base: digests. datasets: digests of the evaluation sets by
+    role, sorted. environment: backend, dtype, thread count and the versions of libraries that made the numbers."""
+
+    schema: int = 1
+    suite: int = SUITE
+    version: str
+    base: str
+    datasets: dict[Role, list[str]]
+    environment: dict[str, str]
+    layers: dict[Layer, LayerResult]
+    evaluations: list[Evaluation] = []
+
+    @property
+    def passed(self) -> bool:
+        return not any(result.state == "failed" for result in self.layers.values())
+
+    @property
+    def findings(self) -> list[Finding]:
+        return [finding for result in self.layers.values() for finding in result.findings]
+
+    def to_bytes(self) -> bytes:
+        return canonical.dumps(msgspec.to_builtins(self))
+
+    @property
+    def digest(self) -> Digest:
+        return Digest.of(self.to_bytes())
+
+
+class ValidationKey(msgspec.Struct, frozen=True, kw_only=True):
+    """What a report depends on, apart from the machine: the identity of its job. Digests; datasets sorted."""
+
+    version: str
+    base: str
+    quality: tuple[str, ...]
+    forgetting: tuple[str, ...] = ()
+    suite: int = SUITE
+
+    @property
+    def digest(self) -> Digest:
+        return Digest.of(canonical.dumps(msgspec.to_builtins(self)))
+
+
+def parse_validation(data: bytes) -> Validation:
+    """Read a report's body. Raises RegistryError `corrupt`."""
+    try:
+        found: Validation = msgspec.json.decode(data, type=Validation)
+    except msgspec.MsgspecError as error:
+        raise RegistryError("corrupt", f"The report is malformed: {error}.") from error
+    return found
+
+
+def mean_loss(nats: list[float | None], tokens: list[int]) -> float:
+    """nats per token over all records; NaN where there are none or one is None."""
+    total = sum(tokens)
+    if not total or any(value is None for value in nats):
+        return float("nan")
+    return sum(value for value in nats if value is not None) / total
