@@ -1,7 +1,8 @@
 """Reports of validations: what was measured of a version on its pinned base, and what was found.
 
-A report is bound by digest to the version, its base and the evaluation sets, and by number to the suite. Losses are kept
-record by record, so that two versions that were evaluated on the same sets are compared later without running either.
+A report is bound by digest to the version, its base and the evaluation sets, and by number to the suite. Losses are
+kept record by record, so that two versions that were evaluated on the same sets are compared later without running
+either.
 """
 
 from __future__ import annotations
