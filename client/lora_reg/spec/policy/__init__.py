@@ -1,0 +1,8 @@
+"""Policies: what a report must show before a tag may move. Documents, and a pure function of them and of facts."""
+
+from __future__ import annotations
+
+from lora_reg.spec.policy.decide import Check, Decision, GateFacts, decide
+from lora_reg.spec.policy.document import DEFAULT, Policy, parse_policy
+
+__all__ = ["DEFAULT", "Check", "Decision", "GateFacts", "Policy", "decide", "parse_policy"]

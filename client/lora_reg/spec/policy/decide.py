@@ -1,0 +1,139 @@
+"""The decision: a pure function of a policy and of facts. It reads no clock, no row and no file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import msgspec
+
+from lora_reg.spec.adapter.facts import AdapterFacts
+from lora_reg.spec.policy.document import Policy
+from lora_reg.spec.policy.losses import compare_losses, forgetting
+from lora_reg.spec.validation import Validation
+
+CheckState = Literal["passed", "failed", "warned", "missing"]
+DAY = 86400.0
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One line of a decision. missing: there is nothing yet to judge."""
+
+    rule: str
+    state: CheckState
+    message: str
+    evidence: dict[str, Any] = {}
+
+
+class GateFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a decision rests on.
+
+    report, holder: validations of the candidate and of the version that the tag points to now; None where there is
+    none yet. held: whether the tag points to another version. quality, forgetting: digest and reference of the
+    evaluation sets that are asked for. adapter: facts of the check at push; None for what is no adapter. meta: the
+    version's. approvals: (name, role) of those who approved. age: seconds since the report.
+    """
+
+    report: Validation | None
+    holder: Validation | None = None
+    held: bool = False
+    quality: dict[str, str] = {}
+    forgetting: dict[str, str] = {}
+    adapter: AdapterFacts | None = None
+    meta: dict[str, str] = {}
+    approvals: list[tuple[str, str]] = []
+    age: float = 0.0
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """allowed None: something is missing and nothing that is there refuses. reason: one sentence."""
+
+    allowed: bool | None
+    reason: str
+    checks: list[Check]
+
+
+def decide(policy: Policy, facts: GateFacts) -> Decision:
+    """Judge. Equal arguments give equal decisions."""
+    checks = [*_declared(policy, facts)]
+    if facts.report is None:
+        checks.append(Check("report", "missing", "The version was not validated on these evaluation sets yet."))
+    else:
+        checks += [*_layers(policy, facts.report), *_report(policy, facts, facts.report)]
+        checks += compare_losses(policy, facts.report, facts.holder, held=facts.held, sets=facts.quality, make=Check)
+        checks += forgetting(policy, facts.report, facts.holder, held=facts.held, sets=facts.forgetting, make=Check)
+    failed = [check for check in checks if check.state == "failed"]
+    missing = [check for check in checks if check.state == "missing"]
+    if failed:
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        return Decision(False, failed[0].message + more, checks)
+    if missing:
+        return Decision(None, missing[0].message, checks)
+    return Decision(True, _praise(facts, checks), checks)
+
+
+def _declared(policy: Policy, facts: GateFacts) -> Iterable[Check]:
+    """What the version says of itself."""
+    if policy.max_rank is not None and facts.adapter is not None and facts.adapter.max_rank is not None:
+        rank = facts.adapter.max_rank
+        state: CheckState = "passed" if rank <= policy.max_rank else "failed"
+        yield Check("rank", state, f"The largest rank is {rank}; at most {policy.max_rank} is allowed.", {"rank": rank})
+    if policy.licences:
+        licence = facts.meta.get("license") or facts.meta.get("licence")
+        told = "names no licence" if licence is None else f"is under {licence!r}"
+        state = "passed" if licence in policy.licences else "failed"
+        yield Check("licence", state, f"The version {told}; allowed are {', '.join(policy.licences)}.")
+    if policy.approvals.count:
+        ranks = ("reader", "writer", "admin")
+        least = ranks.index(policy.approvals.role)
+        names = sorted({name for name, role in facts.approvals if role in ranks and ranks.index(role) >= least})
+        state = "passed" if len(names) >= policy.approvals.count else "failed"
+        yield Check(
+            "approvals",
+            state,
+            f"{len(names)} of {policy.approvals.count} approvals by a {policy.approvals.role}"
+            f"{': ' + ', '.join(names) if names else ''}.",
+            {"names": names},
+        )
+
+
+def _layers(policy: Policy, report: Validation) -> Iterable[Check]:
+    for layer, result in report.layers.items():
+        if result.state == "skipped":
+            state: CheckState = "failed" if layer in policy.blocking and layer not in policy.skip else "passed"
+            yield Check(f"layer:{layer}", state, f"{layer} was not looked at: {result.reason}")
+            continue
+        errors = [f for f in result.findings if f.severity == "error"]
+        blocking = [f for f in errors if f.code not in policy.allow] if layer in policy.blocking else []
+        others = [f for f in result.findings if f.severity != "note" and f not in blocking]
+        told = (blocking or others)[:1]
+        more = f" (and {len(blocking or others) - 1} more)" if len(blocking or others) > 1 else ""
+        state = "failed" if blocking else "warned" if others else "passed"
+        message = told[0].message + more if told else f"{layer}: nothing was found."
+        codes = sorted({f.code for f in (*blocking, *others)})
+        yield Check(f"layer:{layer}", state, message, {"codes": codes} if codes else {})
+
+
+def _report(policy: Policy, facts: GateFacts, report: Validation) -> Iterable[Check]:
+    if policy.fresh_days is not None:
+        days = facts.age / DAY
+        state: CheckState = "passed" if days <= policy.fresh_days else "failed"
+        yield Check(
+            "freshness", state, f"The report is {days:.1f} days old; at most {policy.fresh_days:g} are allowed."
+        )
+    serve = report.layers.get("serveability")
+    for runtime in policy.runtimes:
+        found = (serve.facts.get("runtimes", {}) if serve else {}).get(runtime)
+        served = bool(found and found.get("served"))
+        why = "; ".join(found.get("reasons", [])) if found else "nothing is known of it"
+        message = f"{runtime} serves it as it is." if served else f"{runtime} does not serve it as it is: {why}."
+        yield Check(f"runtime:{runtime}", "passed" if served else "failed", message)
+
+
+def _praise(facts: GateFacts, checks: list[Check]) -> str:
+    judged = [check for check in checks if check.rule.startswith("quality:")]
+    warned = sum(check.state == "warned" for check in checks)
+    tail = f"; {warned} warning{'s' if warned > 1 else ''}" if warned else ""
+    if not judged or not facts.quality:
+        return f"Nothing that was found blocks it, and no evaluation set was asked for{tail}."
+    return f"{judged[0].message.rstrip('.')}{tail}."

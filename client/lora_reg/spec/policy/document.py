@@ -1,0 +1,106 @@
+"""The policy document. Each field has a default, and all defaults together are the policy that needs no writing."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from lora_reg.spec import canonical
+from lora_reg.spec.digest import Digest
+from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.validation import Layer
+
+MAX_BYTES: Final = 256 * 1024
+
+Nats = Annotated[float, Meta(ge=0, le=100)]
+Role = Literal["reader", "writer", "admin"]
+
+LEAST_EFFECT: Final = 0.02
+"""Nats per token, 2 % of perplexity. On the same records a difference of 0.0005 is already beyond its interval."""
+
+LEAST_SHARE: Final = 0.08
+"""Of what the holder of the tag has gained over the base. Training again with another seed moves the held-out loss by up
+to 0.035 of the gain (docs/policies.md has the figures): a smaller difference says nothing of the work in a version."""
+
+
+class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class Quality(_Part, frozen=True):
+    """Held-out loss, on each evaluation set of the gate.
+
+    sets: references to data sets that are always evaluated, beside those that the caller gives. better_than_base: by
+    more than its interval and `least_effect`. not_worse_than_holder: of the tag, where what counts is besides at least
+    `least_share` of the holder's own gain over the base. highest: ceilings in nats per token by the reference in `sets`.
+    """
+
+    sets: list[str] = []
+    better_than_base: bool = True
+    not_worse_than_holder: bool = True
+    least_effect: Nats = LEAST_EFFECT
+    least_share: Annotated[float, Meta(ge=0, le=1)] = LEAST_SHARE
+    level: Annotated[float, Meta(ge=0.5, le=0.999)] = 0.95
+    highest: dict[str, Nats] = {}
+
+
+class Forgetting(_Part, frozen=True):
+    """Loss on general text. sets: references. most: increase in nats per token over the tag's holder, or over the base
+    where there is none; None: reported and not judged, since every adapter of one domain forgets some."""
+
+    sets: list[str] = []
+    most: Nats | None = None
+
+
+class Approvals(_Part, frozen=True):
+    """Of people beside the one who promotes. count 0: none are asked for."""
+
+    count: Annotated[int, Meta(ge=0, le=100)] = 0
+    role: Role = "writer"
+
+
+class Policy(_Part, frozen=True):
+    """What must hold before a tag may point to a version.
+
+    blocking: layers whose errors refuse. skip: layers that need not run. allow: codes of findings that never block.
+    max_rank: the largest effective rank. runtimes: which must serve it as it is. licences: of the version's metadata
+    `license`; empty: any. fresh_days: the report's greatest age; None: it does not age, as its inputs are pinned.
+    """
+
+    schema: Literal[1] = 1
+    name: str = "default"
+    blocking: tuple[Layer, ...] = ("structure", "numbers", "effect", "agreement", "tokenizer", "behaviour")
+    skip: list[Layer] = []
+    allow: list[str] = []
+    quality: Quality = Quality()
+    forgetting: Forgetting = Forgetting()
+    max_rank: Annotated[int, Meta(ge=1)] | None = None
+    runtimes: list[str] = []
+    licences: list[str] = []
+    approvals: Approvals = Approvals()
+    fresh_days: Annotated[float, Meta(gt=0)] | None = None
+
+    def to_bytes(self) -> bytes:
+        return canonical.dumps(msgspec.to_builtins(self))
+
+    @property
+    def digest(self) -> Digest:
+        return Digest.of(self.to_bytes())
+
+
+DEFAULT: Final = Policy()
+
+
+def parse_policy(document: Any) -> Policy:
+    """A policy of its parsed JSON or TOML. Raises RegistryError `invalid-request` naming the field."""
+    try:
+        policy = msgspec.convert(document, Policy)
+    except msgspec.ValidationError as error:
+        raise RegistryError(
+            "invalid-request", f"The policy is malformed: {error}.", way_out="docs/policies.md lists its fields."
+        ) from error
+    if len(policy.to_bytes()) > MAX_BYTES:
+        raise RegistryError("too-large", f"The policy has more than {MAX_BYTES} bytes.")
+    return policy

@@ -1,0 +1,216 @@
+"""Decisions: pure, complete, and for the right reason."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from lora_reg.spec.adapter.facts import AdapterFacts
+from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.findings import Finding
+from lora_reg.spec.policy import DEFAULT, GateFacts, decide, parse_policy
+from lora_reg.spec.validation import Evaluation, LayerResult, Validation
+from tests.support.testbed import require_testbed
+
+SETS = {"sha256:aa": "acme/sql"}
+LAYERS = {name: LayerResult("passed") for name in ("structure", "numbers", "effect", "agreement")}
+BASE = [400.0 + 3 * i for i in range(20)]
+TOKENS = [100 + i for i in range(20)]
+
+
+def report(change: float = -0.5, *, layers=LAYERS, dataset: str = "sha256:aa", jitter: float = 0.02) -> Validation:
+    rng = random.Random(1)
+    nats = [base + (change + rng.gauss(0, jitter)) * count for base, count in zip(BASE, TOKENS, strict=True)]
+    found = Evaluation(dataset, "acme/sql:v1", "quality", nats, BASE, TOKENS)
+    return Validation(
+        version="v", base="b", datasets={"quality": [dataset]}, environment={}, layers=layers, evaluations=[found]
+    )
+
+
+def states(decision) -> dict[str, str]:
+    return {check.rule: check.state for check in decision.checks}
+
+
+def test_better_than_the_base_is_allowed() -> None:
+    decision = decide(DEFAULT, GateFacts(report=report(), quality=SETS))
+    assert decision.allowed is True
+    assert decision.reason.startswith(
+        "On acme/sql it is better than the base by -0.4997 nats per token (-0.5089 to -0.4905 at 95%, 20 records)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [(0.5, "worse than the base"), (-0.001, "the least that counts is 0.02"), (0.001, "not better than the base")],
+)
+def test_what_is_not_better_than_the_base_is_refused(change: float, told: str) -> None:
+    decision = decide(DEFAULT, GateFacts(report=report(change, jitter=0.0001), quality=SETS))
+    assert decision.allowed is False
+    assert told in decision.reason
+
+
+@pytest.mark.parametrize(
+    ("holder", "allowed", "told"),
+    [
+        (-0.6, False, "worse than the version"),
+        (-0.51, True, "neither better nor worse"),
+        (-0.3, True, "better than the version"),
+    ],
+)
+def test_the_holder_of_the_tag_is_the_measure(holder: float, allowed: bool, told: str) -> None:
+    decision = decide(DEFAULT, GateFacts(report=report(), holder=report(holder), held=True, quality=SETS))
+    assert decision.allowed is allowed
+    assert any(told in check.message for check in decision.checks if check.rule == "quality:acme/sql:holder")
+
+
+def test_what_another_seed_would_do_counts_for_nothing() -> None:
+    """Beyond its interval and beyond the least effect, but a small part of what the holder has learned."""
+    facts = GateFacts(report=report(-1.4), holder=report(-1.5), held=True, quality=SETS)
+    assert decide(DEFAULT, facts).allowed is True
+    assert decide(parse_policy({"quality": {"least_share": 0.0}}), facts).allowed is False
+
+
+def test_what_is_missing_is_told_and_decides_nothing() -> None:
+    assert decide(DEFAULT, GateFacts(report=None, quality=SETS)).allowed is None
+    assert decide(DEFAULT, GateFacts(report=report(dataset="sha256:bb"), quality=SETS)).allowed is None
+    lacking = decide(DEFAULT, GateFacts(report=report(), held=True, quality=SETS))
+    assert lacking.allowed is None
+    assert states(lacking)["quality:acme/sql:holder"] == "missing"
+
+
+def test_a_refusal_does_not_wait_for_what_is_missing() -> None:
+    decision = decide(DEFAULT, GateFacts(report=report(0.5), held=True, quality=SETS))
+    assert decision.allowed is False
+
+
+def test_without_an_evaluation_set_the_other_layers_decide_and_it_says_so() -> None:
+    decision = decide(DEFAULT, GateFacts(report=report()))
+    assert decision.allowed is True
+    assert states(decision)["quality"] == "warned"
+    assert "no evaluation set" in decision.reason
+
+
+@pytest.mark.parametrize("layer", ["structure", "numbers", "effect", "agreement"])
+def test_an_error_in_a_blocking_layer_refuses_unless_it_is_allowed(layer: str) -> None:
+    failed = LayerResult("failed", [Finding("dead", "error", "It does nothing.")])
+    facts = GateFacts(report=report(layers={**LAYERS, layer: failed}), quality=SETS)
+    decision = decide(DEFAULT, facts)
+    assert (decision.allowed, decision.reason) == (False, "It does nothing.")
+    assert decide(msgspec.structs.replace(DEFAULT, allow=["dead"]), facts).allowed is True
+    assert decide(msgspec.structs.replace(DEFAULT, blocking=()), facts).allowed is True
+
+
+def test_a_blocking_layer_that_was_skipped_refuses() -> None:
+    facts = GateFacts(
+        report=report(layers={**LAYERS, "effect": LayerResult("skipped", reason="no room.")}), quality=SETS
+    )
+    assert decide(DEFAULT, facts).allowed is False
+    assert decide(msgspec.structs.replace(DEFAULT, skip=["effect"]), facts).allowed is True
+
+
+def test_a_loss_that_is_not_finite_refuses() -> None:
+    found = report()
+    broken = msgspec.structs.replace(found.evaluations[0], nats=[None, *found.evaluations[0].nats[1:]])
+    decision = decide(DEFAULT, GateFacts(report=msgspec.structs.replace(found, evaluations=[broken]), quality=SETS))
+    assert decision.allowed is False
+    assert "not finite" in decision.reason
+
+
+def adapter(rank: int) -> AdapterFacts:
+    return AdapterFacts(
+        peft_type="LORA", task_type=None, r=rank, max_rank=rank, ranks={}, alpha=1.0, use_rslora=False, use_dora=False,
+        dtypes={}, modules=1, targets={}, modules_to_save=[], saved_tensors=0, has_embeddings=False, has_biases=False,
+        tensors=2, parameters=2, tensor_bytes=8, base=None, revision=None, peft_version=None, mergeable=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("document", "changed", "allowed", "rule"),
+    [
+        ({"max_rank": 8}, {"adapter": adapter(8)}, True, "rank"),
+        ({"max_rank": 8}, {"adapter": adapter(16)}, False, "rank"),
+        ({"licences": ["mit"]}, {"meta": {"license": "mit"}}, True, "licence"),
+        ({"licences": ["mit"]}, {"meta": {"license": "gpl"}}, False, "licence"),
+        ({"licences": ["mit"]}, {}, False, "licence"),
+        ({"fresh_days": 2}, {"age": 86400.0}, True, "freshness"),
+        ({"fresh_days": 2}, {"age": 3 * 86400.0}, False, "freshness"),
+        ({"approvals": {"count": 2}}, {"approvals": [("ann", "writer"), ("ben", "admin")]}, True, "approvals"),
+        ({"approvals": {"count": 2}}, {"approvals": [("ann", "writer"), ("ann", "admin")]}, False, "approvals"),
+        ({"approvals": {"count": 1, "role": "admin"}}, {"approvals": [("ann", "writer")]}, False, "approvals"),
+        ({"runtimes": ["vllm"]}, {}, False, "runtime:vllm"),
+        ({"quality": {"highest": {"acme/sql": 4.0}}}, {}, True, "quality:acme/sql:highest"),
+        ({"quality": {"highest": {"acme/sql": 1.0}}}, {}, False, "quality:acme/sql:highest"),
+    ],
+)
+def test_each_field_of_a_policy_is_asked(document, changed, allowed: bool, rule: str) -> None:
+    decision = decide(parse_policy(document), GateFacts(**{"report": report(), "quality": SETS, **changed}))
+    assert decision.allowed is allowed
+    assert states(decision)[rule] == ("passed" if allowed else "failed")
+
+
+def test_forgetting_is_judged_where_a_limit_is_set() -> None:
+    general = {"sha256:aa": "acme/general"}
+    facts = GateFacts(report=report(0.2), forgetting=general)
+    assert decide(DEFAULT, facts).allowed is True
+    assert decide(parse_policy({"forgetting": {"most": 0.1}}), facts).allowed is False
+    assert decide(parse_policy({"forgetting": {"most": 0.3}}), facts).allowed is True
+
+
+@pytest.mark.parametrize(
+    "document", [{"nonsense": 1}, {"schema": 2}, {"quality": {"level": 2}}, [], {"blocking": ["taste"]}]
+)
+def test_a_malformed_policy_is_refused_by_its_field(document) -> None:
+    with pytest.raises(RegistryError, match="malformed"):
+        parse_policy(document)
+
+
+def test_the_digest_of_a_policy_is_of_its_meaning() -> None:
+    assert parse_policy({}).digest == DEFAULT.digest == parse_policy({"quality": {}}).digest
+    assert parse_policy({"max_rank": 8}).digest != DEFAULT.digest
+
+
+# The testbed's adapters, by the losses that were measured when they were made.
+
+GOOD = ["dora-r8-sql", "ia3-sql", "lora-embed-prose", "lora-lmhead-cheader", "lora-patterns-python",
+        "lora-r16-alllinear-prose", "lora-r8-qv-python", "prefix-python", "rslora-r16-cheader", "series-sql/v1", "series-sql/v2"]  # fmt: skip
+
+
+def losses(path: Path) -> dict[str, dict[str, list[list[float]]]]:
+    return json.loads((path / "per_record_nll.json").read_text("utf-8"))
+
+
+def of_testbed(table, name: str, order: list[int] | None = None) -> Validation:
+    ((domain, records),) = table[name].items()
+    base = table["base"][domain]
+    assert [tokens for _, tokens in records] == [tokens for _, tokens in base]
+    order = order if order is not None else list(range(len(records)))
+    found = Evaluation("sha256:aa", f"{domain}:v1", "quality", [records[i][0] for i in order], [base[i][0] for i in order], [records[i][1] for i in order])  # fmt: skip
+    return Validation(
+        version=name, base="b", datasets={"quality": ["sha256:aa"]}, environment={}, layers=LAYERS, evaluations=[found]
+    )
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_no_false_alarm_over_fifty_resamples(name: str) -> None:
+    table, rng = losses(require_testbed()), random.Random(f"resamples of {name}")
+    count = len(next(iter(table[name].values())))
+    for order in [None, *([rng.randrange(count) for _ in range(count)] for _ in range(50))]:
+        assert decide(DEFAULT, GateFacts(report=of_testbed(table, name, order), quality=SETS)).allowed is True
+
+
+def test_the_series_is_judged_as_it_was_made() -> None:
+    table, rng = losses(require_testbed()), random.Random("series")
+    for order in [None, *([rng.randrange(61) for _ in range(61)] for _ in range(50))]:
+        one, two, three = (of_testbed(table, f"series-sql/v{number}", order) for number in (1, 2, 3))
+        better = decide(DEFAULT, GateFacts(report=two, holder=one, held=True, quality=SETS))
+        assert better.allowed is True
+        assert "better than the version that holds the tag" in better.checks[-1].message
+        worse = decide(DEFAULT, GateFacts(report=three, holder=two, held=True, quality=SETS))
+        assert worse.allowed is False
+        assert "worse than the base" in worse.reason
+        assert "worse than the version that holds the tag" in worse.checks[-1].message
+        assert decide(DEFAULT, GateFacts(report=one, holder=two, held=True, quality=SETS)).allowed is False
