@@ -21,8 +21,8 @@ LEAST_EFFECT: Final = 0.02
 """Nats per token, 2 % of perplexity. On the same records a difference of 0.0005 is already beyond its interval."""
 
 LEAST_SHARE: Final = 0.08
-"""Of what the holder of the tag has gained over the base. Training again with another seed moves the held-out loss by up
-to 0.035 of the gain (docs/policies.md has the figures): a smaller difference says nothing of the work in a version."""
+"""Of what the holder of the tag has gained over the base. Training again with another seed moves the loss by up
+to 0.035 of the gain (docs/policies.md has the figures): a smaller difference says nothing of the work done."""
 
 
 class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -33,8 +33,8 @@ class Quality(_Part, frozen=True):
     """Held-out loss, on each evaluation set of the gate.
 
     sets: references to data sets that are always evaluated, beside those that the caller gives. better_than_base: by
-    more than its interval and `least_effect`. not_worse_than_holder: of the tag, where what counts is besides at least
-    `least_share` of the holder's own gain over the base. highest: ceilings in nats per token by the reference in `sets`.
+    more than its interval and `least_effect`. not_worse_than_holder: of the tag, where what counts is at least also
+    `least_share` of the holder's own gain over the base. highest: ceilings in nats per token by the set's reference.
     """
 
     sets: list[str] = []

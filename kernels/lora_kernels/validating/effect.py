@@ -1,0 +1,61 @@
+"""Whether the adapter does anything, and whether all of it does."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+
+from lora_kernels.validating.agreement import divergence, top_agreement
+from lora_reg.spec.findings import Finding
+from lora_reg.spec.tensors import Header
+from lora_reg.spec.validation import LayerResult
+
+WEIGHTS: Final = "adapter_model.safetensors"
+# PEFT stores a copy of an adapted embedding beside its factors; it is the base's own and has nothing to do.
+_COPY: Final = ".base_layer."
+# Nats. Of the test models the weakest adapter that learned anything moves the probes by 1e-3 and more.
+WEAK: Final = 1e-6
+
+Probes = list[np.ndarray[Any, np.dtype[np.float64]]]
+
+
+def effect(model: Any, header: Header, before: Probes, after: Probes) -> LayerResult:
+    """model: of PEFT. header: of the adapter's file. before, after: log-probabilities of the probes."""
+    findings = _coverage(model, header)
+    finite = all(np.isfinite(probe).all() for probe in after)
+    facts: dict[str, Any] = {"keys": len(header.tensors), "finite": finite}
+    if not finite:
+        findings.append(Finding("not-finite", "error", "With the adapter the model's outputs are NaN or infinite."))
+    else:
+        moved = max(float(np.abs(a - b).max()) for a, b in zip(after, before, strict=True))
+        facts |= {
+            "largest_change": moved,
+            "divergence": divergence(before, after),
+            "top_agreement": top_agreement(before, after),
+        }
+        if moved == 0:
+            findings.append(Finding("no-effect", "error", "With the adapter the outputs are the base's, bit for bit."))
+        elif facts["divergence"] < WEAK:
+            findings.append(
+                Finding(
+                    "weak-effect", "warning", f"The outputs differ from the base's by {facts['divergence']:.1e} nats."
+                )
+            )
+    return LayerResult("failed" if any(f.severity == "error" for f in findings) else "passed", findings, facts)
+
+
+def _coverage(model: Any, header: Header) -> list[Finding]:
+    """Keys of the file that PEFT has no place for, and places that the file has no key for: both pass silently there."""
+    from peft import get_peft_model_state_dict
+
+    placed = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    stored = {tensor.name for tensor in header.tensors if _COPY not in tensor.name}
+    findings = [
+        Finding("key-without-effect", "error", f"PEFT has no place for {name}: it has no effect.", WEIGHTS, name)
+        for name in sorted(stored - placed)
+    ]
+    return findings + [
+        Finding("key-missing", "error", f"PEFT made {name} at random, as the file lacks it.", WEIGHTS, name)
+        for name in sorted(placed - stored)
+    ]

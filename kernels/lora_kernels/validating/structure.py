@@ -1,0 +1,45 @@
+"""The check of a push, once more, on folders: PEFT must not see a file that has not passed it."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from lora_kernels.merging.folder import read_base
+from lora_kernels.merging.sources import FolderSource
+from lora_kernels.validating.subject import Subject
+from lora_reg.spec.adapter.check import AdapterFacts, AdapterFile, check_adapter
+from lora_reg.spec.base import BaseTensor
+from lora_reg.spec.validation import LayerResult, State
+
+
+def structure(subject: Subject) -> tuple[LayerResult, AdapterFacts | None]:
+    """Names, shapes and values of the adapter against the base's tensors. facts: None where it could not be read."""
+    files = [
+        AdapterFile(str(path.relative_to(subject.adapter)), path.lstat().st_size)
+        for path in sorted(subject.adapter.rglob("*"))
+        if not path.is_dir() or path.is_symlink()
+    ]
+    fingerprint, _ = read_base(subject.base)
+    with FolderSource(subject.adapter) as adapter, FolderSource(subject.base) as base:
+        found = check_adapter(
+            files,
+            partial(_range, adapter),
+            fingerprint,
+            base_aliases=subject.base_names or frozenset(),
+            accept_base=subject.base_names is None,
+            read_base=lambda tensor, offset, length: _tensor(base, tensor, offset, length),
+        )
+    # Where nobody said how the base is called, its name in the config says nothing.
+    findings = [f for f in found.findings if subject.base_names is not None or f.code != "base-mismatch"]
+    state: State = "passed" if found.accepted else "failed"
+    return LayerResult(state, findings, {"tensors": found.facts.tensors if found.facts else 0}), found.facts
+
+
+def _range(source: FolderSource, path: str, offset: int, length: int) -> bytes:
+    buffer = bytearray(length)
+    source.read_into(path, offset, memoryview(buffer))
+    return bytes(buffer)
+
+
+def _tensor(source: FolderSource, tensor: BaseTensor, offset: int, length: int) -> bytes:
+    return _range(source, tensor.file, tensor.start + offset, length)

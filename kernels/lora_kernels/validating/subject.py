@@ -1,0 +1,32 @@
+"""What is validated, and on what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lora_reg.spec.validation import Layer, Role
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSet:
+    """path: JSON lines, of `lora_reg.spec.dataset`. digest: of its version; name: for people."""
+
+    role: Role
+    digest: str
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """base, adapter: folders. version, base_digest: what the report is bound to. skip: layers that are not run, and
+    why. base_names: under which trainers know the base; None: whatever the adapter's config calls it."""
+
+    base: Path
+    adapter: Path
+    version: str
+    base_digest: str
+    sets: tuple[EvaluationSet, ...] = ()
+    skip: dict[Layer, str] = field(default_factory=dict)
+    base_names: frozenset[str] | None = None

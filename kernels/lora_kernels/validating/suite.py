@@ -1,0 +1,134 @@
+"""All layers in order, from a subject to a report."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+from lora_kernels.validating.subject import Subject
+from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.findings import Finding
+from lora_reg.spec.validation import Evaluation, Layer, LayerResult, Role, Validation
+
+Progress = Callable[[str, int, int], None]
+"""(what is being done, done, of how many)"""
+
+_LIBRARIES: Final = ("lora-reg", "numpy", "torch", "transformers", "peft")
+_RUN: Final[tuple[Layer, ...]] = ("numbers", "effect", "agreement", "quality", "forgetting")
+
+
+def validate(subject: Subject, *, progress: Progress | None = None) -> Validation:
+    """Run every layer that is not to be skipped. An adapter whose structure fails is not loaded, and the other layers
+    are skipped for that reason. Raises RegistryError for a base or an evaluation set that cannot be read."""
+    from lora_kernels.validating.structure import structure
+
+    told = progress or (lambda _what, _done, _total: None)
+    told("structure", 0, 1)
+    result, _ = structure(subject)
+    layers: dict[Layer, LayerResult] = {"structure": result}
+    evaluations: list[Evaluation] = []
+    if result.state == "failed":
+        layers |= {layer: LayerResult("skipped", reason="the structure is broken.") for layer in _run(subject)}
+    else:
+        _measure(subject, layers, evaluations, told)
+    return Validation(
+        version=subject.version,
+        base=subject.base_digest,
+        datasets=_digests(subject),
+        environment=_environment(),
+        layers=layers,
+        evaluations=evaluations,
+    )
+
+
+def _measure(subject: Subject, layers: dict[Layer, LayerResult], evaluations: list[Evaluation], told: Progress) -> None:
+    from lora_kernels.merging.folder import read_adapter
+    from lora_kernels.validating import losses, models
+    from lora_kernels.validating.agreement import agreement
+    from lora_kernels.validating.effect import effect
+    from lora_kernels.validating.numbers import numbers
+
+    run = _run(subject)
+    layers |= {layer: LayerResult("skipped", reason=why) for layer, why in subject.skip.items()}
+    if "numbers" in run:
+        told("numbers", 0, 1)
+        layers["numbers"] = numbers(subject.base, subject.adapter)
+    tokenizer = models.load_tokenizer(subject.base)
+    sets = [(one, losses.encode(tokenizer, losses.read_records(one.path))) for one in subject.sets]
+    sets = [(one, items) for one, items in sets if one.role in run]
+    probes = losses.probes(tokenizer, [item for _, items in sets for item in items])
+
+    def pass_over(model: Any, who: str) -> list[list[float | None]]:
+        return [
+            losses.losses(model, items, partial(_count, told, f"{one.name}, {who}", len(items))) for one, items in sets
+        ]
+
+    model = models.load_base(subject.base)
+    before, base_nats = losses.probe_logits(model, probes), pass_over(model, "base")
+    try:
+        model = models.attach(model, subject.adapter)
+    except RegistryError as error:
+        layers["effect"] = LayerResult("failed", [Finding("not-loaded", "error", error.detail)])
+        late = [layer for layer in run if layer not in layers]
+        layers |= {layer: LayerResult("skipped", reason="PEFT cannot load the adapter.") for layer in late}
+        return
+    after, nats = losses.probe_logits(model, probes), pass_over(model, "adapter")
+    if "effect" in run:
+        layers["effect"] = effect(model, read_adapter(subject.adapter).header, before, after)
+    del model
+    if "agreement" in run:
+        layers["agreement"] = agreement(
+            subject.base, subject.adapter, probes, after, lambda form: told(f"merged to {form}", 0, 1)
+        )
+    for (one, items), mine, theirs in zip(sets, nats, base_nats, strict=True):
+        tokens = [item.tokens for item in items]
+        evaluations.append(Evaluation(one.digest, one.name, one.role, mine, theirs, tokens))
+    layers |= _losses(evaluations)
+
+
+def _count(told: Progress, what: str, total: int, done: int) -> None:
+    told(what, done, total)
+
+
+def _losses(evaluations: list[Evaluation]) -> dict[Layer, LayerResult]:
+    """The layers of losses hold their evidence; whether it suffices is a policy's to say."""
+    by_role: dict[Role, list[Evaluation]] = defaultdict(list)
+    for found in evaluations:
+        by_role[found.role].append(found)
+    layers: dict[Layer, LayerResult] = {}
+    for role, some in by_role.items():
+        findings = [
+            Finding("loss-not-finite", "error", f"The loss on {found.name} is NaN or infinite.")
+            for found in some
+            if None in found.nats
+        ]
+        facts: dict[str, Any] = {
+            found.name: {"loss": found.loss, "base": found.base_loss, "records": len(found.tokens)}
+            for found in some
+            if None not in found.nats
+        }
+        layers[role] = LayerResult("failed" if findings else "passed", findings, facts)
+    return layers
+
+
+def _run(subject: Subject) -> list[Layer]:
+    """The layers that there is something to do for."""
+    roles = {one.role for one in subject.sets}
+    wanted = [layer for layer in _RUN if layer not in ("quality", "forgetting") or layer in roles]
+    return [layer for layer in wanted if layer not in subject.skip]
+
+
+def _digests(subject: Subject) -> dict[Role, list[str]]:
+    found: dict[Role, list[str]] = {"quality": [], "forgetting": []}
+    for one in subject.sets:
+        found[one.role].append(one.digest)
+    return {role: sorted(digests) for role, digests in found.items()}
+
+
+def _environment() -> dict[str, str]:
+    versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    return {**versions, "backend": "cpu", "dtype": "float32", "threads": os.environ.get("OMP_NUM_THREADS", "")}
