@@ -35,7 +35,7 @@ def effect(model: Any, header: Header, before: Probes, after: Probes) -> LayerRe
             "top_agreement": top_agreement(before, after),
         }
         if moved == 0:
-            findings.append(Finding("no-effect", "error", "With the adapter the outputs are the base's, bit for bit."))
+            findings.append(Finding("no-effect", "error", "With the adapter the outputs are the base's."))
         elif facts["divergence"] < WEAK:
             findings.append(
                 Finding(

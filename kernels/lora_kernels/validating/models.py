@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -17,25 +18,34 @@ def offline() -> None:
     """Before these libraries are first imported: they ask a hub for what a folder lacks."""
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         os.environ[name] = "1"
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # It looks for a faster kernel on the hub, and says at length that there is none.
+    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without what the libraries say to people: what matters of it is found by comparison."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    from transformers.utils import logging as talk
+
+    level = talk.get_verbosity()
+    talk.set_verbosity_error()
+    talk.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        talk.enable_progress_bar()
+        talk.set_verbosity(level)
 
 
 def load_base(folder: Path) -> Any:
     """A causal language model in float32, to be evaluated. On a processor sums in bfloat16 depend on the number of
     threads, those in float32 do not."""
+    offline()
     import torch
     from transformers import AutoModelForCausalLM
 
-    offline()
     with quiet():
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
@@ -46,9 +56,9 @@ def load_base(folder: Path) -> Any:
 
 def load_tokenizer(folder: Path) -> Any:
     """Raises RegistryError `unsupported` where the base has no tokenizer: nothing can then be read to it."""
+    offline()
     from transformers import AutoTokenizer
 
-    offline()
     try:
         with quiet():
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
