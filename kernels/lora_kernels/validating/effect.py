@@ -46,7 +46,7 @@ def effect(model: Any, header: Header, before: Probes, after: Probes) -> LayerRe
 
 
 def _coverage(model: Any, header: Header) -> list[Finding]:
-    """Keys of the file that PEFT has no place for, and places that the file has no key for: both pass silently there."""
+    """Keys of the file that PEFT has no place for, and places that the file has no key for: it passes over both."""
     from peft import get_peft_model_state_dict
 
     placed = set(get_peft_model_state_dict(model, save_embedding_layers=False))

@@ -25,8 +25,9 @@ def offline() -> None:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without what the libraries say to people: what matters of it is found by comparison."""
-    from transformers.utils import logging as talk
+    from transformers.utils import logging as talk_of_transformers
 
+    talk: Any = talk_of_transformers
     level = talk.get_verbosity()
     talk.set_verbosity_error()
     talk.disable_progress_bar()
@@ -47,11 +48,10 @@ def load_base(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     with quiet():
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
         )
-    evaluated: Any = model.eval()
-    return evaluated
+    return model.eval()
 
 
 def load_tokenizer(folder: Path) -> Any:

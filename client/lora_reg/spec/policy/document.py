@@ -20,7 +20,7 @@ Role = Literal["reader", "writer", "admin"]
 LEAST_EFFECT: Final = 0.02
 """Nats per token, 2 % of perplexity. On the same records a difference of 0.0005 is already beyond its interval."""
 
-LEAST_SHARE: Final = 0.08
+LEAST_SHARE: Final = 0.07
 """Of what the holder of the tag has gained over the base. Training again with another seed moves the loss by up
 to 0.035 of the gain (docs/policies.md has the figures): a smaller difference says nothing of the work done."""
 

@@ -1,0 +1,247 @@
+"""Adapters of the test bed on their base: the losses that were measured when they were made, every good one let through,
+every broken one refused by the layer that it is for, and faults planted in a good one found or shown to change little."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lora_kernels.validating import EvaluationSet, Subject, validate
+from lora_reg.spec.policy import DEFAULT, Decision, GateFacts, decide
+from lora_reg.spec.validation import Layer, Validation, parse_validation
+from tests.support.testbed import require_testbed
+
+DOMAINS = {
+    "dora-r8-sql": "sql",
+    "ia3-sql": "sql",
+    "lora-embed-prose": "prose",
+    "lora-lmhead-cheader": "cheader",
+    "lora-patterns-python": "python",
+    "prefix-python": "python",
+    "rslora-r16-cheader": "cheader",
+    "series-sql/v1": "sql",
+}
+BROKEN = [
+    "duplicate-json-keys",
+    "header-length-8gb",
+    "missing-lora-b",
+    "module-not-in-base",
+    "nan-one-tensor",
+    "overwrites-base-norm",
+    "pickle-bin",
+    "rank-differs",
+    "truncated-safetensors",
+    "wrong-shape-one-module",
+    "zero-adapter",
+]
+LOSSES_ALONE: dict[Layer, str] = {"agreement": "not asked for."}
+
+
+def run(adapter: Path, domain: str, skip: dict[Layer, str] | None = None) -> Validation:
+    bed = require_testbed()
+    chosen = EvaluationSet("quality", "sha256:aa", domain, bed / "data" / f"{domain}_eval.jsonl")
+    return validate(Subject(bed / "base", adapter, "sha256:version", "sha256:base", (chosen,), skip or {}))
+
+
+def judged(report: Validation, domain: str, holder: Validation | None = None) -> Decision:
+    return decide(
+        DEFAULT, GateFacts(report=report, holder=holder, held=holder is not None, quality={"sha256:aa": domain})
+    )
+
+
+@cache
+def second() -> Validation:
+    return run(require_testbed() / "adapters" / "series-sql" / "v2", "sql")
+
+
+def test_losses_are_those_that_were_measured() -> None:
+    table = json.loads((require_testbed() / "per_record_nll.json").read_text("utf-8"))
+    found = second().evaluations[0]
+    for mine, theirs in ((found.nats, table["series-sql/v2"]["sql"]), (found.base_nats, table["base"]["sql"])):
+        assert found.tokens == [tokens for _, tokens in theirs]
+        np.testing.assert_allclose(np.array(mine, float), [nats for nats, _ in theirs], rtol=1e-5)
+
+
+def test_a_report_goes_through_its_bytes_and_comes_again_the_same() -> None:
+    report = second()
+    assert parse_validation(report.to_bytes()) == report
+    again = run(require_testbed() / "adapters" / "series-sql" / "v2", "sql")
+    assert again.digest == report.digest
+    assert list(report.layers) == ["structure", "numbers", "effect", "agreement", "quality"]
+    assert {"torch", "peft", "transformers"} <= set(report.environment)
+
+
+@pytest.mark.parametrize("name", list(DOMAINS))
+def test_good_adapters_are_let_through_on_their_own_domain(name: str) -> None:
+    report = run(require_testbed() / "adapters" / name, DOMAINS[name])
+    decision = judged(report, DOMAINS[name])
+    assert decision.allowed is True, decision
+    forms = report.layers["agreement"].facts["forms"]
+    assert ("refused" in forms["bfloat16"]) == (name == "prefix-python")
+
+
+def test_the_regression_is_refused_for_its_losses() -> None:
+    report = run(require_testbed() / "adapters" / "series-sql" / "v3", "sql", LOSSES_ALONE)
+    decision = judged(report, "sql", second())
+    assert decision.allowed is False
+    assert "worse than the base" in decision.reason
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_adapters_are_refused_by_their_structure_and_not_loaded(case: str) -> None:
+    report = run(require_testbed() / "broken" / case / "adapter", "python")
+    decision = judged(report, "python")
+    assert decision.allowed is False
+    assert report.layers["structure"].state == "failed"
+    assert report.layers["effect"].state == "skipped"
+    assert [check.rule for check in decision.checks if check.state == "failed"] == ["layer:structure"]
+
+
+Tensors = dict[str, np.ndarray[Any, Any]]
+
+
+def key(layer: int, module: str, half: str) -> str:
+    return f"base_model.model.model.layers.{layer}.{module}.lora_{half}.weight"
+
+
+def swap_halves(tensors: Tensors, config: dict[str, Any]) -> None:
+    """Nothing in the shapes tells it: the projection is square."""
+    for layer in range(4):
+        a, b = (key(layer, "self_attn.q_proj", half) for half in "AB")
+        tensors[a], tensors[b] = np.ascontiguousarray(tensors[b].T), np.ascontiguousarray(tensors[a].T)
+
+
+def empty_layer(tensors: Tensors, config: dict[str, Any]) -> None:
+    for name in [name for name in tensors if ".layers.1." in name and "lora_B" in name]:
+        tensors[name] = np.zeros_like(tensors[name])
+
+
+def flip_sign(tensors: Tensors, config: dict[str, Any]) -> None:
+    tensors[key(2, "mlp.down_proj", "B")] *= -1
+
+
+def double_alpha(tensors: Tensors, config: dict[str, Any]) -> None:
+    config["lora_alpha"] *= 2
+
+
+def turn_on_rslora(tensors: Tensors, config: dict[str, Any]) -> None:
+    config["use_rslora"] = True
+
+
+def other_base(tensors: Tensors, config: dict[str, Any]) -> None:
+    """As trained on a base of the same shape, whose hidden units stand in another order."""
+    order = np.random.default_rng(0).permutation(256)
+    for name in [name for name, values in tensors.items() if "lora_A" in name and values.shape[1] == 256]:
+        tensors[name] = np.ascontiguousarray(tensors[name][:, order])
+
+
+def overflow(tensors: Tensors, config: dict[str, Any]) -> None:
+    tensors[key(0, "self_attn.q_proj", "B")] *= np.float32(3e6)
+
+
+def noise(tensors: Tensors, config: dict[str, Any]) -> None:
+    rng = np.random.default_rng(0)
+    for name, values in tensors.items():
+        drawn = (rng.standard_normal(values.shape) * values.std()).astype(values.dtype)
+        tensors[name] = np.where(rng.random(values.shape) < 0.01, drawn, values)
+
+
+Plant = Callable[[Tensors, dict[str, Any]], None]
+Planted = Callable[[Plant], Validation]
+
+
+@pytest.fixture
+def planted(tmp_path: Path) -> Planted:
+    from safetensors.numpy import load_file, save_file
+
+    def make(plant: Plant) -> Validation:
+        source = require_testbed() / "adapters" / "series-sql" / "v2"
+        tensors = load_file(source / "adapter_model.safetensors")
+        config = json.loads((source / "adapter_config.json").read_text("utf-8"))
+        plant(tensors, config)
+        (tmp_path / "adapter").mkdir()
+        save_file(tensors, tmp_path / "adapter" / "adapter_model.safetensors")
+        (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+        return run(tmp_path / "adapter", "sql", {} if plant is overflow else LOSSES_ALONE)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "plant", [swap_halves, empty_layer, flip_sign, double_alpha, turn_on_rslora, other_base, overflow]
+)
+def test_planted_faults_are_refused_against_the_version_in_service(planted: Planted, plant: Plant) -> None:
+    decision = judged(planted(plant), "sql", second())
+    assert decision.allowed is False
+    states = {check.rule: check.state for check in decision.checks}
+    assert states["quality:sql:holder"] == "failed"
+    # Those that still are better than the base would pass without the comparison with what is in service.
+    assert states["quality:sql:base"] == ("failed" if plant in (double_alpha, turn_on_rslora, overflow) else "passed")
+
+
+def test_noise_in_a_hundredth_of_the_weights_changes_less_than_another_seed_would(planted: Planted) -> None:
+    decision = judged(planted(noise), "sql", second())
+    evidence = next(check.evidence for check in decision.checks if check.rule == "quality:sql:holder")
+    assert decision.allowed is True
+    assert 0 < evidence["difference"] < 0.05 < evidence["least_effect"]
+
+
+def test_the_numbers_name_an_empty_layer_and_an_update_larger_than_its_weight(planted: Planted) -> None:
+    found = planted(empty_layer).layers["numbers"].findings
+    assert [(finding.code, finding.where) for finding in found] == [("module-dead", "model.layers.1.mlp.down_proj")]
+    assert "7 of 28 modules" in found[0].message
+
+
+def test_an_overflow_in_one_type_is_told_of_that_type(planted: Planted) -> None:
+    forms = planted(overflow).layers["agreement"].facts["forms"]
+    assert "exceed the range of F16" in forms["float16"]["refused"]
+    assert "refused" not in forms["bfloat16"]
+
+
+def test_a_key_that_peft_has_no_place_for_is_named(tmp_path: Path) -> None:
+    """The structure refuses such a file; the layer of effect would find it by itself."""
+    from lora_kernels.merging.folder import read_adapter
+    from lora_kernels.validating import models
+    from lora_kernels.validating.effect import effect
+
+    bed = require_testbed()
+    broken = bed / "broken" / "module-not-in-base" / "adapter"
+    model = models.attach(models.load_base(bed / "base"), broken)
+    probes = [np.zeros((1, 4))]
+    found = effect(model, read_adapter(broken).header, probes, probes).findings
+    named = {finding.where for finding in found if finding.code == "key-without-effect"}
+    assert named == {key(9, "self_attn.q_proj", half) for half in "AB"}
+    assert "no-effect" in {finding.code for finding in found}
+
+
+def test_a_folder_that_peft_cannot_load_is_told(tmp_path: Path) -> None:
+    from lora_kernels.validating import models
+    from lora_reg.spec.errors import RegistryError
+
+    bed = require_testbed()
+    shutil.copytree(bed / "broken" / "wrong-shape-one-module" / "adapter", tmp_path / "adapter")
+    with pytest.raises(RegistryError, match="PEFT cannot load the adapter: RuntimeError"):
+        models.attach(models.load_base(bed / "base"), tmp_path / "adapter")
+
+
+def test_prompts_are_not_predicted(tmp_path: Path) -> None:
+    """The loss of a completion is that of the text less that of the prompt before it, where the tokens are the same."""
+    from lora_kernels.validating import losses, models
+    from lora_reg.spec.dataset import Record
+
+    bed = require_testbed()
+    tokenizer, model = models.load_tokenizer(bed / "base"), models.load_base(bed / "base")
+    parts = losses.encode(
+        tokenizer, [Record("select 1;\n"), Record("select 2;\n", "select 1;\n"), Record("select 1;\nselect 2;\n")]
+    )
+    assert parts[0].ids + parts[1].ids[parts[1].first :] == parts[2].ids == parts[1].ids
+    one, rest, whole = (value or 0.0 for value in losses.losses(model, parts, lambda _done: None))
+    assert one + rest == pytest.approx(whole, rel=1e-5)
+    assert parts[0].tokens + parts[1].tokens == parts[2].tokens
