@@ -32,7 +32,8 @@ def structure(subject: Subject) -> tuple[LayerResult, AdapterFacts | None]:
     # Where nobody said how the base is called, its name in the config says nothing.
     findings = [f for f in found.findings if subject.base_names is not None or f.code != "base-mismatch"]
     state: State = "passed" if found.accepted else "failed"
-    return LayerResult(state, findings, {"tensors": found.facts.tensors if found.facts else 0}), found.facts
+    facts = {"tensors": found.facts.tensors, "max_rank": found.facts.max_rank} if found.facts else {}
+    return LayerResult(state, findings, facts), found.facts
 
 
 def _range(source: FolderSource, path: str, offset: int, length: int) -> bytes:

@@ -74,8 +74,8 @@ def decide(policy: Policy, facts: GateFacts) -> Decision:
 
 def _declared(policy: Policy, facts: GateFacts) -> Iterable[Check]:
     """What the version says of itself."""
-    if policy.max_rank is not None and facts.adapter is not None and facts.adapter.max_rank is not None:
-        rank = facts.adapter.max_rank
+    rank = _rank(facts)
+    if policy.max_rank is not None and rank is not None:
         state: CheckState = "passed" if rank <= policy.max_rank else "failed"
         yield Check("rank", state, f"The largest rank is {rank}; at most {policy.max_rank} is allowed.", {"rank": rank})
     if policy.licences:
@@ -95,6 +95,15 @@ def _declared(policy: Policy, facts: GateFacts) -> Iterable[Check]:
             f"{': ' + ', '.join(names) if names else ''}.",
             {"names": names},
         )
+
+
+def _rank(facts: GateFacts) -> int | None:
+    """The largest effective rank, from the push or from the report; None where the type has none."""
+    if facts.adapter is not None:
+        return facts.adapter.max_rank
+    structure = facts.report.layers.get("structure") if facts.report else None
+    rank: int | None = structure.facts.get("max_rank") if structure else None
+    return rank
 
 
 def _layers(policy: Policy, report: Validation) -> Iterable[Check]:
