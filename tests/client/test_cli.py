@@ -69,6 +69,7 @@ def test_these_are_the_commands() -> None:
         "compose",
         "extract",
         "resize",
+        "validate",
         "job",
         "job list",
         "job show",

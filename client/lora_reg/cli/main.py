@@ -38,7 +38,10 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "compose": (f"{_HERE}.compose:compose", "Compose adapters of one base into one adapter."),
     "extract": (f"{_HERE}.extract:extract", "Make an adapter of the difference between a fine-tune and its base."),
     "resize": (f"{_HERE}.resize:resize", "Bring an adapter to another rank, or make it plain LoRA."),
-    "validate": (f"{_HERE}.validate:validate", "Validate an adapter on its base and judge it by a policy."),
+    "validate": (
+        f"{_HERE}.validate:validate",
+        "Validate an adapter on its base and judge it by a policy; exit 6 where it is refused.",
+    ),
     "job": (f"{_HERE}.jobs:job", "Jobs: list, show, logs, cancel, retry, wait."),
 }
 

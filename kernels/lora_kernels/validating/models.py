@@ -1,10 +1,13 @@
-"""The base and the adapter as their users load them: transformers and PEFT, nothing fetched, nothing executed."""
+"""The base and the adapter as their users load them: transformers and PEFT, nothing fetched, nothing executed.
+
+Both get folders, are told that files are local, and see an adapter only when its structure has passed: without its
+weights PEFT would ask a hub for them.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,19 +17,13 @@ from typing import Any
 from lora_reg.spec.errors import RegistryError
 
 
-def offline() -> None:
-    """Before these libraries are first imported: they ask a hub for what a folder lacks."""
-    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        os.environ[name] = "1"
-    # It looks for a faster kernel on the hub, and says at length that there is none.
-    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without what the libraries say to people: what matters of it is found by comparison."""
     from transformers.utils import logging as talk_of_transformers
 
+    # It looks for a faster kernel on a hub, and says at length that there is none.
+    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
     talk: Any = talk_of_transformers
     level = talk.get_verbosity()
     talk.set_verbosity_error()
@@ -43,7 +40,6 @@ def quiet() -> Iterator[None]:
 def load_base(folder: Path) -> Any:
     """A causal language model in float32, to be evaluated. On a processor sums in bfloat16 depend on the number of
     threads, those in float32 do not."""
-    offline()
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -56,7 +52,6 @@ def load_base(folder: Path) -> Any:
 
 def load_tokenizer(folder: Path) -> Any:
     """Raises RegistryError `unsupported` where the base has no tokenizer: nothing can then be read to it."""
-    offline()
     from transformers import AutoTokenizer
 
     try:
