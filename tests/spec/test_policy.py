@@ -141,7 +141,6 @@ def adapter(rank: int) -> AdapterFacts:
         ({"approvals": {"count": 2}}, {"approvals": [("ann", "writer"), ("ben", "admin")]}, True, "approvals"),
         ({"approvals": {"count": 2}}, {"approvals": [("ann", "writer"), ("ann", "admin")]}, False, "approvals"),
         ({"approvals": {"count": 1, "role": "admin"}}, {"approvals": [("ann", "writer")]}, False, "approvals"),
-        ({"runtimes": ["vllm"]}, {}, False, "runtime:vllm"),
         ({"quality": {"highest": {"acme/sql": 4.0}}}, {}, True, "quality:acme/sql:highest"),
         ({"quality": {"highest": {"acme/sql": 1.0}}}, {}, False, "quality:acme/sql:highest"),
     ],

@@ -43,9 +43,7 @@ ERRORS: Final[dict[str, ErrorKind]] = {
         422, 6, "If it is this base under another name: `lora-reg base alias`; for this push alone: `--accept-base`."
     ),
     "unsupported": ErrorKind(422, 6, "This adapter is stored and served, but this operation does not exist for it."),
-    "gate-refused": ErrorKind(422, 6, "`lora-reg gate` shows what was found; mend it, or ask for another policy."),
-    "tag-gated": ErrorKind(409, 6, "A policy governs the tag: `lora-reg promote` moves it where the gate allows."),
-    "not-reproduced": ErrorKind(409, 7, "Compare the versions of libraries that the job's log names."),
+    "gate-refused": ErrorKind(422, 6, "Mend what was found, or ask for another policy."),
     "digest-mismatch": ErrorKind(422, 7, "The bytes differ from their digest; send them again from an unchanged file."),
     "size-mismatch": ErrorKind(422, 7, "The length differs from what was announced; send the whole file again."),
     "corrupt": ErrorKind(500, 7, "The stored bytes are damaged; ask an administrator to run `lora-registry fsck`."),

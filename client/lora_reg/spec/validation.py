@@ -7,7 +7,7 @@ either.
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal, TypeAlias, get_args
+from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
@@ -19,10 +19,7 @@ from lora_reg.spec.findings import Finding
 SUITE: Final = 1
 """Grows where the same inputs come to mean other numbers or findings; reports of another suite are stale."""
 
-Layer = Literal[
-    "structure", "numbers", "effect", "agreement", "quality", "behaviour", "forgetting", "tokenizer", "serveability"
-]
-LAYERS: Final[tuple[Layer, ...]] = get_args(Layer)
+Layer = Literal["structure", "numbers", "effect", "agreement", "quality", "forgetting"]
 
 Role = Literal["quality", "forgetting"]
 State = Literal["passed", "failed", "skipped"]
@@ -90,20 +87,6 @@ class Validation(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def digest(self) -> Digest:
         return Digest.of(self.to_bytes())
-
-
-class ValidationKey(msgspec.Struct, frozen=True, kw_only=True):
-    """What a report depends on, apart from the machine: the identity of its job. Digests; datasets sorted."""
-
-    version: str
-    base: str
-    quality: tuple[str, ...]
-    forgetting: tuple[str, ...] = ()
-    suite: int = SUITE
-
-    @property
-    def digest(self) -> Digest:
-        return Digest.of(canonical.dumps(msgspec.to_builtins(self)))
 
 
 def parse_validation(data: bytes) -> Validation:

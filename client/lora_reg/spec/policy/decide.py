@@ -59,7 +59,7 @@ def decide(policy: Policy, facts: GateFacts) -> Decision:
     if facts.report is None:
         checks.append(Check("report", "missing", "The version was not validated on these evaluation sets yet."))
     else:
-        checks += [*_layers(policy, facts.report), *_report(policy, facts, facts.report)]
+        checks += [*_layers(policy, facts.report), *_freshness(policy, facts)]
         checks += compare_losses(policy, facts.report, facts.holder, held=facts.held, sets=facts.quality, make=Check)
         checks += forgetting(policy, facts.report, facts.holder, held=facts.held, sets=facts.forgetting, make=Check)
     failed = [check for check in checks if check.state == "failed"]
@@ -127,20 +127,13 @@ def _layers(policy: Policy, report: Validation) -> Iterable[Check]:
         yield Check(f"layer:{layer}", state, message, {"codes": codes} if codes else {})
 
 
-def _report(policy: Policy, facts: GateFacts, report: Validation) -> Iterable[Check]:
+def _freshness(policy: Policy, facts: GateFacts) -> Iterable[Check]:
     if policy.fresh_days is not None:
         days = facts.age / DAY
         state: CheckState = "passed" if days <= policy.fresh_days else "failed"
         yield Check(
             "freshness", state, f"The report is {days:.1f} days old; at most {policy.fresh_days:g} are allowed."
         )
-    serve = report.layers.get("serveability")
-    for runtime in policy.runtimes:
-        found = (serve.facts.get("runtimes", {}) if serve else {}).get(runtime)
-        served = bool(found and found.get("served"))
-        why = "; ".join(found.get("reasons", [])) if found else "nothing is known of it"
-        message = f"{runtime} serves it as it is." if served else f"{runtime} does not serve it as it is: {why}."
-        yield Check(f"runtime:{runtime}", "passed" if served else "failed", message)
 
 
 def _praise(facts: GateFacts, checks: list[Check]) -> str:

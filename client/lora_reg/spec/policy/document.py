@@ -65,19 +65,18 @@ class Policy(_Part, frozen=True):
     """What must hold before a tag may point to a version.
 
     blocking: layers whose errors refuse. skip: layers that need not run. allow: codes of findings that never block.
-    max_rank: the largest effective rank. runtimes: which must serve it as it is. licences: of the version's metadata
+    max_rank: the largest effective rank. licences: of the version's metadata
     `license`; empty: any. fresh_days: the report's greatest age; None: it does not age, as its inputs are pinned.
     """
 
     schema: Literal[1] = 1
     name: str = "default"
-    blocking: tuple[Layer, ...] = ("structure", "numbers", "effect", "agreement", "tokenizer", "behaviour")
+    blocking: tuple[Layer, ...] = ("structure", "numbers", "effect", "agreement")
     skip: list[Layer] = []
     allow: list[str] = []
     quality: Quality = Quality()
     forgetting: Forgetting = Forgetting()
     max_rank: Annotated[int, Meta(ge=1)] | None = None
-    runtimes: list[str] = []
     licences: list[str] = []
     approvals: Approvals = Approvals()
     fresh_days: Annotated[float, Meta(gt=0)] | None = None
