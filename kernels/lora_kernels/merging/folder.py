@@ -8,7 +8,6 @@ import shutil
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -92,7 +91,7 @@ def _plan(
     base, index = read_base(base_dir)
     inputs = [read_adapter(folder, weight) for folder, weight in adapters]
     with FolderSource(base_dir) as source:
-        quantized = read_quantized(base, partial(_range, source))
+        quantized = read_quantized(base, source.read)
     return plan_merge(base, inputs, quantized=quantized, **options), index
 
 
@@ -107,7 +106,7 @@ def read_base(folder: str | os.PathLike[str]) -> tuple[BaseFingerprint, dict[str
         shards = {str(file) for file in weight_map.values()} if isinstance(weight_map, dict) else set()
         needed = ["config.json", *sorted(shards)] + ([INDEX] if index is not None else [])
         sizes = {file: (source.size(file), "") for file in needed if "/" not in file}
-        return build_fingerprint(sizes, partial(_range, source)), index
+        return build_fingerprint(sizes, source.read), index
 
 
 def read_adapter(folder: str | os.PathLike[str], weight: float = 1.0) -> AdapterInput:
@@ -172,21 +171,15 @@ def _write_shards(
 
 def _header(source: FolderSource, file: str) -> Header:
     size = source.size(file)
-    first = _range(source, file, 0, min(8, size))
-    return parse_header(_range(source, file, 0, 8 + header_length(first, size)), size)
-
-
-def _range(source: FolderSource, file: str, offset: int, length: int) -> bytes:
-    buffer = bytearray(length)
-    source.read_into(file, offset, memoryview(buffer))
-    return bytes(buffer)
+    first = source.read(file, 0, min(8, size))
+    return parse_header(source.read(file, 0, 8 + header_length(first, size)), size)
 
 
 def _read(source: FolderSource, file: str, limit: int) -> bytes:
     size = source.size(file)
     if size > limit:
         raise RegistryError("rejected", f"{file} has {size} bytes; at most {limit} are read.")
-    return _range(source, file, 0, size)
+    return source.read(file, 0, size)
 
 
 def _read_json(source: FolderSource, file: str) -> dict[str, Any]:

@@ -71,6 +71,12 @@ class FolderSource:
                 raise _short(path, offset + done, len(buffer) - done)
             done += count
 
+    def read(self, path: str, offset: int, length: int) -> bytes:
+        """As `read_into`, into new memory."""
+        buffer = bytearray(length)
+        self.read_into(path, offset, memoryview(buffer))
+        return bytes(buffer)
+
 
 class RangeSource:
     """Files behind a function `read(path, offset, length) -> bytes`, such as a blob store.

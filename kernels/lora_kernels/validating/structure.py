@@ -23,11 +23,11 @@ def structure(subject: Subject) -> tuple[LayerResult, AdapterFacts | None]:
     with FolderSource(subject.adapter) as adapter, FolderSource(subject.base) as base:
         found = check_adapter(
             files,
-            partial(_range, adapter),
+            adapter.read,
             fingerprint,
             base_aliases=subject.base_names or frozenset(),
             accept_base=subject.base_names is None,
-            read_base=lambda tensor, offset, length: _tensor(base, tensor, offset, length),
+            read_base=partial(_tensor, base),
         )
     # Where nobody said how the base is called, its name in the config says nothing.
     findings = [f for f in found.findings if subject.base_names is not None or f.code != "base-mismatch"]
@@ -36,11 +36,5 @@ def structure(subject: Subject) -> tuple[LayerResult, AdapterFacts | None]:
     return LayerResult(state, findings, facts), found.facts
 
 
-def _range(source: FolderSource, path: str, offset: int, length: int) -> bytes:
-    buffer = bytearray(length)
-    source.read_into(path, offset, memoryview(buffer))
-    return bytes(buffer)
-
-
 def _tensor(source: FolderSource, tensor: BaseTensor, offset: int, length: int) -> bytes:
-    return _range(source, tensor.file, tensor.start + offset, length)
+    return source.read(tensor.file, tensor.start + offset, length)
