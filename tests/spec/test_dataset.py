@@ -11,7 +11,7 @@ from lora_reg.spec.errors import RegistryError
 
 def test_records_of_both_kinds_in_order() -> None:
     lines = [b'{"text": "a"}\n', b"\n", b'{"prompt": "b", "completion": "c"}\n', b'{"prompt": "", "completion": "d"}']
-    assert list(parse_records(lines)) == [Record("a"), Record("c", "b"), Record("d")]
+    assert list(parse_records(lines)) == [Record("a"), Record("c", "b"), Record("d", "")]
 
 
 @pytest.mark.parametrize(

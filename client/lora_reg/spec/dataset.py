@@ -6,23 +6,70 @@ They are untrusted text: every length is bounded, and a line that is not a recor
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
 from lora_reg.spec import canonical
 from lora_reg.spec.errors import RegistryError
 
+FILE: Final = "data.jsonl"
+"""The one file of a version of kind `dataset`."""
+
+MAX_BYTES: Final = 256 << 20
 MAX_LINE: Final = 1 << 20
 MAX_RECORDS: Final = 100_000
 _KEYS: Final = ({"text"}, {"prompt", "completion"})
 
 
 class Record(msgspec.Struct, frozen=True):
-    """What is predicted, and what stands before it. prompt: empty for a record of `text`."""
+    """What is predicted, and what stands before it. prompt None: a record of `text`."""
 
     text: str
-    prompt: str = ""
+    prompt: str | None = None
+
+
+class DatasetFacts(msgspec.Struct, frozen=True):
+    """What is worth knowing of an evaluation set: stored with its version and shown. form: of its records."""
+
+    records: int
+    bytes: int
+    form: Literal["text", "completion", "mixed"]
+
+
+def check_dataset(pieces: Iterable[bytes]) -> DatasetFacts:
+    """Read a whole file in pieces of any size, a line of it in memory at a time. Raises RegistryError `rejected`."""
+    size = 0
+
+    def counted() -> Iterator[bytes]:
+        nonlocal size
+        for piece in pieces:
+            size += len(piece)
+            if size > MAX_BYTES:
+                raise RegistryError("rejected", f"The evaluation set has more than {MAX_BYTES} bytes.")
+            yield piece
+
+    records = texts = 0
+    for record in parse_records(split_lines(counted())):
+        records += 1
+        texts += record.prompt is None
+    form: Literal["text", "completion", "mixed"] = (
+        "text" if texts == records else "mixed" if texts else "completion"
+    )
+    return DatasetFacts(records, size, form)
+
+
+def split_lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Lines without their ends. Raises RegistryError `rejected` before more than MAX_LINE bytes of one are held."""
+    rest, number = b"", 1
+    for piece in pieces:
+        *whole, rest = (rest + piece).split(b"\n")
+        yield from whole
+        number += len(whole)
+        if len(rest) > MAX_LINE:
+            raise _bad(number, f"has more than {MAX_LINE} bytes")
+    if rest:
+        yield rest
 
 
 def parse_records(lines: Iterable[bytes]) -> Iterator[Record]:

@@ -89,6 +89,20 @@ class Validation(msgspec.Struct, frozen=True, kw_only=True):
         return Digest.of(self.to_bytes())
 
 
+class ValidationKey(msgspec.Struct, frozen=True, kw_only=True):
+    """What a report depends on, apart from the machine: the identity of its job. Digests; datasets sorted."""
+
+    version: str
+    base: str
+    quality: tuple[str, ...] = ()
+    forgetting: tuple[str, ...] = ()
+    suite: int = SUITE
+
+    @property
+    def digest(self) -> Digest:
+        return Digest.of(canonical.dumps(msgspec.to_builtins(self)))
+
+
 def parse_validation(data: bytes) -> Validation:
     """Read a report's body. Raises RegistryError `corrupt`."""
     try:

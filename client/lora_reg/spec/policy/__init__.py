@@ -4,5 +4,16 @@ from __future__ import annotations
 
 from lora_reg.spec.policy.decide import Check, Decision, GateFacts, decide
 from lora_reg.spec.policy.document import DEFAULT, Policy, parse_policy
+from lora_reg.spec.policy.pattern import governing, parse_pattern
 
-__all__ = ["DEFAULT", "Check", "Decision", "GateFacts", "Policy", "decide", "parse_policy"]
+__all__ = [
+    "DEFAULT",
+    "Check",
+    "Decision",
+    "GateFacts",
+    "Policy",
+    "decide",
+    "governing",
+    "parse_pattern",
+    "parse_policy",
+]

@@ -123,6 +123,8 @@ class TagMove(SQLModel, table=True):
     generation: int
     from_version_id: int | None = foreign("version.id", nullable=True)
     to_version_id: int | None = foreign("version.id", nullable=True)
+    decision_id: int | None = foreign("decision.id", nullable=True)
+    """The gate's decision that the move rests on; None where no policy was asked."""
     reason: str = Field(default="", sa_type=Text)
     author: str = Field(max_length=128)
     at: int = moment()

@@ -1,0 +1,102 @@
+"""Validations, policies, gates and promotions."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from lora_reg.spec.wire.common import Request, Response
+from lora_reg.spec.wire.jobs import JobView
+from lora_reg.spec.wire.tags import TagView
+
+
+class ValidateRequest(Request, frozen=True):
+    """`POST /validations`: a job, or the one of the same digests. version: a reference to an adapter. data: evaluation
+    sets, whose losses are quality; general: sets of general text, on which an adapter is seen to forget."""
+
+    version: str
+    data: list[str] = []
+    general: list[str] = []
+
+
+class PolicyRequest(Request, frozen=True):
+    """`PUT /policies`: what governs tags from now on. pattern: `namespace/name:tag`, each part with `*` for any text.
+    document: of `lora_reg.spec.policy`; None lifts the pattern's policy."""
+
+    pattern: str
+    document: dict[str, Any] | None
+
+
+class PolicyView(Response, frozen=True):
+    """number: grows with each document of the pattern; the newest holds. digest, document None: it was lifted."""
+
+    pattern: str
+    number: int
+    digest: str | None
+    document: dict[str, Any] | None
+    author: str
+    created_at: str
+
+
+class PolicyList(Response, frozen=True):
+    items: list[PolicyView]
+
+
+class GateRequest(Request, frozen=True):
+    """`POST /repositories/{ns}/{name}/gates`. version: a selector. document: a policy to try instead of the one that
+    governs the tag; such a decision promotes nothing. start: enqueue the validations that are missing."""
+
+    version: str
+    tag: str
+    data: list[str] = []
+    document: dict[str, Any] | None = None
+    start: bool = True
+
+
+class CheckView(Response, frozen=True):
+    """One line of a decision. state `missing`: there is nothing yet to judge. evidence: numbers for programs."""
+
+    rule: str
+    state: Literal["passed", "failed", "warned", "missing"]
+    message: str
+    evidence: dict[str, Any] = {}
+
+
+class GateView(Response, frozen=True):
+    """allowed None: pending, `jobs` are what is waited for. holder: the version that the tag points to, by digest.
+    reports: ids. reason: one sentence. decision: id of the stored decision; None while pending, or of a trial."""
+
+    namespace: str
+    name: str
+    tag: str
+    version: str
+    number: int
+    base: str
+    holder: str | None
+    holder_number: int | None
+    policy: str
+    policy_name: str
+    allowed: bool | None
+    reason: str
+    checks: list[CheckView]
+    reports: list[str] = []
+    jobs: list[JobView] = []
+    decision: str | None = None
+
+
+class PromoteRequest(Request, frozen=True):
+    """`POST /repositories/{ns}/{name}/promotions`: gate and move in one transaction. expect_generation: of the tag; 0
+    for none yet; None takes what the gate saw. force: an administrator's, with its reason."""
+
+    version: str
+    tag: str
+    data: list[str] = []
+    expect_generation: int | None = None
+    force: bool = False
+    reason: str = ""
+
+
+class PromotionView(Response, frozen=True):
+    """gate: as it was decided in the transaction. tag None: refused or pending, and the tag did not move."""
+
+    gate: GateView
+    tag: TagView | None = None

@@ -1,0 +1,56 @@
+"""Policies on tags and what was decided under them. Rows are never changed and never removed: the database refuses it."""
+
+from __future__ import annotations
+
+from sqlalchemy import CheckConstraint, Index, LargeBinary, Text, UniqueConstraint
+from sqlmodel import Field, SQLModel
+
+from lora_registry.db.tables.columns import foreign, moment, row_id
+
+
+class PolicyRow(SQLModel, table=True):
+    """A document for a pattern of tags; the highest number of a pattern holds. body: canonical; None: it was lifted."""
+
+    __tablename__ = "policy"
+    __table_args__ = (
+        UniqueConstraint("pattern", "number"),
+        CheckConstraint("number >= 1", name="number"),
+        CheckConstraint("(body is null) = (digest is null)", name="lifted"),
+    )
+
+    id: int | None = row_id()
+    namespace: str = Field(max_length=96, index=True)
+    """The pattern's first part, `*` for any that holds one."""
+    pattern: str = Field(max_length=300)
+    number: int
+    digest: str | None = Field(default=None, max_length=71)
+    body: bytes | None = Field(default=None, sa_type=LargeBinary)
+    author: str = Field(max_length=128)
+    created_at: int = moment()
+
+
+class DecisionRow(SQLModel, table=True):
+    """What a gate decided of a version and a tag, with all that it rests on by digest. allowed: by the policy alone.
+    forced: an administrator moved the tag although it was not allowed, for `reason`."""
+
+    __tablename__ = "decision"
+    __table_args__ = (Index("ix_decision_version_tag", "version_id", "tag"),)
+
+    id: int | None = row_id()
+    version_id: int = foreign("version.id")
+    tag: str = Field(max_length=128)
+    base_digest: str = Field(max_length=71)
+    holder_version_id: int | None = foreign("version.id", nullable=True)
+    """What the tag pointed to, where that was another version."""
+    policy_digest: str = Field(max_length=71)
+    report_id: str | None = Field(default=None, max_length=160, foreign_key="report.id")
+    """On the version itself; None where it was forced before there was one."""
+    sets: str = Field(sa_type=Text)
+    """Digests of the evaluation sets by role, as JSON."""
+    allowed: bool
+    forced: bool = False
+    reason: str = Field(default="", sa_type=Text)
+    body: str = Field(sa_type=Text)
+    """The GateView as JSON."""
+    author: str = Field(max_length=128)
+    created_at: int = moment()
