@@ -13,7 +13,7 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
-IMMUTABLE = ("report", "policy", "decision")
+IMMUTABLE = ("report", "policy", "decision", "approval")
 BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
@@ -35,6 +35,20 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("policy", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_policy_namespace"), ["namespace"], unique=False)
+
+    op.create_table(
+        "approval",
+        sa.Column("id", BIG, nullable=False),
+        sa.Column("version_id", BIG, nullable=False),
+        sa.Column("tag", sa.String(length=128), nullable=False),
+        sa.Column("author", sa.String(length=128), nullable=False),
+        sa.Column("role", sa.String(length=16), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(["version_id"], ["version.id"], name=op.f("fk_approval_version_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_approval")),
+        sa.UniqueConstraint("version_id", "tag", "author", "role", name=op.f("uq_approval_version_id_tag_author_role")),
+    )
 
     op.create_table(
         "decision",
@@ -95,5 +109,6 @@ def downgrade() -> None:
     with op.batch_alter_table("tag_move", schema=None) as batch_op:
         batch_op.drop_constraint(batch_op.f("fk_tag_move_decision_id"), type_="foreignkey")
         batch_op.drop_column("decision_id")
+    op.drop_table("approval")
     op.drop_table("decision")
     op.drop_table("policy")

@@ -21,6 +21,7 @@ from lora_registry.catalog.routes import router as catalog
 from lora_registry.catalog.tag_routes import router as tags
 from lora_registry.context import Context
 from lora_registry.db import migrate
+from lora_registry.gates.routes import router as gates
 from lora_registry.hf.routes import router as hf
 from lora_registry.http import problems
 from lora_registry.http.texts import refuse_nul_in_url
@@ -64,7 +65,7 @@ def create_app(ctx: Context) -> Litestar:
         return ctx
 
     return Litestar(
-        route_handlers=[healthz, readyz, Router(API, route_handlers=[catalog, tags, push, operations]), hf],
+        route_handlers=[healthz, readyz, Router(API, route_handlers=[catalog, tags, push, operations, gates]), hf],
         dependencies={
             "ctx": Provide(provide_context, sync_to_thread=False),
             "principal": Provide(principal_of, sync_to_thread=ctx.settings.auth != "none"),

@@ -53,9 +53,7 @@ def check_dataset(pieces: Iterable[bytes]) -> DatasetFacts:
     for record in parse_records(split_lines(counted())):
         records += 1
         texts += record.prompt is None
-    form: Literal["text", "completion", "mixed"] = (
-        "text" if texts == records else "mixed" if texts else "completion"
-    )
+    form: Literal["text", "completion", "mixed"] = "text" if texts == records else "mixed" if texts else "completion"
     return DatasetFacts(records, size, form)
 
 

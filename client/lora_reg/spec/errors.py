@@ -44,7 +44,9 @@ ERRORS: Final[dict[str, ErrorKind]] = {
     ),
     "unsupported": ErrorKind(422, 6, "This adapter is stored and served, but this operation does not exist for it."),
     "gate-refused": ErrorKind(422, 6, "Mend what was found, or ask for another policy."),
-    "tag-gated": ErrorKind(409, 6, "A policy governs the tag: promote the version, which moves it where the gate allows."),
+    "tag-gated": ErrorKind(
+        409, 6, "A policy governs the tag: promote the version, which moves it where the gate allows."
+    ),
     "digest-mismatch": ErrorKind(422, 7, "The bytes differ from their digest; send them again from an unchanged file."),
     "size-mismatch": ErrorKind(422, 7, "The length differs from what was announced; send the whole file again."),
     "corrupt": ErrorKind(500, 7, "The stored bytes are damaged; ask an administrator to run `lora-registry fsck`."),

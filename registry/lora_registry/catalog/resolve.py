@@ -54,6 +54,11 @@ def by_reference(session: Session, principal: Principal, ref: Reference) -> tupl
     return repo, _select(session, repo, ref)
 
 
+def by_text(session: Session, principal: Principal, text: str) -> tuple[Repository, Version]:
+    """The same for the text of a reference; without a namespace it means the default one."""
+    return by_reference(session, principal, reference.parse(text).with_namespace(reference.DEFAULT_NAMESPACE))
+
+
 def _select(session: Session, repo: Repository, ref: Reference) -> Version:
     repo_id = repo.id or 0
     if ref.digest is not None:

@@ -10,7 +10,7 @@ from lora_reg.spec import reference
 from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.wire.tags import TagHistory, TagList, TagView
 from lora_registry.auth.principals import Principal, require
-from lora_registry.catalog import resolve, store, views
+from lora_registry.catalog import governing, resolve, store, views
 from lora_registry.context import Context
 from lora_registry.db.tables import Repository, Tag, TagMove, Version
 from lora_registry.events import audit
@@ -33,6 +33,16 @@ class Expectation:
 
 
 ANYTHING = Expectation()
+
+
+@dataclass(frozen=True, slots=True)
+class Warrant:
+    """A gate's decision, by which a governed tag is moved. reports: their ids. forced: for the administrator's reason
+    and not because the policy allows it."""
+
+    decision: int
+    reports: tuple[str, ...]
+    forced: bool = False
 
 
 def show(ctx: Context, principal: Principal, namespace: str, name: str, tag: str) -> TagView:
@@ -151,7 +161,9 @@ def rollback(
                 )
         # A rollback names the tag it undoes; the present generation is what it expects.
         stated = expect if expect.stated else Expectation(generation=row.generation)
-        row = set_in_transaction(session, principal, repo, tag, version, expect=stated, reason=reason or "rollback")
+        row = set_in_transaction(
+            session, principal, repo, tag, version, expect=stated, reason=reason or "rollback", back=True
+        )
         return _view(session, repo, row)
 
 
@@ -164,10 +176,19 @@ def set_in_transaction(
     *,
     expect: Expectation,
     reason: str,
+    warrant: Warrant | None = None,
+    back: bool = False,
 ) -> Tag:
-    """The move itself. The caller holds the repository's lock and commits."""
+    """The move itself. The caller holds the repository's lock and commits.
+
+    A tag that a policy governs is moved by a warrant, or where its guard finds that it was allowed: see
+    `governing.guard`, and for `back`. Raises `tag-moved`, `tag-protected`, `tag-gated`.
+    """
     row = store.tag(session, repo.id or 0, tag)
     _check(session, repo, row, tag, expect)
+    if warrant is None and (row is None or row.version_id != version.id):
+        holder = row.version_id if row is not None else None
+        governing.guard(session, principal, repo, tag, version, holder=holder, back=back)
     at = now()
     if row is None:
         generation = store.last_generation(session, repo.id or 0, tag) + 1
@@ -175,7 +196,7 @@ def set_in_transaction(
             repository_id=repo.id or 0, name=tag, version_id=version.id or 0, generation=generation, updated_at=at
         )
         session.add(row)
-        _log(session, principal, repo, tag, generation, None, version.id, reason)
+        _log(session, principal, repo, tag, generation, None, version.id, reason, warrant)
         session.flush()
         return row
     if row.version_id == version.id:
@@ -185,7 +206,7 @@ def set_in_transaction(
         session.refresh(row)
         raise _moved(session, repo, row)
     session.refresh(row)
-    _log(session, principal, repo, tag, generation, before, version.id, reason)
+    _log(session, principal, repo, tag, generation, before, version.id, reason, warrant)
     return row
 
 
@@ -229,6 +250,7 @@ def _log(
     before: int | None,
     after: int | None,
     reason: str,
+    warrant: Warrant | None = None,
 ) -> None:
     session.add(
         TagMove(
@@ -237,6 +259,7 @@ def _log(
             generation=generation,
             from_version_id=before,
             to_version_id=after,
+            decision_id=warrant.decision if warrant else None,
             reason=reason,
             author=principal.name,
             at=now(),
@@ -244,10 +267,11 @@ def _log(
     )
     audit.record(
         session,
-        "tag-moved" if after is not None else "tag-removed",
+        "tag-forced" if warrant and warrant.forced else "tag-moved" if after is not None else "tag-removed",
         principal=principal,
         namespace=repo.namespace,
         subject=f"{repo.namespace}/{repo.name}:{tag}",
         generation=generation,
         reason=reason,
+        **({"decision": str(warrant.decision), "reports": list(warrant.reports)} if warrant else {}),
     )

@@ -11,6 +11,7 @@ from lora_reg.spec.recipe import ExtractRecipe
 from lora_reg.spec.wire.jobs import JobView
 from lora_reg.spec.wire.operations import ExtractRequest
 from lora_registry.auth.principals import Principal
+from lora_registry.catalog import resolve
 from lora_registry.context import Context
 from lora_registry.operations import derive, inputs
 
@@ -26,8 +27,8 @@ def submit(ctx: Context, principal: Principal, request: ExtractRequest) -> JobVi
         raise RegistryError("invalid-request", "A greatest rank goes with a share of the energy to keep.")
 
     def resolved(session: Session, target: str) -> derive.Resolved:
-        tuned_repo, tuned = inputs.by_text(session, principal, request.tuned)
-        base_repo, base = inputs.by_text(session, principal, request.base)
+        tuned_repo, tuned = resolve.by_text(session, principal, request.tuned)
+        base_repo, base = resolve.by_text(session, principal, request.base)
         if tuned_repo.kind not in ("model", "base"):
             raise RegistryError(
                 "conflict", f"{request.tuned} is of kind {tuned_repo.kind}; expected a whole checkpoint."

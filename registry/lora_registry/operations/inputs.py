@@ -9,13 +9,12 @@ from typing import Final
 
 from sqlmodel import Session
 
-from lora_reg.spec import reference
 from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.recipe import RecipeInput
 from lora_reg.spec.wire.operations import WeightedAdapter
 from lora_registry.auth.principals import Principal
 from lora_registry.catalog import resolve, store
-from lora_registry.db.tables import Repository, Version
+from lora_registry.db.tables import Version
 
 MAX_ADAPTERS: Final = 64
 
@@ -30,12 +29,6 @@ class Adapters:
     title: str
 
 
-def by_text(session: Session, principal: Principal, text: str) -> tuple[Repository, Version]:
-    """The version that a reference of a request means now. Raises as `resolve.by_reference`."""
-    ref = reference.parse(text).with_namespace(reference.DEFAULT_NAMESPACE)
-    return resolve.by_reference(session, principal, ref)
-
-
 def adapters(session: Session, principal: Principal, items: Sequence[WeightedAdapter]) -> Adapters:
     """Pin every adapter by digest. Raises `conflict` where one is no adapter or pins another base than the first."""
     if not 0 < len(items) <= MAX_ADAPTERS:
@@ -48,7 +41,7 @@ def adapters(session: Session, principal: Principal, items: Sequence[WeightedAda
             raise RegistryError(
                 "invalid-request", f"The weight of {item.adapter} is {item.weight}; expected a finite number."
             )
-        repo, version = by_text(session, principal, item.adapter)
+        repo, version = resolve.by_text(session, principal, item.adapter)
         if repo.kind != "adapter" or version.base_version_id is None:
             raise RegistryError("conflict", f"{item.adapter} is of kind {repo.kind}; expected an adapter.")
         base = store.versions_by_id(session, [version.base_version_id])[version.base_version_id]

@@ -11,6 +11,7 @@ from lora_reg.spec.recipe import MergeRecipe
 from lora_reg.spec.wire.jobs import JobView
 from lora_reg.spec.wire.operations import MergeRequest
 from lora_registry.auth.principals import Principal
+from lora_registry.catalog import resolve
 from lora_registry.context import Context
 from lora_registry.operations import derive, inputs
 
@@ -26,7 +27,7 @@ def submit(ctx: Context, principal: Principal, request: MergeRequest) -> JobView
     def resolved(session: Session, target: str) -> derive.Resolved:
         found = inputs.adapters(session, principal, request.adapters)
         if request.base is not None:
-            _, chosen = inputs.by_text(session, principal, request.base)
+            _, chosen = resolve.by_text(session, principal, request.base)
             if chosen.digest != found.base.digest:
                 raise RegistryError(
                     "conflict", f"{request.base} is not the base version that {request.adapters[0].adapter} pins."

@@ -22,7 +22,9 @@ def list_all(ctx: Context, principal: Principal, namespace: str, name: str, sele
         items = []
         for row in store.reports(session, version.id or 0):
             body = json.loads(row.body)
-            findings = msgspec.convert(body.pop("findings", []), list[Finding])
+            layers = body.get("layers", {}).values()
+            told = body.pop("findings", [finding for layer in layers for finding in layer["findings"]])
+            findings = msgspec.convert(told, list[Finding])
             items.append(
                 ReportView(
                     id=row.id,

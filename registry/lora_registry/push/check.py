@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import msgspec
 from sqlmodel import Session
 
+from lora_reg.spec import dataset
 from lora_reg.spec.adapter.check import AdapterFile, check_adapter
 from lora_reg.spec.base import BaseFingerprint, BaseTensor, parse_fingerprint
 from lora_reg.spec.digest import Digest
@@ -54,6 +55,8 @@ def by_kind(ctx: Context, request: CommitRequest, files: tuple[FileEntry, ...], 
             return adapter(ctx, files, pin, accept_base=request.accept_base)
         case "base":
             return _base(request, files, reader(ctx.blobs, files))
+        case "dataset":
+            return _dataset(ctx.blobs, files)
         case _:
             raise RegistryError(
                 "unsupported",
@@ -110,6 +113,19 @@ def pinned(session: Session, version: Version) -> Pin:
     names = {*base_store.aliases(session, repo.id or 0), repo.name, f"{repo.namespace}/{repo.name}"}
     shards = {file.path: file for file in store.files_of(session, [version.id or 0]).get(version.id or 0, [])}
     return Pin(version, row.body, frozenset(names), shards)
+
+
+def _dataset(blobs: BlobStore, files: tuple[FileEntry, ...]) -> Outcome:
+    """An evaluation set: read once from what was stored, a line in memory at a time. Raises `rejected`."""
+    if [entry.path for entry in files] != [dataset.FILE]:
+        named = ", ".join(entry.path for entry in files)[:200]
+        raise RegistryError("rejected", f"A dataset is one file {dataset.FILE}; found {named}.")
+    if files[0].size > dataset.MAX_BYTES:
+        raise RegistryError(
+            "rejected", f"{dataset.FILE} has {files[0].size} bytes; a dataset has at most {dataset.MAX_BYTES}."
+        )
+    facts = dataset.check_dataset(blobs.stream(files[0].digest))
+    return Outcome([], facts=msgspec.to_builtins(facts), config={"format": "jsonl"})
 
 
 def _base(request: CommitRequest, files: tuple[FileEntry, ...], read: Reader) -> Outcome:

@@ -64,13 +64,7 @@ def _draft(
     with ctx.db.read() as session:
         check_target(store.repository(session, namespace, name), namespace, name, request.kind)
         stored = _stored(principal, namespace, name, request, files, session)
-        parents = tuple(
-            resolve.by_reference(session, principal, reference.parse(text).with_namespace(reference.DEFAULT_NAMESPACE))[
-                1
-            ].id
-            or 0
-            for text in request.parents
-        )
+        parents = tuple(resolve.by_text(session, principal, text)[1].id or 0 for text in request.parents)
         pin = _pin(session, principal, request)
     outcome = check.by_kind(ctx, request, files, pin)
     refuse(outcome.findings)
@@ -161,9 +155,7 @@ def _pin(session: Session, principal: Principal, request: CommitRequest) -> chec
             "An adapter names its base.",
             way_out="Give `--base NAME`; `lora-reg base list` shows what there is.",
         )
-    _, version = resolve.by_reference(
-        session, principal, reference.parse(request.base).with_namespace(reference.DEFAULT_NAMESPACE)
-    )
+    _, version = resolve.by_text(session, principal, request.base)
     return check.pinned(session, version)
 
 

@@ -15,10 +15,8 @@ from typing import Any
 import msgspec
 
 from lora_reg.spec.base import BaseFingerprint
-from lora_reg.spec.digest import Digest
 from lora_reg.spec.fingerprint import build_fingerprint
 from lora_reg.spec.recipe import ComposeRecipe, ConvertRecipe, ExtractRecipe, ResizeRecipe
-from lora_registry.blobs.hashing import checked
 from lora_registry.blobs.protocols import BlobStore
 from lora_registry.jobs.child import Report
 from lora_registry.runtime.faults import fault_point
@@ -64,7 +62,7 @@ def working(spec: dict[str, Any], report: Report) -> Iterator[Work]:
         inputs = []
         for number, files in enumerate(spec["inputs"]):
             inputs.append(folder / f"input-{number}")
-            _fetch(blobs, files, inputs[-1])
+            sources.fetch(blobs, files, inputs[-1])
         fault_point("derive.fetched")
         yield Work(blobs, report, inputs, folder / "result")
 
@@ -142,16 +140,6 @@ def extract(spec: dict[str, Any], report: Report) -> dict[str, Any]:
 def _fingerprint(blobs: BlobStore, files: sources.Files) -> BaseFingerprint:
     known = {path: (int(size), str(digest)) for path, (digest, size) in files.items()}
     return build_fingerprint(known, sources.reader(blobs, files))
-
-
-def _fetch(blobs: BlobStore, files: sources.Files, folder: Path) -> None:
-    for path, (text, size) in files.items():
-        digest = Digest.parse(text)
-        target = folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("xb") as file:
-            for piece in checked(blobs.stream(digest), digest=digest, size=int(size)):
-                file.write(piece)
 
 
 def _pieces(path: Path) -> Iterator[bytes]:

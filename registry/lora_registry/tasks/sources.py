@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from lora_kernels.merging import RangeSource
 from lora_reg.spec.digest import Digest
+from lora_registry.blobs.hashing import checked
 from lora_registry.blobs.protocols import BlobStore
 from lora_registry.blobs.window import Window
 from lora_registry.settings import load
@@ -34,6 +36,17 @@ def reader(store: BlobStore, files: Files) -> Callable[[str, int, int], bytes]:
 
 def sizes(files: Files) -> dict[str, int]:
     return {path: int(size) for path, (_, size) in files.items()}
+
+
+def fetch(store: BlobStore, files: Files, folder: Path) -> None:
+    """Write the files of a version, each checked against its digest. Raises RegistryError where one differs."""
+    for path, (text, size) in files.items():
+        digest = Digest.parse(text)
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("xb") as file:
+            for piece in checked(store.stream(digest), digest=digest, size=int(size)):
+                file.write(piece)
 
 
 class ThreadSource:

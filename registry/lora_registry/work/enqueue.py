@@ -8,6 +8,7 @@ from typing import Any, Final
 from sqlmodel import Session
 
 from lora_reg.spec.recipe import OPERATIONS, Recipe
+from lora_reg.spec.validation import Role, ValidationKey
 from lora_registry.auth.principals import Principal
 from lora_registry.context import Context
 from lora_registry.db.dialect import insert_ignore
@@ -16,8 +17,9 @@ from lora_registry.jobs.port import Queue
 from lora_registry.runtime.clock import now
 
 INSPECT: Final = "inspect"
+VALIDATE: Final = "validate"
 
-PRIORITY: Final[dict[str, int]] = {INSPECT: 50, **dict.fromkeys(OPERATIONS, 100)}
+PRIORITY: Final[dict[str, int]] = {INSPECT: 50, VALIDATE: 75, **dict.fromkeys(OPERATIONS, 100)}
 """Low runs first: a check of a push takes a second and somebody waits for it."""
 
 
@@ -28,6 +30,29 @@ def inspect(ctx: Context, session: Session, principal: Principal, repo: Reposito
     _row(session, principal, job_id, INSPECT, repo.namespace, title, subject=version.id)
     _start(ctx, session, job_id, INSPECT, {"version": version.id, "digest": version.digest}, "cpu")
     return job_id
+
+
+def validation_job_id(version: Version, key: ValidationKey) -> str:
+    """The id of the job and of its report. Of a row, since another repository may hold the same content."""
+    return f"{VALIDATE}-{version.id}-{key.digest.hex}"
+
+
+def validate(
+    ctx: Context,
+    session: Session,
+    principal: Principal,
+    repo: Repository,
+    version: Version,
+    key: ValidationKey,
+    sets: Sequence[tuple[Role, int, str]],
+) -> None:
+    """Enqueue a validation; the same one again is a no-op. sets: role, id of the version, and how it is called."""
+    names = ", ".join(dict.fromkeys(name for _, _, name in sets))
+    title = f"validate {repo.namespace}/{repo.name}:v{version.number}" + (f" on {names}" if names else "")
+    job_id = validation_job_id(version, key)
+    _row(session, principal, job_id, VALIDATE, repo.namespace, title, subject=version.id)
+    spec = {"version": version.id, "sets": [list(one) for one in sets]}
+    _start(ctx, session, job_id, VALIDATE, spec, "cpu")
 
 
 def derived_job_id(recipe: Recipe, attempt: int = 1) -> str:

@@ -63,7 +63,8 @@ class CheckView(Response, frozen=True):
 
 class GateView(Response, frozen=True):
     """allowed None: pending, `jobs` are what is waited for. holder: the version that the tag points to, by digest.
-    reports: ids. reason: one sentence. decision: id of the stored decision; None while pending, or of a trial."""
+    reports: ids. policy_pattern
+    None: the default policy, or one that was only tried. reason: one sentence. decision: id of the stored decision; None while pending, or of a trial."""
 
     namespace: str
     name: str
@@ -75,12 +76,33 @@ class GateView(Response, frozen=True):
     holder_number: int | None
     policy: str
     policy_name: str
+    policy_pattern: str | None
     allowed: bool | None
     reason: str
     checks: list[CheckView]
     reports: list[str] = []
     jobs: list[JobView] = []
     decision: str | None = None
+
+
+class ApproveRequest(Request, frozen=True):
+    """`POST /repositories/{ns}/{name}/approvals`: the caller's word for a version (a selector) and a tag."""
+
+    version: str
+    tag: str
+    reason: str = ""
+
+
+class ApprovalView(Response, frozen=True):
+    """role: the caller's when it was given."""
+
+    namespace: str
+    name: str
+    number: int
+    tag: str
+    author: str
+    role: str
+    created_at: str
 
 
 class PromoteRequest(Request, frozen=True):
@@ -96,7 +118,8 @@ class PromoteRequest(Request, frozen=True):
 
 
 class PromotionView(Response, frozen=True):
-    """gate: as it was decided in the transaction. tag None: refused or pending, and the tag did not move."""
+    """gate: as it was decided in the transaction. tag None: pending, and the tag did not
+    move; a refusal is the problem `gate-refused`."""
 
     gate: GateView
     tag: TagView | None = None

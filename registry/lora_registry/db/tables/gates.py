@@ -29,6 +29,21 @@ class PolicyRow(SQLModel, table=True):
     created_at: int = moment()
 
 
+class Approval(SQLModel, table=True):
+    """A person's word for a version and a tag. role: theirs when they gave it."""
+
+    __tablename__ = "approval"
+    __table_args__ = (UniqueConstraint("version_id", "tag", "author", "role"),)
+
+    id: int | None = row_id()
+    version_id: int = foreign("version.id")
+    tag: str = Field(max_length=128)
+    author: str = Field(max_length=128)
+    role: str = Field(max_length=16)
+    reason: str = Field(default="", sa_type=Text)
+    created_at: int = moment()
+
+
 class DecisionRow(SQLModel, table=True):
     """What a gate decided of a version and a tag, with all that it rests on by digest. allowed: by the policy alone.
     forced: an administrator moved the tag although it was not allowed, for `reason`."""

@@ -1,0 +1,50 @@
+"""Approvals: a person's word for a version and a tag. Who promotes does not approve of it for themselves."""
+
+from __future__ import annotations
+
+from lora_reg.spec import reference
+from lora_reg.spec.wire.gates import ApprovalView, ApproveRequest
+from lora_registry.auth.principals import Principal, require
+from lora_registry.catalog import gate_store, resolve
+from lora_registry.context import Context
+from lora_registry.db.tables import Approval
+from lora_registry.events import audit
+from lora_registry.runtime.clock import iso, now
+
+
+def approve(ctx: Context, principal: Principal, namespace: str, name: str, request: ApproveRequest) -> ApprovalView:
+    """Approve of a version for a tag; once more is a no-op. It counts for what the caller's role is now."""
+    reference.check_tag(request.tag)
+    require(principal, "reader", namespace)
+    with ctx.db.write() as session:
+        repo, version = resolve.version(session, principal, namespace, name, request.version)
+        row = gate_store.approval(session, version.id or 0, request.tag, principal.name)
+        if row is None or row.role != principal.role:
+            row = Approval(
+                version_id=version.id or 0,
+                tag=request.tag,
+                author=principal.name,
+                role=principal.role,
+                reason=request.reason,
+                created_at=now(),
+            )
+            session.add(row)
+            audit.record(
+                session,
+                "version-approved",
+                principal=principal,
+                namespace=repo.namespace,
+                subject=f"{repo.namespace}/{repo.name}:v{version.number}",
+                tag=request.tag,
+                role=principal.role,
+                reason=request.reason,
+            )
+        return ApprovalView(
+            namespace=repo.namespace,
+            name=repo.name,
+            number=version.number,
+            tag=row.tag,
+            author=row.author,
+            role=row.role,
+            created_at=iso(row.created_at),
+        )

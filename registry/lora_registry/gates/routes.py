@@ -1,0 +1,101 @@
+"""Routes of validations, policies, gates, approvals and promotions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar import Request, Response, Router
+
+from lora_reg.spec.wire.gates import (
+    ApprovalView,
+    ApproveRequest,
+    GateRequest,
+    GateView,
+    PolicyList,
+    PolicyRequest,
+    PolicyView,
+    PromoteRequest,
+    PromotionView,
+    ValidateRequest,
+)
+from lora_reg.spec.wire.jobs import JobView
+from lora_registry.auth.principals import Principal
+from lora_registry.context import Context
+from lora_registry.gates import approvals, decisions, policies, validations
+from lora_registry.http.answers import reply
+from lora_registry.http.handlers import FromPath, IdempotencyKey, JSONBody, Text, get, post, put
+from lora_registry.http.idempotency import once
+
+R = Request[Any, Any, Any]
+REPO = "/repositories/{namespace:str}/{name:str}"
+
+
+@post("/validations", summary="Validate an adapter on its base, by a job", status_code=202)
+def submit_validation(
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    data: JSONBody[ValidateRequest],
+) -> Response[JobView]:
+    view = validations.submit(ctx, principal, data)
+    return reply(request, view, status=200 if view.state == "done" else 202)
+
+
+@get("/policies", summary="The policies in force; with a pattern, all that it ever had")
+def list_policies(request: R, ctx: Context, principal: Principal, pattern: Text = None) -> Response[PolicyList]:
+    return reply(request, policies.list_all(ctx, principal, pattern=pattern))
+
+
+@put("/policies", summary="Set or lift the policy of a pattern of tags")
+def put_policy(request: R, ctx: Context, principal: Principal, data: JSONBody[PolicyRequest]) -> Response[PolicyView]:
+    return reply(request, policies.put(ctx, principal, data))
+
+
+@post(REPO + "/gates", summary="Ask whether a version may have a tag", status_code=200)
+def ask_gate(
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    namespace: FromPath[str],
+    name: FromPath[str],
+    data: JSONBody[GateRequest],
+) -> Response[GateView]:
+    view = decisions.gate(ctx, principal, namespace, name, data)
+    return reply(request, view, status=202 if view.allowed is None else 200)
+
+
+@post(REPO + "/approvals", summary="Approve of a version for a tag", status_code=200)
+def approve(
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    namespace: FromPath[str],
+    name: FromPath[str],
+    data: JSONBody[ApproveRequest],
+) -> Response[ApprovalView]:
+    return reply(request, approvals.approve(ctx, principal, namespace, name, data))
+
+
+@post(REPO + "/promotions", summary="Gate a version and move the tag to it", status_code=200)
+def promote(
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    namespace: FromPath[str],
+    name: FromPath[str],
+    data: JSONBody[PromoteRequest],
+    idempotency_key: IdempotencyKey = None,
+) -> Response[PromotionView]:
+    def run() -> tuple[int, PromotionView]:
+        view = decisions.promote(ctx, principal, namespace, name, data)
+        return 200 if view.tag is not None else 202, view
+
+    status, view = once(ctx, principal, idempotency_key, (request.url.path, data), PromotionView, run)
+    return reply(request, view, status=status)
+
+
+router = Router(
+    "/",
+    tags=["gates"],
+    route_handlers=[submit_validation, list_policies, put_policy, ask_gate, approve, promote],
+)

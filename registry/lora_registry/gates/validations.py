@@ -1,0 +1,61 @@
+"""Asking for validations: the same version, base, sets and suite are the same job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from sqlmodel import Session
+
+from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.policy import DEFAULT
+from lora_reg.spec.validation import Role
+from lora_reg.spec.wire.gates import ValidateRequest
+from lora_reg.spec.wire.jobs import JobView
+from lora_registry.auth.principals import Principal, require
+from lora_registry.catalog import governing, resolve
+from lora_registry.catalog.governing import Sets
+from lora_registry.context import Context
+from lora_registry.db.tables import Repository
+from lora_registry.gates.case import Wanted, need_weights
+from lora_registry.operations import jobs
+from lora_registry.work import enqueue
+
+
+def submit(ctx: Context, principal: Principal, request: ValidateRequest) -> JobView:
+    """Start a validation or find it. Raises `not-found`, `conflict`, `unsupported`, `forbidden`."""
+    with ctx.db.write() as session:
+        repo, version = resolve.by_text(session, principal, request.version)
+        require(principal, "writer", repo.namespace)
+        base = governing.base_of(session, repo, version)
+        sets = governing.evaluation_sets(session, principal, DEFAULT, request.data, request.general)
+        wanted = Wanted(version, sets.key(version.digest, base.digest))
+        need_weights(session, [wanted])
+        start(ctx, session, principal, repo, [wanted], sets)
+    again(ctx, [wanted.job_id])
+    return jobs.show(ctx, principal, wanted.job_id)
+
+
+def start(
+    ctx: Context, session: Session, principal: Principal, repo: Repository, missing: Sequence[Wanted], sets: Sets
+) -> None:
+    """Enqueue validations in the caller's transaction. A reader may look at what is there, and start nothing."""
+    require(principal, "writer", repo.namespace)
+    named: list[tuple[Role, int, str]] = [
+        (role, chosen.version.id or 0, chosen.label)
+        for role, some in (("quality", sets.quality), ("forgetting", sets.forgetting))
+        for _, chosen in sorted(some.items())
+    ]
+    for wanted in missing:
+        enqueue.validate(ctx, session, principal, repo, wanted.version, wanted.key, named)
+
+
+def again(ctx: Context, job_ids: Iterable[str]) -> None:
+    """Start those once more that failed or were cancelled."""
+    for job_id in job_ids:
+        status = ctx.jobs.status(job_id)
+        if status is not None and status.state in ("failed", "cancelled"):
+            try:
+                ctx.jobs.retry(job_id)
+            except RegistryError as error:
+                if error.code != "conflict":  # another request was faster
+                    raise

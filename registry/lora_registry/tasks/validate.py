@@ -1,0 +1,84 @@
+"""The validate job: an adapter on its pinned base and on evaluation sets, and the report that is bound to all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from sqlmodel import Session
+
+from lora_reg.spec.validation import Validation
+from lora_registry.auth.principals import WORKER
+from lora_registry.catalog import store as catalog
+from lora_registry.context import Context
+from lora_registry.db.tables import Report
+from lora_registry.events import audit
+from lora_registry.jobs.kinds import Handler, JobContext
+from lora_registry.runtime.clock import now
+
+CHILD = "lora_registry.tasks.validate_child"
+
+
+def handler(ctx: Context) -> Handler:
+    """The handler of `validate` over an open context."""
+
+    def run(job: JobContext, spec: dict[str, Any]) -> dict[str, Any]:
+        inputs: dict[str, Any] = job.step("inputs", lambda: _inputs(ctx, spec))
+        found = job.child("measure", f"{CHILD}:measure", inputs)
+        report: dict[str, Any] = job.transaction(
+            "report", lambda session: _report(session, job.job_id, spec["version"], found)
+        )
+        return report
+
+    return run
+
+
+def _inputs(ctx: Context, spec: dict[str, Any]) -> dict[str, Any]:
+    """Digests and files of the version, its base and the sets."""
+    with ctx.db.read() as session:
+        subject = catalog.versions_by_id(session, [spec["version"]])[spec["version"]]
+        base_id = subject.base_version_id or 0
+        ids = [subject.id or 0, base_id, *(version for _, version, _ in spec["sets"])]
+        versions = catalog.versions_by_id(session, ids)
+        stored = catalog.files_of(session, ids)
+        files = {
+            version: {file.path: [file.digest, file.size] for file in some if file.stored}
+            for version, some in stored.items()
+        }
+        return {
+            "version": subject.digest,
+            "base": versions[base_id].digest,
+            "adapter_files": files[subject.id or 0],
+            "base_files": files[base_id],
+            "sets": [
+                {"role": role, "digest": versions[version].digest, "name": name, "files": files[version]}
+                for role, version, name in spec["sets"]
+            ],
+        }
+
+
+def _report(session: Session, job_id: str, version_id: int, found: dict[str, Any]) -> dict[str, Any]:
+    report = msgspec.convert(found, Validation)
+    version = catalog.versions_by_id(session, [version_id])[version_id]
+    repo = catalog.repositories_by_id(session, [version.repository_id])[version.repository_id]
+    session.add(
+        Report(
+            id=job_id,
+            kind="validate",
+            version_id=version_id,
+            passed=report.passed,
+            body=report.to_bytes().decode(),
+            created_at=now(),
+        )
+    )
+    audit.record(
+        session,
+        "report-made",
+        principal=WORKER,
+        namespace=repo.namespace,
+        subject=f"{repo.namespace}/{repo.name}:v{version.number}",
+        report=job_id,
+        passed=report.passed,
+    )
+    session.flush()
+    return {"report": job_id, "passed": report.passed}
