@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from types import TracebackType
-from typing import Any, Final, Literal, Self, TypeVar
+from typing import Final, Literal
 from urllib.parse import quote
 
 import httpx
-import msgspec
 
-from lora_reg.config import Settings, load_settings
-from lora_reg.problems import place
-from lora_reg.spec import reference
-from lora_reg.spec.errors import RegistryError
+from lora_reg.gates.calls import GateCalls
 from lora_reg.spec.reference import Reference
 from lora_reg.spec.wire.catalog import (
     AliasRequest,
@@ -28,56 +22,24 @@ from lora_reg.spec.wire.catalog import (
     VersionView,
     YankRequest,
 )
-from lora_reg.spec.wire.common import API, Principal, Request
+from lora_reg.spec.wire.common import Principal
 from lora_reg.spec.wire.jobs import JobList, JobProgressList, JobView, ReportList
 from lora_reg.spec.wire.operations import ComposeRequest, ConvertRequest, ExtractRequest, MergeRequest, ResizeRequest
 from lora_reg.spec.wire.tags import ProtectRequest, RollbackRequest, TagEvent, TagHistory, TagList, TagRequest, TagView
 from lora_reg.spec.wire.uploads import UploadRequest, UploadSession
-from lora_reg.transport import Body, Transport
+from lora_reg.transport import Body
 
-PAGE: Final = 200
 COMMIT_SECONDS: Final = 3600.0
 """A commit answers when every byte has been checked: minutes for a large base."""
 POLL_SECONDS: Final = 20
 
-T = TypeVar("T")
 
-
-class Client:
+class Client(GateCalls):
     """One registry, as one caller.
 
     server, token, namespace: None takes them from the settings (environment, files). A reference without a namespace
     means the one given here. Every method raises RegistryError with the code of the answer.
     """
-
-    def __init__(
-        self,
-        server: str | None = None,
-        token: str | None = None,
-        *,
-        namespace: str | None = None,
-        settings: Settings | None = None,
-        transport: Transport | None = None,
-    ) -> None:
-        self.settings = settings or load_settings(server=server, token=token)
-        self.namespace = namespace or self.settings.namespace
-        self.transport = transport or Transport(self.settings.server, self.settings.token)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self.transport.close()
-
-    def parse(self, text: str | Reference) -> Reference:
-        """A reference with its namespace filled in."""
-        parsed = text if isinstance(text, Reference) else reference.parse(text)
-        return parsed.with_namespace(self.namespace)
 
     # Who
 
@@ -247,93 +209,6 @@ class Client:
 
     def retry_job(self, job_id: str) -> JobView:
         return self._decode(self._send("POST", f"/jobs/{quote(job_id, safe='')}/retry"), JobView)
-
-    # How
-
-    def _repository(self, ref: str | Reference) -> str:
-        parsed = self.parse(ref)
-        return f"/repositories/{parsed.namespace}/{parsed.name}"
-
-    def _version(self, ref: str | Reference) -> str:
-        parsed = self.parse(ref)
-        return f"/repositories/{parsed.namespace}/{parsed.name}/versions/{quote(parsed.selector(), safe=':@')}"
-
-    def _tag(self, ref: str | Reference, tag: str) -> str:
-        return f"{self._repository(ref)}/tags/{quote(reference.check_tag(tag), safe='')}"
-
-    def _url(self, path: str) -> str:
-        return self.transport.url(API + path)
-
-    def _call(
-        self,
-        method: str,
-        path: str,
-        *,
-        params: dict[str, str | int | None] | None = None,
-        headers: dict[str, str] | None = None,
-        content: bytes | Body | None = None,
-        timeout: float | None = None,
-    ) -> httpx.Response:
-        given = {key: value for key, value in (params or {}).items() if value is not None}
-        return self.transport.request(
-            method, self._url(path), params=given or None, headers=headers, content=content, timeout=timeout
-        )
-
-    def _send(
-        self,
-        method: str,
-        path: str,
-        body: Request | None = None,
-        headers: dict[str, str] | None = None,
-        timeout: float | None = None,
-    ) -> httpx.Response:
-        """A change. Its Idempotency-Key lets it be sent again after a broken connection without being done twice."""
-        sent = {"Idempotency-Key": secrets.token_hex(16), **(headers or {})}
-        content = None
-        if body is not None:
-            sent["Content-Type"] = "application/json"
-            content = msgspec.json.encode(body)
-        return self._call(method, path, headers=sent, content=content, timeout=timeout)
-
-    def _get(self, path: str, kind: type[T], params: dict[str, str | int | None] | None = None) -> T:
-        return self._decode(self._call("GET", path, params=params), kind)
-
-    def _put(self, path: str, body: Request, kind: type[T], headers: dict[str, str] | None = None) -> T:
-        return self._decode(self._send("PUT", path, body, headers), kind)
-
-    def _post(
-        self,
-        path: str,
-        body: Request,
-        kind: type[T],
-        headers: dict[str, str] | None = None,
-        timeout: float | None = None,
-    ) -> T:
-        return self._decode(self._send("POST", path, body, headers, timeout), kind)
-
-    def _pages(
-        self, path: str, kind: type[Any], params: dict[str, str | int | None], limit: int | None
-    ) -> Iterator[Any]:
-        left = limit
-        cursor: str | None = None
-        while left is None or left > 0:
-            size = PAGE if left is None else min(left, PAGE)
-            page = self._get(path, kind, {**params, "limit": size, "cursor": cursor})
-            yield from page.items
-            left = None if left is None else left - len(page.items)
-            cursor = page.next_cursor
-            if cursor is None or not page.items:
-                return
-
-    def _decode(self, response: httpx.Response, kind: type[T]) -> T:
-        try:
-            return msgspec.json.decode(response.content, type=kind)
-        except msgspec.MsgspecError as error:
-            raise RegistryError(
-                "unavailable",
-                f"{place(response.url)} answered with something that is no {kind.__name__}: {error}.",
-                way_out="Check that the address is a lora-registry and no older than this client.",
-            ) from error
 
 
 def _expecting(generation: int | None, create: bool) -> dict[str, str]:

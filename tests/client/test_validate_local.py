@@ -44,7 +44,7 @@ def test_a_policy_decides_and_json_holds_all_of_it(alone: Home, tmp_path: Path) 
     assert refused.status == 6
     assert "refused by the policy strict: Loss" in refused.out
     found = alone.json("validate", "--local", FIRST, *BASE, *DATA, "--policy", lax)
-    assert (found["schema"], found["allowed"], found["policy"]) == ("lora-reg/validate-local/1", True, "lax")
+    assert (found["schema"], found["allowed"], found["policy"]) == ("lora-reg/validation/1", True, "lax")
     assert found["report"]["layers"]["agreement"] == {
         "state": "skipped", "findings": [], "facts": {}, "reason": "the policy skips it."
     }  # fmt: skip
@@ -63,7 +63,7 @@ def test_a_rank_beyond_the_policy_is_refused(alone: Home, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        ([*BASE], 2, "--local"),
+        ([*BASE], 2, "--base-dir does not go with a job"),
         (["--local"], 2, "--base-dir"),
         (["--local", "--base-dir", "nowhere"], 2, "There is no folder"),
         (["--local", *BASE, "--data", "nowhere.jsonl"], 1, "nowhere.jsonl"),

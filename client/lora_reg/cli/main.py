@@ -19,6 +19,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "logout": (f"{_HERE}.account:logout", "Forget the token of a registry."),
     "whoami": (f"{_HERE}.account:whoami", "Show who the registry takes you for."),
     "base": (f"{_HERE}.bases:base", "Base models: add, alias, list, show."),
+    "dataset": (f"{_HERE}.datasets:dataset", "Evaluation sets: add, list, show."),
     "push": (f"{_HERE}.push:push", "Check an adapter against its base and push it as a version."),
     "pull": (f"{_HERE}.pull:pull", "Get a version into a folder or into the cache."),
     "list": (f"{_HERE}.browse:list_", "List repositories."),
@@ -42,6 +43,10 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
         f"{_HERE}.validate:validate",
         "Validate an adapter on its base and judge it by a policy; exit 6 where it is refused.",
     ),
+    "policy": (f"{_HERE}.policies:policy", "What a version must show before a tag may move: set, lift, show, test."),
+    "gate": (f"{_HERE}.gates:gate", "Ask whether a version may have a tag; exit 6 where it may not."),
+    "approve": (f"{_HERE}.gates:approve", "Give your word that a version may have a tag."),
+    "promote": (f"{_HERE}.gates:promote", "Gate a version and point the tag at it, in one transaction."),
     "job": (f"{_HERE}.jobs:job", "Jobs: list, show, logs, cancel, retry, wait."),
 }
 

@@ -32,9 +32,10 @@ def tag(state: State, ref: str, name: str, expect: str | None, reason: str) -> N
     """
     client = state.client()
     target = client.parse(ref)
-    create = expect == "none"
-    generation = None if expect is None or create else _generation(client, target, name, expect)
-    moved = client.set_tag(target, name, target.selector(), reason=reason, generation=generation, create=create)
+    generation = expected_generation(client, target, name, expect)
+    moved = client.set_tag(
+        target, name, target.selector(), reason=reason, generation=generation or None, create=generation == 0
+    )
     output = state.output()
     output.result(
         "lora-reg/tag/1", moved, human=[views.tag(moved)], quiet=[f"{moved.namespace}/{moved.name}:{moved.tag}"]
@@ -121,6 +122,13 @@ def _selector(client: Client, repository: Reference, text: str) -> str:
             "usage", f"{text!r} is not in {repository.repository}; a tag points into its own repository."
         )
     return ref.selector()
+
+
+def expected_generation(client: Client, repository: Reference, tag: str, expect: str | None) -> int | None:
+    """What `--expect` says of a tag: 0 where there shall be none, None where anything may be. Raises `tag-moved`."""
+    if expect is None or expect == "none":
+        return None if expect is None else 0
+    return _generation(client, repository, tag, expect)
 
 
 def _generation(client: Client, repository: Reference, tag: str, expect: str) -> int:

@@ -1,56 +1,130 @@
-"""validate: what an adapter does on its base, and whether a policy would let it through. On this machine."""
+"""validate: what an adapter does on its base, and whether a policy would let it through. By a job, or here."""
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
-from lora_reg.cli.derive import kernels, need_folders
+from lora_reg.cli.derive import kernels, need_folders, refuse
 from lora_reg.cli.state import Command, State, pass_state
-from lora_reg.cli.text import table
 
 if TYPE_CHECKING:
     from lora_reg.progress import Progress
     from lora_reg.spec.policy import Decision, Policy
-    from lora_reg.spec.validation import Layer, Validation
+    from lora_reg.spec.validation import Layer, Role, Validation
+    from lora_reg.spec.wire.jobs import JobView
 
-_MARKS = {"passed": "ok", "failed": "FAILED", "warned": "warning", "missing": "missing", "skipped": "skipped"}
+    Names: TypeAlias = dict[Role, dict[str, str]]
+    """Evaluation sets by role and digest, and how they are called."""
+    Found: TypeAlias = tuple[Validation, Validation | None, Names]
+    """The report, that of the version in service, and what it was evaluated on."""
 
 
 @click.command(cls=Command)
-@click.argument("adapter", metavar="ADAPTER_DIR")
-@click.option("--local", is_flag=True, required=True, help="On this machine, which is where it runs for now.")
-@click.option("--base-dir", required=True, metavar="DIR", help="The folder of the base.")
-@click.option("--data", multiple=True, metavar="FILE", help="An evaluation set of what it should be good at.")
-@click.option("--general", multiple=True, metavar="FILE", help="A set of other text, on which it is seen to forget.")
-@click.option("--against", metavar="ADAPTER_DIR", help="The adapter that is in service now.")
+@click.argument("subject", metavar="REF|ADAPTER_DIR")
+@click.option("--data", multiple=True, metavar="REF", help="An evaluation set of what it should be good at.")
+@click.option("--general", multiple=True, metavar="REF", help="A set of other text, on which it is seen to forget.")
+@click.option("--against", metavar="REF", help="The adapter that is in service now.")
 @click.option("--policy", "policy_file", metavar="FILE", help="TOML or JSON; without it, the default policy.")
+@click.option("--detach", is_flag=True, help="Do not wait; print the job's id.")
+@click.option(
+    "--timeout", type=click.FloatRange(0), metavar="SECONDS", help="Stop waiting after so long, with exit status 8."
+)
+@click.option("--local", is_flag=True, help="On this machine: ADAPTER_DIR, --data, --general and --against are paths.")
+@click.option("--base-dir", metavar="DIR", help="With --local: the folder of the base.")
 @pass_state
 def validate(
     state: State,
-    adapter: str,
-    local: bool,  # noqa: ARG001
-    base_dir: str,
+    subject: str,
     data: tuple[str, ...],
     general: tuple[str, ...],
     against: str | None,
     policy_file: str | None,
+    detach: bool,
+    timeout: float | None,
+    local: bool,
+    base_dir: str | None,
 ) -> int:
     """Validate an adapter on its base and judge it by a policy; exit 6 where it is refused.
 
     An evaluation set is JSON lines of `text`, or of `prompt` and `completion`. With --against it must not be worse than
-    the adapter that is in service.
+    the adapter that is in service. No tag moves: that is what `gate` and `promote` are for.
     """
+    from lora_reg.cli.jobs import tell as tell_job
+    from lora_reg.cli.policies import read
     from lora_reg.spec.errors import ERRORS
-    from lora_reg.spec.policy import DEFAULT, GateFacts, decide
+    from lora_reg.spec.policy import DEFAULT, GateFacts, decide, parse_policy
 
-    policy = DEFAULT if policy_file is None else _policy(Path(policy_file))
-    base, folder = Path(base_dir), Path(adapter)
+    policy = DEFAULT if policy_file is None else parse_policy(read(Path(policy_file)))
+    if local:
+        refuse({"--detach": detach, "--timeout": timeout}, "--local")
+        if base_dir is None:
+            raise click.UsageError("--local needs --base-dir DIR, the folder of the base.")
+        found = _here(state, policy, Path(base_dir), Path(subject), data, general, against)
+    else:
+        refuse({"--base-dir": base_dir}, "a job")
+        asked = _jobs(state, subject, data, general, against)
+        if detach:
+            tell_job(state, asked[0])
+            return 0
+        found = _done(state, asked, [subject, *([against] if against else [])], timeout)
+    report, holder, names = found
+    decision = decide(
+        policy,
+        GateFacts(
+            report=report, holder=holder, held=holder is not None,
+            quality=names["quality"], forgetting=names["forgetting"],
+        ),
+    )  # fmt: skip
+    _tell(state, policy, report, decision)
+    return 0 if decision.allowed else ERRORS["gate-refused"].exit
+
+
+def _jobs(
+    state: State, subject: str, data: tuple[str, ...], general: tuple[str, ...], against: str | None
+) -> list[JobView]:
+    client = state.client()
+    return [client.validate(ref, data=data, general=general) for ref in (subject, against) if ref is not None]
+
+
+def _done(state: State, asked: list[JobView], refs: list[str], timeout: float | None) -> Found:
+    """Wait for the jobs and read their reports."""
+    import msgspec
+
+    from lora_reg.cli.jobs import watch
+    from lora_reg.jobs import require_done
+    from lora_reg.spec.validation import Validation
+
+    client = state.client()
+    reports = []
+    for job, ref in zip(asked, refs, strict=True):
+        require_done(job if job.state == "done" else watch(state, client, job.id, timeout=timeout))
+        view = next(item for item in client.reports(ref).items if item.id == job.id)
+        reports.append(msgspec.convert(view.body, Validation))
+    report = reports[0]
+    called = {found.dataset: found.name for found in report.evaluations}
+    names: Names = {
+        role: {digest: called.get(digest, digest) for digest in digests} for role, digests in report.datasets.items()
+    }
+    return report, reports[1] if len(reports) > 1 else None, names
+
+
+def _here(
+    state: State,
+    policy: Policy,
+    base: Path,
+    folder: Path,
+    data: tuple[str, ...],
+    general: tuple[str, ...],
+    against: str | None,
+) -> Found:
+    """Run everything on this machine."""
     need_folders(base, folder, *([Path(against)] if against else []))
-    sets = {"quality": [Path(name) for name in data], "forgetting": [Path(name) for name in general]}
+    sets: dict[Role, list[Path]] = {
+        "quality": [Path(name) for name in data], "forgetting": [Path(name) for name in general]
+    }  # fmt: skip
     validating = kernels("validating", "Validating")
     progress = state.progress()
     try:
@@ -64,23 +138,14 @@ def validate(
             holder = _report(validating, base, Path(against), sets, only_losses, progress)
     finally:
         progress.end()
-    names = {role: {_digest(path): path.stem for path in paths} for role, paths in sets.items()}
-    decision = decide(
-        policy,
-        GateFacts(
-            report=report, holder=holder, held=holder is not None,
-            quality=names["quality"], forgetting=names["forgetting"],
-        ),
-    )  # fmt: skip
-    _tell(state, policy, report, decision)
-    return 0 if decision.allowed else ERRORS["gate-refused"].exit
+    return report, holder, {role: {_digest(path): path.stem for path in paths} for role, paths in sets.items()}
 
 
 def _report(
     validating: Any,
     base: Path,
     adapter: Path,
-    sets: dict[str, list[Path]],
+    sets: dict[Role, list[Path]],
     skip: dict[Layer, str],
     progress: Progress,
 ) -> Validation:
@@ -110,29 +175,15 @@ def _digest(path: Path) -> str:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _policy(path: Path) -> Policy:
-    """Raises RegistryError `invalid-request` for what is neither JSON nor TOML, or no policy."""
-    from lora_reg.spec import canonical
-    from lora_reg.spec.errors import RegistryError
-    from lora_reg.spec.policy import parse_policy
-
-    text = path.read_bytes()
-    if path.suffix == ".json":
-        return parse_policy(canonical.loads_strict(text, what=path.name, max_bytes=1 << 20))
-    try:
-        return parse_policy(tomllib.loads(text.decode("utf-8")))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RegistryError("invalid-request", f"{path.name} is no TOML: {error}.") from error
-
-
 def _tell(state: State, policy: Policy, report: Validation, decision: Decision) -> None:
+    from lora_reg.gates.text import checks
+
     verdict = "allowed" if decision.allowed else "refused"
-    rows = [(_MARKS[check.state], check.rule, check.message) for check in decision.checks]
     state.output().result(
-        "lora-reg/validate-local/1",
+        "lora-reg/validation/1",
         {"allowed": decision.allowed, "policy": policy.name, "decision": decision, "report": report},
         human=[
-            *table(("", "RULE", "WHAT WAS FOUND"), rows),
+            *checks(decision.checks),
             f"{verdict} by the policy {policy.name}: {decision.reason}",
         ],
         quiet=[verdict],

@@ -11,7 +11,7 @@ import msgspec
 
 from lora_reg.client import Client
 from lora_reg.progress import SILENT, Progress
-from lora_reg.spec import reference
+from lora_reg.spec import dataset, reference
 from lora_reg.spec.adapter.check import AdapterFile, check_adapter
 from lora_reg.spec.base import BaseFingerprint, BaseTensor, parse_fingerprint
 from lora_reg.spec.digest import Digest
@@ -22,7 +22,7 @@ from lora_reg.spec.manifest import Kind
 from lora_reg.spec.reference import Reference
 from lora_reg.spec.wire.catalog import CommitRequest, CommitResult, VersionView
 from lora_reg.spec.wire.uploads import FileSpec, UploadRequest
-from lora_reg.transfer.scan import LocalFile, Scan, scan_folder
+from lora_reg.transfer.scan import LocalFile, Scan, scan_file, scan_folder
 from lora_reg.transfer.upload import send_blobs
 
 
@@ -143,6 +143,25 @@ def add_base(
     sent_specs = [spec for spec in specs if not (manifest_only and spec.path.endswith(".safetensors"))]
     committed, sent = _send_and_commit(client, target, scan, sent_specs, request, progress)
     return _told(target, scan, findings, None, committed, sent)
+
+
+def add_dataset(
+    client: Client,
+    name: str,
+    file: str | Path,
+    *,
+    tags: Sequence[str] = (),
+    message: str = "",
+    progress: Progress = SILENT,
+) -> Pushed:
+    """Push an evaluation set, a file of JSON lines, as a version. Raises RegistryError `rejected` naming the line."""
+    target, tags = _target(client, file, name, tags)
+    scan = scan_file(Path(file), dataset.FILE)
+    facts = dataset.check_dataset(scan.files[0].chunks())
+    specs = _specs(scan, scan.hash(progress))
+    request = CommitRequest(session="", kind="dataset", files=specs, tags=list(tags), message=message)
+    committed, sent = _send_and_commit(client, target, scan, specs, request, progress)
+    return _told(target, scan, (), msgspec.to_builtins(facts), committed, sent)
 
 
 def pin_base(client: Client, base: str) -> PinnedBase:

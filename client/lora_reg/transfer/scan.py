@@ -98,6 +98,18 @@ class Scan:
             progress.end()
 
 
+def scan_file(location: Path, path: str) -> Scan:
+    """One file, which is `path` in the version. Raises RegistryError `usage` for what is no regular file."""
+    try:
+        status = location.stat()
+    except OSError as error:
+        raise RegistryError("usage", f"{location}: {error.strerror}.", way_out="Name a file.") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise RegistryError("usage", f"{location} is {_kind(status.st_mode, False)}.", way_out="Name a file.")
+    file = LocalFile(path, location, status.st_size, _stamp(status), follow=True)
+    return Scan(location.parent, (file,), (), ())
+
+
 def scan_folder(folder: Path, *, follow_links: bool = False) -> Scan:
     """List a folder. follow_links: take links to regular files for the files (a base out of a download cache).
 

@@ -1,4 +1,4 @@
-"""What governs a tag: its policy, the evaluation sets that it asks for, and the guard that every move of a tag passes."""
+"""What governs a tag: its policy, the evaluation sets it asks for, and the guard that every move of a tag passes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DAY: Final = 24 * 3600 * 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """An evaluation set as it is meant now. name: as a policy or the caller refers to it; label: `namespace/name:vN`."""
+    """An evaluation set as it is meant now. name: as a policy or the caller calls it; label: `namespace/name:vN`."""
 
     version: Version
     name: str

@@ -1,4 +1,4 @@
-"""The validate job: an adapter on its pinned base and on evaluation sets, and the report that is bound to all of them."""
+"""The validate job: an adapter on its pinned base and on evaluation sets, and the report bound to all of them."""
 
 from __future__ import annotations
 

@@ -63,8 +63,8 @@ class CheckView(Response, frozen=True):
 
 class GateView(Response, frozen=True):
     """allowed None: pending, `jobs` are what is waited for. holder: the version that the tag points to, by digest.
-    reports: ids. policy_pattern
-    None: the default policy, or one that was only tried. reason: one sentence. decision: id of the stored decision; None while pending, or of a trial."""
+    policy_pattern None: the default policy, or one that was only tried. reports: ids. reason: one sentence.
+    decision: id of the stored decision; None while pending, or of a trial."""
 
     namespace: str
     name: str

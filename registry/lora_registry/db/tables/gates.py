@@ -1,4 +1,4 @@
-"""Policies on tags and what was decided under them. Rows are never changed and never removed: the database refuses it."""
+"""Policies on tags and what was decided under them. The database refuses to change or remove a row."""
 
 from __future__ import annotations
 

@@ -1,0 +1,158 @@
+"""policy set, lift, show, test."""
+
+from __future__ import annotations
+
+import tomllib
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lora_reg.cli.state import LazyGroup, State, pass_state
+
+if TYPE_CHECKING:
+    from lora_reg.client import Client
+    from lora_reg.spec.wire.gates import GateView, PolicyView
+
+
+@click.group(cls=LazyGroup)
+def policy() -> None:
+    """What a version must show before a tag may move: set, lift, show, test."""
+
+
+@policy.command("set")
+@click.argument("pattern", metavar="PATTERN")
+@click.argument("file", metavar="FILE")
+@pass_state
+def set_(state: State, pattern: str, file: str) -> None:
+    """Let a policy govern the tags of a pattern, such as acme/*:prod.
+
+    FILE is TOML or JSON. Of several patterns the most specific one governs. A governed tag moves by `promote` alone.
+    """
+    _tell(state, state.client().set_policy(pattern, read(Path(file))))
+
+
+@policy.command()
+@click.argument("pattern", metavar="PATTERN")
+@pass_state
+def lift(state: State, pattern: str) -> None:
+    """Let the policy of a pattern govern no more; its history stays."""
+    view = state.client().set_policy(pattern, None)
+    state.output().result("lora-reg/policy/1", view, human=[f"{pattern}  lifted"], quiet=[pattern])
+
+
+@policy.command()
+@click.argument("pattern", metavar="[PATTERN]", required=False)
+@pass_state
+def show(state: State, pattern: str | None) -> None:
+    """Show the policies in force; with a pattern, its documents, newest first."""
+    import json
+
+    from lora_reg.cli.text import short, table, when
+
+    found = state.client().policies(pattern=pattern).items
+    output = state.output()
+    if not found:
+        output.note(
+            f"{pattern} never had a policy." if pattern else "No tag has a policy of its own; gates use the default."
+        )
+    rows = [
+        (
+            view.pattern,
+            f"{view.number}",
+            (view.document or {}).get("name", "lifted"),
+            short(view.digest or "-"),
+            view.author,
+            when(view.created_at),
+        )
+        for view in found
+    ]
+    documents = [json.dumps(found[0].document, indent=2)] if pattern and found and found[0].document else []
+    output.result(
+        "lora-reg/policy-list/1",
+        {"items": found},
+        human=[
+            *table(("PATTERN", "NUMBER", "NAME", "DIGEST", "BY", "WHEN"), rows),
+            *(line for text in documents for line in text.splitlines()),
+        ],
+        quiet=[view.pattern for view in found],
+    )
+
+
+@policy.command()
+@click.argument("file", metavar="FILE")
+@click.argument("ref")
+@click.option("--for", "tag", default="prod", show_default=True, metavar="TAG", help="The tag to ask for.")
+@click.option("--data", multiple=True, metavar="REF", help="A further evaluation set; may be repeated.")
+@click.option("--last", type=click.IntRange(1, 1000), default=10, show_default=True, help="Of a bare NAME, so many.")
+@click.option("--run", is_flag=True, help="Run the validations that are missing.")
+@pass_state
+def test(state: State, file: str, ref: str, tag: str, data: tuple[str, ...], last: int, run: bool) -> None:
+    """Try a policy on past versions and show what it would decide; nothing is stored and no tag moves.
+
+    A bare NAME means its newest versions. Each is judged beside the version that holds the tag now.
+    """
+    from lora_reg.cli.text import table
+
+    client = state.client()
+    document = read(Path(file))
+    parsed = client.parse(ref)
+    if parsed.is_bare:
+        names = [f"{view.namespace}/{view.name}@{view.digest}" for view in islice(client.versions(parsed), last)]
+    else:
+        names = [str(parsed)]
+    found = [_tried(state, client, name, tag, data, document, run) for name in names]
+    words = {True: "allowed", False: "refused", None: "not measured"}
+    output = state.output()
+    output.result(
+        "lora-reg/policy-test/1",
+        {"items": found},
+        human=table(
+            ("VERSION", "DECISION", "WHY"), [(f"v{view.number}", words[view.allowed], view.reason) for view in found]
+        ),
+        quiet=[f"{view.namespace}/{view.name}:v{view.number}" for view in found if view.allowed],
+    )
+    if any(view.allowed is None for view in found):
+        output.note("Add --run to validate what was not measured.")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A policy document as written. Raises RegistryError `invalid-request` for what is neither JSON nor TOML."""
+    from lora_reg.spec import canonical
+    from lora_reg.spec.errors import RegistryError
+
+    text = path.read_bytes()
+    if path.suffix == ".json":
+        found = canonical.loads_strict(text, what=path.name, max_bytes=1 << 20)
+    else:
+        try:
+            found = tomllib.loads(text.decode("utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise RegistryError("invalid-request", f"{path.name} is no TOML: {error}.") from error
+    if not isinstance(found, dict):
+        raise RegistryError("invalid-request", f"{path.name} is no policy: expected an object.")
+    return found
+
+
+def _tried(
+    state: State, client: Client, name: str, tag: str, data: tuple[str, ...], document: dict[str, Any], run: bool
+) -> GateView:
+    from lora_reg.cli.jobs import watch
+    from lora_reg.gates.ask import until_decided
+
+    def ask() -> GateView:
+        return client.gate(name, tag, data=data, document=document, start=run)
+
+    return until_decided(ask, lambda answer: answer, partial(watch, state, client))
+
+
+def _tell(state: State, view: PolicyView) -> None:
+    name = (view.document or {}).get("name", "")
+    state.output().result(
+        "lora-reg/policy/1",
+        view,
+        human=[f"{view.pattern}  policy {name}, number {view.number}  {(view.digest or '')[:19]}"],
+        quiet=[view.pattern],
+    )

@@ -1,0 +1,81 @@
+"""The endpoints of validations, policies, gates and promotions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lora_reg.calls import Calls
+from lora_reg.spec.reference import Reference
+from lora_reg.spec.wire.gates import (
+    ApprovalView,
+    ApproveRequest,
+    GateRequest,
+    GateView,
+    PolicyList,
+    PolicyRequest,
+    PolicyView,
+    PromoteRequest,
+    PromotionView,
+    ValidateRequest,
+)
+from lora_reg.spec.wire.jobs import JobView
+
+
+class GateCalls(Calls):
+    """One short method per endpoint. References of evaluation sets get the caller's namespace where they have none."""
+
+    def validate(self, ref: str | Reference, *, data: Sequence[str] = (), general: Sequence[str] = ()) -> JobView:
+        request = ValidateRequest(version=str(self.parse(ref)), data=self._full(data), general=self._full(general))
+        return self._post("/validations", request, JobView)
+
+    def policies(self, *, pattern: str | None = None) -> PolicyList:
+        """Those in force; with a pattern, all that it ever had, newest first."""
+        return self._get("/policies", PolicyList, {"pattern": pattern})
+
+    def set_policy(self, pattern: str, document: dict[str, Any] | None) -> PolicyView:
+        """document None: lift the pattern's policy."""
+        return self._put("/policies", PolicyRequest(pattern=pattern, document=document), PolicyView)
+
+    def gate(
+        self,
+        ref: str | Reference,
+        tag: str,
+        *,
+        data: Sequence[str] = (),
+        document: dict[str, Any] | None = None,
+        start: bool = True,
+    ) -> GateView:
+        """Ask whether a version may have a tag. document: a policy to try. start: validations that are missing."""
+        request = GateRequest(
+            version=self.parse(ref).selector(), tag=tag, data=self._full(data), document=document, start=start
+        )
+        return self._post(f"{self._repository(ref)}/gates", request, GateView)
+
+    def approve(self, ref: str | Reference, tag: str, *, reason: str = "") -> ApprovalView:
+        request = ApproveRequest(version=self.parse(ref).selector(), tag=tag, reason=reason)
+        return self._post(f"{self._repository(ref)}/approvals", request, ApprovalView)
+
+    def promote(
+        self,
+        ref: str | Reference,
+        tag: str,
+        *,
+        data: Sequence[str] = (),
+        generation: int | None = None,
+        force: bool = False,
+        reason: str = "",
+    ) -> PromotionView:
+        """Gate and move. generation: only where the tag still has it, 0 where it is new. Raises `gate-refused`."""
+        request = PromoteRequest(
+            version=self.parse(ref).selector(),
+            tag=tag,
+            data=self._full(data),
+            expect_generation=generation,
+            force=force,
+            reason=reason,
+        )
+        return self._post(f"{self._repository(ref)}/promotions", request, PromotionView)
+
+    def _full(self, texts: Sequence[str]) -> list[str]:
+        return [str(self.parse(text)) for text in texts]
