@@ -107,7 +107,7 @@ def test_a_repository_is_deleted_for_good(home: Home, name: str) -> None:
 def test_lists_are_filtered_and_followed_to_their_end(home: Home, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     namespace = name.partition("/")[0]
     home.ok("push", TINY / "adapters" / "logs", "--base", "tiny", f"{namespace}/logs")
-    monkeypatch.setattr("lora_reg.client.PAGE", 1)
+    monkeypatch.setattr("lora_reg.calls.PAGE", 1)
     assert home.ok("list", f"{namespace}/*", "-q").out.split() == [f"{namespace}/logs", f"{namespace}/queries"]
     assert [item["number"] for item in home.json("history", name)["versions"]] == [2, 1]
     assert len(home.json("list", "--limit", "1")["items"]) == 1

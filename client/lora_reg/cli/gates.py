@@ -146,7 +146,7 @@ def _tell(state: State, view: GateView, form: str) -> None:
         click.echo(junit.junit(view))
         return
     if output.mode != "json" and form == "github":
-        click.echo("\n".join(github.annotations(view)))
+        click.echo("\n".join(github.workflow_commands(view)))
         if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
             with Path(summary).open("a", encoding="utf-8") as file:
                 file.write(github.summary(view))

@@ -12,7 +12,7 @@ from lora_reg.spec.wire.gates import GateView
 _COMMANDS = {"failed": "error", "warned": "warning", "missing": "warning"}
 
 
-def annotations(view: GateView) -> list[str]:
+def workflow_commands(view: GateView) -> list[str]:
     """A line for each check that did not pass, and one for the decision."""
     lines = [
         f"::{_COMMANDS[check.state]} title={_property(check.rule)}::{_data(check.message)}"

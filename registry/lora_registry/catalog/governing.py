@@ -84,7 +84,7 @@ def guard(
     holder: int | None,
     back: bool,
 ) -> None:
-    """A move of an adapter's tag without a gate. Raises `tag-gated` where a policy governs it and did not allow the version.
+    """A move of an adapter's tag without a gate. Raises `tag-gated` where a policy governs it and did not allow that.
 
     It did where a decision says so under the present policy, beside the present holder (None: the tag is new), on the
     evaluation sets that the policy names now, from a report of the present suite. back: a rollback, which may also go
