@@ -1,0 +1,123 @@
+"""The script and the templates of docs/ci, run against a service as a pipeline would."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+
+from tests.support import service
+from tests.support.command import ALIAS, ROOT, TINY, Home
+
+CI = ROOT / "docs" / "ci"
+SCRIPT = CI / "promote.sh"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    folder = tmp_path_factory.mktemp("ci")
+    with service.running(folder / "data") as running:
+        user = Home(folder / "home", running.url)
+        user.ok("base", "add", "tiny", TINY / "base", "--alias", ALIAS)
+        user.ok("dataset", "add", "acme/eval", TINY / "data" / "queries_eval.jsonl")
+        yield user
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    """A PATH with `lora-reg` as an installed package gives it, from this checkout."""
+    program = tmp_path / "bin" / "lora-reg"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m lora_reg.cli.main "$@"\n')
+    program.chmod(0o755)
+    return f"{program.parent}{os.pathsep}{os.environ['PATH']}"
+
+
+def pipeline(home: Home, path: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    given = {"BASE": "tiny", "REPOSITORY": "acme/queries", "DATA": "acme/eval", **variables}
+    return subprocess.run(
+        [str(SCRIPT)],
+        env={**home.environment, "PATH": path, **given},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def adapter(number: int) -> str:
+    return str(TINY / "adapters" / f"queries-v{number}")
+
+
+def test_a_series_goes_through_the_pipeline(home: Home, path: str, tmp_path: Path) -> None:
+    gated = pipeline(home, path, ADAPTER=adapter(1), GITHUB_SHA="abc123")
+    assert gated.returncode == 0, gated.stderr
+    assert "acme/queries:v1 may become prod: On acme/eval it is better than the base" in gated.stdout
+    assert home.run("show", "acme/queries:prod").status == 3
+    assert home.json("show", "acme/queries:v1")["meta"] == {"commit": "abc123"}
+    promoted = pipeline(home, path, ADAPTER=adapter(1), PROMOTE="yes")
+    assert promoted.returncode == 0, promoted.stderr
+    summary = tmp_path / "summary.md"
+    better = pipeline(home, path, ADAPTER=adapter(2), PROMOTE="yes", FORMAT="github", GITHUB_STEP_SUMMARY=str(summary))
+    assert better.returncode == 0, better.stderr
+    assert "::notice title=gate for prod::acme/queries:v2 may become prod" in better.stdout
+    assert "### acme/queries:v2 may become prod" in summary.read_text()
+    report = tmp_path / "gate.xml"
+    worse = pipeline(home, path, ADAPTER=adapter(3), PROMOTE="yes", FORMAT="junit", REPORT=str(report))
+    assert worse.returncode == 6, worse.stderr
+    suite = ElementTree.parse(report).getroot().find("testsuite")
+    assert suite is not None
+    failures = [case.attrib["name"] for case in suite.iter("testcase") if case.find("failure") is not None]
+    assert sorted(name.rpartition(":")[2] for name in failures) == ["base", "holder"]
+    assert suite.attrib["failures"] == "2"
+    assert home.json("show", "acme/queries:prod")["number"] == 2
+    moves = home.json("history", "acme/queries:prod")["moves"]
+    assert [move["to_number"] for move in moves] == [2, 1]
+    refused = pipeline(home, path, ADAPTER=adapter(3), FORMAT="github")
+    assert refused.returncode == 6
+    assert "::error title=quality%3Aacme/eval%3Aholder::On acme/eval it is worse than" in refused.stdout
+
+
+def test_what_a_pipeline_gets_wrong_is_told(home: Home, path: str) -> None:
+    assert "names the folder" in pipeline(home, path, BASE="tiny").stderr
+    nowhere = pipeline(home, path, ADAPTER=adapter(1), LORA_REG_SERVER="http://127.0.0.1:9")
+    assert nowhere.returncode == 10
+    assert pipeline(home, path, ADAPTER=adapter(1), DATA="acme/none").returncode == 3
+
+
+@pytest.mark.parametrize("template", ["github-action.yml", "gitlab-ci.yml"])
+def test_the_templates_call_the_script_with_what_it_reads(home: Home, path: str, template: str, tmp_path: Path) -> None:
+    """Their variables, but for what stands for the reader's own names, through the script."""
+    document = yaml.safe_load((CI / template).read_text())
+    command, variables = github(document) if template.startswith("github") else gitlab(document)
+    assert command == "ci/promote.sh"
+    known = {line.split()[1] for line in SCRIPT.read_text().splitlines() if line.startswith("#   ")}
+    known |= {word.strip("#, ") for line in SCRIPT.read_text().splitlines()[:10] for word in line.split()}
+    assert variables.keys() <= known
+    own = {"ADAPTER": adapter(1), "BASE": "tiny", "REPOSITORY": "acme/template", "DATA": "acme/eval"}
+    given = {**variables, **own, "PROMOTE": "yes"}
+    if "REPORT" in given:
+        given["REPORT"] = str(tmp_path / given["REPORT"])
+    for name in ("LORA_REG_SERVER", "LORA_REG_TOKEN"):
+        given.pop(name, None)
+    done = pipeline(home, path, **given)
+    assert done.returncode == 0, done.stderr
+
+
+def github(document: Any) -> tuple[str, dict[str, str]]:
+    step = document["jobs"]["gate"]["steps"][-1]
+    return step["run"], step["env"]
+
+
+def gitlab(document: Any) -> tuple[str, dict[str, str]]:
+    job = document["gate-adapter"]
+    assert job["artifacts"]["reports"]["junit"] == job["variables"]["REPORT"]
+    (command,) = job["script"]
+    return command, job["variables"]
