@@ -74,6 +74,12 @@ ROWS = [
     Row("POST", "/api/v1/extractions", "writer", "extract"),
     Row("POST", "/api/v1/resizes", "writer", "resize"),
     Row("POST", "/api/v1/conversions", "writer", "convert"),
+    Row("POST", "/api/v1/validations", "writer", "validate"),
+    Row("GET", "/api/v1/policies", "reader", free=True),
+    Row("PUT", "/api/v1/policies", "admin", "policy"),
+    Row("POST", REPO + "/gates", "writer", {"version": "v1", "tag": "u", "start": False}),
+    Row("POST", REPO + "/approvals", "reader", {"version": "v1", "tag": "u"}),
+    Row("POST", REPO + "/promotions", "writer", {"version": "v1", "tag": "u"}),
     Row("POST", "/api/v1/jobs/{job_id}/cancel", "writer"),
     Row("POST", "/api/v1/jobs/{job_id}/retry", "writer", allowed={200, 409}),
     Row("DELETE", "/api/v1/uploads/{upload_id}", "writer"),
@@ -173,6 +179,10 @@ def _prepare(guarded: Guarded, row: Row, role: str) -> tuple[str, dict[str, Any]
             return path, {"json": {"adapter": f"{ns}/{name}:v1", "rank": 1, "to": f"{ns}/{unique('m')}"}}
         case "convert":
             return path, {"json": {"adapter": f"{ns}/{name}:v1", "to": f"{ns}/{unique('m')}"}}
+        case "validate":
+            return path, {"json": {"version": f"{ns}/{name}:v1"}}
+        case "policy":
+            return path, {"json": {"pattern": f"{ns}/{name}:{unique('never')}", "document": None}}
         case None:
             return path, {}
         case body:

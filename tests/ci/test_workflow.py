@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -72,7 +72,7 @@ def test_a_series_goes_through_the_pipeline(home: Home, path: str, tmp_path: Pat
     report = tmp_path / "gate.xml"
     worse = pipeline(home, path, ADAPTER=adapter(3), PROMOTE="yes", FORMAT="junit", REPORT=str(report))
     assert worse.returncode == 6, worse.stderr
-    suite = ElementTree.parse(report).getroot().find("testsuite")
+    suite = ET.parse(report).getroot().find("testsuite")
     assert suite is not None
     failures = [case.attrib["name"] for case in suite.iter("testcase") if case.find("failure") is not None]
     assert sorted(name.rpartition(":")[2] for name in failures) == ["base", "holder"]

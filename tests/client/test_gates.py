@@ -108,7 +108,7 @@ def test_what_adapters_are_called_cannot_become_markup_or_commands() -> None:
     assert "quality%3Ax%2Cy::" in commands[0]
     row = next(line for line in github.summary(HOSTILE).splitlines() if "quality" in line)
     assert row.replace("\\|", "").count("|") == 4
-    from xml.etree import ElementTree
+    import xml.etree.ElementTree as ET
 
-    (suite,) = ElementTree.fromstring(junit.junit(HOSTILE).encode())
+    (suite,) = ET.fromstring(junit.junit(HOSTILE).encode())
     assert suite.attrib["failures"] == "1"

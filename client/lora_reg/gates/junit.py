@@ -5,7 +5,7 @@ The elements are those that Jenkins' and GitLab's readers take: testsuites, test
 
 from __future__ import annotations
 
-from xml.etree.ElementTree import Element, SubElement, indent, tostring
+import xml.etree.ElementTree as ET
 
 from lora_reg.cli.text import clean
 from lora_reg.gates.text import verdict
@@ -20,17 +20,17 @@ def junit(view: GateView) -> str:
         "name": name, "tests": str(len(view.checks)), "failures": str(counts["failed"]),
         "skipped": str(counts["missing"]), "errors": "0",
     }  # fmt: skip
-    suites = Element("testsuites", {key: value for key, value in attributes.items() if key != "skipped"})
-    suite = SubElement(suites, "testsuite", attributes)
+    suites = ET.Element("testsuites", {key: value for key, value in attributes.items() if key != "skipped"})
+    suite = ET.SubElement(suites, "testsuite", attributes)
     for check in view.checks:
-        case = SubElement(suite, "testcase", {"classname": name, "name": clean(check.rule), "time": "0"})
+        case = ET.SubElement(suite, "testcase", {"classname": name, "name": clean(check.rule), "time": "0"})
         message = clean(check.message)
         if check.state == "failed":
-            SubElement(case, "failure", {"message": message}).text = message
+            ET.SubElement(case, "failure", {"message": message}).text = message
         elif check.state == "missing":
-            SubElement(case, "skipped", {"message": message})
+            ET.SubElement(case, "skipped", {"message": message})
         else:
-            SubElement(case, "system-out").text = ("warning: " if check.state == "warned" else "") + message
-    SubElement(suite, "system-out").text = clean(verdict(view))
-    indent(suites)
-    return '<?xml version="1.0" encoding="utf-8"?>\n' + tostring(suites, encoding="unicode")
+            ET.SubElement(case, "system-out").text = ("warning: " if check.state == "warned" else "") + message
+    ET.SubElement(suite, "system-out").text = clean(verdict(view))
+    ET.indent(suites)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(suites, encoding="unicode")

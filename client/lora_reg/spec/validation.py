@@ -19,7 +19,7 @@ from lora_reg.spec.findings import Finding
 SUITE: Final = 1
 """Grows where the same inputs come to mean other numbers or findings; reports of another suite are stale."""
 
-Layer = Literal["structure", "numbers", "effect", "agreement", "quality", "forgetting"]
+Layer = Literal["structure", "tokenizer", "serveability", "numbers", "effect", "agreement", "quality", "forgetting"]
 
 Role = Literal["quality", "forgetting"]
 State = Literal["passed", "failed", "skipped"]

@@ -9,16 +9,29 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
+import msgspec
+
 from lora_kernels.validating.subject import Subject
+from lora_reg.spec.adapter.config import parse_config
+from lora_reg.spec.adapter.facts import AdapterFacts
 from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.findings import Finding
+from lora_reg.spec.serveability import serveability
 from lora_reg.spec.validation import Evaluation, Layer, LayerResult, Role, Validation
 
 Progress = Callable[[str, int, int], None]
 """(what is being done, done, of how many)"""
 
 _LIBRARIES: Final = ("lora-reg", "numpy", "torch", "transformers", "peft")
-_RUN: Final[tuple[Layer, ...]] = ("numbers", "effect", "agreement", "quality", "forgetting")
+_RUN: Final[tuple[Layer, ...]] = (
+    "tokenizer",
+    "serveability",
+    "numbers",
+    "effect",
+    "agreement",
+    "quality",
+    "forgetting",
+)
 
 
 def validate(subject: Subject, *, progress: Progress | None = None) -> Validation:
@@ -28,12 +41,13 @@ def validate(subject: Subject, *, progress: Progress | None = None) -> Validatio
 
     told = progress or (lambda _what, _done, _total: None)
     told("structure", 0, 1)
-    result, _ = structure(subject)
+    result, facts = structure(subject)
     layers: dict[Layer, LayerResult] = {"structure": result}
     evaluations: list[Evaluation] = []
-    if result.state == "failed":
+    if result.state == "failed" or facts is None:
         layers |= {layer: LayerResult("skipped", reason="the structure is broken.") for layer in _run(subject)}
     else:
+        _read(subject, facts, layers)
         _measure(subject, layers, evaluations, told)
     return Validation(
         version=subject.version,
@@ -43,6 +57,34 @@ def validate(subject: Subject, *, progress: Progress | None = None) -> Validatio
         layers=layers,
         evaluations=evaluations,
     )
+
+
+def _read(subject: Subject, facts: AdapterFacts, layers: dict[Layer, LayerResult]) -> None:
+    """The layers for which nothing has to be loaded."""
+    from lora_kernels.merging.folder import read_base
+    from lora_kernels.validating.tokenizer import tokenizer
+
+    run = _run(subject)
+    config = parse_config((subject.adapter / "adapter_config.json").read_bytes())
+    brings = facts.has_embeddings or bool(config.trainable_tokens)
+    rows = read_base(subject.base)[0].embedding_rows or 0
+    found = tokenizer(subject.base, subject.adapter, rows=rows, brings_embedding=brings)
+    if "tokenizer" in run:
+        layers["tokenizer"] = found
+    if "serveability" in run:
+        adds = any(finding.code in ("tokens-added", "tokens-without-embedding") for finding in found.findings)
+        runtimes = serveability(config, facts, adds_tokens=adds)
+        findings = [
+            Finding(
+                f"{state.state}-by-{name}".replace("wrong-by", "wrong-in"),
+                "note",
+                " ".join(state.problems),
+                way_out=state.conversion,
+            )
+            for name, state in runtimes.items()
+            if state.state != "serves"
+        ]
+        layers["serveability"] = LayerResult("passed", findings, {"runtimes": msgspec.to_builtins(runtimes)})
 
 
 def _measure(subject: Subject, layers: dict[Layer, LayerResult], evaluations: list[Evaluation], told: Progress) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from lora_kernels.validating.template import render_template
 from lora_reg.spec.adapter.config import parse_config
 from lora_reg.spec.digest import Digest
 from lora_reg.spec.errors import RegistryError
@@ -17,7 +18,6 @@ from lora_registry.blobs.hashing import checked
 from lora_registry.jobs.child import Report
 from lora_registry.tasks import sources
 from lora_registry.tasks.norms import tensor_norms
-from lora_registry.tasks.template import render_template
 
 WEIGHTS = "adapter_model.safetensors"
 

@@ -59,7 +59,7 @@ def decide(policy: Policy, facts: GateFacts) -> Decision:
     if facts.report is None:
         checks.append(Check("report", "missing", "The version was not validated on these evaluation sets yet."))
     else:
-        checks += [*_layers(policy, facts.report), *_freshness(policy, facts)]
+        checks += [*_layers(policy, facts.report), *_runtimes(policy, facts.report), *_freshness(policy, facts)]
         checks += compare_losses(policy, facts.report, facts.holder, held=facts.held, sets=facts.quality, make=Check)
         checks += forgetting(policy, facts.report, facts.holder, held=facts.held, sets=facts.forgetting, make=Check)
     failed = [check for check in checks if check.state == "failed"]
@@ -126,6 +126,19 @@ def _layers(policy: Policy, report: Validation) -> Iterable[Check]:
         message = told[0].message + more if told else f"{layer}: nothing was found."
         codes = sorted({f.code for f in (*blocking, *others)})
         yield Check(f"layer:{layer}", state, message, {"codes": codes} if codes else {})
+
+
+def _runtimes(policy: Policy, report: Validation) -> Iterable[Check]:
+    layer = report.layers.get("serveability")
+    known = layer.facts.get("runtimes", {}) if layer else {}
+    for name in policy.runtimes:
+        found = known.get(name)
+        if found is None:
+            yield Check(f"runtime:{name}", "missing", f"Whether {name} can serve it was not looked at.")
+            continue
+        serves = found["state"] == "serves"
+        told = "serves it as it is." if serves else f"cannot serve it: {' '.join(found['problems'])}"
+        yield Check(f"runtime:{name}", "passed" if serves else "failed", f"{name} {told}", {"state": found["state"]})
 
 
 def _freshness(policy: Policy, facts: GateFacts) -> Iterable[Check]:

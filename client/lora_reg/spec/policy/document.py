@@ -10,6 +10,7 @@ from msgspec import Meta
 from lora_reg.spec import canonical
 from lora_reg.spec.digest import Digest
 from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.serveability import Runtime
 from lora_reg.spec.validation import Layer
 
 MAX_BYTES: Final = 256 * 1024
@@ -66,18 +67,19 @@ class Policy(_Part, frozen=True):
 
     blocking: layers whose errors refuse. skip: layers that need not run. allow: codes of findings that never block.
     max_rank: the largest effective rank. licences: of the version's metadata
-    `license`; empty: any. fresh_days: the report's greatest age; None: it does not age, as its inputs are pinned.
+    `license`; empty: any. runtimes: servers that must be able to serve it as it is. fresh_days: the report's greatest age; None: it does not age, as its inputs are pinned.
     """
 
     schema: Literal[1] = 1
     name: str = "default"
-    blocking: tuple[Layer, ...] = ("structure", "numbers", "effect", "agreement")
+    blocking: tuple[Layer, ...] = ("structure", "tokenizer", "numbers", "effect", "agreement")
     skip: list[Layer] = []
     allow: list[str] = []
     quality: Quality = Quality()
     forgetting: Forgetting = Forgetting()
     max_rank: Annotated[int, Meta(ge=1)] | None = None
     licences: list[str] = []
+    runtimes: list[Runtime] = []
     approvals: Approvals = Approvals()
     fresh_days: Annotated[float, Meta(gt=0)] | None = None
 

@@ -1,6 +1,6 @@
 """Render a chat template of untrusted origin: sandboxed, with limits on time, memory and output.
 
-Runs in the child process of `inspect` and nowhere else: the limits hold for the whole process. See CVE-2024-34359 for
+Runs in child processes and on the command line, in the main thread: the limits hold for the whole process. See CVE-2024-34359 for
 what an unsandboxed environment lets a template do.
 """
 
