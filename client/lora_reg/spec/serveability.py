@@ -26,10 +26,9 @@ _INITS: Final = frozenset({"gaussian", "eva", "orthogonal", "mica", "lora_ga"})
 PLAIN: Final = "`lora-reg resize REF --plain --uniform-rank --to NAME` makes it plain LoRA with the same product."
 MERGE: Final = "`lora-reg merge REF --to NAME` makes a checkpoint of it, which every server takes."
 
-_ALL_REFUSE: Final = (set(RUNTIMES), set[str]())
 # feature -> (runtimes that refuse it, runtimes that load it and compute something else)
 _RULES: Final[dict[str, tuple[set[str], set[str]]]] = {
-    "type": _ALL_REFUSE,
+    "type": ({*RUNTIMES}, set()),
     "dora": ({"vllm", "sglang", "llama.cpp"}, {"lorax", "tgi"}),
     "bias": ({"vllm", "llama.cpp"}, {"sglang", "lorax", "tgi"}),
     "saved": ({"vllm", "llama.cpp"}, {"sglang", "lorax", "tgi"}),

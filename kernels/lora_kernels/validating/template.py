@@ -1,7 +1,7 @@
 """Render a chat template of untrusted origin: sandboxed, with limits on time, memory and output.
 
-Runs in child processes and on the command line, in the main thread: the limits hold for the whole process. See CVE-2024-34359 for
-what an unsandboxed environment lets a template do.
+Runs in the main thread of child processes and of the command line: the limits hold for the whole process. See
+CVE-2024-34359 for what an unsandboxed environment lets a template do.
 """
 
 from __future__ import annotations

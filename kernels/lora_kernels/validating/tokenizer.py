@@ -1,7 +1,7 @@
 """The tokenizer and the chat template that an adapter brings, against those of its base.
 
 Servers read prompts with the base's tokenizer. An adapter that was trained with another one has learned other ids: it
-loads, and writes nonsense. Files are compared as JSON and never loaded; only a chat template is rendered, in its sandbox.
+loads, and writes nonsense. Files are compared as JSON and never loaded; only a chat template is rendered, in a sandbox.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _vocabulary(base: Any, own: Any, rows: int, brings_embedding: bool) -> list[
             _differs(
                 "tokens-without-embedding",
                 "error",
-                f"{len(beyond)} added tokens have no row in the base's embedding of {rows}, and the adapter brings none: "
+                f"{len(beyond)} added tokens have no row in the base's embedding of {rows}, nor in the adapter: "
                 f"{beyond[0][:40]!r} is {theirs[beyond[0]]}",
                 TOKENIZER,
             )

@@ -77,7 +77,15 @@ def test_a_report_goes_through_its_bytes_and_comes_again_the_same() -> None:
     assert parse_validation(report.to_bytes()) == report
     again = run(require_testbed() / "adapters" / "series-sql" / "v2", "sql")
     assert again.digest == report.digest
-    assert list(report.layers) == ["structure", "numbers", "effect", "agreement", "quality"]
+    assert list(report.layers) == [
+        "structure",
+        "tokenizer",
+        "serveability",
+        "numbers",
+        "effect",
+        "agreement",
+        "quality",
+    ]
     assert {"torch", "peft", "transformers"} <= set(report.environment)
 
 

@@ -66,8 +66,9 @@ class Policy(_Part, frozen=True):
     """What must hold before a tag may point to a version.
 
     blocking: layers whose errors refuse. skip: layers that need not run. allow: codes of findings that never block.
-    max_rank: the largest effective rank. licences: of the version's metadata
-    `license`; empty: any. runtimes: servers that must be able to serve it as it is. fresh_days: the report's greatest age; None: it does not age, as its inputs are pinned.
+    max_rank: the largest effective rank. licences: of the version's metadata `license`; empty: any. runtimes: servers
+    that must be able to serve it as it is. fresh_days: the report's greatest age; None: it does not age, as its inputs
+    are pinned.
     """
 
     schema: Literal[1] = 1
