@@ -24,7 +24,15 @@ from lora_reg.spec.wire.catalog import (
 )
 from lora_reg.spec.wire.common import Principal
 from lora_reg.spec.wire.jobs import JobList, JobProgressList, JobView, ReportList
-from lora_reg.spec.wire.operations import ComposeRequest, ConvertRequest, ExtractRequest, MergeRequest, ResizeRequest
+from lora_reg.spec.wire.operations import (
+    ComposeRequest,
+    ConvertRequest,
+    DiffRequest,
+    ExtractRequest,
+    MergeRequest,
+    ReproduceRequest,
+    ResizeRequest,
+)
 from lora_reg.spec.wire.tags import ProtectRequest, RollbackRequest, TagEvent, TagHistory, TagList, TagRequest, TagView
 from lora_reg.spec.wire.uploads import UploadRequest, UploadSession
 from lora_reg.transport import Body
@@ -192,6 +200,12 @@ class Client(GateCalls):
 
     def convert(self, request: ConvertRequest) -> JobView:
         return self._post("/conversions", request, JobView)
+
+    def diff(self, before: str | Reference, after: str | Reference) -> JobView:
+        return self._post("/diffs", DiffRequest(str(self.parse(before)), str(self.parse(after))), JobView)
+
+    def reproduce(self, ref: str | Reference) -> JobView:
+        return self._post("/reproductions", ReproduceRequest(str(self.parse(ref))), JobView)
 
     def jobs(self, *, state: str | None = None, kind: str | None = None, limit: int | None = None) -> Iterator[JobView]:
         return self._pages("/jobs", JobList, {"state": state, "kind": kind}, limit)

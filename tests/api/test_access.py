@@ -74,6 +74,8 @@ ROWS = [
     Row("POST", "/api/v1/extractions", "writer", "extract"),
     Row("POST", "/api/v1/resizes", "writer", "resize"),
     Row("POST", "/api/v1/conversions", "writer", "convert"),
+    Row("POST", "/api/v1/diffs", "writer", "diff"),
+    Row("POST", "/api/v1/reproductions", "writer", "validate", allowed={409}),  # pushed, and not derived
     Row("POST", "/api/v1/validations", "writer", "validate"),
     Row("GET", "/api/v1/policies", "reader", free=True),
     Row("PUT", "/api/v1/policies", "admin", "policy"),
@@ -181,6 +183,8 @@ def _prepare(guarded: Guarded, row: Row, role: str) -> tuple[str, dict[str, Any]
             return path, {"json": {"adapter": f"{ns}/{name}:v1", "to": f"{ns}/{unique('m')}"}}
         case "validate":
             return path, {"json": {"version": f"{ns}/{name}:v1"}}
+        case "diff":
+            return path, {"json": {"before": f"{ns}/{name}:v1", "after": f"{ns}/{name}:v2"}}
         case "policy":
             return path, {"json": {"pattern": f"{ns}/{name}:{unique('never')}", "document": None}}
         case None:

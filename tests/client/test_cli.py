@@ -60,6 +60,8 @@ def test_these_are_the_commands() -> None:
         "show",
         "history",
         "lineage",
+        "diff",
+        "reproduce",
         "report",
         "tag",
         "untag",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @click.option("--general", multiple=True, metavar="REF", help="A set of other text, on which it is seen to forget.")
 @click.option("--against", metavar="REF", help="The adapter that is in service now.")
 @click.option("--policy", "policy_file", metavar="FILE", help="TOML or JSON; without it, the default policy.")
+@click.option("--plot", metavar="FILE", help="Draw the losses side by side, as PNG or SVG.")
 @click.option("--detach", is_flag=True, help="Do not wait; print the job's id.")
 @click.option(
     "--timeout", type=click.FloatRange(0), metavar="SECONDS", help="Stop waiting after so long, with exit status 8."
@@ -42,6 +43,7 @@ def validate(
     general: tuple[str, ...],
     against: str | None,
     policy_file: str | None,
+    plot: str | None,
     detach: bool,
     timeout: float | None,
     local: bool,
@@ -57,6 +59,10 @@ def validate(
     from lora_reg.spec.errors import ERRORS
     from lora_reg.spec.policy import DEFAULT, GateFacts, decide, parse_policy
 
+    if plot is not None:
+        from lora_reg.plots.drawing import check
+
+        check(plot)
     policy = DEFAULT if policy_file is None else parse_policy(read(Path(policy_file)))
     if local:
         refuse({"--detach": detach, "--timeout": timeout}, "--local")
@@ -78,6 +84,8 @@ def validate(
             quality=names["quality"], forgetting=names["forgetting"],
         ),
     )  # fmt: skip
+    if plot is not None:
+        _draw(report, holder, subject, against, Path(plot))
     _tell(state, policy, report, decision)
     return 0 if decision.allowed else ERRORS["gate-refused"].exit
 
@@ -173,6 +181,19 @@ def _digest(path: Path) -> str:
 
     with path.open("rb") as file:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _draw(report: Validation, holder: Validation | None, subject: str, against: str | None, file: Path) -> None:
+    from lora_reg.plots.drawing import loss_bars
+
+    theirs = {found.dataset: found.loss for found in holder.evaluations} if holder else {}
+    rows = []
+    for found in report.evaluations:
+        bars = [("base", found.base_loss), (subject, found.loss)]
+        if found.dataset in theirs:
+            bars.insert(1, (against or "in service", theirs[found.dataset]))
+        rows.append((found.name, bars))
+    loss_bars(rows, file, title=f"losses of {subject}")
 
 
 def _tell(state: State, policy: Policy, report: Validation, decision: Decision) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import click
 
 from lora_reg.cli import views
 from lora_reg.cli.state import Command, State, pass_state
 from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.wire.catalog import Lineage
 
 
 @click.command(cls=Command)
@@ -46,11 +49,27 @@ def delete(state: State, ref: str, yes: bool) -> None:
 @click.option("--reason", required=True, metavar="S", help="Why; shown to everybody who pulls it.")
 @pass_state
 def yank(state: State, ref: str, reason: str) -> None:
-    """Warn everybody off a version, without removing it."""
-    view = state.client().yank(ref, reason)
-    state.output().result(
+    """Warn everybody off a version, without removing it.
+
+    Before, it is told what depends on the version: tags, and what was made from it.
+    """
+    client, output = state.client(), state.output()
+    for line in dependents(client.lineage(ref, direction="down"), client.version(ref).tags):
+        output.note(line)
+    view = client.yank(ref, reason)
+    output.result(
         "lora-reg/version/1", view, human=[f"{views.label(view)}  yanked: {view.yanked}"], quiet=[views.name_of(view)]
     )
+
+
+def dependents(found: Lineage, tags: Sequence[str]) -> list[str]:
+    """Who is concerned by a yank: tags that point to the version, and all that was made from it."""
+    names = sorted(node for node in found.nodes if node != found.root)
+    lines = [f"note: the tag {tag} points to it." for tag in tags]
+    if names:
+        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+        lines.append(f"note: {len(names)} versions depend on it: {', '.join(names[:8])}{more}.")
+    return lines
 
 
 @click.command(cls=Command)

@@ -47,6 +47,9 @@ ERRORS: Final[dict[str, ErrorKind]] = {
     "tag-gated": ErrorKind(
         409, 6, "A policy governs the tag: promote the version, which moves it where the gate allows."
     ),
+    "not-reproduced": ErrorKind(
+        409, 7, "The recipe gave other bytes: compare the versions of the libraries and the backend of both runs."
+    ),
     "digest-mismatch": ErrorKind(422, 7, "The bytes differ from their digest; send them again from an unchanged file."),
     "size-mismatch": ErrorKind(422, 7, "The length differs from what was announced; send the whole file again."),
     "corrupt": ErrorKind(500, 7, "The stored bytes are damaged; ask an administrator to run `lora-registry fsck`."),

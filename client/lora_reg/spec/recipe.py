@@ -155,3 +155,15 @@ def parse_recipe(data: bytes) -> Recipe:
     except msgspec.MsgspecError as error:
         raise RegistryError("invalid-request", f"The recipe is malformed: {error}.") from error
     return recipe
+
+
+def sources(data: bytes) -> tuple[str, ...]:
+    """Digests of the versions that go in beside the base, in order. Raises RegistryError `invalid-request`."""
+    recipe = parse_recipe(data)
+    match recipe:
+        case MergeRecipe() | ComposeRecipe():
+            return tuple(item.digest for item in recipe.inputs)
+        case ExtractRecipe():
+            return (recipe.tuned,)
+        case ResizeRecipe() | ConvertRecipe():
+            return (recipe.adapter,)

@@ -18,8 +18,10 @@ from lora_reg.spec.wire.operations import (
     ComposeRequest,
     ConvertRequest,
     DeriveRequest,
+    DiffRequest,
     ExtractRequest,
     MergeRequest,
+    ReproduceRequest,
     ResizeRequest,
 )
 from lora_registry.auth.principals import Principal
@@ -30,7 +32,7 @@ from lora_registry.http.handlers import FromPath, IdempotencyKey, JSONBody, Limi
 from lora_registry.http.idempotency import once
 from lora_registry.http.problems import RESPONSES
 from lora_registry.jobs.port import TERMINAL, State
-from lora_registry.operations import compose, extract, jobs, merge, reports, resize
+from lora_registry.operations import compose, examine, extract, jobs, merge, reports, resize
 
 R = Request[Any, Any, Any]
 POLL_SECONDS: Final = 0.2
@@ -112,6 +114,27 @@ def submit_conversion(
     )
 
 
+@post("/diffs", summary="Compare two adapters module by module, by a job", status_code=202)
+def submit_diff(request: R, ctx: Context, principal: Principal, data: JSONBody[DiffRequest]) -> Response[JobView]:
+    view = examine.diff(ctx, principal, data)
+    return reply(request, view, status=200 if view.state == "done" else 202)
+
+
+@post("/reproductions", summary="Derive a version again and compare digests, by a job", status_code=202)
+def submit_reproduction(
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    data: JSONBody[ReproduceRequest],
+    idempotency_key: IdempotencyKey = None,
+) -> Response[JobView]:
+    def run() -> tuple[int, JobView]:
+        return 202, examine.reproduce(ctx, principal, data)
+
+    status, view = once(ctx, principal, idempotency_key, (request.url.path, data), JobView, run)
+    return reply(request, view, status=status)
+
+
 @get("/jobs", summary="List jobs, newest first")
 def list_jobs(
     request: R,
@@ -187,6 +210,8 @@ router = Router(
         submit_extraction,
         submit_resize,
         submit_conversion,
+        submit_diff,
+        submit_reproduction,
         list_jobs,
         show_job,
         follow_job,

@@ -54,7 +54,7 @@ def adapter_handler(ctx: Context) -> Handler:
 
     def run(job: JobContext, spec: dict[str, Any]) -> dict[str, Any]:
         inputs = job.step("inputs", lambda: gather(ctx, spec))
-        made = job.child(job.kind.name, f"{CHILD}:{job.kind.name}", inputs)
+        made = make(job, job.kind.name, inputs)
         facts = job.step("check", lambda: _checked(ctx, spec["base"], made["files"]))
         result = Result("adapter", made["files"], facts, made["report"], {})
         committed: dict[str, Any] = job.transaction(
@@ -63,6 +63,12 @@ def adapter_handler(ctx: Context) -> Handler:
         return committed
 
     return run
+
+
+def make(job: JobContext, operation: str, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The files of an adapter that an operation makes, in the store, and what was told of the work."""
+    made: dict[str, Any] = job.child(operation, f"{CHILD}:{operation}", inputs)
+    return made
 
 
 def gather(ctx: Context, spec: dict[str, Any]) -> dict[str, Any]:

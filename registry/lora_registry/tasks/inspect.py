@@ -8,14 +8,11 @@ from typing import Any
 from sqlmodel import Session
 
 from lora_reg.spec.digest import Digest
-from lora_registry.auth.principals import WORKER
 from lora_registry.catalog import base_store
 from lora_registry.catalog import store as catalog
 from lora_registry.context import Context
-from lora_registry.db.tables import Report
-from lora_registry.events import audit
 from lora_registry.jobs.kinds import Handler, JobContext
-from lora_registry.runtime.clock import now
+from lora_registry.tasks import report
 
 CHILD = "lora_registry.tasks.inspect_child"
 
@@ -26,10 +23,10 @@ def handler(ctx: Context) -> Handler:
     def run(job: JobContext, spec: dict[str, Any]) -> dict[str, Any]:
         inputs: dict[str, Any] = job.step("inputs", lambda: _inputs(ctx, spec["version"]))
         found = job.child("examine", f"{CHILD}:examine", inputs)
-        report: dict[str, Any] = job.transaction(
+        told: dict[str, Any] = job.transaction(
             "report", lambda session: _report(session, job.job_id, spec["version"], found)
         )
-        return report
+        return told
 
     return run
 
@@ -46,31 +43,9 @@ def _inputs(ctx: Context, version_id: int) -> dict[str, Any]:
 
 
 def _report(session: Session, job_id: str, version_id: int, found: dict[str, Any]) -> dict[str, Any]:
-    passed = not any(finding["severity"] == "error" for finding in found["findings"])
-    version = catalog.versions_by_id(session, [version_id])[version_id]
-    repo = catalog.repositories_by_id(session, [version.repository_id])[version.repository_id]
-    session.add(
-        Report(
-            id=job_id,
-            kind="inspect",
-            version_id=version_id,
-            passed=passed,
-            body=json.dumps(found, sort_keys=True),
-            created_at=now(),
-        )
-    )
     fingerprint = base_store.fingerprint(session, version_id)
     if fingerprint is not None and found.get("rendered_template"):
         fingerprint.rendered_template = str(Digest.parse(found["rendered_template"]))
         session.add(fingerprint)
-    audit.record(
-        session,
-        "report-made",
-        principal=WORKER,
-        namespace=repo.namespace,
-        subject=f"{repo.namespace}/{repo.name}:v{version.number}",
-        report=job_id,
-        passed=passed,
-    )
-    session.flush()
-    return {"report": job_id, "passed": passed}
+    passed = not any(finding["severity"] == "error" for finding in found["findings"])
+    return report.add(session, job_id, "inspect", version_id, passed=passed, body=json.dumps(found, sort_keys=True))

@@ -9,7 +9,7 @@ import msgspec
 from lora_kernels.merging import TensorStats, check_kept, merge_report
 from lora_registry.context import Context
 from lora_registry.jobs.kinds import Handler, JobContext
-from lora_registry.tasks.derive import Result, commit, gather
+from lora_registry.tasks.derive import Files, Result, commit, gather
 
 CHILD = "lora_registry.tasks.merge_child"
 
@@ -19,30 +19,36 @@ def handler(ctx: Context) -> Handler:
 
     def run(job: JobContext, spec: dict[str, Any]) -> dict[str, Any]:
         inputs = job.step("inputs", lambda: gather(ctx, spec))
-        plan = job.child("plan", f"{CHILD}:plan", inputs)
-        merged = []
-        for number, file in enumerate(plan["files"]):
-            job.progress(
-                "merge",
-                f"{file} ({number + 1} of {len(plan['files'])})",
-                done=number,
-                total=len(plan["files"]),
-                unit="files",
-            )
-            merged.append(job.child(f"merge {file}", f"{CHILD}:shard", {**inputs, "file": file}))
-        report = job.step("judge", _judge, merged, inputs["recipe"]["allow_loss"])
-        side = job.child("side files", f"{CHILD}:side_files", inputs)
+        files, report = make(job, inputs)
         facts = {
             "operation": job.kind.name,
             "kept": report["kept"],
             "cosine": report["cosine"],
             "tensors": len(report["tensors"]),
         }
-        made = Result("model", [*merged, *side["files"]], facts, report, {"kept": report["kept"]})
+        made = Result("model", files, facts, report, {"kept": report["kept"]})
         result: dict[str, Any] = job.transaction("commit", lambda session: commit(ctx, session, job.job_id, spec, made))
         return result
 
     return run
+
+
+def make(job: JobContext, inputs: dict[str, Any]) -> tuple[Files, dict[str, Any]]:
+    """The files of the merged checkpoint, in the store, and the merge's report. Raises RegistryError `rejected`."""
+    plan = job.child("plan", f"{CHILD}:plan", inputs)
+    merged = []
+    for number, file in enumerate(plan["files"]):
+        job.progress(
+            "merge",
+            f"{file} ({number + 1} of {len(plan['files'])})",
+            done=number,
+            total=len(plan["files"]),
+            unit="files",
+        )
+        merged.append(job.child(f"merge {file}", f"{CHILD}:shard", {**inputs, "file": file}))
+    report = job.step("judge", _judge, merged, inputs["recipe"]["allow_loss"])
+    side = job.child("side files", f"{CHILD}:side_files", inputs)
+    return [*merged, *side["files"]], report
 
 
 def _judge(merged: list[dict[str, Any]], allow_loss: bool) -> dict[str, Any]:

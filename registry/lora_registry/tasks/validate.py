@@ -8,13 +8,12 @@ import msgspec
 from sqlmodel import Session
 
 from lora_reg.spec.validation import Validation
-from lora_registry.auth.principals import WORKER
 from lora_registry.catalog import store as catalog
 from lora_registry.context import Context
-from lora_registry.db.tables import Report
-from lora_registry.events import audit
+from lora_registry.db.dialect import insert_ignore
+from lora_registry.db.tables import VersionEdge
 from lora_registry.jobs.kinds import Handler, JobContext
-from lora_registry.runtime.clock import now
+from lora_registry.tasks import report
 
 CHILD = "lora_registry.tasks.validate_child"
 
@@ -25,10 +24,8 @@ def handler(ctx: Context) -> Handler:
     def run(job: JobContext, spec: dict[str, Any]) -> dict[str, Any]:
         inputs: dict[str, Any] = job.step("inputs", lambda: _inputs(ctx, spec))
         found = job.child("measure", f"{CHILD}:measure", inputs)
-        report: dict[str, Any] = job.transaction(
-            "report", lambda session: _report(session, job.job_id, spec["version"], found)
-        )
-        return report
+        told: dict[str, Any] = job.transaction("report", lambda session: _report(session, job.job_id, spec, found))
+        return told
 
     return run
 
@@ -57,28 +54,11 @@ def _inputs(ctx: Context, spec: dict[str, Any]) -> dict[str, Any]:
         }
 
 
-def _report(session: Session, job_id: str, version_id: int, found: dict[str, Any]) -> dict[str, Any]:
-    report = msgspec.convert(found, Validation)
-    version = catalog.versions_by_id(session, [version_id])[version_id]
-    repo = catalog.repositories_by_id(session, [version.repository_id])[version.repository_id]
-    session.add(
-        Report(
-            id=job_id,
-            kind="validate",
-            version_id=version_id,
-            passed=report.passed,
-            body=report.to_bytes().decode(),
-            created_at=now(),
-        )
-    )
-    audit.record(
-        session,
-        "report-made",
-        principal=WORKER,
-        namespace=repo.namespace,
-        subject=f"{repo.namespace}/{repo.name}:v{version.number}",
-        report=job_id,
-        passed=report.passed,
-    )
-    session.flush()
-    return {"report": job_id, "passed": report.passed}
+def _report(session: Session, job_id: str, spec: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """The report, and the evaluation sets as part of the version's lineage."""
+    made = msgspec.convert(found, Validation)
+    for _, dataset, _ in spec["sets"]:
+        edge = insert_ignore(session, VersionEdge)
+        session.execute(edge.values(child_id=spec["version"], parent_id=dataset, relation="evaluated-on"))
+    body = made.to_bytes().decode()
+    return report.add(session, job_id, "validate", spec["version"], passed=made.passed, body=body)

@@ -11,12 +11,14 @@ from lora_registry.db import migrate
 from lora_registry.jobs.kinds import JobKind
 from lora_registry.jobs.worker import run_worker
 from lora_registry.settings import Settings, environment
-from lora_registry.tasks import derive, housekeeping, inspect, merge, validate
+from lora_registry.tasks import compare, derive, housekeeping, inspect, merge, reproduce, validate
 from lora_registry.wiring import open_context
 from lora_registry.work import enqueue
 
 INSPECT = JobKind(enqueue.INSPECT, timeout=6 * 3600)
 VALIDATE = JobKind(enqueue.VALIDATE, timeout=24 * 3600)
+DIFF = JobKind(enqueue.DIFF, timeout=6 * 3600)
+REPRODUCE = JobKind(enqueue.REPRODUCE, timeout=24 * 3600)
 DERIVED = {operation: JobKind(operation, timeout=24 * 3600) for operation in OPERATIONS}
 
 
@@ -34,6 +36,8 @@ def work(settings: Settings, *, queues: tuple[str, ...], name: str | None, paren
         {
             INSPECT: inspect.handler(ctx),
             VALIDATE: validate.handler(ctx),
+            DIFF: compare.handler(ctx),
+            REPRODUCE: reproduce.handler(ctx),
             **{kind: derive.adapter_handler(ctx) for kind in DERIVED.values()},
             DERIVED["merge"]: merge.handler(ctx),
         },

@@ -18,8 +18,15 @@ from lora_registry.runtime.clock import now
 
 INSPECT: Final = "inspect"
 VALIDATE: Final = "validate"
+DIFF: Final = "diff"
+REPRODUCE: Final = "reproduce"
 
-PRIORITY: Final[dict[str, int]] = {INSPECT: 50, VALIDATE: 75, **dict.fromkeys(OPERATIONS, 100)}
+PRIORITY: Final[dict[str, int]] = {
+    INSPECT: 50,
+    DIFF: 60,
+    VALIDATE: 75,
+    **dict.fromkeys((*OPERATIONS, REPRODUCE), 100),
+}
 """Low runs first: a check of a push takes a second and somebody waits for it."""
 
 
@@ -53,6 +60,22 @@ def validate(
     _row(session, principal, job_id, VALIDATE, repo.namespace, title, subject=version.id)
     spec = {"version": version.id, "sets": [list(one) for one in sets]}
     _start(ctx, session, job_id, VALIDATE, spec, "cpu")
+
+
+def examine(
+    ctx: Context,
+    session: Session,
+    principal: Principal,
+    repo: Repository,
+    version: Version,
+    kind: str,
+    job_id: str,
+    title: str,
+    spec: dict[str, Any],
+) -> None:
+    """Enqueue a job whose report is on a version; the same id again is a no-op. spec: beside the version's id."""
+    _row(session, principal, job_id, kind, repo.namespace, title, subject=version.id)
+    _start(ctx, session, job_id, kind, {"version": version.id, **spec}, "cpu")
 
 
 def derived_job_id(recipe: Recipe, attempt: int = 1) -> str:

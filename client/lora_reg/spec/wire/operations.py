@@ -90,3 +90,16 @@ class ConvertRequest(DeriveRequest, frozen=True, kw_only=True):
     adapter: str
     uniform_rank: bool = False
     dtype: OutputDtype | None = None
+
+
+class DiffRequest(Request, frozen=True):
+    """`POST /diffs`: a job whose report, on `after`, compares two adapters module by module."""
+
+    before: str
+    after: str
+
+
+class ReproduceRequest(Request, frozen=True):
+    """`POST /reproductions`: a job that runs a version's recipe again and compares digests; no version is made."""
+
+    version: str

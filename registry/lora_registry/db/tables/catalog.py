@@ -83,7 +83,7 @@ class VersionBlob(SQLModel, table=True):
 
 
 class VersionEdge(SQLModel, table=True):
-    """`child` was made from `parent`: relation base, parent or input."""
+    """`child` was made from `parent`: relation base, parent or input. Or it was measured on it: evaluated-on."""
 
     __tablename__ = "version_edge"
     __table_args__ = (CheckConstraint("child_id <> parent_id", name="no_loop"),)

@@ -1,0 +1,146 @@
+"""diff and reproduce."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lora_reg.cli.state import Command, State, pass_state
+
+if TYPE_CHECKING:
+    from lora_reg.client import Client
+    from lora_reg.spec.wire.catalog import VersionView
+    from lora_reg.spec.wire.jobs import JobView
+
+SHOWN = 12
+_TIMEOUT = click.option(
+    "--timeout", type=click.FloatRange(0), metavar="SECONDS", help="Stop waiting after so long, with exit status 8."
+)
+
+
+@click.command(cls=Command)
+@click.argument("before", metavar="REF")
+@click.argument("after", metavar="REF")
+@click.option("--plot", metavar="FILE", help="Draw a heat map of the changes, module by layer, as PNG or SVG.")
+@click.option("--local", is_flag=True, help="Compare two folders on this machine.")
+@_TIMEOUT
+@pass_state
+def diff(state: State, before: str, after: str, plot: str | None, local: bool, timeout: float | None) -> None:
+    """Show what changed between two adapters: files, config, losses, and every module from its factors.
+
+    Overlap is that of the spaces which both updates read from (inputs) and write to (outputs): 1 is the same, 0 is
+    orthogonal.
+    """
+    from lora_reg.gates.comparison import changed_config, modules, side_by_side
+
+    if plot is not None:
+        from lora_reg.plots.drawing import check
+
+        check(plot)
+    if local:
+        document: dict[str, Any] = {"comparison": _here(before, after)}
+        human: list[str] = []
+    else:
+        client = state.client()
+        views = client.version(before), client.version(after)
+        comparison = _by_job(state, client, views, timeout)
+        configs = [_config(client, view) for view in views]
+        reports = [client.reports(_name(view)).items for view in views]
+        document = {
+            "before": views[0],
+            "after": views[1],
+            "files": _files(*views),
+            "config": changed_config(*configs),
+            "losses": side_by_side(*reports),
+            "comparison": comparison,
+        }
+        human = _heads(document)
+    human += modules(document["comparison"], SHOWN)
+    if plot is not None:
+        from lora_reg.plots.drawing import heat_map
+
+        heat_map(document["comparison"]["modules"], Path(plot), title=f"{before} to {after}")
+    names = [row["module"] for row in document["comparison"]["modules"] if row["state"] != "same"]
+    state.output().result("lora-reg/diff/1", document, human=human, quiet=names)
+
+
+@click.command(cls=Command)
+@click.argument("ref")
+@_TIMEOUT
+@pass_state
+def reproduce(state: State, ref: str, timeout: float | None) -> int:
+    """Derive a version again from its lineage and compare digests; exit 7 where they differ."""
+    from lora_reg.cli.text import short, table
+    from lora_reg.spec.errors import ERRORS
+
+    client = state.client()
+    view = client.version(ref)
+    job = client.reproduce(_name(view))
+    report = _report(state, client, job, _name(view), timeout)
+    rows = [
+        ("same" if file["expected"] == file["found"] else "DIFFERS", file["path"], short(file["expected"] or "-"))
+        for file in report.body["files"]
+    ]
+    name = f"{view.namespace}/{view.name}:v{view.number}"
+    state.output().result(
+        "lora-reg/reproduction/1",
+        {"version": view, "reproduced": report.passed, **report.body},
+        human=[*table(("", "FILE", "DIGEST"), rows), f"{name}  {'reproduced' if report.passed else 'not reproduced'}"],
+        quiet=[name] if report.passed else [],
+    )
+    return 0 if report.passed else ERRORS["not-reproduced"].exit
+
+
+def _by_job(state: State, client: Client, views: tuple[VersionView, VersionView], timeout: float | None) -> Any:
+    job = client.diff(_name(views[0]), _name(views[1]))
+    return _report(state, client, job, _name(views[1]), timeout).body
+
+
+def _report(state: State, client: Client, job: JobView, name: str, timeout: float | None) -> Any:
+    from lora_reg.cli.jobs import watch
+    from lora_reg.jobs import require_done
+
+    require_done(job if job.state == "done" else watch(state, client, job.id, timeout=timeout))
+    return next(item for item in client.reports(name).items if item.id == job.id)
+
+
+def _here(before: str, after: str) -> Any:
+    import msgspec
+
+    from lora_reg.cli.derive import kernels, need_folders
+
+    need_folders(Path(before), Path(after))
+    return msgspec.to_builtins(kernels("comparing", "Comparing").compare_folders(Path(before), Path(after)))
+
+
+def _config(client: Client, view: VersionView) -> dict[str, Any]:
+    from lora_reg.spec.adapter.config import MAX_CONFIG_BYTES, parse_config
+
+    with client.file(_name(view), "adapter_config.json", end=MAX_CONFIG_BYTES) as response:
+        return parse_config(response.read()).raw
+
+
+def _files(before: VersionView, after: VersionView) -> list[dict[str, Any]]:
+    """Files that are not the same in both: their digests, None where one lacks it."""
+    one, other = ({file.path: str(file.digest) for file in view.files} for view in (before, after))
+    return [
+        {"path": path, "before": one.get(path), "after": other.get(path)}
+        for path in sorted({*one, *other})
+        if one.get(path) != other.get(path)
+    ]
+
+
+def _heads(document: dict[str, Any]) -> list[str]:
+    from lora_reg.cli.text import short, table
+    from lora_reg.gates.comparison import losses
+
+    files = [(file["path"], short(file["before"] or "-"), short(file["after"] or "-")) for file in document["files"]]
+    config = [(row["key"], str(row["before"])[:40], str(row["after"])[:40]) for row in document["config"]]
+    parts = (table(("FILE", "BEFORE", "AFTER"), files), table(("CONFIG", "BEFORE", "AFTER"), config))
+    return [line for part in (*parts, losses(document["losses"])) if part for line in (*part, "")]
+
+
+def _name(view: VersionView) -> str:
+    return f"{view.namespace}/{view.name}@{view.digest}"

@@ -1,0 +1,1 @@
+"""Pictures for people, by matplotlib, which comes with the extra `plot`."""

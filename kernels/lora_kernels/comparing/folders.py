@@ -1,0 +1,30 @@
+"""Compare two adapters in folders, one module of each in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from lora_kernels.adapters import open_adapter
+from lora_kernels.comparing.modules import Comparison, compare_modules, summed
+from lora_reg.spec.errors import RegistryError
+
+
+def compare_folders(
+    before: Path, after: Path, progress: Callable[[int, int], None] = lambda _done, _total: None
+) -> Comparison:
+    """progress: modules done, of how many. Raises RegistryError `unsupported` for types that are no low-rank product,
+    `conflict` where a module has another shape."""
+    with open_adapter(before) as one, open_adapter(after) as other:
+        names = sorted({*one.modules, *other.modules})
+        found = []
+        for number, name in enumerate(names):
+            mine = one.load(name) if name in one.modules else None
+            theirs = other.load(name) if name in other.modules else None
+            if mine and theirs and not one.shape(name).fits(other.shape(name)):
+                raise RegistryError(
+                    "conflict", f"{name} has another shape in both adapters: they were made for different bases."
+                )
+            found.append(compare_modules(mine, theirs))
+            progress(number + 1, len(names))
+        return summed(found)

@@ -1,0 +1,31 @@
+"""The report of a job, and the event that says so, in the job's transaction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlmodel import Session
+
+from lora_registry.auth.principals import WORKER
+from lora_registry.catalog import store as catalog
+from lora_registry.db.tables import Report
+from lora_registry.events import audit
+from lora_registry.runtime.clock import now
+
+
+def add(session: Session, job_id: str, kind: str, version_id: int, *, passed: bool, body: str) -> dict[str, Any]:
+    """Insert it; returns what the job's own result says of it. body: JSON."""
+    version = catalog.versions_by_id(session, [version_id])[version_id]
+    repo = catalog.repositories_by_id(session, [version.repository_id])[version.repository_id]
+    session.add(Report(id=job_id, kind=kind, version_id=version_id, passed=passed, body=body, created_at=now()))
+    audit.record(
+        session,
+        "report-made",
+        principal=WORKER,
+        namespace=repo.namespace,
+        subject=f"{repo.namespace}/{repo.name}:v{version.number}",
+        report=job_id,
+        passed=passed,
+    )
+    session.flush()
+    return {"report": job_id, "passed": passed}
