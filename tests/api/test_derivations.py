@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from tests.api.site import SHARED, Site, problem, unique
 
@@ -136,3 +137,45 @@ def test_an_idempotency_key_belongs_to_one_request(site: Site) -> None:
     again = site.client.post("/api/v1/resizes", json=body, headers=key)
     assert first.json()["id"] == again.json()["id"]
     problem(site.client.post("/api/v1/resizes", json={**body, "rank": 2}, headers=key), "idempotency-mismatch")
+
+
+def reproduced(site: Site, name: str) -> dict[str, Any]:
+    site.need_worker()
+    answer = site.client.post("/api/v1/reproductions", json={"version": name})
+    assert answer.status_code == 202, answer.text
+    job = site.until_job(answer.json()["id"])
+    assert job["state"] == "done", (job["error"], site.talk())
+    found: dict[str, Any] = next(item for item in shown(site, name, "/reports")["items"] if item["id"] == job["id"])
+    return found
+
+
+def test_a_reproduction_tells_what_came_out_otherwise(site: Site) -> None:
+    """The version's record is changed behind the service's back: the recipe then gives other bytes than are recorded."""
+    out = f"ns/{unique('again')}"
+    asked(site, "resizes", adapter=adapter(site, 65), rank=1, to=out)
+    report = reproduced(site, out)
+    assert (report["passed"], report["body"]["operation"]) == (True, "resize")
+    assert all(file["expected"] == file["found"] for file in report["body"]["files"])
+    engine = sa.create_engine(site.database)
+    with engine.begin() as connection:
+        changed = connection.execute(
+            sa.text(
+                "update version_blob set digest = :digest where path = 'adapter_model.safetensors' and version_id in "
+                "(select v.id from version v join repository r on r.id = v.repository_id where r.name = :name)"
+            ),
+            {"digest": "sha256:" + "0" * 64, "name": out.partition("/")[2]},
+        )
+    engine.dispose()
+    assert changed.rowcount == 1
+    report = reproduced(site, out)
+    differing = [file["path"] for file in report["body"]["files"] if file["expected"] != file["found"]]
+    assert (report["passed"], differing) == (False, ["adapter_model.safetensors"])
+
+
+def test_what_is_compared_and_reproduced(site: Site) -> None:
+    one = adapter(site, 66)
+    problem(site.client.post("/api/v1/reproductions", json={"version": one}), "conflict")
+    problem(site.client.post("/api/v1/diffs", json={"before": one, "after": f"{SHARED}/base"}), "conflict")
+    problem(site.client.post("/api/v1/diffs", json={"before": one, "after": "ns/nothing"}), "not-found")
+    first = site.client.post("/api/v1/diffs", json={"before": one, "after": one}).json()
+    assert site.client.post("/api/v1/diffs", json={"before": one, "after": one}).json()["id"] == first["id"]

@@ -21,9 +21,10 @@ FIRST_STEPS = README.partition("## First steps")[2].partition("\n## ")[0]
 ADAPTERS = README.partition("## From adapters to adapters")[2].partition("\n## ")[0]
 MERGING = README.partition("## Merging")[2].partition("\n## ")[0]
 VALIDATING = README.partition("## Validating")[2].partition("\n## ")[0].replace("\\\n", "")
-COMMANDS, FURTHER, LOCAL, JUDGED = (
+GATES = README.partition("## Gates")[2].partition("\n## ")[0]
+COMMANDS, FURTHER, LOCAL, JUDGED, GATED = (
     re.findall(r"^    (lora-reg .*)$", text, flags=re.MULTILINE)
-    for text in (FIRST_STEPS, ADAPTERS, MERGING, VALIDATING)
+    for text in (FIRST_STEPS, ADAPTERS, MERGING, VALIDATING, GATES)
 )
 SNIPPET = FIRST_STEPS.partition("    HF_ENDPOINT=")[2].partition("\n\n")[0].replace("\n    ", "\n")
 
@@ -33,9 +34,11 @@ def test_the_newcomers_commands(tmp_path: Path) -> None:
     assert [line.split()[1] for line in FURTHER] == ["push", "compose", "resize", "resize", "extract", "resize"]
     assert [line.split()[1] for line in LOCAL] == ["merge", "merge"]
     assert [line.split()[1] for line in JUDGED] == ["validate"]
+    assert [line.split()[1] for line in GATED] == ["dataset", "gate", "push", "promote", "diff", "policy", "policy"]
     assert re.search(r"^    lora-registry serve$", FIRST_STEPS, flags=re.MULTILINE)
     for part in ("base", "adapters/queries-v1", "adapters/queries-v2", "adapters/logs", "data"):
         shutil.copytree(ROOT / "examples/tiny" / part, tmp_path / "examples/tiny" / part)
+    shutil.copyfile(ROOT / "examples/policy.toml", tmp_path / "examples/policy.toml")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -56,7 +59,7 @@ def test_the_newcomers_commands(tmp_path: Path) -> None:
         )
     try:
         wait_until(lambda: _answers(port), what="the service", log=tmp_path / "serve.log")
-        for command in (*COMMANDS, *FURTHER, *LOCAL, *JUDGED):
+        for command in (*COMMANDS, *FURTHER, *LOCAL, *JUDGED, *GATED):
             done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
             assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
         snippet = "HF_ENDPOINT=" + SNIPPET.replace("127.0.0.1:8750", f"127.0.0.1:{port}")

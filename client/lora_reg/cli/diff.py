@@ -61,7 +61,7 @@ def diff(state: State, before: str, after: str, plot: str | None, local: bool, t
     if plot is not None:
         from lora_reg.plots.drawing import heat_map
 
-        heat_map(document["comparison"]["modules"], Path(plot), title=f"{before} to {after}")
+        heat_map(document["comparison"]["modules"], Path(plot), title=f"{Path(before).name} to {Path(after).name}")
     names = [row["module"] for row in document["comparison"]["modules"] if row["state"] != "same"]
     state.output().result("lora-reg/diff/1", document, human=human, quiet=names)
 

@@ -26,7 +26,10 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "show": (f"{_HERE}.browse:show", "Show a version: its files, base, tags and facts."),
     "history": (f"{_HERE}.browse:history", "Show a repository's versions and the moves of its tags, newest first."),
     "lineage": (f"{_HERE}.lineage:lineage", "Show what a version was made from and what was made from it."),
-    "diff": (f"{_HERE}.diff:diff", "Show what changed between two adapters."),
+    "diff": (
+        f"{_HERE}.diff:diff",
+        "Show what changed between two adapters: files, config, losses, and every module from its factors.",
+    ),
     "reproduce": (f"{_HERE}.diff:reproduce", "Derive a version again and compare digests; exit 7 where they differ."),
     "report": (f"{_HERE}.browse:report", "Show what validations found out about a version."),
     "tag": (f"{_HERE}.tags:tag", "Point a tag at a version."),

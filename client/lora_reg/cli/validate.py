@@ -189,11 +189,11 @@ def _draw(report: Validation, holder: Validation | None, subject: str, against: 
     theirs = {found.dataset: found.loss for found in holder.evaluations} if holder else {}
     rows = []
     for found in report.evaluations:
-        bars = [("base", found.base_loss), (subject, found.loss)]
+        bars = [("base", found.base_loss), (Path(subject).name, found.loss)]
         if found.dataset in theirs:
-            bars.insert(1, (against or "in service", theirs[found.dataset]))
+            bars.insert(1, (Path(against or "").name, theirs[found.dataset]))
         rows.append((found.name, bars))
-    loss_bars(rows, file, title=f"losses of {subject}")
+    loss_bars(rows, file, title=f"losses of {Path(subject).name}")
 
 
 def _tell(state: State, policy: Policy, report: Validation, decision: Decision) -> None:

@@ -21,24 +21,23 @@ def check(file: str) -> None:
 
 
 def heat_map(rows: Sequence[dict[str, Any]], file: Path, *, title: str) -> None:
-    """rows: of a comparison. A cell is the norm of the difference over the larger norm of both updates."""
+    """rows: of a comparison. A cell is the norm of what lies between both updates of a module."""
     cells: dict[tuple[str, str], float] = {}
     for row in rows:
         layer = _LAYER.search(row["module"])
         kind = row["module"][layer.end() :] if layer else row["module"]
-        norm = max(row["before"], row["after"])
-        cells[(kind, layer[1] if layer else "-")] = row["difference"] / norm if norm else 0.0
+        cells[(kind, layer[1] if layer else "-")] = row["difference"]
     kinds = sorted({kind for kind, _ in cells})
     layers = sorted({layer for _, layer in cells}, key=lambda text: (text == "-", int(text) if text != "-" else 0))
     grid = [[cells.get((kind, layer), float("nan")) for layer in layers] for kind in kinds]
-    figure = _library()(figsize=(2.5 + 0.35 * len(layers), 1.4 + 0.32 * len(kinds)), layout="constrained")
+    figure = _library()(figsize=(3.6 + 0.35 * len(layers), 1.4 + 0.32 * len(kinds)), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(grid, aspect="auto", cmap="viridis", vmin=0)
     axes.set_xticks(range(len(layers)), layers)
     axes.set_yticks(range(len(kinds)), kinds)
     axes.set_xlabel("layer")
     axes.set_title(title, fontsize=9)
-    figure.colorbar(image, label="difference / norm")
+    figure.colorbar(image, label="norm of the difference")
     _save(figure, file)
 
 

@@ -16,8 +16,8 @@ F64 = npt.NDArray[np.float64]
 
 
 class ModuleDiff(msgspec.Struct, frozen=True, kw_only=True):
-    """before, after, difference: Frobenius norms of both updates and of what lies between them. cosine: of the updates as
-    vectors; None where one is zero. inputs, outputs: overlap of the spaces that are read from and written to.
+    """before, after, difference: Frobenius norms of both updates and of what lies between them. cosine: of the updates
+    as vectors; None where one is zero. inputs, outputs: overlap of the spaces that are read from and written to.
 
     state: `same` where the factors are equal, `changed`, or `added` and `removed` where one adapter lacks the module.
     """

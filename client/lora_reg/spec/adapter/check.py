@@ -19,6 +19,7 @@ from lora_reg.spec.adapter.patterns import hangs, targets
 from lora_reg.spec.adapter.report import CONFIG, WEIGHTS, Report
 from lora_reg.spec.adapter.scaling import ModuleScale, Scales, scales
 from lora_reg.spec.adapter.structure import build
+from lora_reg.spec.adapter.training import training_facts
 from lora_reg.spec.base import BaseFingerprint
 from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.findings import Finding
@@ -75,6 +76,8 @@ def check_adapter(
         _check_init(config, report)
     if config is not None and header is not None:
         facts = _check_together(config, header, read, base, read_base, report)
+    if facts is not None:
+        facts = msgspec.structs.replace(facts, training=training_facts(sizes, read))
     return CheckResult(report.findings(), facts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import TypeAlias
 
 import msgspec
 
@@ -13,11 +14,14 @@ from lora_reg.spec.adapter.types import TYPES
 from lora_reg.spec.modules import is_embedding_name, is_output_name
 from lora_reg.spec.tensors import Header
 
+Training: TypeAlias = dict[str, int | float | str]
+
 
 class AdapterFacts(msgspec.Struct, frozen=True):
     """ranks: number of modules by effective rank. alpha: the config's. targets: number of adapted modules by the last
     part of their path. has_embeddings: an embedding or output layer is adapted or saved. base: what the config names.
-    mergeable: the type has a merged form; whether this registry merges it is the recipe's to say."""
+    mergeable: the type has a merged form; whether this registry merges it is the recipe's to say. training: what the
+    trainer's files say of how it was made."""
 
     peft_type: str
     task_type: str | None
@@ -41,6 +45,7 @@ class AdapterFacts(msgspec.Struct, frozen=True):
     revision: str | None
     peft_version: str | None
     mergeable: bool
+    training: Training = {}
 
 
 def gather(config: AdapterConfig, header: Header, structure: Structure, scale: Scales) -> AdapterFacts:
