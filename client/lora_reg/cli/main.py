@@ -30,7 +30,10 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
         f"{_HERE}.diff:diff",
         "Show what changed between two adapters: files, config, losses, and every module from its factors.",
     ),
-    "reproduce": (f"{_HERE}.diff:reproduce", "Derive a version again and compare digests; exit 7 where they differ."),
+    "reproduce": (
+        f"{_HERE}.diff:reproduce",
+        "Derive a version again from its lineage and compare digests; exit 7 where they differ.",
+    ),
     "report": (f"{_HERE}.browse:report", "Show what validations found out about a version."),
     "tag": (f"{_HERE}.tags:tag", "Point a tag at a version."),
     "untag": (f"{_HERE}.tags:untag", "Remove a tag; its history stays."),

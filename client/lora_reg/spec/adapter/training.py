@@ -27,7 +27,7 @@ _ARGUMENT_KEYS: Final = (
 def training_facts(sizes: Mapping[str, int], read: Callable[[str, int, int], bytes]) -> dict[str, int | float | str]:
     """Numbers and short texts under short names; empty where there are no such files or they cannot be read."""
     state, arguments = (_document(name, sizes, read) for name in (STATE, ARGUMENTS))
-    found = {short: state.get(key) for key, short in _STATE_KEYS.items()}
+    found: dict[str, Any] = {short: state.get(key) for key, short in _STATE_KEYS.items()}
     found |= {key: arguments.get(key) for key in _ARGUMENT_KEYS}
     log = state.get("log_history")
     history = [entry for entry in log if isinstance(entry, dict)] if isinstance(log, list) else []
