@@ -151,6 +151,22 @@ def test_what_is_missing_is_started_once_and_told(room: Room) -> None:
     assert report["body"]["environment"]["torch"]
 
 
+def test_expected_answers_are_asked_for_and_judged(room: Room) -> None:
+    name = unique("answers")
+    start = json.loads(QUERIES.splitlines()[0])["text"][:24]
+    lines = [{"prompt": start, "expect": expect} for expect in ({"regex": ".*"}, {"exact": "never this"})]
+    files = {"data.jsonl": "\n".join(map(json.dumps, lines)).encode()}
+    made = push(room.site.client, room.namespace, name, "dataset", files)
+    assert made.json()["version"]["facts"]["form"] == "answers"
+    data = [room.data, f"{room.namespace}/{name}"]
+    view = room.decided("v2", "asked", data=data)
+    (rule,) = checks(view, "failed")
+    assert (view["allowed"], rule) == (False, f"behaviour:{room.namespace}/{name}")
+    lax = {"name": "lax", "behaviour": {"least": 0.5}}
+    assert room.decided("v2", "asked", data=data, document=lax)["allowed"]
+    problem(room.ask("v2", "asked", document={"forgetting": {"sets": [data[1]]}}), "conflict")
+
+
 def test_a_governed_tag_moves_by_its_gate_alone(room: Room) -> None:
     tag = unique("governed")
     room.govern(tag)

@@ -55,6 +55,9 @@ def test_from_an_evaluation_set_to_a_tag(home: Home, few: Path, tmp_path: Path) 
     document = home.json("gate", f"{name}:v2", "--for", "prod")
     assert (document["schema"], document["allowed"], document["holder_number"]) == ("lora-reg/gate/1", True, 1)
     assert home.json("gate", f"{name}:v2", "--for", "prod", "--format", "json")["decision"] == document["decision"]
+    shown = home.ok("report", f"{name}:v2").out
+    assert f"quality  {data}:v1" in shown
+    assert "effect         passed" in shown
     strict = tmp_path / "strict.json"
     strict.write_text('{"name": "strict", "max_rank": 1}')
     refused = home.run("gate", f"{name}:v2", "--for", "prod", "--policy", strict)

@@ -81,7 +81,7 @@ def validate(
         policy,
         GateFacts(
             report=report, holder=holder, held=holder is not None,
-            quality=names["quality"], forgetting=names["forgetting"],
+            quality=names["quality"], forgetting=names["forgetting"], behaviour=names["behaviour"],
         ),
     )  # fmt: skip
     if plot is not None:
@@ -113,6 +113,7 @@ def _done(state: State, asked: list[JobView], refs: list[str], timeout: float | 
         reports.append(msgspec.convert(view.body, Validation))
     report = reports[0]
     called = {found.dataset: found.name for found in report.evaluations}
+    called |= {digest: found.name for digest, found in report.answers.items()}
     names: Names = {
         role: {digest: called.get(digest, digest) for digest in digests} for role, digests in report.datasets.items()
     }
@@ -130,9 +131,9 @@ def _here(
 ) -> Found:
     """Run everything on this machine."""
     need_folders(base, folder, *([Path(against)] if against else []))
-    sets: dict[Role, list[Path]] = {
-        "quality": [Path(name) for name in data], "forgetting": [Path(name) for name in general]
-    }  # fmt: skip
+    sets: dict[Role, list[Path]] = {"quality": [], "forgetting": [Path(name) for name in general], "behaviour": []}
+    for name in data:
+        sets["behaviour" if _asks(Path(name)) else "quality"].append(Path(name))
     validating = kernels("validating", "Validating")
     progress = state.progress()
     try:
@@ -141,7 +142,7 @@ def _here(
         holder = None
         if against is not None:
             only_losses: dict[Layer, str] = dict.fromkeys(
-                ("numbers", "effect", "agreement"), "only losses are compared."
+                ("numbers", "effect", "agreement", "behaviour"), "only losses are compared."
             )
             holder = _report(validating, base, Path(against), sets, only_losses, progress)
     finally:
@@ -174,6 +175,14 @@ def _report(
 
     found: Validation = validating.validate(subject, progress=told)
     return found
+
+
+def _asks(path: Path) -> bool:
+    """Whether it is a set of expected answers. Raises RegistryError `rejected` for what is no evaluation set."""
+    from lora_reg.spec.dataset import check_dataset
+
+    with path.open("rb") as file:
+        return check_dataset(iter(lambda: file.read(1 << 20), b"")).form == "answers"
 
 
 def _digest(path: Path) -> str:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import msgspec
+
 from lora_reg.cli.text import fields, plural, short, size, table, when
+from lora_reg.spec.validation import Validation
 from lora_reg.spec.wire.catalog import RepositoryView, VersionRef, VersionView
 from lora_reg.spec.wire.jobs import JobView, ReportView
 from lora_reg.spec.wire.tags import TagEvent, TagView
@@ -154,7 +157,10 @@ def jobs(views: Iterable[JobView]) -> list[str]:
 
 
 def report(view: ReportView) -> list[str]:
-    lines = [f"{view.kind}  {'passed' if view.passed else 'failed'}  {short(view.version)}"]
+    head = [f"{view.kind}  {'passed' if view.passed else 'failed'}  {short(view.version)}"]
+    if view.kind == "validate":
+        return [*head, *_validation(view)]
+    lines = [*head]
     lines += fields(
         [
             ("report", view.id),
@@ -163,6 +169,28 @@ def report(view: ReportView) -> list[str]:
         ]
     )
     return lines + [f"  {finding.severity}: {finding.message}" for finding in view.findings]
+
+
+def _validation(view: ReportView) -> list[str]:
+    """What was measured: states of the layers, losses on each set."""
+    found = msgspec.convert(view.body, Validation)
+    layers = [
+        (name, layer.state, layer.reason or "; ".join(finding.message for finding in layer.findings))
+        for name, layer in found.layers.items()
+    ]
+    losses = [
+        (one.role, one.name, f"{one.base_loss:.4f}", f"{one.loss:.4f}", str(len(one.tokens)))
+        for one in found.evaluations
+    ]
+    answers = [(one.name, f"{one.met} of {one.asked}") for one in found.answers.values()]
+    parts = (
+        table(("LAYER", "STATE", "WHAT WAS FOUND"), layers),
+        table(("ROLE", "SET", "BASE", "LOSS", "RECORDS"), losses),
+        table(("SET", "ANSWERS AS EXPECTED"), answers),
+    )
+    by = ", ".join(f"{name} {value}" for name, value in found.environment.items() if value)
+    told = fields([("report", view.id), ("created", when(view.created_at)), ("made by", by)])
+    return [*told, *(f"  {line}" for part in parts for line in part)]
 
 
 def _number(number: int | None) -> str:

@@ -6,12 +6,14 @@ They are untrusted text: every length is bounded, and a line that is not a recor
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
 from lora_reg.spec import canonical
 from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.regex import Regex
+from lora_reg.spec.regex_syntax import PatternError
 
 FILE: Final = "data.jsonl"
 """The one file of a version of kind `dataset`."""
@@ -19,14 +21,31 @@ FILE: Final = "data.jsonl"
 MAX_BYTES: Final = 256 << 20
 MAX_LINE: Final = 1 << 20
 MAX_RECORDS: Final = 100_000
-_KEYS: Final = ({"text"}, {"prompt", "completion"})
+_KEYS: Final = ({"text"}, {"prompt", "completion"}, {"prompt", "expect"})
+
+Form = Literal["text", "completion", "mixed", "answers"]
+
+
+class Expectation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an answer has to be: one of these. exact: this text, but for white space around it. regex: matched as a
+    whole, in the subset of `lora_reg.spec.regex`. json_schema: JSON that this schema accepts."""
+
+    exact: str | None = None
+    regex: str | None = None
+    json_schema: dict[str, Any] | None = None
+
+    @property
+    def kinds(self) -> int:
+        return sum(value is not None for value in (self.exact, self.regex, self.json_schema))
 
 
 class Record(msgspec.Struct, frozen=True):
-    """What is predicted, and what stands before it. prompt None: a record of `text`."""
+    """What is predicted, and what stands before it. prompt None: a record of `text`. expect: of an answer that is asked
+    for; `text` is then empty."""
 
     text: str
     prompt: str | None = None
+    expect: Expectation | None = None
 
 
 class DatasetFacts(msgspec.Struct, frozen=True):
@@ -34,7 +53,7 @@ class DatasetFacts(msgspec.Struct, frozen=True):
 
     records: int
     bytes: int
-    form: Literal["text", "completion", "mixed"]
+    form: Form
 
 
 def check_dataset(pieces: Iterable[bytes]) -> DatasetFacts:
@@ -49,11 +68,16 @@ def check_dataset(pieces: Iterable[bytes]) -> DatasetFacts:
                 raise RegistryError("rejected", f"The evaluation set has more than {MAX_BYTES} bytes.")
             yield piece
 
-    records = texts = 0
+    records = texts = answers = 0
     for record in parse_records(split_lines(counted())):
         records += 1
         texts += record.prompt is None
-    form: Literal["text", "completion", "mixed"] = "text" if texts == records else "mixed" if texts else "completion"
+        answers += record.expect is not None
+    if 0 < answers < records:
+        raise RegistryError(
+            "rejected", "A set asks either for losses or for answers, and this one has records of both."
+        )
+    form: Form = "answers" if answers else "text" if texts == records else "mixed" if texts else "completion"
     return DatasetFacts(records, size, form)
 
 
@@ -89,13 +113,30 @@ def parse_records(lines: Iterable[bytes]) -> Iterator[Record]:
 def _record(number: int, found: object) -> Record:
     if not isinstance(found, dict) or set(found) not in _KEYS:
         told = f"has the keys {', '.join(sorted(map(str, found)))[:80]}" if isinstance(found, dict) else "is no object"
-        raise _bad(number, f"{told}; expected text, or prompt and completion")
+        raise _bad(number, f"{told}; expected text, or prompt and completion, or prompt and expect")
+    if "expect" in found:
+        return _asked(number, found["prompt"], found["expect"])
     if not all(isinstance(value, str) for value in found.values()):
         raise _bad(number, "holds what is no string")
     record = Record(found["text"]) if "text" in found else Record(found["completion"], found["prompt"])
     if not record.text:
         raise _bad(number, "has nothing to predict")
     return record
+
+
+def _asked(number: int, prompt: object, expect: object) -> Record:
+    try:
+        wanted = msgspec.convert(expect, Expectation)
+    except msgspec.ValidationError as error:
+        raise _bad(number, f"expects what cannot be judged: {error}") from error
+    if not isinstance(prompt, str) or wanted.kinds != 1:
+        raise _bad(number, "holds no prompt with one of exact, regex and json_schema")
+    if wanted.regex is not None:
+        try:
+            Regex(wanted.regex)
+        except PatternError as error:
+            raise _bad(number, f"expects a pattern that is not taken: {error}") from error
+    return Record("", prompt, wanted)
 
 
 def _bad(number: int, what: str) -> RegistryError:

@@ -7,7 +7,7 @@ either.
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 import msgspec
 
@@ -19,9 +19,12 @@ from lora_reg.spec.findings import Finding
 SUITE: Final = 1
 """Grows where the same inputs come to mean other numbers or findings; reports of another suite are stale."""
 
-Layer = Literal["structure", "tokenizer", "serveability", "numbers", "effect", "agreement", "quality", "forgetting"]
+Layer = Literal[
+    "structure", "tokenizer", "serveability", "numbers", "effect", "agreement", "quality", "forgetting", "behaviour"
+]
 
-Role = Literal["quality", "forgetting"]
+Role = Literal["quality", "forgetting", "behaviour"]
+ROLES: Final[tuple[Role, ...]] = get_args(Role)
 State = Literal["passed", "failed", "skipped"]
 
 Facts: TypeAlias = dict[str, Any]
@@ -60,9 +63,20 @@ class Evaluation(msgspec.Struct, frozen=True):
         return mean_loss(self.base_nats, self.tokens)
 
 
+class Answers(msgspec.Struct, frozen=True):
+    """On one set of prompts with expected answers. name: as of an Evaluation. missed: the first few that failed, each
+    with `record` (from 1), `expected` and `answer`."""
+
+    name: str
+    met: int
+    asked: int
+    missed: list[Facts] = []
+
+
 class Validation(msgspec.Struct, frozen=True, kw_only=True):
     """The body of a report of kind `validate`. version, base: digests. datasets: digests of the evaluation sets by
-    role, sorted. environment: backend, dtype, thread count and the versions of libraries that made the numbers."""
+    role, sorted. environment: backend, dtype, thread count and the versions of libraries that made the numbers.
+    answers: by digest of the set."""
 
     schema: int = 1
     suite: int = SUITE
@@ -72,6 +86,7 @@ class Validation(msgspec.Struct, frozen=True, kw_only=True):
     environment: dict[str, str]
     layers: dict[Layer, LayerResult]
     evaluations: list[Evaluation] = []
+    answers: dict[str, Answers] = {}
 
     @property
     def passed(self) -> bool:
@@ -96,6 +111,7 @@ class ValidationKey(msgspec.Struct, frozen=True, kw_only=True):
     base: str
     quality: tuple[str, ...] = ()
     forgetting: tuple[str, ...] = ()
+    behaviour: tuple[str, ...] = ()
     suite: int = SUITE
 
     @property

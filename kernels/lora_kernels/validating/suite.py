@@ -17,7 +17,7 @@ from lora_reg.spec.adapter.facts import AdapterFacts
 from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.findings import Finding
 from lora_reg.spec.serveability import serveability
-from lora_reg.spec.validation import Evaluation, Layer, LayerResult, Role, Validation
+from lora_reg.spec.validation import ROLES, Answers, Evaluation, Layer, LayerResult, Role, Validation
 
 Progress = Callable[[str, int, int], None]
 """(what is being done, done, of how many)"""
@@ -31,6 +31,7 @@ _RUN: Final[tuple[Layer, ...]] = (
     "agreement",
     "quality",
     "forgetting",
+    "behaviour",
 )
 
 
@@ -44,11 +45,12 @@ def validate(subject: Subject, *, progress: Progress | None = None) -> Validatio
     result, facts = structure(subject)
     layers: dict[Layer, LayerResult] = {"structure": result}
     evaluations: list[Evaluation] = []
+    answers: dict[str, Answers] = {}
     if result.state == "failed" or facts is None:
         layers |= {layer: LayerResult("skipped", reason="the structure is broken.") for layer in _run(subject)}
     else:
         _read(subject, facts, layers)
-        _measure(subject, layers, evaluations, told)
+        _measure(subject, layers, evaluations, answers, told)
     return Validation(
         version=subject.version,
         base=subject.base_digest,
@@ -56,6 +58,7 @@ def validate(subject: Subject, *, progress: Progress | None = None) -> Validatio
         environment=_environment(),
         layers=layers,
         evaluations=evaluations,
+        answers=answers,
     )
 
 
@@ -87,10 +90,17 @@ def _read(subject: Subject, facts: AdapterFacts, layers: dict[Layer, LayerResult
         layers["serveability"] = LayerResult("passed", findings, {"runtimes": msgspec.to_builtins(runtimes)})
 
 
-def _measure(subject: Subject, layers: dict[Layer, LayerResult], evaluations: list[Evaluation], told: Progress) -> None:
+def _measure(
+    subject: Subject,
+    layers: dict[Layer, LayerResult],
+    evaluations: list[Evaluation],
+    answers: dict[str, Answers],
+    told: Progress,
+) -> None:
     from lora_kernels.merging.folder import read_adapter
     from lora_kernels.validating import losses, models
     from lora_kernels.validating.agreement import agreement
+    from lora_kernels.validating.behaviour import answered
     from lora_kernels.validating.effect import effect
     from lora_kernels.validating.numbers import numbers
 
@@ -100,7 +110,11 @@ def _measure(subject: Subject, layers: dict[Layer, LayerResult], evaluations: li
         told("numbers", 0, 1)
         layers["numbers"] = numbers(subject.base, subject.adapter)
     tokenizer = models.load_tokenizer(subject.base)
-    sets = [(one, losses.encode(tokenizer, losses.read_records(one.path))) for one in subject.sets]
+    sets = [
+        (one, losses.encode(tokenizer, losses.read_records(one.path)))
+        for one in subject.sets
+        if one.role != "behaviour"
+    ]
     sets = [(one, items) for one, items in sets if one.role in run]
     probes = losses.probes(tokenizer, [item for _, items in sets for item in items])
 
@@ -121,6 +135,10 @@ def _measure(subject: Subject, layers: dict[Layer, LayerResult], evaluations: li
     after, nats = losses.probe_logits(model, probes), pass_over(model, "adapter")
     if "effect" in run:
         layers["effect"] = effect(model, read_adapter(subject.adapter).header, before, after)
+    if "behaviour" in run:
+        asked = [one for one in subject.sets if one.role == "behaviour"]
+        answers |= {one.digest: answered(model, tokenizer, one, told) for one in asked}
+        layers["behaviour"] = LayerResult("passed", facts={found.name: found.met for found in answers.values()})
     del model
     if "agreement" in run:
         layers["agreement"] = agreement(
@@ -160,12 +178,12 @@ def _losses(evaluations: list[Evaluation]) -> dict[Layer, LayerResult]:
 def _run(subject: Subject) -> list[Layer]:
     """The layers that there is something to do for."""
     roles = {one.role for one in subject.sets}
-    wanted = [layer for layer in _RUN if layer not in ("quality", "forgetting") or layer in roles]
+    wanted = [layer for layer in _RUN if layer not in ROLES or layer in roles]
     return [layer for layer in wanted if layer not in subject.skip]
 
 
 def _digests(subject: Subject) -> dict[Role, list[str]]:
-    found: dict[Role, list[str]] = {"quality": [], "forgetting": []}
+    found: dict[Role, list[str]] = {role: [] for role in ROLES}
     for one in subject.sets:
         found[one.role].append(one.digest)
     return {role: sorted(digests) for role, digests in found.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,25 +26,31 @@ DAY: Final = 24 * 3600 * 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """An evaluation set as it is meant now. name: as a policy or the caller calls it; label: `namespace/name:vN`."""
+    """An evaluation set as it is meant now. name: as a policy or the caller calls it; label: `namespace/name:vN`.
+    answers: it asks for answers and not for losses."""
 
     version: Version
     name: str
     label: str
+    answers: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Sets:
-    """Evaluation sets by their digests."""
+    """Evaluation sets by their role and their digests."""
 
-    quality: dict[str, Chosen]
-    forgetting: dict[str, Chosen]
+    by_role: dict[Role, dict[str, Chosen]]
 
     def key(self, version: str, base: str) -> ValidationKey:
         """The identity of a validation of a version on these sets."""
-        return ValidationKey(
-            version=version, base=base, quality=tuple(sorted(self.quality)), forgetting=tuple(sorted(self.forgetting))
-        )
+        return _key(version, base, self.digests())
+
+    def digests(self) -> dict[Role, list[str]]:
+        return {role: sorted(chosen) for role, chosen in self.by_role.items()}
+
+    def names(self, role: Role) -> dict[str, str]:
+        """By digest, as a policy or the caller calls them."""
+        return {digest: chosen.name for digest, chosen in self.by_role[role].items()}
 
 
 def policy_of(session: Session, namespace: str, name: str, tag: str) -> tuple[PolicyRow, Policy] | None:
@@ -67,11 +73,15 @@ def evaluation_sets(
     ceilings = _choose(session, principal, policy.quality.highest)
     if len(ceilings) < len(policy.quality.highest):
         raise RegistryError("conflict", "The policy gives two ceilings for what is one version of an evaluation set.")
-    quality = {**_choose(session, principal, [*policy.quality.sets, *data]), **ceilings}
+    asked = {**_choose(session, principal, [*policy.quality.sets, *policy.behaviour.sets, *data]), **ceilings}
     forgetting = _choose(session, principal, [*policy.forgetting.sets, *general])
-    if len(quality) + len(forgetting) > MAX_SETS:
+    if len(asked) + len(forgetting) > MAX_SETS:
         raise RegistryError("too-large", f"At most {MAX_SETS} evaluation sets are asked for at once.")
-    return Sets(quality, forgetting)
+    behaviour = {digest: chosen for digest, chosen in asked.items() if chosen.answers}
+    if wrong := [chosen.name for chosen in (*forgetting.values(), *ceilings.values()) if chosen.answers]:
+        raise RegistryError("conflict", f"{wrong[0]} holds expected answers, which have no loss.")
+    quality = {digest: chosen for digest, chosen in asked.items() if not chosen.answers}
+    return Sets({"quality": quality, "forgetting": forgetting, "behaviour": behaviour})
 
 
 def guard(
@@ -115,18 +125,18 @@ def guard(
 
 def _holds(session: Session, decision: DecisionRow, version: Version, policy: Policy, asked: Sets) -> bool:
     sets: dict[Role, list[str]] = json.loads(decision.sets)
-    if not (asked.quality.keys() <= set(sets["quality"]) and asked.forgetting.keys() <= set(sets["forgetting"])):
+    if any(not set(wanted) <= set(sets[role]) for role, wanted in asked.digests().items()):
         return False
-    key = ValidationKey(
-        version=version.digest,
-        base=decision.base_digest,
-        quality=tuple(sets["quality"]),
-        forgetting=tuple(sets["forgetting"]),
-    )
+    key = _key(version.digest, decision.base_digest, sets)
     if decision.report_id != enqueue.validation_job_id(version, key):
         return False  # of an older suite
     report = gate_store.report(session, decision.report_id)
     return report is not None and (policy.fresh_days is None or now() - report.created_at <= policy.fresh_days * DAY)
+
+
+def _key(version: str, base: str, sets: Mapping[Role, Sequence[str]]) -> ValidationKey:
+    quality, forgetting, behaviour = (tuple(sets[role]) for role in ("quality", "forgetting", "behaviour"))
+    return ValidationKey(version=version, base=base, quality=quality, forgetting=forgetting, behaviour=behaviour)
 
 
 def _choose(session: Session, principal: Principal, texts: Iterable[str]) -> dict[str, Chosen]:
@@ -137,7 +147,9 @@ def _choose(session: Session, principal: Principal, texts: Iterable[str]) -> dic
         repo, version = resolve.by_text(session, principal, text)
         if repo.kind != "dataset":
             raise RegistryError("conflict", f"{text} is of kind {repo.kind}; expected a dataset.")
-        found.setdefault(version.digest, Chosen(version, text, f"{repo.namespace}/{repo.name}:v{version.number}"))
+        answers = json.loads(version.facts or "{}").get("form") == "answers"
+        label = f"{repo.namespace}/{repo.name}:v{version.number}"
+        found.setdefault(version.digest, Chosen(version, text, label, answers))
     return found
 
 

@@ -146,7 +146,7 @@ def _record(
         holder_version_id=case.holder.id if case.holder else None,
         policy_digest=case.policy_digest,
         report_id=found.own.id if found.own else None,
-        sets=json.dumps({"quality": sorted(case.sets.quality), "forgetting": sorted(case.sets.forgetting)}),
+        sets=json.dumps(case.sets.digests()),
         allowed=found.decision.allowed is True,
         forced=forced,
         reason=reason if forced else found.decision.reason,

@@ -8,12 +8,11 @@ from sqlmodel import Session
 
 from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.policy import DEFAULT
-from lora_reg.spec.validation import Role
 from lora_reg.spec.wire.gates import ValidateRequest
 from lora_reg.spec.wire.jobs import JobView
 from lora_registry.auth.principals import Principal, require
 from lora_registry.catalog import governing, resolve
-from lora_registry.catalog.governing import Chosen, Sets
+from lora_registry.catalog.governing import Sets
 from lora_registry.context import Context
 from lora_registry.db.tables import Repository
 from lora_registry.gates.case import Wanted, need_weights
@@ -40,10 +39,9 @@ def start(
 ) -> None:
     """Enqueue validations in the caller's transaction. A reader may look at what is there, and start nothing."""
     require(principal, "writer", repo.namespace)
-    by_role: dict[Role, dict[str, Chosen]] = {"quality": sets.quality, "forgetting": sets.forgetting}
     named = [
         (role, chosen.version.id or 0, chosen.label)
-        for role, some in by_role.items()
+        for role, some in sets.by_role.items()
         for _, chosen in sorted(some.items())
     ]
     for wanted in missing:

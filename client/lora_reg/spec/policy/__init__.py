@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from lora_reg.spec.policy.decide import Check, Decision, GateFacts, decide
-from lora_reg.spec.policy.document import DEFAULT, Policy, parse_policy
+from lora_reg.spec.policy.document import DEFAULT, Behaviour, Policy, parse_policy
 from lora_reg.spec.policy.pattern import governing, parse_pattern
 
 __all__ = [
     "DEFAULT",
+    "Behaviour",
     "Check",
     "Decision",
     "GateFacts",

@@ -29,8 +29,8 @@ class GateFacts(msgspec.Struct, frozen=True, kw_only=True):
     """All that a decision rests on.
 
     report, holder: validations of the candidate and of the version that the tag points to now; None where there is
-    none yet. held: whether the tag points to another version. quality, forgetting: digest and reference of the
-    evaluation sets that are asked for. adapter: facts of the check at push; None for what is no adapter. meta: the
+    none yet. held: whether the tag points to another version. quality, forgetting, behaviour: digest and reference of
+    the evaluation sets that are asked for. adapter: facts of the check at push; None for what is no adapter. meta: the
     version's. approvals: (name, role) of those who approved. age: seconds since the report.
     """
 
@@ -39,6 +39,7 @@ class GateFacts(msgspec.Struct, frozen=True, kw_only=True):
     held: bool = False
     quality: dict[str, str] = {}
     forgetting: dict[str, str] = {}
+    behaviour: dict[str, str] = {}
     adapter: AdapterFacts | None = None
     meta: dict[str, str] = {}
     approvals: list[tuple[str, str]] = []
@@ -62,6 +63,7 @@ def decide(policy: Policy, facts: GateFacts) -> Decision:
         checks += [*_layers(policy, facts.report), *_runtimes(policy, facts.report), *_freshness(policy, facts)]
         checks += compare_losses(policy, facts.report, facts.holder, held=facts.held, sets=facts.quality, make=Check)
         checks += forgetting(policy, facts.report, facts.holder, held=facts.held, sets=facts.forgetting, make=Check)
+        checks += _answers(policy, facts.report, facts.behaviour)
     failed = [check for check in checks if check.state == "failed"]
     missing = [check for check in checks if check.state == "missing"]
     if failed:
@@ -139,6 +141,19 @@ def _runtimes(policy: Policy, report: Validation) -> Iterable[Check]:
         serves = found["state"] == "serves"
         told = "serves it as it is." if serves else f"cannot serve it: {' '.join(found['problems'])}"
         yield Check(f"runtime:{name}", "passed" if serves else "failed", f"{name} {told}", {"state": found["state"]})
+
+
+def _answers(policy: Policy, report: Validation, sets: dict[str, str]) -> Iterable[Check]:
+    for digest, name in sorted(sets.items(), key=lambda item: item[1]):
+        found = report.answers.get(digest)
+        if found is None:
+            yield Check(f"behaviour:{name}", "missing", f"There are no answers on {name} yet.")
+            continue
+        state: CheckState = "passed" if found.met >= policy.behaviour.least * found.asked else "failed"
+        told = f"On {name} {found.met} of {found.asked} answers are as expected"
+        first = f", not that of record {found.missed[0]['record']}" if found.missed else ""
+        evidence = {"met": found.met, "asked": found.asked, "missed": found.missed}
+        yield Check(f"behaviour:{name}", state, f"{told}{first}; at least {policy.behaviour.least:.0%}.", evidence)
 
 
 def _freshness(policy: Policy, facts: GateFacts) -> Iterable[Check]:

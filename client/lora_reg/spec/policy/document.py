@@ -55,6 +55,13 @@ class Forgetting(_Part, frozen=True):
     most: Nats | None = None
 
 
+class Behaviour(_Part, frozen=True):
+    """Expected answers. sets: references. least: share of the answers of each set that must be as expected."""
+
+    sets: list[str] = []
+    least: Annotated[float, Meta(ge=0, le=1)] = 1.0
+
+
 class Approvals(_Part, frozen=True):
     """Of people beside the one who promotes. count 0: none are asked for."""
 
@@ -78,6 +85,7 @@ class Policy(_Part, frozen=True):
     allow: list[str] = []
     quality: Quality = Quality()
     forgetting: Forgetting = Forgetting()
+    behaviour: Behaviour = Behaviour()
     max_rank: Annotated[int, Meta(ge=1)] | None = None
     licences: list[str] = []
     runtimes: list[Runtime] = []

@@ -1,0 +1,92 @@
+"""Answers to prompts, and whether they are what was expected. Greedy and one at a time: equal inputs, equal answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import jsonschema_rs
+import torch
+
+from lora_kernels.validating.losses import MAX_TOKENS, Encoded, read_records
+from lora_kernels.validating.subject import EvaluationSet
+from lora_reg.spec.dataset import Expectation, Record
+from lora_reg.spec.regex import Regex
+from lora_reg.spec.regex_syntax import PatternError
+from lora_reg.spec.validation import Answers, Facts
+
+LONGEST: Final = 64
+"""Tokens of an answer."""
+
+SHOWN: Final = 5
+_CUT: Final = 400
+
+
+def answered(model: Any, tokenizer: Any, chosen: EvaluationSet, told: Callable[[str, int, int], None]) -> Answers:
+    """Ask every prompt of a set."""
+    records = read_records(chosen.path)
+    met = 0
+    missed: list[Facts] = []
+    for number, record in enumerate(records, 1):
+        answer = _answer(model, tokenizer, record)
+        assert record.expect is not None  # as the set was checked to be
+        if meets(answer, record.expect):
+            met += 1
+        elif len(missed) < SHOWN:
+            missed.append({"record": number, "expected": _told(record.expect), "answer": answer[:_CUT]})
+        told(f"{chosen.name}, answers", number, len(records))
+    return Answers(chosen.name, met, len(records), missed)
+
+
+def meets(answer: str, expect: Expectation) -> bool:
+    """Whether an answer is as expected; a pattern or a schema that cannot be used is met by nothing."""
+    text = answer.strip()
+    if expect.exact is not None:
+        return text == expect.exact.strip()
+    if expect.regex is not None:
+        try:
+            return Regex(expect.regex).matches(text)
+        except PatternError:
+            return False
+    try:
+        found = jsonschema_rs.validator_for(
+            expect.json_schema or {}, retriever=_fetch_nothing, pattern_options=jsonschema_rs.RegexOptions()
+        )
+        return bool(found.is_valid(_json(text)))
+    except (ValueError, jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError):
+        return False
+
+
+def _answer(model: Any, tokenizer: Any, record: Record) -> str:
+    ids = Encoded(tokenizer, Record(record.prompt or "")).ids[: MAX_TOKENS - LONGEST]
+    prompt = torch.tensor([ids])
+    end = tokenizer.eos_token_id
+    with torch.inference_mode():
+        made = model.generate(
+            input_ids=prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=LONGEST,
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=end,
+            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end,
+        )
+    answer: str = tokenizer.decode(made[0, len(ids) :], skip_special_tokens=True)
+    return answer
+
+
+def _json(text: str) -> Any:
+    """The JSON value that the answer is, or begins with. Raises ValueError."""
+    import json
+
+    return json.JSONDecoder().raw_decode(text)[0]
+
+
+def _fetch_nothing(uri: str) -> Any:
+    raise ValueError(f"{uri} is not fetched")
+
+
+def _told(expect: Expectation) -> str:
+    if expect.json_schema is not None:
+        return "JSON of the schema"
+    return f"exact: {expect.exact}"[:_CUT] if expect.exact is not None else f"regex: {expect.regex}"[:_CUT]
