@@ -154,7 +154,7 @@ def test_what_is_missing_is_started_once_and_told(room: Room) -> None:
 def test_expected_answers_are_asked_for_and_judged(room: Room) -> None:
     name = unique("answers")
     start = json.loads(QUERIES.splitlines()[0])["text"][:24]
-    lines = [{"prompt": start, "expect": expect} for expect in ({"regex": ".*"}, {"exact": "never this"})]
+    lines = [{"prompt": start, "expect": expect} for expect in ({"regex": "(.|\\n)*"}, {"exact": "never this"})]
     files = {"data.jsonl": "\n".join(map(json.dumps, lines)).encode()}
     made = push(room.site.client, room.namespace, name, "dataset", files)
     assert made.json()["version"]["facts"]["form"] == "answers"
