@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections.abc import Iterator
@@ -233,6 +234,28 @@ def test_one_byte_changed_after_the_pass_and_the_tag_stays(room: Room, what: str
     )
     if what != "policy":
         assert client.get(f"{own}/tags/{tag}").status_code == 404
+
+
+@pytest.mark.parametrize("what", ["adapter", "base", "set"])
+def test_a_stored_byte_that_changed_after_the_pass_stops_the_tag(room: Room, what: str) -> None:
+    """Of the store's own files, behind the service's back."""
+    tag = unique("stored")
+    room.decided("v1", tag)
+    data = {
+        "adapter": read_folder(TINY / "adapters" / "queries-v1")["adapter_model.safetensors"],
+        "base": read_folder(TINY / "base")["model-00002-of-00002.safetensors"],
+        "set": QUERIES,
+    }[what]
+    digest = hashlib.sha256(data).hexdigest()
+    (path,) = (path for path in room.site.data.rglob(digest) if path.is_file())
+    path.chmod(0o644)
+    try:
+        path.write_bytes(flipped(data))
+        problem(room.promote("v1", tag), "corrupt")
+        assert room.tag(tag) is None
+    finally:
+        path.write_bytes(data)
+    assert room.promote("v1", tag).status_code == 200
 
 
 def flipped(data: bytes) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import msgspec
 from sqlmodel import Session
@@ -17,7 +18,7 @@ from lora_registry.catalog.tags import Expectation, Warrant
 from lora_registry.context import Context
 from lora_registry.db.tables import DecisionRow
 from lora_registry.events import audit
-from lora_registry.gates import validations
+from lora_registry.gates import intact, validations
 from lora_registry.gates.case import Case, Judged, judge, need_weights, open_case
 from lora_registry.operations import jobs
 from lora_registry.runtime.clock import now
@@ -55,23 +56,20 @@ def gate(ctx: Context, principal: Principal, namespace: str, name: str, request:
 def promote(ctx: Context, principal: Principal, namespace: str, name: str, request: PromoteRequest) -> PromotionView:
     """Gate and move in one transaction. Where something must be measured first it is started, and nothing moves.
 
-    Raises `gate-refused` with what failed, `tag-moved`, `forbidden` for a force by another than an administrator.
+    Raises `gate-refused` with what failed, `corrupt` where stored bytes are not what was evaluated, `tag-moved`,
+    `forbidden` for a force by another than an administrator.
     """
     require(principal, "admin" if request.force else "writer", namespace)
     if request.force and not request.reason.strip():
         raise RegistryError("invalid-request", "A promotion by force needs a reason, which is logged with it.")
     moved: TagView | None = None
+    asked: dict[str, Any] = {"selector": request.version, "tag": request.tag, "data": request.data}
+    with ctx.db.read() as session:
+        before = open_case(session, principal, namespace, name, **asked)
+    # Outside of the transaction, which would hold the repository's lock for as long as that takes.
+    intact.check(ctx, before)
     with ctx.db.write() as session:
-        case = open_case(
-            session,
-            principal,
-            namespace,
-            name,
-            selector=request.version,
-            tag=request.tag,
-            data=request.data,
-            lock=True,
-        )
+        case = open_case(session, principal, namespace, name, **asked, lock=True)
         found = judge(session, case, gate_store.approvals(session, case.version.id or 0, case.tag, principal.name))
         view = _view(case, found)
         if found.decision.allowed is None and not request.force:

@@ -1,0 +1,41 @@
+"""Whether what was evaluated is still what is stored: read once more before a tag moves to it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from lora_reg.spec.digest import Digest
+from lora_reg.spec.errors import RegistryError
+from lora_registry.blobs.hashing import checked
+from lora_registry.catalog import store
+from lora_registry.context import Context
+from lora_registry.db.tables import VersionBlob
+from lora_registry.gates.case import Case
+
+LARGEST_BASE: Final = 256 << 20
+"""Bytes of a base that a promotion reads; a larger one is re-hashed by each validation on it, and by `fsck`."""
+
+
+def check(ctx: Context, case: Case) -> None:
+    """Hash the stored bytes of the version, of the evaluation sets and of a small base. Raises `corrupt`."""
+    sets = [chosen.version.id or 0 for some in case.sets.by_role.values() for chosen in some.values()]
+    base = case.base.id or 0
+    with ctx.db.read() as session:
+        files = store.files_of(session, [case.version.id or 0, base, *sets])
+    if sum(file.size for file in files[base]) > LARGEST_BASE:
+        del files[base]
+    for file in (file for some in files.values() for file in some if file.stored):
+        _read(ctx, file)
+
+
+def _read(ctx: Context, file: VersionBlob) -> None:
+    digest = Digest.parse(file.digest)
+    try:
+        for _ in checked(ctx.blobs.stream(digest), digest=digest, size=file.size):
+            pass
+    except RegistryError as error:
+        if error.kind.retryable:
+            raise
+        raise RegistryError(
+            "corrupt", f"{file.path} is not what was pushed and evaluated: {error.detail} The tag stays where it is."
+        ) from error
