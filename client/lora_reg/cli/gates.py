@@ -12,6 +12,7 @@ import click
 from lora_reg.cli.state import Command, State, pass_state
 
 if TYPE_CHECKING:
+    from lora_reg.client import Client
     from lora_reg.spec.wire.gates import GateView
 
 _TIMEOUT = click.option(
@@ -49,14 +50,14 @@ def gate(
 
     state.json = state.json or form == "json"
     client = state.client()
-    subject = _pinned(state, ref)
+    subject = pinned(client, ref)
     document = None if policy_file is None else read(Path(policy_file))
     view = until_decided(
         lambda: client.gate(subject, tag, data=data, document=document),
         lambda answer: answer,
         partial(watch, state, client, timeout=timeout),
     )
-    _tell(state, view, form)
+    _tell(state, view, form, data)
     return _status(view)
 
 
@@ -114,7 +115,7 @@ def promote(
     if force and not reason:
         raise click.UsageError("--force needs --reason, which is logged with it.")
     client = state.client()
-    subject = _pinned(state, ref)
+    subject = pinned(client, ref)
     generation = expected_generation(client, client.parse(ref), tag, expect)
     answer = until_decided(
         lambda: client.promote(subject, tag, data=data, generation=generation, force=force, reason=reason),
@@ -132,13 +133,13 @@ def promote(
     output.next(f"lora-reg pull {moved.namespace}/{moved.name}:{moved.tag}")
 
 
-def _pinned(state: State, ref: str) -> str:
+def pinned(client: Client, ref: str) -> str:
     """The version by its digest: what is asked for last is then what was asked for first."""
-    view = state.client().version(ref)
+    view = client.version(ref)
     return f"{view.namespace}/{view.name}@{view.digest}"
 
 
-def _tell(state: State, view: GateView, form: str) -> None:
+def _tell(state: State, view: GateView, form: str, data: tuple[str, ...]) -> None:
     from lora_reg.gates import github, junit, text
 
     output = state.output()
@@ -153,10 +154,8 @@ def _tell(state: State, view: GateView, form: str) -> None:
         return
     name = f"{view.namespace}/{view.name}:v{view.number}"
     output.result("lora-reg/gate/1", view, human=text.gate(view), quiet=[name] if view.allowed else [])
-    if view.allowed and view.policy_pattern is None and view.decision is None:
-        return
-    if view.allowed:
-        output.next(f"lora-reg promote {name} {view.tag}")
+    if view.allowed and view.decision is not None:
+        output.next(" ".join([f"lora-reg promote {name} {view.tag}", *(f"--data {ref}" for ref in data)]))
 
 
 def _status(view: GateView) -> int:

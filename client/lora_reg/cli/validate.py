@@ -11,6 +11,7 @@ from lora_reg.cli.derive import kernels, need_folders, refuse
 from lora_reg.cli.state import Command, State, pass_state
 
 if TYPE_CHECKING:
+    from lora_reg.client import Client
     from lora_reg.progress import Progress
     from lora_reg.spec.policy import Decision, Policy
     from lora_reg.spec.validation import Layer, Role, Validation
@@ -54,6 +55,7 @@ def validate(
     An evaluation set is JSON lines of `text`, or of `prompt` and `completion`. With --against it must not be worse than
     the adapter that is in service. No tag moves: that is what `gate` and `promote` are for.
     """
+    from lora_reg.cli.gates import pinned
     from lora_reg.cli.jobs import tell as tell_job
     from lora_reg.cli.policies import read
     from lora_reg.spec.errors import ERRORS
@@ -71,11 +73,13 @@ def validate(
         found = _here(state, policy, Path(base_dir), Path(subject), data, general, against)
     else:
         refuse({"--base-dir": base_dir}, "a job")
-        asked = _jobs(state, subject, data, general, against)
+        client = state.client()
+        refs = [pinned(client, ref) for ref in (subject, against) if ref is not None]
+        asked = [client.validate(ref, data=data, general=general) for ref in refs]
         if detach:
             tell_job(state, asked[0])
             return 0
-        found = _done(state, asked, [subject, *([against] if against else [])], timeout)
+        found = _done(state, client, asked, refs, timeout)
     report, holder, names = found
     decision = decide(
         policy,
@@ -90,14 +94,7 @@ def validate(
     return 0 if decision.allowed else ERRORS["gate-refused"].exit
 
 
-def _jobs(
-    state: State, subject: str, data: tuple[str, ...], general: tuple[str, ...], against: str | None
-) -> list[JobView]:
-    client = state.client()
-    return [client.validate(ref, data=data, general=general) for ref in (subject, against) if ref is not None]
-
-
-def _done(state: State, asked: list[JobView], refs: list[str], timeout: float | None) -> Found:
+def _done(state: State, client: Client, asked: list[JobView], refs: list[str], timeout: float | None) -> Found:
     """Wait for the jobs and read their reports."""
     import msgspec
 
@@ -105,7 +102,6 @@ def _done(state: State, asked: list[JobView], refs: list[str], timeout: float | 
     from lora_reg.jobs import require_done
     from lora_reg.spec.validation import Validation
 
-    client = state.client()
     reports = []
     for job, ref in zip(asked, refs, strict=True):
         require_done(job if job.state == "done" else watch(state, client, job.id, timeout=timeout))
