@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final
 
 from benchmarks import compose, merge, sparse7b, table
@@ -43,9 +42,7 @@ def main() -> int:
     readme = ROOT / "README.md"
     readme.write_text(table.with_tables(readme.read_text("utf-8"), table.tables()), encoding="utf-8")
     if arguments.suite in ("all", "gpu"):
-        return subprocess.run(
-            python(Path(__file__).parent / "gpu.py"), env=environment(ours=True), check=False
-        ).returncode
+        return subprocess.run(python("-m", "benchmarks.gpu"), env=environment(ours=True), check=False).returncode
     return 0
 
 

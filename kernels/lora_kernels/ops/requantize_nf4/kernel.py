@@ -111,8 +111,14 @@ def requantize_nf4_kernel(
     )
 
 
-def requantize(weight: torch.Tensor | Quantized, adapters: Sequence[LowRank], out: FourBit) -> None:
-    """Checked arguments; `out` is written."""
+def requantize(
+    weight: torch.Tensor | Quantized,
+    adapters: Sequence[LowRank],
+    out: FourBit,
+    *,
+    config: LaunchConfig = REQUANTIZE,
+) -> None:
+    """Checked arguments; `out` is written. config: of the fused kernel."""
     if not out.elements:
         if out.nested is not None:
             out.nested.offset.zero_()
@@ -121,8 +127,8 @@ def requantize(weight: torch.Tensor | Quantized, adapters: Sequence[LowRank], ou
     absmax = out.absmax if nested is None else torch.empty(out.blocks, device=out.device)
     bounds = torch.from_numpy(NF4_BOUNDS).to(out.device)
     with on(out.device):
-        if REQUANTIZE.columns % out.blocksize == 0 and out.shape[1] % out.blocksize == 0:
-            _fused(weight, adapters, out, absmax, bounds)
+        if config.columns % out.blocksize == 0 and out.shape[1] % out.blocksize == 0:
+            _fused(weight, adapters, out, absmax, bounds, config)
         else:
             _through_memory(weight, adapters, out, absmax, bounds)
         if nested is not None:
@@ -135,7 +141,7 @@ def _fused(
     out: FourBit,
     absmax: torch.Tensor,
     bounds: torch.Tensor,
-    config: LaunchConfig = REQUANTIZE,
+    config: LaunchConfig,
 ) -> None:
     table = tables.build(
         [(like(weight), like(out))], [adapters],
