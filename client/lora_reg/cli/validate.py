@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lora_reg.client import Client
     from lora_reg.progress import Progress
     from lora_reg.spec.policy import Decision, Policy
-    from lora_reg.spec.validation import Layer, Role, Validation
+    from lora_reg.spec.validation import Layer, Precision, Role, Validation
     from lora_reg.spec.wire.jobs import JobView
 
     Names: TypeAlias = dict[Role, dict[str, str]]
@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 @click.option("--general", multiple=True, metavar="REF", help="A set of other text, on which it is seen to forget.")
 @click.option("--against", metavar="REF", help="The adapter that is in service now.")
 @click.option("--policy", "policy_file", metavar="FILE", help="TOML or JSON; without it, the default policy.")
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "bfloat16", "nf4"]),
+    help="What the base is loaded as; without it float32, or bfloat16 for more than 4 GB of weights.",
+)
 @click.option("--plot", metavar="FILE", help="Draw the losses side by side, as PNG or SVG.")
 @click.option("--detach", is_flag=True, help="Do not wait; print the job's id.")
 @click.option(
@@ -44,6 +49,7 @@ def validate(
     general: tuple[str, ...],
     against: str | None,
     policy_file: str | None,
+    precision: Precision | None,
     plot: str | None,
     detach: bool,
     timeout: float | None,
@@ -66,16 +72,17 @@ def validate(
 
         check(plot)
     policy = DEFAULT if policy_file is None else parse_policy(read(Path(policy_file)))
+    precision = precision or policy.precision
     if local:
         refuse({"--detach": detach, "--timeout": timeout}, "--local")
         if base_dir is None:
             raise click.UsageError("--local needs --base-dir DIR, the folder of the base.")
-        found = _here(state, policy, Path(base_dir), Path(subject), data, general, against)
+        found = _here(state, policy, Path(base_dir), Path(subject), data, general, against, precision)
     else:
         refuse({"--base-dir": base_dir}, "a job")
         client = state.client()
         refs = [pinned(client, ref) for ref in (subject, against) if ref is not None]
-        asked = [client.validate(ref, data=data, general=general) for ref in refs]
+        asked = [client.validate(ref, data=data, general=general, precision=precision) for ref in refs]
         if detach:
             tell_job(state, asked[0])
             return 0
@@ -124,23 +131,27 @@ def _here(
     data: tuple[str, ...],
     general: tuple[str, ...],
     against: str | None,
+    precision: Precision | None,
 ) -> Found:
-    """Run everything on this machine."""
+    """Run everything on this machine. precision None: by the size of the base."""
+    from lora_reg.spec.validation import usual_precision
+
     need_folders(base, folder, *([Path(against)] if against else []))
     sets: dict[Role, list[Path]] = {"quality": [], "forgetting": [Path(name) for name in general], "behaviour": []}
     for name in data:
         sets["behaviour" if _asks(Path(name)) else "quality"].append(Path(name))
     validating = kernels("validating", "Validating")
+    precision = precision or usual_precision(sum(path.stat().st_size for path in base.rglob("*") if path.is_file()))
     progress = state.progress()
     try:
         skip: dict[Layer, str] = dict.fromkeys(policy.skip, "the policy skips it.")
-        report = _report(validating, base, folder, sets, skip, progress)
+        report = _report(validating, base, folder, sets, skip, precision, progress)
         holder = None
         if against is not None:
             only_losses: dict[Layer, str] = dict.fromkeys(
                 ("numbers", "effect", "agreement", "behaviour"), "only losses are compared."
             )
-            holder = _report(validating, base, Path(against), sets, only_losses, progress)
+            holder = _report(validating, base, Path(against), sets, only_losses, precision, progress)
     finally:
         progress.end()
     return report, holder, {role: {_digest(path): path.stem for path in paths} for role, paths in sets.items()}
@@ -152,12 +163,13 @@ def _report(
     adapter: Path,
     sets: dict[Role, list[Path]],
     skip: dict[Layer, str],
+    precision: Precision,
     progress: Progress,
 ) -> Validation:
     chosen = tuple(
         validating.EvaluationSet(role, _digest(path), path.stem, path) for role, paths in sets.items() for path in paths
     )
-    subject = validating.Subject(base, adapter, str(adapter), str(base), chosen, skip)
+    subject = validating.Subject(base, adapter, str(adapter), str(base), chosen, skip, precision=precision)
     shown: str | None = None
     before = 0
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from lora_reg.calls import Calls
 from lora_reg.spec.reference import Reference
+from lora_reg.spec.validation import Precision
 from lora_reg.spec.wire.gates import (
     ApprovalView,
     ApproveRequest,
@@ -25,8 +26,18 @@ from lora_reg.spec.wire.jobs import JobView
 class GateCalls(Calls):
     """One short method per endpoint. References of evaluation sets get the caller's namespace where they have none."""
 
-    def validate(self, ref: str | Reference, *, data: Sequence[str] = (), general: Sequence[str] = ()) -> JobView:
-        request = ValidateRequest(version=str(self.parse(ref)), data=self._full(data), general=self._full(general))
+    def validate(
+        self,
+        ref: str | Reference,
+        *,
+        data: Sequence[str] = (),
+        general: Sequence[str] = (),
+        precision: Precision | None = None,
+    ) -> JobView:
+        """precision: what the base is loaded as; None: by its size."""
+        request = ValidateRequest(
+            version=str(self.parse(ref)), data=self._full(data), general=self._full(general), precision=precision
+        )
         return self._post("/validations", request, JobView)
 
     def policies(self, *, pattern: str | None = None) -> PolicyList:

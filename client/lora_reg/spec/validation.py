@@ -29,6 +29,18 @@ State = Literal["passed", "failed", "skipped"]
 
 Facts: TypeAlias = dict[str, Any]
 
+Precision = Literal["float32", "bfloat16", "nf4"]
+"""What a base is loaded as: its weights in one of two types, or quantized as QLoRA trains on it (bitsandbytes, double
+quantization). Products and sums are in float32, or in bfloat16 for `bfloat16` and for `nf4` on a GPU."""
+
+LARGE_BASE: Final = 4 * 10**9
+"""Bytes of weights beyond which a base is loaded in bfloat16 where nobody says otherwise."""
+
+
+def usual_precision(weights: int) -> Precision:
+    """weights: bytes of the base's files."""
+    return "float32" if weights <= LARGE_BASE else "bfloat16"
+
 
 class LayerResult(msgspec.Struct, frozen=True):
     """failed: a finding is an error. skipped: not run; `reason` says why. facts: the evidence, JSON values."""
@@ -75,13 +87,14 @@ class Answers(msgspec.Struct, frozen=True):
 
 class Validation(msgspec.Struct, frozen=True, kw_only=True):
     """The body of a report of kind `validate`. version, base: digests. datasets: digests of the evaluation sets by
-    role, sorted. environment: backend, dtype, thread count and the versions of libraries that made the numbers.
+    role, sorted. environment: machine, backend, thread count and the versions of libraries that made the numbers.
     answers: by digest of the set."""
 
     schema: int = 1
     suite: int = SUITE
     version: str
     base: str
+    precision: Precision = "float32"
     datasets: dict[Role, list[str]]
     environment: dict[str, str]
     layers: dict[Layer, LayerResult]
@@ -112,6 +125,7 @@ class ValidationKey(msgspec.Struct, frozen=True, kw_only=True):
     quality: tuple[str, ...] = ()
     forgetting: tuple[str, ...] = ()
     behaviour: tuple[str, ...] = ()
+    precision: Precision = "float32"
     suite: int = SUITE
 
     @property

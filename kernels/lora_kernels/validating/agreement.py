@@ -5,30 +5,51 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from lora_kernels.merging import merge_folder
 from lora_kernels.validating.losses import probe_logits
-from lora_kernels.validating.models import load_base
+from lora_kernels.validating.models import computed_in, load_base
 from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.findings import Finding
-from lora_reg.spec.validation import LayerResult
+from lora_reg.spec.findings import Finding, Severity
+from lora_reg.spec.validation import LayerResult, Precision
 
 Probes = Sequence[np.ndarray[Any, np.dtype[np.float64]]]
 
-# (name, dtype, onto). What is merged onto NF4 differs by the quantization of the base as well, and is only told.
-FORMS: Final = (
-    ("float32", "float32", "fp"),
-    ("bfloat16", "bfloat16", "fp"),
-    ("float16", "float16", "fp"),
-    ("nf4 base, bfloat16", "bfloat16", "nf4"),
-)
 # Nats between merged and unmerged. In float32 both are the same numbers in another order of sums; bfloat16 keeps eight
 # bits of each weight (docs/validation.md has what was measured).
 EXACT: Final = 1e-6
 ROUNDED: Final = 1e-2
+
+
+class Form(NamedTuple):
+    """A way to merge. bound: in nats, beyond which it is found to differ; None: what differs by the quantization of
+    the base as well is only told."""
+
+    name: str
+    dtype: str
+    onto: str
+    bound: float | None = None
+    severity: Severity = "warning"
+
+
+FORMS: Final[dict[Precision, tuple[Form, ...]]] = {
+    "float32": (
+        Form("float32", "float32", "fp", EXACT, "error"),
+        Form("bfloat16", "bfloat16", "fp", ROUNDED),
+        Form("float16", "float16", "fp", ROUNDED),
+        Form("nf4 base, bfloat16", "bfloat16", "nf4"),
+    ),
+    # Sums in bfloat16 differ by more than a merge to float32 or float16 does.
+    "bfloat16": (Form("bfloat16", "bfloat16", "fp", ROUNDED), Form("nf4 base, bfloat16", "bfloat16", "nf4")),
+    "nf4": (
+        Form("nf4 base, float32", "float32", "nf4", ROUNDED),
+        Form("nf4 base, bfloat16", "bfloat16", "nf4", ROUNDED),
+        Form("bfloat16", "bfloat16", "fp"),
+    ),
+}
 
 
 def divergence(one: Probes, other: Probes) -> float:
@@ -44,12 +65,21 @@ def top_agreement(one: Probes, other: Probes) -> float:
 
 
 def agreement(
-    base: Path, adapter: Path, ids: Sequence[Sequence[int]], unmerged: Probes, told: Callable[[str], None]
+    base: Path,
+    adapter: Path,
+    ids: Sequence[Sequence[int]],
+    unmerged: Probes,
+    told: Callable[[str], None],
+    *,
+    precision: Precision = "float32",
 ) -> LayerResult:
-    """Merge in each form, and compare with what the adapter does unmerged. Types that have no merged form pass."""
+    """Merge in each form, and compare with what the adapter does unmerged. Types that have no merged form pass.
+    precision: of the unmerged model."""
     findings: list[Finding] = []
     forms: dict[str, Any] = {}
-    for name, dtype, onto in FORMS:
+    # A merge is dense: what was NF4 is run in the type that NF4 is computed in.
+    loaded = computed_in(precision)
+    for name, dtype, onto, bound, severity in FORMS[precision]:
         told(name)
         with TemporaryDirectory(prefix="lora-reg-merged-") as folder:
             try:
@@ -61,15 +91,14 @@ def agreement(
                 if error.code != "unsupported":
                     findings.append(Finding("merge-refused", "warning", f"Merged to {name}: {error.detail}"))
                 continue
-            merged = probe_logits(load_base(Path(folder) / "merged"), ids)
+            merged = probe_logits(load_base(Path(folder) / "merged", loaded), ids)
         found = {"divergence": divergence(unmerged, merged), "top_agreement": top_agreement(unmerged, merged)}
         forms[name] = {**found, "kept": report.kept, "cosine": report.cosine}
-        bound = {"float32": EXACT, "bfloat16": ROUNDED, "float16": ROUNDED}.get(name)
         if bound is not None and not found["divergence"] <= bound:
             findings.append(
                 Finding(
                     "merged-differs",
-                    "error" if name == "float32" else "warning",
+                    severity,
                     f"Merged to {name} it is {found['divergence']:.1e} nats from what it is unmerged; "
                     f"at most {bound:.0e} is rounding.",
                 )

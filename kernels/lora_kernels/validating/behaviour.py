@@ -59,7 +59,7 @@ def meets(answer: str, expect: Expectation) -> bool:
 
 def _answer(model: Any, tokenizer: Any, record: Record) -> str:
     ids = Encoded(tokenizer, Record(record.prompt or "")).ids[: MAX_TOKENS - LONGEST]
-    prompt = torch.tensor([ids])
+    prompt = torch.tensor([ids], device=model.device)
     end = tokenizer.eos_token_id
     with torch.inference_mode():
         made = model.generate(

@@ -60,7 +60,7 @@ def losses(model: Any, items: Sequence[Encoded], told: Callable[[int], None]) ->
                 item = items[index]
                 # Log-probabilities of float64: a sum of 500 tokens then differs by nothing that a threshold sees.
                 predicted = logits[row, item.first - 1 : len(item.ids) - 1].double().log_softmax(-1)
-                target = torch.tensor(item.ids[item.first :])
+                target = torch.tensor(item.ids[item.first :], device=predicted.device)
                 value = -float(predicted.gather(1, target[:, None]).sum())
                 found[index] = value if math.isfinite(value) else None
         told(min(start + BATCH, len(order)))
@@ -76,7 +76,7 @@ def probes(tokenizer: Any, items: Sequence[Encoded]) -> list[list[int]]:
 def probe_logits(model: Any, ids: Sequence[Sequence[int]]) -> list[np.ndarray[Any, np.dtype[np.float64]]]:
     """Log-probabilities (tokens, vocabulary) of each probe."""
     logits = _logits(model, ids)
-    return [logits[row, : len(one)].double().log_softmax(-1).numpy() for row, one in enumerate(ids)]
+    return [logits[row, : len(one)].double().log_softmax(-1).cpu().numpy() for row, one in enumerate(ids)]
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
@@ -94,6 +94,8 @@ def _logits(model: Any, ids: Sequence[Sequence[int]]) -> torch.Tensor:
         padded[row, : len(one)] = torch.tensor(one)
         mask[row, : len(one)] = 1
     with torch.inference_mode():
-        result: torch.Tensor = model(input_ids=padded, attention_mask=mask, use_cache=False).logits
+        result: torch.Tensor = model(
+            input_ids=padded.to(model.device), attention_mask=mask.to(model.device), use_cache=False
+        ).logits
     # Virtual tokens of prompt tuning stand before those of the text, and have logits of their own.
     return result[:, -longest:].float()

@@ -12,9 +12,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.validation import Precision
+
+if TYPE_CHECKING:
+    import torch
 
 
 @contextmanager
@@ -37,17 +41,52 @@ def quiet() -> Iterator[None]:
         talk.set_verbosity(level)
 
 
-def load_base(folder: Path) -> Any:
-    """A causal language model in float32, to be evaluated. On a processor sums in bfloat16 depend on the number of
-    threads, those in float32 do not."""
+def device() -> torch.device:
+    """Where models are run: the GPU where there is one."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def computed_in(precision: Precision) -> Precision:
+    """The type of products and sums. On a processor sums in bfloat16 depend on the number of threads, those in float32
+    do not: there NF4 is computed in float32."""
+    if precision == "nf4":
+        return "float32" if device().type == "cpu" else "bfloat16"
+    return precision
+
+
+def load_base(folder: Path, precision: Precision = "float32") -> Any:
+    """A causal language model, to be evaluated, on `device`. A checkpoint that is itself quantized stays so, and
+    `precision` is what it is computed in."""
     import torch
     from transformers import AutoModelForCausalLM
 
+    where = device()
+    wide = getattr(torch, computed_in(precision))
+    placed = where.type == "cuda" or precision == "nf4"
     with quiet():
         model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+            folder,
+            dtype=wide,
+            device_map={"": where} if placed else None,
+            quantization_config=_nf4(wide) if precision == "nf4" else None,
+            local_files_only=True,
+            trust_remote_code=False,
         )
     return model.eval()
+
+
+def _nf4(compute: torch.dtype) -> Any:
+    import transformers
+
+    config: Any = transformers.BitsAndBytesConfig
+    return config(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+    )
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lora_reg.spec.validation import Layer, Role
+from lora_reg.spec.validation import Layer, Precision, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,8 @@ class EvaluationSet:
 @dataclass(frozen=True, slots=True)
 class Subject:
     """base, adapter: folders. version, base_digest: what the report is bound to. skip: layers that are not run, and
-    why. base_names: under which trainers know the base; None: whatever the adapter's config calls it."""
+    why. base_names: under which trainers know the base; None: whatever the adapter's config calls it. precision: what
+    the base is loaded as."""
 
     base: Path
     adapter: Path
@@ -30,3 +31,4 @@ class Subject:
     sets: tuple[EvaluationSet, ...] = ()
     skip: dict[Layer, str] = field(default_factory=dict)
     base_names: frozenset[str] | None = None
+    precision: Precision = "float32"

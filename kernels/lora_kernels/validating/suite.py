@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
@@ -22,7 +20,6 @@ from lora_reg.spec.validation import ROLES, Answers, Evaluation, Layer, LayerRes
 Progress = Callable[[str, int, int], None]
 """(what is being done, done, of how many)"""
 
-_LIBRARIES: Final = ("lora-reg", "numpy", "torch", "transformers", "peft")
 _RUN: Final[tuple[Layer, ...]] = (
     "tokenizer",
     "serveability",
@@ -38,6 +35,7 @@ _RUN: Final[tuple[Layer, ...]] = (
 def validate(subject: Subject, *, progress: Progress | None = None) -> Validation:
     """Run every layer that is not to be skipped. An adapter whose structure fails is not loaded, and the other layers
     are skipped for that reason. Raises RegistryError for a base or an evaluation set that cannot be read."""
+    from lora_kernels.validating.environment import environment
     from lora_kernels.validating.structure import structure
 
     told = progress or (lambda _what, _done, _total: None)
@@ -54,8 +52,9 @@ def validate(subject: Subject, *, progress: Progress | None = None) -> Validatio
     return Validation(
         version=subject.version,
         base=subject.base_digest,
+        precision=subject.precision,
         datasets=_digests(subject),
-        environment=_environment(),
+        environment=environment(),
         layers=layers,
         evaluations=evaluations,
         answers=answers,
@@ -123,7 +122,7 @@ def _measure(
             losses.losses(model, items, partial(_count, told, f"{one.name}, {who}", len(items))) for one, items in sets
         ]
 
-    model = models.load_base(subject.base)
+    model = models.load_base(subject.base, subject.precision)
     before, base_nats = losses.probe_logits(model, probes), pass_over(model, "base")
     try:
         model = models.attach(model, subject.adapter)
@@ -142,7 +141,12 @@ def _measure(
     del model
     if "agreement" in run:
         layers["agreement"] = agreement(
-            subject.base, subject.adapter, probes, after, lambda form: told(f"merged to {form}", 0, 1)
+            subject.base,
+            subject.adapter,
+            probes,
+            after,
+            lambda form: told(f"merged to {form}", 0, 1),
+            precision=subject.precision,
         )
     for (one, items), mine, theirs in zip(sets, nats, base_nats, strict=True):
         tokens = [item.tokens for item in items]
@@ -187,8 +191,3 @@ def _digests(subject: Subject) -> dict[Role, list[str]]:
     for one in subject.sets:
         found[one.role].append(one.digest)
     return {role: sorted(digests) for role, digests in found.items()}
-
-
-def _environment() -> dict[str, str]:
-    versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
-    return {**versions, "backend": "cpu", "dtype": "float32", "threads": os.environ.get("OMP_NUM_THREADS", "")}

@@ -12,7 +12,7 @@ from sqlmodel import Session
 
 from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.policy import Policy, governing
-from lora_reg.spec.validation import Role, ValidationKey
+from lora_reg.spec.validation import Precision, Role, ValidationKey, usual_precision
 from lora_registry.auth.principals import Principal
 from lora_registry.catalog import gate_store, resolve, store
 from lora_registry.db.tables import DecisionRow, PolicyRow, Repository, Version
@@ -41,9 +41,9 @@ class Sets:
 
     by_role: dict[Role, dict[str, Chosen]]
 
-    def key(self, version: str, base: str) -> ValidationKey:
-        """The identity of a validation of a version on these sets."""
-        return _key(version, base, self.digests())
+    def key(self, version: Version, base: Version, precision: Precision | None) -> ValidationKey:
+        """The identity of a validation of a version on these sets. precision None: by the size of the base."""
+        return _key(version, base, precision, self.digests())
 
     def digests(self) -> dict[Role, list[str]]:
         return {role: sorted(chosen) for role, chosen in self.by_role.items()}
@@ -109,12 +109,13 @@ def guard(
     row, policy = found
     if back and gate_store.moved_by_allowance(session, repo.id or 0, tag, version.id or 0):
         return
+    base = base_of(session, repo, version)
     decisions = gate_store.allowing(
         session, version_id=version.id or 0, tag=tag, policy_digest=row.digest or "", holder_version_id=holder
     )
     if decisions:
         asked = evaluation_sets(session, principal, policy)
-        if any(_holds(session, decision, version, policy, asked) for decision in decisions):
+        if any(_holds(session, decision, version, base, policy, asked) for decision in decisions):
             return
     raise RegistryError(
         "tag-gated",
@@ -123,20 +124,31 @@ def guard(
     )
 
 
-def _holds(session: Session, decision: DecisionRow, version: Version, policy: Policy, asked: Sets) -> bool:
+def _holds(
+    session: Session, decision: DecisionRow, version: Version, base: Version, policy: Policy, asked: Sets
+) -> bool:
     sets: dict[Role, list[str]] = json.loads(decision.sets)
     if any(not set(wanted) <= set(sets[role]) for role, wanted in asked.digests().items()):
         return False
-    key = _key(version.digest, decision.base_digest, sets)
+    key = _key(version, base, policy.precision, sets)
     if decision.report_id != enqueue.validation_job_id(version, key):
         return False  # of an older suite
     report = gate_store.report(session, decision.report_id)
     return report is not None and (policy.fresh_days is None or now() - report.created_at <= policy.fresh_days * DAY)
 
 
-def _key(version: str, base: str, sets: Mapping[Role, Sequence[str]]) -> ValidationKey:
+def _key(
+    version: Version, base: Version, precision: Precision | None, sets: Mapping[Role, Sequence[str]]
+) -> ValidationKey:
     quality, forgetting, behaviour = (tuple(sets[role]) for role in ("quality", "forgetting", "behaviour"))
-    return ValidationKey(version=version, base=base, quality=quality, forgetting=forgetting, behaviour=behaviour)
+    return ValidationKey(
+        version=version.digest,
+        base=base.digest,
+        quality=quality,
+        forgetting=forgetting,
+        behaviour=behaviour,
+        precision=precision or usual_precision(base.size),
+    )
 
 
 def _choose(session: Session, principal: Principal, texts: Iterable[str]) -> dict[str, Chosen]:

@@ -31,6 +31,7 @@ class Wanted:
     """A validation by what it depends on."""
 
     version: Version
+    base: Version
     key: ValidationKey
 
     @property
@@ -107,8 +108,9 @@ def open_case(
         holder = store.versions_by_id(session, [tagged.version_id])[tagged.version_id]
     other = None
     if holder is not None:
-        other = Wanted(holder, sets.key(holder.digest, governing.base_of(session, repo, holder).digest))
-    own = Wanted(version, sets.key(version.digest, base.digest))
+        below = governing.base_of(session, repo, holder)
+        other = Wanted(holder, below, sets.key(holder, below, policy.precision))
+    own = Wanted(version, base, sets.key(version, base, policy.precision))
     return Case(repo, version, base, tag, tagged, holder, pattern, policy, digest, sets, own, other)
 
 
@@ -140,7 +142,7 @@ def judge(session: Session, case: Case, approvals: Sequence[tuple[str, str]]) ->
 def need_weights(session: Session, wanted: Sequence[Wanted]) -> None:
     """Raises `unsupported` where a base that something has to run on is known by its fingerprint alone."""
     for one in wanted:
-        base = store.versions_by_id(session, [one.version.base_version_id or 0])[one.version.base_version_id or 0]
+        base = one.base
         if base.weights_absent:
             repo = store.repositories_by_id(session, [base.repository_id])[base.repository_id]
             raise RegistryError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from sqlmodel import Session
 
@@ -14,10 +15,15 @@ from lora_registry.auth.principals import Principal, require
 from lora_registry.catalog import governing, resolve
 from lora_registry.catalog.governing import Sets
 from lora_registry.context import Context
-from lora_registry.db.tables import Repository
+from lora_registry.db.tables import Repository, Version
 from lora_registry.gates.case import Wanted, need_weights
+from lora_registry.jobs.port import Queue
+from lora_registry.jobs.store import served
 from lora_registry.operations import jobs
 from lora_registry.work import enqueue
+
+SMALL_BASE: Final = 10**9
+"""Bytes of a base that a processor is fast enough for."""
 
 
 def submit(ctx: Context, principal: Principal, request: ValidateRequest) -> JobView:
@@ -27,7 +33,7 @@ def submit(ctx: Context, principal: Principal, request: ValidateRequest) -> JobV
         require(principal, "writer", repo.namespace)
         base = governing.base_of(session, repo, version)
         sets = governing.evaluation_sets(session, principal, DEFAULT, request.data, request.general)
-        wanted = Wanted(version, sets.key(version.digest, base.digest))
+        wanted = Wanted(version, base, sets.key(version, base, request.precision))
         need_weights(session, [wanted])
         start(ctx, session, principal, repo, [wanted], sets)
     again(ctx, [wanted.job_id])
@@ -45,7 +51,12 @@ def start(
         for _, chosen in sorted(some.items())
     ]
     for wanted in missing:
-        enqueue.validate(ctx, session, principal, repo, wanted.version, wanted.key, named)
+        enqueue.validate(ctx, session, principal, repo, wanted.version, wanted.key, named, _queue(session, wanted.base))
+
+
+def _queue(session: Session, base: Version) -> Queue:
+    """Where a validation runs: on a worker for GPUs if one lives and the base is large enough to gain by it."""
+    return "gpu" if base.size > SMALL_BASE and "gpu" in served(session) else "cpu"
 
 
 def again(ctx: Context, job_ids: Iterable[str]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import BigInteger, ColumnElement, Connection, Engine, delete, func, literal_column, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy.orm import InstrumentedAttribute, Session
 from sqlmodel import SQLModel, col
 
 from lora_registry.db.tables.jobs import WorkerLease
@@ -22,8 +22,8 @@ _beat: InstrumentedAttribute[int] = col(WorkerLease.beat_at)  # type: ignore[ass
 _lease: InstrumentedAttribute[int] = col(WorkerLease.lease_us)  # type: ignore[assignment]
 
 
-def _now(engine: Engine) -> ColumnElement[int]:
-    return literal_column(_NOW[engine.dialect.name], BigInteger)
+def _now(bind: Engine | Connection) -> ColumnElement[int]:
+    return literal_column(_NOW[bind.dialect.name], BigInteger)
 
 
 def _reading(engine: Engine) -> Connection:
@@ -86,6 +86,12 @@ def holders(engine: Engine) -> set[str]:
     """Executor ids that have a lease."""
     with _reading(engine) as connection:
         return set(connection.execute(select(_executor)).scalars())
+
+
+def served(session: Session) -> set[str]:
+    """Queues that a live worker takes jobs from."""
+    alive = select(col(WorkerLease.queues)).where(_beat + _lease >= _now(session.get_bind()))
+    return {queue for queues in session.execute(alive).scalars() for queue in queues.split(",")}
 
 
 def create_table(engine: Engine) -> None:

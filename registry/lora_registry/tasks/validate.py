@@ -45,6 +45,7 @@ def _inputs(ctx: Context, spec: dict[str, Any]) -> dict[str, Any]:
         return {
             "version": subject.digest,
             "base": versions[base_id].digest,
+            "precision": spec["precision"],
             "adapter_files": files[subject.id or 0],
             "base_files": files[base_id],
             "sets": [

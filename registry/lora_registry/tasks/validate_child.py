@@ -29,6 +29,13 @@ def measure(spec: dict[str, Any], report: Report) -> dict[str, Any]:
         def told(what: str, done: int, total: int) -> None:
             report.progress(what, done=done, total=total, unit="records" if total > 1 else "")
 
-        subject = Subject(folder / "base", folder / "adapter", spec["version"], spec["base"], tuple(sets))
+        subject = Subject(
+            folder / "base",
+            folder / "adapter",
+            spec["version"],
+            spec["base"],
+            tuple(sets),
+            precision=spec["precision"],
+        )
         found: dict[str, Any] = msgspec.to_builtins(validate(subject, progress=told))
         return found

@@ -52,14 +52,15 @@ def validate(
     version: Version,
     key: ValidationKey,
     sets: Sequence[tuple[Role, int, str]],
+    queue: Queue,
 ) -> None:
     """Enqueue a validation; the same one again is a no-op. sets: role, id of the version, and how it is called."""
     names = ", ".join(dict.fromkeys(name for _, _, name in sets))
     title = f"validate {repo.namespace}/{repo.name}:v{version.number}" + (f" on {names}" if names else "")
     job_id = validation_job_id(version, key)
     _row(session, principal, job_id, VALIDATE, repo.namespace, title, subject=version.id)
-    spec = {"version": version.id, "sets": [list(one) for one in sets]}
-    _start(ctx, session, job_id, VALIDATE, spec, "cpu")
+    spec = {"version": version.id, "sets": [list(one) for one in sets], "precision": key.precision}
+    _start(ctx, session, job_id, VALIDATE, spec, queue)
 
 
 def examine(

@@ -11,7 +11,7 @@ from lora_reg.spec import canonical
 from lora_reg.spec.digest import Digest
 from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.serveability import Runtime
-from lora_reg.spec.validation import Layer
+from lora_reg.spec.validation import Layer, Precision
 
 MAX_BYTES: Final = 256 * 1024
 
@@ -73,6 +73,7 @@ class Policy(_Part, frozen=True):
     """What must hold before a tag may point to a version.
 
     blocking: layers whose errors refuse. skip: layers that need not run. allow: codes of findings that never block.
+    precision: what the base is loaded as; None: as `validation.usual_precision` has it, by the base's size.
     max_rank: the largest effective rank. licences: of the version's metadata `license`; empty: any. runtimes: servers
     that must be able to serve it as it is. fresh_days: the report's greatest age; None: it does not age, as its inputs
     are pinned.
@@ -86,6 +87,7 @@ class Policy(_Part, frozen=True):
     quality: Quality = Quality()
     forgetting: Forgetting = Forgetting()
     behaviour: Behaviour = Behaviour()
+    precision: Precision | None = None
     max_rank: Annotated[int, Meta(ge=1)] | None = None
     licences: list[str] = []
     runtimes: list[Runtime] = []

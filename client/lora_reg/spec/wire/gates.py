@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from lora_reg.spec.validation import Precision
 from lora_reg.spec.wire.common import Request, Response
 from lora_reg.spec.wire.jobs import JobView
 from lora_reg.spec.wire.tags import TagView
@@ -11,11 +12,13 @@ from lora_reg.spec.wire.tags import TagView
 
 class ValidateRequest(Request, frozen=True):
     """`POST /validations`: a job, or the one of the same digests. version: a reference to an adapter. data: evaluation
-    sets, whose losses are quality; general: sets of general text, on which an adapter is seen to forget."""
+    sets, whose losses are quality; general: sets of general text, on which an adapter is seen to forget. precision:
+    what the base is loaded as; None: by its size."""
 
     version: str
     data: list[str] = []
     general: list[str] = []
+    precision: Precision | None = None
 
 
 class PolicyRequest(Request, frozen=True):

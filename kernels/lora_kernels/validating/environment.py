@@ -1,0 +1,46 @@
+"""What made the numbers of a report: backend, machine, and the versions of libraries."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Final
+
+_LIBRARIES: Final = ("lora-reg", "numpy", "torch", "transformers", "peft", "bitsandbytes")
+
+
+def environment() -> dict[str, str]:
+    """Equal on equal machines: no name of a host, a folder or a user is in it."""
+    from lora_kernels.validating.models import device
+
+    found = {name: importlib.metadata.version(name) for name in _LIBRARIES if _installed(name)}
+    return {
+        **found,
+        "python": platform.python_version(),
+        "backend": device().type,
+        "machine": _machine(),
+        "threads": os.environ.get("OMP_NUM_THREADS", ""),
+    }
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _machine() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    try:
+        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text("utf-8"), flags=re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.machine()
