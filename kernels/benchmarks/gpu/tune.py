@@ -231,9 +231,15 @@ def main() -> int:
                     + ("  in use" if used else "")
                 )
     if arguments.out is not None:
-        record = {"device": torch.cuda.get_device_name(), "shape": SHAPE, "rows": rows}
-        arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        head = json.dumps({"device": torch.cuda.get_device_name(), "shape": SHAPE, "rows": []}).removesuffix("]}")
+        lines = ",\n".join(json.dumps(_rounded(row)) for row in rows)
+        arguments.out.write_text(f"{head}\n{lines}\n]}}\n", encoding="utf-8")
     return 0
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    """Four digits are more than the runs differ by."""
+    return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in row.items()}
 
 
 if __name__ == "__main__":

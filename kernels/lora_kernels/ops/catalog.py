@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lora_kernels.ops import totals
 from lora_kernels.ops.aot import Variant
 from lora_kernels.ops.dare_merge import kernel as dare_merge
 from lora_kernels.ops.dequant_blockwise import kernel as dequant_blockwise
@@ -21,6 +22,7 @@ KERNELS = (
     dequant_blockwise,
     merge_quantized,
     requantize_nf4,
+    totals,
 )
 
 

@@ -1,45 +1,60 @@
 """Chosen launch configurations, as data. Nothing is tuned at run time: the same call launches the same code everywhere.
 
-`measured` says where and by what a row was chosen. Rows that no GPU has measured say so; for them the choice is the
-largest tile with which every variant compiles for sm_90 without a spill (`docs/kernels.md` has the registers).
+`measured` says where and by what a row was chosen; `python -m benchmarks.gpu.tune` measures, and
+`kernels/benchmarks/results/tune-nvidia-h200.json` has what it found. Rows that no GPU has measured say so. Every
+variant must compile for sm_90 without a spill, so that float32 factors, which need more registers, have more warps.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
+
+import torch
 
 NOT_MEASURED: Final = "not measured on a GPU; every variant compiles for sm_90 without spills"
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchConfig:
-    """Tile of W per program (rows, columns), slice of the rank per step, warps and pipeline stages."""
+    """Tile of W per program (rows, columns), slice of the rank per step, warps and pipeline stages. wide_warps: with
+    factors in float32; None: as others."""
 
     rows: int
     columns: int
     rank: int
     warps: int
     stages: int
+    wide_warps: int | None = None
     measured: str = NOT_MEASURED
 
+    def with_factors(self, factor: torch.dtype) -> LaunchConfig:
+        """What factors of this type are launched with."""
+        if factor != torch.float32 or self.wide_warps is None:
+            return self
+        return replace(self, warps=self.wide_warps, wide_warps=None)
 
-# 64 x 128 in 8 warps needs up to 255 registers, 64 x 64 in 4 warps up to 255 and spills; slices of 32 or 64 of the rank
-# cost registers, which with tiles of this size leave fewer warps in flight.
-MERGE_LOW_RANK: Final = LaunchConfig(rows=64, columns=64, rank=16, warps=8, stages=2)
-MERGE_DORA: Final = MERGE_LOW_RANK
-TENSOR_STATS: Final = LaunchConfig(rows=1, columns=4096, rank=0, warps=8, stages=2)
-# More is kept per element than in a merge: at 64 x 64 some variants spill.
-SPARSE: Final = LaunchConfig(rows=32, columns=64, rank=16, warps=8, stages=2)
+
+def _on_h200(share: str) -> str:
+    return f"NVIDIA H200, 8192 x 28672: {share} of the copy's bandwidth"
+
+
+MERGE_LOW_RANK: Final = LaunchConfig(64, 64, 16, 4, 2, 8, measured=_on_h200("56 %, 8 warps 37 %; four adapters 35 %"))
+MERGE_DORA: Final = LaunchConfig(64, 64, 16, 4, 2, 8, measured=_on_h200("6 %, 8 warps 3 %, with rows added up by tile"))
+TENSOR_STATS: Final = LaunchConfig(1, 16384, 0, 4, 2, measured=_on_h200("64 %, 4096 elements 33 %"))
+# More is kept per element than in a merge.
+SPARSE: Final = LaunchConfig(32, 64, 16, 4, 2, 8, measured=_on_h200("10 %, 8 warps 8 %"))
 # The deltas whose magnitudes are counted must be those that are merged, bit for bit: the tiles are the same.
 RADIX: Final = SPARSE
 # Per adapter: a few for each of the 132 processors of an H200, so that each adds up many tiles before it writes.
 RADIX_PROGRAMS: Final = 528
-DEQUANTIZE: Final = LaunchConfig(rows=64, columns=64, rank=0, warps=8, stages=2)
-MERGE_QUANTIZED: Final = MERGE_LOW_RANK
+DEQUANTIZE: Final = LaunchConfig(64, 64, 0, 2, 2, measured=_on_h200("50 %, 8 warps 40 %"))
+MERGE_QUANTIZED: Final = LaunchConfig(64, 64, 16, 4, 2, 8, measured=_on_h200("27 %, 8 warps 21 %"))
 # Columns of 64 are whole blocks of the size that nearly all NF4 checkpoints have.
-REQUANTIZE: Final = SPARSE
+REQUANTIZE: Final = LaunchConfig(64, 64, 16, 4, 2, 8, measured=_on_h200("5.6 %, 32 x 64 in 8 warps 3.5 %"))
 # Elements per program, as rows of whole blocks; the largest block is 4096.
 QUANTIZE_BLOCKS: Final = LaunchConfig(rows=1, columns=4096, rank=0, warps=8, stages=2)
 # Rows of 256 absmax per program.
 COMPRESS_ROWS: Final = 8
+# Programs whose numbers are added up in one step.
+TOTALS: Final = LaunchConfig(rows=1, columns=1024, rank=0, warps=8, stages=2)

@@ -90,11 +90,15 @@ def build(
             scales.append(adapter.scale)
             keep += (b, a)
         counts.append(-(-w.shape[0] // rows) * -(-w.shape[1] // columns))
+    # One copy for all of them: on small tensors the copies took longer than the kernels.
+    parts = [torch.tensor(part, dtype=torch.int64).reshape(-1) for part in (jobs, factors, counts)]
+    parts.append(_as_words(scales))
+    on_device = torch.split(upload(torch.cat(parts), torch.int64, device), [len(part) for part in parts])
     return Tables(
-        jobs=upload(jobs, torch.int64, device),
-        factors=upload(factors, torch.int64, device).reshape(-1, 3),
-        scales=upload(scales, torch.float32, device),
-        owners=torch.repeat_interleave(upload(counts, torch.int64, device), output_size=sum(counts)).int(),
+        jobs=on_device[0].reshape(-1, len(FIELDS)),
+        factors=on_device[1].reshape(-1, 3),
+        scales=on_device[3].view(torch.float32)[: len(scales)],
+        owners=_owners(on_device[2], counts),
         factor_dtype=factor_dtype,
         numbered_along_rows=all(job[E_COLUMN] == 1 for job in jobs),
         aligned=all(_aligned(tensor) for tensor in keep),
@@ -103,9 +107,21 @@ def build(
     )
 
 
-def upload(values: Sequence[object], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _as_words(scales: Sequence[float]) -> Tensor:
+    """float32 numbers, two to an int64, the last filled up with a zero."""
+    return torch.tensor([*scales, *[0.0] * (len(scales) % 2)], dtype=torch.float32).view(torch.int64)
+
+
+def _owners(on_device: Tensor, counts: Sequence[int]) -> Tensor:
+    """The job of each program, int32. on_device, counts: programs of each job."""
+    if len(counts) == 1:
+        return torch.zeros(counts[0], dtype=torch.int32, device=on_device.device)
+    return torch.repeat_interleave(on_device, output_size=sum(counts)).int()
+
+
+def upload(values: Sequence[object] | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A tensor of the values on the device. A GPU gets it from pinned memory, so that neither waits for the other."""
-    host = torch.tensor(values, dtype=dtype)
+    host = torch.as_tensor(values, dtype=dtype)
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 

@@ -39,7 +39,8 @@ def test_nf4_merged_onto_nf4_is_what_runs_unmerged(tmp_path: Path) -> None:
     forms = run("nf4", tmp_path).layers["agreement"].facts["forms"]
     assert list(forms) == ["nf4 base, float32", "nf4 base, bfloat16", "bfloat16"]
     # The base's quantization is in both of the first, and not in the last.
-    assert forms["nf4 base, float32"]["divergence"] < 1e-4 < 1e-3 < forms["bfloat16"]["divergence"]
+    assert forms["nf4 base, float32"]["divergence"] < 1e-4
+    assert forms["bfloat16"]["divergence"] > 1e-3
 
 
 def test_a_report_says_what_made_it(tmp_path: Path) -> None:

@@ -51,9 +51,7 @@ def scale_rows_kernel(
     factors: tl.tensor,
     scales: tl.tensor,
     owners: tl.tensor,
-    squares: tl.tensor,
-    magnitudes: tl.tensor,
-    across: tl.tensor,
+    row_scales: tl.tensor,
     ELEMENT: tl.constexpr,
     OUTPUT: tl.constexpr,
     FACTOR: tl.constexpr,
@@ -63,24 +61,19 @@ def scale_rows_kernel(
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_RANK: tl.constexpr,
 ) -> None:
-    """squares: as written by `row_squares_kernel`, added up here in order. magnitudes: float32 (rows,). across: tiles
-    in a row."""
+    """row_scales: float32 (rows,), what each row of V is multiplied by."""
     i_program = tl.program_id(0)
     job = job_of(jobs, owners, i_program)
     o_rows, o_columns, rows, columns = tile_of(job, i_program, BLOCK_ROWS, BLOCK_COLUMNS, ALIGNED)
     m_rows, m_columns = o_rows < rows, o_columns < columns
     m_tile = m_rows[:, None] & m_columns[None, :]
-    b_total = tl.zeros((BLOCK_ROWS,), dtype=tl.float64)
-    for i_part in range(across):
-        b_total += tl.load(squares + i_part * rows + o_rows, m_rows, other=1.0).to(tl.float64)
-    b_magnitude = tl.load(magnitudes + o_rows, m_rows, other=0.0).to(tl.float64)
-    b_factor = (b_magnitude / tl.sqrt(b_total)).to(tl.float32)
     b_w = load_tile(job, o_rows, o_columns, m_tile, ELEMENT, ALIGNED)
     b_delta = delta_sum(
         job, factors, scales, o_rows, o_columns, m_rows, m_columns, columns,
         FACTOR, NATIVE, ALIGNED, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_RANK,
     )  # fmt: skip
-    b_out = b_factor[:, None] * (widen(b_w, ELEMENT) + b_delta)
+    b_scale = tl.load(row_scales + o_rows, m_rows, other=0.0)
+    b_out = b_scale[:, None] * (widen(b_w, ELEMENT) + b_delta)
     o_out = offsets(job, o_rows, o_columns, OUT_ROW, OUT_COLUMN, ALIGNED)
     store_rounded(tl.load(job + OUT), o_out, b_out, m_tile, OUTPUT, ALIGNED)
 
@@ -95,13 +88,12 @@ def merge(
     across = -(-w.shape[1] // config.columns)
     squares = torch.empty((across, w.shape[0]), device=w.device)
     constants = low_rank_constants(table.factor_dtype, config, aligned=table.aligned)
-    constants |= {"ELEMENT": ELEMENTS[w.dtype]} | options(config)
-    given = (table.jobs, table.factors, table.scales, table.owners, squares)
+    constants |= {"ELEMENT": ELEMENTS[w.dtype]} | options(config.with_factors(table.factor_dtype))
+    given = (table.jobs, table.factors, table.scales, table.owners)
     with on(w.device):
-        row_squares_kernel[(table.programs,)](*given, **constants)
-        scale_rows_kernel[(table.programs,)](
-            *given, magnitude.float().contiguous(), across, OUTPUT=ELEMENTS[out.dtype], **constants
-        )
+        row_squares_kernel[(table.programs,)](*given, squares, **constants)
+        row_scales = (magnitude.double() / squares.sum(0, dtype=torch.float64).sqrt()).float()
+        scale_rows_kernel[(table.programs,)](*given, row_scales, OUTPUT=ELEMENTS[out.dtype], **constants)
 
 
 def variants() -> list[aot.Variant]:
@@ -111,15 +103,17 @@ def variants() -> list[aot.Variant]:
     for w, factor, aligned in ((bf16, bf16, True), (bf16, fp32, False), (fp16, fp16, True), (fp32, fp32, True)):
         name = f"{ELEMENTS[w]}, factors {ELEMENTS[factor]}, {'aligned' if aligned else 'any'}"
         constants = low_rank_constants(factor, MERGE_DORA, aligned=aligned) | {"ELEMENT": ELEMENTS[w]}
-        types = TABLE_TYPES | {"squares": "*fp32"}
+        config = MERGE_DORA.with_factors(factor)
         variants += [
-            aot.Variant(f"merge_dora norms {name}", row_squares_kernel, types, constants, MERGE_DORA),
+            aot.Variant(
+                f"merge_dora norms {name}", row_squares_kernel, TABLE_TYPES | {"squares": "*fp32"}, constants, config
+            ),
             aot.Variant(
                 f"merge_dora scale {name}",
                 scale_rows_kernel,
-                types | {"magnitudes": "*fp32", "across": "i32"},
+                TABLE_TYPES | {"row_scales": "*fp32"},
                 constants | {"OUTPUT": ELEMENTS[w]},
-                MERGE_DORA,
+                config,
             ),
         ]
     return variants

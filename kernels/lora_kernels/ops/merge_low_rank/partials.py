@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -13,8 +12,10 @@ import triton.language as tl
 from lora_kernels.merging.stats import UpdateSums
 from lora_kernels.ops.merge_low_rank.stats import MergeStats
 from lora_kernels.ops.rounding import round_to
+from lora_kernels.ops.totals import totals
 
 PARTIALS: Final = 5
+MAX_DELTA: Final = 3
 
 
 @triton.jit
@@ -42,15 +43,8 @@ def store_partials(
 
 
 def sums(partials: torch.Tensor, counts: Sequence[int]) -> list[MergeStats | None]:
-    """Sums over each job's tiles, in float64, in the order of the tiles whatever the number of threads. counts: tiles
-    of each job."""
-    values = partials.cpu().numpy().astype(np.float64)
-    parts = np.split(values, np.cumsum(counts)[:-1])
+    """Sums over each job's tiles, in float64. counts: tiles of each job."""
     return [
-        MergeStats(
-            sums=UpdateSums(*(float(total) for total in part[:, :3].sum(axis=0))),
-            max_delta=float(part[:, 3].max(initial=0.0)),
-            non_finite=int(part[:, 4].sum()),
-        )
-        for part in parts
+        MergeStats(sums=UpdateSums(*found[:3]), max_delta=found[MAX_DELTA], non_finite=int(found[4]))
+        for found in totals(partials, counts, maximum=MAX_DELTA)
     ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -15,6 +14,7 @@ from lora_kernels.ops.launch import ELEMENTS, on, options
 from lora_kernels.ops.rounding import widen
 from lora_kernels.ops.tensor_stats.summary import Summary
 from lora_kernels.ops.tiles import job_of, load_tile, tile_of
+from lora_kernels.ops.totals import totals
 
 PARTIALS = 3
 
@@ -58,10 +58,8 @@ def summaries(tensors: Sequence[torch.Tensor], *, config: LaunchConfig = TENSOR_
                 table.jobs, table.owners, partials, ELEMENT=ELEMENTS[matrices[0].dtype], ALIGNED=table.aligned,
                 BLOCK_ROWS=config.rows, BLOCK_COLUMNS=config.columns, **options(config),
             )  # fmt: skip
-    parts = np.split(partials.cpu().numpy(), np.cumsum(table.tile_counts)[:-1])
-    return [
-        Summary(float(part[:, 0].sum()), float(part[:, 1].max(initial=0.0)), int(part[:, 2].sum())) for part in parts
-    ]
+    found = totals(partials, table.tile_counts, maximum=1)
+    return [Summary(squares, largest, int(lost)) for squares, largest, lost in found]
 
 
 def _matrix(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,69 @@
+"""What the programs of a launch found of their tiles, added up for each job on the device.
+
+A model's merge has a million tiles: brought to the host and added up there, they took longer than the merge itself
+(`docs/kernels.md`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+import triton
+import triton.language as tl
+
+from lora_kernels.ops import aot, tables
+from lora_kernels.ops.configs import TOTALS
+from lora_kernels.ops.launch import on, options
+
+
+@triton.jit
+def totals_kernel(
+    partials: tl.tensor,
+    starts: tl.tensor,
+    totals: tl.tensor,
+    FIELDS: tl.constexpr,
+    MAXIMUM: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """Program (job, field): partials (programs, FIELDS), float; starts int64 (jobs + 1,), the first program of each;
+    totals float64 (jobs, FIELDS). The order of the sums depends on the number of programs alone. MAXIMUM: the field of
+    which the largest is taken, of numbers that are not negative."""
+    i_job, i_field = tl.program_id(0), tl.program_id(1)
+    end = tl.load(starts + i_job + 1)
+    b_total = tl.zeros((BLOCK,), dtype=tl.float64)
+    for first in range(tl.load(starts + i_job), end, BLOCK):
+        o_programs = first + tl.arange(0, BLOCK)
+        b_part = tl.load(partials + o_programs * FIELDS + i_field, o_programs < end, other=0.0).to(tl.float64)
+        b_total = tl.where(i_field == MAXIMUM, tl.maximum(b_total, b_part), b_total + b_part)
+    total = tl.where(i_field == MAXIMUM, tl.max(b_total), tl.sum(b_total))
+    tl.store(totals + i_job * FIELDS + i_field, total)
+
+
+def totals(partials: torch.Tensor, counts: Sequence[int], *, maximum: int) -> list[list[float]]:
+    """partials: (programs, fields), float32 or float64. counts: programs of each job. maximum: as MAXIMUM."""
+    fields = partials.shape[1]
+    found = torch.zeros((len(counts), fields), dtype=torch.float64, device=partials.device)
+    if counts:
+        starts = tables.upload([0, *accumulate(counts)], torch.int64, partials.device)
+        with on(partials.device):
+            totals_kernel[(len(counts), fields)](
+                partials, starts, found, FIELDS=fields, MAXIMUM=maximum, BLOCK=TOTALS.columns, **options(TOTALS)
+            )
+    rows: list[list[float]] = found.tolist()
+    return rows
+
+
+def variants() -> list[aot.Variant]:
+    """Of a merge's numbers and of a tensor's."""
+    return [
+        aot.Variant(
+            name=f"totals of {fields} fields, {element}",
+            kernel=totals_kernel,
+            types={"partials": f"*{element}", "starts": "*i64", "totals": "*fp64"},
+            constants={"FIELDS": fields, "MAXIMUM": maximum, "BLOCK": TOTALS.columns},
+            config=TOTALS,
+        )
+        for fields, maximum, element in ((5, 3, "fp32"), (3, 1, "fp64"))
+    ]
