@@ -18,6 +18,7 @@ from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.wire.common import API
 from lora_registry.auth.guards import principal_of
 from lora_registry.catalog.routes import router as catalog
+from lora_registry.catalog.signature_routes import router as signatures
 from lora_registry.catalog.tag_routes import router as tags
 from lora_registry.context import Context
 from lora_registry.db import migrate
@@ -65,7 +66,12 @@ def create_app(ctx: Context) -> Litestar:
         return ctx
 
     return Litestar(
-        route_handlers=[healthz, readyz, Router(API, route_handlers=[catalog, tags, push, operations, gates]), hf],
+        route_handlers=[
+            healthz,
+            readyz,
+            Router(API, route_handlers=[catalog, tags, signatures, push, operations, gates]),
+            hf,
+        ],
         dependencies={
             "ctx": Provide(provide_context, sync_to_thread=False),
             "principal": Provide(principal_of, sync_to_thread=ctx.settings.auth != "none"),

@@ -19,6 +19,7 @@ from tests.api.conftest import Sites
 from tests.api.site import Site, adapter_files, base_files, problem, unique
 from tests.support import service
 from tests.support.push import describe, push, upload
+from tests.support.signing import Signer
 
 ROLES = ("anonymous", "reader", "writer", "admin", "stranger")
 
@@ -53,6 +54,8 @@ ROWS = [
     Row("GET", VERSION + "/fingerprint", "reader", allowed={404}),
     Row("GET", VERSION + "/lineage", "reader"),
     Row("GET", VERSION + "/reports", "reader"),
+    Row("GET", VERSION + "/signatures", "reader"),
+    Row("POST", VERSION + "/signatures", "writer", "sign"),
     Row("GET", REPO + "/tags", "reader"),
     Row("GET", TAG, "reader"),
     Row("GET", REPO + "/history", "reader"),
@@ -185,6 +188,9 @@ def _prepare(guarded: Guarded, row: Row, role: str) -> tuple[str, dict[str, Any]
             return path, {"json": {"version": f"{ns}/{name}:v1"}}
         case "diff":
             return path, {"json": {"before": f"{ns}/{name}:v1", "after": f"{ns}/{name}:v2"}}
+        case "sign":
+            digest = writer.get(f"/api/v1/repositories/{ns}/{name}/versions/v1").json()["digest"]
+            return path, {"json": Signer().of_version(ns, name, digest)}
         case "policy":
             return path, {"json": {"pattern": f"{ns}/{name}:{unique('never')}", "document": None}}
         case None:

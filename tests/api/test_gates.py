@@ -19,6 +19,7 @@ from tests.api.site import DATABASES, Site, problem, unique
 from tests.support.adapters import read_folder
 from tests.support.command import ALIAS, TINY
 from tests.support.push import push
+from tests.support.signing import Signer
 
 API = "/api/v1"
 QUERIES = (TINY / "data" / "queries_eval.jsonl").read_bytes()
@@ -60,6 +61,12 @@ class Room:
 
     def set_tag(self, version: str, tag: str) -> httpx.Response:
         return self.site.client.put(f"{self.repo}/tags/{tag}", json={"target": version})
+
+    def sign(self, signer: Signer, number: int) -> None:
+        url = f"{self.repo}/versions/v{number}"
+        body = signer.of_version(self.namespace, "queries", self.site.client.get(url).json()["digest"])
+        answer = self.site.client.post(f"{url}/signatures", json=body)
+        assert answer.status_code == 200, answer.text
 
     def govern(self, tag: str, **document: Any) -> str:
         """A policy for a tag of this repository, on the evaluation set."""
@@ -178,6 +185,28 @@ def test_a_governed_tag_moves_by_its_gate_alone(room: Room) -> None:
     assert room.set_tag("v2", tag).status_code == 200
     assert not room.decided("v3", tag)["allowed"]
     problem(room.set_tag("v3", tag), "tag-gated")
+    assert room.tag(tag) == 2
+
+
+def test_a_tag_that_asks_for_a_signature_is_earned_by_one(room: Room) -> None:
+    """By `promote`, by `tag` after a gate, and no more once the policy names another key."""
+    tag, signer, other = unique("signed"), Signer(), Signer()
+    room.govern(tag, signatures={"keys": [signer.pem]})
+    refused = problem(room.promote("v1", tag), "gate-refused")
+    assert [finding["code"] for finding in refused["findings"]] == ["signatures"]
+    problem(room.set_tag("v1", tag), "tag-gated")
+    for key in (other, signer):
+        problem(room.promote("v1", tag), "gate-refused")
+        room.sign(key, 1)
+    assert room.promoted("v1", tag)["gate"]["allowed"]
+    problem(room.promote("v2", tag), "gate-refused")
+    room.sign(signer, 2)
+    problem(room.set_tag("v2", tag), "tag-gated")
+    assert room.decided("v2", tag)["allowed"]
+    room.govern(tag, signatures={"keys": [other.pem]})
+    problem(room.set_tag("v2", tag), "tag-gated")
+    room.govern(tag, signatures={"keys": [signer.public.text]})
+    assert room.set_tag("v2", tag).status_code == 200
     assert room.tag(tag) == 2
 
 

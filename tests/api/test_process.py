@@ -18,7 +18,7 @@ from tests.api.site import DATABASES, Site
 from tests.support.postgres import fresh_database
 
 ROOT = Path(__file__).resolve().parents[2]
-CLIENT = {"LORA_REG_SERVER", "LORA_REG_TOKEN", "LORA_REG_NAMESPACE", "LORA_REG_CACHE", "LORA_REG_OFFLINE"}
+CLIENT = {f"{PREFIX}{name}" for name in ("SERVER", "TOKEN", "NAMESPACE", "CACHE", "OFFLINE", "KEY_PASSPHRASE")}
 
 
 def _maps(pid: int) -> str:

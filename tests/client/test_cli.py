@@ -84,6 +84,8 @@ def test_these_are_the_commands() -> None:
         "gate",
         "approve",
         "promote",
+        "sign",
+        "verify",
         "job",
         "job list",
         "job show",
@@ -159,6 +161,7 @@ def test_the_document_of_a_version_is_stable(home: Home) -> None:
             "facts",
             "yanked",
             "weights_absent",
+            "signatures",
         ]
     )
     assert sorted(shown["files"][0]) == ["digest", "path", "size"]

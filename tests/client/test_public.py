@@ -15,7 +15,17 @@ import lora_reg
 from lora_reg.spec.errors import ERRORS
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = {"torch", "numpy", "sqlalchemy", "sqlmodel", "boto3", "litestar", "lora_registry", "lora_kernels"}
+HEAVY = {
+    "torch",
+    "numpy",
+    "sqlalchemy",
+    "sqlmodel",
+    "boto3",
+    "litestar",
+    "cryptography",
+    "lora_registry",
+    "lora_kernels",
+}
 
 
 def loaded(code: str) -> set[str]:

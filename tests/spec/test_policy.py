@@ -14,6 +14,7 @@ from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.findings import Finding
 from lora_reg.spec.policy import DEFAULT, GateFacts, decide, parse_policy
 from lora_reg.spec.validation import Evaluation, LayerResult, Validation
+from tests.support.signing import Signer
 from tests.support.testbed import require_testbed
 
 SETS = {"sha256:aa": "acme/sql"}
@@ -149,6 +150,58 @@ def test_each_field_of_a_policy_is_asked(document, changed, allowed: bool, rule:
     decision = decide(parse_policy(document), GateFacts(**{"report": report(), "quality": SETS, **changed}))
     assert decision.allowed is allowed
     assert states(decision)[rule] == ("passed" if allowed else "failed")
+
+
+ANN, BEN, EVE = Signer(), Signer(curve=True), Signer()
+
+
+@pytest.mark.parametrize(
+    ("count", "signers", "allowed"),
+    [
+        (1, [], False),
+        (1, [ANN], True),
+        (1, [BEN], True),
+        (1, [EVE], False),
+        (2, [ANN], False),
+        (2, [ANN, ANN], False),
+        (2, [ANN, EVE], False),
+        (2, [ANN, BEN, EVE], True),
+    ],
+)
+def test_so_many_of_the_named_keys_must_have_signed(count: int, signers: list[Signer], allowed: bool) -> None:
+    policy = parse_policy({"signatures": {"keys": [ANN.pem, BEN.public.text], "count": count}})
+    facts = GateFacts(report=report(), quality=SETS, signers=[signer.public.key_id for signer in signers])
+    decision = decide(policy, facts)
+    assert decision.allowed is allowed
+    check = next(check for check in decision.checks if check.rule == "signatures")
+    named = {ANN.public.key_id, BEN.public.key_id}
+    assert set(check.evidence["signed"]) == named & set(facts.signers)
+    assert set(check.evidence["lacking"]) == named - set(facts.signers)
+    assert "signatures" not in states(decide(DEFAULT, facts))
+
+
+def test_a_policy_of_keys_means_the_same_however_they_are_written() -> None:
+    lines = parse_policy({"signatures": {"keys": [ANN.pem]}})
+    assert lines.digest == parse_policy({"signatures": {"keys": [ANN.public.text]}}).digest
+    assert lines.digest != parse_policy({"signatures": {"keys": [BEN.pem]}}).digest
+    assert lines.signatures.keys == [ANN.public.text]
+
+
+@pytest.mark.parametrize(
+    ("document", "told"),
+    [
+        ({"keys": ["ac me"]}, r"signatures\.keys\[0\]: .* neither PEM nor base64"),
+        ({"keys": [ANN.pem, "AAAA"]}, r"signatures\.keys\[1\]: .* neither Ed25519 nor P-256"),
+        ({"keys": [ANN.pem, ANN.public.text]}, "twice"),
+        ({"keys": [ANN.pem], "count": 2}, "asks for 2 signatures of 1 keys"),
+        ({"count": 2}, "asks for 2 signatures of 0 keys"),
+        ({"keys": [ANN.pem], "count": 0}, "malformed"),
+        ({"keys": ANN.pem}, "malformed"),
+    ],
+)
+def test_keys_that_can_never_be_met_are_refused(document, told: str) -> None:
+    with pytest.raises(RegistryError, match=told):
+        parse_policy({"signatures": document})
 
 
 def test_forgetting_is_judged_where_a_limit_is_set() -> None:

@@ -51,9 +51,17 @@ def tell_repositories(output: Output, found: list[RepositoryView], nothing: str,
 def show(state: State, ref: str) -> None:
     """Show a version: its files, base, tags and facts."""
     from lora_reg.cli import views
+    from lora_reg.cli.output import to_object
 
-    view = state.client().version(ref)
-    state.output().result("lora-reg/version/1", view, human=views.version(view), quiet=[views.name_of(view)])
+    client = state.client()
+    view = client.version(ref)
+    signatures = list(client.signatures(f"{view.namespace}/{view.name}@{view.digest}"))
+    state.output().result(
+        "lora-reg/version/1",
+        {**to_object(view), "signatures": to_object(signatures)},
+        human=[*views.version(view), *views.signatures(signatures)],
+        quiet=[views.name_of(view)],
+    )
 
 
 @click.command(cls=Command)

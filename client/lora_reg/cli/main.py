@@ -55,6 +55,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "gate": (f"{_HERE}.gates:gate", "Ask whether a version may have a tag; exit 6 where it may not."),
     "approve": (f"{_HERE}.gates:approve", "Give your word that a version may have a tag."),
     "promote": (f"{_HERE}.gates:promote", "Gate a version and point the tag at it, in one transaction."),
+    "sign": (f"{_HERE}.signatures:sign", "Sign a version with a private key."),
+    "verify": (f"{_HERE}.signatures:verify", "Check that a key has signed a version; exit 7 where it has not."),
     "job": (f"{_HERE}.jobs:job", "Jobs: list, show, logs, cancel, retry, wait."),
 }
 

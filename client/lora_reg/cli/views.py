@@ -11,6 +11,7 @@ from lora_reg.cli.text import fields, plural, short, size, table, when
 from lora_reg.spec.validation import Validation
 from lora_reg.spec.wire.catalog import RepositoryView, VersionRef, VersionView
 from lora_reg.spec.wire.jobs import JobView, ReportView
+from lora_reg.spec.wire.signatures import SignatureView
 from lora_reg.spec.wire.tags import TagEvent, TagView
 
 _FACTS = {"base": "base as configured"}
@@ -49,6 +50,11 @@ def version(view: VersionView) -> list[str]:
         for line in table(("PATH", "SIZE", "DIGEST"), [(f.path, size(f.size), short(f.digest)) for f in view.files])
     ]
     return lines
+
+
+def signatures(found: Iterable[SignatureView]) -> list[str]:
+    rows = [(one.key_id, one.algorithm, one.author, when(one.created_at)) for one in found]
+    return [f"    {line}" for line in table(("SIGNED BY THE KEY", "ALGORITHM", "SENT BY", "WHEN"), rows)]
 
 
 def versions(views: Iterable[VersionView]) -> list[str]:

@@ -1,12 +1,13 @@
-"""The endpoints of validations, policies, gates and promotions."""
+"""The endpoints of validations, policies, gates, promotions and signatures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lora_reg.calls import Calls
 from lora_reg.spec.reference import Reference
+from lora_reg.spec.signing import Envelope, PublicKey
 from lora_reg.spec.validation import Precision
 from lora_reg.spec.wire.gates import (
     ApprovalView,
@@ -21,6 +22,7 @@ from lora_reg.spec.wire.gates import (
     ValidateRequest,
 )
 from lora_reg.spec.wire.jobs import JobView
+from lora_reg.spec.wire.signatures import SignatureList, SignatureView, SignRequest
 
 
 class GateCalls(Calls):
@@ -87,6 +89,15 @@ class GateCalls(Calls):
             reason=reason,
         )
         return self._post(f"{self._repository(ref)}/promotions", request, PromotionView)
+
+    def add_signature(self, ref: str | Reference, envelope: Envelope, key: PublicKey) -> SignatureView:
+        """Raises `signature-mismatch` where the key did not sign this version."""
+        request = SignRequest(envelope=envelope, key=key.text)
+        return self._post(f"{self._version(ref)}/signatures", request, SignatureView)
+
+    def signatures(self, ref: str | Reference, *, key_id: str | None = None) -> Iterator[SignatureView]:
+        """In the order they came. key_id: that of one key alone."""
+        return self._pages(f"{self._version(ref)}/signatures", SignatureList, {"key": key_id}, None)
 
     def _full(self, texts: Sequence[str]) -> list[str]:
         return [str(self.parse(text)) for text in texts]

@@ -52,6 +52,9 @@ ERRORS: Final[dict[str, ErrorKind]] = {
     ),
     "digest-mismatch": ErrorKind(422, 7, "The bytes differ from their digest; send them again from an unchanged file."),
     "size-mismatch": ErrorKind(422, 7, "The length differs from what was announced; send the whole file again."),
+    "signature-mismatch": ErrorKind(
+        422, 7, "Do not use what the signature should vouch for; sign this version with `lora-reg sign` if it is yours."
+    ),
     "corrupt": ErrorKind(500, 7, "The stored bytes are damaged; ask an administrator to run `lora-registry fsck`."),
     "job-failed": ErrorKind(409, 1, "Read `lora-reg job logs`, mend the cause and start it again."),
     "pending": ErrorKind(202, 8, "It is still running; take the wait up again with `lora-reg job wait`."),

@@ -1,4 +1,4 @@
-"""Named queries on policies and decisions. SQL only: no checks, no rights, no transitions."""
+"""Named queries on policies, decisions and signatures. SQL only: no checks, no rights, no transitions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 from sqlalchemy import func
 from sqlmodel import Session, col, select
 
-from lora_registry.db.tables import Approval, DecisionRow, PolicyRow, Report, TagMove
+from lora_registry.db.tables import Approval, DecisionRow, PolicyRow, Report, TagMove, VersionSignature
 
 _ORDER: Final = 7305619
 
@@ -97,6 +97,21 @@ def approval(session: Session, version_id: int, tag: str, author: str) -> Approv
     """The newest of one person."""
     query = select(Approval).where(Approval.version_id == version_id, Approval.tag == tag, Approval.author == author)
     return session.exec(query.order_by(col(Approval.id).desc()).limit(1)).first()
+
+
+def signatures(
+    session: Session,
+    version_id: int,
+    *,
+    key_ids: Sequence[str] | None = None,
+    after: int = 0,
+    limit: int | None = None,
+) -> list[VersionSignature]:
+    """In the order they came. key_ids: of the keys that count; None: all. after: a row's id."""
+    query = select(VersionSignature).where(VersionSignature.version_id == version_id, col(VersionSignature.id) > after)
+    if key_ids is not None:
+        query = query.where(col(VersionSignature.key_id).in_(key_ids))
+    return list(session.exec(query.order_by(col(VersionSignature.id)).limit(limit)))
 
 
 def report(session: Session, report_id: str) -> Report | None:

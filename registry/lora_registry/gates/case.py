@@ -17,9 +17,10 @@ from lora_reg.spec import reference
 from lora_reg.spec.adapter.facts import AdapterFacts
 from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.policy import DEFAULT, Decision, GateFacts, Policy, decide, parse_policy
+from lora_reg.spec.signing import parse_public_key
 from lora_reg.spec.validation import ValidationKey, parse_validation
 from lora_registry.auth.principals import Principal
-from lora_registry.catalog import gate_store, governing, resolve, store
+from lora_registry.catalog import gate_store, governing, resolve, signatures, store
 from lora_registry.catalog.governing import Sets
 from lora_registry.db.tables import Report, Repository, Tag, Version
 from lora_registry.runtime.clock import now
@@ -129,6 +130,9 @@ def judge(session: Session, case: Case, approvals: Sequence[tuple[str, str]]) ->
         adapter=None if case.version.facts is None else msgspec.convert(json.loads(case.version.facts), AdapterFacts),
         meta=json.loads(case.version.meta),
         approvals=list(approvals),
+        signers=signatures.signers(
+            session, case.repo, case.version, [parse_public_key(key) for key in case.policy.signatures.keys]
+        ),
         age=0.0 if own is None else (now() - own.created_at) / 1e6,
     )
     return Judged(

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from lora_reg.spec.adapter.facts import AdapterFacts
+from lora_reg.spec.digest import Digest
 from lora_reg.spec.policy.document import Policy
 from lora_reg.spec.policy.losses import compare_losses, forgetting
 from lora_reg.spec.validation import Validation
@@ -31,7 +32,8 @@ class GateFacts(msgspec.Struct, frozen=True, kw_only=True):
     report, holder: validations of the candidate and of the version that the tag points to now; None where there is
     none yet. held: whether the tag points to another version. quality, forgetting, behaviour: digest and reference of
     the evaluation sets that are asked for. adapter: facts of the check at push; None for what is no adapter. meta: the
-    version's. approvals: (name, role) of those who approved. age: seconds since the report.
+    version's. approvals: (name, role) of those who approved. signers: ids of keys whose signatures of this version were
+    verified; who makes the facts has done that. age: seconds since the report.
     """
 
     report: Validation | None
@@ -43,6 +45,7 @@ class GateFacts(msgspec.Struct, frozen=True, kw_only=True):
     adapter: AdapterFacts | None = None
     meta: dict[str, str] = {}
     approvals: list[tuple[str, str]] = []
+    signers: list[str] = []
     age: float = 0.0
 
 
@@ -97,6 +100,24 @@ def _declared(policy: Policy, facts: GateFacts) -> Iterable[Check]:
             f"{': ' + ', '.join(names) if names else ''}.",
             {"names": names},
         )
+    if policy.signatures.keys:
+        yield _signatures(policy, facts)
+
+
+def _signatures(policy: Policy, facts: GateFacts) -> Check:
+    asked = policy.signatures.key_ids()
+    signed = sorted(set(asked) & set(facts.signers))
+    lacking = [key_id for key_id in asked if key_id not in signed]
+    told = f"{len(signed)} of {policy.signatures.count} signatures that the policy asks for"
+    by = f": by {', '.join(map(_short, signed))}" if signed else ""
+    enough = len(signed) >= policy.signatures.count
+    without = "" if enough else f"; none by {', '.join(map(_short, lacking))}"
+    evidence = {"signed": signed, "lacking": lacking}
+    return Check("signatures", "passed" if enough else "failed", f"{told}{by}{without}.", evidence)
+
+
+def _short(key_id: str) -> str:
+    return Digest.parse(key_id).short
 
 
 def _rank(facts: GateFacts) -> int | None:

@@ -11,6 +11,7 @@ from lora_reg.spec import canonical
 from lora_reg.spec.digest import Digest
 from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.serveability import Runtime
+from lora_reg.spec.signing import parse_public_key
 from lora_reg.spec.validation import Layer, Precision
 
 MAX_BYTES: Final = 256 * 1024
@@ -69,6 +70,17 @@ class Approvals(_Part, frozen=True):
     role: Role = "writer"
 
 
+class Signatures(_Part, frozen=True):
+    """keys: public ones whose signatures count, as PEM or as the base64 inside of it; none: no signature is asked for.
+    count: so many different ones of them must have signed exactly this version."""
+
+    keys: Annotated[list[str], Meta(max_length=64)] = []
+    count: Annotated[int, Meta(ge=1, le=64)] = 1
+
+    def key_ids(self) -> list[str]:
+        return [parse_public_key(key).key_id for key in self.keys]
+
+
 class Policy(_Part, frozen=True):
     """What must hold before a tag may point to a version.
 
@@ -92,6 +104,7 @@ class Policy(_Part, frozen=True):
     licences: list[str] = []
     runtimes: list[Runtime] = []
     approvals: Approvals = Approvals()
+    signatures: Signatures = Signatures()
     fresh_days: Annotated[float, Meta(gt=0)] | None = None
 
     def to_bytes(self) -> bytes:
@@ -106,13 +119,36 @@ DEFAULT: Final = Policy()
 
 
 def parse_policy(document: Any) -> Policy:
-    """A policy of its parsed JSON or TOML. Raises RegistryError `invalid-request` naming the field."""
+    """A policy of its parsed JSON or TOML, with its keys in one spelling. Raises RegistryError `invalid-request` naming
+    the field."""
     try:
         policy = msgspec.convert(document, Policy)
     except msgspec.ValidationError as error:
         raise RegistryError(
             "invalid-request", f"The policy is malformed: {error}.", way_out="docs/policies.md lists its fields."
         ) from error
+    policy = msgspec.structs.replace(policy, signatures=_signatures(policy.signatures))
     if len(policy.to_bytes()) > MAX_BYTES:
         raise RegistryError("too-large", f"The policy has more than {MAX_BYTES} bytes.")
     return policy
+
+
+def _signatures(given: Signatures) -> Signatures:
+    keys: dict[str, str] = {}
+    for position, text in enumerate(given.keys):
+        try:
+            key = parse_public_key(text)
+        except RegistryError as error:
+            raise RegistryError(
+                "invalid-request", f"The policy is malformed: signatures.keys[{position}]: {error.detail}",
+                way_out=error.way_out,
+            ) from error  # fmt: skip
+        if key.key_id in keys:
+            raise RegistryError("invalid-request", f"The policy is malformed: signatures.keys has {key.key_id} twice.")
+        keys[key.key_id] = key.text
+    if given.count > max(1, len(keys)):
+        raise RegistryError(
+            "invalid-request",
+            f"The policy is malformed: signatures.count asks for {given.count} signatures of {len(keys)} keys.",
+        )
+    return Signatures(keys=list(keys.values()), count=given.count)

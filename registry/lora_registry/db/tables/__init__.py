@@ -7,7 +7,7 @@ from lora_registry.db.tables.access import AuditEvent, IdempotencyRecord, Token
 from lora_registry.db.tables.bases import BaseAlias, BaseFingerprintRow
 from lora_registry.db.tables.blobs import Blob, UploadFile, UploadSessionRow
 from lora_registry.db.tables.catalog import Repository, Tag, TagMove, Version, VersionBlob, VersionEdge
-from lora_registry.db.tables.gates import Approval, DecisionRow, PolicyRow
+from lora_registry.db.tables.gates import Approval, DecisionRow, PolicyRow, VersionSignature
 from lora_registry.db.tables.jobs import WorkerLease
 from lora_registry.db.tables.work import JobRow, RecipeRow, Report
 
@@ -32,5 +32,6 @@ __all__ = [
     "Version",
     "VersionBlob",
     "VersionEdge",
+    "VersionSignature",
     "WorkerLease",
 ]

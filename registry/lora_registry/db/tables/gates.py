@@ -1,4 +1,4 @@
-"""Policies on tags and what was decided under them. The database refuses to change or remove a row."""
+"""Policies on tags, what was decided under them, and signatures. The database refuses to change or remove a row."""
 
 from __future__ import annotations
 
@@ -41,6 +41,24 @@ class Approval(SQLModel, table=True):
     author: str = Field(max_length=128)
     role: str = Field(max_length=16)
     reason: str = Field(default="", sa_type=Text)
+    created_at: int = moment()
+
+
+class VersionSignature(SQLModel, table=True):
+    """A key's signature of a version, one for each key. Valid when it came; whoever rests on it verifies it again."""
+
+    __tablename__ = "signature"
+    __table_args__ = (UniqueConstraint("version_id", "key_id"),)
+
+    id: int | None = row_id()
+    version_id: int = foreign("version.id")
+    key_id: str = Field(max_length=71)
+    key: bytes = Field(sa_type=LargeBinary)
+    """The SubjectPublicKeyInfo in DER."""
+    statement: bytes = Field(sa_type=LargeBinary)
+    """The payload of the envelope, as it was signed."""
+    signature: bytes = Field(sa_type=LargeBinary)
+    author: str = Field(max_length=128)
     created_at: int = moment()
 
 

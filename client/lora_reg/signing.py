@@ -1,0 +1,202 @@
+"""Signing and verifying versions on this machine. Needs `cryptography`, which comes with the extra `sign`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from lora_reg.client import Client
+from lora_reg.spec.digest import Digest
+from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.manifest import Manifest, parse
+from lora_reg.spec.reference import Reference
+from lora_reg.spec.signing import (
+    PAYLOAD_TYPE,
+    Envelope,
+    PublicKey,
+    check_statement,
+    make_statement,
+    pae,
+    parse_public_key,
+    payload_of,
+    sealed,
+    signatures_of,
+)
+from lora_reg.spec.signing.keys import of_der
+from lora_reg.spec.wire.signatures import SignatureView
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    PrivateKey: TypeAlias = Ed25519PrivateKey | EllipticCurvePrivateKey
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A version as this machine has made sure of it. digest: of the manifest's bytes as they came. number: the server's
+    word, for people."""
+
+    namespace: str
+    name: str
+    number: int
+    digest: Digest
+    manifest: Manifest
+
+    @property
+    def label(self) -> str:
+        return f"{self.namespace}/{self.name}:v{self.number}"
+
+    @property
+    def reference(self) -> Reference:
+        return Reference(self.name, self.namespace, digest=self.digest)
+
+
+def load_private_key(path: Path, passphrase: Callable[[], str]) -> PrivateKey:
+    """A private key in PEM. passphrase: asked only where the key is encrypted.
+
+    Raises RegistryError `usage` for what is no such key, for a wrong passphrase, and without `cryptography`.
+    """
+    need_cryptography()
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    data = path.read_bytes()
+    try:
+        try:
+            found = load_pem_private_key(data, None)
+        except TypeError:  # it is encrypted
+            found = load_pem_private_key(data, passphrase().encode("utf-8"))
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise RegistryError(
+            "usage",
+            f"{path} is no private key in PEM, or the passphrase is not the one it is encrypted with.",
+            way_out="Make one with `openssl genpkey -algorithm ed25519 -aes256 -out KEY.pem`.",
+        ) from error
+    if isinstance(found, Ed25519PrivateKey):
+        return found
+    if isinstance(found, EllipticCurvePrivateKey) and isinstance(found.curve, SECP256R1):
+        return found
+    raise RegistryError(
+        "usage",
+        f"{path} is a key of another kind; expected Ed25519, or ECDSA over P-256.",
+        way_out="Make one with `openssl genpkey -algorithm ed25519 -aes256 -out KEY.pem`.",
+    )
+
+
+def load_public_key(path: Path) -> PublicKey:
+    """Raises RegistryError `invalid-request` for what is no public key."""
+    return parse_public_key(path.read_text("utf-8", "replace"))
+
+
+def public_half(key: PrivateKey) -> PublicKey:
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    return of_der(key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
+
+
+def fetch_subject(client: Client, ref: str | Reference) -> Subject:
+    """What a reference means, by the manifest's bytes and not by the server's word.
+
+    Raises `digest-mismatch` where the manifest is not what was answered, or not what the reference names.
+    """
+    wanted = client.parse(ref)
+    view = client.version(wanted)
+    named = Reference(wanted.name, wanted.namespace, digest=wanted.digest or Digest.parse(view.digest))
+    data = client.manifest(named)
+    digest = Digest.of(data)
+    if digest != named.digest or str(digest) != view.digest:
+        raise RegistryError(
+            "digest-mismatch",
+            f"The manifest of {wanted} that came has {digest}, expected {named.digest}.",
+            way_out="Ask again; if it stays, ask an administrator to run `lora-registry fsck`.",
+        )
+    return Subject(wanted.namespace or "", wanted.name, view.number, digest, parse(data))
+
+
+def require_same_files(subject: Subject, folder: Path) -> None:
+    """That the version's files are those of a folder. Raises `digest-mismatch` with the first that is not."""
+    for entry in subject.manifest.files:
+        path = folder / entry.path
+        if path.is_file():
+            with path.open("rb") as file:
+                found = Digest(hashlib.file_digest(file, "sha256").hexdigest())
+            if found == entry.digest:
+                continue
+            what = f"has {found.short} there and {entry.digest.short} in the registry"
+        else:
+            what = "is not there"
+        raise RegistryError(
+            "digest-mismatch",
+            f"{entry.path} {what}: {subject.label} is not what {folder} holds.",
+            way_out="Push the folder, and sign the version that comes of it.",
+        )
+
+
+def make_envelope(subject: Subject, key: PrivateKey) -> Envelope:
+    """Sign the statement about a version."""
+    from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.hashes import SHA256
+
+    payload = make_statement(subject.namespace, subject.name, subject.digest)
+    message = pae(PAYLOAD_TYPE, payload)
+    signed = key.sign(message, ECDSA(SHA256())) if isinstance(key, EllipticCurvePrivateKey) else key.sign(message)
+    return sealed(payload, signed, public_half(key).key_id)
+
+
+def require_signed(client: Client, subject: Subject, keys: Sequence[PublicKey]) -> list[SignatureView]:
+    """The signature of each key. Raises `signature-mismatch` where one has not signed this version."""
+    return [_signed(client, subject, key) for key in keys]
+
+
+def _signed(client: Client, subject: Subject, key: PublicKey) -> SignatureView:
+    why = f"The registry has no signature of {subject.label} ({subject.digest.short}) by the key {key.key_id}."
+    for view in client.signatures(subject.reference, key_id=key.key_id):
+        try:
+            payload = payload_of(view.envelope)
+            check_statement(payload, subject.namespace, subject.name, subject.digest)
+            signatures = signatures_of(view.envelope)
+        except RegistryError as error:
+            why = f"The signature of {subject.label} by the key {key.key_id} does not count: {error.detail}"
+            continue
+        message = pae(PAYLOAD_TYPE, payload)
+        if any(_verifies(key, message, signature) for signature in signatures):
+            return view
+        why = f"The signature of {subject.label} that is said to be by the key {key.key_id} is not by it."
+    raise RegistryError("signature-mismatch", why)
+
+
+def _verifies(key: PublicKey, message: bytes, signature: bytes) -> bool:
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+    loaded = load_der_public_key(key.der)
+    try:
+        if isinstance(loaded, Ed25519PublicKey):
+            loaded.verify(signature, message)
+        else:
+            assert isinstance(loaded, EllipticCurvePublicKey)  # `PublicKey` knows no third
+            loaded.verify(signature, message, ECDSA(SHA256()))
+    except InvalidSignature:
+        return False
+    return True
+
+
+def need_cryptography() -> None:
+    """Raises RegistryError `usage` where the extra is not installed."""
+    try:
+        import cryptography  # noqa: F401
+    except ImportError as error:
+        raise RegistryError(
+            "usage",
+            "Signing and verifying need cryptography, which is not installed.",
+            way_out="Install it with `pip install 'lora-reg[sign]'`.",
+        ) from error
