@@ -10,6 +10,7 @@ import msgspec
 from lora_reg.spec.adapter.facts import AdapterFacts
 from lora_reg.spec.digest import Digest
 from lora_reg.spec.policy.document import Policy
+from lora_reg.spec.policy.evidence import looked_at
 from lora_reg.spec.policy.losses import compare_losses, forgetting
 from lora_reg.spec.validation import Validation
 
@@ -146,7 +147,7 @@ def _layers(policy: Policy, report: Validation) -> Iterable[Check]:
         told = (blocking or others)[:1]
         more = f" (and {len(blocking or others) - 1} more)" if len(blocking or others) > 1 else ""
         state = "failed" if blocking else "warned" if others else "passed"
-        message = told[0].message + more if told else f"{layer}: nothing was found."
+        message = told[0].message + more if told else looked_at(layer, result)
         codes = sorted({f.code for f in (*blocking, *others)})
         yield Check(f"layer:{layer}", state, message, {"codes": codes} if codes else {})
 
