@@ -17,8 +17,8 @@ NOT_MEASURED: Final = "not measured on a GPU; every variant compiles for sm_90 w
 
 @dataclass(frozen=True, slots=True)
 class LaunchConfig:
-    """Tile of W per program (rows, columns), slice of the rank per step, warps and pipeline stages. wide_warps: with
-    factors in float32; None: as others."""
+    """Tile of W per program (rows, columns), slice of the rank per step, warps and pipeline stages. wide_warps: where
+    an element needs more registers; None: as elsewhere."""
 
     rows: int
     columns: int
@@ -28,9 +28,9 @@ class LaunchConfig:
     wide_warps: int | None = None
     measured: str = NOT_MEASURED
 
-    def with_factors(self, factor: torch.dtype) -> LaunchConfig:
-        """What factors of this type are launched with."""
-        if factor != torch.float32 or self.wide_warps is None:
+    def suited(self, *, factor: torch.dtype | None = None, aligned: bool = True) -> LaunchConfig:
+        """For factors of this type and rows that are aligned or not."""
+        if self.wide_warps is None or (factor != torch.float32 and aligned):
             return self
         return replace(self, warps=self.wide_warps, wide_warps=None)
 
@@ -48,7 +48,7 @@ SPARSE: Final = LaunchConfig(32, 64, 16, 4, 2, 8, measured=_on_h200("10 %, 8 war
 RADIX: Final = SPARSE
 # Per adapter: a few for each of the 132 processors of an H200, so that each adds up many tiles before it writes.
 RADIX_PROGRAMS: Final = 528
-DEQUANTIZE: Final = LaunchConfig(64, 64, 0, 2, 2, measured=_on_h200("50 %, 8 warps 40 %"))
+DEQUANTIZE: Final = LaunchConfig(64, 64, 0, 4, 2, 8, measured=_on_h200("49 %, 8 warps 40 %"))
 MERGE_QUANTIZED: Final = LaunchConfig(64, 64, 16, 4, 2, 8, measured=_on_h200("27 %, 8 warps 21 %"))
 # Columns of 64 are whole blocks of the size that nearly all NF4 checkpoints have.
 REQUANTIZE: Final = LaunchConfig(64, 64, 16, 4, 2, 8, measured=_on_h200("5.6 %, 32 x 64 in 8 warps 3.5 %"))

@@ -35,7 +35,7 @@ def totals_kernel(
     b_total = tl.zeros((BLOCK,), dtype=tl.float64)
     for first in range(tl.load(starts + i_job), end, BLOCK):
         o_programs = first + tl.arange(0, BLOCK)
-        b_part = tl.load(partials + o_programs * FIELDS + i_field, o_programs < end, other=0.0).to(tl.float64)
+        b_part = tl.load(partials + (o_programs * FIELDS + i_field), o_programs < end, other=0.0).to(tl.float64)
         b_total = tl.where(i_field == MAXIMUM, tl.maximum(b_total, b_part), b_total + b_part)
     total = tl.where(i_field == MAXIMUM, tl.max(b_total), tl.sum(b_total))
     tl.store(totals + i_job * FIELDS + i_field, total)

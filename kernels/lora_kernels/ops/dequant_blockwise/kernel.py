@@ -55,10 +55,12 @@ def dequantize(weight: Quantized, out: torch.Tensor, *, config: LaunchConfig = D
         rows=config.rows, columns=config.columns, transpose=False, device=weight.device,
     )  # fmt: skip
     if table.programs:
+        aligned = table.aligned and fits(weight)
         with on(weight.device):
             dequant_blockwise_kernel[(table.programs,)](
-                table.jobs, table.owners, **parts(weight), **constants(weight), **options(config),
-                OUTPUT=ELEMENTS[out.dtype], ALIGNED=table.aligned and fits(weight),
+                table.jobs, table.owners, **parts(weight), **constants(weight),
+                **options(config.suited(aligned=aligned)),
+                OUTPUT=ELEMENTS[out.dtype], ALIGNED=aligned,
                 BLOCK_ROWS=config.rows, BLOCK_COLUMNS=config.columns,
             )  # fmt: skip
 
@@ -78,7 +80,7 @@ def variants() -> list[aot.Variant]:
                 "BLOCK_ROWS": DEQUANTIZE.rows,
                 "BLOCK_COLUMNS": DEQUANTIZE.columns,
             },
-            config=DEQUANTIZE,
+            config=DEQUANTIZE.suited(aligned=aligned),
         )
         for which, nested, out, aligned in (
             (FOUR_BIT, 256, torch.bfloat16, True),

@@ -88,7 +88,7 @@ def merge(
     across = -(-w.shape[1] // config.columns)
     squares = torch.empty((across, w.shape[0]), device=w.device)
     constants = low_rank_constants(table.factor_dtype, config, aligned=table.aligned)
-    constants |= {"ELEMENT": ELEMENTS[w.dtype]} | options(config.with_factors(table.factor_dtype))
+    constants |= {"ELEMENT": ELEMENTS[w.dtype]} | options(config.suited(factor=table.factor_dtype))
     given = (table.jobs, table.factors, table.scales, table.owners)
     with on(w.device):
         row_squares_kernel[(table.programs,)](*given, squares, **constants)
@@ -103,7 +103,7 @@ def variants() -> list[aot.Variant]:
     for w, factor, aligned in ((bf16, bf16, True), (bf16, fp32, False), (fp16, fp16, True), (fp32, fp32, True)):
         name = f"{ELEMENTS[w]}, factors {ELEMENTS[factor]}, {'aligned' if aligned else 'any'}"
         constants = low_rank_constants(factor, MERGE_DORA, aligned=aligned) | {"ELEMENT": ELEMENTS[w]}
-        config = MERGE_DORA.with_factors(factor)
+        config = MERGE_DORA.suited(factor=factor)
         variants += [
             aot.Variant(
                 f"merge_dora norms {name}", row_squares_kernel, TABLE_TYPES | {"squares": "*fp32"}, constants, config

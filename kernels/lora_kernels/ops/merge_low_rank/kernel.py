@@ -67,7 +67,7 @@ def merge(items: Sequence[Item], *, stats: bool, config: LaunchConfig = MERGE_LO
             merge_low_rank_kernel[(table.programs,)](
                 table.jobs, table.factors, table.scales, table.owners, partials,
                 **low_rank_constants(table.factor_dtype, config, aligned=table.aligned),
-                **options(config.with_factors(table.factor_dtype)), STATS=stats,
+                **options(config.suited(factor=table.factor_dtype)), STATS=stats,
                 ELEMENT=ELEMENTS[items[0][0].dtype], OUTPUT=ELEMENTS[items[0][2].dtype],
             )  # fmt: skip
     return sums(partials, table.tile_counts) if stats else [None] * len(items)
@@ -101,5 +101,5 @@ def _variant(w: torch.dtype, out: torch.dtype, factor: torch.dtype, *, aligned: 
         types=TABLE_TYPES | {"partials": "*fp32"},
         constants=low_rank_constants(factor, MERGE_LOW_RANK, aligned=aligned)
         | {"ELEMENT": ELEMENTS[w], "OUTPUT": ELEMENTS[out], "STATS": stats},
-        config=MERGE_LOW_RANK.with_factors(factor),
+        config=MERGE_LOW_RANK.suited(factor=factor),
     )

@@ -88,7 +88,7 @@ def merge(
         with on(weight.device):
             merge_quantized_kernel[(table.programs,)](
                 table.jobs, table.factors, table.scales, table.owners, partials,
-                **parts(weight), **constants(weight), **options(config.with_factors(table.factor_dtype)),
+                **parts(weight), **constants(weight), **options(config.suited(factor=table.factor_dtype)),
                 **low_rank_constants(table.factor_dtype, config, aligned=aligned),
                 OUTPUT=ELEMENTS[out.dtype], STATS=stats,
             )  # fmt: skip
@@ -108,7 +108,7 @@ def variants() -> list[aot.Variant]:
             constants=low_rank_constants(factor, MERGE_QUANTIZED, aligned=aligned)
             | scheme(which, nested=nested)
             | {"OUTPUT": ELEMENTS[out], "STATS": stats},
-            config=MERGE_QUANTIZED.with_factors(factor),
+            config=MERGE_QUANTIZED.suited(factor=factor),
         )
         for which, nested, out, factor, aligned, stats in (
             (FOUR_BIT, 256, bf16, bf16, True, False),

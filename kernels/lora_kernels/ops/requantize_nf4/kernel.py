@@ -150,7 +150,7 @@ def _fused(
     aligned = table.aligned and fits(weight) and fits(out)
     requantize_nf4_kernel[(table.programs,)](
         table.jobs, table.factors, table.scales, table.owners, bounds, out.packed, absmax,
-        **parts(weight), **constants(weight), **options(config.with_factors(table.factor_dtype)),
+        **parts(weight), **constants(weight), **options(config.suited(factor=table.factor_dtype)),
         **low_rank_constants(table.factor_dtype, config, aligned=aligned), NEW_BLOCKSIZE=out.blocksize,
     )  # fmt: skip
 
@@ -219,7 +219,7 @@ def _variant(
         constants=low_rank_constants(factor, REQUANTIZE, aligned=aligned)
         | scheme(which, element=element, nested=nested)
         | more,
-        config=REQUANTIZE.with_factors(factor),
+        config=REQUANTIZE.suited(factor=factor),
     )
 
 

@@ -167,7 +167,7 @@ def merge(
             tables.upload(weights, torch.float32, w.device), limits,
             tables.upload(signed, torch.int64, w.device),
             **low_rank_constants(table.factor_dtype, config, aligned=table.aligned),
-                **options(config.with_factors(table.factor_dtype)),
+                **options(config.suited(factor=table.factor_dtype)),
             ELEMENT=ELEMENTS[w.dtype], OUTPUT=ELEMENTS[out.dtype], RANDOM=keys is not None,
             GROUPED=table.aligned and table.numbered_along_rows, METHOD=_METHODS[method],
         )  # fmt: skip
@@ -194,5 +194,5 @@ def _variant(
         kernel=sparse_merge_kernel,
         types=TABLE_TYPES | {"weights": "*fp32", "limits": "*i64", "keys": "*i64"},
         constants=low_rank_constants(factor, SPARSE, aligned=aligned) | constants | {"METHOD": _METHODS[method]},
-        config=SPARSE.with_factors(factor),
+        config=SPARSE.suited(factor=factor),
     )

@@ -88,7 +88,7 @@ def limits(
             digit_counts_kernel[(min(table.programs, RADIX_PROGRAMS), len(adapters))](
                 table.jobs, table.factors, table.scales, table.owners, found, counts, table.programs,
                 **low_rank_constants(table.factor_dtype, config, aligned=table.aligned),
-                **options(config.with_factors(table.factor_dtype)),
+                **options(config.suited(factor=table.factor_dtype)),
                 DIGIT=width, SHIFT=shift,
             )  # fmt: skip
         # How many have this digit or a higher one; the digit is the highest for which these are enough.
@@ -127,7 +127,7 @@ def variants() -> list[aot.Variant]:
             kernel=digit_counts_kernel,
             types=TABLE_TYPES | {"found": "*i64", "counts": "*i64", "programs": "i32"},
             constants=low_rank_constants(factor, RADIX, aligned=aligned) | {"DIGIT": width, "SHIFT": shift},
-            config=RADIX.with_factors(factor),
+            config=RADIX.suited(factor=factor),
         )
         for width, shift in DIGITS
         for factor, aligned in ((torch.bfloat16, True), (torch.float32, False))
