@@ -179,9 +179,11 @@ def report(view: ReportView) -> list[str]:
 
 def _validation(view: ReportView) -> list[str]:
     """What was measured: states of the layers, losses on each set."""
+    from lora_reg.spec.policy.evidence import looked_at
+
     found = msgspec.convert(view.body, Validation)
     layers = [
-        (name, layer.state, layer.reason or "; ".join(finding.message for finding in layer.findings))
+        (name, layer.state, layer.reason or "; ".join(f.message for f in layer.findings) or looked_at(name, layer))
         for name, layer in found.layers.items()
     ]
     losses = [

@@ -46,7 +46,7 @@ def _effect(facts: dict[str, Any]) -> str:
 
 def _agreement(facts: dict[str, Any]) -> str:
     told = [f"{name} {found['divergence']:.0e}" for name, found in facts["forms"].items() if "divergence" in found]
-    return f"Merged and unmerged differ by nats: {', '.join(told)}." if told else "It has no merged form."
+    return f"Merged and unmerged differ by nats: {'; '.join(told)}." if told else "It has no merged form."
 
 
 def _losses(facts: dict[str, Any]) -> str:
