@@ -40,7 +40,7 @@ def test_better_than_the_base_is_allowed() -> None:
     decision = decide(DEFAULT, GateFacts(report=report(), quality=SETS))
     assert decision.allowed is True
     assert decision.reason.startswith(
-        "On acme/sql it is better than the base by -0.4997 nats per token (-0.5089 to -0.4905 at 95%, 20 records)"
+        "On acme/sql it is better than the base by 0.4997 nats per token (0.4905 to 0.5089 at 95%, 20 records)"
     )
 
 

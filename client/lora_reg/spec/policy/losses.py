@@ -78,9 +78,9 @@ def _better(policy: Policy, found: Evaluation, name: str, make: Make[C]) -> C:
         return make(rule, "failed", _too_few(found, name))
     evidence = _evidence(found.loss, found.base_loss, interval, least)
     if interval.high < 0 and interval.mean <= -least:
-        return make(rule, "passed", f"On {name} it is better than the base by {_told(interval)}.", evidence)
+        return make(rule, "passed", f"On {name} it is better than the base by {_by(interval)}.", evidence)
     if interval.low > 0 and interval.mean >= least:
-        return make(rule, "failed", f"On {name} it is worse than the base by {_told(interval)}.", evidence)
+        return make(rule, "failed", f"On {name} it is worse than the base by {_by(interval)}.", evidence)
     why = f"the least that counts is {least:g}" if interval.high < 0 or interval.low > 0 else "the interval holds 0"
     return make(rule, "failed", f"On {name} it is not better than the base: {_told(interval)}; {why}.", evidence)
 
@@ -96,11 +96,13 @@ def _not_worse(policy: Policy, found: Evaluation, holder: Evaluation | None, nam
         return make(rule, "failed", _too_few(found, name))
     evidence = _evidence(found.loss, holder.loss, interval, least)
     if interval.low > 0 and interval.mean >= least:
-        message = f"On {name} it is worse than the version that holds the tag by {_told(interval)}."
+        message = f"On {name} it is worse than the version that holds the tag by {_by(interval)}."
         return make(rule, "failed", message, evidence)
     better = interval.high < 0 and interval.mean <= -least
-    word = "better than" if better else "neither better nor worse than"
-    return make(rule, "passed", f"On {name} it is {word} the version that holds the tag: {_told(interval)}.", evidence)
+    told = f"better than the version that holds the tag by {_by(interval)}"
+    if not better:
+        told = f"neither better nor worse than the version that holds the tag: {_told(interval)}"
+    return make(rule, "passed", f"On {name} it is {told}.", evidence)
 
 
 def _interval(nats: list[float | None], other: list[float | None], tokens: list[int], level: float) -> Interval | None:
@@ -115,11 +117,18 @@ def _too_few(found: Evaluation, name: str) -> str:
     return f"{name} has {len(found.tokens)} records; {FEWEST} or more, all of finite loss, are needed to compare."
 
 
+def _by(interval: Interval) -> str:
+    """The size of a difference whose direction the sentence tells."""
+    low, high = sorted((abs(interval.low), abs(interval.high)))
+    return f"{abs(interval.mean):.4f} nats per token ({low:.4f} to {high:.4f} {_rest(interval)}"
+
+
 def _told(interval: Interval) -> str:
-    return (
-        f"{interval.mean:+.4f} nats per token ({interval.low:+.4f} to {interval.high:+.4f} "
-        f"at {interval.level:.0%}, {interval.records} records)"
-    )
+    return f"{interval.mean:+.4f} nats per token ({interval.low:+.4f} to {interval.high:+.4f} {_rest(interval)}"
+
+
+def _rest(interval: Interval) -> str:
+    return f"at {interval.level:.0%}, {interval.records} records)"
 
 
 def _evidence(loss: float, reference: float, interval: Interval, least: float) -> dict[str, Any]:
