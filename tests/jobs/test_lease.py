@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import time
 
+from sqlmodel import Session
+
+from lora_registry.db.tables import Version
+from lora_registry.gates import validations
 from lora_registry.jobs import store
 from tests.jobs.conftest import Site
 
 
-def _claim(site: Site, executor: str, instance: str, *, lease: float = 30.0) -> bool:
+def _claim(site: Site, executor: str, instance: str, *, lease: float = 30.0, queues: str = "cpu") -> bool:
     return store.claim(
-        site.database, executor_id=executor, instance=instance, host="h", queues="cpu", lease_seconds=lease
+        site.database, executor_id=executor, instance=instance, host="h", queues=queues, lease_seconds=lease
     )
 
 
@@ -48,3 +52,20 @@ def test_a_released_lease_is_free_at_once(site: Site) -> None:
     store.release(site.database, executor_id="w", instance="one")
     assert store.holders(site.database) == set()
     assert _claim(site, "w", "two")
+
+
+def test_queues_are_served_by_those_who_live(site: Site) -> None:
+    assert _claim(site, "dead", "one", lease=0.2, queues="gpu")
+    assert _claim(site, "live", "two", queues="orchestrate,cpu")
+    time.sleep(0.4)
+    with Session(site.database) as session:
+        assert store.served(session) == {"orchestrate", "cpu"}
+
+
+def test_a_large_base_is_run_where_there_are_gpus(site: Site) -> None:
+    small, large = (Version(size=size) for size in (validations.SMALL_BASE, validations.SMALL_BASE + 1))
+    with Session(site.database) as session:
+        assert [validations.queue(session, base) for base in (small, large)] == ["cpu", "cpu"]
+    assert _claim(site, "w", "one", queues="cpu,gpu")
+    with Session(site.database) as session:
+        assert [validations.queue(session, base) for base in (small, large)] == ["cpu", "gpu"]

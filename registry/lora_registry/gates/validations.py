@@ -51,10 +51,10 @@ def start(
         for _, chosen in sorted(some.items())
     ]
     for wanted in missing:
-        enqueue.validate(ctx, session, principal, repo, wanted.version, wanted.key, named, _queue(session, wanted.base))
+        enqueue.validate(ctx, session, principal, repo, wanted.version, wanted.key, named, queue(session, wanted.base))
 
 
-def _queue(session: Session, base: Version) -> Queue:
+def queue(session: Session, base: Version) -> Queue:
     """Where a validation runs: on a worker for GPUs if one lives and the base is large enough to gain by it."""
     return "gpu" if base.size > SMALL_BASE and "gpu" in served(session) else "cpu"
 
