@@ -16,7 +16,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
@@ -32,6 +32,7 @@ SHAPE: Final[Shape] = (8192, 28672)
 SMALL: Final[Shape] = (1024, 4096)
 ROUNDS: Final = 12
 _SHOWN: Final = 8
+_FIELDS: Final = ("rows", "columns", "rank", "warps", "stages")
 
 Run = Callable[[Sequence[Item], LaunchConfig], None]
 
@@ -50,8 +51,8 @@ def grid(
     rows: Sequence[int], columns: Sequence[int], ranks: Sequence[int], warps: Sequence[int], *, elements: range
 ) -> tuple[LaunchConfig, ...]:
     """All combinations whose tiles have a number of elements within `elements`."""
-    chosen = itertools.product(rows, columns, ranks, warps)
-    return tuple(LaunchConfig(r, c, k, w, 2) for r, c, k, w in chosen if r * c in elements)
+    chosen = itertools.product(rows, columns, ranks, warps, (1, 2))
+    return tuple(LaunchConfig(r, c, k, w, stages) for r, c, k, w, stages in chosen if r * c in elements)
 
 
 def _each(one: Callable[[Any, Any, LaunchConfig], object]) -> Run:
@@ -192,7 +193,7 @@ def timed(name: str, chosen: Sequence[LaunchConfig]) -> Iterator[dict[str, Any]]
     copied = statistics.median(copies)
     for config, values in times.items():
         taken = statistics.median(values)
-        row = {key: value for key, value in asdict(config).items() if key != "measured"}
+        row = {key: getattr(config, key) for key in _FIELDS}
         yield {"kernel": name, **row, "milliseconds": taken / 2 * 1e3, "share_of_copy": moved / taken / copied}
 
 
@@ -221,20 +222,21 @@ def main() -> int:
         present = KERNELS[name].present
         print(f"{name}, on {SHAPE}:", flush=True)
         for row in found:
-            used = [row[key] for key in ("rows", "columns", "rank", "warps")] == [
-                present.rows, present.columns, present.rank, present.warps,
-            ]  # fmt: skip
+            used = all(row[key] == getattr(present, key) for key in _FIELDS)
             if used or row in found[:_SHOWN]:
-                print(
-                    "  {rows:4} x {columns:4}  rank {rank:3}  {warps} warps  {milliseconds:8.4f} ms "
-                    "{share_of_copy:6.1%}".format(**row)
-                    + ("  in use" if used else "")
-                )
+                print(_line(row) + ("  in use" if used else ""))
     if arguments.out is not None:
         head = json.dumps({"device": torch.cuda.get_device_name(), "shape": SHAPE, "rows": []}).removesuffix("]}")
         lines = ",\n".join(json.dumps(_rounded(row)) for row in rows)
         arguments.out.write_text(f"{head}\n{lines}\n]}}\n", encoding="utf-8")
     return 0
+
+
+def _line(row: dict[str, Any]) -> str:
+    return (
+        "  {rows:4} x {columns:4}  rank {rank:3}  {warps} warps  {stages} stages  "
+        "{milliseconds:8.4f} ms {share_of_copy:6.1%}".format(**row)
+    )
 
 
 def _rounded(row: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class Distance(NamedTuple):
 def distance(got: torch.Tensor, exact: torch.Tensor) -> Distance:
     """exact: float64, of got's shape. Elements that are not finite must be equal, NaN to NaN, and are then left out."""
     assert got.shape == exact.shape, (got.shape, exact.shape)
-    got, exact = got.detach().cpu().double(), exact.detach().cpu()
+    got, exact = got.detach().to(exact.device).double(), exact.detach()
     lost = ~exact.isfinite()
     assert torch.equal(got[lost].nan_to_num(nan=0.5), exact[lost].nan_to_num(nan=0.5)), "non-finite elements differ"
     got, exact = got[~lost], exact[~lost]
