@@ -16,7 +16,7 @@ from lora_reg.spec.digest import Digest
 from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.findings import Finding
 
-SUITE: Final = 1
+SUITE: Final = 2
 """Grows where the same inputs come to mean other numbers or findings; reports of another suite are stale."""
 
 Layer = Literal[

@@ -129,7 +129,7 @@ class TensorMerge:
             self._writer = Rounded(tensor)
         else:
             self._band = _aligned(self._band, tensor.form.blocksize, self.columns)
-            merged = self._merged(0, self.rows, Buffers())
+            merged = self.merged(0, self.rows, Buffers())
             self._writer = Nf4(tensor, tensor.form, ((block, new) for block, _, _, new in merged))
 
     @property
@@ -161,7 +161,7 @@ class TensorMerge:
         writer = self._writer
         if r0 == 0 and writer.head:
             yield memoryview(writer.head)
-        for block, weight, change, new in self._merged(r0, r1, buffers):
+        for block, weight, change, new in self.merged(r0, r1, buffers):
             view = memoryview(buffers.out)[: writer.size(block.elements)]
             with np.errstate(over="ignore", invalid="ignore"):
                 writer.encode(new, block, view, buffers.bits)
@@ -193,8 +193,15 @@ class TensorMerge:
             yield out
         sums.add_found(*map(float, found))
 
-    def _merged(self, r0: int, r1: int, buffers: Buffers) -> Iterator[tuple[Block, F32, F32 | None, F32]]:
-        """Block, weight before, change (None where there is none) and weight after, valid until the next."""
+    def before(self, buffers: Buffers) -> Iterator[tuple[Block, F32]]:
+        """The base's values, block by block, each valid until the next. Raises RegistryError `corrupt`."""
+        weights = self._open()
+        for block in blocks(0, self.rows, self.columns, band=self._band):
+            yield block, weights.read(block, buffers.of(block)[0])
+
+    def merged(self, r0: int, r1: int, buffers: Buffers) -> Iterator[tuple[Block, F32, F32 | None, F32]]:
+        """Block, weight before, change (None where there is none) and weight after, not yet rounded to the output
+        type, valid until the next. r0: a multiple of `step`. Raises RegistryError `corrupt`."""
         weights = self._open()
         for block in blocks(r0, r1, self.columns, band=self._band):
             weight, change, new, scratch = buffers.of(block)

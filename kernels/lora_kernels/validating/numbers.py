@@ -2,39 +2,90 @@
 
 from __future__ import annotations
 
-import math
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
-from lora_kernels.adapters import LowRankModule, open_adapter
-from lora_kernels.linalg.factored import product_svd
-from lora_kernels.merging.folder import read_base
-from lora_kernels.merging.numerics import decode, storage
+from lora_kernels.merging.blas import one_thread
+from lora_kernels.merging.folder import plan_folder
+from lora_kernels.merging.plan import MergePlan, TensorPlan
 from lora_kernels.merging.sources import FolderSource
-from lora_reg.spec.base import BaseTensor
+from lora_kernels.merging.tensor import TensorMerge
+from lora_kernels.merging.updates.factors import FactorReader
+from lora_kernels.validating.changes import DTYPES, TensorChange, measure
 from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.findings import Finding
 from lora_reg.spec.validation import LayerResult
 
-BLOCK: Final = 1 << 20
 # Of the norm of the update to that of the weight: an update as large as the weight is no longer a change of it.
 LARGE: Final = 1.0
+# Of the same: types that compute a weight anew leave so much where they leave it as it was, by float32's rounding.
+NOTHING: Final = 2.0**-22
 
 
 def numbers(base: Path, adapter: Path) -> LayerResult:
-    """For low-rank types, of each module: norm of the update, its share of the weight's norm, stable rank (squared
-    Frobenius over squared spectral norm) and the share of pairs that add nothing. Other types have their values checked
-    by the structure alone, and this says so."""
+    """Of each tensor of the base that a merge would change: norm of the change, its share of the weight's norm, stable
+    rank (squared Frobenius over squared spectral norm), and of products of low rank the share of pairs that add
+    nothing; and which tensors would be beyond the range of an output type. Of types without a merged form the values
+    are checked by the structure alone, and this says so. What can be merged by its names and shapes but not by its
+    values is a warning."""
+    empty = {"modules": [], "overflows": {name: [] for name in DTYPES}}
     try:
-        rows = _rows(base, adapter)
+        plan = plan_folder(base, [(adapter, 1.0)])
+        with one_thread(), FolderSource(base) as stored, FolderSource(adapter) as own:
+            found = _measured(plan, stored, own)
     except RegistryError as error:
-        if error.code != "unsupported":
-            raise
-        return LayerResult("passed", [Finding("not-low-rank", "note", error.detail)], {"modules": []})
+        if error.code == "unsupported":
+            return LayerResult("passed", [Finding("no-merged-form", "note", error.detail)], empty)
+        if error.code == "rejected":
+            return LayerResult("passed", [Finding("change-refused", "warning", error.detail)], empty)
+        raise
+    rows = [_row(tensor, change) for tensor, change in found]
+    overflows = {
+        name: [tensor.name for tensor, change in found if change.finite and name in change.overflows] for name in DTYPES
+    }
+    return LayerResult("passed", _findings(rows), {"modules": rows, "overflows": overflows})
+
+
+def _measured(plan: MergePlan, base: FolderSource, adapter: FolderSource) -> list[tuple[TensorPlan, TensorChange]]:
+    touched = [tensor for shard in plan.shards for tensor in shard.tensors if tensor.deltas]
+    readers = [FactorReader(adapter, known.file) for known in plan.adapters]
+    return [
+        (tensor, measure(TensorMerge(tensor, base, readers)))
+        for tensor in sorted(touched, key=lambda tensor: (tensor.deltas[0].module, tensor.name))
+    ]
+
+
+def _row(tensor: TensorPlan, change: TensorChange) -> dict[str, Any]:
+    """None: what is not finite, and what was not measured."""
+    share = change.norm / change.weight if change.weight > 0 else None
+    nothing = change.norm == 0 or (share is not None and share < NOTHING)
+    finite, spectral = change.finite, change.spectral
+    rank = None if spectral is None else 0.0 if nothing or not spectral else (change.norm / spectral) ** 2
+    return {
+        "module": tensor.deltas[0].module,
+        "tensor": tensor.name,
+        "replaced": any(delta.kind == "replace" for delta in tensor.deltas),
+        "rank": change.rank,
+        "norm": (0.0 if nothing else _short(change.norm)) if finite else None,
+        "share": (0.0 if nothing else _short(share)) if finite and share is not None else None,
+        "stable_rank": _short(rank) if finite and rank is not None else None,
+        "dead_pairs": change.dead_pairs,
+    }
+
+
+def _findings(rows: list[dict[str, Any]]) -> list[Finding]:
     findings = [
+        Finding(
+            "update-not-finite",
+            "warning",
+            f"What the adapter makes of {row['tensor']} holds NaN or infinite values.",
+            where=row["module"],
+            way_out="Look at the base and at the learning rate; take an earlier checkpoint.",
+        )
+        for row in rows
+        if row["norm"] is None
+    ]
+    findings += [
         Finding(
             "update-large",
             "warning",
@@ -44,66 +95,28 @@ def numbers(base: Path, adapter: Path) -> LayerResult:
             way_out="Look at the learning rate, and at alpha.",
         )
         for row in rows
-        if row["share"] is not None and row["share"] > LARGE
+        # A bias is often near zero, where any change of it is large beside it.
+        if row["share"] is not None and row["share"] > LARGE and not row["tensor"].endswith("bias")
     ]
-    dead = [row["module"] for row in rows if row["norm"] == 0]
+    # A module is one with its bias: IA3 scales a bias of zeros too.
+    modules = {row["module"]: True for row in rows}
+    for row in rows:
+        modules[row["module"]] &= row["norm"] == 0
+    dead = [module for module, nothing in modules.items() if nothing]
     if dead:
         more = f" and {len(dead) - 3} more" if len(dead) > 3 else ""
         findings.append(
             Finding(
                 "module-dead",
                 "warning",
-                f"{len(dead)} of {len(rows)} modules change nothing: {', '.join(dead[:3])}{more}.",
+                f"{len(dead)} of {len(modules)} modules change nothing: {', '.join(dead[:3])}{more}.",
                 where=dead[0],
                 way_out="Where these were to be trained, train again; else leave them out of target_modules.",
             )
         )
-    return LayerResult("passed", findings, {"modules": rows})
+    return findings
 
 
-def _rows(base: Path, adapter: Path) -> list[dict[str, Any]]:
-    fingerprint, _ = read_base(base)
-    tensors = fingerprint.by_name()
-    rows = []
-    with open_adapter(adapter) as reader, FolderSource(base) as source:
-        for name in reader.modules:
-            module = reader.load(name)
-            weight = tensors.get(f"{name}.weight")
-            rows.append(_row(module, None if weight is None else _norm(source, weight)))
-    return rows
-
-
-def _row(module: LowRankModule, weight: float | None) -> dict[str, Any]:
-    left, right = module.scale * module.b.astype(np.float64), module.a.astype(np.float64)
-    if not module.rank:
-        return {"module": module.module, "rank": 0, "norm": 0.0, "share": None, "stable_rank": 0.0, "dead_pairs": 0.0}
-    singular = product_svd(left, right).singular
-    norm = float(np.linalg.norm(singular))
-    pairs = np.linalg.norm(left, axis=0) * np.linalg.norm(right, axis=1)
-    dead = float((pairs <= 1e-6 * pairs.max()).mean()) if pairs.max() > 0 else 1.0
-    return {
-        "module": module.module,
-        "rank": module.rank,
-        "norm": _short(norm),
-        "share": _short(norm / weight) if weight else None,
-        "stable_rank": _short((norm / float(singular[0])) ** 2) if norm > 0 else 0.0,
-        "dead_pairs": dead,
-    }
-
-
-def _norm(source: FolderSource, tensor: BaseTensor) -> float | None:
-    """Frobenius norm of a tensor of the base, block by block; None for a quantized one."""
-    try:
-        kind = storage(tensor.dtype)
-    except KeyError:
-        return None
-    total, step = 0.0, BLOCK * kind.itemsize
-    for start in range(tensor.start, tensor.end, step):
-        raw = bytearray(min(step, tensor.end - start))
-        source.read_into(tensor.file, start, memoryview(raw))
-        values = decode(np.frombuffer(raw, kind), tensor.dtype, np.empty(len(raw) // kind.itemsize, np.float32))
-        total += float(np.dot(values, values))
-    return math.sqrt(total)
-
-
-_short = partial(round, ndigits=6)
+def _short(value: float) -> float:
+    """Six digits."""
+    return float(f"{value:.6g}")
