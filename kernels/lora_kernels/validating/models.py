@@ -12,13 +12,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from lora_kernels.merging.folder import plan_folder
 from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.validation import Precision
 
 if TYPE_CHECKING:
     import torch
+
+_ROUNDED: Final = {"BF16": "bfloat16", "F16": "float16"}
 
 
 @contextmanager
@@ -105,7 +108,8 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def attach(base: Any, adapter: Path) -> Any:
-    """The base with the adapter, by PEFT; the base itself is changed. Raises RegistryError `rejected`."""
+    """The base, of `load_base`, with the adapter, by PEFT; the base itself is changed. Raises RegistryError
+    `rejected`."""
     from peft import PeftModel
 
     try:
@@ -115,4 +119,21 @@ def attach(base: Any, adapter: Path) -> Any:
         raise RegistryError(
             "rejected", f"PEFT cannot load the adapter: {type(error).__name__}: {str(error)[:300]}"
         ) from error
+    _round_projections(model, Path(base.name_or_path), adapter)
     return model.eval()
+
+
+def _round_projections(model: Any, base: Path, adapter: Path) -> None:
+    """PEFT rounds the projections that it draws by a seed (VeRA, PVeRA) to the type of the weights in memory: trained
+    and served, that is the one that the checkpoint stores, which a merge takes too. Here it may be float32."""
+    import torch
+
+    try:
+        shards = plan_folder(base, [(adapter, 1.0)]).shards
+    except RegistryError:
+        return  # what has no merged form has no projections by a seed either
+    deltas = [delta for shard in shards for tensor in shard.tensors for delta in tensor.deltas]
+    for dtype in {delta.options["dtype"] for delta in deltas if delta.kind == "drawn-low-rank"} & _ROUNDED.keys():
+        for name in ("vera_A", "vera_B", "pvera_A", "pvera_B"):
+            for drawn in getattr(model.base_model, name, {}).values():
+                drawn.copy_(drawn.to(getattr(torch, _ROUNDED[dtype])))

@@ -1,0 +1,59 @@
+"""Projections that a file names by a seed alone: in float32 the unmerged adapter is the one that is merged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
+
+from lora_kernels.validating import agreement as layer  # noqa: E402
+from lora_kernels.validating import losses, models  # noqa: E402
+from tests.support.command import TINY  # noqa: E402
+
+BASE = TINY / "base"
+PROBES = [list(range(20, 60))]
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.filterwarnings("ignore::FutureWarning")]
+
+
+def drawn(folder: Path, make: Any) -> Path:
+    torch.manual_seed(0)
+    config = make(r=16, target_modules=["q_proj", "v_proj"], save_projection=False, task_type="CAUSAL_LM")
+    model = peft.get_peft_model(models.load_base(BASE), config)
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            if "lambda_b" in name:
+                parameter.normal_()
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    return folder
+
+
+@pytest.mark.parametrize("make", ["VeraConfig", "PveraConfig"])
+def test_a_merge_in_float32_is_the_unmerged_adapter(tmp_path: Path, make: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PEFT rounds them to the type of the weights in memory. A validation holds these in float32, training and serving
+    as the checkpoint stores them, in bfloat16."""
+    monkeypatch.setitem(layer.FORMS, "float32", layer.FORMS["float32"][:1])
+    adapter = drawn(tmp_path / "adapter", getattr(peft, make))
+    base = models.load_base(BASE)
+    before = losses.probe_logits(base, PROBES)
+    after = losses.probe_logits(models.attach(base, adapter), PROBES)
+    assert max(float(np.abs(a - b).max()) for a, b in zip(after, before, strict=True)) > 0.1
+    found = layer.agreement(BASE, adapter, PROBES, after, lambda _form: None)
+    assert found.findings == []
+    assert found.facts["forms"]["float32"]["divergence"] < layer.EXACT / 1000
+
+
+def test_the_projections_are_those_of_a_model_in_the_checkpoints_own_type(tmp_path: Path) -> None:
+    import transformers
+
+    adapter = drawn(tmp_path / "adapter", peft.VeraConfig)
+    native = transformers.AutoModelForCausalLM.from_pretrained(BASE)
+    assert native.dtype == torch.bfloat16
+    theirs = peft.PeftModel.from_pretrained(native, adapter).base_model
+    ours = models.attach(models.load_base(BASE), adapter).base_model
+    for half in ("vera_A", "vera_B"):
+        assert torch.equal(getattr(ours, half)["default"], getattr(theirs, half)["default"].float()), half
