@@ -22,11 +22,11 @@ demo: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-# SUITE=merge, compose, sparse7b, gpu or all. RUNS=1 is a trial that writes nothing. Needs 30 GB of disk and an idle machine.
+# SUITE=merge, compose, sparse7b, drift, gpu or all. RUNS=1 is a trial that writes nothing. Needs 30 GB of disk and an idle machine.
 SUITE ?= all
 RUNS ?= 5
 bench: setup
-	PYTHONPATH=kernels:client $(BIN)/python -m benchmarks $(SUITE) --runs $(RUNS)
+	PYTHONPATH=kernels:client:. $(BIN)/python -m benchmarks $(SUITE) --runs $(RUNS)
 
 check: setup
 	$(BIN)/ruff check

@@ -1,4 +1,4 @@
-"""python -m benchmarks [SUITE]: measure, write `results/SUITE.json`, and show the figures in the README."""
+"""python -m benchmarks [SUITE]: measure, write `results/SUITE.json`, and show the figures in README and docs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final
 
-from benchmarks import compose, merge, sparse7b, table
+from benchmarks import compose, drift, drift_table, merge, sparse7b, table
 from benchmarks.exact import Wrong
 from benchmarks.machine import Quiet, machine, versions
 from benchmarks.options import Options
@@ -17,10 +17,19 @@ from benchmarks.process import ROOT, CommandFailed, environment, python
 
 Suite = Callable[[Options, Callable[[str], None]], dict[str, Any]]
 
-SUITES: Final[dict[str, Suite]] = {"merge": merge.run, "compose": compose.run, "sparse7b": sparse7b.run}
+SUITES: Final[dict[str, Suite]] = {
+    "merge": merge.run,
+    "compose": compose.run,
+    "sparse7b": sparse7b.run,
+    "drift": drift.run,
+}
 # Fewer rounds are a trial: nothing is written.
 RUNS: Final = 5
 _ONCE: Final = ("sparse7b",)
+# What is said by a model, not how fast.
+_UNTIMED: Final = ("drift",)
+# What stands between the marks of which page.
+PAGES: Final = {"README.md": table.tables, "docs/validation.md": drift_table.tables}
 # Other processes may take so much of the machine before the figures are called noisy and are not written.
 NOISE: Final = 0.1
 
@@ -39,8 +48,9 @@ def main() -> int:
     except (Wrong, CommandFailed, sparse7b.NoSpace) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 1
-    readme = ROOT / "README.md"
-    readme.write_text(table.with_tables(readme.read_text("utf-8"), table.tables()), encoding="utf-8")
+    for page, tables in PAGES.items():
+        path = ROOT / page
+        path.write_text(table.with_tables(path.read_text("utf-8"), tables()), encoding="utf-8")
     if arguments.suite in ("all", "gpu"):
         return subprocess.run(python("-m", "benchmarks.gpu"), env=environment(ours=True), check=False).returncode
     return 0
@@ -59,14 +69,13 @@ def measure(name: str, options: Options) -> None:
         print("A trial: nothing is written.")
         return
     # What is measured once is memory, which no noise changes.
-    if others > NOISE and name not in _ONCE:
+    if others > NOISE and name not in (*_ONCE, *_UNTIMED):
         print(f"{others:.0%} of the machine went to other processes: these figures are noise, and are not written.")
         return
     record = {
         "machine": machine(),
-        "versions": versions("lora-reg", "numpy", "torch", "transformers", "peft", "safetensors"),
-        "runs": 1 if name in _ONCE else options.runs,
-        "others": others,
+        "versions": versions("lora-reg", "numpy", "torch", "transformers", "peft", "safetensors", "bitsandbytes"),
+        **({} if name in _UNTIMED else {"runs": 1 if name in _ONCE else options.runs, "others": others}),
         **result,
     }
     table.RESULTS.mkdir(exist_ok=True)

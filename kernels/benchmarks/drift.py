@@ -1,32 +1,36 @@
 """What merging costs in what a model says: adapters of every type, trained a little by PEFT, merged and compared.
 
 Each is trained on the example base of this checkout (`examples/tiny`) on the house variant of the queries, saved as
-PEFT saves it, loaded again and read by `lora_kernels.validating`, as a validation does. Nothing is timed.
+PEFT saves it, loaded again and read by `lora_kernels.validating`, as a validation does. Nothing is timed, and all of it
+runs on one thread, so that the same machine gives the same figures.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks import drift_qlora
 from benchmarks.drift_types import TRAINED, Trained
 from benchmarks.options import Options
 from benchmarks.process import ROOT
+from lora_reg.spec.validation import mean_loss
 
 EXAMPLE: Final = ROOT / "examples" / "tiny"
+HELD_OUT: Final = EXAMPLE / "data" / "queries_eval.jsonl"
 STEPS: Final = 30
-_DOMAIN: Final = "queries"
 
 
 def run(_: Options, told: Callable[[str], None]) -> dict[str, Any]:
-    """A row for each of TRAINED, and the reasons of the types that have no merged form."""
+    """A row for each of TRAINED, the reasons of the types that have no merged form, and a QLoRA adapter."""
+    import torch
+
     from lora_kernels.merging.match.reasons import REASONS
 
+    torch.set_num_threads(1)
     rows = []
     with tempfile.TemporaryDirectory(prefix="lora-reg-drift-") as folder:
         bases = {False: EXAMPLE / "base", True: with_biases(Path(folder) / "biased")}
@@ -34,7 +38,17 @@ def run(_: Options, told: Callable[[str], None]) -> dict[str, Any]:
             row = measured(trained, bases[trained.biased], Path(folder) / "adapter")
             told(f"  {trained.label:34} {row['loss']:.3f}  {row['effect']:.1e}  {_float32(row)}")
             rows.append(row)
-    return {"steps": STEPS, "probes": _probes_told(), "rows": rows, "unmerged": dict(sorted(REASONS.items()))}
+        qlora = measured_qlora(Path(folder) / "qlora")
+        for row in qlora["rows"]:
+            told(f"  {row['label']:52} {row['loss']:.4f}  {row['divergence']:.1e}")
+    ids = probe_ids(EXAMPLE / "base")
+    return {
+        "steps": STEPS,
+        "probes": {"texts": len(ids), "tokens": sum(map(len, ids))},
+        "rows": rows,
+        "unmerged": dict(sorted(REASONS.items())),
+        "qlora": qlora,
+    }
 
 
 def measured(trained: Trained, base: Path, folder: Path) -> dict[str, Any]:
@@ -62,34 +76,50 @@ def measured(trained: Trained, base: Path, folder: Path) -> dict[str, Any]:
     }
 
 
+def measured_qlora(scratch: Path) -> dict[str, Any]:
+    """See `drift_qlora`; losses are those of the held-out queries."""
+    import torch
+
+    from lora_kernels.validating import losses, models
+
+    base = EXAMPLE / "base"
+    scratch.mkdir()
+    tokenizer = models.load_tokenizer(base)
+    items = losses.encode(tokenizer, losses.read_records(HELD_OUT))
+    ids, tokens = probe_ids(base), [item.tokens for item in items]
+
+    def evaluate(model: Any) -> tuple[list[Any], float]:
+        nats = losses.losses(model, items, lambda _done: None)
+        return losses.probe_logits(model, ids), mean_loss(nats, tokens)
+
+    torch.manual_seed(24)
+    with models.quiet():
+        return drift_qlora.measured(base, scratch, lambda model, steps: _fit(model, base, steps, 5e-3), evaluate)
+
+
 def train(trained: Trained, base: Path, folder: Path) -> float:
     """A few steps, by PEFT, on the weights as they are stored, computed in float32; the loss of the last."""
     import peft
     import torch
 
-    from examples.tiny.languages import stream
-    from examples.tiny.train import fit
     from lora_kernels.validating import models
 
     torch.manual_seed(22)
     config = getattr(peft, trained.config)(task_type="CAUSAL_LM", **trained.options)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with models.quiet():
         adapted = peft.get_peft_model(models.load_base(base), config)
-        texts = stream([_DOMAIN], house=1.0, seed="adapters", without=set(_held_out()))
-        trace = fit(adapted, models.load_tokenizer(base), texts, steps=STEPS, learning_rate=trained.rate)
+        loss = _fit(adapted, base, STEPS, trained.rate)
         # False keeps PEFT from asking a hub for the base's vocabulary.
         adapted.save_pretrained(str(folder), save_embedding_layers=False)
-    return trace[-1]
+    return loss
 
 
 def probe_ids(base: Path) -> list[list[int]]:
     """As a validation on the held-out queries takes them."""
     from lora_kernels.validating import losses, models
 
-    records = losses.read_records(EXAMPLE / "data" / f"{_DOMAIN}_eval.jsonl")
     tokenizer = models.load_tokenizer(base)
-    return losses.probes(tokenizer, losses.encode(tokenizer, records))
+    return losses.probes(tokenizer, losses.encode(tokenizer, losses.read_records(HELD_OUT)))
 
 
 def with_biases(folder: Path) -> Path:
@@ -114,14 +144,14 @@ def with_biases(folder: Path) -> Path:
     return folder
 
 
-def _held_out() -> Sequence[str]:
-    lines = (EXAMPLE / "data" / f"{_DOMAIN}_eval.jsonl").read_text("utf-8").splitlines()
-    return [json.loads(line)["text"] for line in lines]
+def _fit(model: Any, base: Path, steps: int, rate: float) -> float:
+    from examples.tiny.languages import stream
+    from examples.tiny.train import fit
+    from lora_kernels.validating import losses, models
 
-
-def _probes_told() -> dict[str, int]:
-    ids = probe_ids(EXAMPLE / "base")
-    return {"texts": len(ids), "tokens": sum(map(len, ids))}
+    held_out = {record.text for record in losses.read_records(HELD_OUT)}
+    texts = stream(["queries"], house=1.0, seed="adapters", without=held_out)
+    return fit(model, models.load_tokenizer(base), texts, steps=steps, learning_rate=rate)[-1]
 
 
 def _float32(row: dict[str, Any]) -> str:

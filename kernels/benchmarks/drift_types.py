@@ -9,7 +9,7 @@ ALL: Final = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "d
 BLOCKS: Final = ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj"]
 ATTENTION: Final = ["q_proj", "k_proj", "v_proj", "o_proj"]
 NORMS: Final = ["input_layernorm", "post_attention_layernorm", "model.norm"]
-# Rows of the tokens that the house variant of the queries is written with most.
+# Digits, operators and a few capitals, which the queries are full of.
 TOKENS: Final = list(range(16, 48))
 
 
