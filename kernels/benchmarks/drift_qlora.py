@@ -52,7 +52,7 @@ def measured(base: Path, scratch: Path, fit: Callable[[Any, int], float], evalua
         }
 
     rows = [
-        row("unmerged, on bitsandbytes' NF4", models.attach(_in_nf4(base), adapter)),
+        row("unmerged, on bitsandbytes' NF4", models.attach(models.load_base(base, "nf4"), adapter)),
         row("unmerged, on the full-precision base", models.attach(models.load_base(base), adapter)),
     ]
     for number, (label, dtype, onto) in enumerate(_MERGED):
@@ -65,29 +65,11 @@ def measured(base: Path, scratch: Path, fit: Callable[[Any, int], float], evalua
 def _adapted(base: Path) -> Any:
     import peft
 
+    from lora_kernels.validating.models import load_base
+
     return peft.get_peft_model(
-        _in_nf4(base), peft.LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=ALL)
+        load_base(base, "nf4"), peft.LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=ALL)
     )
-
-
-def _in_nf4(base: Path) -> Any:
-    import torch
-    import transformers
-
-    from lora_kernels.validating.models import quiet
-
-    library: Any = transformers
-    config = library.BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float32,
-    )
-    with quiet():
-        model: Any = library.AutoModelForCausalLM.from_pretrained(
-            base, quantization_config=config, dtype=torch.float32, device_map="cpu", local_files_only=True
-        )
-    return model.eval()
 
 
 def _dequantized(base: Path) -> Any:

@@ -19,6 +19,7 @@ from lora_reg.spec.adapter.types import TYPES
 
 # An older name of MISS, which PEFT 0.21 neither writes nor loads.
 OLD = {"BONE"}
+NAMES = [form.name for form in FORMS["float32"]]
 
 
 def record() -> dict[str, Any]:
@@ -46,7 +47,7 @@ def test_what_was_measured_is_what_would_be_measured() -> None:
 def test_every_merge_is_the_adapter_up_to_rounding() -> None:
     for row in record()["rows"]:
         assert row["effect"] > 1000 * WEAK, row["label"]
-        assert row["forms"].keys() == {name for name, _, _ in FORMS}
+        assert row["forms"].keys() == set(NAMES)
         for name, bound in (("float32", EXACT), ("bfloat16", ROUNDED), ("float16", ROUNDED)):
             assert row["forms"][name]["divergence"] <= bound, (row["label"], name)
 
@@ -63,7 +64,7 @@ def test_a_row_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_table_tells_refusals_and_what_was_lost(tmp_path: Path) -> None:
     assert drift_table.tables(tmp_path) == "Nothing has been measured yet.\n"
     form = {"divergence": 3e-13, "top_agreement": 1.0, "kept": 1.0}
-    forms = {name: form for name, _, _ in FORMS}
+    forms = dict.fromkeys(NAMES, form)
     forms |= {"float16": {"refused": "beyond its range"}, "bfloat16": {**form, "top_agreement": 0.9961, "kept": 0.53}}
     qlora = {"label": "merged onto NF4", "loss": 2.5, "divergence": 1e-5, "top_agreement": 0.99, "kept": 0.04}
     written = {

@@ -125,9 +125,12 @@ def attach(base: Any, adapter: Path) -> Any:
 
 def _round_projections(model: Any, base: Path, adapter: Path) -> None:
     """PEFT rounds the projections that it draws by a seed (VeRA, PVeRA) to the type of the weights in memory: trained
-    and served, that is the one that the checkpoint stores, which a merge takes too. Here it may be float32."""
+    and served, that is the one that the checkpoint stores, which a merge takes too. Here it may be float32. Beside
+    quantized weights PEFT leaves them as they are."""
     import torch
 
+    if getattr(model, "is_quantized", False):
+        return
     try:
         shards = plan_folder(base, [(adapter, 1.0)]).shards
     except RegistryError:

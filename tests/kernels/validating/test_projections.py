@@ -57,3 +57,9 @@ def test_the_projections_are_those_of_a_model_in_the_checkpoints_own_type(tmp_pa
     ours = models.attach(models.load_base(BASE), adapter).base_model
     for half in ("vera_A", "vera_B"):
         assert torch.equal(getattr(ours, half)["default"], getattr(theirs, half)["default"].float()), half
+
+
+def test_beside_weights_in_nf4_they_stay_as_they_are_drawn(tmp_path: Path) -> None:
+    adapter = drawn(tmp_path / "adapter", peft.VeraConfig)
+    ours = models.attach(models.load_base(BASE, "nf4"), adapter).base_model.vera_A["default"]
+    assert not torch.equal(ours, ours.bfloat16().float())
