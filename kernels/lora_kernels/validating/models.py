@@ -68,14 +68,16 @@ def load_base(folder: Path, precision: Precision = "float32") -> Any:
     where = device()
     wide = getattr(torch, computed_in(precision))
     placed = where.type == "cuda" or precision == "nf4"
+    # Named and None, it would be taken for the checkpoint's own.
+    quantized = {"quantization_config": _nf4(wide)} if precision == "nf4" else {}
     with quiet():
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=wide,
             device_map={"": where} if placed else None,
-            quantization_config=_nf4(wide) if precision == "nf4" else None,
             local_files_only=True,
             trust_remote_code=False,
+            **quantized,
         )
     return model.eval()
 

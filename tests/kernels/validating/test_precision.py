@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lora_kernels.validating import EvaluationSet, Subject, validate
+from lora_kernels.merging import merge_folder
+from lora_kernels.validating import EvaluationSet, Subject, models, validate
 from lora_reg.spec.validation import LARGE_BASE, Precision, Validation, usual_precision
+from tests.support.command import TINY
 from tests.support.testbed import require_testbed
 
 
@@ -52,3 +54,9 @@ def test_a_report_says_what_made_it(tmp_path: Path) -> None:
 
 def test_large_bases_are_loaded_in_bfloat16() -> None:
     assert (usual_precision(LARGE_BASE), usual_precision(LARGE_BASE + 1)) == ("float32", "bfloat16")
+
+
+def test_a_checkpoint_that_is_quantized_stays_so(tmp_path: Path) -> None:
+    merge_folder(TINY / "base", [(TINY / "adapters" / "queries-v1", 1.0)], tmp_path / "nf4", dtype="nf4", min_kept=None)
+    model = models.load_base(tmp_path / "nf4")
+    assert type(model.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
