@@ -51,9 +51,6 @@ class Tasks:
         self._folders = folders
         self._records: dict[str, int] = {}
 
-    def __bool__(self) -> bool:
-        return bool(self._folders)
-
     def scores(self, model: Any, tokenizer: Any, told: Callable[[int, int], None]) -> Scores:
         """Run every task, record by record. model, tokenizer: of transformers; neither is changed. told: folders that
         are done, of how many. Raises RegistryError `usage` for a task that fails."""
@@ -65,12 +62,16 @@ class Tasks:
 
     def results(self, base: Scores, adapter: Scores) -> dict[str, TaskResult]:
         """Both beside each other. base, adapter: from `scores`."""
+        # A task's own Python may give a metric for some answers only.
+        none: Score = (None, None)
         digests = {name: folder.digest for folder in self._folders for name in _names(folder)}
         return {
             name: TaskResult(
                 digest=digests[name],
                 records=self._records[name],
-                metrics={metric: TaskMetric(*score, *base[name][metric]) for metric, score in row.items()},
+                metrics={
+                    metric: TaskMetric(*score, *base.get(name, {}).get(metric, none)) for metric, score in row.items()
+                },
             )
             for name, row in sorted(adapter.items())
         }
