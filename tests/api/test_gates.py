@@ -323,6 +323,14 @@ def test_a_force_needs_its_reason_and_is_logged_as_one(room: Room) -> None:
     assert room.tag(tag) == 1
 
 
+def test_no_gate_decides_by_tasks_that_no_job_runs(room: Room) -> None:
+    document = {"behaviour": {"tasks": {"pick.acc": 0.5}}}
+    told = room.ask("v1", unique("tasks"), document=document)
+    problem(told, "invalid-request")
+    assert "its jobs run none" in told.json()["detail"]
+    assert "validate --local --tasks DIR" in told.json()["way_out"]
+
+
 def test_a_trial_of_a_policy_stores_nothing(room: Room) -> None:
     tag = unique("trial")
     strict = {"name": "strict", "max_rank": 1}
@@ -356,6 +364,7 @@ def test_the_most_specific_policy_governs_until_it_is_lifted(room: Room) -> None
         ("a/b:prod", {"max_rank": 0}, "invalid-request"),
         ("a/b:prod", {"surprise": 1}, "invalid-request"),
         ("a/b:prod", {"quality": {"sets": ["a/nothing"]}}, "not-found"),
+        ("a/b:prod", {"behaviour": {"tasks": {"pick.acc": 0.5}}}, "invalid-request"),
     ],
 )
 def test_what_is_no_policy_is_refused(room: Room, pattern: str, document: Any, code: str) -> None:

@@ -13,6 +13,22 @@ DATA = ("--data", TINY / "data" / "queries_eval.jsonl")
 FIRST, SECOND, THIRD = (TINY / "adapters" / f"queries-v{number}" for number in (1, 2, 3))
 
 
+TASK = """
+task: second_line
+dataset_path: json
+dataset_kwargs: {data_files: {test: lines.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{first}}"
+doc_to_choice: ["| link depots as d on c.depot_id", "| order depots desc", "| take depots"]
+doc_to_target: 0
+target_delimiter: ""
+"""
+LINES = """{"first": "# the 3 depots by mean fee of couriers, per town\\nfrom couriers as c\\n"}
+{"first": "# the 5 depots by summed fee of couriers, per zone\\nfrom couriers as c\\n"}
+"""
+
+
 @pytest.fixture
 def alone(tmp_path: Path) -> Home:
     """A machine without any registry."""
@@ -52,6 +68,28 @@ def test_a_policy_decides_and_json_holds_all_of_it(alone: Home, tmp_path: Path) 
     assert len(evaluation["nats"]) == len(evaluation["base_nats"]) == len(evaluation["tokens"]) > 8
 
 
+def test_tasks_are_shown_and_judged(alone: Home, tmp_path: Path) -> None:
+    folder, policy = tmp_path / "tasks", tmp_path / "policy.toml"
+    folder.mkdir()
+    (folder / "second_line.yaml").write_text(TASK)
+    (folder / "lines.jsonl").write_text(LINES)
+    arguments = ("validate", "--local", SECOND, *BASE, "--tasks", folder, "--policy", policy)
+    skip = 'skip = ["numbers", "agreement"]\n'
+    policy.write_text(f"{skip}[behaviour]\ntasks = {{ 'second_line.acc' = 1.0 }}\n")
+    said = alone.ok(*arguments).out
+    lines = [line.split() for line in said.splitlines()]
+    assert ["TASK", "METRIC", "BASE", "VALUE", "RECORDS"] in lines
+    row = next(line for line in lines if line[:2] == ["second_line", "acc"])
+    assert row[-4:] == ["1", "±", "0", "2"]
+    assert "task:second_line.acc" in said
+    assert "second_line.acc is 1, of the base" in said
+    policy.write_text(f"{skip}[behaviour]\ntasks = {{ 'second_line.f1' = 0.5 }}\n")
+    refused = alone.run(*arguments, "--json")
+    assert refused.status == 6, refused.err
+    assert refused.document["decision"]["allowed"] is None
+    assert refused.document["report"]["tasks"]["second_line"]["metrics"]["acc"]["value"] == 1.0
+
+
 def test_a_rank_beyond_the_policy_is_refused(alone: Home, tmp_path: Path) -> None:
     path = tmp_path / "policy.toml"
     path.write_text("max_rank = 1\n")
@@ -64,6 +102,8 @@ def test_a_rank_beyond_the_policy_is_refused(alone: Home, tmp_path: Path) -> Non
     ("arguments", "status", "said"),
     [
         ([*BASE], 2, "--base-dir does not go with a job"),
+        (["--tasks", "somewhere"], 2, "--tasks goes with --local alone"),
+        (["--local", *BASE, "--tasks", "nowhere"], 2, "There is no folder"),
         (["--local"], 2, "--base-dir"),
         (["--local", "--base-dir", "nowhere"], 2, "There is no folder"),
         (["--local", *BASE, "--data", "nowhere.jsonl"], 1, "nowhere.jsonl"),

@@ -36,6 +36,16 @@ from lora_reg.spec.validation import Layer, LayerResult
         ("agreement", {"forms": {"float32": {"refused": "a prefix"}}}, "It has no merged form."),
         ("quality", {"acme/sql": {"loss": 2.225, "base": 3.717}}, "Loss 2.2250 on acme/sql, of the base 3.7170."),
         ("behaviour", {"acme/qa": 12}, "As expected were 12 answers of acme/qa."),
+        (
+            "behaviour",
+            {"acme/qa": 12, "pick.acc": {"value": 0.75, "base": 0.25}, "say.ppl": {"value": None, "base": 12.5}},
+            "As expected were 12 answers of acme/qa; pick.acc is 0.75, of the base 0.25; say.ppl is not finite, of the base 12.5.",
+        ),
+        (
+            "behaviour",
+            {f"t{number}.acc": {"value": 1.0, "base": 0.5} for number in range(6)},
+            "; ".join(f"t{number}.acc is 1, of the base 0.5" for number in range(4)) + "; 2 more of tasks.",
+        ),
     ],
 )  # fmt: skip
 def test_a_layer_tells_what_was_looked_at(layer: Layer, facts: dict[str, Any], sentence: str) -> None:

@@ -13,7 +13,7 @@ from lora_reg.spec.adapter.facts import AdapterFacts
 from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.findings import Finding
 from lora_reg.spec.policy import DEFAULT, GateFacts, decide, parse_policy
-from lora_reg.spec.validation import Evaluation, LayerResult, Validation
+from lora_reg.spec.validation import Evaluation, LayerResult, TaskMetric, TaskResult, Validation
 from tests.support.signing import Signer
 from tests.support.testbed import require_testbed
 
@@ -202,6 +202,38 @@ def test_a_policy_of_keys_means_the_same_however_they_are_written() -> None:
 def test_keys_that_can_never_be_met_are_refused(document, told: str) -> None:
     with pytest.raises(RegistryError, match=told):
         parse_policy({"signatures": document})
+
+
+@pytest.mark.parametrize(
+    ("asked", "allowed", "told"),
+    [
+        ({"pick.acc": 0.75}, True, "pick.acc is 0.75, of the base 0.25; at least 0.75."),
+        ({"pick.acc": 0.76}, False, "pick.acc is 0.75, of the base 0.25; at least 0.76."),
+        ({"pick.acc,strict": 0.5}, True, "pick.acc,strict is 0.5, of the base not finite; at least 0.5."),
+        ({"pick.loss": -9.0}, False, "pick.loss is not finite, of the base 0; at least -9."),
+        ({"pick.f1": 0.5}, None, "The report has no pick.f1; it has pick.acc, pick.acc,strict, pick.loss."),
+        ({"other.acc": 0.5, "pick.acc": 0.5}, None, "The report has no other.acc; it has pick.acc"),
+        ({"other.acc": 0.5, "pick.acc": 0.9}, False, "at least 0.9."),
+    ],
+)
+def test_tasks_reach_their_least_values(asked: dict[str, float], allowed: bool | None, told: str) -> None:
+    metrics = {
+        "acc": TaskMetric(0.75, 0.2, 0.25, 0.2), "acc,strict": TaskMetric(0.5, None, None, None),
+        "loss": TaskMetric(None, None, 0.0, None),
+    }  # fmt: skip
+    found = msgspec.structs.replace(report(), tasks={"pick": TaskResult("sha256:cc", 4, metrics)})
+    decision = decide(parse_policy({"behaviour": {"tasks": asked}}), GateFacts(report=found, quality=SETS))
+    assert decision.allowed is allowed
+    checks = [check for check in decision.checks if check.rule.startswith("task:")]
+    assert {check.rule for check in checks} == {f"task:{name}" for name in asked}
+    assert any(told in check.message for check in checks)
+
+
+def test_tasks_that_were_not_run_are_missing() -> None:
+    policy = parse_policy({"behaviour": {"tasks": {"pick.acc": 0.5}}})
+    decision = decide(policy, GateFacts(report=report(), quality=SETS))
+    assert (decision.allowed, decision.reason) == (None, "The report has no pick.acc: no such task was run.")
+    assert not [rule for rule in states(decide(DEFAULT, GateFacts(report=report(), quality=SETS))) if "task" in rule]
 
 
 def test_forgetting_is_judged_where_a_limit_is_set() -> None:

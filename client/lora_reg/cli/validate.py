@@ -41,6 +41,12 @@ if TYPE_CHECKING:
 )
 @click.option("--local", is_flag=True, help="On this machine: ADAPTER_DIR, --data, --general and --against are paths.")
 @click.option("--base-dir", metavar="DIR", help="With --local: the folder of the base.")
+@click.option(
+    "--tasks",
+    multiple=True,
+    metavar="DIR",
+    help="With --local: a folder of tasks of lm-evaluation-harness; their Python is run. May be repeated.",
+)
 @pass_state
 def validate(
     state: State,
@@ -55,6 +61,7 @@ def validate(
     timeout: float | None,
     local: bool,
     base_dir: str | None,
+    tasks: tuple[str, ...],
 ) -> int:
     """Validate an adapter on its base and judge it by a policy; exit 6 where it is refused.
 
@@ -77,8 +84,13 @@ def validate(
         refuse({"--detach": detach, "--timeout": timeout}, "--local")
         if base_dir is None:
             raise click.UsageError("--local needs --base-dir DIR, the folder of the base.")
-        found = _here(state, policy, Path(base_dir), Path(subject), data, general, against, precision)
+        found = _here(state, policy, Path(base_dir), Path(subject), data, general, against, precision, tasks)
     else:
+        if tasks:
+            raise click.UsageError(
+                "--tasks goes with --local alone: task files hold Python and templates that are run as they stand, "
+                "and a registry's job takes none."
+            )
         refuse({"--base-dir": base_dir}, "a job")
         client = state.client()
         refs = [pinned(client, ref) for ref in (subject, against) if ref is not None]
@@ -132,11 +144,12 @@ def _here(
     general: tuple[str, ...],
     against: str | None,
     precision: Precision | None,
+    tasks: tuple[str, ...],
 ) -> Found:
     """Run everything on this machine. precision None: by the size of the base."""
     from lora_reg.spec.validation import usual_precision
 
-    need_folders(base, folder, *([Path(against)] if against else []))
+    need_folders(base, folder, *map(Path, tasks), *([Path(against)] if against else []))
     sets: dict[Role, list[Path]] = {"quality": [], "forgetting": [Path(name) for name in general], "behaviour": []}
     for name in data:
         sets["behaviour" if _asks(Path(name)) else "quality"].append(Path(name))
@@ -145,7 +158,7 @@ def _here(
     progress = state.progress()
     try:
         skip: dict[Layer, str] = dict.fromkeys(policy.skip, "the policy skips it.")
-        report = _report(validating, base, folder, sets, skip, precision, progress)
+        report = _report(validating, base, folder, sets, skip, precision, progress, tasks)
         holder = None
         if against is not None:
             only_losses: dict[Layer, str] = dict.fromkeys(
@@ -165,11 +178,14 @@ def _report(
     skip: dict[Layer, str],
     precision: Precision,
     progress: Progress,
+    tasks: tuple[str, ...] = (),
 ) -> Validation:
     chosen = tuple(
         validating.EvaluationSet(role, _digest(path), path.stem, path) for role, paths in sets.items() for path in paths
     )
-    subject = validating.Subject(base, adapter, str(adapter), str(base), chosen, skip, precision=precision)
+    subject = validating.Subject(
+        base, adapter, str(adapter), str(base), chosen, skip, precision=precision, tasks=tuple(map(Path, tasks))
+    )
     shown: str | None = None
     before = 0
 
@@ -214,6 +230,7 @@ def _draw(report: Validation, holder: Validation | None, subject: str, against: 
 
 
 def _tell(state: State, policy: Policy, report: Validation, decision: Decision) -> None:
+    from lora_reg.cli.views import tasks
     from lora_reg.gates.text import checks
 
     verdict = "allowed" if decision.allowed else "refused"
@@ -222,6 +239,7 @@ def _tell(state: State, policy: Policy, report: Validation, decision: Decision) 
         {"allowed": decision.allowed, "policy": policy.name, "decision": decision, "report": report},
         human=[
             *checks(decision.checks),
+            *tasks(report),
             f"{verdict} by the policy {policy.name}: {decision.reason}",
         ],
         quiet=[verdict],

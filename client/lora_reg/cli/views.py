@@ -195,10 +195,26 @@ def _validation(view: ReportView) -> list[str]:
         table(("LAYER", "STATE", "WHAT WAS FOUND"), layers),
         table(("ROLE", "SET", "BASE", "LOSS", "RECORDS"), losses),
         table(("SET", "ANSWERS AS EXPECTED"), answers),
+        tasks(found),
     )
     by = ", ".join(f"{name} {value}" for name, value in found.environment.items() if value)
     told = fields([("report", view.id), ("created", when(view.created_at)), ("made by", by)])
     return [*told, *(f"  {line}" for part in parts for line in part)]
+
+
+def tasks(found: Validation) -> list[str]:
+    """What tasks of lm-evaluation-harness measured; nothing where none was run."""
+    rows = [
+        (task, metric, _measured(one.base, one.base_stderr), _measured(one.value, one.stderr), str(result.records))
+        for task, result in found.tasks.items()
+        for metric, one in result.metrics.items()
+    ]
+    return table(("TASK", "METRIC", "BASE", "VALUE", "RECORDS"), rows) if rows else []
+
+
+def _measured(value: float | None, error: float | None) -> str:
+    told = "-" if value is None else f"{value:.4g}"
+    return told if error is None else f"{told} ± {error:.2g}"
 
 
 def _number(number: int | None) -> str:

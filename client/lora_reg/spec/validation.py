@@ -85,10 +85,29 @@ class Answers(msgspec.Struct, frozen=True):
     missed: list[Facts] = []
 
 
+class TaskMetric(msgspec.Struct, frozen=True):
+    """value, stderr: with the adapter, of whatever the task measures; base, base_stderr: of the base alone. None: not
+    finite; of an error also that the metric has none."""
+
+    value: float | None
+    stderr: float | None
+    base: float | None
+    base_stderr: float | None
+
+
+class TaskResult(msgspec.Struct, frozen=True):
+    """Of one task of lm-evaluation-harness, or of a group of them. digest: of the folder that it was read from, by the
+    paths and sha256 of its files. metrics: by name, with `,` and the filter behind it where there is one."""
+
+    digest: str
+    records: int
+    metrics: dict[str, TaskMetric]
+
+
 class Validation(msgspec.Struct, frozen=True, kw_only=True):
     """The body of a report of kind `validate`. version, base: digests. datasets: digests of the evaluation sets by
     role, sorted. environment: machine, backend, thread count and the versions of libraries that made the numbers.
-    answers: by digest of the set."""
+    answers: by digest of the set. tasks: by name; of a report that was made on a user's machine alone."""
 
     schema: int = 1
     suite: int = SUITE
@@ -100,6 +119,14 @@ class Validation(msgspec.Struct, frozen=True, kw_only=True):
     layers: dict[Layer, LayerResult]
     evaluations: list[Evaluation] = []
     answers: dict[str, Answers] = {}
+    tasks: dict[str, TaskResult] = {}
+
+    @property
+    def task_metrics(self) -> dict[str, TaskMetric]:
+        """By task and metric, as `task.metric`: how policies name them."""
+        return {
+            f"{task}.{name}": metric for task, found in self.tasks.items() for name, metric in found.metrics.items()
+        }
 
     @property
     def passed(self) -> bool:

@@ -12,11 +12,11 @@ from typing import Final
 _LIBRARIES: Final = ("lora-reg", "numpy", "torch", "transformers", "peft", "bitsandbytes")
 
 
-def environment() -> dict[str, str]:
-    """Equal on equal machines: no name of a host, a folder or a user is in it."""
+def environment(*more: str) -> dict[str, str]:
+    """Equal on equal machines: no name of a host, a folder or a user is in it. more: libraries that had a part too."""
     from lora_kernels.validating.models import device
 
-    found = {name: importlib.metadata.version(name) for name in _LIBRARIES if _installed(name)}
+    found = {name: importlib.metadata.version(name) for name in (*_LIBRARIES, *more) if _installed(name)}
     return {
         **found,
         "python": platform.python_version(),

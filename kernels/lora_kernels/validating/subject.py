@@ -22,7 +22,7 @@ class EvaluationSet:
 class Subject:
     """base, adapter: folders. version, base_digest: what the report is bound to. skip: layers that are not run, and
     why. base_names: under which trainers know the base; None: whatever the adapter's config calls it. precision: what
-    the base is loaded as."""
+    the base is loaded as. tasks: folders of lm-evaluation-harness, which hold code that is run: the user's own."""
 
     base: Path
     adapter: Path
@@ -32,3 +32,4 @@ class Subject:
     skip: dict[Layer, str] = field(default_factory=dict)
     base_names: frozenset[str] | None = None
     precision: Precision = "float32"
+    tasks: tuple[Path, ...] = ()

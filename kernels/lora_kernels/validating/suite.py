@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -15,7 +15,10 @@ from lora_reg.spec.adapter.facts import AdapterFacts
 from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.findings import Finding
 from lora_reg.spec.serveability import serveability
-from lora_reg.spec.validation import ROLES, Answers, Evaluation, Layer, LayerResult, Role, Validation
+from lora_reg.spec.validation import ROLES, Answers, Evaluation, Layer, LayerResult, Role, TaskResult, Validation
+
+if TYPE_CHECKING:
+    from lora_kernels.validating.harness import Tasks
 
 Progress = Callable[[str, int, int], None]
 """(what is being done, done, of how many)"""
@@ -36,6 +39,7 @@ def validate(subject: Subject, *, progress: Progress | None = None) -> Validatio
     """Run every layer that is not to be skipped. An adapter whose structure fails is not loaded, and the other layers
     are skipped for that reason. Raises RegistryError for a base or an evaluation set that cannot be read."""
     from lora_kernels.validating.environment import environment
+    from lora_kernels.validating.harness import opened
     from lora_kernels.validating.structure import structure
 
     told = progress or (lambda _what, _done, _total: None)
@@ -44,20 +48,23 @@ def validate(subject: Subject, *, progress: Progress | None = None) -> Validatio
     layers: dict[Layer, LayerResult] = {"structure": result}
     evaluations: list[Evaluation] = []
     answers: dict[str, Answers] = {}
+    tasks: dict[str, TaskResult] = {}
     if result.state == "failed" or facts is None:
         layers |= {layer: LayerResult("skipped", reason="the structure is broken.") for layer in _run(subject)}
     else:
         _read(subject, facts, layers)
-        _measure(subject, layers, evaluations, answers, told)
+        with opened(subject.tasks if "behaviour" in _run(subject) else ()) as harness:
+            _measure(subject, layers, evaluations, answers, tasks, harness, told)
     return Validation(
         version=subject.version,
         base=subject.base_digest,
         precision=subject.precision,
         datasets=_digests(subject),
-        environment=environment(),
+        environment=environment(*(["lm_eval"] if tasks else [])),
         layers=layers,
         evaluations=evaluations,
         answers=answers,
+        tasks=tasks,
     )
 
 
@@ -94,6 +101,8 @@ def _measure(
     layers: dict[Layer, LayerResult],
     evaluations: list[Evaluation],
     answers: dict[str, Answers],
+    tasks: dict[str, TaskResult],
+    harness: Tasks,
     told: Progress,
 ) -> None:
     from lora_kernels.merging.folder import read_adapter
@@ -124,6 +133,7 @@ def _measure(
 
     model = models.load_base(subject.base, subject.precision)
     before, base_nats = losses.probe_logits(model, probes), pass_over(model, "base")
+    base_scores = harness.scores(model, tokenizer, partial(told, "tasks, base"))
     try:
         model = models.attach(model, subject.adapter)
     except RegistryError as error:
@@ -137,7 +147,9 @@ def _measure(
     if "behaviour" in run:
         asked = [one for one in subject.sets if one.role == "behaviour"]
         answers |= {one.digest: answered(model, tokenizer, one, told) for one in asked}
-        layers["behaviour"] = LayerResult("passed", facts={found.name: found.met for found in answers.values()})
+        scores = harness.scores(model, tokenizer, partial(told, "tasks, adapter"))
+        tasks |= harness.results(base_scores, scores)
+        layers["behaviour"] = _behaviour(answers, tasks)
     del model
     if "agreement" in run:
         layers["agreement"] = agreement(
@@ -179,9 +191,21 @@ def _losses(evaluations: list[Evaluation]) -> dict[Layer, LayerResult]:
     return layers
 
 
+def _behaviour(answers: dict[str, Answers], tasks: dict[str, TaskResult]) -> LayerResult:
+    facts: dict[str, Any] = {found.name: found.met for found in answers.values()}
+    facts |= {
+        f"{task}.{name}": {"value": one.value, "base": one.base}
+        for task, found in tasks.items()
+        for name, one in found.metrics.items()
+    }
+    return LayerResult("passed", facts=facts)
+
+
 def _run(subject: Subject) -> list[Layer]:
     """The layers that there is something to do for."""
-    roles = {one.role for one in subject.sets}
+    roles: set[Layer] = {one.role for one in subject.sets}
+    if subject.tasks:
+        roles.add("behaviour")
     wanted = [layer for layer in _RUN if layer not in ROLES or layer in roles]
     return [layer for layer in wanted if layer not in subject.skip]
 

@@ -16,13 +16,14 @@ from sqlmodel import Session
 from lora_reg.spec import reference
 from lora_reg.spec.adapter.facts import AdapterFacts
 from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.policy import DEFAULT, Decision, GateFacts, Policy, decide, parse_policy
+from lora_reg.spec.policy import DEFAULT, Decision, GateFacts, Policy, decide
 from lora_reg.spec.signing import parse_public_key
 from lora_reg.spec.validation import ValidationKey, parse_validation
 from lora_registry.auth.principals import Principal
 from lora_registry.catalog import gate_store, governing, resolve, signatures, store
 from lora_registry.catalog.governing import Sets
 from lora_registry.db.tables import Report, Repository, Tag, Version
+from lora_registry.gates import policies
 from lora_registry.runtime.clock import now
 from lora_registry.work import enqueue
 
@@ -97,7 +98,7 @@ def open_case(
     policy, digest, pattern = DEFAULT, str(DEFAULT.digest), None
     found = governing.policy_of(session, namespace, name, tag) if document is None else None
     if document is not None:
-        policy = parse_policy(document)
+        policy = policies.read(document)
         digest = str(policy.digest)
     elif found is not None:
         row, policy = found

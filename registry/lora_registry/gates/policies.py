@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
-from lora_reg.spec.policy import parse_pattern, parse_policy
+from lora_reg.spec.errors import RegistryError
+from lora_reg.spec.policy import Policy, parse_pattern, parse_policy
 from lora_reg.spec.wire.gates import PolicyList, PolicyRequest, PolicyView
 from lora_registry.auth.principals import Principal, require
 from lora_registry.catalog import gate_store, governing
@@ -25,7 +27,7 @@ def put(ctx: Context, principal: Principal, request: PolicyRequest) -> PolicyVie
     namespace = parse_pattern(request.pattern)[0]
     scope = EVERYWHERE if "*" in namespace else namespace
     require(principal, "admin", scope)
-    policy = None if request.document is None else parse_policy(request.document)
+    policy = None if request.document is None else read(request.document)
     with ctx.db.write() as session:
         gate_store.hold_policies(session, exclusive=True)
         if policy is not None:
@@ -57,6 +59,19 @@ def put(ctx: Context, principal: Principal, request: PolicyRequest) -> PolicyVie
     if row is None:
         return PolicyView(request.pattern, 0, None, None, "", "")
     return _view(row)
+
+
+def read(document: Any) -> Policy:
+    """A policy that a gate of this registry can decide by. Raises RegistryError `invalid-request`."""
+    policy = parse_policy(document)
+    if policy.behaviour.tasks:
+        raise RegistryError(
+            "invalid-request",
+            "The policy asks for behaviour.tasks, which no report of a registry has: tasks of lm-evaluation-harness "
+            "hold Python that would be run, so that its jobs run none.",
+            way_out="Judge by it where the tasks are: `lora-reg validate --local --tasks DIR --policy FILE`.",
+        )
+    return policy
 
 
 def list_all(ctx: Context, principal: Principal, *, pattern: str | None) -> PolicyList:

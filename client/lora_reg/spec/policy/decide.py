@@ -68,6 +68,7 @@ def decide(policy: Policy, facts: GateFacts) -> Decision:
         checks += compare_losses(policy, facts.report, facts.holder, held=facts.held, sets=facts.quality, make=Check)
         checks += forgetting(policy, facts.report, facts.holder, held=facts.held, sets=facts.forgetting, make=Check)
         checks += _answers(policy, facts.report, facts.behaviour)
+        checks += _tasks(policy, facts.report)
     failed = [check for check in checks if check.state == "failed"]
     missing = [check for check in checks if check.state == "missing"]
     if failed:
@@ -176,6 +177,20 @@ def _answers(policy: Policy, report: Validation, sets: dict[str, str]) -> Iterab
         first = f", not that of record {found.missed[0]['record']}" if found.missed else ""
         evidence = {"met": found.met, "asked": found.asked, "missed": found.missed}
         yield Check(f"behaviour:{name}", state, f"{told}{first}; at least {policy.behaviour.least:.0%}.", evidence)
+
+
+def _tasks(policy: Policy, report: Validation) -> Iterable[Check]:
+    known = report.task_metrics
+    for name, least in sorted(policy.behaviour.tasks.items()):
+        found = known.get(name)
+        if found is None:
+            others = f"; it has {', '.join(sorted(known)[:5])}" if known else ": no such task was run"
+            yield Check(f"task:{name}", "missing", f"The report has no {name}{others}.")
+            continue
+        state: CheckState = "passed" if found.value is not None and found.value >= least else "failed"
+        value, base = ("not finite" if one is None else f"{one:g}" for one in (found.value, found.base))
+        evidence = {"value": found.value, "stderr": found.stderr, "base": found.base}
+        yield Check(f"task:{name}", state, f"{name} is {value}, of the base {base}; at least {least:g}.", evidence)
 
 
 def _freshness(policy: Policy, facts: GateFacts) -> Iterable[Check]:

@@ -57,10 +57,14 @@ class Forgetting(_Part, frozen=True):
 
 
 class Behaviour(_Part, frozen=True):
-    """Expected answers. sets: references. least: share of the answers of each set that must be as expected."""
+    """Expected answers. sets: references. least: share of the answers of each set that must be as expected.
+
+    tasks: least values of metrics of lm-evaluation-harness, by `task.metric`; only a user's own machine runs them.
+    """
 
     sets: list[str] = []
     least: Annotated[float, Meta(ge=0, le=1)] = 1.0
+    tasks: dict[str, Annotated[float, Meta(ge=-1e9, le=1e9)]] = {}
 
 
 class Approvals(_Part, frozen=True):

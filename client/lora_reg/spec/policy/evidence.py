@@ -7,6 +7,8 @@ from typing import Any, Final
 
 from lora_reg.spec.validation import Layer, LayerResult
 
+_TASKS: Final = 4
+
 
 def looked_at(layer: Layer, result: LayerResult) -> str:
     """A report keeps facts as JSON values, of whatever suite wrote it: what a sentence needs may be missing."""
@@ -55,7 +57,20 @@ def _losses(facts: dict[str, Any]) -> str:
 
 
 def _behaviour(facts: dict[str, Any]) -> str:
-    return f"As expected were {', '.join(f'{met} answers of {name}' for name, met in facts.items())}."
+    """By set of prompts, a count; by task and metric, its value and the base's."""
+    answers = [f"{met} answers of {name}" for name, met in facts.items() if not isinstance(met, dict)]
+    tasks = [
+        f"{name} is {_figure(found['value'])}, of the base {_figure(found['base'])}"
+        for name, found in facts.items()
+        if isinstance(found, dict)
+    ]
+    more = [f"{len(tasks) - _TASKS} more of tasks"] if len(tasks) > _TASKS else []
+    told = [*([f"As expected were {', '.join(answers)}"] if answers else []), *tasks[:_TASKS], *more]
+    return f"{'; '.join(told)}."
+
+
+def _figure(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4g}"
 
 
 _SENTENCES: Final[dict[Layer, Callable[[dict[str, Any]], str]]] = {

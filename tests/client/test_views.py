@@ -1,0 +1,28 @@
+"""What people read of a report."""
+
+from __future__ import annotations
+
+import msgspec
+
+from lora_reg.cli import views
+from lora_reg.spec.validation import LayerResult, TaskMetric, TaskResult, Validation
+from lora_reg.spec.wire.jobs import ReportView
+
+
+def test_a_report_shows_each_metric_of_its_tasks() -> None:
+    metrics = {"acc": TaskMetric(0.75, 0.125, 0.25, 0.125), "word_perplexity": TaskMetric(12.5, None, None, None)}
+    facts = {"pick.acc": {"value": 0.75, "base": 0.25}}
+    body = Validation(
+        version="sha256:aa", base="sha256:bb", datasets={}, environment={"lm_eval": "0.4.13"},
+        layers={"behaviour": LayerResult("passed", facts=facts)}, tasks={"pick": TaskResult("sha256:cc", 8, metrics)},
+    )  # fmt: skip
+    view = ReportView(
+        "job", "validate", f"sha256:{'a' * 64}", "2026-01-01T00:00:00Z", True, [], msgspec.to_builtins(body)
+    )
+    lines = [line.split() for line in views.report(view)]
+    assert ["behaviour", "passed", "pick.acc", "is", "0.75,", "of", "the", "base", "0.25."] in lines
+    assert ["TASK", "METRIC", "BASE", "VALUE", "RECORDS"] in lines
+    assert ["pick", "acc", "0.25", "±", "0.12", "0.75", "±", "0.12", "8"] in lines
+    assert ["pick", "word_perplexity", "-", "12.5", "8"] in lines
+    without = msgspec.to_builtins(msgspec.structs.replace(body, tasks={}))
+    assert "TASK" not in "".join(views.report(msgspec.structs.replace(view, body=without)))
