@@ -46,11 +46,11 @@ generation_kwargs: {until: ["\\n"], max_gen_toks: 24}
 HELPERS = """
 def prompt(doc):
     print("of a task")
-    return doc["question"]
+    # The tokenizer of the base begins with nothing by itself, and its model was trained on texts that begin so.
+    return "<s>" + doc["question"]
 """
 JOINS = {
     ("couriers", "depots"): "| link depots as d on c.depot_id",
-    ("parcels", "couriers"): "| link couriers as c on p.courier_id",
     ("parcels", "depots"): "| link depots as d on p.depot_id",
 }
 
