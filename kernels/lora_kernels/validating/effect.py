@@ -1,12 +1,16 @@
-"""Whether the adapter does anything, and whether all of it does."""
+"""Whether the adapter does anything, whether all of it does, and whether all of it helps."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
 
+from lora_kernels.validating import contribution
 from lora_kernels.validating.agreement import divergence, top_agreement
+from lora_kernels.validating.losses import Encoded
+from lora_kernels.validating.pull import measure
 from lora_reg.spec.findings import Finding
 from lora_reg.spec.tensors import Header
 from lora_reg.spec.validation import LayerResult
@@ -20,8 +24,16 @@ WEAK: Final = 1e-6
 Probes = list[np.ndarray[Any, np.dtype[np.float64]]]
 
 
-def effect(model: Any, header: Header, before: Probes, after: Probes) -> LayerResult:
-    """model: of PEFT. header: of the adapter's file. before, after: log-probabilities of the probes."""
+def effect(
+    model: Any,
+    header: Header,
+    before: Probes,
+    after: Probes,
+    records: Sequence[tuple[Encoded, float | None]] = (),
+    told: Callable[[int, int], None] = lambda _done, _total: None,
+) -> LayerResult:
+    """model: of PEFT. header: of the adapter's file. before, after: log-probabilities of the probes. records: what it
+    was trained for, each with its nats of the base alone. told: passes over them done, of how many."""
     findings = _coverage(model, header)
     finite = all(np.isfinite(probe).all() for probe in after)
     facts: dict[str, Any] = {"keys": len(header.tensors), "finite": finite}
@@ -42,6 +54,9 @@ def effect(model: Any, header: Header, before: Probes, after: Probes) -> LayerRe
                     "weak-effect", "warning", f"The outputs differ from the base's by {facts['divergence']:.1e} nats."
                 )
             )
+        if (pulls := measure(model, records, told)) is not None:
+            facts["pulls"] = contribution.facts(pulls)
+            findings += contribution.findings(pulls)
     return LayerResult("failed" if any(f.severity == "error" for f in findings) else "passed", findings, facts)
 
 

@@ -57,14 +57,18 @@ def losses(model: Any, items: Sequence[Encoded], told: Callable[[int], None]) ->
         if some:
             logits = _logits(model, [items[index].ids for index in some])
             for row, index in enumerate(some):
-                item = items[index]
-                # Log-probabilities of float64: a sum of 500 tokens then differs by nothing that a threshold sees.
-                predicted = logits[row, item.first - 1 : len(item.ids) - 1].double().log_softmax(-1)
-                target = torch.tensor(item.ids[item.first :], device=predicted.device)
-                value = -float(predicted.gather(1, target[:, None]).sum())
+                value = float(record_nats(logits[row], items[index]))
                 found[index] = value if math.isfinite(value) else None
         told(min(start + BATCH, len(order)))
     return found
+
+
+def record_nats(logits: torch.Tensor, item: Encoded) -> torch.Tensor:
+    """Sum of -log p over the predicted tokens of one record. logits: (tokens or more, vocabulary)."""
+    # Log-probabilities of float64: a sum of 500 tokens then differs by nothing that a threshold sees.
+    predicted = logits[item.first - 1 : len(item.ids) - 1].double().log_softmax(-1)
+    target = torch.tensor(item.ids[item.first :], device=predicted.device)
+    return -predicted.gather(1, target[:, None]).sum()
 
 
 def probes(tokenizer: Any, items: Sequence[Encoded]) -> list[list[int]]:
@@ -85,6 +89,11 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def _logits(model: Any, ids: Sequence[Sequence[int]]) -> torch.Tensor:
+    with torch.inference_mode():
+        return forward(model, ids)
+
+
+def forward(model: Any, ids: Sequence[Sequence[int]]) -> torch.Tensor:
     """(records, longest, vocabulary); behind the end of a shorter record stands what is not to be read. In a causal
     model what is behind a token has no effect on it, so the filling needs no mask but the attention's."""
     longest = max(map(len, ids))
@@ -93,9 +102,8 @@ def _logits(model: Any, ids: Sequence[Sequence[int]]) -> torch.Tensor:
     for row, one in enumerate(ids):
         padded[row, : len(one)] = torch.tensor(one)
         mask[row, : len(one)] = 1
-    with torch.inference_mode():
-        result: torch.Tensor = model(
-            input_ids=padded.to(model.device), attention_mask=mask.to(model.device), use_cache=False
-        ).logits
+    result: torch.Tensor = model(
+        input_ids=padded.to(model.device), attention_mask=mask.to(model.device), use_cache=False
+    ).logits
     # Virtual tokens of prompt tuning stand before those of the text, and have logits of their own.
     return result[:, -longest:].float()

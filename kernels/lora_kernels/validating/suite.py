@@ -143,7 +143,14 @@ def _measure(
         return
     after, nats = losses.probe_logits(model, probes), pass_over(model, "adapter")
     if "effect" in run:
-        layers["effect"] = effect(model, read_adapter(subject.adapter).header, before, after)
+        good_at = [
+            pair
+            for (one, items), nats_of in zip(sets, base_nats, strict=True)
+            if one.role == "quality"
+            for pair in zip(items, nats_of, strict=True)
+        ]
+        header = read_adapter(subject.adapter).header
+        layers["effect"] = effect(model, header, before, after, good_at, partial(told, "pull of each module"))
     if "behaviour" in run:
         asked = [one for one in subject.sets if one.role == "behaviour"]
         answers |= {one.digest: answered(model, tokenizer, one, told) for one in asked}

@@ -42,6 +42,7 @@ BROKEN = [
     "wrong-shape-one-module",
     "zero-adapter",
 ]
+PULLED = {"module-pulls-back", "update-too-strong", "modules-do-not-help", "module-adds-nothing"}
 LOSSES_ALONE: dict[Layer, str] = {"agreement": "not asked for."}
 
 
@@ -94,6 +95,7 @@ def test_good_adapters_are_let_through_on_their_own_domain(name: str) -> None:
     report = run(require_testbed() / "adapters" / name, DOMAINS[name])
     decision = judged(report, DOMAINS[name])
     assert decision.allowed is True, decision
+    assert not PULLED & {finding.code for finding in report.findings}
     forms = report.layers["agreement"].facts["forms"]
     assert ("refused" in forms["bfloat16"]) == (name == "prefix-python")
 
@@ -140,6 +142,27 @@ def flip_sign(tensors: Tensors, config: dict[str, Any]) -> None:
 
 def double_alpha(tensors: Tensors, config: dict[str, Any]) -> None:
     config["lora_alpha"] *= 2
+
+
+def half_more_alpha(tensors: Tensors, config: dict[str, Any]) -> None:
+    config["lora_alpha"] *= 1.5
+
+
+def flip_the_sign_of_a_weak_one(tensors: Tensors, config: dict[str, Any]) -> None:
+    """Of the 28 modules it is the one that the loss depends least on."""
+    tensors[key(1, "self_attn.k_proj", "B")] *= -1
+
+
+def exchange_two_layers(tensors: Tensors, config: dict[str, Any]) -> None:
+    for half in "AB":
+        one, other = key(0, "mlp.down_proj", half), key(1, "mlp.down_proj", half)
+        tensors[one], tensors[other] = tensors[other], tensors[one]
+
+
+def move_one_pair(tensors: Tensors, config: dict[str, Any]) -> None:
+    """The rows of A no longer stand in the order of the columns of B."""
+    name = key(2, "mlp.up_proj", "A")
+    tensors[name] = np.roll(tensors[name], 1, axis=0)
 
 
 def turn_on_rslora(tensors: Tensors, config: dict[str, Any]) -> None:
@@ -195,6 +218,45 @@ def test_planted_faults_are_refused_against_the_version_in_service(planted: Plan
     assert states["quality:sql:holder"] == "failed"
     # Those that still are better than the base would pass without the comparison with what is in service.
     assert states["quality:sql:base"] == ("failed" if plant in (double_alpha, turn_on_rslora, overflow) else "passed")
+
+
+@pytest.mark.parametrize(
+    ("plant", "code", "where"),
+    [
+        (flip_sign, "module-pulls-back", "model.layers.2.mlp.down_proj"),
+        (flip_the_sign_of_a_weak_one, "module-pulls-back", "model.layers.1.self_attn.k_proj"),
+        (exchange_two_layers, "module-pulls-back", "model.layers.0.mlp.down_proj"),
+        (move_one_pair, "module-pulls-back", "model.layers.2.mlp.up_proj"),
+        (other_base, "modules-do-not-help", None),
+    ],
+)
+def test_planted_faults_are_refused_where_nothing_is_in_service(
+    planted: Planted, plant: Plant, code: str, where: str | None
+) -> None:
+    """Each leaves the adapter better than its base; what a module does for the loss tells it all the same."""
+    decision = judged(report := planted(plant), "sql")
+    assert decision.allowed is False
+    assert {check.rule: check.state for check in decision.checks}["quality:sql:base"] == "passed"
+    assert [check.rule for check in decision.checks if check.state == "failed"] == ["layer:effect"]
+    (found,) = (finding for finding in report.layers["effect"].findings if finding.severity == "error")
+    assert (found.code, where or found.where) == (code, found.where)
+
+
+@pytest.mark.parametrize(
+    ("plant", "code", "told"),
+    [
+        (swap_halves, "module-adds-nothing", "4 of 28 modules"),
+        (half_more_alpha, "update-too-strong", "its scale is larger than in training"),
+    ],
+)
+def test_planted_faults_are_told_where_nothing_is_in_service(
+    planted: Planted, plant: Plant, code: str, told: str
+) -> None:
+    decision = judged(report := planted(plant), "sql")
+    assert decision.allowed is True
+    (found,) = (finding for finding in report.layers["effect"].findings if finding.code in PULLED)
+    assert (found.code, found.severity) == (code, "warning")
+    assert told in found.message
 
 
 def test_noise_in_a_hundredth_of_the_weights_changes_less_than_another_seed_would(planted: Planted) -> None:

@@ -1,0 +1,121 @@
+"""What pulls and helps say of an adapter. The thresholds rest on the figures of docs/validation.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from statistics import median
+from typing import Final
+
+from lora_kernels.validating.pull import Pulls
+from lora_reg.spec.findings import Finding
+from lora_reg.spec.statistics import Interval
+from lora_reg.spec.validation import Facts
+
+# Nats per token, and as a share of the gain: a pull counts where its whole interval lies beyond the larger of both.
+LEAST: Final = 0.005
+SHARE: Final = 0.01
+# Nats per token, from which it is an error.
+HARM: Final = 0.01
+# Of the median help: a module whose help lies below it, with its whole interval, adds nothing.
+IDLE: Final = 0.12
+# Share of modules that do not help, from which the adapter is of another base.
+ASTRAY: Final = 0.4
+_SHOWN: Final = 3
+
+
+def facts(found: Pulls) -> Facts:
+    together = found.together(list(found.pull))
+    return {
+        "records": together.records,
+        "gain": _short(found.gain),
+        "together": _told("pull", together),
+        "modules": [
+            {"module": name, **_told("pull", pull), **_told("help", found.help[name])}
+            for name, pull in found.pull.items()
+        ],
+    }
+
+
+def findings(found: Pulls) -> list[Finding]:
+    """At most one: what is wrong with the whole shows in each module as well."""
+    least = max(LEAST, SHARE * found.gain)
+    back = sorted((n for n, pull in found.pull.items() if pull.low >= least), key=lambda n: -found.pull[n].mean)
+    rest, together = found.together([n for n in found.pull if n not in back]), found.together(list(found.pull))
+    better = found.gain > 0  # else its losses refuse it, and what single modules do there says little
+    # Where the others together pull back by more than the strongest, it is not these that are wrong.
+    if better and back and rest.mean <= found.pull[back[0]].mean:
+        return [_pulls_back(back, found.pull[back[0]])]
+    if together.low >= least:
+        return [_too_strong(together)]
+    at_work = [name for name in found.pull if name not in found.still]
+    if not better or not at_work:
+        return []
+    astray = [name for name in at_work if found.help[name].mean <= 0]
+    if len(astray) > max(ASTRAY * len(at_work), 2):
+        return [_astray(astray, len(at_work))]
+    usual = median(found.help[name].mean for name in at_work)
+    idle = [name for name in at_work if found.help[name].high <= IDLE * usual]
+    return [_idle(idle, len(at_work))] if idle else []
+
+
+def _pulls_back(back: Sequence[str], strongest: Interval) -> Finding:
+    also = f"; so would {_names(back[1:])}" if back[1:] else ""
+    return Finding(
+        "module-pulls-back",
+        "error" if strongest.low >= HARM else "warning",
+        f"Turning {back[0]} down by a tenth would lower the loss by {_by_a_tenth(strongest)}{also}; not so "
+        "the others together. Its sign or its scale is suspect.",
+        where=back[0],
+        way_out="Export it again, and compare the file with what the training wrote.",
+    )
+
+
+def _too_strong(together: Interval) -> Finding:
+    return Finding(
+        "update-too-strong",
+        "warning",
+        f"Turning the whole adapter down by a tenth would lower the loss by {_by_a_tenth(together)}: its scale is "
+        "larger than in training, or it was trained on too little for too long.",
+        way_out="Look at alpha and rsLoRA in the config, or stop the training earlier.",
+    )
+
+
+def _astray(astray: Sequence[str], count: int) -> Finding:
+    return Finding(
+        "modules-do-not-help",
+        "error",
+        f"{len(astray)} of {count} modules do not lower the loss, as if they were trained for another base: "
+        f"{_names(astray)}.",
+        where=astray[0],
+        way_out="Look which base it was trained on, and push it against that one.",
+    )
+
+
+def _idle(idle: Sequence[str], count: int) -> Finding:
+    return Finding(
+        "module-adds-nothing",
+        "warning",
+        f"{len(idle)} of {count} modules change the outputs and do not lower the loss: {_names(idle)}.",
+        where=idle[0],
+        way_out="Compare the file with what the training wrote: their halves may be exchanged.",
+    )
+
+
+def _names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _by_a_tenth(found: Interval) -> str:
+    return (
+        f"{found.mean / 10:.4f} nats per token "
+        f"({found.low / 10:.4f} to {found.high / 10:.4f} at {found.level:.0%}, {found.records} records)"
+    )
+
+
+def _told(what: str, found: Interval) -> Facts:
+    return {what: _short(found.mean), f"{what}_low": _short(found.low), f"{what}_high": _short(found.high)}
+
+
+_short = partial(round, ndigits=6)

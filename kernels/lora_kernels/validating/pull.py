@@ -1,0 +1,156 @@
+"""What each module does for the loss: whether it should do less, and whether it does anything.
+
+A factor stands before what a module adds to its layer. The derivatives of the loss by all factors are one backward
+pass.
+
+Where all factors are 1, a derivative above 0 says that the module should do less: it *pulls* back. Training ends where
+that is about 0, or below where it ended early. A module whose sign or scale is wrong pulls by about as much as it
+harms, and alone; all of them pull where the whole is too strong, or was trained on too little for too long.
+
+Where all factors are 1/2, the derivatives sum to about the loss of the adapter less that of the base, so each with its
+sign turned is what the module *helps*. A module whose halves were exchanged, or that was trained on another base, pulls
+at little and helps nothing.
+
+Neither needs another version to compare with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain
+from typing import Any, Final
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lora_kernels.validating.losses import Encoded, forward, record_nats
+from lora_reg.spec.statistics import FEWEST, Interval, paired
+
+LEVEL: Final = 0.99
+# A pass with its way back costs about as much as four of losses, and there are two: on a quarter of the records they
+# cost about what the losses of base and adapter do on all of them.
+_FEW, _MANY, _PART = 16, 64, 4
+# What PEFT gives to its own layers beside what the layer below takes.
+_OF_PEFT: Final = frozenset({"adapter_names", "alora_offsets"})
+
+Told = Callable[[int, int], None]
+Pair = tuple[Encoded, float]
+"""A record, and its nats of the base alone."""
+
+
+Table = list[list[float]]
+"""(records, modules)"""
+
+
+class Pulls:
+    """Of each module, by its name in the base. All in nats per token.
+
+    pull: derivative of the loss where the adapter is whole. help: where it is half, with its sign turned. still:
+    modules that change nothing. gain: loss of the base less that of the adapter, on the same records.
+    """
+
+    def __init__(self, names: Sequence[str], gain: float, whole: Table, half: Table, tokens: list[int]) -> None:
+        self.gain = gain
+        self._tokens = tokens
+        self._whole = dict(zip(names, zip(*whole, strict=True), strict=True))
+        helps = dict(zip(names, zip(*half, strict=True), strict=True))
+        self.pull = {name: self._interval(column) for name, column in self._whole.items()}
+        self.help = {name: self._interval([-value for value in column]) for name, column in helps.items()}
+        self.still = {name for name in names if not any(self._whole[name]) and not any(helps[name])}
+
+    def together(self, names: Sequence[str]) -> Interval:
+        """The pull of some modules as one."""
+        rows = zip(*(self._whole[name] for name in names), strict=True)
+        return self._interval([sum(row) for row in rows] or [0.0] * len(self._tokens))
+
+    def _interval(self, values: Sequence[float]) -> Interval:
+        found = paired(values, [0.0] * len(values), self._tokens, level=LEVEL)
+        assert found is not None  # as there are records enough
+        return found
+
+
+def measure(model: Any, records: Sequence[tuple[Encoded, float | None]], told: Told) -> Pulls | None:
+    """model: of PEFT. records: with their nats of the base alone. told: passes done, of how many.
+
+    None where there is nothing to measure: fewer than FEWEST records, values that are not finite, or a type that wraps
+    no module, as prompts and prefixes do.
+    """
+    chosen = _spread([(item, base) for item, base in records if base is not None and item.tokens])
+    layers, items = _layers(model), [item for item, _ in chosen]
+    if not layers or len(chosen) < FEWEST:
+        return None
+    model.requires_grad_(False)
+    total = 2 * len(items)
+    nats, whole = _derivatives(model, layers, items, 1.0, lambda done: told(done, total))
+    _, half = _derivatives(model, layers, items, 0.5, lambda done: told(len(items) + done, total))
+    if not all(map(math.isfinite, chain(nats, *whole, *half))):
+        return None
+    tokens = [item.tokens for item in items]
+    gain = (sum(base for _, base in chosen) - sum(nats)) / sum(tokens)
+    return Pulls(list(layers), gain, whole, half, tokens)
+
+
+def _derivatives(
+    model: Any, layers: dict[str, Any], items: Sequence[Encoded], at: float, told: Callable[[int], None]
+) -> tuple[list[float], Table]:
+    """Nats of each record, and their derivative by the factor of each module, where all factors are `at`.
+
+    One record at a time: a factor is then one number whatever the shape that a module works in, and what is kept for
+    the way back is that of the longest record.
+    """
+    nats, table = [], []
+    for done, item in enumerate(items, 1):
+        factors = torch.full((len(layers),), at, requires_grad=True)
+        # Of the kernels for attention the plain one alone sums in a fixed order on every device.
+        with _factored(layers, factors, at), sdpa_kernel(SDPBackend.MATH):
+            value = record_nats(forward(model, [item.ids])[0], item)
+            (by_factor,) = torch.autograd.grad(value, factors)
+        nats.append(float(value.detach()))
+        table.append(by_factor.tolist())
+        told(done)
+    return nats, table
+
+
+@contextmanager
+def _factored(layers: dict[str, Any], factors: torch.Tensor, at: float) -> Iterator[None]:
+    """What a module adds is what it gives less what the layer below it gives: so for every type that wraps layers."""
+
+    def hook(number: int, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: torch.Tensor) -> torch.Tensor:
+        below = layer.base_layer if hasattr(layer, "base_layer") else layer.original_module
+        # A factor of 1 takes nothing away: no way leads back through what is added, and outputs stay equal to the bit.
+        with torch.set_grad_enabled(at != 1):
+            added = out - below(*args, **{name: value for name, value in kwargs.items() if name not in _OF_PEFT})
+        changed: torch.Tensor = out + ((factors[number].to(added.device) - 1) * added.float()).to(out.dtype)
+        return changed
+
+    handles = [
+        layer.register_forward_hook(partial(hook, number), with_kwargs=True)
+        for number, layer in enumerate(layers.values())
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _layers(model: Any) -> dict[str, Any]:
+    """Modules that the adapter wraps. Attention that is one module of torch gives more than one tensor: left out."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import ModulesToSaveWrapper
+
+    return {
+        name: module
+        for name, module in model.get_base_model().named_modules()
+        if isinstance(module, ModulesToSaveWrapper)
+        or (isinstance(module, BaseTunerLayer) and not isinstance(module.get_base_layer(), torch.nn.MultiheadAttention))
+    }
+
+
+def _spread(records: list[Pair]) -> list[Pair]:
+    """Some records of all sets, evenly spaced."""
+    count = min(max(len(records) // _PART, _FEW), _MANY, len(records))
+    return [records[number * len(records) // count] for number in range(count)]
