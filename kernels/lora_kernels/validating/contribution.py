@@ -38,25 +38,25 @@ def facts(found: Pulls) -> Facts:
 
 
 def findings(found: Pulls) -> list[Finding]:
-    """At most one: what is wrong with the whole shows in each module as well."""
+    """At most one: what is wrong with the whole shows in its modules as well."""
     least = max(LEAST, SHARE * found.gain)
-    back = sorted((n for n, pull in found.pull.items() if pull.low >= least), key=lambda n: -found.pull[n].mean)
-    rest, together = found.together([n for n in found.pull if n not in back]), found.together(list(found.pull))
-    better = found.gain > 0  # else its losses refuse it, and what single modules do there says little
-    # Where the others together pull back by more than the strongest, it is not these that are wrong.
-    if better and back and rest.mean <= found.pull[back[0]].mean:
-        return [_pulls_back(back, found.pull[back[0]])]
+    together = found.together(list(found.pull))
+    at_work = [name for name in found.pull if name not in found.still]
+    # Worse than the base, it is refused for its losses, and what single modules do there says little.
+    if found.gain > 0 and at_work:
+        astray = [name for name in at_work if found.help[name].mean <= 0]
+        if len(astray) > max(ASTRAY * len(at_work), 2):
+            return [_astray(astray, len(at_work))]
+        back = sorted((n for n in at_work if found.pull[n].low >= least), key=lambda n: -found.pull[n].mean)
+        rest = found.together([name for name in found.pull if name not in back])
+        # Where the others together pull back by more than the strongest of them, it is not these that are wrong.
+        if back and len(back) <= len(at_work) / 2 and rest.mean <= found.pull[back[0]].mean:
+            return [_pulls_back(back, found.pull[back[0]])]
     if together.low >= least:
         return [_too_strong(together)]
-    at_work = [name for name in found.pull if name not in found.still]
-    if not better or not at_work:
-        return []
-    astray = [name for name in at_work if found.help[name].mean <= 0]
-    if len(astray) > max(ASTRAY * len(at_work), 2):
-        return [_astray(astray, len(at_work))]
-    usual = median(found.help[name].mean for name in at_work)
+    usual = median(found.help[name].mean for name in at_work) if at_work else 0.0
     idle = [name for name in at_work if found.help[name].high <= IDLE * usual]
-    return [_idle(idle, len(at_work))] if idle else []
+    return [_idle(idle, len(at_work))] if idle and found.gain > 0 else []
 
 
 def _pulls_back(back: Sequence[str], strongest: Interval) -> Finding:

@@ -27,9 +27,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lora_kernels.validating.losses import Encoded, forward, record_nats
-from lora_reg.spec.statistics import FEWEST, Interval, paired
+from lora_reg.spec.statistics import FEWEST, LEVEL, Interval, paired
 
-LEVEL: Final = 0.99
 # A pass with its way back costs about as much as four of losses, and there are two: on a quarter of the records they
 # cost about what the losses of base and adapter do on all of them.
 _FEW, _MANY, _PART = 16, 64, 4

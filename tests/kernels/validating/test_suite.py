@@ -4,6 +4,7 @@ every broken one refused by the layer that it is for, and faults planted in a go
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections.abc import Callable
 from functools import cache
@@ -17,6 +18,7 @@ import pytest
 from lora_kernels.validating import EvaluationSet, Subject, validate
 from lora_reg.spec.policy import DEFAULT, Decision, GateFacts, decide
 from lora_reg.spec.validation import Layer, Validation, parse_validation
+from tests.kernels.validating.training import train
 from tests.support.testbed import require_testbed
 
 DOMAINS = {
@@ -98,6 +100,30 @@ def test_good_adapters_are_let_through_on_their_own_domain(name: str) -> None:
     assert not PULLED & {finding.code for finding in report.findings}
     forms = report.layers["agreement"].facts["forms"]
     assert ("refused" in forms["bfloat16"]) == (name == "prefix-python")
+
+
+def resampled(report: Validation, order: list[int]) -> Validation:
+    """As if these records had been drawn, of which some come twice."""
+    (found,) = report.evaluations
+    nats, base, tokens = ([values[i] for i in order] for values in (found.nats, found.base_nats, found.tokens))
+    drawn = msgspec.structs.replace(found, nats=nats, base_nats=base, tokens=tokens)
+    return msgspec.structs.replace(report, evaluations=[drawn])
+
+
+def test_a_copy_trained_again_with_another_seed_is_neither_better_nor_worse(tmp_path: Path) -> None:
+    """Nor a false alarm in 50 resamples of the records, whichever of the two is in service."""
+    bed = require_testbed()
+    texts = [json.loads(line)["text"] for line in (bed / "data" / "python_train.jsonl").open(encoding="utf-8")]
+    for seed in (1, 2):
+        train(bed / "base", texts, tmp_path / str(seed), seed=seed)
+    one, other = (run(tmp_path / str(seed), "python", LOSSES_ALONE) for seed in (1, 2))
+    assert one.evaluations[0].nats != other.evaluations[0].nats
+    count, rng = len(one.evaluations[0].tokens), random.Random("resamples")
+    for order in [[*range(count)], *([rng.randrange(count) for _ in range(count)] for _ in range(50))]:
+        for new, held in ((one, other), (other, one)):
+            decision = judged(resampled(new, order), "python", resampled(held, order))
+            assert decision.allowed is True, decision
+            assert "neither better nor worse" in decision.checks[-1].message
 
 
 def test_the_regression_is_refused_for_its_losses() -> None:

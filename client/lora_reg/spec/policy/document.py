@@ -24,7 +24,7 @@ LEAST_EFFECT: Final = 0.02
 
 LEAST_SHARE: Final = 0.07
 """Of what the holder of the tag has gained over the base. Training again with another seed moves the loss by up
-to 0.035 of the gain (docs/policies.md has the figures): a smaller difference says nothing of the work done."""
+to 0.044 of the gain (docs/policies.md has the figures): a smaller difference says nothing of the work done."""
 
 
 class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -36,7 +36,8 @@ class Quality(_Part, frozen=True):
 
     sets: references to data sets that are always evaluated, beside those that the caller gives. better_than_base: by
     more than its interval and `least_effect`. not_worse_than_holder: of the tag, where what counts is at least also
-    `least_share` of the holder's own gain over the base. highest: ceilings in nats per token by the set's reference.
+    `least_share` of the holder's own gain over the base, with the interval beyond half of it. highest: ceilings in
+    nats per token by the set's reference.
     """
 
     sets: list[str] = []

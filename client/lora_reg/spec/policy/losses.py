@@ -95,10 +95,11 @@ def _not_worse(policy: Policy, found: Evaluation, holder: Evaluation | None, nam
     if interval is None:
         return make(rule, "failed", _too_few(found, name))
     evidence = _evidence(found.loss, holder.loss, interval, least)
-    if interval.low > 0 and interval.mean >= least:
+    # Records that cannot tell a difference from one of half that size do not tell it from another seed's.
+    if interval.mean >= least and interval.low >= least / 2:
         message = f"On {name} it is worse than the version that holds the tag by {_by(interval)}."
         return make(rule, "failed", message, evidence)
-    better = interval.high < 0 and interval.mean <= -least
+    better = interval.mean <= -least and interval.high <= -least / 2
     told = f"better than the version that holds the tag by {_by(interval)}"
     if not better:
         told = f"neither better nor worse than the version that holds the tag: {_told(interval)}"
