@@ -113,7 +113,8 @@ def resampled(report: Validation, order: list[int]) -> Validation:
 def test_a_copy_trained_again_with_another_seed_is_neither_better_nor_worse(tmp_path: Path) -> None:
     """Nor a false alarm in 50 resamples of the records, whichever of the two is in service."""
     bed = require_testbed()
-    texts = [json.loads(line)["text"] for line in (bed / "data" / "python_train.jsonl").open(encoding="utf-8")]
+    lines = (bed / "data" / "python_train.jsonl").read_text("utf-8").splitlines()
+    texts = [json.loads(line)["text"] for line in lines]
     for seed in (1, 2):
         train(bed / "base", texts, tmp_path / str(seed), seed=seed)
     one, other = (run(tmp_path / str(seed), "python", LOSSES_ALONE) for seed in (1, 2))
@@ -217,19 +218,22 @@ Plant = Callable[[Tensors, dict[str, Any]], None]
 Planted = Callable[[Plant], Validation]
 
 
-@pytest.fixture
-def planted(tmp_path: Path) -> Planted:
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    """Reports of the second version with a fault, each made once."""
     from safetensors.numpy import load_file, save_file
 
+    @cache
     def make(plant: Plant) -> Validation:
         source = require_testbed() / "adapters" / "series-sql" / "v2"
         tensors = load_file(source / "adapter_model.safetensors")
         config = json.loads((source / "adapter_config.json").read_text("utf-8"))
         plant(tensors, config)
-        (tmp_path / "adapter").mkdir()
-        save_file(tensors, tmp_path / "adapter" / "adapter_model.safetensors")
-        (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
-        return run(tmp_path / "adapter", "sql", {} if plant is overflow else LOSSES_ALONE)
+        folder = tmp_path_factory.mktemp("planted") / "adapter"
+        folder.mkdir()
+        save_file(tensors, folder / "adapter_model.safetensors")
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        return run(folder, "sql", {} if plant is overflow else LOSSES_ALONE)
 
     return make
 

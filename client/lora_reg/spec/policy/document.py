@@ -36,8 +36,8 @@ class Quality(_Part, frozen=True):
 
     sets: references to data sets that are always evaluated, beside those that the caller gives. better_than_base: by
     more than its interval and `least_effect`. not_worse_than_holder: of the tag, where what counts is at least also
-    `least_share` of the holder's own gain over the base, with the interval beyond half of it. highest: ceilings in
-    nats per token by the set's reference.
+    `least_share` of the holder's own gain over the base, and the whole interval must lie beyond it. highest: ceilings
+    in nats per token by the set's reference.
     """
 
     sets: list[str] = []
