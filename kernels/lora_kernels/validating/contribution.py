@@ -17,7 +17,9 @@ LEAST: Final = 0.005
 SHARE: Final = 0.01
 # Nats per token, from which it is an error.
 HARM: Final = 0.01
-# Of the median help: a module whose help lies below it, with its whole interval, adds nothing.
+# Of the strongest pull: that of all others together, beyond which they pull back as well.
+OTHERS: Final = 0.5
+# Of the median help: a module that helps by no more than 0, and whose interval ends below this, adds nothing.
 IDLE: Final = 0.12
 # Share of modules that do not help, from which the adapter is of another base.
 ASTRAY: Final = 0.4
@@ -49,14 +51,16 @@ def findings(found: Pulls) -> list[Finding]:
             return [_astray(astray, len(at_work))]
         back = sorted((n for n in at_work if found.pull[n].low >= least), key=lambda n: -found.pull[n].mean)
         rest = found.together([name for name in found.pull if name not in back])
-        # Where the others together pull back by more than the strongest of them, it is not these that are wrong.
-        if back and len(back) <= len(at_work) / 2 and rest.mean <= found.pull[back[0]].mean:
+        # Where many do, or the others together do as well, it is not these that are wrong.
+        if back and len(back) <= len(at_work) / 2 and rest.mean <= OTHERS * found.pull[back[0]].mean:
             return [_pulls_back(back, found.pull[back[0]])]
     if together.low >= least:
         return [_too_strong(together)]
-    usual = median(found.help[name].mean for name in at_work) if at_work else 0.0
-    idle = [name for name in at_work if found.help[name].high <= IDLE * usual]
-    return [_idle(idle, len(at_work))] if idle and found.gain > 0 else []
+    if found.gain <= 0 or not at_work:
+        return []
+    usual = median(found.help[name].mean for name in at_work)
+    idle = [name for name in at_work if found.help[name].mean <= 0 and found.help[name].high <= IDLE * usual]
+    return [_idle(idle, len(at_work))] if idle else []
 
 
 def _pulls_back(back: Sequence[str], strongest: Interval) -> Finding:
