@@ -24,6 +24,7 @@ from lora_reg.spec.signing import (
     payload_of,
     sealed,
     signatures_of,
+    verifies,
 )
 from lora_reg.spec.signing.keys import of_der
 from lora_reg.spec.wire.signatures import SignatureView
@@ -165,29 +166,10 @@ def _signed(client: Client, subject: Subject, key: PublicKey) -> SignatureView:
             why = f"The signature of {subject.label} by the key {key.key_id} does not count: {error.detail}"
             continue
         message = pae(PAYLOAD_TYPE, payload)
-        if any(_verifies(key, message, signature) for signature in signatures):
+        if any(verifies(key, message, signature) for signature in signatures):
             return view
         why = f"The signature of {subject.label} that is said to be by the key {key.key_id} is not by it."
     raise RegistryError("signature-mismatch", why)
-
-
-def _verifies(key: PublicKey, message: bytes, signature: bytes) -> bool:
-    from cryptography.exceptions import InvalidSignature
-    from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-    from cryptography.hazmat.primitives.hashes import SHA256
-    from cryptography.hazmat.primitives.serialization import load_der_public_key
-
-    loaded = load_der_public_key(key.der)
-    try:
-        if isinstance(loaded, Ed25519PublicKey):
-            loaded.verify(signature, message)
-        else:
-            assert isinstance(loaded, EllipticCurvePublicKey)  # `PublicKey` knows no third
-            loaded.verify(signature, message, ECDSA(SHA256()))
-    except InvalidSignature:
-        return False
-    return True
 
 
 def need_cryptography() -> None:

@@ -19,9 +19,10 @@ SHARE: Final = 0.01
 HARM: Final = 0.01
 # Of the strongest pull: that of all others together, beyond which they pull back as well.
 OTHERS: Final = 0.5
-# Of the median help: a module that helps by no more than 0, and whose interval ends below this, adds nothing.
+# Of the median help: a module that helps by no more than 0, whose interval ends below this, and without which the loss
+# is not higher by more than this, adds nothing.
 IDLE: Final = 0.12
-# Share of modules that do not help, from which the adapter is of another base.
+# Share of modules that do not help, from which the adapter is of another base, if the loss is no higher without them.
 ASTRAY: Final = 0.4
 _SHOWN: Final = 3
 
@@ -36,6 +37,7 @@ def facts(found: Pulls) -> Facts:
             {"module": name, **_told("pull", pull), **_told("help", found.help[name])}
             for name, pull in found.pull.items()
         ],
+        "without": [{"modules": list(names), **_told("loss", more)} for names, more in found.without.items()],
     }
 
 
@@ -46,9 +48,9 @@ def findings(found: Pulls) -> list[Finding]:
     at_work = [name for name in found.pull if name not in found.still]
     # Worse than the base, it is refused for its losses, and what single modules do there says little.
     if found.gain > 0 and at_work:
-        astray = [name for name in at_work if found.help[name].mean <= 0]
-        if len(astray) > max(ASTRAY * len(at_work), 2):
-            return [_astray(astray, len(at_work))]
+        rise = found.without.get(found.doubtful)
+        if len(found.doubtful) > max(ASTRAY * len(at_work), 2) and rise is not None and rise.mean <= least:
+            return [_astray(found.doubtful, len(at_work), rise)]
         back = sorted((n for n in at_work if found.pull[n].low >= least), key=lambda n: -found.pull[n].mean)
         rest = found.together([name for name in found.pull if name not in back])
         # Where many do, or the others together do as well, it is not these that are wrong.
@@ -58,8 +60,12 @@ def findings(found: Pulls) -> list[Finding]:
         return [_too_strong(together)]
     if found.gain <= 0 or not at_work:
         return []
-    usual = median(found.help[name].mean for name in at_work)
-    idle = [name for name in at_work if found.help[name].mean <= 0 and found.help[name].high <= IDLE * usual]
+    bound = IDLE * median(found.help[name].mean for name in at_work)
+    idle = [
+        name
+        for name in found.doubtful
+        if found.help[name].high <= bound and (name,) in found.without and found.without[(name,)].mean <= bound
+    ]
     return [_idle(idle, len(at_work))] if idle else []
 
 
@@ -85,12 +91,12 @@ def _too_strong(together: Interval) -> Finding:
     )
 
 
-def _astray(astray: Sequence[str], count: int) -> Finding:
+def _astray(astray: Sequence[str], count: int, without: Interval) -> Finding:
     return Finding(
         "modules-do-not-help",
         "error",
         f"{len(astray)} of {count} modules do not lower the loss, as if they were trained for another base: "
-        f"{_names(astray)}.",
+        f"{_names(astray)}. Without them it is {_more_or_less(without)}.",
         where=astray[0],
         way_out="Look which base it was trained on, and push it against that one.",
     )
@@ -109,6 +115,11 @@ def _idle(idle: Sequence[str], count: int) -> Finding:
 def _names(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
+
+
+def _more_or_less(change: Interval) -> str:
+    way = "higher" if change.mean > 0 else "lower"
+    return f"{way} by {abs(change.mean):.4f} nats per token ({change.records} records)"
 
 
 def _by_a_tenth(found: Interval) -> str:

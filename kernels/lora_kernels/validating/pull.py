@@ -11,7 +11,10 @@ Where all factors are 1/2, the derivatives sum to about the loss of the adapter 
 sign turned is what the module *helps*. A module whose halves were exchanged, or that was trained on another base, pulls
 at little and helps nothing.
 
-Neither needs another version to compare with.
+A derivative at one point may be of the wrong sign for a module that helps only where the others are whole. Those that
+seem not to help are therefore taken out, and what the loss rises by without them is measured.
+
+None of it needs another version to compare with.
 """
 
 from __future__ import annotations
@@ -32,6 +35,10 @@ from lora_reg.spec.statistics import FEWEST, LEVEL, Interval, paired
 # A pass with its way back costs about as much as four of losses, and there are two: on a quarter of the records they
 # cost about what the losses of base and adapter do on all of them.
 _FEW, _MANY, _PART = 16, 64, 4
+# Of the kernels for attention the plain one alone sums in a fixed order on every device.
+_fixed_order = partial(sdpa_kernel, SDPBackend.MATH)
+# Modules that are taken out one at a time.
+_TRIED = 8
 # What PEFT gives to its own layers beside what the layer below takes.
 _OF_PEFT: Final = frozenset({"adapter_names", "alora_offsets"})
 
@@ -48,7 +55,8 @@ class Pulls:
     """Of each module, by its name in the base. All in nats per token.
 
     pull: derivative of the loss where the adapter is whole. help: where it is half, with its sign turned. still:
-    modules that change nothing. gain: loss of the base less that of the adapter, on the same records.
+    modules that change nothing. doubtful: the others whose help is not above 0, the least first. gain: loss of the
+    base less that of the adapter, on the same records. without: by modules that were taken out, what the loss is more.
     """
 
     def __init__(self, names: Sequence[str], gain: float, whole: Table, half: Table, tokens: list[int]) -> None:
@@ -59,11 +67,18 @@ class Pulls:
         self.pull = {name: self._interval(column) for name, column in self._whole.items()}
         self.help = {name: self._interval([-value for value in column]) for name, column in helps.items()}
         self.still = {name for name in names if not any(self._whole[name]) and not any(helps[name])}
+        at_work = (name for name in self.help if name not in self.still and self.help[name].mean <= 0)
+        self.doubtful = tuple(sorted(at_work, key=lambda name: self.help[name].mean))
+        self.without: dict[tuple[str, ...], Interval] = {}
 
     def together(self, names: Sequence[str]) -> Interval:
         """The pull of some modules as one."""
         rows = zip(*(self._whole[name] for name in names), strict=True)
         return self._interval([sum(row) for row in rows] or [0.0] * len(self._tokens))
+
+    def take_out(self, names: tuple[str, ...], losses: Sequence[float]) -> None:
+        """losses: in nats, of each record without these modules, less with all."""
+        self.without[names] = self._interval(losses)
 
     def _interval(self, values: Sequence[float]) -> Interval:
         found = paired(values, [0.0] * len(values), self._tokens, level=LEVEL)
@@ -82,14 +97,32 @@ def measure(model: Any, records: Sequence[tuple[Encoded, float | None]], told: T
     if not layers or len(chosen) < FEWEST:
         return None
     model.requires_grad_(False)
-    total = 2 * len(items)
-    nats, whole = _derivatives(model, layers, items, 1.0, lambda done: told(done, total))
-    _, half = _derivatives(model, layers, items, 0.5, lambda done: told(len(items) + done, total))
+    count = len(items)
+    nats, whole = _derivatives(model, layers, items, 1.0, lambda done: told(done, 2 * count))
+    _, half = _derivatives(model, layers, items, 0.5, lambda done: told(count + done, 2 * count))
     if not all(map(math.isfinite, chain(nats, *whole, *half))):
         return None
     tokens = [item.tokens for item in items]
     gain = (sum(base for _, base in chosen) - sum(nats)) / sum(tokens)
-    return Pulls(list(layers), gain, whole, half, tokens)
+    found = Pulls(list(layers), gain, whole, half, tokens)
+    for names in _to_take_out(found):
+        rest = _losses_without(model, layers, names, items)
+        if all(map(math.isfinite, rest)):
+            found.take_out(names, [value - full for value, full in zip(rest, nats, strict=True)])
+    return found
+
+
+def _to_take_out(found: Pulls) -> list[tuple[str, ...]]:
+    """All that are in doubt together, then the first of them one at a time."""
+    if not found.doubtful or found.gain <= 0:
+        return []
+    return list(dict.fromkeys([found.doubtful, *((name,) for name in found.doubtful[:_TRIED])]))
+
+
+def _losses_without(model: Any, layers: dict[str, Any], names: Sequence[str], items: Sequence[Encoded]) -> list[float]:
+    factors = torch.tensor([float(name not in names) for name in layers])
+    with torch.no_grad(), _factored(layers, factors, back=False), _fixed_order():
+        return [float(record_nats(forward(model, [item.ids])[0], item)) for item in items]
 
 
 def _derivatives(
@@ -103,8 +136,7 @@ def _derivatives(
     nats, table = [], []
     for done, item in enumerate(items, 1):
         factors = torch.full((len(layers),), at, requires_grad=True)
-        # Of the kernels for attention the plain one alone sums in a fixed order on every device.
-        with _factored(layers, factors, at), sdpa_kernel(SDPBackend.MATH):
+        with _factored(layers, factors, back=at != 1), _fixed_order():
             value = record_nats(forward(model, [item.ids])[0], item)
             (by_factor,) = torch.autograd.grad(value, factors)
         nats.append(float(value.detach()))
@@ -114,13 +146,16 @@ def _derivatives(
 
 
 @contextmanager
-def _factored(layers: dict[str, Any], factors: torch.Tensor, at: float) -> Iterator[None]:
-    """What a module adds is what it gives less what the layer below it gives: so for every type that wraps layers."""
+def _factored(layers: dict[str, Any], factors: torch.Tensor, *, back: bool) -> Iterator[None]:
+    """What a module adds is what it gives less what the layer below it gives: so for every type that wraps layers.
+
+    back: whether a way leads back through what is added. Where a factor is 1 nothing is taken away, so that none needs
+    to, and outputs stay equal to the bit.
+    """
 
     def hook(number: int, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: torch.Tensor) -> torch.Tensor:
         below = layer.base_layer if hasattr(layer, "base_layer") else layer.original_module
-        # A factor of 1 takes nothing away: no way leads back through what is added, and outputs stay equal to the bit.
-        with torch.set_grad_enabled(at != 1):
+        with torch.set_grad_enabled(back):
             added = out - below(*args, **{name: value for name, value in kwargs.items() if name not in _OF_PEFT})
         changed: torch.Tensor = out + ((factors[number].to(added.device) - 1) * added.float()).to(out.dtype)
         return changed

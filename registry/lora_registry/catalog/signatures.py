@@ -17,12 +17,12 @@ from lora_reg.spec.signing import (
     payload_of,
     sealed,
     signatures_of,
+    verifies,
 )
 from lora_reg.spec.signing.keys import of_der
 from lora_reg.spec.wire.signatures import SignatureList, SignatureView, SignRequest
 from lora_registry.auth.principals import Principal, require
 from lora_registry.catalog import gate_store, resolve
-from lora_registry.catalog.verifying import verifies
 from lora_registry.context import Context
 from lora_registry.db.tables import Repository, Version, VersionSignature
 from lora_registry.events import audit

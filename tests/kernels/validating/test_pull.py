@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from lora_kernels.validating import contribution, losses, models
 from lora_kernels.validating.pull import Pulls, measure
 from lora_reg.spec.findings import Finding
+from tests.support.command import TINY
 from tests.support.testbed import require_testbed
 
 TOKENS = [100 + number for number in range(20)]
@@ -29,8 +31,12 @@ def pulls(whole: dict[str, float], half: dict[str, float], *, gain: float = 1.0)
     return Pulls(NAMES, gain, table(whole, 1), table(half, -1), TOKENS)
 
 
-def said(whole: dict[str, float], half: dict[str, float], *, gain: float = 1.0) -> list[Finding]:
-    return contribution.findings(pulls(whole, half, gain=gain))
+def said(whole: dict[str, float], half: dict[str, float], *, gain: float = 1.0, without: float = 0.0) -> list[Finding]:
+    """without: nats per token by which the loss is higher without the modules that seem not to help."""
+    found = pulls(whole, half, gain=gain)
+    for names in (found.doubtful, *((name,) for name in found.doubtful)):
+        found.take_out(names, [without * count for count in TOKENS])
+    return contribution.findings(found)
 
 
 PULL = dict.fromkeys(NAMES, -0.01)
@@ -60,6 +66,12 @@ def test_modules_that_change_outputs_and_help_nothing_are_named() -> None:
     assert "2 of 12 modules" in found.message
 
 
+def test_modules_without_which_the_loss_is_higher_are_not_named() -> None:
+    """Where the others are half, they seem to do nothing."""
+    assert said(PULL, {**HELP, "layers.2": -0.002, "layers.7": -0.001}, without=0.02) == []
+    assert said(PULL, {**HELP, **dict.fromkeys(NAMES[:6], -0.002)}, without=0.02) == []
+
+
 def test_an_update_of_zeros_is_not_told_again() -> None:
     assert said({**PULL, "layers.2": 0.0}, {**HELP, "layers.2": 0.0}) == []
 
@@ -75,15 +87,20 @@ def test_what_is_worse_than_its_base_is_left_to_its_losses() -> None:
     assert said({**PULL, "layers.3": 0.05}, lost, gain=-1.0) == []
 
 
+Measured = tuple[Any, list[tuple[losses.Encoded, float | None]], Pulls | None]
+
+
 @cache
-def measured(name: str, domain: str) -> tuple[Any, list[tuple[losses.Encoded, float | None]], Pulls | None]:
+def measured(name: str, domain: str) -> Measured:
     bed = require_testbed()
-    items = losses.encode(
-        models.load_tokenizer(bed / "base"), losses.read_records(bed / "data" / f"{domain}_eval.jsonl")
-    )[:10]
-    model = models.load_base(bed / "base")
+    return measured_in(bed / "base", bed / "adapters" / name, bed / "data" / f"{domain}_eval.jsonl")
+
+
+def measured_in(base: Path, adapter: Path, data: Path) -> Measured:
+    items = losses.encode(models.load_tokenizer(base), losses.read_records(data))[:10]
+    model = models.load_base(base)
     pairs = list(zip(items, losses.losses(model, items, lambda _done: None), strict=True))
-    model = models.attach(model, bed / "adapters" / name)
+    model = models.attach(model, adapter)
     return model, pairs, measure(model, pairs, lambda _done, _total: None)
 
 
@@ -123,6 +140,22 @@ def test_helps_sum_to_the_gain_for_every_type_that_wraps_layers(name: str, domai
     assert found.gain == pytest.approx(base - mean(model, pairs), rel=1e-5)
     # One point for the integral over all factors: the midpoint rule.
     assert sum(help_.mean for help_ in found.help.values()) == pytest.approx(found.gain, rel=0.25)
+
+
+def test_a_module_that_helps_only_where_the_others_are_whole_is_taken_out_to_see_it() -> None:
+    """One k_proj of the example, which the derivatives alone take for idle."""
+    model, pairs, found = measured_in(
+        TINY / "base", TINY / "adapters" / "queries-v2", TINY / "data" / "queries_eval.jsonl"
+    )
+    assert found is not None
+    (one,) = found.doubtful
+    more = found.without[(one,)]
+    whole = mean(model, pairs)
+    layer = model.get_base_model().get_submodule(one)
+    layer.scaling["default"] = 0.0
+    assert more.mean == pytest.approx(mean(model, pairs) - whole, rel=1e-4)
+    assert more.low > 0.05
+    assert contribution.findings(found) == []
 
 
 def test_the_model_is_afterwards_what_it_was() -> None:

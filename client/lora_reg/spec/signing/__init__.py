@@ -1,10 +1,11 @@
-"""Signatures of versions: envelopes, the statement in them, and public keys. Whether one is valid, the caller asks."""
+"""Signatures of versions: envelopes, the statement in them, and public keys. Whether one is valid."""
 
 from __future__ import annotations
 
 from lora_reg.spec.signing.dsse import PAYLOAD_TYPE, Envelope, Signature, pae, payload_of, sealed, signatures_of
 from lora_reg.spec.signing.keys import Algorithm, PublicKey, parse_public_key
 from lora_reg.spec.signing.statement import PREDICATE_TYPE, check_statement, make_statement
+from lora_reg.spec.signing.verifying import verifies
 
 __all__ = [
     "Algorithm",
@@ -20,4 +21,5 @@ __all__ = [
     "payload_of",
     "sealed",
     "signatures_of",
+    "verifies",
 ]

@@ -1,8 +1,11 @@
-"""The one cryptographic question of the service: whether a key made a signature."""
+"""Whether a key made a signature: the one question of both sides that needs cryptography.
+
+It is loaded when it is asked, by those who have it: the service, and a client with the extra `sign`.
+"""
 
 from __future__ import annotations
 
-from lora_reg.spec.signing import PublicKey
+from lora_reg.spec.signing.keys import PublicKey
 
 
 def verifies(key: PublicKey, message: bytes, signature: bytes) -> bool:
