@@ -126,7 +126,8 @@ def test_the_twin_has_the_bits_of_bitsandbytes(kind, nested):
     weight = FourBit(packed, state.absmax, state.code, (96, 128), state.blocksize, double)
     for dtype in (BF16, FP16, FP32):
         state.dtype = dtype
-        assert_bits(dequant_blockwise(weight, dtype=dtype), bnb.dequantize_4bit(packed, state))
+        # A sum with 0 has no sign where it is 0: of FP4's second zero bitsandbytes keeps it with AVX-512 alone.
+        assert_bits(dequant_blockwise(weight, dtype=dtype) + 0, bnb.dequantize_4bit(packed, state) + 0)
 
 
 def test_the_twin_has_the_bits_of_bitsandbytes_for_int8():

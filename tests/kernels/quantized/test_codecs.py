@@ -75,7 +75,9 @@ def test_dequantize_has_the_bits_of_bitsandbytes(
         p0, p1 = blockwise.packed_range(first, stop - first)
         out = np.full(stop - first, np.nan, np.float32)
         blockwise.dequantize(codes[p0:p1], scales(state).of(b0, b1), CODEBOOKS[kind], blocksize, first, out)
-        assert (out.view(np.uint32) == expected.reshape(-1)[first:stop].view(np.uint32)).all()
+        # A sum with 0 has no sign where it is 0: of FP4's second zero bitsandbytes keeps it with AVX-512 alone.
+        mine, theirs = out + np.float32(0), expected.reshape(-1)[first:stop] + np.float32(0)
+        assert (mine.view(np.uint32) == theirs.view(np.uint32)).all()
 
 
 def test_int8_has_the_bits_of_bitsandbytes() -> None:
