@@ -11,9 +11,9 @@ from tests.api.site import DATABASES, Site, open_site
 Sites = Callable[..., Site]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def sites(postgres_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sites]:
-    """Running services by their options, each started once in this process and shared by all tests."""
+    """Running services by their options, each started once in this process and shared by all tests here."""
     found: dict[object, Site] = {}
     with ExitStack() as stack:
 

@@ -11,7 +11,7 @@ from tests.support import service
 from tests.support.command import ALIAS, TINY, Home
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[service.Service]:
     folder = tmp_path_factory.mktemp("registry")
     with service.running(folder / "data") as running:

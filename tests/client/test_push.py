@@ -42,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
     return Path(shutil.copytree(SOURCE, tmp_path / "adapter", copy_function=shutil.copyfile))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def testbed_base(registry: Service, tmp_path_factory: pytest.TempPathFactory) -> str:
     base = f"{fresh()}/tiny-llama-4m"
     home = Home(tmp_path_factory.mktemp("home"), registry.url)

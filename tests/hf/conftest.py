@@ -48,7 +48,7 @@ def testbed() -> Path:
     return require_testbed()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def world(tmp_path_factory: pytest.TempPathFactory, testbed: Path) -> Iterator[World]:
     with (
         running(tmp_path_factory.mktemp("hub")) as service,

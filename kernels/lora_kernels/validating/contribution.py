@@ -12,13 +12,10 @@ from lora_reg.spec.findings import Finding
 from lora_reg.spec.statistics import Interval
 from lora_reg.spec.validation import Facts
 
-# Nats per token, and as a share of the gain: a pull counts where its whole interval lies beyond the larger of both.
-LEAST: Final = 0.005
-SHARE: Final = 0.01
-# Nats per token, from which it is an error.
+# Nats per token by which the loss is lower without a module, from which that is an error.
 HARM: Final = 0.01
-# Of the strongest pull: that of all others together, beyond which they pull back as well.
-OTHERS: Final = 0.5
+# Of what the loss is lower by without the worst module: if the others together pull by more, the whole is too strong.
+OTHERS: Final = 5
 # Of the median help: a module that helps by no more than 0, whose interval ends below this, and without which the loss
 # is not higher by more than this, adds nothing.
 IDLE: Final = 0.12
@@ -43,90 +40,94 @@ def facts(found: Pulls) -> Facts:
 
 def findings(found: Pulls) -> list[Finding]:
     """At most one: what is wrong with the whole shows in its modules as well."""
-    least = max(LEAST, SHARE * found.gain)
-    together = found.together(list(found.pull))
-    at_work = [name for name in found.pull if name not in found.still]
     # Worse than the base, it is refused for its losses, and what single modules do there says little.
-    if found.gain > 0 and at_work:
-        rise = found.without.get(found.doubtful)
-        if len(found.doubtful) > max(ASTRAY * len(at_work), 2) and rise is not None and rise.mean <= least:
-            return [_astray(found.doubtful, len(at_work), rise)]
-        back = sorted((n for n in at_work if found.pull[n].low >= least), key=lambda n: -found.pull[n].mean)
-        rest = found.together([name for name in found.pull if name not in back])
-        # Where many do, or the others together do as well, it is not these that are wrong.
-        if back and len(back) <= len(at_work) / 2 and rest.mean <= OTHERS * found.pull[back[0]].mean:
-            return [_pulls_back(back, found.pull[back[0]])]
-    if together.low >= least:
-        return [_too_strong(together)]
-    if found.gain <= 0 or not at_work:
-        return []
-    bound = IDLE * median(found.help[name].mean for name in at_work)
-    idle = [
-        name
-        for name in found.doubtful
-        if found.help[name].high <= bound and (name,) in found.without and found.without[(name,)].mean <= bound
-    ]
-    return [_idle(idle, len(at_work))] if idle else []
+    looks = (_astray, _against, _too_strong, _idle) if found.gain > 0 else (_too_strong,)
+    return next(([told] for look in looks if (told := look(found)) is not None), [])
 
 
-def _pulls_back(back: Sequence[str], strongest: Interval) -> Finding:
-    also = f"; so would {_names(back[1:])}" if back[1:] else ""
-    return Finding(
-        "module-pulls-back",
-        "error" if strongest.low >= HARM else "warning",
-        f"Turning {back[0]} down by a tenth would lower the loss by {_by_a_tenth(strongest)}{also}; not so "
-        "the others together. Its sign or its scale is suspect.",
-        where=back[0],
-        way_out="Export it again, and compare the file with what the training wrote.",
-    )
-
-
-def _too_strong(together: Interval) -> Finding:
-    return Finding(
-        "update-too-strong",
-        "warning",
-        f"Turning the whole adapter down by a tenth would lower the loss by {_by_a_tenth(together)}: its scale is "
-        "larger than in training, or it was trained on too little for too long.",
-        way_out="Look at alpha and rsLoRA in the config, or stop the training earlier.",
-    )
-
-
-def _astray(astray: Sequence[str], count: int, without: Interval) -> Finding:
+def _astray(found: Pulls) -> Finding | None:
+    names, count = found.doubtful, _at_work(found)
+    without = found.without.get(names)
+    if len(names) <= max(ASTRAY * count, 2) or without is None or without.mean > found.least:
+        return None
+    way = "higher" if without.mean > 0 else "lower"
     return Finding(
         "modules-do-not-help",
         "error",
-        f"{len(astray)} of {count} modules do not lower the loss, as if they were trained for another base: "
-        f"{_names(astray)}. Without them it is {_more_or_less(without)}.",
-        where=astray[0],
+        f"{len(names)} of {count} modules do not lower the loss, as if they were trained for another base: "
+        f"{_names(names)}. Without them it is {way} by {abs(without.mean):.4f} nats per token "
+        f"({without.records} records).",
+        where=names[0],
         way_out="Look which base it was trained on, and push it against that one.",
     )
 
 
-def _idle(idle: Sequence[str], count: int) -> Finding:
+def _against(found: Pulls) -> Finding | None:
+    alone = _alone(found)
+    names = [name for name, more in alone.items() if more.high < 0 and more.mean <= -found.least]
+    if not names:
+        return None
+    names.sort(key=lambda name: alone[name].mean)
+    worst = alone[names[0]]
+    if found.together([name for name in found.pull if name not in names]).mean > OTHERS * -worst.mean:
+        return None
+    also = f"; so it would without {_names(names[1:])}" if names[1:] else ""
+    return Finding(
+        "module-pulls-back",
+        "error" if worst.mean <= -HARM else "warning",
+        f"Without {names[0]} the loss would be lower by {-worst.mean:.4f} nats per token "
+        f"({-worst.high:.4f} to {-worst.low:.4f} at {worst.level:.0%}, {worst.records} records){also}. "
+        "Its sign or its scale is suspect.",
+        where=names[0],
+        way_out="Export it again, and compare the file with what the training wrote.",
+    )
+
+
+def _too_strong(found: Pulls) -> Finding | None:
+    together = found.together(list(found.pull))
+    if together.low < found.least:
+        return None
+    return Finding(
+        "update-too-strong",
+        "warning",
+        f"Turning the whole adapter down by a tenth would lower the loss by {together.mean / 10:.4f} nats per token "
+        f"({together.low / 10:.4f} to {together.high / 10:.4f} at {together.level:.0%}, {together.records} records): "
+        "its scale is larger than in training, or it was trained on too little for too long.",
+        way_out="Look at alpha and rsLoRA in the config, or stop the training earlier.",
+    )
+
+
+def _idle(found: Pulls) -> Finding | None:
+    alone = _alone(found)
+    bound = IDLE * median([help_.mean for name, help_ in found.help.items() if name not in found.still] or [0.0])
+    names = [
+        name
+        for name in found.doubtful
+        if found.help[name].high <= bound and name in alone and alone[name].mean <= bound
+    ]
+    if not names:
+        return None
     return Finding(
         "module-adds-nothing",
         "warning",
-        f"{len(idle)} of {count} modules change the outputs and do not lower the loss: {_names(idle)}.",
-        where=idle[0],
+        f"{len(names)} of {_at_work(found)} modules change the outputs and do not lower the loss: {_names(names)}.",
+        where=names[0],
         way_out="Compare the file with what the training wrote: their halves may be exchanged.",
     )
+
+
+def _at_work(found: Pulls) -> int:
+    return len(found.pull) - len(found.still)
+
+
+def _alone(found: Pulls) -> dict[str, Interval]:
+    """By modules that were taken out one at a time."""
+    return {names[0]: more for names, more in found.without.items() if len(names) == 1}
 
 
 def _names(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
-
-
-def _more_or_less(change: Interval) -> str:
-    way = "higher" if change.mean > 0 else "lower"
-    return f"{way} by {abs(change.mean):.4f} nats per token ({change.records} records)"
-
-
-def _by_a_tenth(found: Interval) -> str:
-    return (
-        f"{found.mean / 10:.4f} nats per token "
-        f"({found.low / 10:.4f} to {found.high / 10:.4f} at {found.level:.0%}, {found.records} records)"
-    )
 
 
 def _told(what: str, found: Interval) -> Facts:

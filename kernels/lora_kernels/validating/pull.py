@@ -11,8 +11,9 @@ Where all factors are 1/2, the derivatives sum to about the loss of the adapter 
 sign turned is what the module *helps*. A module whose halves were exchanged, or that was trained on another base, pulls
 at little and helps nothing.
 
-A derivative at one point may be of the wrong sign for a module that helps only where the others are whole. Those that
-seem not to help are therefore taken out, and what the loss rises by without them is measured.
+A derivative at one point may be of the wrong sign for a module that helps only where the others are whole, and one that
+learned a little by heart pulls back and helps all the same. Those that seem not to help, or that pull, are therefore
+taken out, and what the loss rises by without them is measured.
 
 None of it needs another version to compare with.
 """
@@ -35,6 +36,9 @@ from lora_reg.spec.statistics import FEWEST, LEVEL, Interval, paired
 # A pass with its way back costs about as much as four of losses, and there are two: on a quarter of the records they
 # cost about what the losses of base and adapter do on all of them.
 _FEW, _MANY, _PART = 16, 64, 4
+# Nats per token, and as a share of the gain: the larger of both is the least that counts.
+LEAST: Final = 0.005
+SHARE: Final = 0.01
 # Of the kernels for attention the plain one alone sums in a fixed order on every device.
 _fixed_order = partial(sdpa_kernel, SDPBackend.MATH)
 # Modules that are taken out one at a time.
@@ -55,20 +59,20 @@ class Pulls:
     """Of each module, by its name in the base. All in nats per token.
 
     pull: derivative of the loss where the adapter is whole. help: where it is half, with its sign turned. still:
-    modules that change nothing. doubtful: the others whose help is not above 0, the least first. gain: loss of the
-    base less that of the adapter, on the same records. without: by modules that were taken out, what the loss is more.
+    modules that change nothing. doubtful: the others whose help is not above 0. gain: loss of the base less that of
+    the adapter, on the same records. least: what counts. without: by modules taken out, how much higher the loss is.
     """
 
     def __init__(self, names: Sequence[str], gain: float, whole: Table, half: Table, tokens: list[int]) -> None:
         self.gain = gain
+        self.least = max(LEAST, SHARE * gain)
         self._tokens = tokens
         self._whole = dict(zip(names, zip(*whole, strict=True), strict=True))
         helps = dict(zip(names, zip(*half, strict=True), strict=True))
         self.pull = {name: self._interval(column) for name, column in self._whole.items()}
         self.help = {name: self._interval([-value for value in column]) for name, column in helps.items()}
         self.still = {name for name in names if not any(self._whole[name]) and not any(helps[name])}
-        at_work = (name for name in self.help if name not in self.still and self.help[name].mean <= 0)
-        self.doubtful = tuple(sorted(at_work, key=lambda name: self.help[name].mean))
+        self.doubtful = tuple(name for name in names if name not in self.still and self.help[name].mean <= 0)
         self.without: dict[tuple[str, ...], Interval] = {}
 
     def together(self, names: Sequence[str]) -> Interval:
@@ -113,10 +117,13 @@ def measure(model: Any, records: Sequence[tuple[Encoded, float | None]], told: T
 
 
 def _to_take_out(found: Pulls) -> list[tuple[str, ...]]:
-    """All that are in doubt together, then the first of them one at a time."""
-    if not found.doubtful or found.gain <= 0:
+    """All that are in doubt together, then these and those that pull one at a time. Nothing of what is worse than its
+    base: it is refused for its losses."""
+    if found.gain <= 0:
         return []
-    return list(dict.fromkeys([found.doubtful, *((name,) for name in found.doubtful[:_TRIED])]))
+    suspects = {*found.doubtful, *(name for name, pull in found.pull.items() if pull.low >= found.least)}
+    worst = sorted(suspects, key=lambda name: (found.help[name].mean - found.pull[name].mean, name))[:_TRIED]
+    return list(dict.fromkeys(names for names in [found.doubtful, *((name,) for name in worst)] if names))
 
 
 def _losses_without(model: Any, layers: dict[str, Any], names: Sequence[str], items: Sequence[Encoded]) -> list[float]:

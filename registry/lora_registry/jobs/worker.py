@@ -48,7 +48,7 @@ def run_worker(
     lease_seconds: float = 30.0,
     beat_seconds: float = 5.0,
     reap_seconds: float = 1.0,
-    poll_seconds: float = 0.15,
+    poll_seconds: float = 0.3,
     parent_pid: int | None = None,
 ) -> NoReturn:
     """Run jobs until SIGTERM or SIGINT; never returns. Call it in the main thread of a process of its own.

@@ -31,11 +31,17 @@ def pulls(whole: dict[str, float], half: dict[str, float], *, gain: float = 1.0)
     return Pulls(NAMES, gain, table(whole, 1), table(half, -1), TOKENS)
 
 
-def said(whole: dict[str, float], half: dict[str, float], *, gain: float = 1.0, without: float = 0.0) -> list[Finding]:
-    """without: nats per token by which the loss is higher without the modules that seem not to help."""
-    found = pulls(whole, half, gain=gain)
-    for names in (found.doubtful, *((name,) for name in found.doubtful)):
-        found.take_out(names, [without * count for count in TOKENS])
+def said(
+    whole: dict[str, float],
+    half: dict[str, float],
+    *,
+    gain: float = 1.0,
+    without: dict[str, float] | None = None,
+) -> list[Finding]:
+    """without: nats per token by which the loss is higher without a module; 0 where nothing is said."""
+    found, more = pulls(whole, half, gain=gain), dict.fromkeys(NAMES, 0.0) | (without or {})
+    for names in (found.doubtful, *((name,) for name in NAMES)):
+        found.take_out(names, [sum(more[name] for name in names) * count for count in TOKENS])
     return contribution.findings(found)
 
 
@@ -50,13 +56,31 @@ def test_nothing_is_said_of_a_trained_adapter() -> None:
 
 @pytest.mark.parametrize(("pull", "severity"), [(0.05, "error"), (0.008, "warning")])
 def test_one_module_that_pulls_back_is_named(pull: float, severity: str) -> None:
-    (found,) = said({**PULL, "layers.3": pull}, {**HELP, "layers.3": -pull}, gain=0.5)
+    (found,) = said({**PULL, "layers.3": pull}, {**HELP, "layers.3": -pull}, gain=0.5, without={"layers.3": -pull})
     assert (found.code, found.where, found.severity) == ("module-pulls-back", "layers.3", severity)
+
+
+def test_one_that_pulls_back_and_helps_is_not_named() -> None:
+    """An embedding that learned a few words by heart looks like this."""
+    assert said({**PULL, "layers.3": 0.03}, HELP, without={"layers.3": 0.5}) == []
+
+
+def test_of_many_that_work_against_it_the_worst_is_named_first() -> None:
+    worse = {"layers.3": -0.02, "layers.7": -0.2}
+    (found,) = said({**PULL, "layers.3": 0.3, "layers.7": 0.2}, HELP | worse, without=worse)
+    assert (found.where, found.severity) == ("layers.7", "error")
+    assert "layers.3" in found.message
 
 
 def test_where_all_pull_back_the_whole_is_too_strong() -> None:
     """However much more some do than others: an adapter that learned its texts by heart looks like this."""
     (found,) = said({**dict.fromkeys(NAMES, 0.008), "layers.3": 0.05, "layers.4": 0.03}, HELP)
+    assert (found.code, found.severity) == ("update-too-strong", "warning")
+
+
+def test_where_the_others_pull_more_than_one_harms_the_whole_is_too_strong() -> None:
+    """An alpha that is half as large again looks like this: something in it is then worse than nothing."""
+    (found,) = said(dict.fromkeys(NAMES, 0.05), {**HELP, "layers.3": -0.01}, without={"layers.3": -0.02})
     assert (found.code, found.severity) == ("update-too-strong", "warning")
 
 
@@ -68,8 +92,8 @@ def test_modules_that_change_outputs_and_help_nothing_are_named() -> None:
 
 def test_modules_without_which_the_loss_is_higher_are_not_named() -> None:
     """Where the others are half, they seem to do nothing."""
-    assert said(PULL, {**HELP, "layers.2": -0.002, "layers.7": -0.001}, without=0.02) == []
-    assert said(PULL, {**HELP, **dict.fromkeys(NAMES[:6], -0.002)}, without=0.02) == []
+    assert said(PULL, {**HELP, "layers.2": -0.002, "layers.7": -0.001}, without=HELP) == []
+    assert said(PULL, {**HELP, **dict.fromkeys(NAMES[:6], -0.002)}, without=HELP) == []
 
 
 def test_an_update_of_zeros_is_not_told_again() -> None:
