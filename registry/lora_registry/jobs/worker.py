@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import socket
-import threading
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NoReturn
@@ -26,6 +25,7 @@ from lora_registry.jobs.kinds import Handler, JobKind
 from lora_registry.jobs.lease import Heartbeat, Reaper
 from lora_registry.jobs.names import APPLICATION, APPLICATION_VERSION, to_portable
 from lora_registry.runtime.faults import fault_point
+from lora_registry.runtime.signals import received
 
 _log = logging.getLogger(__name__)
 
@@ -66,9 +66,7 @@ def run_worker(
     executor_id = executor_id or f"{host}/{uuid.uuid4()}"
     instance = str(uuid.uuid4())
     children = Children()
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = received(signal.SIGTERM, signal.SIGINT)
 
     claimed = store.claim(
         engine,
@@ -121,8 +119,7 @@ def run_worker(
     reaper.start()
     _log.info("Worker %s takes jobs from %s", executor_id, ", ".join(queues))
 
-    while not stop.wait(1.0):
-        pass
+    stop.get()
     # The engine's own shutdown waits for steps and then forgets them. Here the children die, nothing is recorded for
     # their steps, and the lease goes last, so that nobody takes a job over while we still work on it.
     reaper.stop()
