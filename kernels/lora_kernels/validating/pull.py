@@ -30,7 +30,7 @@ from typing import Any, Final
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lora_kernels.validating.losses import Encoded, forward, record_nats
+from lora_kernels.validating.losses import Encoded, forward, losses, record_nats
 from lora_reg.spec.statistics import FEWEST, LEVEL, Interval, paired
 
 # A pass with its way back costs about as much as four of losses, and there are two: on a quarter of the records they
@@ -111,8 +111,9 @@ def measure(model: Any, records: Sequence[tuple[Encoded, float | None]], told: T
     found = Pulls(list(layers), gain, whole, half, tokens)
     for names in _to_take_out(found):
         rest = _losses_without(model, layers, names, items)
-        if all(map(math.isfinite, rest)):
-            found.take_out(names, [value - full for value, full in zip(rest, nats, strict=True)])
+        more = [value - full for value, full in zip(rest, nats, strict=True) if value is not None]
+        if len(more) == len(items):
+            found.take_out(names, more)
     return found
 
 
@@ -126,10 +127,12 @@ def _to_take_out(found: Pulls) -> list[tuple[str, ...]]:
     return list(dict.fromkeys(names for names in [found.doubtful, *((name,) for name in worst)] if names))
 
 
-def _losses_without(model: Any, layers: dict[str, Any], names: Sequence[str], items: Sequence[Encoded]) -> list[float]:
+def _losses_without(
+    model: Any, layers: dict[str, Any], names: Sequence[str], items: Sequence[Encoded]
+) -> list[float | None]:
     factors = torch.tensor([float(name not in names) for name in layers])
-    with torch.no_grad(), _factored(layers, factors, back=False), _fixed_order():
-        return [float(record_nats(forward(model, [item.ids])[0], item)) for item in items]
+    with _factored(layers, factors, back=False), _fixed_order():
+        return losses(model, items, lambda _done: None)
 
 
 def _derivatives(

@@ -68,16 +68,17 @@ def test_dequantize_has_the_bits_of_bitsandbytes(
     packed, state = quantized(weights(*shape), kind, blocksize, nested)
     # As one row: where a block straddles rows, bitsandbytes 0.50.2 takes the next row's absmax too early with AVX-512.
     state.shape = torch.Size((1, math.prod(shape)))
-    expected = bnb.dequantize_4bit(packed, state).numpy()
     count, codes = math.prod(shape), packed.numpy().reshape(-1)
+    expected = bnb.dequantize_4bit(packed, state).numpy().reshape(-1)
+    if kind == "fp4":
+        # Its table has two zeros without a sign; without AVX-512 bitsandbytes gives one to the second.
+        expected[(np.stack((codes >> 4, codes & 15), axis=1).reshape(-1)[:count] == 8) & (expected == 0)] = 0.0
     for first, stop in ((0, count), (count // 3, count - count // 5), (count // 2, count // 2 + 1)):
         b0, b1 = blockwise.block_range(first, stop - first, blocksize)
         p0, p1 = blockwise.packed_range(first, stop - first)
         out = np.full(stop - first, np.nan, np.float32)
         blockwise.dequantize(codes[p0:p1], scales(state).of(b0, b1), CODEBOOKS[kind], blocksize, first, out)
-        # A sum with 0 has no sign where it is 0: of FP4's second zero bitsandbytes keeps it with AVX-512 alone.
-        mine, theirs = out + np.float32(0), expected.reshape(-1)[first:stop] + np.float32(0)
-        assert (mine.view(np.uint32) == theirs.view(np.uint32)).all()
+        assert (out.view(np.uint32) == expected[first:stop].view(np.uint32)).all()
 
 
 def test_int8_has_the_bits_of_bitsandbytes() -> None:
