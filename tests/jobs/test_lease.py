@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 
 from sqlmodel import Session
@@ -7,7 +10,8 @@ from sqlmodel import Session
 from lora_registry.db.tables import Version
 from lora_registry.gates import validations
 from lora_registry.jobs import store
-from tests.jobs.conftest import Site
+from lora_registry.runtime import faults
+from tests.jobs.conftest import ROOT, Site
 
 
 def _claim(site: Site, executor: str, instance: str, *, lease: float = 30.0, queues: str = "cpu") -> bool:
@@ -43,6 +47,26 @@ def test_expired_leases_are_dropped_but_not_ones_own(site: Site) -> None:
     assert store.beat(site.database, executor_id="slow", instance="two")
     assert store.drop_expired(site.database, but="live") == []
     assert not store.beat(site.database, executor_id="dead", instance="one")
+
+
+def test_a_worker_frozen_while_it_renews_its_lease_holds_nobody_up(site: Site) -> None:
+    program = (
+        "import sys\n"
+        "from lora_registry.db.engine import make_engine\n"
+        "from lora_registry.jobs import store\n"
+        "engine = make_engine(sys.argv[1])\n"
+        "store.claim(engine, executor_id='w', instance='one', host='h', queues='cpu', lease_seconds=0.2)\n"
+        "store.beat(engine, executor_id='w', instance='one')\n"
+    )
+    fault = {faults.ENV: "jobs.lease.renewed@stop"}
+    frozen = subprocess.Popen([sys.executable, "-c", program, site.url], cwd=ROOT, env=os.environ | fault)
+    try:
+        assert os.WIFSTOPPED(os.waitpid(frozen.pid, os.WUNTRACED)[1])
+        # With its row locked, PostgreSQL would give it up after a minute, and SQLite never.
+        assert site.until(lambda: store.drop_expired(site.database, but="other") == ["w"]) < 10.0
+    finally:
+        frozen.kill()
+        frozen.wait()
 
 
 def test_a_released_lease_is_free_at_once(site: Site) -> None:

@@ -41,7 +41,20 @@ def make_engine(url: str, *, pool_size: int = 10) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Any) -> None:
-        read_only = connection.get_execution_options().get("read_only", False)
-        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+        options = connection.get_execution_options()
+        if not options.get("autocommit", False):
+            connection.exec_driver_sql("BEGIN" if options.get("read_only", False) else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def autocommitting(engine: Engine) -> Engine:
+    """The same engine, with each statement a transaction of its own that the database ends, not this process.
+
+    For single statements that others must not wait for: a process that is frozen, or cut off, right after one leaves
+    no lock behind.
+    """
+    if engine.dialect.name == "sqlite":
+        # Not the dialect's own AUTOCOMMIT, after which it would let the driver begin transactions again.
+        return engine.execution_options(autocommit=True)
+    return engine.execution_options(isolation_level="AUTOCOMMIT")

@@ -1,4 +1,8 @@
-"""The SQL of the worker leases. All times are the database's own."""
+"""The SQL of the worker leases. All times are the database's own.
+
+Each write is one statement that commits itself: a worker that is frozen while it beats must not hold the lock of its
+row, for which those who would take its jobs over wait.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import InstrumentedAttribute, Session
 from sqlmodel import SQLModel, col
 
+from lora_registry.db.engine import autocommitting
 from lora_registry.db.tables.jobs import WorkerLease
+from lora_registry.runtime.faults import fault_point
 
 _NOW = {
     "sqlite": "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)",
@@ -51,20 +57,22 @@ def claim(engine: Engine, *, executor_id: str, instance: str, host: str, queues:
         )
         .returning(_executor)
     )
-    with engine.begin() as connection:
+    with autocommitting(engine).connect() as connection:
         return connection.execute(statement).first() is not None
 
 
 def beat(engine: Engine, *, executor_id: str, instance: str) -> bool:
     """Renew the lease. False where the row is gone or another's: the jobs of this worker have been given away."""
     statement = update(WorkerLease).where(_executor == executor_id, _instance == instance).values(beat_at=_now(engine))
-    with engine.begin() as connection:
-        return connection.execute(statement).rowcount == 1
+    with autocommitting(engine).connect() as connection:
+        renewed = connection.execute(statement).rowcount == 1
+        fault_point("jobs.lease.renewed")
+        return renewed
 
 
 def release(engine: Engine, *, executor_id: str, instance: str) -> None:
     """Give the lease back, so that others need not wait for its end."""
-    with engine.begin() as connection:
+    with autocommitting(engine).connect() as connection:
         connection.execute(delete(WorkerLease).where(_executor == executor_id, _instance == instance))
 
 
@@ -78,7 +86,7 @@ def drop_expired(engine: Engine, *, but: str) -> list[str]:
         found = connection.execute(select(func.count()).select_from(WorkerLease).where(expired)).scalar_one()
     if not found:
         return []
-    with engine.begin() as connection:
+    with autocommitting(engine).connect() as connection:
         return list(connection.execute(delete(WorkerLease).where(expired).returning(_executor)).scalars())
 
 
