@@ -80,9 +80,9 @@ class Pulls:
         rows = zip(*(self._whole[name] for name in names), strict=True)
         return self._interval([sum(row) for row in rows] or [0.0] * len(self._tokens))
 
-    def take_out(self, names: tuple[str, ...], losses: Sequence[float]) -> None:
-        """losses: in nats, of each record without these modules, less with all."""
-        self.without[names] = self._interval(losses)
+    def take_out(self, names: tuple[str, ...], more: Sequence[float]) -> None:
+        """more: nats of each record without these modules, less those with all."""
+        self.without[names] = self._interval(more)
 
     def _interval(self, values: Sequence[float]) -> Interval:
         found = paired(values, [0.0] * len(values), self._tokens, level=LEVEL)
