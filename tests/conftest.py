@@ -1,4 +1,5 @@
 import os
+import signal
 
 import hypothesis
 
@@ -8,3 +9,6 @@ pytest_plugins = ["tests.support.postgres"]
 hypothesis.settings.register_profile("ci", derandomize=True, database=None)
 if os.environ.get("CI"):
     hypothesis.settings.load_profile("ci")
+
+# A shell that starts this in the background without job control has SIGINT ignored, in all that is started here too.
+signal.signal(signal.SIGINT, signal.default_int_handler)

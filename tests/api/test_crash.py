@@ -94,12 +94,12 @@ def test_killed_at_every_step_of_a_commit(alone: Callable[..., Site]) -> None:
     site.base()
     site.service.kill()
     path, files = "/api/v1/repositories/ns/crash", adapter_files(1)
-    for step in STEPS_OF_A_COMMIT:
-        site.start(fault=step)
+    site.start(fault=STEPS_OF_A_COMMIT[0])
+    for step, following in zip(STEPS_OF_A_COMMIT, [*STEPS_OF_A_COMMIT[1:], None], strict=True):
         with pytest.raises(httpx.TransportError):
             push(site.client, "ns", "crash", "adapter", files, base=f"{SHARED}/base", **PUSH)
         assert site.service.process.wait(10) == -9, step
-        site.start()
+        site.start(fault=following)
         versions = whole(site, path)
         assert versions == (step == "commit.after"), step
         events = [event["kind"] for event in site.events("ns/crash")]
@@ -116,8 +116,6 @@ def test_killed_at_every_step_of_a_commit(alone: Callable[..., Site]) -> None:
         else:
             assert (events, tags.status_code, jobs.count("inspect ns/crash:v1")) == ([], 404, 0), step
         assert whole(site, f"/api/v1/repositories/{SHARED}/base") == 1
-        site.service.kill()
-    site.start()
     again = push(site.client, "ns", "crash", "adapter", files, base=f"{SHARED}/base", **PUSH)
     assert (again.status_code, again.json()["created"], again.json()["version"]["number"]) == (200, False, 1)
     assert whole(site, path) == 1
@@ -132,18 +130,17 @@ def test_killed_around_the_move_of_a_tag(alone: Callable[..., Site]) -> None:
     site.pushed("ns", "crash", 2)
     site.service.kill()
     path = "/api/v1/repositories/ns/crash"
-    for step, expected in (("tag.before-commit", (1, [1])), ("tag.after-commit", (2, [2, 1]))):
-        site.start(fault=step)
+    site.start(fault="tag.before-commit")
+    for following, expected in (("tag.after-commit", (1, [1])), (None, (2, [2, 1]))):
         with pytest.raises(httpx.TransportError):
             site.client.put(f"{path}/tags/prod", json={"target": "v2"}, headers={"If-Match": '"gen-1"'})
         assert site.service.process.wait(10) == -9
-        site.start()
+        site.start(fault=following)
         tag = site.client.get(f"{path}/tags/prod").json()
         history = site.client.get(f"{path}/history").json()["items"]
         assert (tag["version"]["number"], [move["generation"] for move in history]) == expected
         moved = [event for event in site.events("ns/crash") if event["kind"] == "tag-moved"]
         assert len(moved) == len(history)
-        site.service.kill()
 
 
 def left_in_working_folders(site: Site) -> list[Path]:
