@@ -78,10 +78,10 @@ def worker(data: Path | None, queues: str, name: str | None, parent: int | None)
 @data_option
 def migrate(data: Path | None) -> None:
     """Bring the database to the newest schema. Safe to run twice, and from several machines at once."""
-    from lora_registry import serving
+    from lora_registry import admin
 
     config = load(data=data)
-    serving.migrate(config)
+    admin.migrate(config)
     click.echo("The database is at the newest schema.")
 
 
@@ -89,11 +89,11 @@ def migrate(data: Path | None) -> None:
 @data_option
 def check(data: Path | None) -> None:
     """Say whether settings, database and blob store are fit for service."""
-    from lora_registry import serving
+    from lora_registry import admin
 
     config = load(data=data)
     config.check_exposure()
-    for line in serving.check(config):
+    for line in admin.check(config):
         click.echo(line)
 
 
@@ -101,11 +101,11 @@ def check(data: Path | None) -> None:
 @data_option
 def fsck(data: Path | None) -> None:
     """Re-hash every blob that a version needs; exit 7 where one is missing or damaged."""
-    from lora_registry import serving
+    from lora_registry import admin
 
     config = load(data=data)
     damaged = 0
-    for number, (digest, problem) in enumerate(serving.fsck(config), 1):
+    for number, (digest, problem) in enumerate(admin.fsck(config), 1):
         if problem:
             damaged += 1
             click.echo(f"{digest}: {problem}")
@@ -128,10 +128,10 @@ def token() -> None:
 @data_option
 def create(name: str, role: str, namespace: str | None, data: Path | None) -> None:
     """Make a token and print it; it is shown this once."""
-    from lora_registry import serving
+    from lora_registry import admin
 
     try:
-        click.echo(serving.create_token(load(data=data), name=name, role=role, namespace=namespace))
+        click.echo(admin.create_token(load(data=data), name=name, role=role, namespace=namespace))
     except RegistryError as error:
         click.echo(f"error: {error.detail}\n{error.way_out}", err=True)
         sys.exit(error.kind.exit)

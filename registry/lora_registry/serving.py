@@ -1,4 +1,4 @@
-"""What the commands of `lora-registry` do."""
+"""`lora-registry serve`: the API processes, and on the embedded default a job worker beside them."""
 
 from __future__ import annotations
 
@@ -10,25 +10,19 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 
 import click
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
-from lora_reg.spec.digest import Digest
 from lora_reg.spec.errors import RegistryError
+from lora_registry.admin import migrate
 from lora_registry.app import create_app
-from lora_registry.auth import tokens
-from lora_registry.blobs.hashing import checked
-from lora_registry.catalog import store as catalog
 from lora_registry.db import migrate as schema
 from lora_registry.db.engine import make_engine
-from lora_registry.jobs import engine as jobs
 from lora_registry.jobs.child import die_with_parent
 from lora_registry.settings import Settings, environment, load
-from lora_registry.storage import open_blobs
 from lora_registry.wiring import open_context
 
 log = logging.getLogger(__name__)
@@ -83,53 +77,6 @@ def application() -> object:
         # With several processes: one that outlived `serve` would keep the port and answer, with nobody to stop it.
         die_with_parent(parent.pid, sent=signal.SIGTERM)
     return create_app(open_context(load()))
-
-
-def migrate(settings: Settings) -> None:
-    """Our schema, then the job engine's."""
-    settings.data.mkdir(parents=True, exist_ok=True)
-    engine = make_engine(settings.resolved_database_url)
-    schema.upgrade(engine)
-    engine.dispose()
-    jobs.migrate(settings.resolved_database_url)
-
-
-def check(settings: Settings) -> Iterator[str]:
-    """One line for each part that answers. Raises RegistryError for the first that does not."""
-    engine = make_engine(settings.resolved_database_url)
-    if not schema.is_current(engine):
-        raise RegistryError(
-            "unavailable", "The database is not at the newest schema.", way_out="Run `lora-registry migrate`."
-        )
-    yield f"database: {engine.url.render_as_string(hide_password=True)}, newest schema"
-    open_blobs(settings).check()
-    yield f"blobs: {settings.storage_url or settings.data.resolve()}"
-    yield f"login: {settings.auth}"
-
-
-def fsck(settings: Settings) -> Iterator[tuple[str, str | None]]:
-    """Each blob that a live version needs, with what is wrong with it or None."""
-    ctx = open_context(settings)
-    with ctx.db.read() as session:
-        wanted = catalog.stored_blobs(session)
-    for digest_text, size in wanted:
-        digest = Digest.parse(digest_text)
-        if ctx.blobs.size(digest) is None:
-            yield digest_text, "missing"
-            continue
-        try:
-            for _ in checked(ctx.blobs.stream(digest), digest=digest, size=size):
-                pass
-        except RegistryError as error:
-            yield digest_text, error.detail
-        else:
-            yield digest_text, None
-
-
-def create_token(settings: Settings, *, name: str, role: str, namespace: str | None) -> str:
-    ctx = open_context(settings)
-    with ctx.db.write() as session:
-        return tokens.create(session, name=name, role=role, namespace=namespace)  # type: ignore[arg-type]
 
 
 def _listen(settings: Settings) -> socket.socket:
