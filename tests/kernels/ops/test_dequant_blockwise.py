@@ -17,6 +17,7 @@ from lora_kernels.ops.testing import Guarded, assert_close
 from lora_reg.spec.errors import RegistryError
 from tests.kernels.ops.inputs import BF16, FP16, FP32, bits, laid_out
 from tests.kernels.ops.quantized_inputs import decoded, four_bit, int8_rows
+from tests.support.bnb import dequantized
 
 SHAPES = [(1, 1), (7, 13), (33, 65), (70, 96), (64, 128), (3, 4096)]
 CPU = torch.device("cpu")
@@ -126,12 +127,7 @@ def test_the_twin_has_the_bits_of_bitsandbytes(kind, nested):
     weight = FourBit(packed, state.absmax, state.code, (96, 128), state.blocksize, double)
     for dtype in (BF16, FP16, FP32):
         state.dtype = dtype
-        expected = bnb.dequantize_4bit(packed, state)
-        if kind == "fp4":
-            # Its table has two zeros without a sign; without AVX-512 bitsandbytes gives one to the second.
-            codes = torch.cat((packed >> 4, packed & 15), dim=1).reshape(expected.shape)
-            expected[(codes == 8) & (expected == 0)] = 0.0
-        assert_bits(dequant_blockwise(weight, dtype=dtype), expected)
+        assert_bits(dequant_blockwise(weight, dtype=dtype), dequantized(packed, state))
 
 
 def test_the_twin_has_the_bits_of_bitsandbytes_for_int8():
