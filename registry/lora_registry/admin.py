@@ -29,10 +29,7 @@ def migrate(settings: Settings) -> None:
 def check(settings: Settings) -> Iterator[str]:
     """One line for each part that answers. Raises RegistryError for the first that does not."""
     engine = make_engine(settings.resolved_database_url)
-    if not schema.is_current(engine):
-        raise RegistryError(
-            "unavailable", "The database is not at the newest schema.", way_out="Run `lora-registry migrate`."
-        )
+    schema.require_current(engine)
     yield f"database: {engine.url.render_as_string(hide_password=True)}, newest schema"
     open_blobs(settings).check()
     yield f"blobs: {settings.storage_url or settings.data.resolve()}"

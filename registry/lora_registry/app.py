@@ -43,10 +43,7 @@ def healthz() -> dict[str, str]:
 @get("/readyz", sync_to_thread=True, include_in_schema=False)
 def readyz(ctx: Context) -> Response[dict[str, str]]:
     """Database at the newest schema, blob store reachable."""
-    if not migrate.is_current(ctx.db.engine):
-        raise RegistryError(
-            "unavailable", "The database is not at the newest schema.", way_out="Run `lora-registry migrate`."
-        )
+    migrate.require_current(ctx.db.engine)
     ctx.blobs.check()
     return Response({"status": "ready", "version": __version__})
 

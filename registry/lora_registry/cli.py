@@ -24,8 +24,8 @@ def main() -> None:
     """The lora-reg service: API, job workers, and what an administrator needs."""
 
 
-def command(function: Callable[..., Any]) -> Any:
-    """A command whose RegistryErrors become a sentence, the way out, and the table's exit status."""
+def telling(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Its RegistryErrors become a sentence, the way out, and the table's exit status."""
 
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -35,7 +35,12 @@ def command(function: Callable[..., Any]) -> Any:
             click.echo(f"error: {error.detail}\n{error.way_out}", err=True)
             sys.exit(error.kind.exit)
 
-    return main.command()(run)
+    return run
+
+
+def command(function: Callable[..., Any]) -> Any:
+    """A command of `lora-registry` itself."""
+    return main.command()(telling(function))
 
 
 data_option = click.option(
@@ -122,6 +127,7 @@ def token() -> None:
 
 
 @token.command()
+@telling
 @click.argument("name")
 @click.option("--role", type=click.Choice(["reader", "writer", "admin"]), required=True)
 @click.option("--namespace", help="The one namespace it is for; default: all.")
@@ -130,11 +136,7 @@ def create(name: str, role: str, namespace: str | None, data: Path | None) -> No
     """Make a token and print it; it is shown this once."""
     from lora_registry import admin
 
-    try:
-        click.echo(admin.create_token(load(data=data), name=name, role=role, namespace=namespace))
-    except RegistryError as error:
-        click.echo(f"error: {error.detail}\n{error.way_out}", err=True)
-        sys.exit(error.kind.exit)
+    click.echo(admin.create_token(load(data=data), name=name, role=role, namespace=namespace))
 
 
 def load(**overrides: Any) -> Settings:

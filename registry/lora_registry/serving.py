@@ -34,10 +34,8 @@ def serve(settings: Settings, *, processes: int) -> None:
     settings.data.mkdir(parents=True, exist_ok=True)
     if settings.embedded:
         migrate(settings)
-    elif not schema.is_current(make_engine(settings.resolved_database_url)):
-        raise RegistryError(
-            "unavailable", "The database is not at the newest schema.", way_out="Run `lora-registry migrate` first."
-        )
+    else:
+        schema.require_current(make_engine(settings.resolved_database_url))
     listener = _listen(settings)
     settings = replace(settings, port=listener.getsockname()[1])
     os.environ.update(environment(settings))

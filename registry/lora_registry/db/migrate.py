@@ -14,6 +14,7 @@ from sqlmodel import SQLModel
 
 import lora_registry.db.tables  # noqa: F401  fills the metadata
 from alembic import command
+from lora_reg.spec.errors import RegistryError
 
 
 def _config() -> Config:
@@ -39,6 +40,14 @@ def is_current(engine: Engine) -> bool:
     with engine.connect() as connection:
         current = MigrationContext.configure(connection).get_current_revision()
     return current == ScriptDirectory.from_config(_config()).get_current_head()
+
+
+def require_current(engine: Engine) -> None:
+    """Raises RegistryError `unavailable` where the database has not the newest revision."""
+    if not is_current(engine):
+        raise RegistryError(
+            "unavailable", "The database is not at the newest schema.", way_out="Run `lora-registry migrate`."
+        )
 
 
 def make_revision(engine: Engine, message: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from typing import NoReturn
 
-from lora_reg.spec.errors import RegistryError
 from lora_reg.spec.recipe import OPERATIONS
 from lora_registry.db import migrate
 from lora_registry.jobs.kinds import JobKind
@@ -26,10 +25,7 @@ def work(settings: Settings, *, queues: tuple[str, ...], name: str | None, paren
     """Run jobs until told to stop. Raises RegistryError `unavailable` where the database was not migrated."""
     os.environ.update(environment(settings))  # the children of jobs read their settings there
     ctx = open_context(settings)
-    if not migrate.is_current(ctx.db.engine):
-        raise RegistryError(
-            "unavailable", "The database is not at the newest schema.", way_out="Run `lora-registry migrate` first."
-        )
+    migrate.require_current(ctx.db.engine)
     housekeeping.start(ctx)
     run_worker(
         ctx.db.engine,
