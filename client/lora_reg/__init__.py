@@ -14,17 +14,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lora_contract import __version__
+
 if TYPE_CHECKING:
+    from lora_contract.digest import Digest
+    from lora_contract.errors import RegistryError
+    from lora_contract.findings import Finding
+    from lora_contract.reference import Reference
     from lora_reg.client import Client
     from lora_reg.config import Settings, load_settings
-    from lora_reg.spec.digest import Digest
-    from lora_reg.spec.errors import RegistryError
-    from lora_reg.spec.findings import Finding
-    from lora_reg.spec.reference import Reference
     from lora_reg.transfer.pull import Pulled, pull
     from lora_reg.transfer.push import Pushed, add_base, push_adapter
 
-__version__ = "0.1.0"
 
 __all__ = [
     "Client",
@@ -44,12 +45,12 @@ __all__ = [
 
 _HOMES = {
     "Client": "lora_reg.client",
-    "Digest": "lora_reg.spec.digest",
-    "Finding": "lora_reg.spec.findings",
+    "Digest": "lora_contract.digest",
+    "Finding": "lora_contract.findings",
     "Pulled": "lora_reg.transfer.pull",
     "Pushed": "lora_reg.transfer.push",
-    "Reference": "lora_reg.spec.reference",
-    "RegistryError": "lora_reg.spec.errors",
+    "Reference": "lora_contract.reference",
+    "RegistryError": "lora_contract.errors",
     "Settings": "lora_reg.config",
     "add_base": "lora_reg.transfer.push",
     "load_settings": "lora_reg.config",

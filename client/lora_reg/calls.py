@@ -11,12 +11,12 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
+from lora_contract import reference
+from lora_contract.errors import RegistryError
+from lora_contract.reference import Reference
+from lora_contract.wire.common import API, Request
 from lora_reg.config import Settings, load_settings
 from lora_reg.problems import place
-from lora_reg.spec import reference
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.reference import Reference
-from lora_reg.spec.wire.common import API, Request
 from lora_reg.transport import Body, Transport
 
 PAGE: Final = 200
@@ -138,5 +138,5 @@ class Calls:
             raise RegistryError(
                 "unavailable",
                 f"{place(response.url)} answered with something that is no {kind.__name__}: {error}.",
-                way_out="Check that the address is a lora-registry and no older than this client.",
+                hint="Check that the address is a lora-registry and no older than this client.",
             ) from error

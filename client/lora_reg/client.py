@@ -9,9 +9,8 @@ from urllib.parse import quote
 
 import httpx
 
-from lora_reg.gates.calls import GateCalls
-from lora_reg.spec.reference import Reference
-from lora_reg.spec.wire.catalog import (
+from lora_contract.reference import Reference
+from lora_contract.wire.catalog import (
     AliasRequest,
     CommitRequest,
     CommitResult,
@@ -22,9 +21,9 @@ from lora_reg.spec.wire.catalog import (
     VersionView,
     YankRequest,
 )
-from lora_reg.spec.wire.common import Principal
-from lora_reg.spec.wire.jobs import JobList, JobProgressList, JobView, ReportList
-from lora_reg.spec.wire.operations import (
+from lora_contract.wire.common import Principal
+from lora_contract.wire.jobs import JobList, JobProgressList, JobView, ReportList
+from lora_contract.wire.operations import (
     ComposeRequest,
     ConvertRequest,
     DiffRequest,
@@ -33,8 +32,9 @@ from lora_reg.spec.wire.operations import (
     ReproduceRequest,
     ResizeRequest,
 )
-from lora_reg.spec.wire.tags import ProtectRequest, RollbackRequest, TagEvent, TagHistory, TagList, TagRequest, TagView
-from lora_reg.spec.wire.uploads import UploadRequest, UploadSession
+from lora_contract.wire.tags import ProtectRequest, RollbackRequest, TagEvent, TagHistory, TagList, TagRequest, TagView
+from lora_contract.wire.uploads import UploadRequest, UploadSession
+from lora_reg.gates.calls import GateCalls
 from lora_reg.transport import Body
 
 COMMIT_SECONDS: Final = 3600.0

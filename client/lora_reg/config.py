@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from lora_contract.errors import RegistryError
+from lora_contract.reference import DEFAULT_NAMESPACE, check_namespace
 from lora_reg import credentials
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.reference import DEFAULT_NAMESPACE, check_namespace
 
 DEFAULT_SERVER: Final = "http://127.0.0.1:8750"
 PROJECT_FILE: Final = ".lora-reg.toml"
@@ -104,7 +104,7 @@ def check_server(text: str) -> str:
         raise RegistryError(
             "usage",
             f"The server address of {parts.hostname} holds a user, a query or a fragment.",
-            way_out="Sign in with `lora-reg login URL`.",
+            hint="Sign in with `lora-reg login URL`.",
         )
     return text.rstrip("/")
 
@@ -129,7 +129,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
             raise RegistryError(
                 "usage",
                 f"{path} holds a token, where others may read it.",
-                way_out="Remove it there and use `lora-reg login URL`.",
+                hint="Remove it there and use `lora-reg login URL`.",
             )
         if key not in KEYS:
             raise RegistryError("usage", f"{path} sets {key!r}; expected one of {', '.join(KEYS)}.")

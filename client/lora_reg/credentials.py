@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from lora_reg.spec.errors import RegistryError
+from lora_contract.errors import RegistryError
 
 FILE: Final = "credentials.json"
 
@@ -36,7 +36,7 @@ def read(folder: Path) -> Credentials:
                 raise RegistryError(
                     "unauthenticated",
                     f"{path} can be read by others (mode {stat.S_IMODE(mode):04o}); its tokens are not used.",
-                    way_out=f"Run `chmod 600 {path}`; if others use this machine, sign in with a new token.",
+                    hint=f"Run `chmod 600 {path}`; if others use this machine, sign in with a new token.",
                 )
             document: Any = json.loads(file.read())
         servers = document["servers"]
@@ -45,7 +45,7 @@ def read(folder: Path) -> Credentials:
         return Credentials()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RegistryError(
-            "usage", f"{path} cannot be read: {type(error).__name__}.", way_out="Remove it and sign in again."
+            "usage", f"{path} cannot be read: {type(error).__name__}.", hint="Remove it and sign in again."
         ) from error
 
 

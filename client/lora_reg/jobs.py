@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from lora_contract.errors import ERRORS, RegistryError
+from lora_contract.wire.jobs import JobProgress, JobView
 from lora_reg.client import POLL_SECONDS, Client
-from lora_reg.spec.errors import ERRORS, RegistryError
-from lora_reg.spec.wire.jobs import JobProgress, JobView
 
 ENDED: Final = frozenset({"done", "failed", "cancelled"})
 _PAUSE: Final = 0.2
@@ -38,7 +38,7 @@ def follow(
                 raise RegistryError(
                     "pending",
                     f"The job {job_id} is {page.state} after {timeout:g} seconds.",
-                    way_out=f"It goes on; take the wait up again with `lora-reg job wait {job_id}`.",
+                    hint=f"It goes on; take the wait up again with `lora-reg job wait {job_id}`.",
                 )
             if time.monotonic() - asked < _PAUSE:
                 time.sleep(_PAUSE)
@@ -52,14 +52,14 @@ def require_done(job: JobView) -> JobView:
         raise RegistryError(
             "job-failed",
             f"The job {job.id} was cancelled.",
-            way_out=f"Start it again with `lora-reg job retry {job.id}`.",
+            hint=f"Start it again with `lora-reg job retry {job.id}`.",
         )
     code = job.error_code if job.error_code in ERRORS else "job-failed"
     detail = job.error or f"The job {job.id} failed."
     raise RegistryError(
         code,
         detail,
-        way_out=None
+        hint=None
         if code != "job-failed"
         else f"Read `lora-reg job logs {job.id}`, mend the cause, then `lora-reg job retry {job.id}`.",
     )

@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 import httpx
 import msgspec
 
-from lora_reg.spec.errors import ERRORS, RegistryError
-from lora_reg.spec.wire.common import Problem
+from lora_contract.errors import ERRORS, RegistryError
+from lora_contract.wire.common import Problem
 
 MAX_PROBLEM_BYTES: Final = 16 * 1024 * 1024
 _BY_STATUS: Final = {
@@ -46,7 +46,7 @@ def from_answer(response: httpx.Response, body: bytes) -> RegistryError:
         return RegistryError(
             code,
             f"{place(response.url)} answered {response.status_code} without a problem document.",
-            way_out=f"Check that {place(response.url.copy_with(raw_path=b'/'))} is a lora-registry."
+            hint=f"Check that {place(response.url.copy_with(raw_path=b'/'))} is a lora-registry."
             if code == "not-found"
             else None,
             status=response.status_code,
@@ -60,7 +60,7 @@ def from_answer(response: httpx.Response, body: bytes) -> RegistryError:
         facts["request_id"] = problem.request_id
     # A newer server may know more codes than this client: its sentences stay, the status picks the row.
     code = problem.code if problem.code in ERRORS else _BY_STATUS.get(response.status_code, "internal")
-    return RegistryError(code, problem.detail, way_out=problem.way_out or None, **facts)
+    return RegistryError(code, problem.detail, hint=problem.hint or None, **facts)
 
 
 def from_store(response: httpx.Response) -> RegistryError:
@@ -78,7 +78,7 @@ def unreachable(url: str, error: httpx.HTTPError | httpx.InvalidURL, *, refused:
         return RegistryError(
             "unavailable",
             f"Nothing answers at {place(url)}: {_reason(error)}.",
-            way_out="Start it with `lora-registry serve`, or name another with --server or LORA_REG_SERVER.",
+            hint="Start it with `lora-registry serve`, or name another with --server or LORA_REG_SERVER.",
         )
     return RegistryError("unavailable", f"The connection to {place(url)} broke: {_reason(error)}.")
 

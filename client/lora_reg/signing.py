@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from lora_reg.client import Client
-from lora_reg.spec.digest import Digest
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.manifest import Manifest, parse
-from lora_reg.spec.reference import Reference
-from lora_reg.spec.signing import (
+from lora_contract.digest import Digest
+from lora_contract.errors import RegistryError
+from lora_contract.manifest import Manifest, parse
+from lora_contract.reference import Reference
+from lora_contract.signing import (
     PAYLOAD_TYPE,
     Envelope,
     PublicKey,
@@ -26,8 +25,9 @@ from lora_reg.spec.signing import (
     signatures_of,
     verifies,
 )
-from lora_reg.spec.signing.keys import of_der
-from lora_reg.spec.wire.signatures import SignatureView
+from lora_contract.signing.keys import of_der
+from lora_contract.wire.signatures import SignatureView
+from lora_reg.client import Client
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -77,7 +77,7 @@ def load_private_key(path: Path, passphrase: Callable[[], str]) -> PrivateKey:
         raise RegistryError(
             "usage",
             f"{path} is no private key in PEM, or the passphrase is not the one it is encrypted with.",
-            way_out="Make one with `openssl genpkey -algorithm ed25519 -aes256 -out KEY.pem`.",
+            hint="Make one with `openssl genpkey -algorithm ed25519 -aes256 -out KEY.pem`.",
         ) from error
     if isinstance(found, Ed25519PrivateKey):
         return found
@@ -86,7 +86,7 @@ def load_private_key(path: Path, passphrase: Callable[[], str]) -> PrivateKey:
     raise RegistryError(
         "usage",
         f"{path} is a key of another kind; expected Ed25519, or ECDSA over P-256.",
-        way_out="Make one with `openssl genpkey -algorithm ed25519 -aes256 -out KEY.pem`.",
+        hint="Make one with `openssl genpkey -algorithm ed25519 -aes256 -out KEY.pem`.",
     )
 
 
@@ -115,7 +115,7 @@ def fetch_subject(client: Client, ref: str | Reference) -> Subject:
         raise RegistryError(
             "digest-mismatch",
             f"The manifest of {wanted} that came has {digest}, expected {named.digest}.",
-            way_out="Ask again; if it stays, ask an administrator to run `lora-registry fsck`.",
+            hint="Ask again; if it stays, ask an administrator to run `lora-registry fsck`.",
         )
     return Subject(wanted.namespace or "", wanted.name, view.number, digest, parse(data))
 
@@ -135,7 +135,7 @@ def require_same_files(subject: Subject, folder: Path) -> None:
         raise RegistryError(
             "digest-mismatch",
             f"{entry.path} {what}: {subject.label} is not what {folder} holds.",
-            way_out="Push the folder, and sign the version that comes of it.",
+            hint="Push the folder, and sign the version that comes of it.",
         )
 
 
@@ -180,5 +180,5 @@ def need_cryptography() -> None:
         raise RegistryError(
             "usage",
             "Signing and verifying need cryptography, which is not installed.",
-            way_out="Install it with `pip install 'lora-reg[sign]'`.",
+            hint="Install it with `pip install 'lora-reg[sign]'`.",
         ) from error

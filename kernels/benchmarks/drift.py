@@ -19,7 +19,7 @@ from benchmarks import drift_qlora
 from benchmarks.drift_types import TRAINED, Trained
 from benchmarks.options import Options
 from benchmarks.process import ROOT
-from lora_reg.spec.validation import mean_loss
+from lora_contract.validation import mean_loss
 
 EXAMPLE: Final = ROOT / "examples" / "tiny"
 HELD_OUT: Final = EXAMPLE / "data" / "queries_eval.jsonl"

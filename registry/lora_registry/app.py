@@ -13,9 +13,9 @@ from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 
-from lora_reg import __version__
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.wire.common import API
+from lora_contract import __version__
+from lora_contract.errors import RegistryError
+from lora_contract.wire.common import API
 from lora_registry.auth.guards import principal_of
 from lora_registry.catalog.routes import router as catalog
 from lora_registry.catalog.signature_routes import router as signatures

@@ -12,8 +12,8 @@ from typing import Any
 
 import click
 
-from lora_reg import __version__
-from lora_reg.spec.errors import RegistryError
+from lora_contract import __version__
+from lora_contract.errors import RegistryError
 from lora_registry import settings as settings_module
 from lora_registry.settings import Settings
 
@@ -32,7 +32,7 @@ def telling(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(*args, **kwargs)
         except RegistryError as error:
-            click.echo(f"error: {error.detail}\n{error.way_out}", err=True)
+            click.echo(f"error: {error.detail}\n{error.hint}", err=True)
             sys.exit(error.kind.exit)
 
     return run

@@ -16,7 +16,7 @@ import click
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
-from lora_reg.spec.errors import RegistryError
+from lora_contract.errors import RegistryError
 from lora_registry.admin import migrate
 from lora_registry.app import create_app
 from lora_registry.db import migrate as schema
@@ -87,7 +87,7 @@ def _listen(settings: Settings) -> socket.socket:
         raise RegistryError(
             "unavailable",
             f"Port {settings.port} of {settings.host} cannot be listened on: {error.strerror}.",
-            way_out="Stop what listens there, or give another `--port`.",
+            hint="Stop what listens there, or give another `--port`.",
         ) from error
     listener.set_inheritable(True)
     return listener

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from lora_reg.spec.errors import RegistryError
+from lora_contract.errors import RegistryError
 
 PREFIX = "LORA_REG_"
 
@@ -75,7 +75,7 @@ class Settings:
             raise RegistryError(
                 "usage",
                 f"The service would listen on {self.host} with no authentication.",
-                way_out="Set LORA_REG_AUTH=token (`lora-registry token create` makes one), or listen on 127.0.0.1.",
+                hint="Set LORA_REG_AUTH=token (`lora-registry token create` makes one), or listen on 127.0.0.1.",
             )
 
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import httpx
 
-from lora_reg.spec.base import BaseFingerprint
-from lora_reg.spec.errors import ERRORS
+from lora_contract.base import BaseFingerprint
+from lora_contract.errors import ERRORS
 from tests.support import service
 from tests.support.adapters import BASE_ID, fingerprint_of_files, make_base, make_draft, read_folder
 from tests.support.postgres import fresh_database
@@ -227,6 +227,6 @@ def problem(answer: httpx.Response, code: str) -> dict[str, Any]:
     assert (body["code"], answer.status_code) == (code, ERRORS[code].status), body
     assert body["status"] == answer.status_code
     assert body["detail"]
-    assert body["way_out"]
+    assert body["hint"]
     assert body["retryable"] is ERRORS[code].retryable
     return body

@@ -328,7 +328,7 @@ def test_no_gate_decides_by_tasks_that_no_job_runs(room: Room) -> None:
     told = room.ask("v1", unique("tasks"), document=document)
     problem(told, "invalid-request")
     assert "its jobs run none" in told.json()["detail"]
-    assert "validate --local --tasks DIR" in told.json()["way_out"]
+    assert "validate --local --tasks DIR" in told.json()["hint"]
 
 
 def test_a_trial_of_a_policy_stores_nothing(room: Room) -> None:

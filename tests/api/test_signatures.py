@@ -11,8 +11,8 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from lora_reg.spec.digest import Digest
-from lora_reg.spec.signing import make_statement, pae
+from lora_contract.digest import Digest
+from lora_contract.signing import make_statement, pae
 from tests.api.site import Site, problem, unique
 from tests.support.signing import PAYLOAD_TYPE, Signer
 

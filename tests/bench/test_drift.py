@@ -11,11 +11,11 @@ import pytest
 from benchmarks import drift, drift_table, table
 from benchmarks.drift_types import TRAINED, Trained
 from benchmarks.process import ROOT
+from lora_contract.adapter.types import TYPES
 from lora_kernels.merging.match import MATCHERS
 from lora_kernels.merging.match.reasons import REASONS
 from lora_kernels.validating.agreement import EXACT, FORMS, ROUNDED
 from lora_kernels.validating.effect import WEAK
-from lora_reg.spec.adapter.types import TYPES
 
 # An older name of MISS, which PEFT 0.21 neither writes nor loads.
 OLD = {"BONE"}

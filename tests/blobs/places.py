@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from lora_reg.spec.digest import Digest
+from lora_contract.digest import Digest
 from lora_registry.blobs import keys
 from lora_registry.blobs.local import LocalStore
 from lora_registry.blobs.protocols import BlobStore

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from lora_reg.spec.digest import Digest
-from lora_reg.spec.errors import RegistryError
+from lora_contract.digest import Digest
+from lora_contract.errors import RegistryError
 from lora_registry.blobs.local import LocalStore
 from lora_registry.blobs.protocols import Stored
 from tests.blobs.places import blob
@@ -25,7 +25,7 @@ from tests.blobs.places import blob
 WRITER = """
 import os, sys
 from pathlib import Path
-from lora_reg.spec.digest import Digest
+from lora_contract.digest import Digest
 from lora_registry.blobs.local import LocalStore
 store = LocalStore(Path(sys.argv[1]))
 print("ready", flush=True)
@@ -147,7 +147,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
             with pytest.raises(RegistryError, match="disk that holds the blobs is full") as caught:
                 attempt()
             assert caught.value.code == "storage-unavailable"
-            assert "Free space" in caught.value.way_out
+            assert "Free space" in caught.value.hint
         assert list((mount / "tmp").iterdir()) == []
         assert list(store.list()) == [kept]
         store.put_unknown([b"c" * 2_000_000])

@@ -13,7 +13,7 @@ from tests.support.s3 import BUCKET, S3Server
 MEASURE = """
 import hashlib, json, resource, sys
 from pathlib import Path
-from lora_reg.spec.digest import Digest
+from lora_contract.digest import Digest
 from lora_registry.blobs.open import open_store
 from lora_registry.blobs.s3_settings import S3Settings
 url, endpoint, verify, known = sys.argv[1:]

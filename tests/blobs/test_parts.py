@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_reg.spec.digest import Digest
-from lora_reg.spec.errors import RegistryError
+from lora_contract.digest import Digest
+from lora_contract.errors import RegistryError
 from lora_registry.blobs import keys
 from lora_registry.blobs.hashing import Tally, checked
 from lora_registry.blobs.local import LocalStore

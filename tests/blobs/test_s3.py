@@ -20,8 +20,8 @@ from typing import Any
 import httpx
 import pytest
 
-from lora_reg.spec.digest import Digest
-from lora_reg.spec.errors import RegistryError
+from lora_contract.digest import Digest
+from lora_contract.errors import RegistryError
 from lora_registry.blobs.protocols import Stored
 from lora_registry.blobs.s3 import S3Store
 from lora_registry.blobs.s3_client import make_client
@@ -99,7 +99,7 @@ def test_a_bucket_that_is_missing_and_keys_that_are_wrong(swift_server: S3Server
     stranger = S3Server("swift", swift_server.http, swift_server.https, swift_server.ca, "test:tester", "wrong-secret")
     refused = unavailable(stranger.store(prefix="x").check)
     assert refused.facts["status"] == 403
-    assert "credentials" in refused.way_out
+    assert "credentials" in refused.hint
 
 
 def test_a_certificate_that_is_not_trusted(ministack_server: S3Server) -> None:

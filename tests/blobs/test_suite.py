@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from lora_reg.spec.digest import Digest
-from lora_reg.spec.errors import RegistryError
+from lora_contract.digest import Digest
+from lora_contract.errors import RegistryError
 from lora_registry.blobs.protocols import Chunk, Stored
 from tests.blobs.places import Place, blob
 

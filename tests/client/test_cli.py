@@ -15,11 +15,11 @@ import click
 import msgspec
 import pytest
 
+from lora_contract.errors import RegistryError
 from lora_reg import __version__
 from lora_reg.cli.main import COMMANDS, cli
 from lora_reg.cli.output import Output, problem_document
 from lora_reg.cli.text import clean, size, table
-from lora_reg.spec.errors import RegistryError
 from tests.support.command import TINY, Home, fresh
 from tests.support.front import Answer, Front
 from tests.support.service import Service
@@ -204,7 +204,7 @@ def test_an_error_is_one_document_on_stdout_and_a_sentence_on_stderr(home: Home)
             "exit",
             "code",
             "detail",
-            "way_out",
+            "hint",
             "retryable",
             "request_id",
             "findings",
@@ -212,7 +212,7 @@ def test_an_error_is_one_document_on_stdout_and_a_sentence_on_stderr(home: Home)
         ]
     )
     assert (said.document["code"], said.document["status"], said.document["exit"]) == ("not-found", 404, 3)
-    assert said.err == f"error: {said.document['detail']}\nway out: {said.document['way_out']}\n"
+    assert said.err == f"error: {said.document['detail']}\nhint: {said.document['hint']}\n"
 
 
 def test_wrong_usage_ends_with_2_in_every_form(home: Home) -> None:
@@ -249,7 +249,7 @@ def test_what_a_server_says_cannot_steer_the_terminal(home: Home, registry: Serv
     def poison(answer: Answer) -> None:
         document = json.loads(answer.body)
         if answer.status >= 400:
-            document["detail"] = document["way_out"] = evil
+            document["detail"] = document["hint"] = evil
         else:
             document["message"] = document["author"] = evil
         answer.body = json.dumps(document).encode()

@@ -153,7 +153,7 @@ def test_what_is_not_ours_is_never_overwritten(home: Home, name: str, tmp_path: 
     home.ok("push", variant(tmp_path / "second", seed=3), "--base", "tiny", name, "--tag", "prod")
     said = home.run("pull", f"{name}:prod", "-o", out)
     assert said.status == 5
-    assert "way out: " in said.err
+    assert "hint: " in said.err
     assert {path: data for path, data in contents(tmp_path).items() if path in before} == before | {}
 
 
@@ -260,7 +260,7 @@ def test_wrong_bytes_are_refused_and_nothing_is_visible(
     where = ["-o", str(tmp_path / "out")] if into_folder else []
     said = there.run("pull", f"{name}:prod", *where)
     assert said.status == 7, said.err
-    assert "way out: " in said.err
+    assert "hint: " in said.err
     assert not (tmp_path / "out").exists()
     assert not (home.cache / "snapshots").exists()
     assert not (home.cache / "refs").exists()

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from lora_contract.errors import RegistryError
 from lora_reg.client import Client
 from lora_reg.config import Settings
-from lora_reg.spec.errors import RegistryError
 from lora_reg.transfer.scan import scan_folder
 from tests.support.command import ALIAS, TINY, Home, fresh, variant
 from tests.support.front import Answer, Front
@@ -119,7 +119,7 @@ def test_every_broken_adapter_is_refused(home: Home, testbed_base: str, tmp_path
     assert problem["findings"]
     assert all(finding["message"] and finding["code"] for finding in problem["findings"])
     assert said.err.startswith("error: ")
-    assert "way out: " in said.err
+    assert "hint: " in said.err
     assert home.run("show", name).status == 3
     assert not Path("/tmp/pwned").exists()
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from lora_contract.errors import RegistryError
 from lora_reg import credentials
 from lora_reg.config import load_settings
-from lora_reg.spec.errors import RegistryError
 
 A_TOKEN = "hf_" + "a" * 40
 
@@ -104,5 +104,5 @@ def test_a_file_that_others_can_read_is_not_used(user: dict[str, str], tmp_path:
     assert caught.value.code == "unauthenticated"
     assert caught.value.kind.exit == 4
     assert f"{mode:04o}" in caught.value.detail
-    assert "chmod 600" in caught.value.way_out
+    assert "chmod 600" in caught.value.hint
     assert A_TOKEN not in str(caught.value)

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from lora_contract.signing import pae
 from lora_reg.cli.signatures import PASSPHRASE
-from lora_reg.spec.signing import pae
 from tests.support.command import ROOT, TINY, Home, fresh, variant
 from tests.support.front import Answer, Front
 from tests.support.service import Service

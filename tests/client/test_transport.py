@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lora_reg.spec.errors import RegistryError
+from lora_contract.errors import RegistryError
 from lora_reg.transport import Transport
 
 Reply = tuple[int, dict[str, str], bytes]
@@ -89,7 +89,7 @@ def transports() -> Iterator[Callable[..., tuple[Transport, list[float]]]]:
 
 def problem(code: str, status: int, **more: Any) -> Reply:
     document = {
-        "type": "t", "title": "t", "status": status, "detail": "The detail.", "code": code, "way_out": "The way out.", **more
+        "type": "t", "title": "t", "status": status, "detail": "The detail.", "code": code, "hint": "The way out.", **more
     }  # fmt: skip
     return status, {"Content-Type": "application/problem+json"}, json.dumps(document).encode()
 
@@ -102,7 +102,7 @@ def test_a_problem_becomes_an_error_with_everything_it_says(scripted, transports
     with pytest.raises(RegistryError) as caught:
         transport.request("GET", transport.url("/x"))
     error = caught.value
-    assert (error.code, error.detail, error.way_out) == ("rejected", "The detail.", "The way out.")
+    assert (error.code, error.detail, error.hint) == ("rejected", "The detail.", "The way out.")
     assert len(error.facts["findings"]) == 2
     assert error.facts["findings"][0]["message"] == "m"
     assert error.facts["current"] == {"generation": 3}
@@ -185,7 +185,7 @@ def test_nothing_listening_names_the_address_and_the_command(transports) -> None
         transport.request("GET", transport.url("/x"))
     assert (caught.value.code, caught.value.kind.exit) == ("unavailable", 10)
     assert url in caught.value.detail
-    assert "lora-registry serve" in caught.value.way_out
+    assert "lora-registry serve" in caught.value.hint
 
 
 def test_the_token_stays_with_its_origin(scripted, transports) -> None:
@@ -243,5 +243,5 @@ def test_an_error_of_the_store_shows_no_signature(scripted, transports) -> None:
         transport.request("GET", transport.url("/x"))
     assert caught.value.code == "storage-unavailable"
     assert caught.value.facts["status"] == 403
-    assert "secret" not in caught.value.detail + caught.value.way_out
+    assert "secret" not in caught.value.detail + caught.value.hint
     assert len(store.asked) == 1

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+from lora_contract.validation import LayerResult, TaskMetric, TaskResult, Validation
+from lora_contract.wire.jobs import ReportView
 from lora_reg.cli import views
-from lora_reg.spec.validation import LayerResult, TaskMetric, TaskResult, Validation
-from lora_reg.spec.wire.jobs import ReportView
 
 
 def test_a_report_shows_each_metric_of_its_tasks() -> None:

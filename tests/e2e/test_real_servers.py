@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_reg.spec.digest import Digest
+from lora_contract.digest import Digest
 from tests.support import service
 from tests.support.s3 import BUCKET, S3Server
 from tests.support.s3_fixtures import ministack_server, swift_server  # noqa: F401

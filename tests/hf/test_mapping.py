@@ -5,7 +5,7 @@ import hashlib
 from huggingface_hub.hf_api import RepoFile, RepoFolder
 from huggingface_hub.utils.sha import git_hash
 
-from lora_reg.spec.wire.catalog import VersionFile
+from lora_contract.wire.catalog import VersionFile
 from lora_registry.hf import mapping
 from lora_registry.hf.errors import header_text
 

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy.orm import registry
 from sqlmodel import Field, Session, SQLModel
 
-from lora_reg.spec.errors import RegistryError
+from lora_contract.errors import RegistryError
 from lora_registry.jobs.child import Report
 from lora_registry.jobs.kinds import Handler, JobContext, JobKind, RetryPolicy
 
@@ -93,7 +93,7 @@ def execute(spec: dict[str, Any], report: Report) -> dict[str, Any]:
             report.progress(f"tensor {done}", done=done, total=total, unit="tensors")
     match spec.get("fate"):
         case "rejected":
-            raise RegistryError("rejected", "Tensor q_proj does not fit.", way_out="Mend it.", tensor="q_proj")
+            raise RegistryError("rejected", "Tensor q_proj does not fit.", hint="Mend it.", tensor="q_proj")
         case "memory":
             raise MemoryError
         case "exit":
@@ -134,7 +134,7 @@ def flaky(ctx: JobContext, spec: dict[str, Any]) -> dict[str, Any]:
         note(spec["journal"], "flaky")
         count = starts(Path(spec["journal"]), "flaky")
         if count < spec["until"]:
-            raise RegistryError(spec["code"], f"Attempt {count} failed.", way_out="Wait.", attempt=count)
+            raise RegistryError(spec["code"], f"Attempt {count} failed.", hint="Wait.", attempt=count)
         return count
 
     ctx.step("first", note, spec["journal"], "first")

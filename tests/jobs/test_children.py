@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lora_reg.spec.errors import RegistryError
+from lora_contract.errors import RegistryError
 from lora_registry.jobs.children import Children
 
 

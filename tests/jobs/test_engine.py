@@ -17,7 +17,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy import inspect as inspect_database
 from sqlmodel import Session
 
-from lora_reg.spec.errors import RegistryError
+from lora_contract.errors import RegistryError
 from lora_registry.jobs.engine import DbosEngine, migrate
 from tests.jobs.conftest import Site
 from tests.jobs.handlers import Outcome

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lora_contract.errors import RegistryError
 from lora_kernels.merging import blocks, merge_folder
-from lora_reg.spec.errors import RegistryError
 from tests.kernels.checkpoints import exact, matrix, pair, read_model, write_adapter, write_base
 from tests.support.oracle import round_bf16
 
@@ -246,7 +246,7 @@ def test_merge_that_loses_the_adapter_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match="survived the rounding") as caught:
         merge_folder(base, [(adapter, 1.0)], tmp_path / "out")
     assert caught.value.code == "rejected" and caught.value.facts["kept"] < 0.5
-    assert "float32" in caught.value.way_out
+    assert "float32" in caught.value.hint
     assert not (tmp_path / "out").exists()
     assert merge_folder(base, [(adapter, 1.0)], tmp_path / "allowed", min_kept=None).kept == pytest.approx(
         caught.value.facts["kept"]

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lora_contract.errors import RegistryError
 from lora_kernels.merging import merge_folder
-from lora_reg.spec.errors import RegistryError
 from tests.kernels.checkpoints import read_model
 from tests.support.oracle import compare_bf16, merge64, read_checkpoint
 from tests.support.oracle_lora import merge_lora64, read_adapter64

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_reg.spec.adapter.check import AdapterFile, CheckResult, check_adapter
-from lora_reg.spec.base import BaseFingerprint, BaseTensor
-from lora_reg.spec.fingerprint import build_fingerprint
-from lora_reg.spec.tensors import header_length, parse_header, write_header
+from lora_contract.adapter.check import AdapterFile, CheckResult, check_adapter
+from lora_contract.base import BaseFingerprint, BaseTensor
+from lora_contract.fingerprint import build_fingerprint
+from lora_contract.tensors import header_length, parse_header, write_header
 
 BASE_ID = "lora-reg-fixture/small"
 Tensor = tuple[str, tuple[int, ...], bytes]

@@ -18,9 +18,9 @@ from cryptography.hazmat.primitives.serialization import (  # fmt: skip
     PublicFormat,
 )
 
-from lora_reg.spec.digest import Digest
-from lora_reg.spec.signing import PublicKey, make_statement
-from lora_reg.spec.signing.keys import of_der
+from lora_contract.digest import Digest
+from lora_contract.signing import PublicKey, make_statement
+from lora_contract.signing.keys import of_der
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 

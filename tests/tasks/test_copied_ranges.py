@@ -13,9 +13,9 @@ import msgspec
 import numpy as np
 import pytest
 
+from lora_contract.digest import Digest
+from lora_contract.recipe import MergeRecipe, RecipeInput
 from lora_kernels.merging import merge_folder
-from lora_reg.spec.digest import Digest
-from lora_reg.spec.recipe import MergeRecipe, RecipeInput
 from lora_registry.blobs.local import LocalStore
 from lora_registry.blobs.protocols import BlobStore
 from lora_registry.jobs.child import Report

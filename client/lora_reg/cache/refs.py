@@ -10,10 +10,10 @@ from urllib.parse import quote
 
 import msgspec
 
+from lora_contract.digest import Digest
+from lora_contract.errors import RegistryError
+from lora_contract.reference import Reference
 from lora_reg.cache.store import Cache, write_synced
-from lora_reg.spec.digest import Digest
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.reference import Reference
 
 SCHEMA: Final = "lora-reg/ref/1"
 

@@ -21,10 +21,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from lora_contract.digest import Digest
+from lora_contract.errors import RegistryError
+from lora_contract.manifest import FileEntry, Manifest, parse
 from lora_reg.cache.lock import locked
-from lora_reg.spec.digest import Digest
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.manifest import FileEntry, Manifest, parse
 
 
 class Cache:
@@ -127,7 +127,7 @@ def no_space(path: Path, missing: int) -> RegistryError:
     return RegistryError(
         "storage-unavailable",
         f"The disk of {path} is full: {missing} more bytes are needed.",
-        way_out="Free some space, or name another folder with LORA_REG_CACHE or -o.",
+        hint="Free some space, or name another folder with LORA_REG_CACHE or -o.",
     )
 
 

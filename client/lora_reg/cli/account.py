@@ -33,13 +33,13 @@ def login(state: State, url: str, token_stdin: bool) -> None:
 
 
 def _ask(server: str, token_stdin: bool) -> str:
-    from lora_reg.spec.errors import RegistryError
+    from lora_contract.errors import RegistryError
 
     if token_stdin:
         return sys.stdin.readline().strip()
     if not sys.stdin.isatty():
         raise RegistryError(
-            "usage", "There is no terminal to ask for the token on.", way_out="Pipe it in and add --token-stdin."
+            "usage", "There is no terminal to ask for the token on.", hint="Pipe it in and add --token-stdin."
         )
     answer = click.prompt(f"Token for {server}", hide_input=True, default="", show_default=False, err=True)
     return str(answer).strip()

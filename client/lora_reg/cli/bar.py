@@ -11,7 +11,7 @@ from lora_reg.progress import SILENT, Progress
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
-    from lora_reg.spec.wire.jobs import JobProgress
+    from lora_contract.wire.jobs import JobProgress
 
 
 def on_terminal(*, quiet: bool) -> Progress:

@@ -87,8 +87,8 @@ def list_(state: State, pattern: str | None) -> None:
 @pass_state
 def show(state: State, name: str) -> None:
     """Show a base: its aliases, versions, and what its newest version holds."""
+    from lora_contract.errors import RegistryError
     from lora_reg.cli import views
-    from lora_reg.spec.errors import RegistryError
 
     client = state.client()
     repository, version = client.repository(name), client.version(name)

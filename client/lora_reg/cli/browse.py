@@ -9,8 +9,8 @@ import click
 from lora_reg.cli.state import Command, State, pass_state
 
 if TYPE_CHECKING:
+    from lora_contract.wire.catalog import RepositoryView
     from lora_reg.cli.output import Output
-    from lora_reg.spec.wire.catalog import RepositoryView
 
 _KINDS = click.Choice(["base", "adapter", "model", "dataset"])
 

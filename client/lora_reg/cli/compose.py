@@ -1,6 +1,6 @@
 """compose: adapters of one base into one adapter, by a job of the registry or on this machine.
 
-The methods, their parameters and their words are those of `lora_reg.spec.methods`.
+The methods, their parameters and their words are those of `lora_contract.methods`.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from lora_contract.methods import DEFAULT_METHOD, METHODS, Method, Parameter, check_parameters, find_method
 from lora_reg.cli.derive import DTYPES, Counted, F, Where, by_job, kernels, weighted, weighted_folders, where_options
 from lora_reg.cli.losses import of_job, tell_here
 from lora_reg.cli.state import Command, State, pass_state
 from lora_reg.cli.text import plural, table
-from lora_reg.spec.methods import DEFAULT_METHOD, METHODS, Method, Parameter, check_parameters, find_method
 
 if TYPE_CHECKING:
+    from lora_contract.wire.jobs import JobView
     from lora_reg.client import Client
-    from lora_reg.spec.wire.jobs import JobView
 
 _TYPES: Final[dict[str, Any]] = {"number": click.FLOAT, "integer": click.INT}
 
@@ -132,7 +132,7 @@ def _by_job(
     seed: int,
     dtype: Any,
 ) -> None:
-    from lora_reg.spec.wire.operations import ComposeRequest, WeightedAdapter
+    from lora_contract.wire.operations import ComposeRequest, WeightedAdapter
 
     chosen = [weighted(text) for text in adapters]
 

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from lora_contract.errors import RegistryError
+from lora_contract.recipe import OUTPUT_DTYPES
 from lora_reg.cli.state import State
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.recipe import OUTPUT_DTYPES
 
 if TYPE_CHECKING:
+    from lora_contract.wire.jobs import JobView
     from lora_reg.client import Client
     from lora_reg.progress import Progress
-    from lora_reg.spec.wire.jobs import JobView
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -162,7 +162,7 @@ def kernels(module: str, what: str) -> Any:
         raise RegistryError(
             "usage",
             f"{what} on this machine needs {error.name or 'a package'}, which is not installed.",
-            way_out="Install it with `pip install 'lora-reg[worker]'`.",
+            hint="Install it with `pip install 'lora-reg[worker]'`.",
         ) from error
 
 
@@ -173,7 +173,7 @@ def need_folders(*folders: Path) -> None:
             raise RegistryError(
                 "usage",
                 f"There is no folder {str(folder)!r}.",
-                way_out="Name folders; references are for jobs, without --local.",
+                hint="Name folders; references are for jobs, without --local.",
             )
 
 

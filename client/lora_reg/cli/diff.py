@@ -10,9 +10,9 @@ import click
 from lora_reg.cli.state import Command, State, pass_state
 
 if TYPE_CHECKING:
+    from lora_contract.wire.catalog import VersionView
+    from lora_contract.wire.jobs import JobView
     from lora_reg.client import Client
-    from lora_reg.spec.wire.catalog import VersionView
-    from lora_reg.spec.wire.jobs import JobView
 
 SHOWN = 12
 _TIMEOUT = click.option(
@@ -72,8 +72,8 @@ def diff(state: State, before: str, after: str, plot: str | None, local: bool, t
 @pass_state
 def reproduce(state: State, ref: str, timeout: float | None) -> int:
     """Derive a version again from its lineage and compare digests; exit 7 where they differ."""
+    from lora_contract.errors import ERRORS
     from lora_reg.cli.text import short, table
-    from lora_reg.spec.errors import ERRORS
 
     client = state.client()
     view = client.version(ref)
@@ -116,7 +116,7 @@ def _here(before: str, after: str) -> Any:
 
 
 def _config(client: Client, view: VersionView) -> dict[str, Any]:
-    from lora_reg.spec.adapter.config import MAX_CONFIG_BYTES, parse_config
+    from lora_contract.adapter.config import MAX_CONFIG_BYTES, parse_config
 
     with client.file(_name(view), "adapter_config.json", end=MAX_CONFIG_BYTES) as response:
         return parse_config(response.read()).raw

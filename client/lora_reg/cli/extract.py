@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lora_contract.errors import RegistryError
 from lora_reg.cli.derive import DTYPES, Counted, Where, by_job, kernels, need_folders, where_options
 from lora_reg.cli.losses import of_job, tell_here
 from lora_reg.cli.state import Command, State, pass_state
-from lora_reg.spec.errors import RegistryError
 
 if TYPE_CHECKING:
+    from lora_contract.wire.jobs import JobView
     from lora_reg.client import Client
-    from lora_reg.spec.wire.jobs import JobView
 
 
 @click.command(cls=Command)
@@ -86,13 +86,13 @@ def extract(
 
 
 def _by_job(state: State, where: Where, tuned: str, base: str, options: dict[str, Any]) -> None:
-    from lora_reg.spec.wire.operations import ExtractRequest
+    from lora_contract.wire.operations import ExtractRequest
 
     if Path(tuned).is_dir() and tuned.startswith((".", "/")):
         raise RegistryError(
             "usage",
             f"{tuned} is a folder; a job extracts from a version of the registry.",
-            way_out="Add the fine-tune with `lora-reg base add NAME DIR`, or extract on this machine with --local.",
+            hint="Add the fine-tune with `lora-reg base add NAME DIR`, or extract on this machine with --local.",
         )
 
     def submit(client: Client, target: dict[str, Any]) -> JobView:

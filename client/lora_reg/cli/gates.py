@@ -12,8 +12,8 @@ import click
 from lora_reg.cli.state import Command, State, pass_state
 
 if TYPE_CHECKING:
+    from lora_contract.wire.gates import GateView
     from lora_reg.client import Client
-    from lora_reg.spec.wire.gates import GateView
 
 _TIMEOUT = click.option(
     "--timeout", type=click.FloatRange(0), metavar="SECONDS", help="Stop waiting after so long, with exit status 8."
@@ -159,6 +159,6 @@ def _tell(state: State, view: GateView, form: str, data: tuple[str, ...]) -> Non
 
 
 def _status(view: GateView) -> int:
-    from lora_reg.spec.errors import ERRORS
+    from lora_contract.errors import ERRORS
 
     return 0 if view.allowed else ERRORS["gate-refused" if view.allowed is False else "pending"].exit

@@ -10,8 +10,8 @@ import click
 from lora_reg.cli.state import LazyGroup, State, pass_state
 
 if TYPE_CHECKING:
+    from lora_contract.wire.jobs import JobProgress, JobView
     from lora_reg.client import Client
-    from lora_reg.spec.wire.jobs import JobProgress, JobView
 
 
 @click.group(cls=LazyGroup)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import click
 
+from lora_contract.wire.catalog import Lineage
 from lora_reg.cli import views
 from lora_reg.cli.state import Command, State, pass_state
-from lora_reg.spec.wire.catalog import Lineage
 
 MAX_LINES = 2000
 Edges = dict[str, list[tuple[str, str]]]

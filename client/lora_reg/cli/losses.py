@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 from lora_reg.cli.text import plural, table
 
 if TYPE_CHECKING:
+    from lora_contract.wire.jobs import JobView
     from lora_reg.cli.state import State
     from lora_reg.client import Client
-    from lora_reg.spec.wire.jobs import JobView
 
 WORST: Final = 8
 """Modules shown to people; `--json` and `lora-reg report --json` have them all."""

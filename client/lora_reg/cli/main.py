@@ -80,7 +80,7 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run a command line and return its exit status."""
-    from lora_reg.spec.errors import RegistryError
+    from lora_contract.errors import RegistryError
 
     state = State()
     try:
@@ -93,7 +93,7 @@ def run(arguments: Sequence[str]) -> int:
         state.json = state.json or "--json" in arguments
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "lora-reg"
-        failure = RegistryError("usage", error.format_message(), way_out=f"See `{path} --help`.")
+        failure = RegistryError("usage", error.format_message(), hint=f"See `{path} --help`.")
     except RegistryError as error:
         failure = error
     except BrokenPipeError:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lora_contract.recipe import MERGED_DTYPES
 from lora_reg.cli.derive import (
     Counted,
     Where,
@@ -21,11 +22,10 @@ from lora_reg.cli.derive import (
 from lora_reg.cli.merge_plan import tell_plan
 from lora_reg.cli.state import Command, State, pass_state
 from lora_reg.cli.text import plural
-from lora_reg.spec.recipe import MERGED_DTYPES
 
 if TYPE_CHECKING:
+    from lora_contract.wire.jobs import JobView
     from lora_reg.client import Client
-    from lora_reg.spec.wire.jobs import JobView
 
 
 @click.command(cls=Command)
@@ -88,7 +88,7 @@ def merge(
 def _merge_by_job(
     state: State, where: Where, adapters: tuple[str, ...], base: str | None, options: dict[str, Any]
 ) -> None:
-    from lora_reg.spec.wire.operations import MergeRequest, WeightedAdapter
+    from lora_contract.wire.operations import MergeRequest, WeightedAdapter
 
     chosen = [weighted(text) for text in adapters]
 

@@ -13,8 +13,8 @@ from typing import Any, Literal, TextIO
 
 import msgspec
 
+from lora_contract.errors import RegistryError
 from lora_reg.cli.text import clean
-from lora_reg.spec.errors import RegistryError
 
 Mode = Literal["human", "json", "quiet"]
 
@@ -64,9 +64,9 @@ class Output:
         if len(findings) > 1 or any(finding.get("message") != error.detail for finding in findings):
             for finding in findings:
                 self._print(clean(_finding_line(finding)), self._err)
-        ways = [error.way_out, *(str(finding["way_out"]) for finding in findings if finding.get("way_out"))]
+        ways = [error.hint, *(str(finding["hint"]) for finding in findings if finding.get("hint"))]
         for way in dict.fromkeys(ways):
-            self._print(f"way out: {clean(way)}", self._err)
+            self._print(f"hint: {clean(way)}", self._err)
         return error.kind.exit
 
     def findings(self, findings: Iterable[Any]) -> None:
@@ -79,11 +79,11 @@ class Output:
         if yes:
             return
         if not (sys.stdin.isatty() and self._err.isatty()):
-            raise RegistryError("usage", f"{question} Nobody is there to ask.", way_out="Add --yes.")
+            raise RegistryError("usage", f"{question} Nobody is there to ask.", hint="Add --yes.")
         import click
 
         if not click.confirm(clean(question), default=False, err=True):
-            raise RegistryError("conflict", "Nothing was done.", way_out="Answer yes, or add --yes.")
+            raise RegistryError("conflict", "Nothing was done.", hint="Answer yes, or add --yes.")
 
     def _print(self, text: str, stream: TextIO) -> None:
         encoding = getattr(stream, "encoding", None) or "utf-8"
@@ -100,7 +100,7 @@ def problem_document(error: RegistryError) -> dict[str, Any]:
         "exit": error.kind.exit,
         "code": error.code,
         "detail": error.detail,
-        "way_out": error.way_out,
+        "hint": error.hint,
         "retryable": error.kind.retryable,
         "request_id": error.facts.get("request_id", ""),
         "findings": to_object(error.facts.get("findings", [])),

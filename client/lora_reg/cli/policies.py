@@ -13,8 +13,8 @@ import click
 from lora_reg.cli.state import LazyGroup, State, pass_state
 
 if TYPE_CHECKING:
+    from lora_contract.wire.gates import GateView, PolicyView
     from lora_reg.client import Client
-    from lora_reg.spec.wire.gates import GateView, PolicyView
 
 
 @click.group(cls=LazyGroup)
@@ -120,8 +120,8 @@ def test(state: State, file: str, ref: str, tag: str, data: tuple[str, ...], las
 
 def read(path: Path) -> dict[str, Any]:
     """A policy document as written. Raises RegistryError `invalid-request` for what is neither JSON nor TOML."""
-    from lora_reg.spec import canonical
-    from lora_reg.spec.errors import RegistryError
+    from lora_contract import canonical
+    from lora_contract.errors import RegistryError
 
     text = path.read_bytes()
     if path.suffix == ".json":

@@ -12,8 +12,8 @@ from lora_reg.cli.losses import of_job, tell_here
 from lora_reg.cli.state import Command, State, pass_state
 
 if TYPE_CHECKING:
+    from lora_contract.wire.jobs import JobView
     from lora_reg.client import Client
-    from lora_reg.spec.wire.jobs import JobView
 
 
 @click.command(cls=Command)
@@ -74,7 +74,7 @@ def resize(
 
 
 def _by_job(state: State, where: Where, adapter: str, plain: bool, options: dict[str, Any]) -> None:
-    from lora_reg.spec.wire.operations import ConvertRequest, ResizeRequest
+    from lora_contract.wire.operations import ConvertRequest, ResizeRequest
 
     def submit(client: Client, target: dict[str, Any]) -> JobView:
         ref = str(client.parse(adapter))

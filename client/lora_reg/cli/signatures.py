@@ -82,7 +82,7 @@ def verify(state: State, ref: str, key_files: tuple[str, ...]) -> None:
 
 
 def _passphrase(file: str) -> str:
-    from lora_reg.spec.errors import RegistryError
+    from lora_contract.errors import RegistryError
 
     if (given := os.environ.get(PASSPHRASE)) is not None:
         return given
@@ -90,6 +90,6 @@ def _passphrase(file: str) -> str:
         raise RegistryError(
             "usage",
             f"{file} is encrypted, and there is no terminal to ask for its passphrase on.",
-            way_out=f"Give it in {PASSPHRASE}.",
+            hint=f"Give it in {PASSPHRASE}.",
         )
     return str(click.prompt(f"Passphrase of {file}", hide_input=True, err=True))

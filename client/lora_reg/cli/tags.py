@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lora_contract.errors import RegistryError
 from lora_reg.cli import views
 from lora_reg.cli.state import Command, State, pass_state
-from lora_reg.spec.errors import RegistryError
 
 if TYPE_CHECKING:
+    from lora_contract.reference import Reference
     from lora_reg.client import Client
-    from lora_reg.spec.reference import Reference
 
 _EXPECT = "Only if the tag points there now (`none`: only if there is no such tag)."
 _LOOKS_LIKE_SELECTOR = re.compile(r"v[1-9][0-9]*\Z|sha256:[0-9a-f]{64}\Z|latest\Z")

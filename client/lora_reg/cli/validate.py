@@ -11,11 +11,11 @@ from lora_reg.cli.derive import kernels, need_folders, refuse
 from lora_reg.cli.state import Command, State, pass_state
 
 if TYPE_CHECKING:
+    from lora_contract.policy import Decision, Policy
+    from lora_contract.validation import Layer, Precision, Role, Validation
+    from lora_contract.wire.jobs import JobView
     from lora_reg.client import Client
     from lora_reg.progress import Progress
-    from lora_reg.spec.policy import Decision, Policy
-    from lora_reg.spec.validation import Layer, Precision, Role, Validation
-    from lora_reg.spec.wire.jobs import JobView
 
     Names: TypeAlias = dict[Role, dict[str, str]]
     """Evaluation sets by role and digest, and how they are called."""
@@ -68,11 +68,11 @@ def validate(
     An evaluation set is JSON lines of `text`, or of `prompt` and `completion`. With --against it must not be worse than
     the adapter that is in service. No tag moves: that is what `gate` and `promote` are for.
     """
+    from lora_contract.errors import ERRORS
+    from lora_contract.policy import DEFAULT, GateFacts, decide, parse_policy
     from lora_reg.cli.gates import pinned
     from lora_reg.cli.jobs import tell as tell_job
     from lora_reg.cli.policies import read
-    from lora_reg.spec.errors import ERRORS
-    from lora_reg.spec.policy import DEFAULT, GateFacts, decide, parse_policy
 
     if plot is not None:
         from lora_reg.plots.drawing import check
@@ -117,9 +117,9 @@ def _done(state: State, client: Client, asked: list[JobView], refs: list[str], t
     """Wait for the jobs and read their reports."""
     import msgspec
 
+    from lora_contract.validation import Validation
     from lora_reg.cli.jobs import watch
     from lora_reg.jobs import require_done
-    from lora_reg.spec.validation import Validation
 
     reports = []
     for job, ref in zip(asked, refs, strict=True):
@@ -147,7 +147,7 @@ def _here(
     tasks: tuple[str, ...],
 ) -> Found:
     """Run everything on this machine. precision None: by the size of the base."""
-    from lora_reg.spec.validation import usual_precision
+    from lora_contract.validation import usual_precision
 
     need_folders(base, folder, *map(Path, tasks), *([Path(against)] if against else []))
     sets: dict[Role, list[Path]] = {"quality": [], "forgetting": [Path(name) for name in general], "behaviour": []}
@@ -203,7 +203,7 @@ def _report(
 
 def _asks(path: Path) -> bool:
     """Whether it is a set of expected answers. Raises RegistryError `rejected` for what is no evaluation set."""
-    from lora_reg.spec.dataset import check_dataset
+    from lora_contract.dataset import check_dataset
 
     with path.open("rb") as file:
         return check_dataset(iter(lambda: file.read(1 << 20), b"")).form == "answers"

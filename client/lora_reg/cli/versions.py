@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import click
 
+from lora_contract.errors import RegistryError
+from lora_contract.wire.catalog import Lineage
 from lora_reg.cli import views
 from lora_reg.cli.state import Command, State, pass_state
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.wire.catalog import Lineage
 
 
 @click.command(cls=Command)
@@ -29,7 +29,7 @@ def delete(state: State, ref: str, yes: bool) -> None:
         raise RegistryError(
             "usage",
             f"{ref!r} is a tag.",
-            way_out=f"Remove the tag with `lora-reg untag {ref}`, or name the version as NAME:vN.",
+            hint=f"Remove the tag with `lora-reg untag {ref}`, or name the version as NAME:vN.",
         )
     if wanted.is_bare:
         view = client.repository(wanted)

@@ -7,12 +7,12 @@ from typing import Any
 
 import msgspec
 
+from lora_contract.validation import Validation
+from lora_contract.wire.catalog import RepositoryView, VersionRef, VersionView
+from lora_contract.wire.jobs import JobView, ReportView
+from lora_contract.wire.signatures import SignatureView
+from lora_contract.wire.tags import TagEvent, TagView
 from lora_reg.cli.text import fields, plural, short, size, table, when
-from lora_reg.spec.validation import Validation
-from lora_reg.spec.wire.catalog import RepositoryView, VersionRef, VersionView
-from lora_reg.spec.wire.jobs import JobView, ReportView
-from lora_reg.spec.wire.signatures import SignatureView
-from lora_reg.spec.wire.tags import TagEvent, TagView
 
 _FACTS = {"base": "base as configured"}
 
@@ -179,7 +179,7 @@ def report(view: ReportView) -> list[str]:
 
 def _validation(view: ReportView) -> list[str]:
     """What was measured: states of the layers, losses on each set."""
-    from lora_reg.spec.policy.evidence import looked_at
+    from lora_contract.policy.evidence import looked_at
 
     found = msgspec.convert(view.body, Validation)
     layers = [

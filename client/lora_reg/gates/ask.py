@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, TypeVar
 
+from lora_contract.errors import RegistryError
+from lora_contract.wire.gates import GateView
+from lora_contract.wire.jobs import JobView
 from lora_reg.jobs import require_done
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.wire.gates import GateView
-from lora_reg.spec.wire.jobs import JobView
 
 A = TypeVar("A")
 
@@ -26,5 +26,5 @@ def until_decided(ask: Callable[[], A], gate_of: Callable[[A], GateView], wait: 
         for job in view.jobs:
             require_done(job if job.state == "done" else wait(job.id))
     raise RegistryError(
-        "pending", f"After {ROUNDS} rounds of validations it was still not decided.", way_out="Ask once more."
+        "pending", f"After {ROUNDS} rounds of validations it was still not decided.", hint="Ask once more."
     )

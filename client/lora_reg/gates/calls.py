@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lora_reg.calls import Calls
-from lora_reg.spec.reference import Reference
-from lora_reg.spec.signing import Envelope, PublicKey
-from lora_reg.spec.validation import Precision
-from lora_reg.spec.wire.gates import (
+from lora_contract.reference import Reference
+from lora_contract.signing import Envelope, PublicKey
+from lora_contract.validation import Precision
+from lora_contract.wire.gates import (
     ApprovalView,
     ApproveRequest,
     GateRequest,
@@ -21,8 +20,9 @@ from lora_reg.spec.wire.gates import (
     PromotionView,
     ValidateRequest,
 )
-from lora_reg.spec.wire.jobs import JobView
-from lora_reg.spec.wire.signatures import SignatureList, SignatureView, SignRequest
+from lora_contract.wire.jobs import JobView
+from lora_contract.wire.signatures import SignatureList, SignatureView, SignRequest
+from lora_reg.calls import Calls
 
 
 class GateCalls(Calls):

@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
+from lora_contract.validation import Validation
+from lora_contract.wire.jobs import ReportView
 from lora_reg.cli.text import plural, table
-from lora_reg.spec.validation import Validation
-from lora_reg.spec.wire.jobs import ReportView
 
 
 def changed_config(before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Any]]:
@@ -23,7 +23,7 @@ def changed_config(before: dict[str, Any], after: dict[str, Any]) -> list[dict[s
 
 def side_by_side(before: Sequence[ReportView], after: Sequence[ReportView]) -> list[dict[str, Any]]:
     """Losses in nats per token on the evaluation sets that both were validated on, with their interval."""
-    from lora_reg.spec.statistics import paired
+    from lora_contract.statistics import paired
 
     one, other = (_evaluations(reports) for reports in (before, after))
     rows = []

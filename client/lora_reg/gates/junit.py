@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 
+from lora_contract.wire.gates import GateView
 from lora_reg.cli.text import clean
 from lora_reg.gates.text import verdict
-from lora_reg.spec.wire.gates import GateView
 
 
 def junit(view: GateView) -> str:

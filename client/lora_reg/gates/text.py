@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from lora_contract.policy import Check
+from lora_contract.wire.gates import CheckView, GateView
 from lora_reg.cli.text import table
-from lora_reg.spec.policy import Check
-from lora_reg.spec.wire.gates import CheckView, GateView
 
 MARKS = {"passed": "ok", "failed": "FAILED", "warned": "warning", "missing": "missing"}
 

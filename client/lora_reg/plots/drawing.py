@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from lora_reg.spec.errors import RegistryError
+from lora_contract.errors import RegistryError
 
 _LAYER: Final = re.compile(r"\.(\d{1,6})\.")
 _SUFFIXES: Final = (".png", ".svg")
@@ -16,7 +16,7 @@ _SUFFIXES: Final = (".png", ".svg")
 def check(file: str) -> None:
     """Before the work that the picture is of. Raises RegistryError `usage`."""
     if Path(file).suffix.lower() not in _SUFFIXES:
-        raise RegistryError("usage", f"{file!r} ends neither in .png nor in .svg.", way_out="Name a PNG or SVG file.")
+        raise RegistryError("usage", f"{file!r} ends neither in .png nor in .svg.", hint="Name a PNG or SVG file.")
     _library()
 
 
@@ -65,7 +65,7 @@ def _library() -> Any:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise RegistryError(
-            "usage", "Drawing needs matplotlib, which is not installed.", way_out="`pip install 'lora-reg[plot]'`"
+            "usage", "Drawing needs matplotlib, which is not installed.", hint="`pip install 'lora-reg[plot]'`"
         ) from error
     return Figure
 

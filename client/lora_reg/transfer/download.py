@@ -13,20 +13,20 @@ from typing import BinaryIO, Final
 
 import httpx
 
+from lora_contract.errors import RegistryError
+from lora_contract.manifest import FileEntry
+from lora_contract.reference import Reference
 from lora_reg.cache.lock import Interrupted
 from lora_reg.cache.store import Cache
 from lora_reg.client import Client
 from lora_reg.problems import place, unreachable
 from lora_reg.progress import Progress
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.manifest import FileEntry
-from lora_reg.spec.reference import Reference
 
 PARALLEL: Final = 4
 BREAKS: Final = 5
 """How often in a row a connection may break without a byte having come before it is given up."""
 CHUNK: Final = 1 << 20
-_WAY_OUT: Final = "Pull again; if it stays, ask an administrator to run `lora-registry fsck`."
+_HINT: Final = "Pull again; if it stays, ask an administrator to run `lora-registry fsck`."
 
 
 def fetch_blobs(client: Client, ref: Reference, entries: list[FileEntry], cache: Cache, progress: Progress) -> int:
@@ -77,7 +77,7 @@ def _fetch(
             raise RegistryError(
                 "digest-mismatch",
                 f"{entry.path}: the bytes that came have sha256 {transfer.hex[:12]}, expected {entry.digest.hex[:12]}.",
-                way_out=_WAY_OUT,
+                hint=_HINT,
             )
         cache.adopt(part, entry.digest)
         return transfer.received
@@ -180,7 +180,7 @@ class _Transfer:
         return RegistryError(
             "size-mismatch",
             f"{self._entry.path} should have {self._entry.size} bytes; what came {how}.",
-            way_out=_WAY_OUT,
+            hint=_HINT,
         )
 
 

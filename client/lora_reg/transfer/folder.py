@@ -17,10 +17,10 @@ from typing import Final
 
 import msgspec
 
+from lora_contract.digest import Digest
+from lora_contract.errors import RegistryError
+from lora_contract.manifest import FileEntry, Manifest
 from lora_reg.cache.store import Cache, check_space, sync_folder, write_synced
-from lora_reg.spec.digest import Digest
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.manifest import FileEntry, Manifest
 
 _CHUNK: Final = 1 << 20
 _AT_FDCWD: Final = -100
@@ -114,7 +114,7 @@ def _copy(cache: Cache, entry: FileEntry, place: Path) -> None:
     if state.hexdigest() != entry.digest.hex:
         blob.unlink(missing_ok=True)
         raise RegistryError(
-            "digest-mismatch", f"{entry.path} in the cache was damaged and has been removed.", way_out="Pull again."
+            "digest-mismatch", f"{entry.path} in the cache was damaged and has been removed.", hint="Pull again."
         )
 
 
@@ -174,4 +174,4 @@ def _record_path(cache: Cache, target: Path) -> Path:
 
 
 def _in_the_way(target: Path, how: str) -> RegistryError:
-    return RegistryError("exists", f"{target} {how}.", way_out="Choose another folder with -o, or move that one away.")
+    return RegistryError("exists", f"{target} {how}.", hint="Choose another folder with -o, or move that one away.")

@@ -8,14 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from lora_contract.digest import Digest
+from lora_contract.errors import RegistryError
+from lora_contract.manifest import Manifest, parse
+from lora_contract.reference import Reference
 from lora_reg.cache import refs
 from lora_reg.cache.store import Cache
 from lora_reg.client import Client
 from lora_reg.progress import SILENT, Progress
-from lora_reg.spec.digest import Digest
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.manifest import Manifest, parse
-from lora_reg.spec.reference import Reference
 from lora_reg.transfer.download import fetch_blobs
 from lora_reg.transfer.folder import write_folder
 
@@ -73,14 +73,14 @@ def pull(
         raise RegistryError(
             "not-found",
             f"{version.repository} was registered with --manifest-only: its weights are not in the registry.",
-            way_out="Get them from where the model was published.",
+            hint="Get them from where the model was published.",
         )
     missing = cache.missing(manifest.files)
     if missing and offline:
         raise RegistryError(
             "not-found",
             f"{wanted} is not whole in the cache: {', '.join(entry.path for entry in missing[:5])} not there.",
-            way_out="Pull it once without --offline.",
+            hint="Pull it once without --offline.",
         )
     fetched = fetch_blobs(client, version, missing, cache, progress) if missing else 0
     if output is None:
@@ -133,7 +133,7 @@ def _last(client: Client, wanted: Reference, cache: Cache) -> _Meaning:
     raise RegistryError(
         "not-found",
         f"{wanted} was never pulled from {client.settings.server} on this machine.",
-        way_out="Pull it once without --offline.",
+        hint="Pull it once without --offline.",
     )
 
 
@@ -149,14 +149,14 @@ def _manifest(client: Client, version: Reference, cache: Cache, offline: bool) -
         return found
     if offline:
         raise RegistryError(
-            "not-found", f"The manifest of {version} is not in the cache.", way_out="Pull it once without --offline."
+            "not-found", f"The manifest of {version} is not in the cache.", hint="Pull it once without --offline."
         )
     data = client.manifest(version)
     if Digest.of(data) != version.digest:
         raise RegistryError(
             "digest-mismatch",
             f"The manifest that came has {Digest.of(data).short}, expected {version.digest.short}.",
-            way_out="Pull again; if it stays, ask an administrator to run `lora-registry fsck`.",
+            hint="Pull again; if it stays, ask an administrator to run `lora-registry fsck`.",
         )
     cache.put(data, version.digest)
     return parse(data)

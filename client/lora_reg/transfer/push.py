@@ -9,19 +9,19 @@ from typing import Any
 
 import msgspec
 
+from lora_contract import dataset, reference
+from lora_contract.adapter.check import AdapterFile, check_adapter
+from lora_contract.base import BaseFingerprint, BaseTensor, parse_fingerprint
+from lora_contract.digest import Digest
+from lora_contract.errors import RegistryError
+from lora_contract.findings import Finding, refuse
+from lora_contract.fingerprint import build_fingerprint, check_base_files
+from lora_contract.manifest import Kind
+from lora_contract.reference import Reference
+from lora_contract.wire.catalog import CommitRequest, CommitResult, VersionView
+from lora_contract.wire.uploads import FileSpec, UploadRequest
 from lora_reg.client import Client
 from lora_reg.progress import SILENT, Progress
-from lora_reg.spec import dataset, reference
-from lora_reg.spec.adapter.check import AdapterFile, check_adapter
-from lora_reg.spec.base import BaseFingerprint, BaseTensor, parse_fingerprint
-from lora_reg.spec.digest import Digest
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.findings import Finding, refuse
-from lora_reg.spec.fingerprint import build_fingerprint, check_base_files
-from lora_reg.spec.manifest import Kind
-from lora_reg.spec.reference import Reference
-from lora_reg.spec.wire.catalog import CommitRequest, CommitResult, VersionView
-from lora_reg.spec.wire.uploads import FileSpec, UploadRequest
 from lora_reg.transfer.scan import LocalFile, Scan, scan_file, scan_folder
 from lora_reg.transfer.upload import send_blobs
 
@@ -175,13 +175,13 @@ def pin_base(client: Client, base: str) -> PinnedBase:
         raise RegistryError(
             "not-found",
             error.detail,
-            way_out="See `lora-reg base list`; register it with `lora-reg base add NAME DIR`.",
+            hint="See `lora-reg base list`; register it with `lora-reg base add NAME DIR`.",
         ) from error
     if view.kind != "base":
         raise RegistryError(
             "conflict",
             f"{view.namespace}/{view.name} is of kind {view.kind}, not base.",
-            way_out="See `lora-reg base list`.",
+            hint="See `lora-reg base list`.",
         )
     raw = client.fingerprint(f"{view.namespace}/{view.name}@{view.digest}")
     stated = (view.facts or {}).get("fingerprint")
@@ -219,12 +219,12 @@ def _target(client: Client, folder: str | Path, to: str | None, tags: Sequence[s
             raise RegistryError(
                 "usage",
                 f"The folder's name {name!r} cannot be the name of a repository.",
-                way_out="Give one: push DIR --base BASE NAMESPACE/NAME.",
+                hint="Give one: push DIR --base BASE NAMESPACE/NAME.",
             ) from error
     parsed = client.parse(to)
     if parsed.is_pinned:
         raise RegistryError(
-            "usage", f"{to!r} names a version; its number is given by the server.", way_out="Name the repository alone."
+            "usage", f"{to!r} names a version; its number is given by the server.", hint="Name the repository alone."
         )
     wanted = [reference.check_tag(tag) for tag in (*tags, *((parsed.tag,) if parsed.tag else ()))]
     return Reference(parsed.name, parsed.namespace), list(dict.fromkeys(wanted))

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from lora_contract.digest import Digest
+from lora_contract.errors import RegistryError
+from lora_contract.findings import Finding
+from lora_contract.manifest import MAX_FILES
 from lora_reg.progress import SILENT, Progress
-from lora_reg.spec.digest import Digest
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.findings import Finding
-from lora_reg.spec.manifest import MAX_FILES
 
 CHUNK: Final = 1 << 20
 HOUSEKEEPING: Final = frozenset({".git", ".gitattributes", ".gitignore", ".cache", ".DS_Store", ".huggingface"})
@@ -103,9 +103,9 @@ def scan_file(location: Path, path: str) -> Scan:
     try:
         status = location.stat()
     except OSError as error:
-        raise RegistryError("usage", f"{location}: {error.strerror}.", way_out="Name a file.") from error
+        raise RegistryError("usage", f"{location}: {error.strerror}.", hint="Name a file.") from error
     if not stat.S_ISREG(status.st_mode):
-        raise RegistryError("usage", f"{location} is {_kind(status.st_mode, False)}.", way_out="Name a file.")
+        raise RegistryError("usage", f"{location} is {_kind(status.st_mode, False)}.", hint="Name a file.")
     file = LocalFile(path, location, status.st_size, _stamp(status), follow=True)
     return Scan(location.parent, (file,), (), ())
 
@@ -173,18 +173,18 @@ def _place(
 def _require_folder(folder: Path) -> Path:
     if not os.path.lexists(folder):
         raise RegistryError(
-            "usage", f"There is no folder {str(folder)!r}.", way_out="Name the folder that holds the files."
+            "usage", f"There is no folder {str(folder)!r}.", hint="Name the folder that holds the files."
         )
     if folder.is_dir():
         return folder.resolve()
     kind = "an archive" if folder.name.lower().endswith(_ARCHIVES) else _kind(folder.lstat().st_mode, False)
     message = f"{folder} is {kind}, and a folder is expected: archives are never unpacked."
-    way_out = "Unpack it yourself, look at what is in it, and name the folder."
+    hint = "Unpack it yourself, look at what is in it, and name the folder."
     finding = Finding(
-        code="not-a-folder", severity="error", message=message, found=kind, expected="a folder", way_out=way_out
+        code="not-a-folder", severity="error", message=message, found=kind, expected="a folder", hint=hint
     )
     raise RegistryError(
-        "rejected", message, way_out=way_out, findings=[{"code": finding.code, "severity": "error", "message": message}]
+        "rejected", message, hint=hint, findings=[{"code": finding.code, "severity": "error", "message": message}]
     )
 
 
@@ -233,7 +233,7 @@ def _finding(path: str, what: str, code: str) -> Finding:
         file=path,
         found=what,
         expected="a regular file",
-        way_out="Replace it by the file itself, or leave it out.",
+        hint="Replace it by the file itself, or leave it out.",
     )
 
 
@@ -241,5 +241,5 @@ def _changed(path: str, how: str) -> RegistryError:
     return RegistryError(
         "digest-mismatch",
         f"{path} changed while it was read: {how}.",
-        way_out="Push again when nothing writes to the folder.",
+        hint="Push again when nothing writes to the folder.",
     )

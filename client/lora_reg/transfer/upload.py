@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Final
 
+from lora_contract.errors import RegistryError
+from lora_contract.wire.uploads import UploadSession, UploadTarget
 from lora_reg.client import Client
 from lora_reg.progress import Progress
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.wire.uploads import UploadSession, UploadTarget
 from lora_reg.transfer.scan import LocalFile
 
 PARALLEL: Final = 4

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, NoReturn
 
+from lora_contract.adapter.config import AdapterConfig
+from lora_contract.adapter.lora import changes_base
+from lora_contract.adapter.names import PREFIX, split_suffix
+from lora_contract.adapter.patterns import names_module
+from lora_contract.adapter.types import TYPES
+from lora_contract.errors import RegistryError
+from lora_contract.tensors import FLOAT_DTYPES, Header, TensorEntry
 from lora_kernels.merging.delta import Factor
-from lora_reg.spec.adapter.config import AdapterConfig
-from lora_reg.spec.adapter.lora import changes_base
-from lora_reg.spec.adapter.names import PREFIX, split_suffix
-from lora_reg.spec.adapter.patterns import names_module
-from lora_reg.spec.adapter.types import TYPES
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.tensors import FLOAT_DTYPES, Header, TensorEntry
 
 SUPPORTED: Final = frozenset({"LORA", "ADALORA", "LOHA", "LOKR"})
 BASE_LAYER: Final = ".base_layer."
@@ -99,7 +99,7 @@ def rejected(what: str, entry: TensorEntry) -> RegistryError:
     return RegistryError(
         "rejected",
         f"{what}.",
-        way_out="Save the adapter again; `lora-reg push --dry-run` lists all faults of a folder.",
+        hint="Save the adapter again; `lora-reg push --dry-run` lists all faults of a folder.",
         tensor=entry.name,
     )
 
@@ -109,7 +109,7 @@ def refuse(name: str, module: str | None = None) -> NoReturn:
     raise RegistryError(
         "unsupported",
         f"{name} is not a plain low-rank update B A, as this operation needs{where}.",
-        way_out="Merge it into the base and extract a plain LoRA from the result; then use that.",
+        hint="Merge it into the base and extract a plain LoRA from the result; then use that.",
         type=name,
     )
 
@@ -126,7 +126,7 @@ def _refuse_types(config: AdapterConfig) -> None:
             "unsupported",
             f"The adapter was trained with {changed}, which changes the base weights when training starts; its factors "
             "are not an update of the base as it is stored.",
-            way_out="Save it converted to plain LoRA (PEFT: path_initial_model_for_weight_conversion) and use that.",
+            hint="Save it converted to plain LoRA (PEFT: path_initial_model_for_weight_conversion) and use that.",
             type=changed,
         )
 

@@ -10,6 +10,9 @@ from typing import Final
 
 import numpy as np
 
+from lora_contract.adapter.config import AdapterConfig
+from lora_contract.adapter.scaling import scales
+from lora_contract.tensors import Header, TensorEntry
 from lora_kernels.adapters import products
 from lora_kernels.adapters.groups import Extra, contents, factor, refuse, rejected
 from lora_kernels.adapters.low_rank import SUFFIXES, Kind, LowRankModule, ModuleShape
@@ -18,9 +21,6 @@ from lora_kernels.merging.folder import read_adapter
 from lora_kernels.merging.numerics import F32
 from lora_kernels.merging.sources import FolderSource, Source
 from lora_kernels.merging.updates.factors import FactorReader
-from lora_reg.spec.adapter.config import AdapterConfig
-from lora_reg.spec.adapter.scaling import scales
-from lora_reg.spec.tensors import Header, TensorEntry
 
 Tensors = Mapping[str, TensorEntry]
 

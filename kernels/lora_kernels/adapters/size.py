@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from lora_contract.adapter.config import MAX_RANK
+from lora_contract.errors import RegistryError
 from lora_kernels.merging.precision import OUTPUT_DTYPES
-from lora_reg.spec.adapter.config import MAX_RANK
-from lora_reg.spec.errors import RegistryError
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,16 @@ from typing import Any, BinaryIO, Final
 
 import numpy as np
 
+from lora_contract.adapter.config import AdapterConfig
+from lora_contract.adapter.names import PREFIX
+from lora_contract.errors import RegistryError
+from lora_contract.tensors import write_header
 from lora_kernels.adapters.low_rank import SUFFIXES, LowRankModule
 from lora_kernels.merging.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lora_kernels.merging.numerics import F32, encode, storage
 from lora_kernels.merging.sink import Chunk, FolderSink, Hashing, no_space
 from lora_kernels.merging.staging import staged_folder
 from lora_kernels.merging.stats import FileRecord
-from lora_reg.spec.adapter.config import AdapterConfig
-from lora_reg.spec.adapter.names import PREFIX
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.tensors import write_header
 
 DTYPES: Final = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _CHUNK: Final = 256 * 1024
@@ -89,7 +89,7 @@ class AdapterWriter:
             raise RegistryError(
                 "rejected",
                 f"{name} has values that are NaN or exceed the range of {self._dtype}.",
-                way_out="Choose a dtype with a larger range (bfloat16 or float32), or smaller weights.",
+                hint="Choose a dtype with a larger range (bfloat16 or float32), or smaller weights.",
                 tensor=name,
             )
         return flat.data
@@ -136,7 +136,7 @@ def adapter_writer(
                 raise RegistryError(
                     "rejected",
                     "No module is left in the result: every input has rank 0 there, or adapts nothing.",
-                    way_out="Choose inputs that adapt at least one module in common with the method's rules.",
+                    hint="Choose inputs that adapt at least one module in common with the method's rules.",
                 )
             weights = _write(staging, ADAPTER_WEIGHTS, len(writer.header) + writer.size, writer.chunks())
         config = (json.dumps(adapter_config(writer.ranks, writer.identity), indent=2, sort_keys=True) + "\n").encode()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from lora_contract.errors import RegistryError
 from lora_kernels.adapters import open_adapter
 from lora_kernels.comparing.modules import Comparison, compare_modules, summed
-from lora_reg.spec.errors import RegistryError
 
 
 def compare_folders(

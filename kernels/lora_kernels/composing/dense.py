@@ -11,6 +11,7 @@ from typing import Final
 
 import numpy as np
 
+from lora_contract.errors import RegistryError
 from lora_kernels import rng
 from lora_kernels.composing.elements import (
     Bits,
@@ -24,7 +25,6 @@ from lora_kernels.composing.elements import (
 from lora_kernels.composing.module import Compose, Composed, Parts, Settings, triplets_composed
 from lora_kernels.linalg.krylov import held_triplets
 from lora_kernels.merging.numerics import F32, Indices
-from lora_reg.spec.errors import RegistryError
 
 # Elements of a block of one update; those of a few adapters stay in a core's cache.
 _BLOCK: Final = 1 << 16
@@ -191,7 +191,7 @@ def _dense(method: Callable[[Deltas, Settings], Merged]) -> Compose:
                 raise RegistryError(
                     "rejected",
                     f"The composed update of {name} exceeds the range of float32.",
-                    way_out="Choose smaller weights.",
+                    hint="Choose smaller weights.",
                     module=name,
                 ) from error
             return triplets_composed(found.left, found.singular, found.right, found.energy, settings.clamp)

@@ -13,6 +13,9 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 
+from lora_contract.errors import RegistryError
+from lora_contract.methods import DEFAULT_METHOD, check_parameters, find_method
+from lora_contract.tensors import DTYPE_BYTES
 from lora_kernels.adapters import AdapterIdentity, AdapterReader, LowRankModule, adapter_writer, open_adapter, widest
 from lora_kernels.adapters.size import stored_type
 from lora_kernels.composing.dense import DENSE
@@ -22,9 +25,6 @@ from lora_kernels.composing.report import ComposedModule, ComposeReport
 from lora_kernels.composing.spectral import SPECTRAL
 from lora_kernels.merging.blas import one_thread
 from lora_kernels.merging.folder import Progress
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.methods import DEFAULT_METHOD, check_parameters, find_method
-from lora_reg.spec.tensors import DTYPE_BYTES
 
 METHOD_FUNCTIONS: Final[dict[str, Compose]] = {**FACTORWISE, **SPECTRAL, **DENSE}
 
@@ -44,7 +44,7 @@ def compose_folders(
 ) -> ComposeReport:
     """Compose adapter folders, each with its weight, into the folder `out_dir`, whole or not at all.
 
-    method, parameters: see `lora_reg.spec.methods`. seed: of methods that draw. dtype: `float32`, `bfloat16` or
+    method, parameters: see `lora_contract.methods`. seed: of methods that draw. dtype: `float32`, `bfloat16` or
     `float16`; None for the narrowest that holds all factors of the inputs exactly. threads: modules done at a time; the
     bytes do not depend on it. progress: called with modules done and modules in all.
 
@@ -146,7 +146,7 @@ def _ignored(index: int, reader: AdapterReader) -> list[str]:
             raise RegistryError(
                 "unsupported",
                 f"Adapter {index} {what}: {extra.factor.name} is no update that could be weighted.",
-                way_out="Merge it into the base by itself, or train it without that.",
+                hint="Merge it into the base by itself, or train it without that.",
                 adapter=index,
                 tensor=extra.factor.name,
             )
@@ -168,7 +168,7 @@ def _inputs(readers: Sequence[AdapterReader]) -> dict[str, tuple[int, ...]]:
                     "rejected",
                     f"{path} is {first.kind} {first.outputs} x {first.inputs} in adapter {indices[0]} and "
                     f"{other.kind} {other.outputs} x {other.inputs} in adapter {index}; expected the same base.",
-                    way_out="Compose adapters of one base.",
+                    hint="Compose adapters of one base.",
                     module=path,
                 )
         found[path] = indices

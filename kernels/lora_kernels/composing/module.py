@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lora_contract.methods import Value
 from lora_kernels import rng
 from lora_kernels.adapters import LowRankModule
 from lora_kernels.merging.numerics import F32, F64
-from lora_reg.spec.methods import Value
 
 
 class Part(NamedTuple):

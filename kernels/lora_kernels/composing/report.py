@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from lora_contract.methods import Value
 from lora_kernels.merging.stats import FileRecord
-from lora_reg.spec.methods import Value
 
 
 class ComposedModule(msgspec.Struct, frozen=True):

@@ -9,12 +9,12 @@ from typing import Final
 
 import numpy as np
 
+from lora_contract.errors import RegistryError
 from lora_kernels.composing.elements import disjoint_mean, trim
 from lora_kernels.composing.module import Compose, Composed, Parts, Settings, triplets_composed
 from lora_kernels.linalg.factored import product_svd
 from lora_kernels.linalg.small_core import leading_product
 from lora_kernels.merging.numerics import F64
-from lora_reg.spec.errors import RegistryError
 
 
 def svd(parts: Parts, settings: Settings) -> Composed:
@@ -58,7 +58,7 @@ def tsv(parts: Parts, settings: Settings) -> Composed:
         raise RegistryError(
             "invalid-request",
             f"tsv shares the rank {settings.rank} among the {count} adapters of {parts[0].module.module}.",
-            way_out=f"Ask for a rank of {count} or more.",
+            hint=f"Ask for a rank of {count} or more.",
             parameter="rank",
         )
     lefts, singulars, rights = [], [], []

@@ -8,14 +8,14 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from lora_contract.base import BaseTensor
+from lora_contract.errors import RegistryError
+from lora_contract.tensors import DTYPE_BYTES, FLOAT_DTYPES
 from lora_kernels.extracting.pairs import Pair
 from lora_kernels.linalg.randomized import F64
 from lora_kernels.merging.blocks import matrix
 from lora_kernels.merging.numerics import F32, decode, storage
 from lora_kernels.merging.sources import Source
-from lora_reg.spec.base import BaseTensor
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.tensors import DTYPE_BYTES, FLOAT_DTYPES
 
 # Elements of a block: large enough for the products of a sketch to run at the speed of the processor, some 24 MB of
 # buffers a thread.
@@ -67,7 +67,7 @@ class Change:
                 "unsupported",
                 f"{self.pair.name} holds {self.pair.base.dtype} and differs between the fine-tune and its base; no "
                 "adapter can hold that.",
-                way_out="Give full-precision checkpoints of the same model.",
+                hint="Give full-precision checkpoints of the same model.",
                 tensor=self.pair.name,
             )
         change, base = [], []
@@ -119,6 +119,6 @@ class Change:
         return RegistryError(
             "rejected",
             f"{self.pair.name} holds NaN or infinite values in the {side}.",
-            way_out="Give an undamaged checkpoint: the training diverged, or the file was damaged.",
+            hint="Give an undamaged checkpoint: the training diverged, or the file was damaged.",
             tensor=self.pair.name,
         )

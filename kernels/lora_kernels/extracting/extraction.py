@@ -17,6 +17,9 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any, Final
 
+from lora_contract.base import BaseFingerprint, BaseTensor
+from lora_contract.errors import RegistryError
+from lora_contract.modules import modules_of
 from lora_kernels.adapters import AdapterIdentity, adapter_writer
 from lora_kernels.adapters.size import Size, stored_type
 from lora_kernels.extracting.change import Change
@@ -28,9 +31,6 @@ from lora_kernels.extracting.targets import choose, running_path
 from lora_kernels.merging.blas import one_thread
 from lora_kernels.merging.folder import Progress, read_base
 from lora_kernels.merging.sources import FolderSource, Source
-from lora_reg.spec.base import BaseFingerprint, BaseTensor
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.modules import modules_of
 
 _COPIED: Final = 1 << 18
 _TASKS: Final = (("ForCausalLM", "CAUSAL_LM"), ("LMHeadModel", "CAUSAL_LM"))
@@ -212,11 +212,11 @@ def _nothing(unheld: Sequence[UnheldChange]) -> RegistryError:
         return RegistryError(
             "invalid-request",
             "The fine-tune is its base: no tensor differs.",
-            way_out="Give the fine-tuned checkpoint, and the base that it started from.",
+            hint="Give the fine-tuned checkpoint, and the base that it started from.",
         )
     names = ", ".join(change.tensor for change in unheld[:3]) + (" …" if len(unheld) > 3 else "")
     return RegistryError(
         "invalid-request",
         f"None of the targets changed; what did change is {names}.",
-        way_out="Name other targets, or store changed tensors whole.",
+        hint="Name other targets, or store changed tensors whole.",
     )

@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lora_contract.modules import BaseModule
 from lora_kernels.adapters.low_rank import Kind, LowRankModule
 from lora_kernels.adapters.rounding import stored_values
 from lora_kernels.adapters.size import Size
 from lora_kernels.extracting.change import Change, ChangeNorms
 from lora_kernels.extracting.report import ExtractedModule
 from lora_kernels.linalg.randomized import leading_triplets, residual
-from lora_reg.spec.modules import BaseModule
 
 
 class Extracted(NamedTuple):

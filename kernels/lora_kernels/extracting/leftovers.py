@@ -8,14 +8,14 @@ from typing import Final
 
 import msgspec
 
+from lora_contract.adapter.names import PREFIX
+from lora_contract.base import BaseFingerprint, BaseTensor
+from lora_contract.errors import RegistryError
+from lora_contract.modules import BaseModules
+from lora_contract.tensors import ADAPTER_DTYPES
 from lora_kernels.extracting.pairs import Pair
 from lora_kernels.extracting.report import UnheldChange
 from lora_kernels.extracting.targets import running_path, shared
-from lora_reg.spec.adapter.names import PREFIX
-from lora_reg.spec.base import BaseFingerprint, BaseTensor
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.modules import BaseModules
-from lora_reg.spec.tensors import ADAPTER_DTYPES
 
 _SAVED_KINDS: Final = ("linear", "embedding", "norm", "conv")
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from lora_reg.spec.base import BaseFingerprint, BaseTensor
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.modules import is_embedding_name, is_output_name
-from lora_reg.spec.tensors import FLOAT_DTYPES
+from lora_contract.base import BaseFingerprint, BaseTensor
+from lora_contract.errors import RegistryError
+from lora_contract.modules import is_embedding_name, is_output_name
+from lora_contract.tensors import FLOAT_DTYPES
 
 # Buffers that follow from the config; older writers stored them, newer ones do not, and loaders pass over them.
 _DERIVED: Final = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
@@ -64,7 +64,7 @@ def _check(pair: Pair) -> None:
         raise RegistryError(
             "rejected",
             f"{base.name} is {_shape(tuned)} in the fine-tune, but {_shape(base)} in the base{why}.",
-            way_out="Resize the base's vocabulary to the same number of rows, register it as a base, and extract from "
+            hint="Resize the base's vocabulary to the same number of rows, register it as a base, and extract from "
             "that."
             if why
             else "Give the base that the fine-tune started from.",
@@ -78,7 +78,7 @@ def _refuse_quantized(tensor: BaseTensor, side: str) -> None:
             "unsupported",
             f"{tensor.name} is stored as {tensor.dtype} in the {side}; a difference needs floating-point numbers "
             f"({', '.join(sorted(FLOAT_DTYPES))}) on both sides.",
-            way_out="Give the full-precision checkpoint; dequantize it first where there is none.",
+            hint="Give the full-precision checkpoint; dequantize it first where there is none.",
             tensor=tensor.name,
         )
 
@@ -91,7 +91,7 @@ def _refuse_missing(names: list[str], has: str, lacks: str, *, tied: bool) -> No
     raise RegistryError(
         "rejected",
         f"The {lacks} has no tensor {', '.join(names[:_NAMED])}{more}, which the {has} has.{ties}",
-        way_out="Give the base that the fine-tune started from, both saved by the same version of the library.",
+        hint="Give the base that the fine-tune started from, both saved by the same version of the library.",
         tensor=names[0],
         tensors=names,
     )

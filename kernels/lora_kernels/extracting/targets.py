@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from lora_reg.spec.adapter.patterns import ALL_LINEAR, names_module
-from lora_reg.spec.base import BaseFingerprint
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.modules import BaseModule, BaseModules, is_output_name, modules_of
+from lora_contract.adapter.patterns import ALL_LINEAR, names_module
+from lora_contract.base import BaseFingerprint
+from lora_contract.errors import RegistryError
+from lora_contract.modules import BaseModule, BaseModules, is_output_name, modules_of
 
 # Prefixes on disk that transformers renames while loading: which name a module has in memory depends on its version.
 _RENAMED: Final = ("language_model.", "visual.", "vision_tower.", "multi_modal_projector.")
@@ -45,7 +45,7 @@ def running_path(base: BaseFingerprint, modules: BaseModules, path: str) -> str:
             "unsupported",
             f"{path} is renamed by transformers when the model is loaded; under which name an adapter must hold it "
             "depends on its version.",
-            way_out="Leave it out of the targets, or extract from a model whose names stay as they are.",
+            hint="Leave it out of the targets, or extract from a model whose names stay as they are.",
             module=path,
         )
     return prefixed(base, modules, path)
@@ -81,7 +81,7 @@ def _named(base: BaseFingerprint, modules: BaseModules, names: Sequence[str], pa
             raise RegistryError(
                 "invalid-request",
                 f"The target {name[:80]!r} means no module of the base.",
-                way_out="Name modules by their path or its last segment, such as q_proj.",
+                hint="Name modules by their path or its last segment, such as q_proj.",
             )
         for module in meant:
             if not _owns(module) or module.kind not in _KINDS or shared(base, module):
@@ -104,6 +104,6 @@ def _unfit(module: BaseModule) -> RegistryError:
     return RegistryError(
         "unsupported",
         f"{module.path} {why}.",
-        way_out="Leave it out of the targets; what changed in it is reported.",
+        hint="Leave it out of the targets; what changed in it is reported.",
         module=module.path,
     )

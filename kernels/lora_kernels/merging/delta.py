@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import msgspec
 
-from lora_reg.spec.adapter.config import AdapterConfig
-from lora_reg.spec.tensors import Header
+from lora_contract.adapter.config import AdapterConfig
+from lora_contract.tensors import Header
 
 TWIN: Final = "twin-"
 

@@ -11,6 +11,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
+from lora_contract import canonical
+from lora_contract.adapter.config import parse_config
+from lora_contract.base import BaseFingerprint
+from lora_contract.errors import RegistryError
+from lora_contract.fingerprint import INDEX, SINGLE, build_fingerprint
+from lora_contract.tensors import Header, header_length, parse_header
 from lora_kernels.merging.delta import AdapterInput
 from lora_kernels.merging.match.tied import untied_config
 from lora_kernels.merging.plan import MergePlan, plan_merge
@@ -18,12 +24,6 @@ from lora_kernels.merging.sources import FolderSource
 from lora_kernels.merging.staging import Staging, identity_of, resumable_folder
 from lora_kernels.merging.stats import MIN_KEPT, MergeReport, check_kept, merge_report
 from lora_kernels.quantized.groups import read_quantized
-from lora_reg.spec import canonical
-from lora_reg.spec.adapter.config import parse_config
-from lora_reg.spec.base import BaseFingerprint
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.fingerprint import INDEX, SINGLE, build_fingerprint
-from lora_reg.spec.tensors import Header, header_length, parse_header
 
 ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
 ADAPTER_CONFIG: Final = "adapter_config.json"

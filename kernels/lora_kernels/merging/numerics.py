@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from lora_reg.spec.errors import RegistryError
+from lora_contract.errors import RegistryError
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]

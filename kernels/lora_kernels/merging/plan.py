@@ -11,16 +11,16 @@ from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
+from lora_contract.base import BaseFingerprint, BaseTensor
+from lora_contract.errors import RegistryError
+from lora_contract.modules import modules_of
+from lora_contract.tensors import write_header
 from lora_kernels.merging.delta import AdapterInput, Delta
 from lora_kernels.merging.match import match_adapter
 from lora_kernels.merging.match.tied import Tie, tie_of
 from lora_kernels.merging.precision import Precision
 from lora_kernels.quantized.groups import logical_base
 from lora_kernels.quantized.layout import Entry, Nf4Form, Quantized, entries_size, nf4_entries
-from lora_reg.spec.base import BaseFingerprint, BaseTensor
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.modules import modules_of
-from lora_reg.spec.tensors import write_header
 
 OPERATION_VERSION: Final = 1
 # transformers refuses a file whose metadata does not name the framework.
@@ -270,7 +270,7 @@ def _columns(tensor: str, deltas: Sequence[Delta]) -> int | None:
         raise RegistryError(
             "unsupported",
             f"{tensor}: adapters that change whole experts and others cannot be merged at once.",
-            way_out="Merge them one after the other.",
+            hint="Merge them one after the other.",
             tensor=tensor,
         )
     return next(iter(found), None)
@@ -288,6 +288,6 @@ def _refuse_conflicts(deltas: Mapping[str, Sequence[Delta]]) -> None:
             raise RegistryError(
                 "rejected",
                 f"{tensor}: adapter {who} {what}; the result would depend on their order.",
-                way_out="Merge only one adapter that carries this module in modules_to_save.",
+                hint="Merge only one adapter that carries this module in modules_to_save.",
                 tensor=tensor,
             )

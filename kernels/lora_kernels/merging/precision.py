@@ -8,11 +8,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
+from lora_contract.base import BaseFingerprint, BaseTensor
+from lora_contract.errors import RegistryError
+from lora_contract.modules import BaseModule, BaseModules, is_output_name
+from lora_contract.tensors import DTYPE_BYTES, FLOAT_DTYPES
 from lora_kernels.quantized.layout import DTYPE_NAMES, Nf4Form, Quantized
-from lora_reg.spec.base import BaseFingerprint, BaseTensor
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.modules import BaseModule, BaseModules, is_output_name
-from lora_reg.spec.tensors import DTYPE_BYTES, FLOAT_DTYPES
 
 OUTPUT_DTYPES: Final[dict[str, str]] = DTYPE_NAMES
 NF4: Final = "nf4"
@@ -56,14 +56,14 @@ class Precision:
                 "invalid-request",
                 "The base is stored quantized, so that adapters are added to what it holds; NF4 of it is no base that "
                 "anything was trained on.",
-                way_out="Leave the option out.",
+                hint="Leave the option out.",
             )
         transposed = [module for _, module in sorted(modules.modules.items()) if module.transposed]
         if transposed and (quantized or onto == "nf4" or dtype == "nf4"):
             raise RegistryError(
                 "unsupported",
                 f"{transposed[0].path} is stored (in, out), as in GPT-2, and bitsandbytes quantizes it turned round.",
-                way_out="Merge in full precision.",
+                hint="Merge in full precision.",
                 module=transposed[0].path,
             )
         linear, skipped = _linear(modules, quantized) if onto == "nf4" or dtype == "nf4" else (frozenset(), ())
@@ -83,7 +83,7 @@ class Precision:
             raise RegistryError(
                 "invalid-request",
                 f"Stochastic rounding is for bfloat16 and NF4; {found}.",
-                way_out="Merge into bfloat16 or nf4, or round to the nearest.",
+                hint="Merge into bfloat16 or nf4, or round to the nearest.",
             )
 
     def through_nf4(self, name: str) -> bool:
@@ -155,7 +155,7 @@ def _linear(modules: BaseModules, quantized: Mapping[str, Quantized]) -> tuple[f
             "unsupported",
             f"{experts[0]} holds experts; which of its weights bitsandbytes quantizes depends on the version of "
             "transformers that loads the model.",
-            way_out="Merge in full precision.",
+            hint="Merge in full precision.",
             module=experts[0],
         )
     found, skipped = set(), {"lm_head"}
@@ -180,14 +180,14 @@ def _refuse_type(tensor: BaseTensor, dtype: str) -> None:
         raise RegistryError(
             "unsupported",
             f"The base tensor {tensor.name} has the type {tensor.dtype}; a merge adds to floating-point weights only.",
-            way_out="Merge onto the full-precision base.",
+            hint="Merge onto the full-precision base.",
             tensor=tensor.name,
         )
     if dtype == "F64" or tensor.dtype == "F64":
         raise RegistryError(
             "unsupported",
             f"The base tensor {tensor.name} has the type F64; a merge computes in float32 and would lose digits.",
-            way_out="Convert the base to float32 first.",
+            hint="Convert the base to float32 first.",
             tensor=tensor.name,
         )
 

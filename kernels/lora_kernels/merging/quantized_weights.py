@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from lora_contract.errors import RegistryError
 from lora_kernels.merging.blocks import BLOCK, Block
 from lora_kernels.merging.numerics import F32
 from lora_kernels.merging.plan import TensorPlan
@@ -21,7 +22,6 @@ from lora_kernels.quantized import blockwise, int8
 from lora_kernels.quantized.absmax import Absmax, Nested, Plain, compress
 from lora_kernels.quantized.codes import CODEBOOKS, NF4, U8
 from lora_kernels.quantized.layout import Nf4Form, Part, Quantized
-from lora_reg.spec.errors import RegistryError
 
 if TYPE_CHECKING:
     from lora_kernels.merging.weights import Weights
@@ -47,7 +47,7 @@ class FourBit:
             raise RegistryError(
                 "rejected",
                 f"{known.values.name} holds other numbers than those of {known.scheme}.",
-                way_out="Save the quantized model again with transformers, or merge onto the full-precision base.",
+                hint="Save the quantized model again with transformers, or merge onto the full-precision base.",
                 tensor=known.values.name,
             )
         return partial(cls, known, _absmax(known, source), source)
@@ -122,7 +122,7 @@ def refuse_nonfinite(name: str, absmax: F32, what: str) -> None:
         raise RegistryError(
             "rejected",
             f"{name}: {what} NaN or infinite values in {count} of {absmax.size} blocks, which cannot be quantized.",
-            way_out="Merge without NF4, which names what is wrong, or register an undamaged copy of the base.",
+            hint="Merge without NF4, which names what is wrong, or register an undamaged copy of the base.",
             tensor=name,
         )
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from lora_reg.spec.errors import RegistryError
+from lora_contract.errors import RegistryError
 
 Chunk = bytes | bytearray | memoryview
 
@@ -72,13 +72,13 @@ def disk_full(path: str, size: int) -> Iterator[None]:
             raise RegistryError(
                 "storage-unavailable",
                 f"The file system, or a limit on this process, takes no file of {size} bytes, as {path} has.",
-                way_out="Choose a folder on another file system, or raise `ulimit -f`.",
+                hint="Choose a folder on another file system, or raise `ulimit -f`.",
             ) from error
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise RegistryError(
                 "storage-unavailable",
                 f"The disk became full while {path}, of {size} bytes, was written.",
-                way_out="Free some space, or choose a folder on another disk.",
+                hint="Free some space, or choose a folder on another disk.",
             ) from error
         raise
 
@@ -87,5 +87,5 @@ def no_space(path: str, missing: int) -> RegistryError:
     return RegistryError(
         "storage-unavailable",
         f"The disk is full: {path} needs {missing} more bytes.",
-        way_out="Free some space, or choose a folder on another disk.",
+        hint="Free some space, or choose a folder on another disk.",
     )

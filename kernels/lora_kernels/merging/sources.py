@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from lora_reg.spec.errors import RegistryError
+from lora_contract.errors import RegistryError
 
 
 class Source(Protocol):

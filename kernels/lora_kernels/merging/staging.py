@@ -16,9 +16,9 @@ from typing import Any, Final
 
 import msgspec
 
+from lora_contract.errors import RegistryError
 from lora_kernels.merging.sink import no_space
 from lora_kernels.merging.stats import FileRecord, TensorStats
-from lora_reg.spec.errors import RegistryError
 
 _RECORDS: Final = ".finished"
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -133,7 +133,7 @@ def resumable_folder(final: Path, *, needed: int, identity: str) -> Iterator[Sta
             if keep and isinstance(error, RegistryError):
                 files = ", ".join(sorted(staging.finished))
                 raise RegistryError(
-                    error.code, error.detail, way_out=f"{error.way_out} Run again, it goes on; finished: {files}."
+                    error.code, error.detail, hint=f"{error.hint} Run again, it goes on; finished: {files}."
                 ) from error
             raise
         staging.clear()
@@ -152,7 +152,7 @@ def _can_go_on(error: BaseException) -> bool:
 
 def _check_final(final: Path) -> None:
     if final.is_symlink() or (final.exists() and not (final.is_dir() and not any(final.iterdir()))):
-        raise RegistryError("exists", f"{final} is there already.", way_out="Choose a folder that does not exist yet.")
+        raise RegistryError("exists", f"{final} is there already.", hint="Choose a folder that does not exist yet.")
     final.parent.mkdir(parents=True, exist_ok=True)
 
 

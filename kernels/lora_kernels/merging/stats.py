@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from lora_reg.spec.errors import RegistryError
+from lora_contract.errors import RegistryError
 
 MIN_KEPT = 0.5
 
@@ -110,7 +110,7 @@ def check_kept(tensors: Sequence[TensorStats], *, min_kept: float | None = MIN_K
         f"Only {sums.kept:.0%} of the adapter survived the rounding of the merged weights (kept {sums.kept:.3f}"
         f"{cosine}; at least {min_kept:.0%} is expected): the update is so small beside the weights that most of it is "
         "less than half a step of the output's number format.",
-        way_out="Merge into a finer dtype (float32, or bfloat16 in place of NF4), round stochastically, serve the "
+        hint="Merge into a finer dtype (float32, or bfloat16 in place of NF4), round stochastically, serve the "
         "adapter unmerged, or allow the loss expressly.",
         kept=sums.kept,
         cosine=sums.cosine,

@@ -13,6 +13,7 @@ from typing import Final, NoReturn
 
 import numpy as np
 
+from lora_contract.errors import RegistryError
 from lora_kernels.merging.blocks import BLOCK, Block, block_rows, blocks, matrix
 from lora_kernels.merging.numerics import F32
 from lora_kernels.merging.plan import TensorPlan
@@ -24,7 +25,6 @@ from lora_kernels.merging.updates.low_rank import LowRank, sum_block
 from lora_kernels.merging.weights import open_weights
 from lora_kernels.merging.writers import Nf4, Rounded, Writer
 from lora_kernels.native import AddRound, add_round_bf16
-from lora_reg.spec.errors import RegistryError
 
 _SMALLEST_SUM: Final = 1e-30
 _LARGEST: Final = {"BF16": 3.3895313892515355e38, "F16": 65504.0, "F32": 3.4028234663852886e38}
@@ -238,13 +238,13 @@ def _refuse_nonfinite(tensor: TensorPlan, weight: F32, stored: F32) -> NoReturn:
         raise RegistryError(
             "rejected",
             f"The base tensor {tensor.name} holds NaN or infinite values ({before} in one block of {weight.size}).",
-            way_out="Register an undamaged copy of the base.",
+            hint="Register an undamaged copy of the base.",
             tensor=tensor.name,
         )
     raise RegistryError(
         "rejected",
         f"{tensor.name}: {after} merged values in one block of {stored.size} exceed the range of {tensor.dtype} "
         f"(largest finite: {_LARGEST[tensor.dtype]:g}).",
-        way_out="Merge into a dtype with a larger range (bfloat16 or float32), or with a smaller weight.",
+        hint="Merge into a dtype with a larger range (bfloat16 or float32), or with a smaller weight.",
         tensor=tensor.name,
     )

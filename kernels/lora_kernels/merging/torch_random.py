@@ -10,8 +10,8 @@ from typing import Final
 
 import numpy as np
 
+from lora_contract.errors import RegistryError
 from lora_kernels.merging.numerics import F32, Indices
-from lora_reg.spec.errors import RegistryError
 
 # From here on torch draws 64 bits for a step of a permutation.
 _LARGE_PERMUTATION: Final = (2**32 - 1) // 20
@@ -47,7 +47,7 @@ class TorchGenerator:
                 "unsupported",
                 f"The adapter names {count} places among {size} by a seed alone; torch's generator is repeated for "
                 f"fewer than {_LARGE_PERMUTATION}.",
-                way_out="Serve the adapter unmerged, or merge it with PEFT.",
+                hint="Serve the adapter unmerged, or merge it with PEFT.",
             )
         draws = self._draws(min(count, max(size - 1, 0)))
         moved: dict[int, int] = {}

@@ -18,10 +18,10 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from lora_contract.errors import RegistryError
 from lora_kernels.ops.configs import LaunchConfig
 from lora_kernels.ops.dispatch import interpreted
 from lora_kernels.ops.launch import options
-from lora_reg.spec.errors import RegistryError
 
 H200: Final = GPUTarget("cuda", 90, 32)
 _ARCHITECTURE: Final = "sm_90a"
@@ -61,7 +61,7 @@ def compile_variant(variant: Variant) -> Cost:
         raise RegistryError(
             "unsupported",
             "Kernels cannot be compiled in a process in which they are interpreted.",
-            way_out="Unset TRITON_INTERPRET and start again.",
+            hint="Unset TRITON_INTERPRET and start again.",
         )
     names = variant.kernel.arg_names
     source = ASTSource(

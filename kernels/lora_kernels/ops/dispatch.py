@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from lora_reg.spec.errors import RegistryError
+from lora_contract.errors import RegistryError
 
 Backend = Literal["triton", "torch"]
 
@@ -24,7 +24,7 @@ def choose(device: torch.device, backend: Backend | None) -> Backend:
         raise RegistryError(
             "unsupported",
             f"The Triton kernels were asked for, but the tensors are on the device `{device}`; expected a CUDA device.",
-            way_out="Leave `backend` out to compute with torch, or set TRITON_INTERPRET=1 before Triton is imported to "
+            hint="Leave `backend` out to compute with torch, or set TRITON_INTERPRET=1 before Triton is imported to "
             "run the kernels in its interpreter.",
         )
     return backend

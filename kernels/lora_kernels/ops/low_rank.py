@@ -8,7 +8,7 @@ from typing import Final, Protocol
 
 import torch
 
-from lora_reg.spec.errors import RegistryError
+from lora_contract.errors import RegistryError
 
 DTYPES: Final = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -103,7 +103,7 @@ def delta_sum(w: Matrix, adapters: Sequence[LowRank], compute: torch.dtype) -> t
 
 
 def _invalid(sentence: str) -> RegistryError:
-    return RegistryError("invalid-request", sentence, way_out="Pass tensors of the shapes and types that are expected.")
+    return RegistryError("invalid-request", sentence, hint="Pass tensors of the shapes and types that are expected.")
 
 
 def _names() -> str:

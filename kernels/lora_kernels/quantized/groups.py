@@ -8,12 +8,12 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
+from lora_contract import canonical
+from lora_contract.base import BaseFingerprint, BaseTensor
+from lora_contract.errors import RegistryError
+from lora_contract.fingerprint import ReadFile
+from lora_contract.tensors import MAX_ELEMENTS
 from lora_kernels.quantized.layout import BLOCKSIZES, DTYPE_NAMES, NestedParts, Part, Quantized
-from lora_reg.spec import canonical
-from lora_reg.spec.base import BaseFingerprint, BaseTensor
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.fingerprint import ReadFile
-from lora_reg.spec.tensors import MAX_ELEMENTS
 
 _STATE: Final = ".quant_state.bitsandbytes__"
 _PARTS: Final = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
@@ -199,6 +199,6 @@ def _bad(name: str, why: str) -> NoReturn:
     raise RegistryError(
         "rejected",
         f"The quantized weight {name} of the base {why}.",
-        way_out="Save the quantized model again with transformers, or merge onto the full-precision base.",
+        hint="Save the quantized model again with transformers, or merge onto the full-precision base.",
         tensor=name,
     )

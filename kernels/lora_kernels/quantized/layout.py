@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from lora_reg.spec.tensors import DTYPE_BYTES
+from lora_contract.tensors import DTYPE_BYTES
 
 BLOCKSIZES: Final = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 NESTED_BLOCKSIZE: Final = 256

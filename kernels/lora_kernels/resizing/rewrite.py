@@ -13,13 +13,13 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from lora_contract.tensors import DTYPE_BYTES
 from lora_kernels.adapters import AdapterIdentity, AdapterReader, AdapterWriter, adapter_writer, open_adapter, widest
 from lora_kernels.adapters.low_rank import LowRankModule
 from lora_kernels.adapters.rounding import stored_values
 from lora_kernels.linalg.factored import distance, product_norm
 from lora_kernels.merging.blas import one_thread
 from lora_kernels.merging.folder import Progress
-from lora_reg.spec.tensors import DTYPE_BYTES
 
 F64 = npt.NDArray[np.float64]
 _T = TypeVar("_T")

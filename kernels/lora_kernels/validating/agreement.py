@@ -9,12 +9,12 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from lora_contract.errors import RegistryError
+from lora_contract.findings import Finding, Severity
+from lora_contract.validation import LayerResult, Precision
 from lora_kernels.merging import merge_folder
 from lora_kernels.validating.losses import probe_logits
 from lora_kernels.validating.models import computed_in, load_base
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.findings import Finding, Severity
-from lora_reg.spec.validation import LayerResult, Precision
 
 Probes = Sequence[np.ndarray[Any, np.dtype[np.float64]]]
 

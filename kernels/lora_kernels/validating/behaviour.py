@@ -8,12 +8,12 @@ from typing import Any, Final
 import jsonschema_rs
 import torch
 
+from lora_contract.dataset import Expectation, Record
+from lora_contract.regex import Regex
+from lora_contract.regex_syntax import PatternError
+from lora_contract.validation import Answers, Facts
 from lora_kernels.validating.losses import MAX_TOKENS, Encoded, read_records
 from lora_kernels.validating.subject import EvaluationSet
-from lora_reg.spec.dataset import Expectation, Record
-from lora_reg.spec.regex import Regex
-from lora_reg.spec.regex_syntax import PatternError
-from lora_reg.spec.validation import Answers, Facts
 
 LONGEST: Final = 64
 """Tokens of an answer."""

@@ -7,10 +7,10 @@ from functools import partial
 from statistics import median
 from typing import Final
 
+from lora_contract.findings import Finding
+from lora_contract.statistics import Interval
+from lora_contract.validation import Facts
 from lora_kernels.validating.pull import Pulls
-from lora_reg.spec.findings import Finding
-from lora_reg.spec.statistics import Interval
-from lora_reg.spec.validation import Facts
 
 # Nats per token by which the loss is lower without a module, from which that is an error.
 HARM: Final = 0.01
@@ -58,7 +58,7 @@ def _astray(found: Pulls) -> Finding | None:
         f"{_names(names)}. Without them it is {way} by {abs(without.mean):.4f} nats per token "
         f"({without.records} records).",
         where=names[0],
-        way_out="Look which base it was trained on, and push it against that one.",
+        hint="Look which base it was trained on, and push it against that one.",
     )
 
 
@@ -79,7 +79,7 @@ def _against(found: Pulls) -> Finding | None:
         f"({-worst.high:.4f} to {-worst.low:.4f} at {worst.level:.0%}, {worst.records} records){also}. "
         "Its sign or its scale is suspect.",
         where=names[0],
-        way_out="Export it again, and compare the file with what the training wrote.",
+        hint="Export it again, and compare the file with what the training wrote.",
     )
 
 
@@ -93,7 +93,7 @@ def _too_strong(found: Pulls) -> Finding | None:
         f"Turning the whole adapter down by a tenth would lower the loss by {together.mean / 10:.4f} nats per token "
         f"({together.low / 10:.4f} to {together.high / 10:.4f} at {together.level:.0%}, {together.records} records): "
         "its scale is larger than in training, or it was trained on too little for too long.",
-        way_out="Look at alpha and rsLoRA in the config, or stop the training earlier.",
+        hint="Look at alpha and rsLoRA in the config, or stop the training earlier.",
     )
 
 
@@ -112,7 +112,7 @@ def _idle(found: Pulls) -> Finding | None:
         "warning",
         f"{len(names)} of {_at_work(found)} modules change the outputs and do not lower the loss: {_names(names)}.",
         where=names[0],
-        way_out="Compare the file with what the training wrote: their halves may be exchanged.",
+        hint="Compare the file with what the training wrote: their halves may be exchanged.",
     )
 
 

@@ -7,13 +7,13 @@ from typing import Any, Final
 
 import numpy as np
 
+from lora_contract.findings import Finding
+from lora_contract.tensors import Header
+from lora_contract.validation import LayerResult
 from lora_kernels.validating import contribution
 from lora_kernels.validating.agreement import divergence, top_agreement
 from lora_kernels.validating.losses import Encoded
 from lora_kernels.validating.pull import measure
-from lora_reg.spec.findings import Finding
-from lora_reg.spec.tensors import Header
-from lora_reg.spec.validation import LayerResult
 
 WEIGHTS: Final = "adapter_model.safetensors"
 # PEFT stores a copy of an adapted embedding beside its factors; it is the base's own and has nothing to do.

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from lora_contract.errors import RegistryError
 from lora_kernels.validating import models
-from lora_reg.spec.errors import RegistryError
 
 _ENVIRONMENT: Final = {
     "HF_HUB_OFFLINE": "1",
@@ -70,7 +70,7 @@ def prepared() -> Iterator[None]:
         raise RegistryError(
             "usage",
             f"Tasks need lm-evaluation-harness; {error.name or 'a part of it'} is not installed.",
-            way_out="Install it with `pip install 'lora-reg[harness]'`.",
+            hint="Install it with `pip install 'lora-reg[harness]'`.",
         ) from error
     config: Any = importlib.import_module("datasets.config")
     with tempfile.TemporaryDirectory(prefix="lora-reg-tasks-") as cache, _set(config, "HF_DATASETS_CACHE", cache):

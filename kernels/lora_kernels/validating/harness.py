@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from lora_contract import canonical
+from lora_contract.errors import RegistryError
+from lora_contract.validation import TaskMetric, TaskResult
 from lora_kernels.validating import enclosure
-from lora_reg.spec import canonical
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.validation import TaskMetric, TaskResult
 
 SEED: Final = 1234
 """Of examples that are drawn for a prompt, of sampling, and of all that a task's own Python draws."""
@@ -143,7 +143,7 @@ def _check(path: Path) -> None:
             raise RegistryError(
                 "usage",
                 f"{file} cannot be read as a task: {' '.join(str(error).split())[:300]}",
-                way_out="Mend the file, or move it out of the folder.",
+                hint="Mend the file, or move it out of the folder.",
             ) from error
         more = own.get("include", [])
         included |= {(file.parent / one).resolve() for one in (more if isinstance(more, list) else [more])}
@@ -157,11 +157,11 @@ def _check(path: Path) -> None:
             raise RegistryError(
                 "usage",
                 f"{file} names neither a `task` nor a `group`, and no other file includes it.",
-                way_out="Give the task its name, or move the file out of the folder.",
+                hint="Give the task its name, or move the file out of the folder.",
             )
     if not names:
         raise RegistryError(
-            "usage", f"No task is defined in {path}.", way_out="A task is a file *.yaml with the key `task`."
+            "usage", f"No task is defined in {path}.", hint="A task is a file *.yaml with the key `task`."
         )
     _once(names, path)
 
@@ -170,7 +170,7 @@ def _once(names: list[str], path: Path) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise RegistryError(
-            "usage", f"{path}: {twice[0]!r} is defined twice.", way_out="Give each task a name of its own."
+            "usage", f"{path}: {twice[0]!r} is defined twice.", hint="Give each task a name of its own."
         )
 
 
@@ -228,7 +228,7 @@ def _blamed(path: Path, what: str) -> Iterator[None]:
         raise RegistryError(
             "usage",
             f"A task of {path} {what}: {type(error).__name__}: {' '.join(str(error).split())[:300]}{heard}",
-            way_out="Mend the task; its data and metrics have to be on this machine, and paths are from the folder.",
+            hint="Mend the task; its data and metrics have to be on this machine, and paths are from the folder.",
         ) from error
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from lora_reg.spec.dataset import MAX_LINE, Record, parse_records, split_lines
+from lora_contract.dataset import MAX_LINE, Record, parse_records, split_lines
 
 MAX_TOKENS: Final = 512
 # Eight at a time took 1.8 times less processor time than 32: the activations stay in cache.

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from lora_contract.errors import RegistryError
+from lora_contract.validation import Precision
 from lora_kernels.merging.folder import plan_folder
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.validation import Precision
 
 if TYPE_CHECKING:
     import torch
@@ -105,7 +105,7 @@ def load_tokenizer(folder: Path) -> Any:
         raise RegistryError(
             "unsupported",
             f"The base has no tokenizer that transformers loads: {str(error)[:200]}",
-            way_out="Register the base with its tokenizer.",
+            hint="Register the base with its tokenizer.",
         ) from error
 
 

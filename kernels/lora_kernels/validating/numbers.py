@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
+from lora_contract.errors import RegistryError
+from lora_contract.findings import Finding
+from lora_contract.validation import LayerResult
 from lora_kernels.merging.blas import one_thread
 from lora_kernels.merging.folder import plan_folder
 from lora_kernels.merging.plan import MergePlan, TensorPlan
@@ -12,9 +15,6 @@ from lora_kernels.merging.sources import FolderSource
 from lora_kernels.merging.tensor import TensorMerge
 from lora_kernels.merging.updates.factors import FactorReader
 from lora_kernels.validating.changes import DTYPES, TensorChange, measure
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.findings import Finding
-from lora_reg.spec.validation import LayerResult
 
 # Of the norm of the update to that of the weight: an update as large as the weight is no longer a change of it.
 LARGE: Final = 1.0
@@ -80,7 +80,7 @@ def _findings(rows: list[dict[str, Any]]) -> list[Finding]:
             "warning",
             f"What the adapter makes of {row['tensor']} holds NaN or infinite values.",
             where=row["module"],
-            way_out="Look at the base and at the learning rate; take an earlier checkpoint.",
+            hint="Look at the base and at the learning rate; take an earlier checkpoint.",
         )
         for row in rows
         if row["norm"] is None
@@ -92,7 +92,7 @@ def _findings(rows: list[dict[str, Any]]) -> list[Finding]:
             f"The update of {row['module']} has {row['share']:.1f} times the norm of the weight itself; "
             f"expected less than {LARGE:g}.",
             where=row["module"],
-            way_out="Look at the learning rate, and at alpha.",
+            hint="Look at the learning rate, and at alpha.",
         )
         for row in rows
         # A bias is often near zero, where any change of it is large beside it.
@@ -111,7 +111,7 @@ def _findings(rows: list[dict[str, Any]]) -> list[Finding]:
                 "warning",
                 f"{len(dead)} of {len(modules)} modules change nothing: {', '.join(dead[:3])}{more}.",
                 where=dead[0],
-                way_out="Where these were to be trained, train again; else leave them out of target_modules.",
+                hint="Where these were to be trained, train again; else leave them out of target_modules.",
             )
         )
     return findings

@@ -30,8 +30,8 @@ from typing import Any, Final
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lora_contract.statistics import FEWEST, LEVEL, Interval, paired
 from lora_kernels.validating.losses import Encoded, forward, losses, record_nats
-from lora_reg.spec.statistics import FEWEST, LEVEL, Interval, paired
 
 # A pass with its way back costs about as much as four of losses, and there are two: on a quarter of the records they
 # cost about what the losses of base and adapter do on all of them.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 
+from lora_contract.adapter.check import AdapterFacts, AdapterFile, check_adapter
+from lora_contract.base import BaseTensor
+from lora_contract.validation import LayerResult, State
 from lora_kernels.merging.folder import read_base
 from lora_kernels.merging.sources import FolderSource
 from lora_kernels.validating.subject import Subject
-from lora_reg.spec.adapter.check import AdapterFacts, AdapterFile, check_adapter
-from lora_reg.spec.base import BaseTensor
-from lora_reg.spec.validation import LayerResult, State
 
 
 def structure(subject: Subject) -> tuple[LayerResult, AdapterFacts | None]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lora_reg.spec.validation import Layer, Precision, Role
+from lora_contract.validation import Layer, Precision, Role
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationSet:
-    """path: JSON lines, of `lora_reg.spec.dataset`. digest: of its version; name: for people."""
+    """path: JSON lines, of `lora_contract.dataset`. digest: of its version; name: for people."""
 
     role: Role
     digest: str

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from lora_contract.adapter.config import parse_config
+from lora_contract.adapter.facts import AdapterFacts
+from lora_contract.errors import RegistryError
+from lora_contract.findings import Finding
+from lora_contract.serveability import serveability
+from lora_contract.validation import ROLES, Answers, Evaluation, Layer, LayerResult, Role, TaskResult, Validation
 from lora_kernels.validating.subject import Subject
-from lora_reg.spec.adapter.config import parse_config
-from lora_reg.spec.adapter.facts import AdapterFacts
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.findings import Finding
-from lora_reg.spec.serveability import serveability
-from lora_reg.spec.validation import ROLES, Answers, Evaluation, Layer, LayerResult, Role, TaskResult, Validation
 
 if TYPE_CHECKING:
     from lora_kernels.validating.harness import Tasks
@@ -88,7 +88,7 @@ def _read(subject: Subject, facts: AdapterFacts, layers: dict[Layer, LayerResult
                 f"{state.state}-by-{name}".replace("wrong-by", "wrong-in"),
                 "note",
                 " ".join(state.problems),
-                way_out=state.conversion,
+                hint=state.conversion,
             )
             for name, state in runtimes.items()
             if state.state != "serves"

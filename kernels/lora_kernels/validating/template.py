@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, NoReturn
 
-from lora_reg.spec.errors import RegistryError
+from lora_contract.errors import RegistryError
 
 CONVERSATION: Final = [
     {"role": "user", "content": "What is a LoRA adapter?"},

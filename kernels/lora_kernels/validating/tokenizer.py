@@ -11,10 +11,10 @@ from typing import Any, Final
 
 import msgspec
 
+from lora_contract.errors import RegistryError
+from lora_contract.findings import Finding, Severity
+from lora_contract.validation import LayerResult
 from lora_kernels.validating.template import render_template
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.findings import Finding, Severity
-from lora_reg.spec.validation import LayerResult
 
 MAX_BYTES: Final = 256 << 20
 TOKENIZER: Final = "tokenizer.json"
@@ -169,6 +169,6 @@ def _text(value: Any) -> Any:
     return value.get("content") if isinstance(value, dict) else value
 
 
-def _differs(code: str, severity: Severity, what: str, file: str, way_out: str | None = None) -> Finding:
-    way = way_out or "Train with the base's tokenizer, or push against the base that this one belongs to."
-    return Finding(code, severity, f"{what}.", file, way_out=way)
+def _differs(code: str, severity: Severity, what: str, file: str, hint: str | None = None) -> Finding:
+    way = hint or "Train with the base's tokenizer, or push against the base that this one belongs to."
+    return Finding(code, severity, f"{what}.", file, hint=way)

@@ -6,7 +6,7 @@ from typing import Any
 
 from litestar import Request
 
-from lora_reg.spec.errors import RegistryError
+from lora_contract.errors import RegistryError
 from lora_registry.auth import tokens
 from lora_registry.auth.principals import LOCAL, Principal
 from lora_registry.context import Context

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from lora_reg.spec.errors import RegistryError
+from lora_contract.errors import RegistryError
 
 Role = Literal["reader", "writer", "admin"]
 RANK: Final[dict[str, int]] = {"reader": 1, "writer": 2, "admin": 3}

@@ -11,8 +11,8 @@ import string
 
 from sqlmodel import Session, select
 
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.reference import check_namespace
+from lora_contract.errors import RegistryError
+from lora_contract.reference import check_namespace
 from lora_registry.auth.principals import RANK, Principal, Role
 from lora_registry.db.tables import Token
 from lora_registry.runtime.clock import now

@@ -19,8 +19,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from lora_reg.spec.digest import Digest
-from lora_reg.spec.errors import RegistryError
+from lora_contract.digest import Digest
+from lora_contract.errors import RegistryError
 
 BLOBS: Final = "blobs/sha256/"
 UPLOADS: Final = "uploads/"

@@ -17,8 +17,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
-from lora_reg.spec.digest import Digest
-from lora_reg.spec.errors import RegistryError
+from lora_contract.digest import Digest
+from lora_contract.errors import RegistryError
 from lora_registry.blobs import keys
 from lora_registry.blobs.hashing import Tally, checked
 from lora_registry.blobs.protocols import Chunk, Presigned, Stored
@@ -243,12 +243,12 @@ def _disk() -> Iterator[None]:
             raise RegistryError(
                 "storage-unavailable",
                 "The disk that holds the blobs is full; nothing of this write was kept.",
-                way_out="Free space on the server's disk and try again.",
+                hint="Free space on the server's disk and try again.",
             ) from error
         raise RegistryError(
             "storage-unavailable",
             f"The folder that holds the blobs answered: {error.strerror}.",
-            way_out="Look at the permissions and the state of the disk under the data folder.",
+            hint="Look at the permissions and the state of the disk under the data folder.",
         ) from error
 
 

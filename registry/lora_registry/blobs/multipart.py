@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final
 
-from lora_reg.spec.digest import Digest
-from lora_reg.spec.errors import RegistryError
+from lora_contract.digest import Digest
+from lora_contract.errors import RegistryError
 from lora_registry.blobs.parts import Cutter, Range
 from lora_registry.blobs.protocols import Chunk
 from lora_registry.blobs.s3_client import StoreAnswered, call

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from lora_reg.spec.errors import RegistryError
+from lora_contract.errors import RegistryError
 from lora_registry.blobs.local import LocalStore
 from lora_registry.blobs.protocols import BlobStore
 from lora_registry.blobs.s3_settings import S3Settings

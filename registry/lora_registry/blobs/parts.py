@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
-from lora_reg.spec.digest import Digest
+from lora_contract.digest import Digest
 from lora_registry.blobs.protocols import Chunk, Stored
 from lora_registry.blobs.s3_settings import MIB
 

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
-from lora_reg.spec.digest import Digest
+from lora_contract.digest import Digest
 
 
 class Presigned(msgspec.Struct, frozen=True):

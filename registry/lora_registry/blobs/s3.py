@@ -15,8 +15,8 @@ from itertools import chain
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
-from lora_reg.spec.digest import Digest
-from lora_reg.spec.errors import RegistryError
+from lora_contract.digest import Digest
+from lora_contract.errors import RegistryError
 from lora_registry.blobs import keys
 from lora_registry.blobs.hashing import Tally, checked
 from lora_registry.blobs.protocols import Chunk, Presigned, Stored

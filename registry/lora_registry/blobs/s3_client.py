@@ -8,7 +8,7 @@ import boto3.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from lora_reg.spec.errors import RegistryError
+from lora_contract.errors import RegistryError
 from lora_registry.blobs.s3_settings import S3Settings
 
 
@@ -55,8 +55,8 @@ class StoreAnswered(RegistryError):
     def __init__(self, operation: str, status: int, error: str) -> None:
         detail = f"The S3 store answered {operation} with {error} ({status})."
         if status in (401, 403):
-            way_out = "Check the credentials and the rights that they have on the bucket and prefix."
-            super().__init__("storage-unavailable", detail, way_out=way_out, status=status, error=error)
+            hint = "Check the credentials and the rights that they have on the bucket and prefix."
+            super().__init__("storage-unavailable", detail, hint=hint, status=status, error=error)
         else:
             super().__init__("storage-unavailable", detail, status=status, error=error)
         self.status = status

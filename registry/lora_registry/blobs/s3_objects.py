@@ -9,7 +9,7 @@ from typing import Any, Final
 from botocore.exceptions import BotoCoreError, HTTPClientError
 from urllib3.exceptions import HTTPError
 
-from lora_reg.spec.errors import RegistryError
+from lora_contract.errors import RegistryError
 from lora_registry.blobs import keys, multipart
 from lora_registry.blobs.protocols import Chunk, Presigned
 from lora_registry.blobs.s3_client import StoreAnswered, call, unreachable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from lora_reg.spec.digest import Digest
+from lora_contract.digest import Digest
 from lora_registry.blobs.protocols import BlobReader
 
 AHEAD: Final = 4 * 1024 * 1024

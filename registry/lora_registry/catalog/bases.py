@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from sqlmodel import Session
 
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.wire.catalog import RepositoryView
+from lora_contract.errors import RegistryError
+from lora_contract.wire.catalog import RepositoryView
 from lora_registry.auth.principals import Principal, require
 from lora_registry.catalog import base_store as store
 from lora_registry.catalog import resolve, views

@@ -10,9 +10,9 @@ from typing import Final
 import msgspec
 from sqlmodel import Session
 
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.policy import Policy, governing
-from lora_reg.spec.validation import Precision, Role, ValidationKey, usual_precision
+from lora_contract.errors import RegistryError
+from lora_contract.policy import Policy, governing
+from lora_contract.validation import Precision, Role, ValidationKey, usual_precision
 from lora_registry.auth.principals import Principal
 from lora_registry.catalog import gate_store, resolve, store
 from lora_registry.db.tables import DecisionRow, PolicyRow, Repository, Version

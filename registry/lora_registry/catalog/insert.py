@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from sqlmodel import Session
 
-from lora_reg.spec.base import BaseFingerprint
-from lora_reg.spec.digest import Digest
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.manifest import Manifest
+from lora_contract.base import BaseFingerprint
+from lora_contract.digest import Digest
+from lora_contract.errors import RegistryError
+from lora_contract.manifest import Manifest
 from lora_registry.auth.principals import Principal
 from lora_registry.catalog import store
 from lora_registry.db.tables import BaseFingerprintRow, Repository, Version, VersionBlob, VersionEdge
@@ -116,7 +116,7 @@ def _check_origins(session: Session, draft: Draft) -> None:
         raise RegistryError(
             "deleted",
             "The base, or another version that this one is made from, was deleted meanwhile.",
-            way_out="Name another one and push again.",
+            hint="Name another one and push again.",
         )
 
 
@@ -128,7 +128,7 @@ def check_target(repo: Repository | None, namespace: str, name: str, kind: str) 
         raise RegistryError("deleted", f"{namespace}/{name} was deleted; its name is not given out again.")
     if repo.kind != kind:
         raise RegistryError(
-            "conflict", f"{namespace}/{name} is of kind {repo.kind}, not {kind}.", way_out="Choose another name."
+            "conflict", f"{namespace}/{name} is of kind {repo.kind}, not {kind}.", hint="Choose another name."
         )
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from sqlmodel import Session
 
-from lora_reg.spec.wire.catalog import Lineage, LineageEdge
+from lora_contract.wire.catalog import Lineage, LineageEdge
 from lora_registry.auth.principals import Principal
 from lora_registry.catalog import resolve, store, views
 from lora_registry.context import Context

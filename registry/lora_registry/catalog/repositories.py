@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.manifest import KINDS
-from lora_reg.spec.wire.catalog import RepositoryList, RepositoryView
+from lora_contract.errors import RegistryError
+from lora_contract.manifest import KINDS
+from lora_contract.wire.catalog import RepositoryList, RepositoryView
 from lora_registry.auth.principals import Principal, require
 from lora_registry.catalog import base_store, resolve, store, views
 from lora_registry.context import Context
@@ -73,7 +73,7 @@ def delete(ctx: Context, principal: Principal, namespace: str, name: str) -> Non
             raise RegistryError(
                 "in-use",
                 f"{namespace}/{name} has the tag {tags[0].name}.",
-                way_out="Remove its tags with `lora-reg untag` first.",
+                hint="Remove its tags with `lora-reg untag` first.",
             )
         at = now()
         live = store.list_versions(session, repo.id or 0, before=None, limit=2**31 - 1)

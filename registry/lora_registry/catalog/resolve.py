@@ -7,9 +7,9 @@ from typing import Final
 
 from sqlmodel import Session
 
-from lora_reg.spec import reference
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.reference import Reference
+from lora_contract import reference
+from lora_contract.errors import RegistryError
+from lora_contract.reference import Reference
 from lora_registry.auth.principals import Principal
 from lora_registry.catalog import store
 from lora_registry.db.tables import Repository, Version

@@ -8,9 +8,9 @@ from litestar import HttpMethod, Request, Response, Router, route
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import QueryParameter
 
-from lora_reg.spec.base import BaseFingerprint
-from lora_reg.spec.digest import Digest
-from lora_reg.spec.wire.catalog import (
+from lora_contract.base import BaseFingerprint
+from lora_contract.digest import Digest
+from lora_contract.wire.catalog import (
     AliasRequest,
     Lineage,
     RepositoryList,

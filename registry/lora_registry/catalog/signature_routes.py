@@ -6,7 +6,7 @@ from typing import Any
 
 from litestar import Request, Response, Router
 
-from lora_reg.spec.wire.signatures import SignatureList, SignatureView, SignRequest
+from lora_contract.wire.signatures import SignatureList, SignatureView, SignRequest
 from lora_registry.auth.principals import Principal
 from lora_registry.catalog import signatures
 from lora_registry.context import Context

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from sqlmodel import Session
 
-from lora_reg.spec.digest import Digest
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.signing import (
+from lora_contract.digest import Digest
+from lora_contract.errors import RegistryError
+from lora_contract.signing import (
     PAYLOAD_TYPE,
     PublicKey,
     check_statement,
@@ -19,8 +19,8 @@ from lora_reg.spec.signing import (
     signatures_of,
     verifies,
 )
-from lora_reg.spec.signing.keys import of_der
-from lora_reg.spec.wire.signatures import SignatureList, SignatureView, SignRequest
+from lora_contract.signing.keys import of_der
+from lora_contract.wire.signatures import SignatureList, SignatureView, SignRequest
 from lora_registry.auth.principals import Principal, require
 from lora_registry.catalog import gate_store, resolve
 from lora_registry.context import Context

@@ -6,8 +6,8 @@ from typing import Any
 
 from litestar import Request, Response, Router
 
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.wire.tags import ProtectRequest, RollbackRequest, TagHistory, TagList, TagRequest, TagView
+from lora_contract.errors import RegistryError
+from lora_contract.wire.tags import ProtectRequest, RollbackRequest, TagHistory, TagList, TagRequest, TagView
 from lora_registry.auth.principals import Principal
 from lora_registry.catalog import tags
 from lora_registry.catalog.tags import Expectation

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from sqlmodel import Session
 
-from lora_reg.spec import reference
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.wire.tags import TagHistory, TagList, TagView
+from lora_contract import reference
+from lora_contract.errors import RegistryError
+from lora_contract.wire.tags import TagHistory, TagList, TagView
 from lora_registry.auth.principals import Principal, require
 from lora_registry.catalog import governing, resolve, store, views
 from lora_registry.context import Context
@@ -157,7 +157,7 @@ def rollback(
                 raise RegistryError(
                     "conflict",
                     f"The tag {tag} never pointed to v{version.number}.",
-                    way_out="Move it there with `lora-reg tag`.",
+                    hint="Move it there with `lora-reg tag`.",
                 )
         # A rollback names the tag it undoes; the present generation is what it expects.
         stated = expect if expect.stated else Expectation(generation=row.generation)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lora_reg.spec.digest import Digest
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.wire.catalog import VersionList, VersionView
+from lora_contract.digest import Digest
+from lora_contract.errors import RegistryError
+from lora_contract.wire.catalog import VersionList, VersionView
 from lora_registry.auth.principals import Principal, require
 from lora_registry.catalog import resolve, store, views
 from lora_registry.context import Context
@@ -65,7 +65,7 @@ def locate(ctx: Context, principal: Principal, namespace: str, name: str, select
         raise RegistryError(
             "not-found",
             f"{path} of {where} was never uploaded.",
-            way_out="The base was registered with --manifest-only; add it with its weights.",
+            hint="The base was registered with --manifest-only; add it with its weights.",
         )
     return Located(row.path, Digest.parse(row.digest), row.size, version.digest, version.commit_id)
 
@@ -104,7 +104,7 @@ def delete(ctx: Context, principal: Principal, namespace: str, name: str, select
         where = f"{repo.namespace}/{repo.name}:v{version.number}"
         tags = store.tags_of_versions(session, [version.id or 0]).get(version.id or 0)
         if tags:
-            raise RegistryError("in-use", f"The tag {tags[0]} points to {where}.", way_out="Move the tag first.")
+            raise RegistryError("in-use", f"The tag {tags[0]} points to {where}.", hint="Move the tag first.")
         store.hold_versions(session, [version.id or 0], exclusive=True)
         children = store.live_children(session, version.id or 0)
         if children:

@@ -8,8 +8,8 @@ from typing import Any
 
 from sqlmodel import Session
 
-from lora_reg.spec.wire.catalog import RepositoryView, VersionFile, VersionRef, VersionView
-from lora_reg.spec.wire.tags import TagEvent, TagView
+from lora_contract.wire.catalog import RepositoryView, VersionFile, VersionRef, VersionView
+from lora_contract.wire.tags import TagEvent, TagView
 from lora_registry.catalog import base_store, store
 from lora_registry.db.tables import Repository, Tag, TagMove, Version
 from lora_registry.runtime.clock import iso

@@ -14,7 +14,7 @@ from sqlmodel import SQLModel
 
 import lora_registry.db.tables  # noqa: F401  fills the metadata
 from alembic import command
-from lora_reg.spec.errors import RegistryError
+from lora_contract.errors import RegistryError
 
 
 def _config() -> Config:
@@ -46,7 +46,7 @@ def require_current(engine: Engine) -> None:
     """Raises RegistryError `unavailable` where the database has not the newest revision."""
     if not is_current(engine):
         raise RegistryError(
-            "unavailable", "The database is not at the newest schema.", way_out="Run `lora-registry migrate`."
+            "unavailable", "The database is not at the newest schema.", hint="Run `lora-registry migrate`."
         )
 
 

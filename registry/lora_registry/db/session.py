@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlmodel import Session
 
-from lora_reg.spec.errors import RegistryError
+from lora_contract.errors import RegistryError
 
 
 class Database:

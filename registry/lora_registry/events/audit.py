@@ -9,7 +9,7 @@ from sqlalchemy import event, func, insert
 from sqlalchemy.orm import Session as OrmSession
 from sqlmodel import Session, col, select
 
-from lora_reg.spec.wire.jobs import EventList, EventView
+from lora_contract.wire.jobs import EventList, EventView
 from lora_registry.auth.principals import Principal
 from lora_registry.db.tables import AuditEvent
 from lora_registry.runtime import paging

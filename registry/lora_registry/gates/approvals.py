@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lora_reg.spec import reference
-from lora_reg.spec.wire.gates import ApprovalView, ApproveRequest
+from lora_contract import reference
+from lora_contract.wire.gates import ApprovalView, ApproveRequest
 from lora_registry.auth.principals import Principal, require
 from lora_registry.catalog import gate_store, resolve
 from lora_registry.context import Context

@@ -13,12 +13,12 @@ from typing import Any
 import msgspec
 from sqlmodel import Session
 
-from lora_reg.spec import reference
-from lora_reg.spec.adapter.facts import AdapterFacts
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.policy import DEFAULT, Decision, GateFacts, Policy, decide
-from lora_reg.spec.signing import parse_public_key
-from lora_reg.spec.validation import ValidationKey, parse_validation
+from lora_contract import reference
+from lora_contract.adapter.facts import AdapterFacts
+from lora_contract.errors import RegistryError
+from lora_contract.policy import DEFAULT, Decision, GateFacts, Policy, decide
+from lora_contract.signing import parse_public_key
+from lora_contract.validation import ValidationKey, parse_validation
 from lora_registry.auth.principals import Principal
 from lora_registry.catalog import gate_store, governing, resolve, signatures, store
 from lora_registry.catalog.governing import Sets
@@ -154,5 +154,5 @@ def need_weights(session: Session, wanted: Sequence[Wanted]) -> None:
                 "unsupported",
                 f"{repo.namespace}/{repo.name}:v{base.number} was registered without its weights, so nothing can be "
                 "run on it here.",
-                way_out="Add the base with its weights and push the adapter against that version.",
+                hint="Add the base with its weights and push the adapter against that version.",
             )

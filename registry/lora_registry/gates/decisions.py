@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 from sqlmodel import Session
 
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.findings import Finding
-from lora_reg.spec.wire.gates import CheckView, GateRequest, GateView, PromoteRequest, PromotionView
-from lora_reg.spec.wire.tags import TagView
+from lora_contract.errors import RegistryError
+from lora_contract.findings import Finding
+from lora_contract.wire.gates import CheckView, GateRequest, GateView, PromoteRequest, PromotionView
+from lora_contract.wire.tags import TagView
 from lora_registry.auth.principals import Principal, require
 from lora_registry.catalog import gate_store, tags, views
 from lora_registry.catalog.tags import Expectation, Warrant

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from lora_reg.spec.digest import Digest
-from lora_reg.spec.errors import RegistryError
+from lora_contract.digest import Digest
+from lora_contract.errors import RegistryError
 from lora_registry.blobs.hashing import checked
 from lora_registry.catalog import store
 from lora_registry.context import Context

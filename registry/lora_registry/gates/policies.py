@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.policy import Policy, parse_pattern, parse_policy
-from lora_reg.spec.wire.gates import PolicyList, PolicyRequest, PolicyView
+from lora_contract.errors import RegistryError
+from lora_contract.policy import Policy, parse_pattern, parse_policy
+from lora_contract.wire.gates import PolicyList, PolicyRequest, PolicyView
 from lora_registry.auth.principals import Principal, require
 from lora_registry.catalog import gate_store, governing
 from lora_registry.context import Context
@@ -69,7 +69,7 @@ def read(document: Any) -> Policy:
             "invalid-request",
             "The policy asks for behaviour.tasks, which no report of a registry has: tasks of lm-evaluation-harness "
             "hold Python that would be run, so that its jobs run none.",
-            way_out="Judge by it where the tasks are: `lora-reg validate --local --tasks DIR --policy FILE`.",
+            hint="Judge by it where the tasks are: `lora-reg validate --local --tasks DIR --policy FILE`.",
         )
     return policy
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from litestar import Request, Response, Router
 
-from lora_reg.spec.wire.gates import (
+from lora_contract.wire.gates import (
     ApprovalView,
     ApproveRequest,
     GateRequest,
@@ -18,7 +18,7 @@ from lora_reg.spec.wire.gates import (
     PromotionView,
     ValidateRequest,
 )
-from lora_reg.spec.wire.jobs import JobView
+from lora_contract.wire.jobs import JobView
 from lora_registry.auth.principals import Principal
 from lora_registry.context import Context
 from lora_registry.gates import approvals, decisions, policies, validations

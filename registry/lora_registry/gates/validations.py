@@ -7,10 +7,10 @@ from typing import Final
 
 from sqlmodel import Session
 
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.policy import DEFAULT
-from lora_reg.spec.wire.gates import ValidateRequest
-from lora_reg.spec.wire.jobs import JobView
+from lora_contract.errors import RegistryError
+from lora_contract.policy import DEFAULT
+from lora_contract.wire.gates import ValidateRequest
+from lora_contract.wire.jobs import JobView
 from lora_registry.auth.principals import Principal, require
 from lora_registry.catalog import governing, resolve
 from lora_registry.catalog.governing import Sets

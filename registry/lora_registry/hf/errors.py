@@ -12,7 +12,7 @@ import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
-from lora_reg.spec.errors import RegistryError
+from lora_contract.errors import RegistryError
 from lora_registry.runtime.clock import new_id
 
 log = logging.getLogger("lora_registry.hf")
@@ -25,28 +25,28 @@ def repo_not_found(repo_id: str) -> RegistryError:
     return RegistryError(
         "not-found",
         f"There is no repository {repo_id[:200]!r} that you may read.",
-        way_out="Look for it with `lora-reg list`; nothing is fetched from huggingface.co.",
+        hint="Look for it with `lora-reg list`; nothing is fetched from huggingface.co.",
         hub="RepoNotFound",
     )
 
 
 def revision_not_found(detail: str) -> RegistryError:
     """The one answer that stops clients that have the files in their cache already."""
-    way_out = "Revisions are main, tags, v1 and so on, and commits of 40 hex digits."
-    return RegistryError("not-found", detail, way_out=way_out, hub="RevisionNotFound")
+    hint = "Revisions are main, tags, v1 and so on, and commits of 40 hex digits."
+    return RegistryError("not-found", detail, hint=hint, hub="RevisionNotFound")
 
 
 def entry_not_found(detail: str, *, commit: str) -> RegistryError:
     """commit lets clients remember that this version has no such file."""
-    way_out = "List the files with `lora-reg show`."
-    return RegistryError("not-found", detail, way_out=way_out, hub="EntryNotFound", commit=commit)
+    hint = "List the files with `lora-reg show`."
+    return RegistryError("not-found", detail, hint=hint, hub="EntryNotFound", commit=commit)
 
 
 def read_only() -> RegistryError:
     return RegistryError(
         "method-not-allowed",
         "The Hub dialect of this registry only reads.",
-        way_out="Push with `lora-reg push`, move tags with `lora-reg tag`.",
+        hint="Push with `lora-reg push`, move tags with `lora-reg tag`.",
     )
 
 
@@ -74,7 +74,7 @@ def _response(error: RegistryError) -> Response[Any]:
     # The Hub has no 410 for a model; a client would not know what it means.
     status = 404 if error.code == "deleted" else kind.status
     headers = {
-        "X-Error-Message": header_text(f"{error.detail} {error.way_out}"),
+        "X-Error-Message": header_text(f"{error.detail} {error.hint}"),
         "X-Request-Id": request_id,
         "Cache-Control": "no-store",
     }

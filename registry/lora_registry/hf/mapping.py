@@ -11,8 +11,8 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lora_reg.spec.digest import Digest
-from lora_reg.spec.wire.catalog import RepositoryView, VersionFile, VersionView
+from lora_contract.digest import Digest
+from lora_contract.wire.catalog import RepositoryView, VersionFile, VersionView
 from lora_registry.auth.principals import RANK, Principal
 from lora_registry.hf import errors
 from lora_registry.hf.revisions import Contents

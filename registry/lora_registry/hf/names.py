@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from lora_reg.spec import reference
-from lora_reg.spec.errors import RegistryError
+from lora_contract import reference
+from lora_contract.errors import RegistryError
 
 LATEST: Final = "latest"
 """The native selector of the newest version, which `main` is here. No tag can have this name."""

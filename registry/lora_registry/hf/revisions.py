@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from sqlmodel import Session
 
-from lora_reg.spec.digest import Digest
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.wire.catalog import VersionFile
+from lora_contract.digest import Digest
+from lora_contract.errors import RegistryError
+from lora_contract.wire.catalog import VersionFile
 from lora_registry.auth.principals import Principal
 from lora_registry.catalog import base_store, resolve, store, views
 from lora_registry.catalog.versions import Located

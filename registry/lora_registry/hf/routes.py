@@ -13,7 +13,7 @@ import msgspec
 from litestar import HttpMethod, Request, Response, Router, route
 from litestar.exceptions import HTTPException
 
-from lora_reg.spec.errors import RegistryError
+from lora_contract.errors import RegistryError
 from lora_registry.auth.guards import principal_of
 from lora_registry.auth.principals import Principal
 from lora_registry.catalog import repositories, versions
@@ -54,7 +54,7 @@ async def serve(request: R, ctx: Context) -> Response[Any]:
     if request.method not in ("GET", "HEAD") and not (call and call.verb == "paths-info" and request.method == "POST"):
         raise errors.read_only()
     if call is None:
-        raise RegistryError("not-found", "The Hub dialect of this registry has no such path.", way_out=WHERE)
+        raise RegistryError("not-found", "The Hub dialect of this registry has no such path.", hint=WHERE)
     if call.verb == "paths-info":
         call = replace(call, paths=_paths(request, await request.body()))
     return await anyio.to_thread.run_sync(_answer, request, ctx, call)

@@ -11,8 +11,8 @@ import anyio.to_thread
 from litestar import Request, Response
 from litestar.response import Stream
 
-from lora_reg.spec.digest import Digest
-from lora_reg.spec.errors import RegistryError
+from lora_contract.digest import Digest
+from lora_contract.errors import RegistryError
 from lora_registry.blobs.protocols import BlobStore
 
 CHUNK: Final = 256 * 1024

@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 import msgspec
 from sqlmodel import Session, col, delete
 
-from lora_reg.spec.errors import RegistryError
+from lora_contract.errors import RegistryError
 from lora_registry.auth.principals import Principal
 from lora_registry.context import Context
 from lora_registry.db.dialect import insert_ignore

@@ -11,8 +11,8 @@ from litestar.exceptions import HTTPException
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.status_codes import HTTP_500_INTERNAL_SERVER_ERROR
 
-from lora_reg.spec.errors import ERRORS, RegistryError
-from lora_reg.spec.wire.common import Problem
+from lora_contract.errors import ERRORS, RegistryError
+from lora_contract.wire.common import Problem
 from lora_registry.runtime.clock import new_id
 
 log = logging.getLogger("lora_registry.http")
@@ -74,7 +74,7 @@ def _answer(error: RegistryError) -> Response[Any]:
         status=kind.status,
         detail=error.detail,
         code=error.code,
-        way_out=error.way_out,
+        hint=error.hint,
         retryable=kind.retryable,
         request_id=new_id()[:16],
         findings=error.facts.get("findings", []),

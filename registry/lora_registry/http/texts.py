@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from litestar import Request
 
-from lora_reg.spec.errors import RegistryError
+from lora_contract.errors import RegistryError
 
 _ESCAPED_NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 

@@ -18,7 +18,7 @@ import sys
 import threading
 from typing import Any
 
-from lora_reg.spec.errors import RegistryError
+from lora_contract.errors import RegistryError
 
 _PR_SET_PDEATHSIG = 1
 
@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> None:
     try:
         result = resolve(request["target"])(request["spec"], report)
     except RegistryError as error:
-        facts = {"code": error.code, "detail": error.detail, "way_out": error.way_out, "facts": error.facts}
+        facts = {"code": error.code, "detail": error.detail, "hint": error.hint, "facts": error.facts}
         report.send({"error": facts})
     except MemoryError:
         detail = "The work needs more memory than the worker could get."

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, NoReturn, Protocol
 
-from lora_reg.spec.errors import ERRORS, RegistryError
+from lora_contract.errors import ERRORS, RegistryError
 from lora_registry.runtime.faults import fault_point
 
 _MAX_LINE: Final = 64 * 1024 * 1024
@@ -235,7 +235,7 @@ def _unreadable(found: str) -> RegistryError:
 def _reported(error: dict[str, Any]) -> RegistryError:
     if error["code"] not in ERRORS:
         return _unreadable(f"the error code {error['code']!r}")
-    return RegistryError(error["code"], error["detail"], way_out=error.get("way_out"), **error.get("facts", {}))
+    return RegistryError(error["code"], error["detail"], hint=error.get("hint"), **error.get("facts", {}))
 
 
 def _ended(name: str, status: int, tail: bytes) -> RegistryError:

@@ -9,7 +9,7 @@ from typing import Any
 from dbos import DBOS, PortableWorkflowError, SQLAlchemyDatasource
 from sqlalchemy.exc import OperationalError
 
-from lora_reg.spec.errors import RegistryError
+from lora_contract.errors import RegistryError
 from lora_registry.jobs.children import Children
 from lora_registry.jobs.kinds import JobKind
 from lora_registry.jobs.names import ALIVE_EVENT, PROGRESS_STREAM, from_portable, to_portable

@@ -22,7 +22,7 @@ from sqlalchemy import Engine, bindparam, create_engine, make_url, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from lora_reg.spec.errors import RegistryError
+from lora_contract.errors import RegistryError
 from lora_registry.jobs.names import APPLICATION, APPLICATION_VERSION, PROGRESS_STREAM, from_portable
 from lora_registry.jobs.port import TERMINAL, JobStatus, Progress, Queue, State
 
@@ -223,7 +223,7 @@ def _stamp(milliseconds: int) -> str:
 
 
 def _unknown(job_id: str) -> RegistryError:
-    return RegistryError("not-found", f"There is no job {job_id}.", way_out="Check the id with `lora-reg job list`.")
+    return RegistryError("not-found", f"There is no job {job_id}.", hint="Check the id with `lora-reg job list`.")
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from dbos import PortableWorkflowError
 
-from lora_reg.spec.errors import ERRORS, RegistryError
+from lora_contract.errors import ERRORS, RegistryError
 
 APPLICATION: Final = "lora-reg"
 
@@ -19,15 +19,15 @@ ALIVE_EVENT: Final = "alive"
 
 
 def to_portable(error: RegistryError) -> PortableWorkflowError:
-    """The form in which an error is checkpointed: JSON, with code, detail, way out and facts."""
-    data: dict[str, Any] = {"way_out": error.way_out, "facts": error.facts}
+    """The form in which an error is checkpointed: JSON, with code, detail, hint and facts."""
+    data: dict[str, Any] = {"hint": error.hint, "facts": error.facts}
     return PortableWorkflowError(error.detail, type(error).__name__, error.code, data)
 
 
 def from_portable(error: PortableWorkflowError) -> RegistryError:
     """The same error back. Whatever was no RegistryError was a fault of ours: code `job-failed`."""
     # The name does not tell: read back, it is the name of the portable class.
-    if error.code not in ERRORS or not isinstance(error.data, dict) or error.data.keys() != {"way_out", "facts"}:
+    if error.code not in ERRORS or not isinstance(error.data, dict) or error.data.keys() != {"hint", "facts"}:
         return RegistryError("job-failed", f"{error.name}: {error.message}")
     data: dict[str, Any] = error.data
-    return RegistryError(str(error.code), error.message, way_out=data["way_out"], **data["facts"])
+    return RegistryError(str(error.code), error.message, hint=data["hint"], **data["facts"])

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from sqlmodel import Session
 
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.methods import check_parameters, find_method
-from lora_reg.spec.recipe import ComposeRecipe
-from lora_reg.spec.wire.jobs import JobView
-from lora_reg.spec.wire.operations import ComposeRequest
+from lora_contract.errors import RegistryError
+from lora_contract.methods import check_parameters, find_method
+from lora_contract.recipe import ComposeRecipe
+from lora_contract.wire.jobs import JobView
+from lora_contract.wire.operations import ComposeRequest
 from lora_registry.auth.principals import Principal
 from lora_registry.context import Context
 from lora_registry.operations import derive, inputs

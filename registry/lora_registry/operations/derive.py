@@ -12,12 +12,12 @@ from itertools import count
 
 from sqlmodel import Session
 
-from lora_reg.spec import reference
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.manifest import Kind
-from lora_reg.spec.recipe import Recipe
-from lora_reg.spec.wire.jobs import JobView
-from lora_reg.spec.wire.operations import DeriveRequest
+from lora_contract import reference
+from lora_contract.errors import RegistryError
+from lora_contract.manifest import Kind
+from lora_contract.recipe import Recipe
+from lora_contract.wire.jobs import JobView
+from lora_contract.wire.operations import DeriveRequest
 from lora_registry.auth.principals import Principal, require
 from lora_registry.catalog import resolve, store, tags
 from lora_registry.catalog.insert import check_target

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from sqlmodel import Session
 
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.recipe import sources
-from lora_reg.spec.wire.jobs import JobView
-from lora_reg.spec.wire.operations import DiffRequest, ReproduceRequest
+from lora_contract.errors import RegistryError
+from lora_contract.recipe import sources
+from lora_contract.wire.jobs import JobView
+from lora_contract.wire.operations import DiffRequest, ReproduceRequest
 from lora_registry.auth.principals import Principal, require
 from lora_registry.catalog import resolve, store
 from lora_registry.context import Context
@@ -42,7 +42,7 @@ def reproduce(ctx: Context, principal: Principal, request: ReproduceRequest) -> 
             raise RegistryError(
                 "conflict",
                 f"{repo.namespace}/{repo.name}:v{version.number} was pushed and not derived: it has no recipe.",
-                way_out="`lora-reg show` tells what was derived.",
+                hint="`lora-reg show` tells what was derived.",
             )
         inputs = _inputs(session, version, row.body)
         done = sum(report.kind == enqueue.REPRODUCE for report in work.reports(session, version.id or 0))

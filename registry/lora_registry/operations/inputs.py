@@ -9,9 +9,9 @@ from typing import Final
 
 from sqlmodel import Session
 
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.recipe import RecipeInput
-from lora_reg.spec.wire.operations import WeightedAdapter
+from lora_contract.errors import RegistryError
+from lora_contract.recipe import RecipeInput
+from lora_contract.wire.operations import WeightedAdapter
 from lora_registry.auth.principals import Principal
 from lora_registry.catalog import resolve, store
 from lora_registry.db.tables import Version
@@ -53,17 +53,17 @@ def adapters(session: Session, principal: Principal, items: Sequence[WeightedAda
         raise RegistryError(
             "conflict",
             f"{' and '.join(pins.values())} were made for different base versions.",
-            way_out="Take adapters of one base.",
+            hint="Take adapters of one base.",
         )
     title = " + ".join(item.adapter for item in items)
     return Adapters(next(iter(bases.values())), tuple(inputs), tuple(ids), title)
 
 
-def need_weights(version: Version, what: str, way_out: str) -> None:
+def need_weights(version: Version, what: str, hint: str) -> None:
     """Raises `unsupported` where the checkpoint's bytes are not in the store."""
     if version.weights_absent:
         raise RegistryError(
             "unsupported",
             f"{what} was registered without its weights, so there is nothing here to read them from.",
-            way_out=way_out,
+            hint=hint,
         )

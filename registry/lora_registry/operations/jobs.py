@@ -8,8 +8,8 @@ from itertools import islice
 
 from sqlmodel import Session
 
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.wire.jobs import JobList, JobProgress, JobProgressList, JobView
+from lora_contract.errors import RegistryError
+from lora_contract.wire.jobs import JobList, JobProgress, JobProgressList, JobView
 from lora_registry.auth.principals import Principal, require
 from lora_registry.catalog import store as catalog
 from lora_registry.catalog import views
@@ -93,7 +93,7 @@ def _own(session: Session, principal: Principal, job_id: str) -> JobRow:
     row = store.job(session, job_id)
     if row is None or not principal.may("reader", row.namespace):
         raise RegistryError(
-            "not-found", f"There is no job {job_id[:80]!r}.", way_out="`lora-reg job list` shows the jobs."
+            "not-found", f"There is no job {job_id[:80]!r}.", hint="`lora-reg job list` shows the jobs."
         )
     return row
 

@@ -6,10 +6,10 @@ from typing import Final
 
 from sqlmodel import Session
 
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.recipe import MergeRecipe
-from lora_reg.spec.wire.jobs import JobView
-from lora_reg.spec.wire.operations import MergeRequest
+from lora_contract.errors import RegistryError
+from lora_contract.recipe import MergeRecipe
+from lora_contract.wire.jobs import JobView
+from lora_contract.wire.operations import MergeRequest
 from lora_registry.auth.principals import Principal
 from lora_registry.catalog import resolve
 from lora_registry.context import Context

@@ -6,8 +6,8 @@ import json
 
 import msgspec
 
-from lora_reg.spec.findings import Finding
-from lora_reg.spec.wire.jobs import ReportList, ReportView
+from lora_contract.findings import Finding
+from lora_contract.wire.jobs import ReportList, ReportView
 from lora_registry.auth.principals import Principal
 from lora_registry.catalog import resolve
 from lora_registry.context import Context

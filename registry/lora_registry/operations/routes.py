@@ -12,9 +12,9 @@ from litestar import Request, Response, Router
 from litestar import get as async_get
 from litestar.params import QueryParameter
 
-from lora_reg.spec.wire.common import Principal as PrincipalView
-from lora_reg.spec.wire.jobs import EventList, JobList, JobProgressList, JobView, ReportList
-from lora_reg.spec.wire.operations import (
+from lora_contract.wire.common import Principal as PrincipalView
+from lora_contract.wire.jobs import EventList, JobList, JobProgressList, JobView, ReportList
+from lora_contract.wire.operations import (
     ComposeRequest,
     ConvertRequest,
     DeriveRequest,

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 import msgspec
 from sqlmodel import Session
 
-from lora_reg.spec import dataset
-from lora_reg.spec.adapter.check import AdapterFile, check_adapter
-from lora_reg.spec.base import BaseFingerprint, BaseTensor, parse_fingerprint
-from lora_reg.spec.digest import Digest
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.findings import Finding
-from lora_reg.spec.fingerprint import build_fingerprint, check_base_files
-from lora_reg.spec.manifest import FileEntry
-from lora_reg.spec.wire.catalog import CommitRequest
+from lora_contract import dataset
+from lora_contract.adapter.check import AdapterFile, check_adapter
+from lora_contract.base import BaseFingerprint, BaseTensor, parse_fingerprint
+from lora_contract.digest import Digest
+from lora_contract.errors import RegistryError
+from lora_contract.findings import Finding
+from lora_contract.fingerprint import build_fingerprint, check_base_files
+from lora_contract.manifest import FileEntry
+from lora_contract.wire.catalog import CommitRequest
 from lora_registry.blobs.protocols import BlobStore
 from lora_registry.blobs.window import Window
 from lora_registry.catalog import base_store, store
@@ -61,7 +61,7 @@ def by_kind(ctx: Context, request: CommitRequest, files: tuple[FileEntry, ...], 
             raise RegistryError(
                 "unsupported",
                 f"Versions of kind {request.kind} are not pushed here yet.",
-                way_out="Models are made by `lora-reg merge`.",
+                hint="Models are made by `lora-reg merge`.",
             )
 
 

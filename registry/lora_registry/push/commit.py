@@ -6,12 +6,12 @@ from contextlib import suppress
 
 from sqlmodel import Session
 
-from lora_reg.spec import reference
-from lora_reg.spec.digest import Digest
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.findings import Finding, refuse
-from lora_reg.spec.manifest import FileEntry, Manifest
-from lora_reg.spec.wire.catalog import CommitRequest, CommitResult
+from lora_contract import reference
+from lora_contract.digest import Digest
+from lora_contract.errors import RegistryError
+from lora_contract.findings import Finding, refuse
+from lora_contract.manifest import FileEntry, Manifest
+from lora_contract.wire.catalog import CommitRequest, CommitResult
 from lora_registry.auth.principals import Principal, require
 from lora_registry.catalog import bases, resolve, store, tags, views
 from lora_registry.catalog.insert import Draft, check_target, insert
@@ -126,13 +126,13 @@ def _stored(
             raise RegistryError(
                 "not-found",
                 f"There is no upload session {request.session[:40]!r} for {namespace}/{name}.",
-                way_out="Push again: it opens a new one.",
+                hint="Push again: it opens a new one.",
             )
         else:
             raise RegistryError(
                 "rejected",
                 f"{entry.path} ({entry.digest.short}) was not uploaded.",
-                way_out="Send its bytes, then commit.",
+                hint="Send its bytes, then commit.",
             )
     return frozenset(result)
 
@@ -153,7 +153,7 @@ def _pin(session: Session, principal: Principal, request: CommitRequest) -> chec
         raise RegistryError(
             "usage",
             "An adapter names its base.",
-            way_out="Give `--base NAME`; `lora-reg base list` shows what there is.",
+            hint="Give `--base NAME`; `lora-reg base list` shows what there is.",
         )
     _, version = resolve.by_text(session, principal, request.base)
     return check.pinned(session, version)

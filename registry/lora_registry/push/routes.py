@@ -10,9 +10,9 @@ from litestar import put as async_put
 from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody, Schema
 from litestar.openapi.spec.enums import OpenAPIFormat, OpenAPIType
 
-from lora_reg.spec.digest import Digest
-from lora_reg.spec.wire.catalog import CommitRequest, CommitResult
-from lora_reg.spec.wire.uploads import UploadRequest, UploadSession
+from lora_contract.digest import Digest
+from lora_contract.wire.catalog import CommitRequest, CommitResult
+from lora_contract.wire.uploads import UploadRequest, UploadSession
 from lora_registry.auth.principals import Principal
 from lora_registry.context import Context
 from lora_registry.http.answers import reply

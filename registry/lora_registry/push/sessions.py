@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from lora_reg.spec import reference
-from lora_reg.spec.digest import Digest
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.manifest import MAX_FILES, FileEntry
-from lora_reg.spec.wire.uploads import UploadRequest, UploadSession, UploadTarget
+from lora_contract import reference
+from lora_contract.digest import Digest
+from lora_contract.errors import RegistryError
+from lora_contract.manifest import MAX_FILES, FileEntry
+from lora_contract.wire.uploads import UploadRequest, UploadSession, UploadTarget
 from lora_registry.auth.principals import Principal, require
 from lora_registry.catalog import store as catalog
 from lora_registry.catalog.insert import check_target
@@ -114,10 +114,10 @@ def sweep(ctx: Context) -> int:
 def _own(row: UploadSessionRow | None, principal: Principal, upload_id: str) -> UploadSessionRow:
     if row is None or row.author != principal.name or not principal.may("writer", row.namespace):
         raise RegistryError(
-            "not-found", f"There is no upload session {upload_id[:40]!r}.", way_out="Push again: it opens a new one."
+            "not-found", f"There is no upload session {upload_id[:40]!r}.", hint="Push again: it opens a new one."
         )
     if row.expires_at < now():
-        raise RegistryError("not-found", "The upload session has expired.", way_out="Push again: it opens a new one.")
+        raise RegistryError("not-found", "The upload session has expired.", hint="Push again: it opens a new one.")
     return row
 
 

@@ -7,7 +7,7 @@ import binascii
 import json
 from typing import Any
 
-from lora_reg.spec.errors import RegistryError
+from lora_contract.errors import RegistryError
 
 MAX_LIMIT = 1000
 

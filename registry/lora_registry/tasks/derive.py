@@ -11,11 +11,11 @@ from typing import Any
 import msgspec
 from sqlmodel import Session
 
-from lora_reg.spec.digest import Digest
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.findings import refuse
-from lora_reg.spec.manifest import FileEntry, Kind, Manifest
-from lora_reg.spec.recipe import Recipe, parse_recipe
+from lora_contract.digest import Digest
+from lora_contract.errors import RegistryError
+from lora_contract.findings import refuse
+from lora_contract.manifest import FileEntry, Kind, Manifest
+from lora_contract.recipe import Recipe, parse_recipe
 from lora_registry.auth.principals import Principal
 from lora_registry.catalog import store as catalog
 from lora_registry.catalog import tags

@@ -14,9 +14,9 @@ from typing import Any
 
 import msgspec
 
-from lora_reg.spec.base import BaseFingerprint
-from lora_reg.spec.fingerprint import build_fingerprint
-from lora_reg.spec.recipe import ComposeRecipe, ConvertRecipe, ExtractRecipe, ResizeRecipe
+from lora_contract.base import BaseFingerprint
+from lora_contract.fingerprint import build_fingerprint
+from lora_contract.recipe import ComposeRecipe, ConvertRecipe, ExtractRecipe, ResizeRecipe
 from lora_registry.blobs.protocols import BlobStore
 from lora_registry.jobs.child import Report
 from lora_registry.runtime.faults import fault_point

@@ -9,7 +9,7 @@ import logging
 import threading
 from typing import Final, NoReturn
 
-from lora_reg.spec.errors import RegistryError
+from lora_contract.errors import RegistryError
 from lora_registry.context import Context
 from lora_registry.push import sessions
 from lora_registry.tasks import scratch

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlmodel import Session
 
-from lora_reg.spec.digest import Digest
+from lora_contract.digest import Digest
 from lora_registry.catalog import base_store
 from lora_registry.catalog import store as catalog
 from lora_registry.context import Context

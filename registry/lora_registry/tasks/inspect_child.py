@@ -8,12 +8,12 @@ from typing import Any
 
 import msgspec
 
+from lora_contract.adapter.config import parse_config
+from lora_contract.digest import Digest
+from lora_contract.errors import RegistryError
+from lora_contract.findings import Finding
+from lora_contract.tensors import header_length, parse_header
 from lora_kernels.validating.template import render_template
-from lora_reg.spec.adapter.config import parse_config
-from lora_reg.spec.digest import Digest
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.findings import Finding
-from lora_reg.spec.tensors import header_length, parse_header
 from lora_registry.blobs.hashing import checked
 from lora_registry.jobs.child import Report
 from lora_registry.tasks import sources
@@ -107,7 +107,7 @@ def _template(read: Callable[[str, int, int], bytes], files: sources.Files, find
                 severity="warning",
                 message=error.detail,
                 file="chat_template.jinja",
-                way_out=error.way_out,
+                hint=error.hint,
             )
         )
         return None

@@ -8,6 +8,11 @@ from typing import Any
 
 import msgspec
 
+from lora_contract.adapter.config import parse_config
+from lora_contract.digest import Digest
+from lora_contract.fingerprint import build_fingerprint
+from lora_contract.recipe import MergeRecipe
+from lora_contract.tensors import Header, header_length, parse_header
 from lora_kernels.merging import (
     AdapterInput,
     MergePlan,
@@ -20,11 +25,6 @@ from lora_kernels.merging import (
     shard_size,
 )
 from lora_kernels.merging.stream import stream_pieces
-from lora_reg.spec.adapter.config import parse_config
-from lora_reg.spec.digest import Digest
-from lora_reg.spec.fingerprint import build_fingerprint
-from lora_reg.spec.recipe import MergeRecipe
-from lora_reg.spec.tensors import Header, header_length, parse_header
 from lora_registry.blobs.protocols import BlobStore, Chunk, Stored
 from lora_registry.jobs.child import Report
 from lora_registry.runtime.faults import fault_point

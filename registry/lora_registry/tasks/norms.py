@@ -9,8 +9,8 @@ from typing import Final
 
 import numpy as np
 
+from lora_contract.tensors import TensorEntry
 from lora_kernels.merging.numerics import decode, storage
-from lora_reg.spec.tensors import TensorEntry
 
 BLOCK: Final = 1 << 18
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lora_contract.digest import Digest
 from lora_kernels.merging import RangeSource
-from lora_reg.spec.digest import Digest
 from lora_registry.blobs.hashing import checked
 from lora_registry.blobs.protocols import BlobStore
 from lora_registry.blobs.window import Window

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from sqlmodel import Session
 
-from lora_reg.spec.validation import Validation
+from lora_contract.validation import Validation
 from lora_registry.catalog import store as catalog
 from lora_registry.context import Context
 from lora_registry.db.dialect import insert_ignore

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from lora_reg.spec.dataset import FILE
+from lora_contract.dataset import FILE
 from lora_registry.jobs.child import Report
 from lora_registry.settings import load
 from lora_registry.tasks import scratch, sources

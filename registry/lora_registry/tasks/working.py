@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import NoReturn
 
-from lora_reg.spec.recipe import OPERATIONS
+from lora_contract.recipe import OPERATIONS
 from lora_registry.db import migrate
 from lora_registry.jobs.kinds import JobKind
 from lora_registry.jobs.worker import run_worker

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from sqlmodel import Session
 
-from lora_reg.spec.recipe import OPERATIONS, Recipe
-from lora_reg.spec.validation import Role, ValidationKey
+from lora_contract.recipe import OPERATIONS, Recipe
+from lora_contract.validation import Role, ValidationKey
 from lora_registry.auth.principals import Principal
 from lora_registry.context import Context
 from lora_registry.db.dialect import insert_ignore

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lora_contract.errors import RegistryError
 from lora_kernels.adapters import open_adapter
-from lora_reg.spec.errors import RegistryError
 from tests.kernels.checkpoints import exact, matrix, pair, read_raw, write_adapter
 from tests.support.testbed import require_testbed
 
@@ -98,7 +98,7 @@ def test_what_is_no_low_rank_update_is_refused_by_name(tmp_path: Path, config: d
     folder = write_adapter(tmp_path / "a", {**pair(Q, out=8, in_=8, r=4, seed=1), **extra}, **config)
     with pytest.raises(RegistryError, match=name) as caught, open_adapter(folder):
         pass
-    assert caught.value.code == "unsupported" and "plain LoRA" in caught.value.way_out
+    assert caught.value.code == "unsupported" and "plain LoRA" in caught.value.hint
 
 
 @pytest.mark.parametrize(

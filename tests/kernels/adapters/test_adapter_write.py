@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lora_contract.errors import RegistryError
 from lora_kernels.adapters import AdapterIdentity, LowRankModule, adapter_writer, open_adapter, write_adapter
-from lora_reg.spec.errors import RegistryError
 from tests.kernels.checkpoints import matrix, read_raw
 from tests.support.adapters import BASE_ID, check_files, fingerprint_of, make_base, read_folder
 

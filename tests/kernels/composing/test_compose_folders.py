@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lora_contract.errors import RegistryError
+from lora_contract.methods import METHODS
 from lora_kernels.adapters import open_adapter
 from lora_kernels.composing import compose_folders
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.methods import METHODS
 from tests.kernels.checkpoints import matrix, pair, read_raw, write_adapter
 from tests.kernels.composing.oracle import UNIT
 from tests.kernels.composing.peft_models import factors, peft_factors, peft_model, products

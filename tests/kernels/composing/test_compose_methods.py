@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lora_contract.errors import RegistryError
+from lora_contract.methods import METHODS
 from lora_kernels import rng
 from lora_kernels.composing import ComposeReport, compose_folders
 from lora_kernels.composing.folder import METHOD_FUNCTIONS
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.methods import METHODS
 from tests.kernels.checkpoints import pair, write_adapter
 from tests.kernels.composing.oracle import (
     UNIT,

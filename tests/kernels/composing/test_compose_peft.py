@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lora_contract.methods import METHODS
 from lora_kernels import rng
 from lora_kernels.composing import compose_folders
-from lora_reg.spec.methods import METHODS
 from tests.kernels.composing.oracle import arithmetic_error, cut_bound, merged, present, truncated
 from tests.kernels.composing.peft_models import composed_by_peft, factors, products
 from tests.support.adapters import make_adapter, make_base

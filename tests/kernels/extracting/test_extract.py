@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from lora_contract.errors import RegistryError
 from lora_kernels.extracting import ExtractReport, extract, extract_folders
 from lora_kernels.merging import FolderSource, RangeSource
 from lora_kernels.merging.folder import read_base
-from lora_reg.spec.errors import RegistryError
 from tests.kernels.checkpoints import exact, matrix, read_model, read_raw, write_base
 
 LAYER = "model.layers.0"

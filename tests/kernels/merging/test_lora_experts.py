@@ -14,8 +14,8 @@ import transformers
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
+from lora_contract.errors import RegistryError
 from lora_kernels.merging import merge_folder
-from lora_reg.spec.errors import RegistryError
 from tests.kernels.checkpoints import read_model
 from tests.kernels.merging.lora_models import (
     adapted_logits,

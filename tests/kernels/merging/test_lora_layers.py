@@ -12,8 +12,8 @@ import torch
 from peft import LoraConfig
 from peft.tuners.lora.config import BdLoraConfig, MontecloraConfig, VeloraConfig
 
+from lora_contract.errors import RegistryError
 from lora_kernels.merging import merge_folder
-from lora_reg.spec.errors import RegistryError
 from tests.kernels.checkpoints import matrix, pair, read_model, write_adapter, write_base, write_safetensors
 from tests.kernels.merging.lora_models import (
     assert_is_pefts,

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from lora_contract.errors import RegistryError
 from lora_kernels.merging import MergePlan, merge_folder, plan_merge
 from lora_kernels.merging.folder import read_adapter, read_base
 from lora_kernels.quantized.absmax import compress
-from lora_reg.spec.errors import RegistryError
 from tests.kernels.checkpoints import Tensors, exact, matrix, pair, read_model, write_adapter, write_base
 
 bnb = pytest.importorskip("bitsandbytes.functional")

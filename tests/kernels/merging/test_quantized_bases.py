@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from lora_contract.errors import RegistryError
 from lora_kernels.merging import merge_folder
-from lora_reg.spec.errors import RegistryError
 from tests.kernels.checkpoints import write_base
 from tests.kernels.merging import bnb_models as models
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from lora_contract.errors import RegistryError
+from lora_contract.tensors import DTYPE_BYTES, parse_header
 from lora_kernels.merging import merge_folder
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.tensors import DTYPE_BYTES, parse_header
 from tests.kernels.merging import bnb_models as models
 
 bnb = pytest.importorskip("bitsandbytes.functional")

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from lora_contract.errors import RegistryError
 from lora_kernels.merging import MergeReport, merge_folder, staging
-from lora_reg.spec.errors import RegistryError
 from tests.kernels.checkpoints import matrix, pair, write_adapter, write_base
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -191,7 +191,7 @@ def test_a_disk_that_fills_up_keeps_what_is_finished(base: Path, adapter: Path, 
     assert isinstance(caught.value, RegistryError), caught.value
     assert caught.value.code == "storage-unavailable"
     assert SECOND in caught.value.detail
-    assert f"finished: {FIRST}" in caught.value.way_out
+    assert f"finished: {FIRST}" in caught.value.hint
     assert not (tmp_path / "out").exists()
     resumed: list[int] = []
     report: MergeReport = merge_folder(

@@ -14,9 +14,9 @@ torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 from torch import nn  # noqa: E402
 
+from lora_contract.errors import RegistryError  # noqa: E402
 from lora_kernels.merging import merge_folder  # noqa: E402
 from lora_kernels.merging.torch_random import TorchGenerator  # noqa: E402
-from lora_reg.spec.errors import RegistryError  # noqa: E402
 from tests.kernels.checkpoints import matrix, read_model, write_adapter, write_base  # noqa: E402
 from tests.kernels.merging.type_cases import (  # noqa: E402
     Case,

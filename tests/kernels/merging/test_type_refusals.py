@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lora_contract.adapter.types import TYPES
+from lora_contract.errors import RegistryError
 from lora_kernels.merging import merge_folder
 from lora_kernels.merging.match import MATCHERS
 from lora_kernels.merging.match.reasons import REASONS
-from lora_reg.spec.adapter.types import TYPES
-from lora_reg.spec.errors import RegistryError
 from tests.kernels.checkpoints import Tensors, matrix, write_adapter, write_base, write_safetensors
 
 P = "model.layers.0.proj"
@@ -169,7 +169,7 @@ def test_what_does_not_fit_is_refused_by_name(
     with pytest.raises(RegistryError) as caught:
         merge_folder(base, [(adapter, 1.0)], tmp_path / "out")
     assert caught.value.code in ("rejected", "unsupported")
-    assert words in f"{caught.value.detail} {caught.value.way_out}"
+    assert words in f"{caught.value.detail} {caught.value.hint}"
     assert not (tmp_path / "out").exists()
 
 

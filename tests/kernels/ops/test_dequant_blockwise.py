@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lora_contract.errors import RegistryError
 from lora_kernels.ops import FourBit, Int8Rows, Nested, dequant_blockwise, tables
 from lora_kernels.ops.configs import DEQUANTIZE
 from lora_kernels.ops.dequant_blockwise.kernel import dequant_blockwise_kernel
@@ -14,7 +15,6 @@ from lora_kernels.ops.launch import ELEMENTS, options
 from lora_kernels.ops.quantized import reference
 from lora_kernels.ops.quantized.kernel import constants, parts
 from lora_kernels.ops.testing import Guarded, assert_close
-from lora_reg.spec.errors import RegistryError
 from tests.kernels.ops.inputs import BF16, FP16, FP32, bits, laid_out
 from tests.kernels.ops.quantized_inputs import decoded, four_bit, int8_rows
 from tests.support.bnb import dequantized

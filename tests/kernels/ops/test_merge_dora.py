@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lora_contract.errors import RegistryError
 from lora_kernels.ops import LowRank, merge_dora
 from lora_kernels.ops.merge_dora import reference
 from lora_kernels.ops.testing import Guarded, assert_close
-from lora_reg.spec.errors import RegistryError
 from tests.kernels.ops.inputs import BF16, FP16, FP32, laid_out, lora, normal
 
 KINDS = [(BF16, BF16, BF16), (FP32, FP32, FP32), (FP16, FP16, FP32), (FP32, BF16, BF16)]

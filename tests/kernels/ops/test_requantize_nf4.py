@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from lora_contract.errors import RegistryError
 from lora_kernels.ops import dequant_blockwise, empty_nf4, merge_low_rank, requantize_nf4
 from lora_kernels.ops.requantize_nf4 import reference
 from lora_kernels.ops.testing import assert_close
 from lora_kernels.quantized.codes import NF4_BOUNDS
-from lora_reg.spec.errors import RegistryError
 from tests.kernels.ops.inputs import BF16, FP16, FP32, laid_out, loras, normal, whole
 from tests.kernels.ops.quantized_inputs import (
     GuardedNf4,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lora_contract.errors import RegistryError
 from lora_kernels.ops import tables, tensor_stats, tensor_stats_grouped
 from lora_kernels.ops.configs import TENSOR_STATS
 from lora_kernels.ops.launch import ELEMENTS, options
 from lora_kernels.ops.tensor_stats import Summary
-from lora_reg.spec.errors import RegistryError
 from tests.kernels.ops.inputs import BF16, FP16, FP32, laid_out, normal
 
 # Sums of at most 2^14 squares in float64, each addition rounded.

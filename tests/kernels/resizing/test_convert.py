@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lora_contract.errors import RegistryError
 from lora_kernels.resizing import convert_folder, resize_folder
-from lora_reg.spec.errors import RegistryError
 from tests.kernels.checkpoints import Tensors, exact, matrix, read_raw, write_adapter
 from tests.kernels.resizing.test_resize import STEP, UP, K, Q, falling, updates
 from tests.support.oracle import merge64
@@ -127,7 +127,7 @@ def test_inits_that_change_the_base_say_the_way_out(tmp_path: Path) -> None:
         folder = write_adapter(tmp_path / init, tensors, init_lora_weights=init)
         with pytest.raises(RegistryError, match=init) as caught:
             convert_folder(folder, tmp_path / "out")
-        assert caught.value.code == "unsupported" and "path_initial_model_for_weight_conversion" in caught.value.way_out
+        assert caught.value.code == "unsupported" and "path_initial_model_for_weight_conversion" in caught.value.hint
 
 
 @pytest.mark.parametrize(

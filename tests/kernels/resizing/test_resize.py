@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from lora_contract.errors import RegistryError
 from lora_kernels.resizing import resize_folder
-from lora_reg.spec.errors import RegistryError
 from tests.kernels.checkpoints import Tensors, exact, matrix, pair, read_raw, write_adapter
 
 Q, K, UP = (f"model.layers.0.{part}" for part in ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj"))

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from lora_contract.dataset import Expectation, check_dataset
+from lora_contract.errors import RegistryError
+from lora_contract.policy import Behaviour, GateFacts, Policy, decide
 from lora_kernels.validating import EvaluationSet, Subject, validate
 from lora_kernels.validating.behaviour import meets
-from lora_reg.spec.dataset import Expectation, check_dataset
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.policy import Behaviour, GateFacts, Policy, decide
 from tests.support.command import TINY
 
 SCHEMA = {"type": "object", "required": ["a"], "properties": {"a": {"type": "integer", "minimum": 2}}}

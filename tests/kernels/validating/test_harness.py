@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from lora_contract.errors import RegistryError
 from lora_kernels.validating import Subject, models, validate
 from lora_kernels.validating.harness import Tasks, digest_of, opened
-from lora_reg.spec.errors import RegistryError
 from tests.support.command import TINY
 
 BASE, ADAPTER = TINY / "base", TINY / "adapters" / "queries-v2"
@@ -225,7 +225,7 @@ def test_without_the_harness_its_extra_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(RegistryError, match="lm-evaluation-harness") as told, opened([tmp_path]):
         pass
-    assert "lora-reg[harness]" in told.value.way_out
+    assert "lora-reg[harness]" in told.value.hint
 
 
 def test_no_folder_needs_no_harness() -> None:

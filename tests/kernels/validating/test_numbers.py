@@ -14,11 +14,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
+from lora_contract.errors import RegistryError  # noqa: E402
+from lora_contract.validation import LayerResult  # noqa: E402
 from lora_kernels.linalg.spectral_norm import spectral_norm  # noqa: E402
 from lora_kernels.merging import merge_folder  # noqa: E402
 from lora_kernels.validating.numbers import LARGE, numbers  # noqa: E402
-from lora_reg.spec.errors import RegistryError  # noqa: E402
-from lora_reg.spec.validation import LayerResult  # noqa: E402
 from tests.kernels.checkpoints import matrix, pair, write_adapter, write_base, write_safetensors  # noqa: E402
 from tests.kernels.merging.lora_models import make_layers, parameters64, save_adapter  # noqa: E402
 from tests.kernels.merging.test_types import CASES, FC, IDENTITIES, places  # noqa: E402

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from lora_contract.validation import LARGE_BASE, Precision, Validation, usual_precision
 from lora_kernels.merging import merge_folder
 from lora_kernels.validating import EvaluationSet, Subject, models, validate
-from lora_reg.spec.validation import LARGE_BASE, Precision, Validation, usual_precision
 from tests.support.command import TINY
 from tests.support.testbed import require_testbed
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lora_contract.findings import Finding
 from lora_kernels.validating import contribution, losses, models
 from lora_kernels.validating.pull import Pulls, measure
-from lora_reg.spec.findings import Finding
 from tests.support.command import TINY
 from tests.support.testbed import require_testbed
 

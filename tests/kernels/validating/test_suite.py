@@ -15,9 +15,9 @@ import msgspec
 import numpy as np
 import pytest
 
+from lora_contract.policy import DEFAULT, Decision, GateFacts, decide
+from lora_contract.validation import Layer, Validation, parse_validation
 from lora_kernels.validating import EvaluationSet, Subject, validate
-from lora_reg.spec.policy import DEFAULT, Decision, GateFacts, decide
-from lora_reg.spec.validation import Layer, Validation, parse_validation
 from tests.kernels.validating.training import train
 from tests.support.testbed import require_testbed
 
@@ -325,8 +325,8 @@ def test_a_key_that_peft_has_no_place_for_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_peft_cannot_load_is_told(tmp_path: Path) -> None:
+    from lora_contract.errors import RegistryError
     from lora_kernels.validating import models
-    from lora_reg.spec.errors import RegistryError
 
     bed = require_testbed()
     shutil.copytree(bed / "broken" / "wrong-shape-one-module" / "adapter", tmp_path / "adapter")
@@ -336,8 +336,8 @@ def test_a_folder_that_peft_cannot_load_is_told(tmp_path: Path) -> None:
 
 def test_prompts_are_not_predicted(tmp_path: Path) -> None:
     """The loss of a completion is that of the text less that of the prompt before it, where the tokens are the same."""
+    from lora_contract.dataset import Record
     from lora_kernels.validating import losses, models
-    from lora_reg.spec.dataset import Record
 
     bed = require_testbed()
     tokenizer, model = models.load_tokenizer(bed / "base"), models.load_base(bed / "base")

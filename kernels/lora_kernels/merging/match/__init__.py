@@ -11,6 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from lora_contract.adapter.lora import changes_base
+from lora_contract.adapter.names import PREFIX, global_name, split_suffix
+from lora_contract.adapter.types import TYPES
+from lora_contract.base import BaseFingerprint
+from lora_contract.errors import RegistryError
+from lora_contract.modules import BaseModules
+from lora_contract.tensors import TensorEntry
 from lora_kernels.merging.delta import AdapterInput
 from lora_kernels.merging.match import (
     adalora,
@@ -45,13 +52,6 @@ from lora_kernels.merging.match.reasons import not_possible
 from lora_kernels.merging.match.saved import Saved
 from lora_kernels.merging.match.tied import Tie
 from lora_kernels.merging.match.view import Group, Matches, View, rejected
-from lora_reg.spec.adapter.lora import changes_base
-from lora_reg.spec.adapter.names import PREFIX, global_name, split_suffix
-from lora_reg.spec.adapter.types import TYPES
-from lora_reg.spec.base import BaseFingerprint
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.modules import BaseModules
-from lora_reg.spec.tensors import TensorEntry
 
 Matcher = Callable[[View, Sequence[Group]], Matches]
 
@@ -147,9 +147,7 @@ def _matcher(adapter: AdapterInput) -> Matcher:
             "unsupported",
             f"The adapter was trained with {changed}, which changes the base weights when training starts; its tensors "
             "are not an update of the base as it is stored.",
-            way_out=_CONVERT
-            if changed != "kasa_config"
-            else "Serve it unmerged with PEFT, which changes the base again.",
+            hint=_CONVERT if changed != "kasa_config" else "Serve it unmerged with PEFT, which changes the base again.",
             type=changed,
         )
     return matcher

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
+from lora_contract.adapter.patterns import names_module
+from lora_contract.base import BaseTensor
+from lora_contract.modules import BaseModule
+from lora_contract.tensors import TensorEntry
 from lora_kernels.merging.delta import Delta
 from lora_kernels.merging.match.view import Group, Matches, View, factor, rejected, shape, unsupported
-from lora_reg.spec.adapter.patterns import names_module
-from lora_reg.spec.base import BaseTensor
-from lora_reg.spec.modules import BaseModule
-from lora_reg.spec.tensors import TensorEntry
 
 # Parameters of an expert module in the order in which models define them.
 _ORDER: Final = (

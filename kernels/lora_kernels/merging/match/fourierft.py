@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lora_contract.tensors import TensorEntry
 from lora_kernels.merging.match.target import added, needed, number, target
 from lora_kernels.merging.match.view import Group, Matches, View, rejected, shape
-from lora_reg.spec.tensors import TensorEntry
 
 
 def match(view: View, groups: Sequence[Group]) -> Matches:

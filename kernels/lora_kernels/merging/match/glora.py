@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lora_contract.tensors import TensorEntry
 from lora_kernels.merging.match.target import Target, changed, needed, shaped, target
 from lora_kernels.merging.match.view import Group, Matches, View, rejected, shape, unsupported
-from lora_reg.spec.tensors import TensorEntry
 
 _PATHS = "ABCDE"
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from lora_contract.adapter.patterns import names_module
+from lora_contract.tensors import TensorEntry
 from lora_kernels.merging.match.target import Target, changed, needed, target
 from lora_kernels.merging.match.view import Group, Matches, View, rejected, shape
-from lora_reg.spec.adapter.patterns import names_module
-from lora_reg.spec.tensors import TensorEntry
 
 
 def match(view: View, groups: Sequence[Group]) -> Matches:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lora_contract.base import BaseTensor
+from lora_contract.modules import BaseModule
 from lora_kernels.merging.match.view import Group, View, unsupported
-from lora_reg.spec.base import BaseTensor
-from lora_reg.spec.modules import BaseModule
 
 
 class Layout:

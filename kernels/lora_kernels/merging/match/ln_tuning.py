@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lora_contract.errors import RegistryError
 from lora_kernels.merging.delta import Delta
 from lora_kernels.merging.match.target import shaped
 from lora_kernels.merging.match.view import Group, Matches, View, factor, rejected, unsupported
-from lora_reg.spec.errors import RegistryError
 
 
 def match(view: View, groups: Sequence[Group]) -> Matches:
@@ -24,7 +24,7 @@ def match(view: View, groups: Sequence[Group]) -> Matches:
                 raise RegistryError(
                     "rejected",
                     f"LN_TUNING replaces {replaced.name} whole; it cannot be weighted by {view.adapter.weight:g}.",
-                    way_out="Give this adapter the weight 1.",
+                    hint="Give this adapter the weight 1.",
                     tensor=entry.name,
                 )
             new = factor(shaped(entry, *replaced.shape))

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lora_contract.tensors import TensorEntry
 from lora_kernels.merging.match.target import Target, added, needed, shaped, target
 from lora_kernels.merging.match.view import Group, Matches, View, rejected
-from lora_reg.spec.tensors import TensorEntry
 
 _PLAIN = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 _TUCKER = ("hada_t1", "hada_t2")

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lora_contract.tensors import TensorEntry
 from lora_kernels.merging.match.loha import tucker_kernel
 from lora_kernels.merging.match.target import Target, added, needed, shaped, target
 from lora_kernels.merging.match.view import Group, Matches, View, rejected, shape
-from lora_reg.spec.tensors import TensorEntry
 
 
 def match(view: View, groups: Sequence[Group]) -> Matches:

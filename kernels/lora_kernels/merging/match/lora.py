@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from lora_contract.adapter.coverage import names
+from lora_contract.adapter.patterns import targets
+from lora_contract.tensors import TensorEntry
 from lora_kernels.merging.match import experts, tokens
 from lora_kernels.merging.match.layout import Layout
 from lora_kernels.merging.match.pairs import match_pair
 from lora_kernels.merging.match.view import Group, Matches, View, rejected, split_tied, unsupported
-from lora_reg.spec.adapter.coverage import names
-from lora_reg.spec.adapter.patterns import targets
-from lora_reg.spec.tensors import TensorEntry
 
 # What has no merged form, or is merged wrongly by PEFT itself: option, name, why.
 _UNSUPPORTED_OPTIONS: Final = (

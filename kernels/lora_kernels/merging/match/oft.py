@@ -9,9 +9,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from lora_contract.tensors import TensorEntry
 from lora_kernels.merging.match.target import Target, changed, target
 from lora_kernels.merging.match.view import Group, Matches, View, rejected, shape, unsupported
-from lora_reg.spec.tensors import TensorEntry
 
 _EMBEDDING = "oft_embedding_R.weight"
 # Defaults of PEFT's OFTConfig.

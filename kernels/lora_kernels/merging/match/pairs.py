@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from lora_contract.adapter.scaling import ModuleScale
+from lora_contract.base import BaseTensor
+from lora_contract.modules import BaseModule
+from lora_contract.tensors import TensorEntry
 from lora_kernels.merging.delta import Delta
 from lora_kernels.merging.match.layout import Layout
 from lora_kernels.merging.match.variants import bias, block_diagonal, check_rest, magnitude
 from lora_kernels.merging.match.view import Group, Matches, View, factor, rejected, shape, unsupported
-from lora_reg.spec.adapter.scaling import ModuleScale
-from lora_reg.spec.base import BaseTensor
-from lora_reg.spec.modules import BaseModule
-from lora_reg.spec.tensors import TensorEntry
 
 _HALVES: Final = (
     ("linear", "lora_A.weight", "lora_B.weight"),

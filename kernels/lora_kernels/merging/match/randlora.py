@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lora_contract.errors import RegistryError
 from lora_kernels.merging.match.target import added, needed, number, shaped, target
 from lora_kernels.merging.match.view import Group, Matches, View, rejected, shape
-from lora_reg.spec.errors import RegistryError
 
 
 def match(view: View, groups: Sequence[Group]) -> Matches:
@@ -31,7 +31,7 @@ def match(view: View, groups: Sequence[Group]) -> Matches:
                 "unsupported",
                 f"The RANDLORA adapter holds no randlora_A and randlora_B, which {to.path} needs: PEFT draws them in "
                 "bfloat16 or float16, whichever the machine prefers, so that they cannot be repeated.",
-                way_out="Save the adapter again with save_projection=True.",
+                hint="Save the adapter again with save_projection=True.",
                 module=to.path,
             )
         a, b = known["randlora_A"], known["randlora_B"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from lora_reg.spec.errors import RegistryError
+from lora_contract.errors import RegistryError
 
 _TOKENS = "its virtual tokens are input beside the text, no change of any weight"
 _ROUTED = "how much of it acts depends on the input"
@@ -41,6 +41,6 @@ def not_possible(peft_type: str) -> RegistryError:
     return RegistryError(
         "unsupported",
         f"Merging {peft_type} is not possible: {reason}. The adapter can still be stored, served and validated.",
-        way_out="Serve the adapter unmerged, with PEFT or an inference server that knows its type.",
+        hint="Serve the adapter unmerged, with PEFT or an inference server that knows its type.",
         type=peft_type,
     )

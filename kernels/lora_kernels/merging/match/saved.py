@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from lora_contract.adapter.names import PREFIX
+from lora_contract.base import BaseTensor
+from lora_contract.errors import RegistryError
+from lora_contract.tensors import TensorEntry
 from lora_kernels.merging.delta import Delta
 from lora_kernels.merging.match.view import Matches, View, factor, rejected, shape
-from lora_reg.spec.adapter.names import PREFIX
-from lora_reg.spec.base import BaseTensor
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.tensors import TensorEntry
 
 BASE_LAYER: Final = ".base_layer."
 
@@ -64,7 +64,7 @@ class Saved:
             raise RegistryError(
                 "rejected",
                 f"{what} replaces {target.name} whole; it cannot be weighted by {view.adapter.weight:g}.",
-                way_out="Give this adapter the weight 1.",
+                hint="Give this adapter the weight 1.",
                 tensor=entry.name,
             )
         if entry is self._head:

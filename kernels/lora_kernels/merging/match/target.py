@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
+from lora_contract.base import BaseTensor
+from lora_contract.tensors import TensorEntry
 from lora_kernels.merging.delta import Delta, Factor
 from lora_kernels.merging.match.view import Group, View, factor, rejected, shape, unsupported
-from lora_reg.spec.base import BaseTensor
-from lora_reg.spec.tensors import TensorEntry
 
 # Of indices, as PEFT stores them.
 _INTEGERS: Final = ("U8", "I16", "I32", "I64")

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import msgspec
 
-from lora_reg.spec.base import BaseFingerprint, BaseTensor
-from lora_reg.spec.modules import BaseModule, BaseModules, input_embedding
+from lora_contract.base import BaseFingerprint, BaseTensor
+from lora_contract.modules import BaseModule, BaseModules, input_embedding
 
 # Names of the head by the embedding's, in models that have no other layers tied to them.
 _HEADS: Final = {"embed_tokens": "lm_head", "wte": "lm_head", "word_embeddings": "lm_head", "embed_in": "embed_out"}

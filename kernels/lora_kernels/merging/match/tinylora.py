@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lora_contract.errors import RegistryError
 from lora_kernels.merging.match.target import added, needed, shaped, target
 from lora_kernels.merging.match.view import Group, Matches, View, rejected, shape
-from lora_reg.spec.errors import RegistryError
 
 
 def match(view: View, groups: Sequence[Group]) -> Matches:
@@ -20,7 +20,7 @@ def match(view: View, groups: Sequence[Group]) -> Matches:
             "unsupported",
             f"The TINYLORA adapter holds {len(view.shared)} vectors tinylora_v for {len(groups)} modules; which is "
             "whose follows from the order of the modules in the model's code, which no file tells.",
-            way_out="Train it with weight_tying=1.0, or serve it unmerged.",
+            hint="Train it with weight_tying=1.0, or serve it unmerged.",
             type="TINYLORA",
         )
     found = []
@@ -31,7 +31,7 @@ def match(view: View, groups: Sequence[Group]) -> Matches:
                 "unsupported",
                 f"{group.module}: the TINYLORA adapter holds no tinylora_P; PEFT draws it by the module's place in the "
                 "model's code, which no file tells.",
-                way_out="Save the adapter again with save_projection=True.",
+                hint="Save the adapter again with save_projection=True.",
                 module=group.module,
             )
         a, b, p = needed(group, "tinylora_A", "tinylora_B", "tinylora_P")

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from lora_contract.tensors import TensorEntry
 from lora_kernels.merging.delta import Delta
 from lora_kernels.merging.match.view import Group, Matches, View, factor, rejected, shape, split_tied
-from lora_reg.spec.tensors import TensorEntry
 
 SUFFIX: Final = "token_adapter.trainable_tokens_delta"
 _OWN_SUFFIX: Final = "trainable_tokens_delta"

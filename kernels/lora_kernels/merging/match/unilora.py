@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lora_contract.errors import RegistryError
 from lora_kernels.merging.match.target import added, needed, places, shaped, target
 from lora_kernels.merging.match.view import Group, Matches, View, rejected
-from lora_reg.spec.errors import RegistryError
 
 
 def match(view: View, groups: Sequence[Group]) -> Matches:
@@ -18,7 +18,7 @@ def match(view: View, groups: Sequence[Group]) -> Matches:
             "unsupported",
             "The UNILORA adapter holds no unilora_indices: PEFT draws them anew, module after module in the order of "
             "the model's code, which no file tells.",
-            way_out="Save the adapter again with save_indices=True.",
+            hint="Save the adapter again with save_indices=True.",
             type="UNILORA",
         )
     found = []

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import Final
 
+from lora_contract.adapter.lora import TRAINING_ONLY
+from lora_contract.adapter.scaling import ModuleScale
+from lora_contract.base import BaseTensor
+from lora_contract.modules import BaseModule
+from lora_contract.tensors import TensorEntry
 from lora_kernels.merging.delta import Delta
 from lora_kernels.merging.match.view import Group, Matches, View, factor, rejected, shape, unsupported
-from lora_reg.spec.adapter.lora import TRAINING_ONLY
-from lora_reg.spec.adapter.scaling import ModuleScale
-from lora_reg.spec.base import BaseTensor
-from lora_reg.spec.modules import BaseModule
-from lora_reg.spec.tensors import TensorEntry
 
 _MAGNITUDES: Final = ("lora_magnitude_vector", "lora_magnitude_vector.weight")
 _BIAS: Final = "lora_B.bias"

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+from lora_contract.tensors import TensorEntry
 from lora_kernels.merging.match.target import Target, added, needed, places, shaped, target
 from lora_kernels.merging.match.view import Group, Matches, View, rejected, shape
-from lora_reg.spec.tensors import TensorEntry
 
 _BANK: Final = "vblora_vector_bank"
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+from lora_contract.errors import RegistryError
+from lora_contract.tensors import TensorEntry
 from lora_kernels.merging.match.target import Target, added, needed, shaped, target
 from lora_kernels.merging.match.view import Group, Matches, View, rejected, shape
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.tensors import TensorEntry
 
 # Half a gibibyte; rank 1024 on the largest models takes a quarter of it.
 _MOST_DRAWN: Final = 1 << 27
@@ -72,7 +72,7 @@ def _check_size(to: Target, *shapes: list[int]) -> None:
             "unsupported",
             f"The projections that {to.path} and others share have {elements} elements that are not in the file; at "
             f"most {_MOST_DRAWN} are drawn by a seed.",
-            way_out="Save the adapter again with save_projection=True.",
+            hint="Save the adapter again with save_projection=True.",
             module=to.path,
         )
 
@@ -84,7 +84,7 @@ def _seed(view: View, to: Target) -> int:
             "rejected",
             f"The adapter holds no {view.config.peft_type.lower()}_A and _B, the projections that {to.path} needs, and "
             "its config names no seed that they could be drawn from.",
-            way_out="Save the adapter again with save_projection=True.",
+            hint="Save the adapter again with save_projection=True.",
             module=to.path,
         )
     return seed

@@ -9,14 +9,14 @@ from typing import NoReturn
 
 import msgspec
 
+from lora_contract.adapter.config import AdapterConfig
+from lora_contract.adapter.scaling import Scales, scales
+from lora_contract.base import BaseFingerprint, BaseTensor
+from lora_contract.errors import RegistryError
+from lora_contract.modules import BaseModule, BaseModules
+from lora_contract.tensors import FLOAT_DTYPES, TensorEntry
 from lora_kernels.merging.delta import TWIN, AdapterInput, Delta, Factor
 from lora_kernels.merging.match.tied import Tie
-from lora_reg.spec.adapter.config import AdapterConfig
-from lora_reg.spec.adapter.scaling import Scales, scales
-from lora_reg.spec.base import BaseFingerprint, BaseTensor
-from lora_reg.spec.errors import RegistryError
-from lora_reg.spec.modules import BaseModule, BaseModules
-from lora_reg.spec.tensors import FLOAT_DTYPES, TensorEntry
 
 Matches = list[tuple[str, Delta]]
 """(name of the base tensor, what is done to it)."""
@@ -84,7 +84,7 @@ class View:
             raise RegistryError(
                 "unsupported",
                 f"{path} is stored quantized in the base; a merge adds to floating-point weights only.",
-                way_out="Merge onto the full-precision base.",
+                hint="Merge onto the full-precision base.",
                 module=path,
             )
         return found, self.untied(found, found.weight, entry)
@@ -100,7 +100,7 @@ class View:
                 f"{entry.name} changes {module.path}, which shares its weight with {tie.embedding.path}; in a model of "
                 f"the architecture {self.base.architecture or 'unknown'} it is not known how to part them: merged, the "
                 "change would reach both, which is another model than the one trained.",
-                way_out="Serve the adapter unmerged, or untie the base first and register it as a base of its own.",
+                hint="Serve the adapter unmerged, or untie the base first and register it as a base of its own.",
                 module=module.path,
                 tensor=entry.name,
             )
@@ -153,7 +153,7 @@ def rejected(what: str, entry: TensorEntry) -> RegistryError:
     return RegistryError(
         "rejected",
         f"{what}.",
-        way_out="Merge an adapter that fits this base; `lora-reg push --dry-run` lists all faults.",
+        hint="Merge an adapter that fits this base; `lora-reg push --dry-run` lists all faults.",
         tensor=entry.name,
     )
 

@@ -13,13 +13,13 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from lora_contract.errors import RegistryError
 from lora_kernels.merging.blocks import Block
 from lora_kernels.merging.delta import Delta
 from lora_kernels.merging.numerics import F32
 from lora_kernels.merging.updates import low_rank
 from lora_kernels.merging.updates.low_rank import LowRank
 from lora_kernels.merging.updates.protocols import Inputs, Reach, Transform
-from lora_reg.spec.errors import RegistryError
 
 F64 = npt.NDArray[np.float64]
 
@@ -100,7 +100,7 @@ def _factor(magnitude: F32, squares: F64, module: str) -> F32:
             "rejected",
             f"{module}: {int(squares.size - np.count_nonzero(squares))} outputs of the base's weight and the adapter's "
             "update together are zero; DoRA divides by their norm.",
-            way_out="Serve the base without this adapter, or train it again without DoRA on this module.",
+            hint="Serve the base without this adapter, or train it again without DoRA on this module.",
             module=module,
         )
     return np.asarray(magnitude / np.sqrt(squares), np.float32)

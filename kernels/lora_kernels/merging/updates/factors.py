@@ -7,10 +7,10 @@ from typing import Final
 
 import numpy as np
 
+from lora_contract.errors import RegistryError
 from lora_kernels.merging.delta import Factor
 from lora_kernels.merging.numerics import F32, INTEGERS, Array, Indices, decode, storage
 from lora_kernels.merging.sources import Source
-from lora_reg.spec.errors import RegistryError
 
 # Tensors of which several weights take a part one after another: A and B of two weights of an expert.
 _KEPT: Final = 4
@@ -43,7 +43,7 @@ class FactorReader:
             raise RegistryError(
                 "rejected",
                 f"{factor.name} holds {count} values that are NaN or infinite.",
-                way_out="Train it again or take an earlier checkpoint; such an adapter destroys the model.",
+                hint="Train it again or take an earlier checkpoint; such an adapter destroys the model.",
                 tensor=factor.name,
             )
         return values
@@ -65,7 +65,7 @@ class FactorReader:
                 raise RegistryError(
                     "rejected",
                     f"{factor.name} names the place {int(part[wrong][0])}; there are {limit}.",
-                    way_out="Merge an adapter that fits this base.",
+                    hint="Merge an adapter that fits this base.",
                     tensor=factor.name,
                 )
         return values

@@ -7,12 +7,12 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from lora_contract.errors import RegistryError
 from lora_kernels.merging.blocks import BLOCK, Block
 from lora_kernels.merging.delta import Delta, Factor
 from lora_kernels.merging.numerics import F32, F64
 from lora_kernels.merging.updates.factors import FactorReader
 from lora_kernels.merging.updates.protocols import Inputs, Reach, Transform
-from lora_reg.spec.errors import RegistryError
 
 
 class Path(NamedTuple):
@@ -76,6 +76,6 @@ def _check_zeros(factor: Factor, reader: FactorReader) -> None:
             raise RegistryError(
                 "rejected",
                 f"{factor.name} holds the zeros of a path that adapter_config.json switches off, but is not zero.",
-                way_out="Merge an adapter as PEFT saved it.",
+                hint="Merge an adapter as PEFT saved it.",
                 tensor=factor.name,
             )

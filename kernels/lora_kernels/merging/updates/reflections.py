@@ -6,11 +6,11 @@ from typing import ClassVar
 
 import numpy as np
 
+from lora_contract.errors import RegistryError
 from lora_kernels.merging.blocks import Block
 from lora_kernels.merging.delta import Delta
 from lora_kernels.merging.numerics import F32, F64
 from lora_kernels.merging.updates.protocols import Inputs, Reach, Transform
-from lora_reg.spec.errors import RegistryError
 
 
 class Reflections(Transform):
@@ -44,7 +44,7 @@ def load(delta: Delta, inputs: Inputs) -> Reflections:
             raise RegistryError(
                 "rejected",
                 f"{factor.name}: the column {column} has the length 0; there is no reflection at it.",
-                way_out="Train it again or take an earlier checkpoint.",
+                hint="Train it again or take an earlier checkpoint.",
                 tensor=factor.name,
             )
         u[:, column] /= length

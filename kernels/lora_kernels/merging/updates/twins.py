@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from lora_contract.errors import RegistryError
 from lora_kernels.merging.blocks import BLOCK
 from lora_kernels.merging.delta import TWIN, Delta, Factor
 from lora_kernels.merging.updates.factors import FactorReader
-from lora_reg.spec.errors import RegistryError
 
 
 def check_twins(delta: Delta, reader: FactorReader) -> None:
@@ -23,7 +23,7 @@ def check_twins(delta: Delta, reader: FactorReader) -> None:
                     "rejected",
                     f"{original.name} and {twin.name} differ, but adapter_config.json says that the adapter ties them; "
                     "the training has parted them.",
-                    way_out="Set ensure_weight_tying to false in adapter_config.json and name both layers in "
+                    hint="Set ensure_weight_tying to false in adapter_config.json and name both layers in "
                     "target_modules or modules_to_save, so that each gets its own.",
                     tensor=twin.name,
                 )

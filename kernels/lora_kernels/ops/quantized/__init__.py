@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from lora_contract.errors import RegistryError
 from lora_kernels.quantized.layout import BLOCKSIZES, NESTED_BLOCKSIZE
-from lora_reg.spec.errors import RegistryError
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +121,7 @@ def check_blocksize(blocksize: int, *, name: str) -> None:
 
 
 def refused(sentence: str) -> RegistryError:
-    return RegistryError(
-        "invalid-request", sentence, way_out="Pass the parts of the weight as the checkpoint holds them."
-    )
+    return RegistryError("invalid-request", sentence, hint="Pass the parts of the weight as the checkpoint holds them.")
 
 
 def _checker(name: str, device: torch.device) -> Callable[[str, torch.Tensor, tuple[int, ...], torch.dtype], None]:

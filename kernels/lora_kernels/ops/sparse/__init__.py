@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Literal
 
+from lora_contract.errors import RegistryError
 from lora_kernels.ops.low_rank import LowRank
-from lora_reg.spec.errors import RegistryError
 
 MajoritySign = Literal["total", "frequency"]
 MAX_ADAPTERS: Final = 2**15 - 1
@@ -33,4 +33,4 @@ def check_recipe(
 
 
 def refused(sentence: str) -> RegistryError:
-    return RegistryError("invalid-request", sentence, way_out="Correct the parameters of the method.")
+    return RegistryError("invalid-request", sentence, hint="Correct the parameters of the method.")

@@ -1,0 +1,223 @@
+"""The check of an adapter against a base: one piece of code for the client before a push and for the server after it.
+
+It reads through functions that the caller gives, never raises for a fault of the adapter, and tells all faults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+import msgspec
+
+from lora_contract.adapter import lora
+from lora_contract.adapter.config import AdapterConfig, parse_config
+from lora_contract.adapter.coverage import check_coverage
+from lora_contract.adapter.facts import AdapterFacts, gather
+from lora_contract.adapter.files import AdapterFile, ReadFile, check_files, paths
+from lora_contract.adapter.numbers import ReadBase, check_values
+from lora_contract.adapter.patterns import hangs, targets
+from lora_contract.adapter.report import CONFIG, WEIGHTS, Report
+from lora_contract.adapter.scaling import ModuleScale, Scales, scales
+from lora_contract.adapter.structure import build
+from lora_contract.adapter.training import training_facts
+from lora_contract.base import BaseFingerprint
+from lora_contract.errors import RegistryError
+from lora_contract.findings import Finding
+from lora_contract.modules import BaseModules, modules_of
+from lora_contract.regex import Budget
+from lora_contract.tensors import Header, header_length, parse_header
+
+__all__ = ["AdapterFacts", "AdapterFile", "CheckResult", "ReadBase", "ReadFile", "check_adapter"]
+
+
+class CheckResult(msgspec.Struct, frozen=True):
+    """All findings in the order they were made; `facts` where config and weights could be read and placed."""
+
+    findings: list[Finding]
+    facts: AdapterFacts | None
+
+    @property
+    def accepted(self) -> bool:
+        return not any(finding.severity == "error" for finding in self.findings)
+
+
+def check_adapter(
+    files: Sequence[AdapterFile],
+    read: ReadFile,
+    base: BaseFingerprint,
+    *,
+    base_aliases: Collection[str],
+    accept_base: bool = False,
+    read_base: ReadBase | None = None,
+) -> CheckResult:
+    """Check an adapter's files against a base.
+
+    read: bytes of a file by (path, offset, length). base_aliases: every id under which trainers know this base.
+    accept_base: take another id in the config for this base, this once. read_base: bytes of a base tensor by
+    (tensor, offset, length); None where only the base's structure is registered. Raises what `read` raises.
+    """
+    report = Report()
+    facts: AdapterFacts | None = None
+    check_files(files, read, report)
+    sizes = paths(files)
+    for required in (CONFIG, WEIGHTS):
+        if required not in sizes:
+            report.add(
+                "file-missing",
+                f"There is no {required}; an adapter is {CONFIG} and {WEIGHTS}.",
+                file=required,
+                expected=required,
+                hint="Save the adapter with PEFT's save_pretrained and push that folder.",
+            )
+    config = _read_config(sizes, read, report)
+    header = _read_header(sizes, read, report)
+    if config is not None:
+        _check_base_name(config, base_aliases, accept_base, report)
+        _check_init(config, report)
+    if config is not None and header is not None:
+        facts = _check_together(config, header, read, base, read_base, report)
+    if facts is not None:
+        facts = msgspec.structs.replace(facts, training=training_facts(sizes, read))
+    return CheckResult(report.findings(), facts)
+
+
+def _check_together(
+    config: AdapterConfig,
+    header: Header,
+    read: ReadFile,
+    base: BaseFingerprint,
+    read_base: ReadBase | None,
+    report: Report,
+) -> AdapterFacts | None:
+    modules = modules_of(base)
+    budget = Budget()
+    try:
+        hang = hangs(config, modules.modules, budget)
+        if hang is not None:
+            report.add(
+                "pattern-refused",
+                f"{CONFIG} has in {hang[0]} the pattern {hang[1][:80]!r}, on which PEFT would hang for ages.",
+                file=CONFIG,
+                where=hang[0],
+                found=hang[1][:200],
+                expected="a pattern without nested repeats",
+                hint="List the modules by name instead of by a pattern.",
+            )
+        targeted = targets(config, budget)
+        scale = _scales(config, modules, targeted, budget)
+        structure = build(config, header, base, modules, scale, report)
+        check_coverage(config, structure, modules, targeted, report)
+        check_values(config, header, structure, scale, read, read_base, report)
+        return gather(config, header, structure, scale)
+    except RegistryError as error:
+        if error.code != "rejected":
+            raise
+        report.add_error("pattern-refused", error, file=CONFIG)
+        return None
+
+
+def _scales(config: AdapterConfig, modules: BaseModules, targeted: Callable[[str], bool], budget: Budget) -> Scales:
+    """The output projection of an attention that is adapted as a whole has the attention's rank and alpha."""
+    own = scales(config, budget)
+
+    def of(path: str) -> ModuleScale:
+        attention = modules.attention_of(path)
+        return own(path if attention is None or not targeted(attention) else attention)
+
+    return of
+
+
+def _read_config(sizes: dict[str, int], read: ReadFile, report: Report) -> AdapterConfig | None:
+    size = sizes.get(CONFIG)
+    if size is None:
+        return None
+    try:
+        if size > MAX_READ_CONFIG:
+            raise RegistryError("rejected", f"{CONFIG} has {size} bytes, expected at most {MAX_READ_CONFIG}.")
+        return parse_config(read(CONFIG, 0, size))
+    except RegistryError as error:
+        if error.code != "rejected":
+            raise
+        report.add_error("bad-config", error, file=CONFIG)
+        return None
+
+
+def _read_header(sizes: dict[str, int], read: ReadFile, report: Report) -> Header | None:
+    size = sizes.get(WEIGHTS)
+    if size is None:
+        return None
+    try:
+        length = header_length(read(WEIGHTS, 0, min(8, size)), size)
+        header = parse_header(read(WEIGHTS, 0, 8 + length), size)
+    except RegistryError as error:
+        if error.code != "rejected":
+            raise
+        report.add_error("bad-safetensors", error, file=WEIGHTS)
+        return None
+    if not header.tensors:
+        report.add("no-tensors", f"{WEIGHTS} holds no tensor.", hint="Save the adapter again; its weights are missing.")
+        return None
+    return header
+
+
+def _check_base_name(config: AdapterConfig, aliases: Collection[str], accept: bool, report: Report) -> None:
+    name = (config.base_model or "").rstrip("/")
+    if not name:
+        report.add("base-unnamed", f"{CONFIG} names no base model.", severity="note", file=CONFIG)
+    elif name.casefold() in {alias.rstrip("/").casefold() for alias in aliases}:
+        return
+    elif is_local_path(name):
+        report.add(
+            "base-local-path",
+            f"{CONFIG} names its base by the local path {name[:200]!r}, which says nothing here.",
+            severity="note",
+            file=CONFIG,
+            where="base_model_name_or_path",
+            found=name[:200],
+        )
+    else:
+        report.add(
+            "base-mismatch",
+            f"{CONFIG} names the base {name[:200]!r}, which is no alias of the base given.",
+            severity="note" if accept else "error",
+            file=CONFIG,
+            where="base_model_name_or_path",
+            found=name[:200],
+            expected=", ".join(sorted(aliases)) or None,
+            hint=f"If it is this base: `lora-reg base alias NAME {name[:200]}`; for once: `--accept-base`.",
+        )
+
+
+def is_local_path(name: str) -> bool:
+    """Whether a base's name is a path on somebody's machine rather than a hub id (`name` or `owner/name`)."""
+    return (
+        name.startswith(("/", "./", "../", "~", "file:")) or "\\" in name or name.count("/") > 1 or name in (".", "..")
+    )
+
+
+def _check_init(config: AdapterConfig, report: Report) -> None:
+    changed = lora.changes_base(config) if config.peft_type == "LORA" else None
+    if changed is not None:
+        report.add(
+            "init-changes-base",
+            f"{CONFIG} has {changed}: the adapter was trained against a base that this had changed, so its A and B do "
+            "not fit the base as it is.",
+            file=CONFIG,
+            where=changed.partition(" ")[0],
+            found=changed,
+            expected="an init that leaves the base as it is",
+            hint="Convert it to a plain LoRA: save_pretrained with path_initial_model_for_weight_conversion.",
+        )
+    if config.layer_replication:
+        report.add(
+            "layer-replication",
+            f"{CONFIG} has layer_replication: the adapter belongs to a model with copied layers, not to this base.",
+            file=CONFIG,
+            where="layer_replication",
+            found=str(config.raw.get("layer_replication"))[:80],
+            expected="null",
+            hint="Register the model with the copied layers as a base and train on that.",
+        )
+
+
+MAX_READ_CONFIG = 16 * 1024 * 1024

@@ -1,0 +1,89 @@
+"""What is worth knowing of an adapter: stored with its version and shown."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TypeAlias
+
+import msgspec
+
+from lora_contract.adapter.config import AdapterConfig
+from lora_contract.adapter.scaling import Scales
+from lora_contract.adapter.structure import Structure
+from lora_contract.adapter.types import TYPES
+from lora_contract.modules import is_embedding_name, is_output_name
+from lora_contract.tensors import Header
+
+Training: TypeAlias = dict[str, int | float | str]
+
+
+class AdapterFacts(msgspec.Struct, frozen=True):
+    """ranks: number of modules by effective rank. alpha: the config's. targets: number of adapted modules by the last
+    part of their path. has_embeddings: an embedding or output layer is adapted or saved. base: what the config names.
+    mergeable: the type has a merged form; whether this registry merges it is the recipe's to say. training: what the
+    trainer's files say of how it was made."""
+
+    peft_type: str
+    task_type: str | None
+    r: int | None
+    max_rank: int | None
+    ranks: dict[str, int]
+    alpha: float | None
+    use_rslora: bool
+    use_dora: bool
+    dtypes: dict[str, int]
+    modules: int
+    targets: dict[str, int]
+    modules_to_save: list[str]
+    saved_tensors: int
+    has_embeddings: bool
+    has_biases: bool
+    tensors: int
+    parameters: int
+    tensor_bytes: int
+    base: str | None
+    revision: str | None
+    peft_version: str | None
+    mergeable: bool
+    training: Training = {}
+
+
+def gather(config: AdapterConfig, header: Header, structure: Structure, scale: Scales) -> AdapterFacts:
+    """The facts of an adapter whose tensors were placed."""
+    kind = TYPES[config.peft_type]
+    paths = sorted({group.path for group in structure.groups.values()})
+    ranks: Counter[int] = Counter()
+    if not kind.prompt and config.peft_type != "ADALORA":
+        ranks.update(scale(path).r for path in paths)
+    elif config.peft_type == "ADALORA":
+        ranks.update(
+            group.tensors["lora_A"].shape[0]
+            for group in structure.groups.values()
+            if "lora_A" in group.tensors and group.tensors["lora_A"].shape
+        )
+    ranked = config.r is not None and bool(kind.factors)
+    touched = [*paths, *(tensor.name.rpartition(".")[0] for tensor in (*structure.saved, *structure.tokens))]
+    return AdapterFacts(
+        peft_type=config.peft_type,
+        task_type=config.task_type,
+        r=config.r if ranked else None,
+        max_rank=max(ranks, default=None) if ranked else None,
+        ranks={str(rank): count for rank, count in sorted(ranks.items())} if ranked else {},
+        alpha=config.alpha,
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
+        dtypes=dict(sorted(Counter(tensor.dtype for tensor in header.tensors).items())),
+        modules=len(paths),
+        targets=dict(sorted(Counter(path.rpartition(".")[2] for path in paths).items())),
+        modules_to_save=config.modules_to_save,
+        saved_tensors=len(structure.saved),
+        has_embeddings=any(is_embedding_name(path) or is_output_name(path) for path in touched),
+        has_biases=bool(structure.biases),
+        tensors=len(header.tensors),
+        parameters=sum(tensor.elements for tensor in header.tensors),
+        tensor_bytes=sum(tensor.nbytes for tensor in header.tensors),
+        base=config.base_model,
+        revision=config.revision,
+        peft_version=config.peft_version,
+        mergeable=kind.mergeable and not config.on("alora_invocation_tokens") and not config.on("arrow_config"),
+    )

@@ -1,0 +1,216 @@
+"""Which files may be pushed, by name and by content. Nothing is unpacked, and a pickle is never opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Final
+
+import msgspec
+
+from lora_contract import canonical
+from lora_contract.adapter.report import CONFIG, WEIGHTS, Report
+from lora_contract.errors import RegistryError
+from lora_contract.manifest import MAX_FILES, check_path
+
+ReadFile = Callable[[str, int, int], bytes]
+"""read(path, offset, length) -> exactly that many bytes of the file."""
+
+TOKENIZER_FILES: Final = frozenset(
+    {
+        "added_tokens.json",
+        "chat_template.jinja",
+        "chat_template.json",
+        "merges.txt",
+        "sentencepiece.bpe.model",
+        "special_tokens_map.json",
+        "spiece.model",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "vocab.json",
+        "vocab.txt",
+    }
+)
+_ADAPTER_FILES: Final = TOKENIZER_FILES | {
+    CONFIG,
+    WEIGHTS,
+    "all_results.json",
+    "eval_results.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "train_results.json",
+    "trainer_state.json",
+    "training_args.json",
+}
+_BASE_FILES: Final = TOKENIZER_FILES | {
+    "config.json",
+    "configuration.json",
+    "generation_config.json",
+    "model.safetensors.index.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "quantization_config.json",
+    "quantize_config.json",
+    "video_preprocessor_config.json",
+}
+_DOC_SUFFIXES: Final = (".md", ".txt", ".rst")
+_DOC_NAMES: Final = ("license", "licence", "notice", "readme", "use_policy", "copying", "authors")
+_CODE_SUFFIXES: Final = (".py", ".pyc", ".so", ".dll", ".sh", ".bat", ".exe", ".js", ".ipynb")
+_PICKLE_SUFFIXES: Final = (
+    ".bin",
+    ".pt",
+    ".pth",
+    ".pkl",
+    ".pickle",
+    ".ckpt",
+    ".npy",
+    ".npz",
+    ".h5",
+    ".msgpack",
+    ".joblib",
+)
+_ARCHIVE_SUFFIXES: Final = (".tar", ".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".whl")
+_MAX_SIDE_JSON: Final = 64 * 1024 * 1024
+_SNIFF: Final = 512
+
+_MAGIC: Final[tuple[tuple[int, bytes, str], ...]] = (
+    (0, b"PK\x03\x04", "a zip archive (a PyTorch pickle file is one)"),
+    (0, b"PK\x05\x06", "a zip archive"),
+    (0, b"\x1f\x8b", "a gzip archive"),
+    (0, b"BZh", "a bzip2 archive"),
+    (0, b"\xfd7zXZ\x00", "an xz archive"),
+    (0, b"\x28\xb5\x2f\xfd", "a zstd archive"),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (0, b"Rar!", "a rar archive"),
+    (257, b"ustar", "a tar archive"),
+    (0, b"\x7fELF", "a program"),
+    (0, b"\xcf\xfa\xed\xfe", "a program"),
+    (0, b"\xca\xfe\xba\xbe", "a program"),
+    (0, b"#!", "a script"),
+    (0, b"\x89HDF", "an HDF5 file"),
+    (0, b"\x93NUMPY", "a numpy file"),
+    (0, b"GGUF", "a GGUF file"),
+)
+
+
+class AdapterFile(msgspec.Struct, frozen=True):
+    """A regular file of a push: relative path and size in bytes. Links are for the caller to refuse."""
+
+    path: str
+    size: int
+
+
+def check_files(files: Sequence[AdapterFile], read: ReadFile, report: Report, *, base: bool = False) -> None:
+    """Paths, the allow-list, content against the name, and small JSON files. `base`: by the rules of a base model."""
+    if len(files) > MAX_FILES:
+        report.add("too-many-files", f"There are {len(files)} files; at most {MAX_FILES} are taken.", file=None)
+        return
+    seen: dict[str, str] = {}
+    for file in files:
+        folded = file.path.casefold()
+        if folded in seen:
+            report.add(
+                "duplicate-path", f"{file.path} and {seen[folded]} are one name on some systems.", file=file.path
+            )
+        seen[folded] = file.path
+        if _path_is_bad(file.path, report) or not _allowed(file.path, report, base=base):
+            continue
+        kind = sniff(read(file.path, 0, min(file.size, _SNIFF)), weights=file.path.endswith(".safetensors"))
+        if kind is not None:
+            report.add(
+                "content-refused",
+                f"{file.path} is {kind}, which is not what its name says and is never opened.",
+                file=file.path,
+                found=kind,
+                hint="Save the tensors as safetensors and push only those and their config.",
+            )
+        elif file.path.endswith(".json") and file.path not in (CONFIG, "config.json", "model.safetensors.index.json"):
+            _check_json(file, read, report)
+
+
+def sniff(head: bytes, *, weights: bool = False) -> str | None:
+    """What content is, from its first bytes, where it is of a kind that is refused; None where it may be text,
+    JSON or a model file. `weights`: the name says safetensors, whose first bytes are a length and may be anything."""
+    if weights and len(head) >= 9 and head[8:9] == b"{":
+        return None
+    for offset, magic, kind in _MAGIC:
+        if head[offset : offset + len(magic)] == magic:
+            return kind
+    if head[:2] == b"MZ" and b"\0" in head:
+        return "a program"
+    if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05" and len(head) > 2:
+        return "a pickle"
+    if not weights and _looks_like_text_pickle(head):
+        return "a pickle"
+    return None
+
+
+def _looks_like_text_pickle(head: bytes) -> bool:
+    return head[:1] in b"c(" and b"\n" in head[:80] and (b"\n(" in head or b"\ntR" in head or b"\np0" in head)
+
+
+def _path_is_bad(path: str, report: Report) -> bool:
+    try:
+        check_path(path)
+    except RegistryError as error:
+        report.add("bad-path", error.detail, file=path[:255], hint=error.hint)
+        return True
+    return False
+
+
+def _allowed(path: str, report: Report, *, base: bool) -> bool:
+    lower = path.lower()
+    what = "A base" if base else "An adapter"
+    for suffixes, code, kind in (
+        (_PICKLE_SUFFIXES, "pickle", "may hold a pickle"),
+        (_CODE_SUFFIXES, "code", "is code"),
+        (_ARCHIVE_SUFFIXES, "archive", "is an archive"),
+    ):
+        if lower.endswith(suffixes):
+            report.add(
+                code,
+                f"{path} {kind} by its name and is never opened.",
+                file=path,
+                expected=WEIGHTS,
+                hint="Push the safetensors file; leave this file out.",
+            )
+            return False
+    known = _BASE_FILES if base else _ADAPTER_FILES
+    if path in known or (base and "/" not in path and path.endswith(".safetensors")):
+        return True
+    if "/" not in path and (lower.endswith(_DOC_SUFFIXES) or lower.startswith(_DOC_NAMES)):
+        return True
+    report.add(
+        "file-not-allowed",
+        f"{path} is not among the files that belong to {what.lower()}.",
+        file=path,
+        hint="Leave it out; " + ("a base" if base else "an adapter") + " is its config, weights, tokenizer and texts.",
+    )
+    return False
+
+
+def _check_json(file: AdapterFile, read: ReadFile, report: Report) -> None:
+    if file.size > _MAX_SIDE_JSON:
+        report.add(
+            "file-too-large", f"{file.path} has {file.size} bytes, expected at most {_MAX_SIDE_JSON}.", file=file.path
+        )
+        return
+    try:
+        document = canonical.loads_strict(read(file.path, 0, file.size), what=file.path, max_bytes=_MAX_SIDE_JSON)
+    except RegistryError as error:
+        report.add_error("bad-json", error, file=file.path)
+        return
+    if isinstance(document, dict) and document.get("auto_map"):
+        report.add(
+            "auto-map",
+            f"{file.path} holds auto_map: it lets a loader run code that comes with the files.",
+            file=file.path,
+            where="auto_map",
+            hint="Remove auto_map and push again.",
+        )
+
+
+def paths(files: Collection[AdapterFile]) -> dict[str, int]:
+    """Sizes by path."""
+    return {file.path: file.size for file in files}

@@ -1,0 +1,221 @@
+"""The values: finite, also as products; not without effect; copies of base tensors equal to the base.
+
+Everything is read once, in chunks, whatever the size of a tensor.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from lora_contract import values
+from lora_contract.adapter.config import AdapterConfig
+from lora_contract.adapter.files import ReadFile
+from lora_contract.adapter.groups import Group
+from lora_contract.adapter.report import CONFIG, WEIGHTS, Report
+from lora_contract.adapter.scaling import Scales
+from lora_contract.adapter.structure import Structure
+from lora_contract.adapter.types import TYPES, AdapterType
+from lora_contract.base import BaseTensor
+from lora_contract.tensors import DTYPE_BYTES, Header, TensorEntry
+
+ReadBase = Callable[[BaseTensor, int, int], bytes]
+"""read_base(tensor, offset in the tensor, length) -> exactly that many bytes of it."""
+
+CHUNK: Final = 1 << 18
+# Norms square what a weight makes of its input: beyond the root of float32's largest number they give infinity.
+_LIMIT: Final = 1.8e19
+_LARGE: Final = 1e5
+
+
+class Stats(msgspec.Struct):
+    """Of one tensor: all zero, all one, and a bound of |x| (powers of two)."""
+
+    zero: bool = True
+    one: bool = True
+    bound: float = 0.0
+
+
+def check_values(
+    config: AdapterConfig,
+    header: Header,
+    structure: Structure,
+    scale: Scales,
+    read: ReadFile,
+    read_base: ReadBase | None,
+    report: Report,
+) -> None:
+    """Read every float tensor once; faults go to the report."""
+    stats = {tensor.name: _scan(tensor, read, report) for tensor in header.tensors}
+    kind = TYPES[config.peft_type]
+    _check_products(kind, structure, scale, stats, report)
+    for group in structure.groups.values():
+        _check_indices(group, read, report)
+    _check_effect(kind, structure, scale, stats, report)
+    for tensor, parameter in structure.copies:
+        _check_copy(tensor, parameter, read, read_base, report)
+
+
+def _scan(tensor: TensorEntry, read: ReadFile, report: Report) -> Stats:
+    stats = Stats()
+    size = DTYPE_BYTES[tensor.dtype]
+    for offset in range(0, tensor.nbytes, CHUNK):
+        chunk = read(WEIGHTS, tensor.file_start + offset, min(CHUNK, tensor.nbytes - offset))
+        index = values.first_nonfinite(chunk, tensor.dtype)
+        if index is not None and stats.bound != float("inf"):
+            stats.bound = float("inf")
+            place = offset // size + index
+            report.add(
+                "nonfinite-value",
+                f"The tensor {tensor.name} holds NaN or infinity at element {place}; every value must be finite.",
+                where=tensor.name,
+                found=f"NaN or infinity at element {place}",
+                expected="finite values",
+                hint="Training diverged or the file is damaged: push an earlier checkpoint.",
+            )
+        stats.zero = stats.zero and values.is_zero(chunk, tensor.dtype)
+        stats.one = stats.one and values.is_one(chunk, tensor.dtype)
+        stats.bound = max(stats.bound, values.magnitude_bound(chunk, tensor.dtype))
+    return stats
+
+
+def _check_products(
+    kind: AdapterType, structure: Structure, scale: Scales, stats: dict[str, Stats], report: Report
+) -> None:
+    if not kind.factors:
+        return
+    for group in structure.groups.values():
+        factors = [stats[tensor.name].bound for suffix, tensor in group.tensors.items() if suffix in kind.factors]
+        if any(bound == float("inf") for bound in factors):
+            continue  # already told as a value that is not finite, or as a dtype
+        module = scale(group.path)
+        product = abs(module.scale) * module.r ** (len(factors) // 2)
+        for bound in factors:
+            product *= bound
+        if _LARGE < product <= _LIMIT:
+            report.add(
+                "large-update",
+                f"The update of {group.path} may reach {product:.3g}; weights are seldom above 1.",
+                severity="warning",
+                where=group.path,
+                found=f"up to {product:.3g}",
+                hint="Validate it before it is used: the training may have diverged.",
+            )
+        if product > _LIMIT:
+            report.add(
+                "product-overflow",
+                f"The update of {group.path} can overflow float32: scale {module.scale:.3g} times factors up to "
+                f"{' and '.join(f'{bound:.3g}' for bound in factors)} at rank {module.r}.",
+                where=group.path,
+                found=f"up to {product:.3g}",
+                expected=f"at most {_LIMIT:.3g}",
+                hint="Check alpha and the training: the values are far outside of what a model can use.",
+            )
+
+
+def _check_effect(
+    kind: AdapterType, structure: Structure, scale: Scales, stats: dict[str, Stats], report: Report
+) -> None:
+    if structure.saved or structure.biases or structure.tokens or not structure.groups:
+        return
+    if all(scale(group.path).scale == 0.0 for group in structure.groups.values()):
+        report.add(
+            "no-effect",
+            f"{CONFIG} gives every module the scale 0 (alpha is 0): the adapter changes nothing.",
+            file=CONFIG,
+            where="lora_alpha",
+            found="0",
+            expected="another alpha",
+            hint="Correct lora_alpha to the value that it was trained with.",
+        )
+        return
+    if all(_inert(group, kind, stats) for group in structure.groups.values()):
+        suffix = next((name for name in next(iter(structure.groups.values())).tensors), "")
+        report.add(
+            "no-effect",
+            "The adapter changes nothing: in every module a factor of the update is zero (or every scaling is one).",
+            where=suffix,
+            found="a zero update in every module",
+            expected="at least one module that is changed",
+            hint="The adapter was saved untrained, or its weights were lost on saving: push a trained one.",
+        )
+
+
+def _check_indices(group: Group, read: ReadFile, report: Report) -> None:
+    """Indices into the module's weight lie inside: on a GPU one that does not ends the whole process."""
+    module = group.module
+    if module is None or module.out is None or module.in_ is None:
+        return
+    for suffix, limits in (
+        ("shira_indices", (module.out, module.in_)),
+        ("supertuning_indices", (module.out * module.in_,)),
+    ):
+        tensor = group.tensors.get(suffix)
+        if tensor is None or tensor.dtype not in ("I32", "I64"):
+            continue
+        size = DTYPE_BYTES[tensor.dtype]
+        row = tensor.nbytes // len(limits) // size * size
+        for place, limit in enumerate(limits):
+            for offset in range(place * row, (place + 1) * row, CHUNK):
+                chunk = read(WEIGHTS, tensor.file_start + offset, min(CHUNK, (place + 1) * row - offset))
+                found = struct.unpack(f"<{len(chunk) // size}{'i' if size == 4 else 'q'}", chunk)
+                if min(found) < 0 or max(found) >= limit:
+                    report.add(
+                        "index-out-of-range",
+                        f"The tensor {tensor.name} holds the index {max(found, key=abs)}, expected 0 to {limit - 1}.",
+                        where=tensor.name,
+                        found=str(max(found, key=abs)),
+                        expected=f"0 to {limit - 1}",
+                    )
+                    return
+
+
+def _inert(group: Group, kind: AdapterType, stats: dict[str, Stats]) -> bool:
+    held = group.tensors
+    if any(suffix.startswith("lora_magnitude") for suffix in held):
+        return False  # DoRA: the magnitudes alone may change the weight
+    bias = held.get("lora_B.bias")
+    if bias is not None and not stats[bias.name].zero:
+        return False
+    if any(suffix in held and stats[held[suffix].name].zero for suffix in kind.inert):
+        return True
+    return bool(kind.identity) and all(
+        suffix in held and (stats[held[suffix].name].one if value else stats[held[suffix].name].zero)
+        for suffix, value in kind.identity
+    )
+
+
+def _check_copy(
+    tensor: TensorEntry, parameter: BaseTensor, read: ReadFile, read_base: ReadBase | None, report: Report
+) -> None:
+    """A tensor that PEFT loads over the base's: harmless only where it holds the base's own values."""
+    why = None
+    if tensor.shape != parameter.shape:
+        why = f"has the shape {list(tensor.shape)}, the base's has {list(parameter.shape)}"
+    elif values.widen(b"", parameter.dtype, tensor.dtype) is None:
+        why = f"has the dtype {tensor.dtype}, which cannot hold the base's {parameter.dtype} exactly"
+    elif read_base is None:
+        why = "cannot be compared, since only the structure of this base is registered, not its weights"
+    else:
+        item, base_item = DTYPE_BYTES[tensor.dtype], DTYPE_BYTES[parameter.dtype]
+        for first in range(0, tensor.elements, CHUNK // item):
+            count = min(CHUNK // item, tensor.elements - first)
+            own = read(WEIGHTS, tensor.file_start + first * item, count * item)
+            if own != values.widen(
+                read_base(parameter, first * base_item, count * base_item), parameter.dtype, tensor.dtype
+            ):
+                why = "differs from it"
+                break
+    if why is not None:
+        report.add(
+            "overwrites-base",
+            f"The tensor {tensor.name} would be loaded over the base's own {parameter.name}, which is harmless only "
+            f"where both are equal bit by bit; it {why}.",
+            where=tensor.name,
+            found=why,
+            expected=f"the bytes of {parameter.name}",
+            hint="Save with save_embedding_layers=False; a module trained in full belongs in modules_to_save.",
+        )

@@ -1,0 +1,91 @@
+"""The closed table of errors.
+
+One row per code gives the HTTP status, the exit status of the command line, whether a retry can help, and the
+sentence that says the way out. HTTP, the Hub dialect and the client read this table; nobody recognises an error
+by its text. Exit statuses: 1 another failure, 2 wrong usage, 3 not found, 4 not signed in or not allowed,
+5 conflict, 6 refused by a check, 7 integrity, 8 still pending, 9 rate or quota, 10 server or storage unavailable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorKind:
+    """A row of the table. `hint` is one sentence, addressed to the person who met the error."""
+
+    status: int
+    exit: int
+    hint: str
+    retryable: bool = False
+
+
+ERRORS: Final[dict[str, ErrorKind]] = {
+    "internal": ErrorKind(500, 1, "Try again; if it stays, report it with the request id.", True),
+    "usage": ErrorKind(400, 2, "Correct the request; the detail names what is wrong."),
+    "invalid-request": ErrorKind(400, 2, "Correct the request; the detail names the field."),
+    "invalid-reference": ErrorKind(400, 2, "Write it as [namespace/]name[:tag or :vN][@sha256:…], in lower case."),
+    "not-found": ErrorKind(404, 3, "Check the spelling with `lora-reg list`."),
+    "method-not-allowed": ErrorKind(405, 2, "Use a method that the API document lists for this path."),
+    "deleted": ErrorKind(410, 3, "It was deleted and its name is not given out again; choose another."),
+    "unauthenticated": ErrorKind(401, 4, "Sign in with `lora-reg login URL`, or set LORA_REG_TOKEN."),
+    "forbidden": ErrorKind(403, 4, "Ask an administrator for a token with the role that this needs."),
+    "conflict": ErrorKind(409, 5, "Look at the present state and decide again."),
+    "exists": ErrorKind(409, 5, "Choose another name, or use what is there."),
+    "tag-moved": ErrorKind(412, 5, "Somebody moved the tag meanwhile; look at `lora-reg history` and decide again."),
+    "tag-protected": ErrorKind(428, 5, "The tag is protected: name the version it points to now with `--expect`."),
+    "in-use": ErrorKind(409, 5, "Move what refers to it first; the detail names it."),
+    "idempotency-mismatch": ErrorKind(422, 5, "Use a new Idempotency-Key for another request."),
+    "rejected": ErrorKind(422, 6, "Mend what the findings name and push again."),
+    "base-mismatch": ErrorKind(
+        422, 6, "If it is this base under another name: `lora-reg base alias`; for this push alone: `--accept-base`."
+    ),
+    "unsupported": ErrorKind(422, 6, "This adapter is stored and served, but this operation does not exist for it."),
+    "gate-refused": ErrorKind(422, 6, "Mend what was found, or ask for another policy."),
+    "tag-gated": ErrorKind(
+        409, 6, "A policy governs the tag: promote the version, which moves it where the gate allows."
+    ),
+    "not-reproduced": ErrorKind(
+        409, 7, "The recipe gave other bytes: compare the versions of the libraries and the backend of both runs."
+    ),
+    "digest-mismatch": ErrorKind(422, 7, "The bytes differ from their digest; send them again from an unchanged file."),
+    "size-mismatch": ErrorKind(422, 7, "The length differs from what was announced; send the whole file again."),
+    "signature-mismatch": ErrorKind(
+        422, 7, "Do not use what the signature should vouch for; sign this version with `lora-reg sign` if it is yours."
+    ),
+    "corrupt": ErrorKind(500, 7, "The stored bytes are damaged; ask an administrator to run `lora-registry fsck`."),
+    "job-failed": ErrorKind(409, 1, "Read `lora-reg job logs`, mend the cause and start it again."),
+    "pending": ErrorKind(202, 8, "It is still running; take the wait up again with `lora-reg job wait`."),
+    "too-large": ErrorKind(413, 9, "Send less at once; the detail names the limit."),
+    "rate-limited": ErrorKind(429, 9, "Wait as long as Retry-After says and try again.", True),
+    "unavailable": ErrorKind(503, 10, "Try again in a moment; if it stays, look at the service.", True),
+    "storage-unavailable": ErrorKind(503, 10, "The blob store did not answer; try again in a moment.", True),
+    "local-io": ErrorKind(500, 1, "Look at the path, its permissions and the free space on its disk."),
+    "precondition-failed": ErrorKind(412, 5, "Read it again and repeat with the new ETag."),
+    "range-not-satisfiable": ErrorKind(416, 2, "Ask for a range inside the file."),
+}
+
+
+class RegistryError(Exception):
+    """An error with a code of the table.
+
+    `detail` is one sentence: what was found and what was expected. `facts` are JSON values for programs
+    (`findings`, `current`, ...). `hint` replaces the table's sentence where the place knows better.
+    """
+
+    def __init__(self, code: str, detail: str, *, hint: str | None = None, **facts: Any) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.kind = ERRORS[code]
+        self.detail = detail
+        self.hint = hint or self.kind.hint
+        self.facts = facts
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (self.code, self.detail, self.hint, self.facts))
+
+
+def _rebuild(code: str, detail: str, hint: str, facts: dict[str, Any]) -> RegistryError:
+    return RegistryError(code, detail, hint=hint, **facts)

@@ -1,0 +1,210 @@
+"""The modules of a base model, derived from its fingerprint: what an adapter may target.
+
+A checkpoint names parameters, an adapter names modules. Which kind a module is follows from the shape of its weight
+and, for embeddings and transposed layers, from its name. Nothing of the model's code is needed or loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, Literal, TypeVar
+
+import msgspec
+
+from lora_contract.base import BaseFingerprint, BaseTensor
+
+Kind = Literal["linear", "embedding", "norm", "conv", "experts", "mha"]
+
+EMBEDDINGS: Final = frozenset(
+    {
+        "embed",
+        "embed_in",
+        "embed_positions",
+        "embed_tokens",
+        "embedding",
+        "embeddings",
+        "position_embeddings",
+        "shared",
+        "tok_embeddings",
+        "token_embedding",
+        "token_type_embeddings",
+        "tokens_embed",
+        "word_embedding",
+        "word_embeddings",
+        "wpe",
+        "wte",
+    }
+)
+OUTPUTS: Final = ("lm_head", "embed_out", "output", "output_projection", "score", "classifier")
+_CONV1D_TYPES: Final = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
+_CONV1D: Final = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
+# Module paths in memory against names on disk, for models whose checkpoint keys transformers renames on loading.
+_RENAMES: Final = (
+    ("model.language_model.", "language_model.model."),
+    ("model.language_model.", "model."),
+    ("model.visual.", "visual."),
+    ("model.vision_tower.", "vision_tower."),
+    ("model.multi_modal_projector.", "multi_modal_projector."),
+    ("lm_head", "language_model.lm_head"),
+)
+_SOLE_PREFIXES: Final = ("model", "transformer", "bert", "roberta", "deberta", "distilbert", "electra", "gpt_neox")
+
+
+_T = TypeVar("_T")
+
+
+class BaseModule(msgspec.Struct, frozen=True):
+    """A module of the base. `out`/`in_` are its sizes as a linear map (embedding: rows, width); None where unknown.
+
+    weight: the tensor that holds its weight (of another module where tied, None for quantized ones of unknown layout).
+    experts: their number where kind is "experts". transposed: the weight is stored (in, out).
+    """
+
+    path: str
+    kind: Kind
+    out: int | None
+    in_: int | None
+    has_bias: bool
+    weight: BaseTensor | None
+    experts: int = 0
+    transposed: bool = False
+
+
+class BaseModules(msgspec.Struct, frozen=True):
+    """All modules by path, and every parameter by name."""
+
+    modules: dict[str, BaseModule]
+    parameters: dict[str, BaseTensor]
+    roots: frozenset[str]
+    containers: frozenset[str]
+
+    def resolve(self, path: str) -> BaseModule | None:
+        """The module that an adapter's path means; None where the base has none.
+
+        Exactly that path; or with the model prefix that only one side writes (`transformer.h.0…` against `h.0…`),
+        or under the name that the checkpoint uses for a module that is renamed on loading.
+        """
+        return self._resolve(path, self.modules)
+
+    def resolve_parameter(self, name: str) -> BaseTensor | None:
+        """The base parameter that a name of the running model means; None where there is none."""
+        return self._resolve(name, self.parameters)
+
+    def has_container(self, path: str) -> bool:
+        """Whether modules of the base lie below a path."""
+        return path in self.containers
+
+    def attention_of(self, path: str) -> str | None:
+        """The packed attention (`nn.MultiheadAttention`) whose output projection a path is; None for other paths."""
+        parent, _, leaf = path.rpartition(".")
+        block = self.resolve(parent) if leaf == "out_proj" else None
+        return parent if block is not None and block.kind == "mha" else None
+
+    def _resolve(self, path: str, table: Mapping[str, _T]) -> _T | None:
+        found = table.get(path)
+        if found is not None:
+            return found
+        for here, there in _RENAMES:
+            if path.startswith(here) and (found := table.get(there + path[len(here) :])) is not None:
+                return found
+        if ".mlp." in path:
+            found = table.get(path.replace(".mlp.", ".block_sparse_moe.", 1))
+            if found is not None:
+                return found
+        head, _, rest = path.partition(".")
+        if head in _SOLE_PREFIXES and head not in self.roots and (found := table.get(rest)) is not None:
+            return found
+        sole = [prefix for prefix in _SOLE_PREFIXES if prefix in self.roots and head != prefix]
+        return table.get(f"{sole[0]}.{path}") if len(sole) == 1 else None
+
+
+def modules_of(fingerprint: BaseFingerprint) -> BaseModules:
+    """Derive the modules from the tensors' names and shapes, adding those that have no tensor of their own."""
+    parameters = fingerprint.by_name()
+    modules: dict[str, BaseModule] = {}
+    conv1d = fingerprint.model_type in _CONV1D_TYPES
+    for name, tensor in parameters.items():
+        path, _, leaf = name.rpartition(".")
+        if leaf == "weight" and path:
+            has_bias = f"{path}.bias" in parameters
+            quantized = f"{path}.weight.absmax" in parameters
+            modules[path] = _module(path, tensor, has_bias=has_bias, conv1d=conv1d, quantized=quantized)
+        elif leaf == "qweight" and path:
+            modules[path] = BaseModule(path, "linear", None, None, f"{path}.bias" in parameters, None)
+        elif leaf == "in_proj_weight" and len(tensor.shape) == 2:
+            rows, columns = tensor.shape
+            modules[path] = BaseModule(path, "mha", rows, columns, f"{path}.in_proj_bias" in parameters, tensor)
+        elif len(tensor.shape) == 3 and path and path not in modules:
+            modules[path] = BaseModule(path, "experts", None, None, False, tensor, experts=tensor.shape[0])
+    modules.update(_expert_containers(modules))
+    modules.update(_tied(fingerprint, modules))
+    roots = frozenset(name.partition(".")[0] for name in parameters)
+    containers = frozenset(path[:end] for path in modules for end in _dots(path))
+    return BaseModules(modules=modules, parameters=parameters, roots=roots, containers=containers)
+
+
+def is_embedding_name(path: str) -> bool:
+    return path.rpartition(".")[2] in EMBEDDINGS
+
+
+def is_output_name(path: str) -> bool:
+    return path.rpartition(".")[2] in OUTPUTS
+
+
+def _dots(path: str) -> list[int]:
+    return [place for place, character in enumerate(path) if character == "."]
+
+
+def _module(path: str, tensor: BaseTensor, *, has_bias: bool, conv1d: bool, quantized: bool) -> BaseModule:
+    shape = tensor.shape
+    if quantized:
+        return BaseModule(path, "linear", None, None, has_bias, None)
+    if len(shape) < 2:
+        return BaseModule(path, "norm", shape[0] if shape else None, None, has_bias, tensor)
+    if len(shape) > 2:
+        return BaseModule(path, "conv", shape[0], shape[1], has_bias, tensor)
+    if is_embedding_name(path):
+        return BaseModule(path, "embedding", shape[0], shape[1], has_bias, tensor)
+    if conv1d and path.rpartition(".")[2] in _CONV1D:
+        return BaseModule(path, "linear", shape[1], shape[0], has_bias, tensor, transposed=True)
+    return BaseModule(path, "linear", shape[0], shape[1], has_bias, tensor)
+
+
+def _expert_containers(modules: Mapping[str, BaseModule]) -> dict[str, BaseModule]:
+    """`….experts` where the checkpoint keeps one module per expert: newer models fuse them in memory."""
+    counts: dict[str, int] = {}
+    for path in modules:
+        head, found, rest = path.partition(".experts.")
+        number = rest.partition(".")[0]
+        if found and number.isascii() and number.isdigit() and len(number) < 6:
+            container = f"{head}.experts"
+            counts[container] = max(counts.get(container, 0), int(number) + 1)
+    return {
+        path: BaseModule(path, "experts", None, None, False, None, experts=count)
+        for path, count in counts.items()
+        if path not in modules
+    }
+
+
+def _tied(fingerprint: BaseFingerprint, modules: Mapping[str, BaseModule]) -> dict[str, BaseModule]:
+    """The output layer, and the inner embeddings of an encoder-decoder, where they share the input embedding."""
+    added: dict[str, BaseModule] = {}
+    shared = modules.get("shared")
+    if shared is not None:
+        for path in ("encoder.embed_tokens", "decoder.embed_tokens"):
+            if path not in modules:
+                added[path] = BaseModule(path, "embedding", shared.out, shared.in_, False, shared.weight)
+    embedding = input_embedding(modules)
+    has_output = any(path.rpartition(".")[2] in ("lm_head", "embed_out") for path in modules)
+    if fingerprint.tied and embedding is not None and not has_output:
+        added["lm_head"] = BaseModule("lm_head", "linear", embedding.out, embedding.in_, False, embedding.weight)
+    return added
+
+
+def input_embedding(modules: Mapping[str, BaseModule]) -> BaseModule | None:
+    """The embedding of the token ids: the first by the usual names, None where there is none."""
+    for leaf in ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "shared", "tokens_embed"):
+        found = [path for path in modules if path == leaf or path.endswith(f".{leaf}")]
+        if found:
+            return modules[min(found, key=len)]
+    return None

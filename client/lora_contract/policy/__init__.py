@@ -1,0 +1,20 @@
+"""Policies: what a report must show before a tag may move. Documents, and a pure function of them and of facts."""
+
+from __future__ import annotations
+
+from lora_contract.policy.decide import Check, Decision, GateFacts, decide
+from lora_contract.policy.document import DEFAULT, Behaviour, Policy, parse_policy
+from lora_contract.policy.pattern import governing, parse_pattern
+
+__all__ = [
+    "DEFAULT",
+    "Behaviour",
+    "Check",
+    "Decision",
+    "GateFacts",
+    "Policy",
+    "decide",
+    "governing",
+    "parse_pattern",
+    "parse_policy",
+]

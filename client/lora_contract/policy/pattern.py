@@ -1,0 +1,72 @@
+"""Patterns of tags, `namespace/name:tag`, each part with `*` for any text, and which of several governs.
+
+The most specific pattern wins, judged part by part from the left: a part without `*` before one with it, then the one
+with more literal characters. `acme/*:prod` comes before `*/sql:prod`, and `acme/sql-*:prod` before `acme/*:prod`. Of
+patterns that are equal in all that, as `a*` and `*a` are, the first in the order of their texts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from lora_contract import reference
+from lora_contract.errors import RegistryError
+
+_WILD: Final = re.compile(r"[A-Za-z0-9._*-]+\Z")
+_LONGEST: Final = (reference.MAX_NAMESPACE, reference.MAX_NAME, 128)
+
+Parts = tuple[str, str, str]
+
+
+def parse_pattern(text: str) -> Parts:
+    """Namespace, name and tag of a pattern. Raises RegistryError `invalid-request`, `invalid-reference`."""
+    path, colon, tag = text[:1024].partition(":")
+    namespace, slash, name = path.partition("/")
+    if not colon or not slash:
+        raise _invalid(text, "expected namespace/name:tag, each part with `*` for any text")
+    parts = (namespace, name, tag)
+    for part, longest in zip(parts, _LONGEST, strict=True):
+        if len(part) > longest or not _WILD.match(part):
+            raise _invalid(text, f"its part {part[:120]!r} is empty, too long or holds another character than a name")
+    if "*" not in namespace:
+        reference.check_namespace(namespace)
+    if "*" not in name:
+        reference.check_name(name)
+    if "*" not in tag:
+        reference.check_tag(tag)
+    return parts
+
+
+def governing(patterns: Iterable[str], namespace: str, name: str, tag: str) -> str | None:
+    """The pattern that governs a tag; None where none matches. The patterns have been parsed before."""
+    subject = (namespace, name, tag)
+    found = [text for text in patterns if all(map(_matches, parse_pattern(text), subject))]
+    return min(found, key=_rank, default=None)
+
+
+def _rank(text: str) -> tuple[object, ...]:
+    """Smaller is more specific."""
+    order = [("*" in part, -len(part.replace("*", ""))) for part in parse_pattern(text)]
+    return (*order, text)
+
+
+def _matches(pattern: str, text: str) -> bool:
+    """Whether a part matches, in time linear in both: every piece between stars is found as far left as it can be."""
+    if "*" not in pattern:
+        return pattern == text
+    first, *middle, last = pattern.split("*")
+    if len(text) < len(first) + len(last) or not text.startswith(first) or not text.endswith(last):
+        return False
+    at, end = len(first), len(text) - len(last)
+    for piece in middle:
+        found = text.find(piece, at, end)
+        if found < 0:
+            return False
+        at = found + len(piece)
+    return True
+
+
+def _invalid(text: str, why: str) -> RegistryError:
+    return RegistryError("invalid-request", f"{text[:200]!r} is no pattern of tags: {why}.")

@@ -1,0 +1,149 @@
+"""References: how every base, adapter and model is named.
+
+    reference  = [ namespace "/" ] name [ ":" ( tag | version ) ] [ "@" digest ]
+    name       = component            ; at most 64 characters (the namespace: 96)
+    component  = alnum { separator alnum }        alnum = [a-z0-9]+
+    separator  = "." | "_" | "__" | "-"+          ; an OCI name component, so the OCI dialect can serve it
+    version    = "v" nonzero-number               ; given by the server, immutable
+    tag        = [A-Za-z0-9_][A-Za-z0-9._-]{0,127} ; an OCI tag, except "latest", vN and 40 hex digits
+    digest     = "sha256:" 64 hex digits
+
+A bare name, and `name:latest`, is the newest committed version: computed, never a row. Where a tag and a digest
+stand together the digest wins, and the tag must have pointed there once.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Final
+
+from lora_contract.digest import Digest
+from lora_contract.errors import RegistryError
+
+MAX_NAMESPACE: Final = 96
+MAX_NAME: Final = 64
+DEFAULT_NAMESPACE: Final = "default"
+
+_COMPONENT: Final = re.compile(r"[a-z0-9]+(?:(?:\.|__|_|-+)[a-z0-9]+)*\Z")
+_TAG: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z")
+_VERSION: Final = re.compile(r"v[1-9][0-9]{0,17}\Z")
+_VERSION_LIKE: Final = re.compile(r"[vV][0-9]+\Z")
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A parsed reference. `namespace` is None until `with_namespace` fills in the profile's default.
+
+    At most one of `tag` and `version` is set. With neither, and no digest, it means the newest version.
+    """
+
+    name: str
+    namespace: str | None = None
+    tag: str | None = None
+    version: int | None = None
+    digest: Digest | None = None
+
+    def __str__(self) -> str:
+        text = self.repository
+        if self.tag is not None:
+            text += f":{self.tag}"
+        if self.version is not None:
+            text += f":v{self.version}"
+        if self.digest is not None:
+            text += f"@{self.digest}"
+        return text
+
+    @property
+    def repository(self) -> str:
+        return f"{self.namespace}/{self.name}" if self.namespace else self.name
+
+    @property
+    def is_bare(self) -> bool:
+        """True where only a repository is named: no tag, no version, no digest."""
+        return self.tag is None and self.version is None and self.digest is None
+
+    @property
+    def is_pinned(self) -> bool:
+        """True where the reference can never mean other bytes."""
+        return self.version is not None or self.digest is not None
+
+    def with_namespace(self, default: str) -> Reference:
+        return self if self.namespace else replace(self, namespace=check_namespace(default))
+
+    def selector(self) -> str:
+        """What stands after the repository in a URL: `latest`, a tag, `vN` or a digest; with both, `tag@digest`."""
+        head = self.tag or (f"v{self.version}" if self.version is not None else "")
+        if self.digest is not None:
+            return f"{head}@{self.digest}" if head else str(self.digest)
+        return head or "latest"
+
+
+def parse(text: str) -> Reference:
+    """Read a reference. Raises RegistryError `invalid-reference` with the part that is wrong."""
+    if len(text) > 512:
+        raise _invalid(text, "is longer than 512 characters")
+    rest, at, digest_text = text.partition("@")
+    digest = None
+    if at:
+        try:
+            digest = Digest.parse(digest_text)
+        except RegistryError as error:
+            raise _invalid(text, f"has {digest_text[:80]!r} after '@', not sha256:<64 hex digits>") from error
+    path, colon, selector = rest.partition(":")
+    namespace, slash, name = path.rpartition("/")
+    if slash:
+        check_namespace(namespace, text)
+    check_name(name, text)
+    if not colon or selector == "latest":
+        return Reference(name, namespace or None, digest=digest)
+    if _VERSION.match(selector):
+        return Reference(name, namespace or None, version=int(selector[1:]), digest=digest)
+    return Reference(name, namespace or None, tag=check_tag(selector), digest=digest)
+
+
+def parse_selector(namespace: str, name: str, selector: str) -> Reference:
+    """The inverse of `Reference.selector` for a repository that is known."""
+    if selector.startswith("sha256:"):
+        return parse(f"{namespace}/{name}@{selector}")
+    return parse(f"{namespace}/{name}:{selector}")
+
+
+def check_namespace(namespace: str, whole: str | None = None) -> str:
+    if len(namespace) > MAX_NAMESPACE or not _COMPONENT.match(namespace):
+        raise _invalid(
+            whole or namespace,
+            f"has the namespace {namespace[:120]!r}; expected lower-case letters and digits joined by single '.', '_', "
+            f"'__' or dashes, at most {MAX_NAMESPACE} characters",
+        )
+    return namespace
+
+
+def check_name(name: str, whole: str | None = None) -> str:
+    if len(name) > MAX_NAME or not _COMPONENT.match(name):
+        raise _invalid(
+            whole or name,
+            f"has the name {name[:120]!r}; expected lower-case letters and digits joined by single '.', '_', '__' or "
+            f"dashes, at most {MAX_NAME} characters",
+        )
+    return name
+
+
+def check_tag(tag: str) -> str:
+    """A tag that people may set. Raises RegistryError `invalid-reference` for reserved and malformed ones."""
+    if tag.lower() == "latest":
+        raise _invalid(tag, "is computed (the newest version) and cannot be set as a tag")
+    if _VERSION_LIKE.match(tag):
+        raise _invalid(tag, "looks like a version number; versions are given by the server and are not tags")
+    if _COMMIT.match(tag):
+        raise _invalid(tag, "looks like a commit id of 40 hex digits, which is not allowed as a tag")
+    if not _TAG.match(tag):
+        raise _invalid(
+            tag, "is no tag: expected a letter, digit or '_', then up to 127 of letters, digits, '.', '_', '-'"
+        )
+    return tag
+
+
+def _invalid(text: str, why: str) -> RegistryError:
+    return RegistryError("invalid-reference", f"{text[:200]!r} {why}.")

@@ -1,0 +1,63 @@
+"""What a signature says: that whoever holds the key stands for one version of one repository.
+
+An in-toto Statement v1 (https://github.com/in-toto/attestation) with one subject.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from lora_contract import canonical
+from lora_contract.digest import Digest
+from lora_contract.errors import RegistryError
+from lora_contract.signing.dsse import MAX_PAYLOAD_BYTES
+
+STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
+PREDICATE_TYPE: Final = "urn:lora-reg:version-signature:1"
+
+
+def make_statement(namespace: str, name: str, digest: Digest) -> bytes:
+    """The statement about a version, in canonical JSON."""
+    return canonical.dumps(
+        {
+            "_type": STATEMENT_TYPE,
+            "subject": [{"name": f"{namespace}/{name}", "digest": {"sha256": digest.hex}}],
+            "predicateType": PREDICATE_TYPE,
+            "predicate": {},
+        }
+    )
+
+
+def check_statement(payload: bytes, namespace: str, name: str, digest: Digest) -> None:
+    """That a statement is about this version of this repository and nothing else.
+
+    Another predicate type is another statement: a key that signs reports of failures must not thereby stand for the
+    version. Fields that are not known are passed over, as in-toto asks. Raises RegistryError `invalid-request` for what
+    is no such statement, `signature-mismatch` where it is about something else.
+    """
+    try:
+        document = canonical.loads_strict(payload, what="The signed statement", max_bytes=MAX_PAYLOAD_BYTES)
+    except RegistryError as error:
+        raise RegistryError("invalid-request", error.detail) from error
+    if not isinstance(document, dict):
+        raise RegistryError("invalid-request", "The signed statement is no JSON object.")
+    for field, expected in (("_type", STATEMENT_TYPE), ("predicateType", PREDICATE_TYPE)):
+        if document.get(field) != expected:
+            raise RegistryError(
+                "invalid-request",
+                f"The signed statement's {field} is {_shown(document.get(field))}; expected {expected!r}.",
+            )
+    subject = document.get("subject")
+    if not (isinstance(subject, list) and len(subject) == 1 and isinstance(subject[0], dict)):
+        raise RegistryError("invalid-request", "The signed statement does not name one subject.")
+    found = (subject[0].get("name"), subject[0].get("digest"))
+    if found != (f"{namespace}/{name}", {"sha256": digest.hex}):
+        raise RegistryError(
+            "signature-mismatch",
+            f"What was signed is {_shown(found[0])} with the digest {_shown(found[1])}; "
+            f"expected {namespace}/{name} with sha256 {digest.hex}.",
+        )
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:120]

@@ -1,0 +1,196 @@
+"""Safetensors headers, read strictly and bounded: no tensor is touched and no library sees the bytes before us.
+
+A file is 8 bytes (little-endian length of the header), the header (a JSON object), then the data. Stricter than the
+library (https://github.com/huggingface/safetensors): a key that stands twice is refused at every level.
+"""
+
+from __future__ import annotations
+
+import struct
+import unicodedata
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from lora_contract import canonical
+from lora_contract.errors import RegistryError
+
+MAX_HEADER_BYTES: Final = 100_000_000
+MAX_TENSORS: Final = 500_000
+MAX_NAME: Final = 512
+MAX_DIMENSIONS: Final = 8
+MAX_ELEMENTS: Final = 1 << 48
+
+DTYPE_BYTES: Final[dict[str, int]] = {
+    "BOOL": 1,
+    "U8": 1,
+    "I8": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "U16": 2,
+    "I16": 2,
+    "F16": 2,
+    "BF16": 2,
+    "U32": 4,
+    "I32": 4,
+    "F32": 4,
+    "U64": 8,
+    "I64": 8,
+    "F64": 8,
+}
+FLOAT_DTYPES: Final = frozenset({"F64", "F32", "F16", "BF16"})
+ADAPTER_DTYPES: Final = frozenset({"F32", "F16", "BF16"})
+"""What an adapter's values may be. No trainer saves float64, and no loader keeps it."""
+_LENGTH: Final = struct.Struct("<Q")
+
+
+class TensorEntry(msgspec.Struct, frozen=True):
+    """A tensor of a file. `start`/`end` count bytes from the data section, `file_start`/`file_end` from the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+    file_start: int
+    file_end: int
+
+    @property
+    def elements(self) -> int:
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.start
+
+
+class Header(msgspec.Struct, frozen=True):
+    """A parsed header: tensors in the order of their bytes, and where the data section begins in the file."""
+
+    tensors: tuple[TensorEntry, ...]
+    metadata: dict[str, str]
+    data_start: int
+
+    def by_name(self) -> dict[str, TensorEntry]:
+        return {tensor.name: tensor for tensor in self.tensors}
+
+
+def header_length(first8: bytes, file_size: int) -> int:
+    """Bytes of the header, from the first eight bytes of a file of `file_size`. Raises RegistryError `rejected`."""
+    if file_size < 8 or len(first8) < 8:
+        raise _bad(f"has {file_size} bytes; a safetensors file begins with 8 bytes of header length")
+    length: int = _LENGTH.unpack(first8[:8])[0]
+    if length > MAX_HEADER_BYTES:
+        raise _bad(f"announces a header of {length} bytes; at most {MAX_HEADER_BYTES} are read")
+    if length > file_size - 8:
+        raise _bad(f"announces a header of {length} bytes, but only {file_size - 8} bytes follow")
+    if length < 2:
+        raise _bad(f"announces a header of {length} bytes; the smallest is {{}}")
+    return length
+
+
+def parse_header(prefix: bytes, file_size: int) -> Header:
+    """Read the header from the first bytes of a file (8 + header length, or more) of `file_size` bytes.
+
+    Refused with RegistryError `rejected`: a length that does not fit, JSON that is not strict, keys that stand twice,
+    unknown dtypes, sizes that disagree with shape and dtype, overlaps, holes, bytes after the last tensor.
+    """
+    length = header_length(prefix[:8], file_size)
+    raw = prefix[8 : 8 + length]
+    if len(raw) < length:
+        raise _bad(f"was read only to byte {len(prefix)} of its header of {length} bytes")
+    if raw[:1] != b"{":
+        raise _bad("has a header that does not begin with '{'")
+    document = canonical.loads_strict(raw, what="The safetensors header", max_bytes=MAX_HEADER_BYTES, max_depth=4)
+    metadata = _metadata(document.pop("__metadata__", {}))
+    if len(document) > MAX_TENSORS:
+        raise _bad(f"names {len(document)} tensors; at most {MAX_TENSORS} are read")
+    data_start = 8 + length
+    tensors = [_tensor(name, value, data_start) for name, value in document.items()]
+    tensors.sort(key=lambda tensor: (tensor.start, tensor.end))
+    position = 0
+    for tensor in tensors:
+        if tensor.start != position:
+            what = "overlaps the tensor before it" if tensor.start < position else "leaves a hole before it"
+            raise _bad(f"has the tensor {tensor.name!r} at byte {tensor.start}, expected {position}: it {what}")
+        position = tensor.end
+    if data_start + position != file_size:
+        rest = file_size - data_start - position
+        why = f"{rest} bytes follow its last tensor" if rest > 0 else f"{-rest} bytes are missing at its end"
+        raise _bad(f"has {file_size} bytes, expected {data_start + position}: {why}")
+    return Header(tensors=tuple(tensors), metadata=metadata, data_start=data_start)
+
+
+def write_header(
+    tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """The 8 length bytes and the header for (name, dtype, shape) in this order, their data following without gaps.
+
+    Canonical: metadata first with sorted keys, tensors as given, no white space, padded with spaces to a multiple of
+    eight, as the library pads. Raises RegistryError `invalid-request` where a name stands twice or a dtype is unknown.
+    """
+    document: dict[str, Any] = {}
+    if metadata:
+        document["__metadata__"] = {key: metadata[key] for key in sorted(metadata)}
+    position = 0
+    for name, dtype, shape in tensors:
+        if name in document or dtype not in DTYPE_BYTES:
+            raise RegistryError(
+                "invalid-request", f"The tensor {name!r} stands twice or has an unknown dtype {dtype!r}."
+            )
+        size = DTYPE_BYTES[dtype]
+        for dimension in shape:
+            size *= dimension
+        document[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + size]}
+        position += size
+    raw = msgspec.json.encode(document)
+    raw += b" " * (-len(raw) % 8)
+    return _LENGTH.pack(len(raw)) + raw
+
+
+def _tensor(name: str, value: Any, data_start: int) -> TensorEntry:
+    if not name or len(name) > MAX_NAME:
+        raise _bad(f"has a tensor name of {len(name)} characters; expected 1 to {MAX_NAME}")
+    if not name.isascii() and any(unicodedata.category(character)[0] in "CZ" for character in name):
+        raise _bad(f"has the tensor name {name[:80]!r} with a control, format or separator character")
+    if any(character < "!" or character == "\x7f" for character in name):
+        raise _bad(f"has the tensor name {name[:80]!r} with a control character or a space")
+    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
+        raise _bad(f"describes the tensor {name!r} other than by dtype, shape and data_offsets")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
+        raise _bad(f"gives the tensor {name!r} the dtype {str(dtype)[:20]!r}; expected one of {', '.join(DTYPE_BYTES)}")
+    if not _naturals(shape) or len(shape) > MAX_DIMENSIONS:
+        raise _bad(f"gives the tensor {name!r} a shape that is no list of at most {MAX_DIMENSIONS} whole numbers")
+    if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise _bad(f"gives the tensor {name!r} data_offsets that are no pair of rising whole numbers")
+    elements = 1
+    for size in shape:
+        elements *= size
+        if elements > MAX_ELEMENTS:
+            raise _bad(f"gives the tensor {name!r} a shape of more than 2^48 elements")
+    if elements * DTYPE_BYTES[dtype] != offsets[1] - offsets[0]:
+        raise _bad(
+            f"gives the tensor {name!r} {offsets[1] - offsets[0]} bytes; its shape {shape} and dtype {dtype} need "
+            f"{elements * DTYPE_BYTES[dtype]}"
+        )
+    start, end = offsets
+    return TensorEntry(name, dtype, tuple(shape), start, end, data_start + start, data_start + end)
+
+
+def _naturals(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item <= 1 << 62 for item in value)
+
+
+def _metadata(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+        raise _bad("has metadata that is no object of strings")
+    return value
+
+
+def _bad(why: str) -> RegistryError:
+    return RegistryError("rejected", f"The safetensors file {why}.", hint="Save the file again and push it anew.")

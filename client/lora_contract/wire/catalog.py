@@ -1,0 +1,132 @@
+"""Versions, repositories and lineage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lora_contract.findings import Finding
+from lora_contract.manifest import Kind
+from lora_contract.wire.common import Request, Response
+from lora_contract.wire.uploads import FileSpec
+
+
+class VersionRef(Response, frozen=True):
+    """A version in few words, as lists and lineage hold it."""
+
+    namespace: str
+    name: str
+    kind: Kind
+    number: int
+    digest: str
+    created_at: str
+
+
+class VersionFile(Response, frozen=True):
+    path: str
+    size: int
+    digest: str
+
+
+class VersionView(Response, frozen=True):
+    """A version. base: the pinned base version. facts: what the check found out about it (adapters, bases).
+
+    yanked: the reason, None where it is not yanked. tags: the tags that point to it now.
+    """
+
+    namespace: str
+    name: str
+    kind: Kind
+    number: int
+    digest: str
+    commit: str
+    created_at: str
+    author: str
+    message: str
+    meta: dict[str, str]
+    size: int
+    files: list[VersionFile]
+    tags: list[str]
+    base: VersionRef | None = None
+    parents: list[VersionRef] = []
+    recipe: dict[str, Any] | None = None
+    facts: dict[str, Any] | None = None
+    yanked: str | None = None
+    weights_absent: bool = False
+
+
+class VersionList(Response, frozen=True):
+    items: list[VersionView]
+    next_cursor: str | None = None
+
+
+class CommitRequest(Request, frozen=True):
+    """Turn an upload session into a version.
+
+    base: reference of the base version (adapters, models); a bare name pins its newest version. parents: versions
+    that this one continues. accept_base: take the base although the adapter names another (this push alone).
+    weights_absent / fingerprint: a base whose weights stay where they are; the fingerprint is then the client's.
+    aliases: what trainers write for this base (bases only).
+    """
+
+    session: str
+    kind: Kind
+    files: list[FileSpec]
+    base: str | None = None
+    tags: list[str] = []
+    message: str = ""
+    meta: dict[str, str] = {}
+    parents: list[str] = []
+    accept_base: bool = False
+    weights_absent: bool = False
+    fingerprint: dict[str, Any] | None = None
+    aliases: list[str] = []
+
+
+class CommitResult(Response, frozen=True):
+    """created: False where the same content was a version already (its message and metadata are unchanged)."""
+
+    version: VersionView
+    created: bool
+    findings: list[Finding] = []
+    job: str | None = None
+
+
+class YankRequest(Request, frozen=True):
+    reason: str
+
+
+class RepositoryView(Response, frozen=True):
+    namespace: str
+    name: str
+    kind: Kind
+    created_at: str
+    versions: int
+    latest: VersionRef | None = None
+    tags: dict[str, int] = {}
+    aliases: list[str] = []
+
+
+class RepositoryList(Response, frozen=True):
+    items: list[RepositoryView]
+    next_cursor: str | None = None
+
+
+class AliasRequest(Request, frozen=True):
+    aliases: list[str]
+
+
+class LineageEdge(Response, frozen=True):
+    """`child` was made from `parent`. relation: `base`, `parent` (continues it) or `input` (of a recipe)."""
+
+    child: str
+    parent: str
+    relation: str
+
+
+class Lineage(Response, frozen=True):
+    """Nodes by `namespace/name:vN`, edges between those keys, starting at `root`."""
+
+    root: str
+    nodes: dict[str, VersionRef]
+    edges: list[LineageEdge]
+    truncated: bool = False

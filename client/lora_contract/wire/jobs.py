@@ -1,0 +1,79 @@
+"""Jobs, what they tell, and what was found and done: reports and events."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lora_contract.findings import Finding
+from lora_contract.wire.catalog import VersionRef
+from lora_contract.wire.common import Response
+
+
+class JobView(Response, frozen=True):
+    """state: queued, running, done, failed, cancelled. result: the version made, where the job made one."""
+
+    id: str
+    kind: str
+    state: str
+    queue: str
+    created_at: str
+    updated_at: str
+    title: str = ""
+    worker: str | None = None
+    attempts: int = 0
+    error: str | None = None
+    error_code: str | None = None
+    result: VersionRef | None = None
+    recipe: dict[str, Any] | None = None
+
+
+class JobList(Response, frozen=True):
+    items: list[JobView]
+    next_cursor: str | None = None
+
+
+class JobProgress(Response, frozen=True):
+    offset: int
+    at: str
+    step: str
+    message: str
+    done: int = 0
+    total: int | None = None
+    unit: str = ""
+
+
+class JobProgressList(Response, frozen=True):
+    """state is the job's at the time of the answer; where it has ended and `items` is empty, there is no more."""
+
+    state: str
+    items: list[JobProgress]
+
+
+class ReportView(Response, frozen=True):
+    """What a validation found; immutable, bound to the version's digest."""
+
+    id: str
+    kind: str
+    version: str
+    created_at: str
+    passed: bool
+    findings: list[Finding] = []
+    body: dict[str, Any] = {}
+
+
+class ReportList(Response, frozen=True):
+    items: list[ReportView]
+
+
+class EventView(Response, frozen=True):
+    id: int
+    kind: str
+    at: str
+    actor: str
+    subject: str
+    facts: dict[str, Any]
+
+
+class EventList(Response, frozen=True):
+    items: list[EventView]
+    next_cursor: str | None = None

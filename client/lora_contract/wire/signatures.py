@@ -1,0 +1,41 @@
+"""Signatures of versions on the wire."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from lora_contract.signing import Algorithm, Envelope
+from lora_contract.wire.common import Request, Response
+
+
+class SignRequest(Request, frozen=True):
+    """`POST …/versions/{selector}/signatures`. envelope: with a signature by `key`; signatures by others are left out.
+    key: the public one, as PEM or as the base64 inside of it."""
+
+    envelope: Envelope
+    key: Annotated[str, Meta(max_length=1024)]
+
+
+class SignatureView(Response, frozen=True):
+    """A signature that was verified when it came: whoever sent it holds the key, and that says nothing of who they are.
+
+    digest: the version's. key_id: `sha256:` of the key's SubjectPublicKeyInfo, which `key` is in base64. author: who
+    sent it.
+    """
+
+    digest: str
+    key_id: str
+    algorithm: Algorithm
+    key: str
+    envelope: Envelope
+    author: str
+    created_at: str
+
+
+class SignatureList(Response, frozen=True):
+    """In the order they came."""
+
+    items: list[SignatureView]
+    next_cursor: str | None = None
