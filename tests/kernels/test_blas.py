@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lora_kernels.merging.blas import _controls, on_one_thread, one_thread
+from lora_kernels.numeric.blas import _controls, on_one_thread, one_thread
 
 
 def test_one_thread_while_held_by_anyone() -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from lora_contract.errors import RegistryError
-from lora_kernels.merging import blocks, merge_folder
+from lora_kernels.merging import merge_folder
+from lora_kernels.numeric import blocks
 from tests.kernels.checkpoints import exact, matrix, pair, read_model, write_adapter, write_base
 from tests.support.oracle import round_bf16
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lora_contract.errors import RegistryError
-from lora_kernels.merging.numerics import decode, encode, storage
+from lora_kernels.numeric.dtypes import decode, encode, storage
 from tests.support.oracle import from_bf16, round_bf16
 
 ALL_BF16 = np.arange(1 << 16, dtype=np.uint16)

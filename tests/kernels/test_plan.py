@@ -15,9 +15,9 @@ import pytest
 
 from lora_contract.errors import RegistryError
 from lora_contract.tensors import header_length, parse_header
+from lora_kernels.checkpoint.sources import FolderSource, RangeSource
 from lora_kernels.merging import AdapterInput, MergePlan, merge_folder, plan_merge, shard_size, stream_shard
 from lora_kernels.merging.folder import read_adapter, read_base
-from lora_kernels.merging.sources import FolderSource, RangeSource
 from tests.kernels.checkpoints import Tensors, matrix, pair, read_model, read_raw, write_adapter, write_base
 
 Q = "model.layers.0.self_attn.q_proj"

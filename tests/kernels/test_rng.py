@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lora_kernels.rng import _philox, keep_mask, random_bits, stream_key, uniform
+from lora_kernels.numeric.philox import _philox, keep_mask, random_bits, stream_key, uniform
 
 
 def test_zero_key_and_counter_give_the_published_vector():

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from lora_kernels.merging.numerics import F32
+from lora_kernels.numeric.dtypes import F32
 
 Kind = Literal["linear", "embedding", "conv"]
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from lora_kernels.merging.numerics import F32
+from lora_kernels.numeric.dtypes import F32
 
 
 def hadamard(factors: Mapping[str, F32]) -> tuple[F32, F32]:

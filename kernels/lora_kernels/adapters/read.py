@@ -16,11 +16,11 @@ from lora_contract.tensors import Header, TensorEntry
 from lora_kernels.adapters import products
 from lora_kernels.adapters.groups import Extra, contents, factor, refuse, rejected
 from lora_kernels.adapters.low_rank import SUFFIXES, Kind, LowRankModule, ModuleShape
+from lora_kernels.checkpoint.sources import FolderSource, Source
 from lora_kernels.merging.delta import Factor
 from lora_kernels.merging.folder import read_adapter
-from lora_kernels.merging.numerics import F32
-from lora_kernels.merging.sources import FolderSource, Source
 from lora_kernels.merging.updates.factors import FactorReader
+from lora_kernels.numeric.dtypes import F32
 
 Tensors = Mapping[str, TensorEntry]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from lora_kernels.merging.numerics import F32, decode, encode, storage
+from lora_kernels.numeric.dtypes import F32, decode, encode, storage
 
 
 def stored_values(values: npt.NDArray[np.float64], dtype: str) -> F32:

@@ -12,7 +12,6 @@ from typing import Final
 import numpy as np
 
 from lora_contract.errors import RegistryError
-from lora_kernels import rng
 from lora_kernels.composing.elements import (
     Bits,
     at_least,
@@ -24,7 +23,8 @@ from lora_kernels.composing.elements import (
 )
 from lora_kernels.composing.module import Compose, Composed, Parts, Settings, triplets_composed
 from lora_kernels.linalg.krylov import held_triplets
-from lora_kernels.merging.numerics import F32, Indices
+from lora_kernels.numeric import philox
+from lora_kernels.numeric.dtypes import F32, Indices
 
 # Elements of a block of one update; those of a few adapters stay in a core's cache.
 _BLOCK: Final = 1 << 16
@@ -112,7 +112,7 @@ def _della(deltas: Deltas, settings: Settings) -> Merged:
         values = []
         for value, key, weight in zip(deltas.all(r0, r1), keys, deltas.weights, strict=True):
             chance = chances[_ranks(value)]
-            kept = rng.uniform(key, r0 * columns, value.size).reshape(value.shape) < chance
+            kept = philox.uniform(key, r0 * columns, value.size).reshape(value.shape) < chance
             values.append(value * np.float32(weight) * kept / chance.astype(np.float32))
         return disjoint_mean(values, [settings.scaling] * len(values), settings.majority)
 

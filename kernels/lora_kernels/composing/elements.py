@@ -9,8 +9,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from lora_kernels import rng
-from lora_kernels.merging.numerics import F32
+from lora_kernels.numeric import philox
+from lora_kernels.numeric.dtypes import F32
 
 Bits = npt.NDArray[np.int32]
 
@@ -49,7 +49,7 @@ def drop_out(values: F32, key: int, first: int, density: float) -> F32:
     out = np.empty_like(flat)
     for start in range(0, flat.size, _DRAWN):
         piece = flat[start : start + _DRAWN]
-        mask = rng.keep_mask(key, first + start, piece.size, density)
+        mask = philox.keep_mask(key, first + start, piece.size, density)
         np.multiply(piece, mask, out=out[start : start + _DRAWN])
     out /= np.float32(density)
     return out.reshape(values.shape)

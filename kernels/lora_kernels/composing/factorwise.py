@@ -10,7 +10,7 @@ import numpy as np
 
 from lora_kernels.composing.elements import disjoint_mean, drop_out, trim, weighted_sum
 from lora_kernels.composing.module import Compose, Composed, Part, Parts, Settings
-from lora_kernels.merging.numerics import F32
+from lora_kernels.numeric.dtypes import F32
 
 Half = Literal["A", "B"]
 Sparsify = Callable[[F32, Part, Half, Settings], F32]

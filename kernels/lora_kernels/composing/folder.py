@@ -23,8 +23,8 @@ from lora_kernels.composing.factorwise import FACTORWISE
 from lora_kernels.composing.module import Compose, Composed, Part, Settings
 from lora_kernels.composing.report import ComposedModule, ComposeReport
 from lora_kernels.composing.spectral import SPECTRAL
-from lora_kernels.merging.blas import one_thread
 from lora_kernels.merging.folder import Progress
+from lora_kernels.numeric.blas import one_thread
 
 METHOD_FUNCTIONS: Final[dict[str, Compose]] = {**FACTORWISE, **SPECTRAL, **DENSE}
 

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from lora_contract.methods import Value
-from lora_kernels import rng
 from lora_kernels.adapters import LowRankModule
-from lora_kernels.merging.numerics import F32, F64
+from lora_kernels.numeric import philox
+from lora_kernels.numeric.dtypes import F32, F64
 
 
 class Part(NamedTuple):
@@ -70,7 +70,7 @@ class Settings:
 
     def key(self, part: Part, tensor: str) -> int:
         """Of the random numbers of an adapter in the module. tensor: A, B, or D of the whole update."""
-        return rng.stream_key(self.seed, f"{part.adapter}\0{part.module.module}\0{tensor}")
+        return philox.stream_key(self.seed, f"{part.adapter}\0{part.module.module}\0{tensor}")
 
 
 class Composed(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from lora_contract.methods import Value
-from lora_kernels.merging.stats import FileRecord
+from lora_kernels.checkpoint.records import FileRecord
 
 
 class ComposedModule(msgspec.Struct, frozen=True):

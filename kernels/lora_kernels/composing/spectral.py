@@ -14,7 +14,7 @@ from lora_kernels.composing.elements import disjoint_mean, trim
 from lora_kernels.composing.module import Compose, Composed, Parts, Settings, triplets_composed
 from lora_kernels.linalg.factored import product_svd
 from lora_kernels.linalg.small_core import leading_product
-from lora_kernels.merging.numerics import F64
+from lora_kernels.numeric.dtypes import F64
 
 
 def svd(parts: Parts, settings: Settings) -> Composed:

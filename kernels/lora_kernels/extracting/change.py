@@ -11,11 +11,11 @@ import numpy as np
 from lora_contract.base import BaseTensor
 from lora_contract.errors import RegistryError
 from lora_contract.tensors import DTYPE_BYTES, FLOAT_DTYPES
+from lora_kernels.checkpoint.sources import Source
 from lora_kernels.extracting.pairs import Pair
 from lora_kernels.linalg.randomized import F64
-from lora_kernels.merging.blocks import matrix
-from lora_kernels.merging.numerics import F32, decode, storage
-from lora_kernels.merging.sources import Source
+from lora_kernels.numeric.blocks import matrix
+from lora_kernels.numeric.dtypes import F32, decode, storage
 
 # Elements of a block: large enough for the products of a sketch to run at the speed of the processor, some 24 MB of
 # buffers a thread.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from lora_kernels.merging.stats import FileRecord
+from lora_kernels.checkpoint.records import FileRecord
 
 
 class ExtractedModule(msgspec.Struct, frozen=True):

@@ -13,9 +13,9 @@ from typing import Final
 
 import numpy as np
 
-from lora_kernels import rng
 from lora_kernels.linalg.randomized import EXACT_SIDE, LeadingTriplets, leading_triplets
-from lora_kernels.merging.numerics import F32, F64
+from lora_kernels.numeric import philox
+from lora_kernels.numeric.dtypes import F32, F64
 
 OVERSAMPLING: Final = 10
 # The Gram matrix of a matrix rounded to float32 is off by so much of its norm; the residuals of the wanted vectors end
@@ -71,7 +71,7 @@ def _krylov(matrix: Held, rank: int, name: str) -> tuple[F64 | None, int]:
     where they would take too many directions."""
     side, width = matrix.columns, rank + OVERSAMPLING
     most = int(WIDEST * side) // width
-    start = rng.uniform(rng.stream_key(0, name), 0, side * width).astype(np.float64).reshape(side, width) - 0.5
+    start = philox.uniform(philox.stream_key(0, name), 0, side * width).astype(np.float64).reshape(side, width) - 0.5
     basis = np.empty((side, most * width))
     basis[:, :width] = np.linalg.qr(start)[0]
     gram = np.zeros((most * width, most * width))

@@ -21,7 +21,7 @@ from typing import Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from lora_kernels import rng
+from lora_kernels.numeric import philox
 
 F64 = npt.NDArray[np.float64]
 
@@ -105,7 +105,7 @@ def leading_triplets(
         return _none(matrix, _energy(matrix), 1)
     widest = 0 if side <= exact_side else int(WIDEST_SKETCH * side)
     found = most if keep_energy is None else min(most, FIRST_WIDTH)
-    sketch = _Sketch(matrix, rng.stream_key(seed, name))
+    sketch = _Sketch(matrix, philox.stream_key(seed, name))
     while found + OVERSAMPLING <= widest:
         sketch.widen(found + OVERSAMPLING)
         energies = sketch.iterate(found, SEARCH_PASSES if found < most else MAX_PASSES)
@@ -172,7 +172,7 @@ class _Sketch:
     def widen(self, width: int) -> None:
         """Random columns beside those that are there; column j is the same whatever the widths before."""
         columns, old = self.basis.shape
-        fresh = rng.uniform(self._key, old * columns, (width - old) * columns).astype(np.float64) - 0.5
+        fresh = philox.uniform(self._key, old * columns, (width - old) * columns).astype(np.float64) - 0.5
         self.basis, _ = np.linalg.qr(np.hstack([self.basis, fresh.reshape(width - old, columns).T]))
 
     def iterate(self, rank: int, most_passes: int) -> F64:

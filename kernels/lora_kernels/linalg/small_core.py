@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from lora_kernels.linalg.factored import Triplets, product_svd
-from lora_kernels.merging.numerics import F64
+from lora_kernels.numeric.dtypes import F64
 
 # Largest trace of the inverse of a correlation matrix: the triplets are then right to 2^-53 times this, 1e-9, which is
 # far below the rounding of the float32 factors that they become (6e-8).

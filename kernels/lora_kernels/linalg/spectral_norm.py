@@ -10,8 +10,8 @@ from typing import Final
 
 import numpy as np
 
-from lora_kernels import rng
-from lora_kernels.merging.numerics import F32
+from lora_kernels.numeric import philox
+from lora_kernels.numeric.dtypes import F32
 
 # Of the eigenvalue: it is off by no more than that, and as a rule by its square.
 RESIDUAL: Final = 1e-4
@@ -37,7 +37,7 @@ def _largest_eigenvalue(tall: F32, name: str) -> float | None:
     """Of tall.T @ tall."""
     side = tall.shape[1]
     steps = min(side, MAX_STEPS)
-    start = rng.uniform(rng.stream_key(0, name), 0, side).astype(np.float64) - 0.5
+    start = philox.uniform(philox.stream_key(0, name), 0, side).astype(np.float64) - 0.5
     basis = np.empty((steps, side))
     basis[0] = start / np.linalg.norm(start)
     diagonal, beside = np.zeros(steps), np.zeros(steps)

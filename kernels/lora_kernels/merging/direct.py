@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from lora_kernels.merging.blocks import block_rows
-from lora_kernels.merging.sources import FolderSource
+from lora_kernels.checkpoint.sources import FolderSource
 from lora_kernels.merging.tensor import Sums, TensorMerge
 from lora_kernels.native import copy_bytes, merge_rows_bf16
+from lora_kernels.numeric.blocks import block_rows
 
 
 def write_rows(

@@ -13,21 +13,22 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 
-from lora_kernels.merging.blas import one_thread
+from lora_kernels.checkpoint.records import FileRecord
+from lora_kernels.checkpoint.sinks import FolderSink, Hashing, disk_full
+from lora_kernels.checkpoint.sources import FolderSource
+from lora_kernels.checkpoint.staging import FinishedFile, Staging
 from lora_kernels.merging.parts import Count, Shard, Unit, Work, stopped
 from lora_kernels.merging.plan import MergePlan
-from lora_kernels.merging.sink import FolderSink, Hashing, disk_full
-from lora_kernels.merging.sources import FolderSource
-from lora_kernels.merging.staging import FinishedFile, Staging
-from lora_kernels.merging.stats import FileRecord, TensorStats
+from lora_kernels.merging.stats import TensorStats
 from lora_kernels.merging.stream import stream_shard
 from lora_kernels.merging.tensor import Buffers
+from lora_kernels.numeric.blas import one_thread
 
 
 class Queue:
     """Hands units out: of the file that fewest threads are at, since writes to one file wait for each other."""
 
-    def __init__(self, shards: Sequence[Shard], staging: Staging) -> None:
+    def __init__(self, shards: Sequence[Shard], staging: Staging[tuple[TensorStats, ...]]) -> None:
         self._lock = threading.Lock()
         self._shards = list(shards)
         self._staging = staging
@@ -56,7 +57,7 @@ class Queue:
 
 def execute(
     plan: MergePlan,
-    staging: Staging,
+    staging: Staging[tuple[TensorStats, ...]],
     *,
     base: FolderSource,
     adapters: Sequence[FolderSource],
@@ -85,7 +86,7 @@ def execute(
 
 def execute_hashing(
     plan: MergePlan,
-    staging: Staging,
+    staging: Staging[tuple[TensorStats, ...]],
     *,
     base: FolderSource,
     adapters: Sequence[FolderSource],

@@ -17,12 +17,12 @@ from lora_contract.base import BaseFingerprint
 from lora_contract.errors import RegistryError
 from lora_contract.fingerprint import INDEX, SINGLE, build_fingerprint
 from lora_contract.tensors import Header, header_length, parse_header
+from lora_kernels.checkpoint.sources import FolderSource
+from lora_kernels.checkpoint.staging import Staging, identity_of, resumable_folder
 from lora_kernels.merging.delta import AdapterInput
 from lora_kernels.merging.match.tied import untied_config
 from lora_kernels.merging.plan import MergePlan, plan_merge
-from lora_kernels.merging.sources import FolderSource
-from lora_kernels.merging.staging import Staging, identity_of, resumable_folder
-from lora_kernels.merging.stats import MIN_KEPT, MergeReport, check_kept, merge_report
+from lora_kernels.merging.stats import MIN_KEPT, MergeReport, TensorStats, check_kept, merge_report
 from lora_kernels.quantized.groups import read_quantized
 
 ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
@@ -61,9 +61,9 @@ def merge_folder(
     plan, index = _plan(base_dir, adapters, dtype=dtype, onto=onto, rounding=rounding, seed=seed)
     folders = [folder for folder, _ in adapters]
     identity = identity_of([plan, digests], [base_dir, *folders])
-    with resumable_folder(Path(out_dir), needed=plan.size, identity=identity) as staging:
+    with resumable_folder(Path(out_dir), needed=plan.size, identity=identity, notes=tuple[TensorStats, ...]) as staging:
         _write_shards(plan, base_dir, folders, staging, digests=digests, threads=threads, progress=progress)
-        stats = [tensor for done in staging.finished.values() for tensor in done.tensors]
+        stats = [tensor for done in staging.finished.values() for tensor in done.notes]
         files = [done.file for done in staging.finished.values()]
         check_kept(stats, min_kept=min_kept)
         if index is not None:
@@ -144,7 +144,7 @@ def _write_shards(
     plan: MergePlan,
     base_dir: str | os.PathLike[str],
     adapter_dirs: Sequence[str | os.PathLike[str]],
-    staging: Staging,
+    staging: Staging[tuple[TensorStats, ...]],
     *,
     digests: bool,
     threads: int | None,

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from lora_kernels.checkpoint.sources import FolderSource
 from lora_kernels.merging.direct import copy, write_rows
 from lora_kernels.merging.plan import CopiedRun, MergePlan, ShardPlan, TensorPlan, copied_runs, shard_header
-from lora_kernels.merging.sources import FolderSource
 from lora_kernels.merging.stats import TensorStats
 from lora_kernels.merging.tensor import Buffers, Sums, TensorMerge
 from lora_kernels.merging.units import UNIT_BYTES, row_ranges, row_start

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from lora_contract.errors import RegistryError
-from lora_kernels.merging.blocks import BLOCK, Block
-from lora_kernels.merging.numerics import F32
+from lora_kernels.checkpoint.sources import Source
 from lora_kernels.merging.plan import TensorPlan
-from lora_kernels.merging.sources import Source
+from lora_kernels.numeric.blocks import BLOCK, Block
+from lora_kernels.numeric.dtypes import F32
 from lora_kernels.quantized import blockwise, int8
 from lora_kernels.quantized.absmax import Absmax, Nested, Plain, compress
 from lora_kernels.quantized.codes import CODEBOOKS, NF4, U8

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from lora_contract.errors import RegistryError
+from lora_kernels.checkpoint.records import FileRecord
 
 MIN_KEPT = 0.5
 
@@ -47,14 +48,6 @@ class TensorStats(msgspec.Struct, frozen=True):
     elements: int
     max_delta: float
     sums: UpdateSums
-
-
-class FileRecord(msgspec.Struct, frozen=True):
-    """A file of the result. sha256: 64 hex digits; None where it was not asked for."""
-
-    path: str
-    size: int
-    sha256: str | None
 
 
 class MergeReport(msgspec.Struct, frozen=True):

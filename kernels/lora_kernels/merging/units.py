@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from lora_kernels.merging.blocks import block_rows, matrix
 from lora_kernels.merging.plan import TensorPlan
+from lora_kernels.numeric.blocks import block_rows, matrix
 
 # Bytes of the result that one unit makes: enough for its overhead not to count, few enough to share out evenly.
 UNIT_BYTES: Final = 8 << 20

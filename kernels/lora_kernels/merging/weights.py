@@ -8,11 +8,11 @@ from typing import Protocol
 
 import numpy as np
 
-from lora_kernels.merging.blocks import Block
-from lora_kernels.merging.numerics import F32, decode, storage
+from lora_kernels.checkpoint.sources import Source
 from lora_kernels.merging.plan import TensorPlan
 from lora_kernels.merging.quantized_weights import FourBit, Int8, ThroughNf4
-from lora_kernels.merging.sources import Source
+from lora_kernels.numeric.blocks import Block
+from lora_kernels.numeric.dtypes import F32, decode, storage
 
 
 class Weights(Protocol):

@@ -2,7 +2,7 @@
 
 bf16 is widened and rounded on its bits, loaded and stored as integers. Triton's interpreter truncates where it casts
 to bf16, gets subnormal numbers wrong where it casts from it, and computes garbage on bf16 operands; the same integer
-operations run on a GPU, so that a NaN becomes 0x7FC0 there too, as in `lora_kernels.merging.numerics`.
+operations run on a GPU, so that a NaN becomes 0x7FC0 there too, as in `lora_kernels.numeric.dtypes`.
 """
 
 from __future__ import annotations

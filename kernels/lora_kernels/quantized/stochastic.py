@@ -1,5 +1,5 @@
 """Seeded stochastic rounding: to one of the two neighbours, each as likely as it is near, so that what is smaller than
-a step survives in the mean. The random bits are those of `lora_kernels.rng`, by tensor and element.
+a step survives in the mean. The random bits are those of `lora_kernels.numeric.philox`, by tensor and element.
 """
 
 from __future__ import annotations

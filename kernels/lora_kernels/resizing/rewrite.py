@@ -18,8 +18,8 @@ from lora_kernels.adapters import AdapterIdentity, AdapterReader, AdapterWriter,
 from lora_kernels.adapters.low_rank import LowRankModule
 from lora_kernels.adapters.rounding import stored_values
 from lora_kernels.linalg.factored import distance, product_norm
-from lora_kernels.merging.blas import one_thread
 from lora_kernels.merging.folder import Progress
+from lora_kernels.numeric.blas import one_thread
 
 F64 = npt.NDArray[np.float64]
 _T = TypeVar("_T")

@@ -14,8 +14,8 @@ import numpy as np
 
 from lora_kernels.linalg.factored import product_svd
 from lora_kernels.linalg.spectral_norm import spectral_norm
-from lora_kernels.merging.numerics import F32, F64, decode, encode, storage
 from lora_kernels.merging.tensor import Buffers, TensorMerge
+from lora_kernels.numeric.dtypes import F32, F64, decode, encode, storage
 
 # Elements of a change that is held in float32 (256 MiB) for its spectral norm: more than linear layers of a Llama of
 # 8 billion parameters have (59 million at most). Larger ones have none.

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from lora_contract.tensors import TensorEntry
-from lora_kernels.merging.numerics import decode, storage
+from lora_kernels.numeric.dtypes import decode, storage
 
 BLOCK: Final = 1 << 18
 

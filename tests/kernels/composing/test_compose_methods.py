@@ -10,9 +10,9 @@ import pytest
 
 from lora_contract.errors import RegistryError
 from lora_contract.methods import METHODS
-from lora_kernels import rng
 from lora_kernels.composing import ComposeReport, compose_folders
 from lora_kernels.composing.folder import METHOD_FUNCTIONS
+from lora_kernels.numeric import philox
 from tests.kernels.checkpoints import pair, write_adapter
 from tests.kernels.composing.oracle import (
     UNIT,
@@ -106,8 +106,8 @@ def test_della_keeps_the_larger_elements_of_a_row_sooner(folders: list[Path], tm
             places = np.abs(part.delta).argsort(axis=1).argsort(axis=1)
             columns = part.delta.shape[1]
             chance = 0.6 - 0.3 / 2 + 0.3 * (places + 0.5) / columns
-            key = rng.stream_key(5, f"{adapter}\0{module}\0D")
-            drawn = rng.uniform(key, 0, part.delta.size).reshape(part.delta.shape)
+            key = philox.stream_key(5, f"{adapter}\0{module}\0D")
+            drawn = philox.uniform(key, 0, part.delta.size).reshape(part.delta.shape)
             values.append(np.where(drawn < chance, part.weight * part.delta / chance, 0))
         return elected(np.stack(values), np.ones((len(values), 1, 1)))
 

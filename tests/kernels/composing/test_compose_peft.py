@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from lora_contract.methods import METHODS
-from lora_kernels import rng
 from lora_kernels.composing import compose_folders
+from lora_kernels.numeric import philox
 from tests.kernels.composing.oracle import arithmetic_error, cut_bound, merged, present, truncated
 from tests.kernels.composing.peft_models import composed_by_peft, factors, products
 from tests.support.adapters import make_adapter, make_base
@@ -126,8 +126,8 @@ def drawn_like_ours(monkeypatch: pytest.MonkeyPatch, seed: int, keys: list[tuple
 
     def bernoulli(probabilities: Any) -> Any:
         adapter, module, tensor = left.pop(0)
-        key = rng.stream_key(seed, f"{adapter}\0{module}\0{tensor}")
-        mask = rng.keep_mask(key, 0, probabilities.numel(), float(probabilities.flatten()[0]))
+        key = philox.stream_key(seed, f"{adapter}\0{module}\0{tensor}")
+        mask = philox.keep_mask(key, 0, probabilities.numel(), float(probabilities.flatten()[0]))
         return torch.from_numpy(mask.astype(np.float32)).reshape(probabilities.shape)
 
     monkeypatch.setattr(torch, "bernoulli", bernoulli)
@@ -162,7 +162,7 @@ def test_dare_is_that_of_peft_with_the_same_numbers(
             continue
         inputs = present(loaded, WEIGHTS, module)
         masks = [
-            rng.keep_mask(rng.stream_key(11, f"{adapter}\0{module}\0D"), 0, b.shape[0] * a.shape[1], 0.5)
+            philox.keep_mask(philox.stream_key(11, f"{adapter}\0{module}\0D"), 0, b.shape[0] * a.shape[1], 0.5)
             for adapter in owners[module]
         ]
         exact = merged(method.removesuffix("_svd"), inputs, density=0.5, masks=masks)

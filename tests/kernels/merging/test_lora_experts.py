@@ -120,7 +120,7 @@ def test_blocks_may_begin_and_end_inside_an_expert(tmp_path: Path, monkeypatch: 
     config = LoraConfig(r=3, lora_alpha=5, target_modules=[], target_parameters=list(BOTH))
     adapter = save_adapter(model, config, tmp_path / "a", seed=1)
     for block in (40, 7 * 48, 7 * 96):  # a piece of a row; seven rows, which divide no expert
-        monkeypatch.setattr("lora_kernels.merging.blocks.BLOCK", block)
+        monkeypatch.setattr("lora_kernels.numeric.blocks.BLOCK", block)
         monkeypatch.setattr("lora_kernels.merging.tensor.BLOCK", block)
         folder = tmp_path / str(block)
         assert_merges(folder, base, parameters64(model), [(adapter, 1.0)], load=loaded, experts=experts(*BOTH))

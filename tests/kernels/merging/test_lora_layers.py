@@ -129,7 +129,7 @@ def test_norms_are_streamed_in_blocks(tmp_path: Path, monkeypatch: pytest.Monkey
     model, base = make_layers(tmp_path / "base")
     config = LoraConfig(r=4, lora_alpha=6, target_modules=[*TARGETS, *CONVOLUTIONS], use_dora=True)
     adapters = [(save_adapter(model, config, tmp_path / f"a{seed}", seed=seed), 0.5) for seed in range(2)]
-    monkeypatch.setattr("lora_kernels.merging.blocks.BLOCK", 64)
+    monkeypatch.setattr("lora_kernels.numeric.blocks.BLOCK", 64)
     monkeypatch.setattr("lora_kernels.merging.tensor.BLOCK", 64)
     assert_merges(tmp_path, base, parameters64(model), adapters)
 

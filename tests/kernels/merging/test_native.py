@@ -18,7 +18,7 @@ from lora_contract.errors import RegistryError
 from lora_kernels import native
 from lora_kernels.merging import MergeReport, direct, merge_folder
 from lora_kernels.merging import tensor as tensor_module
-from lora_kernels.merging.numerics import decode, encode
+from lora_kernels.numeric.dtypes import decode, encode
 from tests.kernels.checkpoints import matrix, pair, write_adapter, write_base
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from lora_contract.errors import RegistryError
-from lora_kernels.merging import MergeReport, merge_folder, staging
+from lora_kernels.checkpoint import staging
+from lora_kernels.merging import MergeReport, merge_folder
 from tests.kernels.checkpoints import matrix, pair, write_adapter, write_base
 
 Q = "model.layers.0.self_attn.q_proj"

@@ -13,10 +13,10 @@ import pytest
 
 from lora_contract.errors import RegistryError
 from lora_kernels.merging import merge_folder
+from lora_kernels.numeric.philox import random_bits
 from lora_kernels.quantized.absmax import Nested
 from lora_kernels.quantized.codes import NF4
 from lora_kernels.quantized.stochastic import between, round_bf16
-from lora_kernels.rng import random_bits
 from tests.kernels.checkpoints import exact, matrix, pair, read_model, write_adapter, write_base
 
 Q = "model.layers.0.self_attn.q_proj"

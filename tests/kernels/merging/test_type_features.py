@@ -16,7 +16,7 @@ from torch import nn  # noqa: E402
 
 from lora_contract.errors import RegistryError  # noqa: E402
 from lora_kernels.merging import merge_folder  # noqa: E402
-from lora_kernels.merging.torch_random import TorchGenerator  # noqa: E402
+from lora_kernels.numeric.torch_generator import TorchGenerator  # noqa: E402
 from tests.kernels.checkpoints import matrix, read_model, write_adapter, write_base  # noqa: E402
 from tests.kernels.merging.type_cases import (  # noqa: E402
     Case,
@@ -235,7 +235,7 @@ def test_large_blocks_and_pieces_of_rows_make_the_same_tensor(tmp_path: Path, mo
         merge_folder(base, [(adapter, 1.0)], tmp_path / f"{case.name}-whole", min_kept=None)
         for block in (7, 50, 500):
             with monkeypatch.context() as patch:
-                patch.setattr("lora_kernels.merging.blocks.BLOCK", block)
+                patch.setattr("lora_kernels.numeric.blocks.BLOCK", block)
                 merge_folder(base, [(adapter, 1.0)], tmp_path / f"{case.name}-{block}", min_kept=None)
             whole, pieces = (read_model(tmp_path / f"{case.name}-{part}") for part in ("whole", block))
             for name, (_, values) in whole.items():

@@ -12,11 +12,11 @@ import triton
 import triton.language as tl
 
 from lora_contract.errors import RegistryError
+from lora_kernels.numeric.philox import keep_mask, random_bits, stream_key
 from lora_kernels.ops import LowRank, dare_merge
 from lora_kernels.ops.sparse.kernel import random_words
 from lora_kernels.ops.tables import FIELDS
 from lora_kernels.ops.testing import Guarded
-from lora_kernels.rng import keep_mask, random_bits, stream_key
 from tests.kernels.ops.inputs import BF16, FP16, FP32, laid_out, normal, whole
 
 KEYS = [stream_key(3, "a"), 2**64 - 1, 0]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lora_contract.errors import RegistryError
-from lora_kernels.merging.numerics import decode, encode
+from lora_kernels.numeric.dtypes import decode, encode
 from lora_kernels.ops import LowRank, MergeJob, merge_low_rank, merge_low_rank_grouped
 from lora_kernels.ops.dispatch import interpreted
 from lora_kernels.ops.merge_low_rank import reference

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from lora_kernels.merging.blocks import Block
 from lora_kernels.merging.delta import Delta
-from lora_kernels.merging.numerics import F32
 from lora_kernels.merging.updates.protocols import Additive, Inputs
+from lora_kernels.numeric.blocks import Block
+from lora_kernels.numeric.dtypes import F32
 
 
 class BlockLowRank(Additive):

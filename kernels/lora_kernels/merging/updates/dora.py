@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from lora_contract.errors import RegistryError
-from lora_kernels.merging.blocks import Block
 from lora_kernels.merging.delta import Delta
-from lora_kernels.merging.numerics import F32
 from lora_kernels.merging.updates import low_rank
 from lora_kernels.merging.updates.low_rank import LowRank
 from lora_kernels.merging.updates.protocols import Inputs, Reach, Transform
+from lora_kernels.numeric.blocks import Block
+from lora_kernels.numeric.dtypes import F32
 
 F64 = npt.NDArray[np.float64]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from lora_kernels.merging.blocks import Block
 from lora_kernels.merging.delta import Delta
-from lora_kernels.merging.numerics import F32, F64, Indices
-from lora_kernels.merging.torch_random import TorchGenerator
 from lora_kernels.merging.updates.protocols import Additive, Inputs
+from lora_kernels.numeric.blocks import Block
+from lora_kernels.numeric.dtypes import F32, F64, Indices
+from lora_kernels.numeric.torch_generator import TorchGenerator
 
 
 class Fourier(Additive):

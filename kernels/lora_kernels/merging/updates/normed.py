@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from lora_kernels.merging.delta import Delta
-from lora_kernels.merging.numerics import F32, F64
 from lora_kernels.merging.updates.low_rank import LowRank, low_rank
 from lora_kernels.merging.updates.protocols import Inputs
+from lora_kernels.numeric.dtypes import F32, F64
 
 
 def load(delta: Delta, inputs: Inputs) -> LowRank:

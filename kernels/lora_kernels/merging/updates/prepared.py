@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from lora_kernels.merging.delta import Delta
-from lora_kernels.merging.numerics import F32, F64, Indices
 from lora_kernels.merging.updates.low_rank import LowRank, low_rank
 from lora_kernels.merging.updates.protocols import Inputs
 from lora_kernels.merging.updates.wide import WideLowRank
+from lora_kernels.numeric.dtypes import F32, F64, Indices
 
 
 def load_many_bases(delta: Delta, inputs: Inputs) -> WideLowRank:

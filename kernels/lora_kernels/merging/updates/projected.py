@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lora_kernels.merging.delta import Delta
-from lora_kernels.merging.numerics import F64
 from lora_kernels.merging.updates.protocols import Inputs
 from lora_kernels.merging.updates.wide import WideLowRank
+from lora_kernels.numeric.dtypes import F64
 
 _ACTIVATIONS: Final[Mapping[str, Callable[[F64], npt.NDArray[Any]]]] = {
     "linear": lambda x: x,

@@ -8,10 +8,10 @@ from functools import lru_cache
 import numpy as np
 
 from lora_kernels.merging.delta import Delta
-from lora_kernels.merging.numerics import F32, decode, encode, storage
-from lora_kernels.merging.torch_random import TorchGenerator
 from lora_kernels.merging.updates.low_rank import LowRank, low_rank
 from lora_kernels.merging.updates.protocols import Inputs
+from lora_kernels.numeric.dtypes import F32, decode, encode, storage
+from lora_kernels.numeric.torch_generator import TorchGenerator
 
 
 def load_drawn(delta: Delta, inputs: Inputs) -> LowRank:

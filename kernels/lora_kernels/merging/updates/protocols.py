@@ -6,9 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import ClassVar, Literal, NamedTuple
 
-from lora_kernels.merging.blocks import Block
-from lora_kernels.merging.numerics import F32
 from lora_kernels.merging.updates.factors import FactorReader
+from lora_kernels.numeric.blocks import Block
+from lora_kernels.numeric.dtypes import F32
 
 # How far an element of the result depends on other elements of the weight: on itself, or on its row.
 Reach = Literal["element", "row"]

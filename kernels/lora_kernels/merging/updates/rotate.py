@@ -7,10 +7,10 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from lora_kernels.merging.blocks import Block
 from lora_kernels.merging.delta import Delta
-from lora_kernels.merging.numerics import F32, F64, Indices
 from lora_kernels.merging.updates.protocols import Inputs, Reach, Transform
+from lora_kernels.numeric.blocks import Block
+from lora_kernels.numeric.dtypes import F32, F64, Indices
 
 
 class Rotation(NamedTuple):

@@ -6,11 +6,11 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import ClassVar
 
-from lora_kernels.merging.blocks import Block
 from lora_kernels.merging.delta import Delta, Factor
-from lora_kernels.merging.numerics import F32
 from lora_kernels.merging.updates.factors import FactorReader
 from lora_kernels.merging.updates.protocols import Inputs, Reach, Transform
+from lora_kernels.numeric.blocks import Block
+from lora_kernels.numeric.dtypes import F32
 
 
 class Rows(Transform):

@@ -6,10 +6,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from lora_kernels.merging.blocks import Block
 from lora_kernels.merging.delta import Delta
-from lora_kernels.merging.numerics import F32
 from lora_kernels.merging.updates.protocols import Inputs, Reach, Transform
+from lora_kernels.numeric.blocks import Block
+from lora_kernels.numeric.dtypes import F32
 
 
 class Scale(Transform):

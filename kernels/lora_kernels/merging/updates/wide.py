@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from lora_kernels.merging.blocks import Block
-from lora_kernels.merging.numerics import F32, F64
 from lora_kernels.merging.updates.protocols import Additive
+from lora_kernels.numeric.blocks import Block
+from lora_kernels.numeric.dtypes import F32, F64
 
 
 class WideLowRank(Additive):

@@ -4,7 +4,7 @@ elected, without a delta in memory.
 With D_n = scale_n * B_n A_n: each element of D_n stays with the probability `density`, divided by it; then the weighted
 sum (`dare_linear`) or the vote of `sparse` (`dare_ties`), as `dare_linear_svd` and `dare_ties_svd` of PEFT 0.21 do on
 dense deltas, without their last step back to a low rank (Yu et al., 2311.03099). Element e of W (o, i), row * i +
-column, stays in adapter n where `lora_kernels.rng.keep_mask(keys[n], e, 1, density)` says so: the same on every device
+column, stays in adapter n where `numeric.philox.keep_mask(keys[n], e, 1, density)` says so: the same on every device
 and in any order. The division is part of the weight, float32(weight / density): one rounding less.
 """
 
@@ -34,7 +34,7 @@ def dare_merge(
     backend: Backend | None = None,
 ) -> torch.Tensor:
     """w (o, i): bf16, fp16 or fp32, any strides. weights: of the adapters, any sign, apart from their scale. density:
-    in (0, 1]. keys: 64-bit, one per adapter, of `lora_kernels.rng.stream_key(seed, name)`; equal keys drop equal
+    in (0, 1]. keys: 64-bit, one per adapter, of `numeric.philox.stream_key(seed, name)`; equal keys drop equal
     elements. majority_sign_method: None for `dare_linear`, else of `dare_ties`. out: W itself to merge in place; None
     to allocate it, laid out as W is. dtype: None for that of `out`, or of W. backend: None to go by W's device.
 

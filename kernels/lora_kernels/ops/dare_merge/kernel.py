@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
+from lora_kernels.numeric.philox import keep_limit
 from lora_kernels.ops import aot
 from lora_kernels.ops.low_rank import LowRank
 from lora_kernels.ops.sparse import MajoritySign
 from lora_kernels.ops.sparse import kernel as sparse
-from lora_kernels.rng import keep_limit
 
 
 def merge(

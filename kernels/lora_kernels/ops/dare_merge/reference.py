@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
+from lora_kernels.numeric.philox import keep_mask
 from lora_kernels.ops.low_rank import LowRank, delta_sum
 from lora_kernels.ops.sparse import MajoritySign
 from lora_kernels.ops.sparse.reference import combine
-from lora_kernels.rng import keep_mask
 
 
 def merge(

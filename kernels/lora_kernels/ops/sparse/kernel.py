@@ -53,7 +53,7 @@ def random_words(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ) -> tl.tensor:
-    """`lora_kernels.rng.random_bits` of the tile's elements, uint32: word e % 4 of counter e // 4 for element e.
+    """`numeric.philox.random_bits` of the tile's elements, uint32: word e % 4 of counter e // 4 for element e.
 
     GROUPED: element numbers grow by one along a row and rows begin at multiples of four, so that four neighbours share
     a counter; otherwise each element computes its own four words and takes one.

@@ -12,46 +12,50 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
 from lora_contract.errors import RegistryError
-from lora_kernels.merging.sink import no_space
-from lora_kernels.merging.stats import FileRecord, TensorStats
+from lora_kernels.checkpoint.records import FileRecord
+from lora_kernels.checkpoint.sinks import no_space
 
 _RECORDS: Final = ".finished"
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
-class FinishedFile(msgspec.Struct, frozen=True):
-    """A file of the result that is whole. tensors: what was merged in it."""
+_Notes = TypeVar("_Notes")
+
+
+class FinishedFile(msgspec.Struct, Generic[_Notes], frozen=True):
+    """A complete file of the result. notes: what the writer needs to know about it when it resumes."""
 
     file: FileRecord
-    tensors: tuple[TensorStats, ...]
+    notes: _Notes
 
 
-class Staging:
-    """The folder of a merge, and which of its files are whole.
+class Staging(Generic[_Notes]):
+    """The folder of a merge, and which of its files are complete.
 
-    boot: of the running system. Files are not synced one by one, which would cost more than the merge: they outlive
-    their process, but not the machine, so that records of before the last boot are not believed. None where the system
-    does not tell its boots apart; then nothing is gone on with.
+    boot: id of the running system's boot. Files are not synced one by one, which would cost more than the merge: they
+    outlive their process but not the machine, so records from before the last boot are ignored. If no boot id is
+    available (None), resuming is disabled. notes: type of the notes kept with each finished file.
     """
 
-    def __init__(self, folder: Path, boot: str | None) -> None:
+    def __init__(self, folder: Path, boot: str | None, notes: type[_Notes]) -> None:
         self.folder = folder
+        self._notes = notes
         self._records = folder / _RECORDS
         self._boot = boot
         self.finished = self._read()
 
-    def finish(self, done: FinishedFile) -> None:
+    def finish(self, done: FinishedFile[_Notes]) -> None:
         """Note that a file is whole. To be called once it is written and closed."""
         if self._boot is not None:
             self._note(done)
         self.finished[done.file.path] = done
 
-    def _note(self, done: FinishedFile) -> None:
+    def _note(self, done: FinishedFile[_Notes]) -> None:
         self._records.mkdir(exist_ok=True)
         name = hashlib.sha256(done.file.path.encode()).hexdigest()
         partial = self._records / f"{name}.partial"
@@ -62,11 +66,11 @@ class Staging:
         """Remove what is not part of the result."""
         shutil.rmtree(self._records, ignore_errors=True)
 
-    def _read(self) -> dict[str, FinishedFile]:
+    def _read(self) -> dict[str, FinishedFile[_Notes]]:
         """The files that an earlier attempt finished; all others of it are removed."""
         found = {}
         for path in sorted(self._records.glob("*.json")) if self._boot is not None else ():
-            done = _record(path, str(self._boot))
+            done = self._record(path)
             target = self.folder / done.file.path if done is not None else None
             if done is not None and target is not None and target.is_file() and target.stat().st_size == done.file.size:
                 found[done.file.path] = done
@@ -78,6 +82,14 @@ class Staging:
             else:
                 entry.unlink()
         return found
+
+    def _record(self, path: Path) -> FinishedFile[_Notes] | None:
+        """None if it is from before the last boot, or incomplete."""
+        try:
+            record = msgspec.json.decode(path.read_bytes(), type=_Record[self._notes])  # type: ignore[name-defined]
+        except (OSError, msgspec.DecodeError):
+            return None
+        return record.done if record.boot == self._boot else None
 
 
 def identity_of(plan: Any, folders: Sequence[str | os.PathLike[str]]) -> str:
@@ -113,17 +125,18 @@ def staged_folder(final: Path, *, needed: int) -> Iterator[Path]:
 
 
 @contextmanager
-def resumable_folder(final: Path, *, needed: int, identity: str) -> Iterator[Staging]:
+def resumable_folder(final: Path, *, needed: int, identity: str, notes: type[_Notes]) -> Iterator[Staging[_Notes]]:
     """As `staged_folder`, and kept where the block was interrupted or ran out of space after a file was finished: the
     same work begun again finds it.
 
-    identity: see `identity_of`. Where another process is at the same work, this one starts from nothing beside it.
+    identity: see `identity_of`. If another process does the same work, this one starts from scratch beside it. notes:
+    type of what is kept with each finished file.
     """
     _check_final(final)
     folder, lock = _locked(final, identity)
     keep = False
     try:
-        staging = Staging(folder, _boot_id())
+        staging = Staging(folder, _boot_id(), notes)
         _remove_leftovers(final)
         _check_space(final, needed - sum(done.file.size for done in staging.finished.values()))
         try:
@@ -223,15 +236,6 @@ def _boot_id() -> str | None:
         return None
 
 
-def _record(path: Path, boot: str) -> FinishedFile | None:
-    """None where it is from before the last boot, or not whole."""
-    try:
-        record = msgspec.json.decode(path.read_bytes(), type=_Record)
-    except (OSError, msgspec.DecodeError):
-        return None
-    return record.done if record.boot == boot else None
-
-
-class _Record(msgspec.Struct, frozen=True):
+class _Record(msgspec.Struct, Generic[_Notes], frozen=True):
     boot: str
-    done: FinishedFile
+    done: FinishedFile[_Notes]

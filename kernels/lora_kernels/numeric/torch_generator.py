@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from lora_contract.errors import RegistryError
-from lora_kernels.merging.numerics import F32, Indices
+from lora_kernels.numeric.dtypes import F32, Indices
 
 # From here on torch draws 64 bits for a step of a permutation.
 _LARGE_PERMUTATION: Final = (2**32 - 1) // 20
