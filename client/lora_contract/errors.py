@@ -1,7 +1,7 @@
 """The closed table of errors.
 
-One row per code gives the HTTP status, the exit status of the command line, whether a retry can help, and the
-sentence that says the way out. HTTP, the Hub dialect and the client read this table; nobody recognises an error
+One row per code gives the HTTP status, the exit status of the command line, whether a retry can help, and the hint:
+one sentence that says what to do. HTTP, the Hub dialect and the client read this table; nobody recognises an error
 by its text. Exit statuses: 1 another failure, 2 wrong usage, 3 not found, 4 not signed in or not allowed,
 5 conflict, 6 refused by a check, 7 integrity, 8 still pending, 9 rate or quota, 10 server or storage unavailable.
 """
@@ -9,7 +9,45 @@ by its text. Exit statuses: 1 another failure, 2 wrong usage, 3 not found, 4 not
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
+
+ErrorCode = Literal[
+    "internal",
+    "usage",
+    "invalid-request",
+    "invalid-reference",
+    "not-found",
+    "method-not-allowed",
+    "deleted",
+    "unauthenticated",
+    "forbidden",
+    "conflict",
+    "exists",
+    "tag-moved",
+    "tag-protected",
+    "in-use",
+    "idempotency-mismatch",
+    "rejected",
+    "base-mismatch",
+    "unsupported",
+    "gate-refused",
+    "tag-gated",
+    "not-reproduced",
+    "digest-mismatch",
+    "size-mismatch",
+    "signature-mismatch",
+    "corrupt",
+    "job-failed",
+    "pending",
+    "too-large",
+    "rate-limited",
+    "unavailable",
+    "storage-unavailable",
+    "local-io",
+    "precondition-failed",
+    "range-not-satisfiable",
+]
+"""Every code there is, in the order of the table below; a type checker follows each to where it is raised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +60,7 @@ class ErrorKind:
     retryable: bool = False
 
 
-ERRORS: Final[dict[str, ErrorKind]] = {
+ERRORS: Final[dict[ErrorCode, ErrorKind]] = {
     "internal": ErrorKind(500, 1, "Try again; if it stays, report it with the request id.", True),
     "usage": ErrorKind(400, 2, "Correct the request; the detail names what is wrong."),
     "invalid-request": ErrorKind(400, 2, "Correct the request; the detail names the field."),
@@ -68,14 +106,21 @@ ERRORS: Final[dict[str, ErrorKind]] = {
 }
 
 
+def known_code(code: object) -> ErrorCode | None:
+    """The code that came from outside (a problem document, a job, a child process), None if this version has no such
+    code: a newer peer may send others."""
+    return next((known for known in ERRORS if known == code), None)
+
+
 class RegistryError(Exception):
     """An error with a code of the table.
 
     `detail` is one sentence: what was found and what was expected. `facts` are JSON values for programs
-    (`findings`, `current`, ...). `hint` replaces the table's sentence where the place knows better.
+    (`findings`, `current`, ...). `hint` replaces the table's sentence if the place knows better. As text: detail and
+    hint; what prints the hint on a line of its own prints `detail` and not the error.
     """
 
-    def __init__(self, code: str, detail: str, *, hint: str | None = None, **facts: Any) -> None:
+    def __init__(self, code: ErrorCode, detail: str, *, hint: str | None = None, **facts: Any) -> None:
         super().__init__(detail)
         self.code = code
         self.kind = ERRORS[code]
@@ -83,9 +128,12 @@ class RegistryError(Exception):
         self.hint = hint or self.kind.hint
         self.facts = facts
 
+    def __str__(self) -> str:
+        return f"{self.detail} {self.hint}"
+
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (self.code, self.detail, self.hint, self.facts))
 
 
-def _rebuild(code: str, detail: str, hint: str, facts: dict[str, Any]) -> RegistryError:
+def _rebuild(code: ErrorCode, detail: str, hint: str, facts: dict[str, Any]) -> RegistryError:
     return RegistryError(code, detail, hint=hint, **facts)

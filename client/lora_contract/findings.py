@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from lora_contract.errors import RegistryError
+from lora_contract.errors import ErrorCode, RegistryError
 
 Severity = Literal["error", "warning", "note"]
 
@@ -29,16 +29,17 @@ class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def refuse(findings: Sequence[Finding]) -> None:
-    """Raise RegistryError `rejected` with all findings where one of them is an error.
+    """Raise RegistryError `rejected` with all findings if one of them is an error.
 
-    `base-mismatch` is raised instead where that is the only error, since its way out differs.
+    `base-mismatch` is raised instead if that is the only error, since its hint differs.
     """
     errors = [finding for finding in findings if finding.severity == "error"]
     if not errors:
         return
     first = errors[0]
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    code = "base-mismatch" if all(finding.code == "base-mismatch" for finding in errors) else "rejected"
+    named = all(finding.code == "base-mismatch" for finding in errors)
+    code: ErrorCode = "base-mismatch" if named else "rejected"
     raise RegistryError(
         code,
         first.message + more,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from lora_contract.errors import ERRORS, RegistryError
+from lora_contract.errors import RegistryError, known_code
 from lora_contract.wire.jobs import JobProgress, JobView
 from lora_reg.client import POLL_SECONDS, Client
 
@@ -54,7 +54,7 @@ def require_done(job: JobView) -> JobView:
             f"The job {job.id} was cancelled.",
             hint=f"Start it again with `lora-reg job retry {job.id}`.",
         )
-    code = job.error_code if job.error_code in ERRORS else "job-failed"
+    code = known_code(job.error_code) or "job-failed"
     detail = job.error or f"The job {job.id} failed."
     raise RegistryError(
         code,

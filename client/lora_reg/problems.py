@@ -8,11 +8,11 @@ from urllib.parse import urlsplit
 import httpx
 import msgspec
 
-from lora_contract.errors import ERRORS, RegistryError
+from lora_contract.errors import ErrorCode, RegistryError, known_code
 from lora_contract.wire.common import Problem
 
 MAX_PROBLEM_BYTES: Final = 16 * 1024 * 1024
-_BY_STATUS: Final = {
+_BY_STATUS: Final[dict[int, ErrorCode]] = {
     400: "invalid-request",
     401: "unauthenticated",
     403: "forbidden",
@@ -59,7 +59,7 @@ def from_answer(response: httpx.Response, body: bytes) -> RegistryError:
     if problem.request_id:
         facts["request_id"] = problem.request_id
     # A newer server may know more codes than this client: its sentences stay, the status picks the row.
-    code = problem.code if problem.code in ERRORS else _BY_STATUS.get(response.status_code, "internal")
+    code = known_code(problem.code) or _BY_STATUS.get(response.status_code, "internal")
     return RegistryError(code, problem.detail, hint=problem.hint or None, **facts)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
+import typing
 
 import msgspec
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from lora_contract import canonical, manifest, recipe, reference
 from lora_contract.base import BaseFingerprint, BaseTensor, parse_fingerprint
 from lora_contract.digest import Digest
-from lora_contract.errors import ERRORS, RegistryError
+from lora_contract.errors import ERRORS, ErrorCode, RegistryError, known_code
 from lora_contract.manifest import FileEntry, Manifest
 
 HEX = st.text("0123456789abcdef", min_size=64, max_size=64)
@@ -454,3 +456,20 @@ def test_the_table_of_errors_is_whole():
         assert 100 <= kind.status < 600
         assert kind.exit in range(1, 11)
         assert kind.hint.endswith(".")
+
+
+def test_the_table_has_every_code_of_the_type_and_no_other():
+    assert list(ERRORS) == list(typing.get_args(ErrorCode))
+
+
+def test_codes_from_outside_are_known_or_none():
+    assert known_code("tag-moved") == "tag-moved"
+    for code in ("tag-move", "", None, 404, ["internal"]):
+        assert known_code(code) is None
+
+
+def test_an_error_as_text_has_its_hint():
+    error = RegistryError("not-found", "There is no tag prod.")
+    assert str(error) == f"There is no tag prod. {ERRORS['not-found'].hint}"
+    own = RegistryError("not-found", "There is no tag prod.", hint="Set it first.")
+    assert str(own) == str(pickle.loads(pickle.dumps(own))) == "There is no tag prod. Set it first."

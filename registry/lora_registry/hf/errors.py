@@ -12,12 +12,13 @@ import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
-from lora_contract.errors import RegistryError
+from lora_contract.errors import ErrorCode, RegistryError
 from lora_registry.runtime.clock import new_id
 
 log = logging.getLogger("lora_registry.hf")
 
 MAX_HEADER: Final = 500
+_BY_STATUS: Final[dict[int, ErrorCode]] = {413: "too-large", 405: "method-not-allowed", 404: "not-found"}
 
 
 def repo_not_found(repo_id: str) -> RegistryError:
@@ -59,8 +60,8 @@ def answer(request: Request[Any, Any, Any], error: RegistryError) -> Response[An
 
 def framework_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
     """What the framework found wrong: a body that is too large, a client that left."""
-    code = {413: "too-large", 405: "method-not-allowed", 404: "not-found"}.get(error.status_code, "invalid-request")
-    return answer(request, RegistryError(code if error.status_code < 500 else "internal", error.detail))
+    code = _BY_STATUS.get(error.status_code, "invalid-request" if error.status_code < 500 else "internal")
+    return answer(request, RegistryError(code, error.detail))
 
 
 def any_error(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:

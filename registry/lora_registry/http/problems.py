@@ -11,7 +11,7 @@ from litestar.exceptions import HTTPException
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.status_codes import HTTP_500_INTERNAL_SERVER_ERROR
 
-from lora_contract.errors import ERRORS, RegistryError
+from lora_contract.errors import ERRORS, ErrorCode, RegistryError
 from lora_contract.wire.common import Problem
 from lora_registry.runtime.clock import new_id
 
@@ -25,7 +25,7 @@ RESPONSES: Final = {
 }
 """Every status that the table of errors can give, for the OpenAPI document."""
 
-_BY_STATUS: Final = {
+_BY_STATUS: Final[dict[int, ErrorCode]] = {
     400: "invalid-request",
     401: "unauthenticated",
     403: "forbidden",

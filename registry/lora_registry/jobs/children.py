@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, NoReturn, Protocol
 
-from lora_contract.errors import ERRORS, RegistryError
+from lora_contract.errors import RegistryError, known_code
 from lora_registry.runtime.faults import fault_point
 
 _MAX_LINE: Final = 64 * 1024 * 1024
@@ -233,9 +233,10 @@ def _unreadable(found: str) -> RegistryError:
 
 
 def _reported(error: dict[str, Any]) -> RegistryError:
-    if error["code"] not in ERRORS:
+    code = known_code(error["code"])
+    if code is None:
         return _unreadable(f"the error code {error['code']!r}")
-    return RegistryError(error["code"], error["detail"], hint=error.get("hint"), **error.get("facts", {}))
+    return RegistryError(code, error["detail"], hint=error.get("hint"), **error.get("facts", {}))
 
 
 def _ended(name: str, status: int, tail: bytes) -> RegistryError:

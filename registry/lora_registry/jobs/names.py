@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from dbos import PortableWorkflowError
 
-from lora_contract.errors import ERRORS, RegistryError
+from lora_contract.errors import RegistryError, known_code
 
 APPLICATION: Final = "lora-reg"
 
@@ -27,7 +27,8 @@ def to_portable(error: RegistryError) -> PortableWorkflowError:
 def from_portable(error: PortableWorkflowError) -> RegistryError:
     """The same error back. Whatever was no RegistryError was a fault of ours: code `job-failed`."""
     # The name does not tell: read back, it is the name of the portable class.
-    if error.code not in ERRORS or not isinstance(error.data, dict) or error.data.keys() != {"hint", "facts"}:
+    code = known_code(error.code)
+    if code is None or not isinstance(error.data, dict) or error.data.keys() != {"hint", "facts"}:
         return RegistryError("job-failed", f"{error.name}: {error.message}")
     data: dict[str, Any] = error.data
-    return RegistryError(str(error.code), error.message, hint=data["hint"], **data["facts"])
+    return RegistryError(code, error.message, hint=data["hint"], **data["facts"])
