@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.made
 
-.PHONY: setup demo test bench check format clean
+.PHONY: setup demo test bench check format docs dist clean
 
 setup: $(STAMP)
 
@@ -39,5 +39,14 @@ format: setup
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+# The reference pages under docs/reference, written from the code.
+docs: setup
+	$(BIN)/python docs/generate.py
+
+# A wheel and an sdist in dist/. The wheel is built from the sdist, which proves that the sdist is complete.
+dist: setup
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+
 clean:
-	rm -rf $(VENV) .cache
+	rm -rf $(VENV) .cache dist
