@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from lora_contract import __version__
-from lora_contract.errors import RegistryError
+from lora_contract.errors import ERRORS, RegistryError
 from lora_registry import settings as settings_module
 from lora_registry.settings import Settings
 
@@ -34,6 +34,13 @@ def telling(function: Callable[..., Any]) -> Callable[..., Any]:
         except RegistryError as error:
             click.echo(f"error: {error.detail}\n{error.hint}", err=True)
             sys.exit(error.kind.exit)
+        except ModuleNotFoundError as error:
+            if not error.name or error.name.startswith("lora_"):
+                raise
+            package = error.name.partition(".")[0]
+            click.echo(f"error: This command needs the Python package {package}, which is not installed.", err=True)
+            click.echo("Install lora-reg with the extra `server`, or `worker` to run jobs.", err=True)
+            sys.exit(ERRORS["usage"].exit)
 
     return run
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from lora_reg import __version__
 from lora_reg.cli.state import LazyGroup, State
+
+if TYPE_CHECKING:
+    from lora_contract.errors import RegistryError
 
 INTERRUPTED: Final = 130
 
@@ -100,11 +103,26 @@ def run(arguments: Sequence[str]) -> int:
         # The reader of our output has seen enough. Keep the interpreter from saying so once more at its end.
         sys.stdout = open("/dev/null", "w", encoding="utf-8")  # noqa: SIM115
         return 1
+    except ModuleNotFoundError as error:
+        failure = _missing_package(error)
     except OSError as error:
         failure = RegistryError(
             "local-io", f"{error.strerror or type(error).__name__}: {error.filename or 'on this machine'}."
         )
     return state.output().problem(failure)
+
+
+def _missing_package(error: ModuleNotFoundError) -> RegistryError:
+    """The base install has no numpy or torch, and kernels import them late. Raises `error` if the module is ours."""
+    from lora_contract.errors import RegistryError
+
+    if not error.name or error.name.startswith("lora_"):
+        raise error
+    return RegistryError(
+        "usage",
+        f"This command needs the Python package {error.name.partition('.')[0]}, which is not installed.",
+        hint="Install lora-reg with the extra `worker`.",
+    )
 
 
 if __name__ == "__main__":
