@@ -34,7 +34,7 @@ from lora_contract.wire.operations import (
 )
 from lora_contract.wire.tags import ProtectRequest, RollbackRequest, TagEvent, TagHistory, TagList, TagRequest, TagView
 from lora_contract.wire.uploads import UploadRequest, UploadSession
-from lora_reg.gates.calls import GateCalls
+from lora_reg.gate_calls import GateCalls
 from lora_reg.transport import Body
 
 COMMIT_SECONDS: Final = 3600.0

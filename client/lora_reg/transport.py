@@ -16,8 +16,9 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from lora_contract import __version__
 from lora_contract.errors import RegistryError
-from lora_reg import __version__, problems
+from lora_reg import problems
 
 TIMEOUT: Final = httpx.Timeout(connect=10.0, read=60.0, write=60.0, pool=None)
 ATTEMPTS: Final = 5

@@ -19,7 +19,7 @@ from lora_contract.errors import RegistryError
 from lora_reg import __version__
 from lora_reg.cli.main import COMMANDS, cli
 from lora_reg.cli.output import Output, problem_document
-from lora_reg.cli.text import clean, size, table
+from lora_reg.formatting.text import clean, size, table
 from tests.support.command import TINY, Home, fresh
 from tests.support.front import Answer, Front
 from tests.support.service import Service

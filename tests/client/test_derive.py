@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_reg.cli import losses
+from lora_reg.formatting import losses
 from tests.support.command import TINY, Home, fresh
 
 LOGS = TINY / "adapters" / "logs"

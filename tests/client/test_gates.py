@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lora_contract.wire.gates import CheckView, GateView
-from lora_reg.gates import github, junit
+from lora_reg.formatting import github, junit
 from tests.support.command import TINY, Home, fresh
 
 DATA = TINY / "data" / "queries_eval.jsonl"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from lora_reg.cli.text import clean
+from lora_reg.formatting.text import clean
 from lora_reg.progress import SILENT, Progress
 
 if TYPE_CHECKING:

@@ -65,7 +65,7 @@ def alias(state: State, name: str, aliases: tuple[str, ...]) -> None:
 
     The string in an adapter's config decides nothing by itself; it must be an alias of the base that a push names.
     """
-    from lora_reg.cli import views
+    from lora_reg.formatting import views
 
     view = state.client().add_aliases(name, list(aliases))
     state.output().result("lora-reg/repository/1", view, human=views.repository(view), quiet=view.aliases)
@@ -88,7 +88,7 @@ def list_(state: State, pattern: str | None) -> None:
 def show(state: State, name: str) -> None:
     """Show a base: its aliases, versions, and what its newest version holds."""
     from lora_contract.errors import RegistryError
-    from lora_reg.cli import views
+    from lora_reg.formatting import views
 
     client = state.client()
     repository, version = client.repository(name), client.version(name)

@@ -32,7 +32,7 @@ def list_(state: State, pattern: str | None, kind: str | None, limit: int | None
 
 def tell_repositories(output: Output, found: list[RepositoryView], nothing: str, then: str) -> None:
     """A list of repositories; where it is empty, a word and the command that fills it."""
-    from lora_reg.cli import views
+    from lora_reg.formatting import views
 
     if not found:
         output.note(nothing)
@@ -50,8 +50,8 @@ def tell_repositories(output: Output, found: list[RepositoryView], nothing: str,
 @pass_state
 def show(state: State, ref: str) -> None:
     """Show a version: its files, base, tags and facts."""
-    from lora_reg.cli import views
     from lora_reg.cli.output import to_object
+    from lora_reg.formatting import views
 
     client = state.client()
     view = client.version(ref)
@@ -73,7 +73,7 @@ def history(state: State, name: str, limit: int | None) -> None:
 
     NAME:TAG shows the moves of one tag alone.
     """
-    from lora_reg.cli import views
+    from lora_reg.formatting import views
 
     client = state.client()
     ref = client.parse(name)
@@ -93,7 +93,7 @@ def history(state: State, name: str, limit: int | None) -> None:
 @pass_state
 def report(state: State, ref: str) -> None:
     """Show what validations found out about a version."""
-    from lora_reg.cli import views
+    from lora_reg.formatting import views
 
     found = state.client().reports(ref).items
     output = state.output()

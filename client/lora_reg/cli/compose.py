@@ -13,7 +13,7 @@ from lora_contract.methods import DEFAULT_METHOD, METHODS, Method, Parameter, ch
 from lora_reg.cli.derive import DTYPES, Counted, F, Where, by_job, kernels, weighted, weighted_folders, where_options
 from lora_reg.cli.losses import of_job, tell_here
 from lora_reg.cli.state import Command, State, pass_state
-from lora_reg.cli.text import plural, table
+from lora_reg.formatting.text import plural, table
 
 if TYPE_CHECKING:
     from lora_contract.wire.jobs import JobView

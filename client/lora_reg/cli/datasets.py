@@ -48,7 +48,7 @@ def list_(state: State, pattern: str | None) -> None:
 def show(state: State, name: str) -> None:
     """Show an evaluation set: its versions, and how many records of which form there are."""
     from lora_contract.errors import RegistryError
-    from lora_reg.cli import views
+    from lora_reg.formatting import views
 
     client = state.client()
     repository, version = client.repository(name), client.version(name)

@@ -102,9 +102,9 @@ def by_job(
 
     shown: lines for people on a result.
     """
-    from lora_reg.cli import views
     from lora_reg.cli.jobs import tell, watch
-    from lora_reg.jobs import require_done
+    from lora_reg.formatting import views
+    from lora_reg.waiting import require_done
 
     client, output = state.client(), state.output()
     target = client.parse(where.to or "")

@@ -33,10 +33,11 @@ def diff(state: State, before: str, after: str, plot: str | None, local: bool, t
     Overlap is that of the spaces which both updates read from (inputs) and write to (outputs): 1 is the same, 0 is
     orthogonal.
     """
-    from lora_reg.gates.comparison import changed_config, modules, side_by_side
+    from lora_reg.comparing import changed_config, side_by_side
+    from lora_reg.formatting.comparison import modules
 
     if plot is not None:
-        from lora_reg.plots.drawing import check
+        from lora_reg.formatting.plots import check
 
         check(plot)
     if local:
@@ -59,7 +60,7 @@ def diff(state: State, before: str, after: str, plot: str | None, local: bool, t
         human = _heads(document)
     human += modules(document["comparison"], SHOWN)
     if plot is not None:
-        from lora_reg.plots.drawing import heat_map
+        from lora_reg.formatting.plots import heat_map
 
         heat_map(document["comparison"]["modules"], Path(plot), title=f"{Path(before).name} to {Path(after).name}")
     names = [row["module"] for row in document["comparison"]["modules"] if row["state"] != "same"]
@@ -73,7 +74,7 @@ def diff(state: State, before: str, after: str, plot: str | None, local: bool, t
 def reproduce(state: State, ref: str, timeout: float | None) -> int:
     """Derive a version again from its lineage and compare digests; exit 7 where they differ."""
     from lora_contract.errors import ERRORS
-    from lora_reg.cli.text import short, table
+    from lora_reg.formatting.text import short, table
 
     client = state.client()
     view = client.version(ref)
@@ -100,7 +101,7 @@ def _by_job(state: State, client: Client, views: tuple[VersionView, VersionView]
 
 def _report(state: State, client: Client, job: JobView, name: str, timeout: float | None) -> Any:
     from lora_reg.cli.jobs import watch
-    from lora_reg.jobs import require_done
+    from lora_reg.waiting import require_done
 
     require_done(job if job.state == "done" else watch(state, client, job.id, timeout=timeout))
     return next(item for item in client.reports(name).items if item.id == job.id)
@@ -133,8 +134,8 @@ def _files(before: VersionView, after: VersionView) -> list[dict[str, Any]]:
 
 
 def _heads(document: dict[str, Any]) -> list[str]:
-    from lora_reg.cli.text import short, table
-    from lora_reg.gates.comparison import losses
+    from lora_reg.formatting.comparison import losses
+    from lora_reg.formatting.text import short, table
 
     files = [(file["path"], short(file["before"] or "-"), short(file["after"] or "-")) for file in document["files"]]
     config = [(row["key"], str(row["before"])[:40], str(row["after"])[:40]) for row in document["config"]]

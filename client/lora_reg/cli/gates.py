@@ -46,7 +46,7 @@ def gate(
     """
     from lora_reg.cli.jobs import watch
     from lora_reg.cli.policies import read
-    from lora_reg.gates.ask import until_decided
+    from lora_reg.waiting import until_decided
 
     state.json = state.json or form == "json"
     client = state.client()
@@ -106,11 +106,11 @@ def promote(
 
     The tag moves only where the gate allows it, and cites the report. Exit status 6 where it is refused.
     """
-    from lora_reg.cli import views
     from lora_reg.cli.jobs import watch
     from lora_reg.cli.tags import expected_generation
-    from lora_reg.gates.ask import until_decided
-    from lora_reg.gates.text import checks
+    from lora_reg.formatting import views
+    from lora_reg.formatting.gate import checks
+    from lora_reg.waiting import until_decided
 
     if force and not reason:
         raise click.UsageError("--force needs --reason, which is logged with it.")
@@ -140,7 +140,8 @@ def pinned(client: Client, ref: str) -> str:
 
 
 def _tell(state: State, view: GateView, form: str, data: tuple[str, ...]) -> None:
-    from lora_reg.gates import github, junit, text
+    from lora_reg.formatting import gate as text
+    from lora_reg.formatting import github, junit
 
     output = state.output()
     if output.mode != "json" and form == "junit":

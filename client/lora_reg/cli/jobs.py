@@ -31,7 +31,7 @@ def job() -> None:
 @pass_state
 def list_(state: State, wanted: str | None, kind: str | None, limit: int) -> None:
     """List jobs, newest first."""
-    from lora_reg.cli import views
+    from lora_reg.formatting import views
 
     found = list(state.client().jobs(state=wanted, kind=kind, limit=limit))
     output = state.output()
@@ -54,8 +54,8 @@ def show(state: State, job_id: str) -> None:
 @pass_state
 def logs(state: State, job_id: str, follow: bool) -> None:
     """Show what a job has told of its progress."""
-    from lora_reg.cli.text import when
-    from lora_reg.jobs import follow as wait_for
+    from lora_reg.formatting.text import when
+    from lora_reg.waiting import follow as wait_for
 
     client, output = state.client(), state.output()
     items: list[JobProgress] = []
@@ -119,8 +119,8 @@ def wait(state: State, job_ids: tuple[str, ...], timeout: float | None) -> None:
     """
     import time
 
-    from lora_reg.cli import views
-    from lora_reg.jobs import require_done
+    from lora_reg.formatting import views
+    from lora_reg.waiting import require_done
 
     client = state.client()
     deadline = None if timeout is None else time.monotonic() + timeout
@@ -143,7 +143,7 @@ def wait(state: State, job_ids: tuple[str, ...], timeout: float | None) -> None:
 def watch(state: State, client: Client, job_id: str, *, timeout: float | None = None) -> JobView:
     """Wait for a job with its progress on the terminal. Ctrl-C ends the wait, not the job."""
     from lora_reg.cli.bar import JobTeller
-    from lora_reg.jobs import follow
+    from lora_reg.waiting import follow
 
     progress = state.progress()
     try:
@@ -162,6 +162,6 @@ def interruptible(state: State, job_id: str, wait_for: Callable[[], JobView]) ->
 
 
 def tell(state: State, view: JobView) -> None:
-    from lora_reg.cli import views
+    from lora_reg.formatting import views
 
     state.output().result("lora-reg/job/1", view, human=views.job(view), quiet=[view.id])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from lora_reg import __version__
+from lora_contract import __version__
 from lora_reg.cli.state import LazyGroup, State
 
 if TYPE_CHECKING:

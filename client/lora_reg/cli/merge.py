@@ -21,7 +21,7 @@ from lora_reg.cli.derive import (
 )
 from lora_reg.cli.merge_plan import tell_plan
 from lora_reg.cli.state import Command, State, pass_state
-from lora_reg.cli.text import plural
+from lora_reg.formatting.text import plural
 
 if TYPE_CHECKING:
     from lora_contract.wire.jobs import JobView

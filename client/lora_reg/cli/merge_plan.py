@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_reg.cli.derive import kernels, need_folders
 from lora_reg.cli.output import to_object
-from lora_reg.cli.text import plural, size, table
+from lora_reg.formatting.merge_plan import lines, touched_names
 
 if TYPE_CHECKING:
     from lora_reg.cli.state import State
@@ -17,49 +17,4 @@ def tell_plan(state: State, base_dir: Path, adapters: list[tuple[Path, float]], 
     """Print the plan of a merge, made from the headers of its inputs: all of it as JSON, what is touched for people."""
     need_folders(base_dir)
     plan = to_object(kernels("merging", "Merging").plan_folder(base_dir, adapters, **options))
-    state.output().result("lora-reg/merge-plan/1", {"plan": plan}, human=_lines(plan), quiet=_touched_names(plan))
-
-
-def _lines(plan: dict[str, Any]) -> list[str]:
-    tensors = [tensor for shard in plan["shards"] for tensor in shard["tensors"]]
-    changed = [tensor for tensor in tensors if tensor["deltas"] or tensor["dtype"] != tensor["source_dtype"]]
-    files = [
-        (
-            shard["file"],
-            size(shard["size"]),
-            str(len(shard["tensors"])),
-            str(sum(bool(tensor["deltas"]) for tensor in shard["tensors"])),
-        )
-        for shard in plan["shards"]
-    ]
-    rows = [
-        (
-            tensor["name"],
-            " x ".join(map(str, tensor["shape"])),
-            _types(tensor),
-            ", ".join(sorted({str(delta["adapter"] + 1) for delta in tensor["deltas"]})) or "-",
-        )
-        for tensor in changed
-    ]
-    total, computed = (sum(tensor["end"] - tensor["start"] for tensor in group) for group in (tensors, changed))
-    return [
-        *table(("FILE", "SIZE", "TENSORS", "TOUCHED"), files),
-        "",
-        *table(("TENSOR", "SHAPE", "TYPE", "ADAPTERS"), rows),
-        "",
-        *(
-            f"adapter {number}: {adapter['type']}, weight {adapter['weight']:g}"
-            + (f"; {plural(len(adapter['ignored']), 'tensor')} without effect left out" if adapter["ignored"] else "")
-            for number, adapter in enumerate(plan["adapters"], 1)
-        ),
-        f"{size(total - computed)} copied, {size(computed)} computed, {size(total)} in all; nothing was written",
-    ]
-
-
-def _types(tensor: dict[str, Any]) -> str:
-    before, after = tensor["source_dtype"], tensor["dtype"]
-    return str(after) if before == after else f"{before} to {after}"
-
-
-def _touched_names(plan: dict[str, Any]) -> list[str]:
-    return [tensor["name"] for shard in plan["shards"] for tensor in shard["tensors"] if tensor["deltas"]]
+    state.output().result("lora-reg/merge-plan/1", {"plan": plan}, human=lines(plan), quiet=touched_names(plan))

@@ -14,7 +14,7 @@ from typing import Any, Literal, TextIO
 import msgspec
 
 from lora_contract.errors import RegistryError
-from lora_reg.cli.text import clean
+from lora_reg.formatting.text import clean
 
 Mode = Literal["human", "json", "quiet"]
 

@@ -50,7 +50,7 @@ def show(state: State, pattern: str | None) -> None:
     """Show the policies in force; with a pattern, its documents, newest first."""
     import json
 
-    from lora_reg.cli.text import short, table, when
+    from lora_reg.formatting.text import short, table, when
 
     found = state.client().policies(pattern=pattern).items
     output = state.output()
@@ -94,7 +94,7 @@ def test(state: State, file: str, ref: str, tag: str, data: tuple[str, ...], las
 
     A bare NAME means its newest versions. Each is judged beside the version that holds the tag now.
     """
-    from lora_reg.cli.text import table
+    from lora_reg.formatting.text import table
 
     client = state.client()
     document = read(Path(file))
@@ -140,7 +140,7 @@ def _tried(
     state: State, client: Client, name: str, tag: str, data: tuple[str, ...], document: dict[str, Any], run: bool
 ) -> GateView:
     from lora_reg.cli.jobs import watch
-    from lora_reg.gates.ask import until_decided
+    from lora_reg.waiting import until_decided
 
     def ask() -> GateView:
         return client.gate(name, tag, data=data, document=document, start=run)

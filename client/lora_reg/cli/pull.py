@@ -21,7 +21,7 @@ def pull(state: State, ref: str, folder: str | None, offline: bool | None, form:
     What comes out is byte for byte what went in. A broken download is taken up again; nothing is visible before its
     digest is checked. When all is there already, one small request is all it costs.
     """
-    from lora_reg.cli.text import plural, short, size
+    from lora_reg.formatting.text import plural, short, size
     from lora_reg.transfer.pull import pull as run
 
     got = run(state.client(), ref, output=folder, offline=offline, progress=state.progress())

@@ -63,8 +63,8 @@ def push(
 
 def tell(output: Output, schema: str, pushed: Pushed, *, then: str | None = None) -> None:
     """What a push did, and the command that is likely to come next."""
-    from lora_reg.cli import views
-    from lora_reg.cli.text import fields, plural, size
+    from lora_reg.formatting import views
+    from lora_reg.formatting.text import fields, plural, size
 
     output.findings(finding for finding in pushed.findings)
     for name in pushed.ignored:

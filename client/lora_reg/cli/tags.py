@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from lora_contract.errors import RegistryError
-from lora_reg.cli import views
 from lora_reg.cli.state import Command, State, pass_state
+from lora_reg.formatting import views
 
 if TYPE_CHECKING:
     from lora_contract.reference import Reference

@@ -75,7 +75,7 @@ def validate(
     from lora_reg.cli.policies import read
 
     if plot is not None:
-        from lora_reg.plots.drawing import check
+        from lora_reg.formatting.plots import check
 
         check(plot)
     policy = DEFAULT if policy_file is None else parse_policy(read(Path(policy_file)))
@@ -119,7 +119,7 @@ def _done(state: State, client: Client, asked: list[JobView], refs: list[str], t
 
     from lora_contract.validation import Validation
     from lora_reg.cli.jobs import watch
-    from lora_reg.jobs import require_done
+    from lora_reg.waiting import require_done
 
     reports = []
     for job, ref in zip(asked, refs, strict=True):
@@ -217,7 +217,7 @@ def _digest(path: Path) -> str:
 
 
 def _draw(report: Validation, holder: Validation | None, subject: str, against: str | None, file: Path) -> None:
-    from lora_reg.plots.drawing import loss_bars
+    from lora_reg.formatting.plots import loss_bars
 
     theirs = {found.dataset: found.loss for found in holder.evaluations} if holder else {}
     rows = []
@@ -230,8 +230,8 @@ def _draw(report: Validation, holder: Validation | None, subject: str, against: 
 
 
 def _tell(state: State, policy: Policy, report: Validation, decision: Decision) -> None:
-    from lora_reg.cli.views import tasks
-    from lora_reg.gates.text import checks
+    from lora_reg.formatting.gate import checks
+    from lora_reg.formatting.views import tasks
 
     verdict = "allowed" if decision.allowed else "refused"
     state.output().result(

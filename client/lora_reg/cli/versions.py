@@ -8,8 +8,8 @@ import click
 
 from lora_contract.errors import RegistryError
 from lora_contract.wire.catalog import Lineage
-from lora_reg.cli import views
 from lora_reg.cli.state import Command, State, pass_state
+from lora_reg.formatting import views
 
 
 @click.command(cls=Command)

@@ -1,4 +1,4 @@
-"""Two versions side by side, as lines for people: config, losses on the sets both were evaluated on, modules. Pure."""
+"""Compare two versions: config keys, and losses on the datasets that both were evaluated on. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import msgspec
 
 from lora_contract.validation import Validation
 from lora_contract.wire.jobs import ReportView
-from lora_reg.cli.text import plural, table
 
 
 def changed_config(before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Any]]:
@@ -43,48 +42,6 @@ def side_by_side(before: Sequence[ReportView], after: Sequence[ReportView]) -> l
             }
         )
     return rows
-
-
-def losses(rows: Sequence[dict[str, Any]]) -> list[str]:
-    return table(
-        ("LOSS ON", "BASE", "BEFORE", "AFTER", "CHANGE"),
-        [
-            (
-                row["set"],
-                f"{row['base']:.4f}",
-                f"{row['before']:.4f}",
-                f"{row['after']:.4f}",
-                f"{row['after'] - row['before']:+.4f}"
-                + (f" ({row['low']:+.4f} to {row['high']:+.4f})" if row["low"] is not None else ""),
-            )
-            for row in rows
-        ],
-    )
-
-
-def modules(found: dict[str, Any], shown: int) -> list[str]:
-    """The modules that changed most, and what became of the others."""
-    rows = [row for row in found["modules"] if row["state"] != "same"]
-    same = len(found["modules"]) - len(rows)
-    lines = table(
-        ("MODULE", "BEFORE", "AFTER", "DIFFERENCE", "COSINE", "INPUTS", "OUTPUTS"),
-        [
-            (
-                row["module"],
-                *(f"{row[name]:.4g}" for name in ("before", "after", "difference")),
-                *("-" if row[name] is None else f"{row[name]:.3f}" for name in ("cosine", "inputs", "outputs")),
-            )
-            for row in rows[:shown]
-        ],
-    )
-    if len(rows) > shown:
-        lines.append(f"and {plural(len(rows) - shown, 'module')} that changed less")
-    cosine = "-" if found["cosine"] is None else f"{found['cosine']:.3f}"
-    lines.append(
-        f"in all: {found['before']:.4g} to {found['after']:.4g}, difference {found['difference']:.4g}, cosine {cosine}"
-        + (f"; {plural(same, 'module')} the same" if same else "")
-    )
-    return lines
 
 
 def _evaluations(reports: Sequence[ReportView]) -> dict[str, Any]:

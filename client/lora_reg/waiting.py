@@ -1,17 +1,22 @@
-"""Waiting for jobs: interruptible, and taken up again from any machine by the job's id."""
+"""Waiting for jobs and gates. A wait can be interrupted and resumed from any machine by the job's id."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeVar
 
 from lora_contract.errors import RegistryError, known_code
+from lora_contract.wire.gates import GateView
 from lora_contract.wire.jobs import JobProgress, JobView
 from lora_reg.client import POLL_SECONDS, Client
 
 ENDED: Final = frozenset({"done", "failed", "cancelled"})
+ROUNDS: Final = 8
+"""How often a gate is asked: the tag's target may change during a wait, and then another version must be measured."""
 _PAUSE: Final = 0.2
+
+A = TypeVar("A")
 
 
 def follow(
@@ -62,4 +67,22 @@ def require_done(job: JobView) -> JobView:
         hint=None
         if code != "job-failed"
         else f"Read `lora-reg job logs {job.id}`, mend the cause, then `lora-reg job retry {job.id}`.",
+    )
+
+
+def until_decided(ask: Callable[[], A], gate_of: Callable[[A], GateView], wait: Callable[[str], JobView]) -> A:
+    """Ask until the gate is decided, and wait for missing validations in between.
+
+    ask: sends the request. gate_of: the gate in its answer. wait: waits for a job by its id. Raises the error of a
+    validation that failed.
+    """
+    for _ in range(ROUNDS):
+        answer = ask()
+        view = gate_of(answer)
+        if view.allowed is not None or not view.jobs:
+            return answer
+        for job in view.jobs:
+            require_done(job if job.state == "done" else wait(job.id))
+    raise RegistryError(
+        "pending", f"The gate is still undecided after {ROUNDS} rounds of validations.", hint="Run the gate again."
     )

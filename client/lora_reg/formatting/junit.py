@@ -8,8 +8,8 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 
 from lora_contract.wire.gates import GateView
-from lora_reg.cli.text import clean
-from lora_reg.gates.text import verdict
+from lora_reg.formatting.gate import verdict
+from lora_reg.formatting.text import clean
 
 
 def junit(view: GateView) -> str:

@@ -12,7 +12,7 @@ from lora_contract.wire.catalog import RepositoryView, VersionRef, VersionView
 from lora_contract.wire.jobs import JobView, ReportView
 from lora_contract.wire.signatures import SignatureView
 from lora_contract.wire.tags import TagEvent, TagView
-from lora_reg.cli.text import fields, plural, short, size, table, when
+from lora_reg.formatting.text import fields, plural, short, size, table, when
 
 _FACTS = {"base": "base as configured"}
 

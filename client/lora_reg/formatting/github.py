@@ -6,8 +6,8 @@ https://docs.github.com/actions/reference/workflow-commands-for-github-actions g
 from __future__ import annotations
 
 from lora_contract.wire.gates import GateView
-from lora_reg.cli.text import clean
-from lora_reg.gates.text import MARKS, verdict
+from lora_reg.formatting.gate import MARKS, verdict
+from lora_reg.formatting.text import clean
 
 _COMMANDS = {"failed": "error", "warned": "warning", "missing": "warning"}
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from lora_contract.policy import Check
 from lora_contract.wire.gates import CheckView, GateView
-from lora_reg.cli.text import table
+from lora_reg.formatting.text import table
 
 MARKS = {"passed": "ok", "failed": "FAILED", "warned": "warning", "missing": "missing"}
 

@@ -1,0 +1,52 @@
+"""The plan of a merge, as lines. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lora_reg.formatting.text import plural, size, table
+
+
+def lines(plan: dict[str, Any]) -> list[str]:
+    tensors = [tensor for shard in plan["shards"] for tensor in shard["tensors"]]
+    changed = [tensor for tensor in tensors if tensor["deltas"] or tensor["dtype"] != tensor["source_dtype"]]
+    files = [
+        (
+            shard["file"],
+            size(shard["size"]),
+            str(len(shard["tensors"])),
+            str(sum(bool(tensor["deltas"]) for tensor in shard["tensors"])),
+        )
+        for shard in plan["shards"]
+    ]
+    rows = [
+        (
+            tensor["name"],
+            " x ".join(map(str, tensor["shape"])),
+            _types(tensor),
+            ", ".join(sorted({str(delta["adapter"] + 1) for delta in tensor["deltas"]})) or "-",
+        )
+        for tensor in changed
+    ]
+    total, computed = (sum(tensor["end"] - tensor["start"] for tensor in group) for group in (tensors, changed))
+    return [
+        *table(("FILE", "SIZE", "TENSORS", "TOUCHED"), files),
+        "",
+        *table(("TENSOR", "SHAPE", "TYPE", "ADAPTERS"), rows),
+        "",
+        *(
+            f"adapter {number}: {adapter['type']}, weight {adapter['weight']:g}"
+            + (f"; {plural(len(adapter['ignored']), 'tensor')} without effect left out" if adapter["ignored"] else "")
+            for number, adapter in enumerate(plan["adapters"], 1)
+        ),
+        f"{size(total - computed)} copied, {size(computed)} computed, {size(total)} in all; nothing was written",
+    ]
+
+
+def _types(tensor: dict[str, Any]) -> str:
+    before, after = tensor["source_dtype"], tensor["dtype"]
+    return str(after) if before == after else f"{before} to {after}"
+
+
+def touched_names(plan: dict[str, Any]) -> list[str]:
+    return [tensor["name"] for shard in plan["shards"] for tensor in shard["tensors"] if tensor["deltas"]]

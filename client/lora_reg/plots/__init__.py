@@ -1,1 +1,0 @@
-"""Pictures for people, by matplotlib, which comes with the extra `plot`."""
