@@ -22,7 +22,7 @@ def add_alias(session: Session, repo: Repository, text: str) -> None:
         raise RegistryError(
             "invalid-request", f"{text[:80]!r} cannot be an alias: 1 to {MAX_ALIAS} characters, no white space around."
         )
-    row = store.add_alias(session, repo.namespace, text, repo.id or 0)
+    row = store.add_alias(session, repo.namespace, text, repo.id)
     if row.repository_id != repo.id:
         raise RegistryError("exists", f"{text!r} is an alias of another base in {repo.namespace!r}.")
 
@@ -52,7 +52,7 @@ def fingerprint(ctx: Context, principal: Principal, namespace: str, name: str, s
     """The canonical fingerprint bytes of a base version."""
     with ctx.db.read() as session:
         repo, version = resolve.version(session, principal, namespace, name, selector)
-        row = store.fingerprint(session, version.id or 0)
+        row = store.fingerprint(session, version.id)
         if row is None:
             raise RegistryError(
                 "not-found", f"{repo.namespace}/{repo.name} is of kind {repo.kind} and has no fingerprint."

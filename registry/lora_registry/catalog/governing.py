@@ -107,11 +107,11 @@ def guard(
     if found is None:
         return
     row, policy = found
-    if back and gate_store.moved_by_allowance(session, repo.id or 0, tag, version.id or 0):
+    if back and gate_store.moved_by_allowance(session, repo.id, tag, version.id):
         return
     base = base_of(session, repo, version)
     decisions = gate_store.allowing(
-        session, version_id=version.id or 0, tag=tag, policy_digest=row.digest or "", holder_version_id=holder
+        session, version_id=version.id, tag=tag, policy_digest=row.digest or "", holder_version_id=holder
     )
     if decisions:
         asked = evaluation_sets(session, principal, policy)

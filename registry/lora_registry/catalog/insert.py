@@ -51,13 +51,13 @@ def insert(
     """
     kind, digest = draft.manifest.kind, str(draft.manifest.digest)
     repo = _locked(session, principal, namespace, name, kind)
-    existing = store.version_by_digest(session, repo.id or 0, digest)
+    existing = store.version_by_digest(session, repo.id, digest)
     if existing is not None and existing.deleted_at is None:
         return repo, existing, False
     _check_origins(session, draft)
     at = now()
     version = Version(
-        repository_id=repo.id or 0,
+        repository_id=repo.id,
         number=repo.next_number,
         digest=digest,
         commit_id=draft.manifest.digest.commit,
@@ -80,22 +80,23 @@ def insert(
     for entry in draft.manifest.files:
         session.add(
             VersionBlob(
-                version_id=version.id or 0,
+                version_id=version.id,
                 path=entry.path,
                 digest=str(entry.digest),
                 size=entry.size,
                 stored=str(entry.digest) in draft.stored,
             )
         )
-    edges = {(draft.base_version_id, "base")} if draft.base_version_id else set()
-    edges |= {(parent, "parent") for parent in draft.parent_ids}
+    edges = {(parent, "parent") for parent in draft.parent_ids}
+    if draft.base_version_id is not None:
+        edges.add((draft.base_version_id, "base"))
     if draft.derivation:
         edges |= {(parent, "input") for parent in draft.derivation.inputs}
     for parent, relation in sorted(edges, key=str):
-        session.add(VersionEdge(child_id=version.id or 0, parent_id=parent or 0, relation=relation))
+        session.add(VersionEdge(child_id=version.id, parent_id=parent, relation=relation))
     if draft.fingerprint is not None:
         body = draft.fingerprint.to_bytes()
-        session.add(BaseFingerprintRow(version_id=version.id or 0, digest=str(Digest.of(body)), body=body))
+        session.add(BaseFingerprintRow(version_id=version.id, digest=str(Digest.of(body)), body=body))
     audit.record(
         session,
         "version-committed",

@@ -26,7 +26,7 @@ def show(
     with ctx.db.read() as session:
         _, root = resolve.version(session, principal, namespace, name, selector)
         edges: set[tuple[int, int, str]] = set()
-        seen = {root.id or 0}
+        seen = {root.id}
         if direction in ("up", "both"):
             seen |= _walk(session, root, edges, up=True)
         if direction in ("down", "both"):
@@ -35,7 +35,7 @@ def show(
         refs = {key: ref for key, ref in views.refs(session, rows).items() if principal.may("reader", ref.namespace)}
         keys = {key: f"{ref.namespace}/{ref.name}:v{ref.number}" for key, ref in refs.items()}
         return Lineage(
-            root=keys[root.id or 0],
+            root=keys[root.id],
             nodes={keys[key]: ref for key, ref in sorted(refs.items())},
             edges=[
                 LineageEdge(child=keys[child], parent=keys[parent], relation=relation)
@@ -47,7 +47,7 @@ def show(
 
 
 def _walk(session: Session, root: Version, edges: set[tuple[int, int, str]], *, up: bool) -> set[int]:
-    seen = {root.id or 0}
+    seen = {root.id}
     level = set(seen)
     while level and len(seen) <= MAX_NODES:
         found = store.edges_up(session, level) if up else store.edges_down(session, level)

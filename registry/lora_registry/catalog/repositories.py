@@ -68,7 +68,7 @@ def delete(ctx: Context, principal: Principal, namespace: str, name: str) -> Non
     require(principal, "admin", namespace)
     with ctx.db.write() as session:
         repo = resolve.repository(session, principal, namespace, name, lock=True)
-        tags = store.tags(session, [repo.id or 0])
+        tags = store.tags(session, [repo.id])
         if tags:
             raise RegistryError(
                 "in-use",
@@ -76,19 +76,19 @@ def delete(ctx: Context, principal: Principal, namespace: str, name: str) -> Non
                 hint="Remove its tags with `lora-reg untag` first.",
             )
         at = now()
-        live = store.list_versions(session, repo.id or 0, before=None, limit=2**31 - 1)
-        store.hold_versions(session, [version.id or 0 for version in live], exclusive=True)
+        live = store.list_versions(session, repo.id, before=None, limit=2**31 - 1)
+        store.hold_versions(session, [version.id for version in live], exclusive=True)
         for version in live:
-            for child in store.live_children(session, version.id or 0):
+            for child in store.live_children(session, version.id):
                 if child.repository_id != repo.id:
-                    other = views.refs(session, [child])[child.id or 0]
+                    other = views.refs(session, [child])[child.id]
                     raise RegistryError(
                         "in-use",
                         f"{other.namespace}/{other.name}:v{other.number} was made from its v{version.number}.",
                     )
             version.deleted_at = at
         repo.deleted_at = at
-        base_store.free_aliases(session, repo.id or 0)
+        base_store.free_aliases(session, repo.id)
         audit.record(
             session, "repository-deleted", principal=principal, namespace=namespace, subject=f"{namespace}/{name}"
         )

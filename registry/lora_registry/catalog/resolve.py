@@ -43,7 +43,7 @@ def version(
 def in_repository(session: Session, repo: Repository, selector: str) -> Version:
     """The same in a repository that was found already."""
     if _COMMIT.match(selector):
-        found = store.version_by_commit(session, repo.id or 0, selector)
+        found = store.version_by_commit(session, repo.id, selector)
         return _live(found, repo, f"commit {selector[:12]}")
     return _select(session, repo, reference.parse_selector(repo.namespace, repo.name, selector))
 
@@ -60,10 +60,10 @@ def by_text(session: Session, principal: Principal, text: str) -> tuple[Reposito
 
 
 def _select(session: Session, repo: Repository, ref: Reference) -> Version:
-    repo_id = repo.id or 0
+    repo_id = repo.id
     if ref.digest is not None:
         found = _live(store.version_by_digest(session, repo_id, str(ref.digest)), repo, ref.digest.short)
-        if ref.tag is not None and not store.pointed_there(session, repo_id, ref.tag, found.id or 0):
+        if ref.tag is not None and not store.pointed_there(session, repo_id, ref.tag, found.id):
             raise RegistryError(
                 "conflict", f"The tag {ref.tag} of {repo.namespace}/{repo.name} never pointed to {ref.digest.short}."
             )

@@ -49,10 +49,10 @@ def add(
         repo = resolve.repository(session, principal, namespace, name, lock=True)
         version = resolve.in_repository(session, repo, selector)
         check_statement(payload, repo.namespace, repo.name, Digest.parse(version.digest))
-        row = next(iter(gate_store.signatures(session, version.id or 0, key_ids=[key.key_id])), None)
+        row = next(iter(gate_store.signatures(session, version.id, key_ids=[key.key_id])), None)
         if row is None:
             row = VersionSignature(
-                version_id=version.id or 0,
+                version_id=version.id,
                 key_id=key.key_id,
                 key=key.der,
                 statement=payload,
@@ -90,14 +90,14 @@ def list_all(
         _, version = resolve.version(session, principal, namespace, name, selector)
         rows = gate_store.signatures(
             session,
-            version.id or 0,
+            version.id,
             key_ids=None if key is None else [key],
             after=after[0] if after else 0,
             limit=limit,
         )
         return SignatureList(
             items=[_view(version, row) for row in rows],
-            next_cursor=paging.encode(rows[-1].id or 0) if len(rows) == limit else None,
+            next_cursor=paging.encode(rows[-1].id) if len(rows) == limit else None,
         )
 
 
@@ -106,7 +106,7 @@ def signers(session: Session, repo: Repository, version: Version, keys: Sequence
     by_id = {key.key_id: key for key in keys}
     if not by_id:
         return []
-    rows = gate_store.signatures(session, version.id or 0, key_ids=list(by_id))
+    rows = gate_store.signatures(session, version.id, key_ids=list(by_id))
     return [row.key_id for row in rows if _stands(repo, version, by_id[row.key_id], row)]
 
 

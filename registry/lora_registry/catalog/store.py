@@ -20,7 +20,7 @@ def repository(session: Session, namespace: str, name: str, *, lock: bool = Fals
 
 def repositories_by_id(session: Session, ids: Iterable[int]) -> dict[int, Repository]:
     rows = session.exec(select(Repository).where(col(Repository.id).in_(set(ids))))
-    return {row.id or 0: row for row in rows}
+    return {row.id: row for row in rows}
 
 
 def list_repositories(
@@ -101,7 +101,7 @@ def versions_by_id(session: Session, ids: Iterable[int]) -> dict[int, Version]:
     wanted = set(ids)
     if not wanted:
         return {}
-    return {row.id or 0: row for row in session.exec(select(Version).where(col(Version.id).in_(wanted)))}
+    return {row.id: row for row in session.exec(select(Version).where(col(Version.id).in_(wanted)))}
 
 
 def hold_versions(session: Session, ids: Iterable[int], *, exclusive: bool = False) -> list[Version]:

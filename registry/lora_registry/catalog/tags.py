@@ -55,7 +55,7 @@ def show(ctx: Context, principal: Principal, namespace: str, name: str, tag: str
 def list_all(ctx: Context, principal: Principal, namespace: str, name: str) -> TagList:
     with ctx.db.read() as session:
         repo = resolve.repository(session, principal, namespace, name)
-        rows = store.tags(session, [repo.id or 0])
+        rows = store.tags(session, [repo.id])
         targets = store.versions_by_id(session, (row.version_id for row in rows))
         return TagList(items=[views.tag(repo, row, targets[row.version_id]) for row in rows])
 
@@ -67,10 +67,10 @@ def history(
     before = paging.decode(cursor, int)
     with ctx.db.read() as session:
         repo = resolve.repository(session, principal, namespace, name)
-        rows = store.moves(session, repo.id or 0, name=tag, before=before[0] if before else None, limit=limit)
+        rows = store.moves(session, repo.id, name=tag, before=before[0] if before else None, limit=limit)
         return TagHistory(
             items=views.moves(session, rows),
-            next_cursor=paging.encode(rows[-1].id or 0) if len(rows) == limit else None,
+            next_cursor=paging.encode(rows[-1].id) if len(rows) == limit else None,
         )
 
 
@@ -145,7 +145,7 @@ def rollback(
         repo = resolve.repository(session, principal, namespace, name, lock=True)
         row = _existing(session, repo, tag)
         if to is None:
-            before = store.previous_target(session, repo.id or 0, tag, row.version_id)
+            before = store.previous_target(session, repo.id, tag, row.version_id)
             if before is None:
                 raise RegistryError(
                     "conflict", f"The tag {tag} has never pointed to another version that is still there."
@@ -153,7 +153,7 @@ def rollback(
             version = store.versions_by_id(session, [before])[before]
         else:
             _, version = resolve.version(session, principal, namespace, name, to)
-            if not store.pointed_there(session, repo.id or 0, tag, version.id or 0):
+            if not store.pointed_there(session, repo.id, tag, version.id):
                 raise RegistryError(
                     "conflict",
                     f"The tag {tag} never pointed to v{version.number}.",
@@ -184,17 +184,15 @@ def set_in_transaction(
     A tag that a policy governs is moved by a warrant, or where its guard finds that it was allowed: see
     `governing.guard`, and for `back`. Raises `tag-moved`, `tag-protected`, `tag-gated`.
     """
-    row = store.tag(session, repo.id or 0, tag)
+    row = store.tag(session, repo.id, tag)
     _check(session, repo, row, tag, expect)
     if warrant is None and (row is None or row.version_id != version.id):
         holder = row.version_id if row is not None else None
         governing.guard(session, principal, repo, tag, version, holder=holder, back=back)
     at = now()
     if row is None:
-        generation = store.last_generation(session, repo.id or 0, tag) + 1
-        row = Tag(
-            repository_id=repo.id or 0, name=tag, version_id=version.id or 0, generation=generation, updated_at=at
-        )
+        generation = store.last_generation(session, repo.id, tag) + 1
+        row = Tag(repository_id=repo.id, name=tag, version_id=version.id, generation=generation, updated_at=at)
         session.add(row)
         _log(session, principal, repo, tag, generation, None, version.id, reason, warrant)
         session.flush()
@@ -202,7 +200,7 @@ def set_in_transaction(
     if row.version_id == version.id:
         return row
     before, generation = row.version_id, row.generation + 1
-    if not store.swap_tag(session, row, version_id=version.id or 0, at=at):
+    if not store.swap_tag(session, row, version_id=version.id, at=at):
         session.refresh(row)
         raise _moved(session, repo, row)
     session.refresh(row)
@@ -231,7 +229,7 @@ def _moved(session: Session, repo: Repository, row: Tag) -> RegistryError:
 
 
 def _existing(session: Session, repo: Repository, tag: str) -> Tag:
-    row = store.tag(session, repo.id or 0, tag)
+    row = store.tag(session, repo.id, tag)
     if row is None:
         raise RegistryError("not-found", f"{repo.namespace}/{repo.name} has no tag {tag[:128]!r}.")
     return row
@@ -254,7 +252,7 @@ def _log(
 ) -> None:
     session.add(
         TagMove(
-            repository_id=repo.id or 0,
+            repository_id=repo.id,
             tag=tag,
             generation=generation,
             from_version_id=before,

@@ -39,7 +39,7 @@ def list_all(
     before = paging.decode(cursor, int)
     with ctx.db.read() as session:
         repo = resolve.repository(session, principal, namespace, name)
-        rows = store.list_versions(session, repo.id or 0, before=before[0] if before else None, limit=limit)
+        rows = store.list_versions(session, repo.id, before=before[0] if before else None, limit=limit)
         return VersionList(
             items=views.versions(session, repo, rows),
             next_cursor=paging.encode(rows[-1].number) if len(rows) == limit else None,
@@ -57,7 +57,7 @@ def locate(ctx: Context, principal: Principal, namespace: str, name: str, select
     """Where a file is. Raises `not-found` where there is none, or where a base was registered without its weights."""
     with ctx.db.read() as session:
         repo, version = resolve.version(session, principal, namespace, name, selector)
-        row = store.file(session, version.id or 0, path)
+        row = store.file(session, version.id, path)
     where = f"{repo.namespace}/{repo.name}:v{version.number}"
     if row is None:
         raise RegistryError("not-found", f"{where} has no file {path[:120]!r}.", commit=version.commit_id)
@@ -102,13 +102,13 @@ def delete(ctx: Context, principal: Principal, namespace: str, name: str, select
         resolve.repository(session, principal, namespace, name, lock=True)
         repo, version = resolve.version(session, principal, namespace, name, selector)
         where = f"{repo.namespace}/{repo.name}:v{version.number}"
-        tags = store.tags_of_versions(session, [version.id or 0]).get(version.id or 0)
+        tags = store.tags_of_versions(session, [version.id]).get(version.id)
         if tags:
             raise RegistryError("in-use", f"The tag {tags[0]} points to {where}.", hint="Move the tag first.")
-        store.hold_versions(session, [version.id or 0], exclusive=True)
-        children = store.live_children(session, version.id or 0)
+        store.hold_versions(session, [version.id], exclusive=True)
+        children = store.live_children(session, version.id)
         if children:
-            other = views.refs(session, children)[children[0].id or 0]
+            other = views.refs(session, children)[children[0].id]
             raise RegistryError("in-use", f"{other.namespace}/{other.name}:v{other.number} was made from {where}.")
         version.deleted_at = now()
         audit.record(

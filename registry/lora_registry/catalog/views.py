@@ -30,7 +30,7 @@ def ref(repo: Repository, version: Version) -> VersionRef:
 def refs(session: Session, versions: Sequence[Version]) -> dict[int, VersionRef]:
     """version id -> reference, one query for all repositories."""
     repos = store.repositories_by_id(session, (version.repository_id for version in versions))
-    return {version.id or 0: ref(repos[version.repository_id], version) for version in versions}
+    return {version.id: ref(repos[version.repository_id], version) for version in versions}
 
 
 def version(session: Session, repo: Repository, row: Version) -> VersionView:
@@ -38,7 +38,7 @@ def version(session: Session, repo: Repository, row: Version) -> VersionView:
 
 
 def versions(session: Session, repo: Repository, rows: Sequence[Version]) -> list[VersionView]:
-    ids = [row.id or 0 for row in rows]
+    ids = [row.id for row in rows]
     tags = store.tags_of_versions(session, ids)
     files = store.files_of(session, ids)
     edges = store.edges_up(session, ids)
@@ -62,14 +62,13 @@ def versions(session: Session, repo: Repository, rows: Sequence[Version]) -> lis
                 meta=json.loads(row.meta),
                 size=row.size,
                 files=[
-                    VersionFile(path=file.path, size=file.size, digest=file.digest)
-                    for file in files.get(row.id or 0, [])
+                    VersionFile(path=file.path, size=file.size, digest=file.digest) for file in files.get(row.id, [])
                 ],
-                tags=tags.get(row.id or 0, []),
+                tags=tags.get(row.id, []),
                 base=names.get(row.base_version_id) if row.base_version_id else None,
                 parents=parents,
                 recipe=work.body(session, row.recipe_digest) if row.recipe_digest else None,
-                facts=_facts(row, rendered.get(row.id or 0)),
+                facts=_facts(row, rendered.get(row.id)),
                 yanked=row.yanked_reason,
                 weights_absent=row.weights_absent,
             )
@@ -85,18 +84,18 @@ def _facts(row: Version, rendered_template: str | None) -> dict[str, Any] | None
 
 
 def repository(session: Session, repo: Repository) -> RepositoryView:
-    newest = store.newest(session, repo.id or 0)
-    tags = store.tags(session, [repo.id or 0])
+    newest = store.newest(session, repo.id)
+    tags = store.tags(session, [repo.id])
     numbers = {key: row.number for key, row in store.versions_by_id(session, (tag.version_id for tag in tags)).items()}
     return RepositoryView(
         namespace=repo.namespace,
         name=repo.name,
         kind=repo.kind,  # type: ignore[arg-type]
         created_at=iso(repo.created_at),
-        versions=store.live_versions(session, repo.id or 0),
+        versions=store.live_versions(session, repo.id),
         latest=ref(repo, newest) if newest else None,
         tags={tag.name: numbers[tag.version_id] for tag in tags},
-        aliases=base_store.aliases(session, repo.id or 0) if repo.kind == "base" else [],
+        aliases=base_store.aliases(session, repo.id) if repo.kind == "base" else [],
     )
 
 

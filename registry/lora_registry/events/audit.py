@@ -67,7 +67,7 @@ def read(session: Session, *, principal: Principal, after: str | None, limit: in
     return EventList(
         items=[
             EventView(
-                id=row.id or 0,
+                id=row.id,
                 kind=row.kind,
                 at=iso(row.at),
                 actor=row.actor,
@@ -76,5 +76,5 @@ def read(session: Session, *, principal: Principal, after: str | None, limit: in
             )
             for row in rows
         ],
-        next_cursor=paging.encode(rows[-1].id or 0) if rows else after,
+        next_cursor=paging.encode(rows[-1].id) if rows else after,
     )

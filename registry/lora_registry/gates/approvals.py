@@ -18,10 +18,10 @@ def approve(ctx: Context, principal: Principal, namespace: str, name: str, reque
     require(principal, "reader", namespace)
     with ctx.db.write() as session:
         repo, version = resolve.version(session, principal, namespace, name, request.version)
-        row = gate_store.approval(session, version.id or 0, request.tag, principal.name)
+        row = gate_store.approval(session, version.id, request.tag, principal.name)
         if row is None or row.role != principal.role:
             row = Approval(
-                version_id=version.id or 0,
+                version_id=version.id,
                 tag=request.tag,
                 author=principal.name,
                 role=principal.role,

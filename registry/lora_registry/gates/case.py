@@ -104,7 +104,7 @@ def open_case(
         row, policy = found
         digest, pattern = row.digest or "", row.pattern
     sets = governing.evaluation_sets(session, principal, policy, data)
-    tagged = store.tag(session, repo.id or 0, tag)
+    tagged = store.tag(session, repo.id, tag)
     holder = None
     if tagged is not None and tagged.version_id != version.id:
         holder = store.versions_by_id(session, [tagged.version_id])[tagged.version_id]

@@ -43,7 +43,7 @@ def gate(ctx: Context, principal: Principal, namespace: str, name: str, request:
             document=request.document,
             lock=True,
         )
-        found = judge(session, case, gate_store.approvals(session, case.version.id or 0, case.tag, principal.name))
+        found = judge(session, case, gate_store.approvals(session, case.version.id, case.tag, principal.name))
         view = _view(case, found)
         if found.decision.allowed is None and request.start:
             need_weights(session, found.missing)
@@ -70,7 +70,7 @@ def promote(ctx: Context, principal: Principal, namespace: str, name: str, reque
     intact.check(ctx, before)
     with ctx.db.write() as session:
         case = open_case(session, principal, namespace, name, **asked, lock=True)
-        found = judge(session, case, gate_store.approvals(session, case.version.id or 0, case.tag, principal.name))
+        found = judge(session, case, gate_store.approvals(session, case.version.id, case.tag, principal.name))
         view = _view(case, found)
         if found.decision.allowed is None and not request.force:
             need_weights(session, found.missing)
@@ -138,7 +138,7 @@ def _record(
     """The view with the id of its row. The same question with the same answer is one row."""
     forced = forced and not found.decision.allowed
     row = DecisionRow(
-        version_id=case.version.id or 0,
+        version_id=case.version.id,
         tag=case.tag,
         base_digest=case.base.digest,
         holder_version_id=case.holder.id if case.holder else None,

@@ -18,10 +18,10 @@ LARGEST_BASE: Final = 256 << 20
 
 def check(ctx: Context, case: Case) -> None:
     """Hash the stored bytes of the version, of the evaluation sets and of a small base. Raises `corrupt`."""
-    sets = [chosen.version.id or 0 for some in case.sets.by_role.values() for chosen in some.values()]
-    base = case.base.id or 0
+    sets = [chosen.version.id for some in case.sets.by_role.values() for chosen in some.values()]
+    base = case.base.id
     with ctx.db.read() as session:
-        files = store.files_of(session, [case.version.id or 0, base, *sets])
+        files = store.files_of(session, [case.version.id, base, *sets])
     if sum(file.size for file in files[base]) > LARGEST_BASE:
         del files[base]
     for file in (file for some in files.values() for file in some if file.stored):

@@ -46,7 +46,7 @@ def start(
     """Enqueue validations in the caller's transaction. A reader may look at what is there, and start nothing."""
     require(principal, "writer", repo.namespace)
     named = [
-        (role, chosen.version.id or 0, chosen.label)
+        (role, chosen.version.id, chosen.label)
         for role, some in sets.by_role.items()
         for _, chosen in sorted(some.items())
     ]

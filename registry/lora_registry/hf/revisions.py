@@ -51,7 +51,7 @@ def show(ctx: Context, principal: Principal, call: Call) -> Contents:
     """What a call means. Raises `not-found` as the Hub's RepoNotFound or RevisionNotFound; so do all of these."""
     with ctx.db.read() as session:
         repo, version = _find(session, principal, call)
-        rows = store.files_of(session, [version.id or 0]).get(version.id or 0, [])
+        rows = store.files_of(session, [version.id]).get(version.id, [])
         base = None
         if version.base_version_id is not None:
             pinned = store.versions_by_id(session, [version.base_version_id])
@@ -75,7 +75,7 @@ def locate(ctx: Context, principal: Principal, call: Call) -> tuple[Located, str
     """Where a file is, and the reason where its version is yanked. Raises EntryNotFound too."""
     with ctx.db.read() as session:
         repo, version = _find(session, principal, call)
-        row = store.file(session, version.id or 0, call.path)
+        row = store.file(session, version.id, call.path)
     if row is None or not row.stored:
         why = "has no file" if row is None else "was registered without"
         detail = f"{repo.namespace}/{repo.name}:v{version.number} {why} {call.path[:200]!r}."
@@ -97,10 +97,10 @@ def refs(ctx: Context, principal: Principal, call: Call) -> tuple[str | None, li
             if error.facts.get("hub") != "RevisionNotFound":
                 raise
             main = None
-        tagged = store.tags(session, [repo.id or 0])
+        tagged = store.tags(session, [repo.id])
         targets = store.versions_by_id(session, (tag.version_id for tag in tagged))
         named = [(tag.name, targets[tag.version_id]) for tag in tagged]
-        numbers = store.commits(session, repo.id or 0, limit=MAX_NUMBERS)
+        numbers = store.commits(session, repo.id, limit=MAX_NUMBERS)
     return main, [
         *((name, version.commit_id) for name, version in named if version.yanked_reason is None),
         *((f"v{number}", commit) for number, commit in numbers),
@@ -129,7 +129,7 @@ def _find(session: Session, principal: Principal, call: Call) -> tuple[Repositor
         wanted = pin
     elif wanted == names.LATEST and call.channel is not None:
         # A base is no stage of a rollout: it is needed under every channel, and few people tag one.
-        tagged = repo.kind != "base" or store.tag(session, repo.id or 0, call.channel) is not None
+        tagged = repo.kind != "base" or store.tag(session, repo.id, call.channel) is not None
         wanted = call.channel if tagged else names.LATEST
     try:
         version = resolve.in_repository(session, repo, wanted)

@@ -34,6 +34,6 @@ def submit(ctx: Context, principal: Principal, request: ComposeRequest) -> JobVi
             seed=request.seed,
             dtype=request.dtype,
         )
-        return derive.Resolved(recipe, found.base.id or 0, found.ids, found.title)
+        return derive.Resolved(recipe, found.base.id, found.ids, found.title)
 
     return derive.submit(ctx, principal, request, "adapter", resolved)

@@ -45,7 +45,7 @@ def reproduce(ctx: Context, principal: Principal, request: ReproduceRequest) -> 
                 hint="`lora-reg show` tells what was derived.",
             )
         inputs = _inputs(session, version, row.body)
-        done = sum(report.kind == enqueue.REPRODUCE for report in work.reports(session, version.id or 0))
+        done = sum(report.kind == enqueue.REPRODUCE for report in work.reports(session, version.id))
         job_id = f"{enqueue.REPRODUCE}-{version.id}-{done + 1}"
         title = f"reproduce {repo.namespace}/{repo.name}:v{version.number}"
         spec = {"recipe": version.recipe_digest, "base": version.base_version_id, "inputs": inputs}
@@ -58,9 +58,9 @@ def reproduce(ctx: Context, principal: Principal, request: ReproduceRequest) -> 
 
 def _inputs(session: Session, version: Version, recipe: bytes) -> list[int]:
     """Ids of what went in, in the recipe's order: the lineage knows which versions its digests stood for."""
-    edges = store.edges_up(session, [version.id or 0])
+    edges = store.edges_up(session, [version.id])
     found = store.versions_by_id(session, [edge.parent_id for edge in edges if edge.relation == "input"])
-    by_digest = {parent.digest: parent.id or 0 for parent in found.values()}
+    by_digest = {parent.digest: parent.id for parent in found.values()}
     return [by_digest[digest] for digest in sources(recipe)]
 
 

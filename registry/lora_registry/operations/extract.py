@@ -51,6 +51,6 @@ def submit(ctx: Context, principal: Principal, request: ExtractRequest) -> JobVi
             seed=request.seed,
             dtype=request.dtype,
         )
-        return derive.Resolved(recipe, base.id or 0, (tuned.id or 0,), f"{request.tuned} - {request.base}")
+        return derive.Resolved(recipe, base.id, (tuned.id,), f"{request.tuned} - {request.base}")
 
     return derive.submit(ctx, principal, request, "adapter", resolved)

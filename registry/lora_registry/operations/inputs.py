@@ -48,7 +48,7 @@ def adapters(session: Session, principal: Principal, items: Sequence[WeightedAda
         pins.setdefault(base.digest, f"{repo.namespace}/{repo.name}:v{version.number}")
         bases.setdefault(base.digest, base)
         inputs.append(RecipeInput(digest=version.digest, weight=item.weight))
-        ids.append(version.id or 0)
+        ids.append(version.id)
     if len(pins) > 1:
         raise RegistryError(
             "conflict",

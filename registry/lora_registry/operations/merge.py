@@ -46,6 +46,6 @@ def submit(ctx: Context, principal: Principal, request: MergeRequest) -> JobView
             rounding=request.rounding,
             seed=request.seed,
         )
-        return derive.Resolved(recipe, found.base.id or 0, found.ids, found.title)
+        return derive.Resolved(recipe, found.base.id, found.ids, found.title)
 
     return derive.submit(ctx, principal, request, "model", resolved)

@@ -20,7 +20,7 @@ def list_all(ctx: Context, principal: Principal, namespace: str, name: str, sele
     with ctx.db.read() as session:
         _, version = resolve.version(session, principal, namespace, name, selector)
         items = []
-        for row in store.reports(session, version.id or 0):
+        for row in store.reports(session, version.id):
             body = json.loads(row.body)
             layers = body.get("layers", {}).values()
             told = body.pop("findings", [finding for layer in layers for finding in layer["findings"]])

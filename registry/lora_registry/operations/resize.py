@@ -34,7 +34,7 @@ def submit(ctx: Context, principal: Principal, request: ResizeRequest) -> JobVie
             keep_energy=request.keep_energy,
             dtype=request.dtype,
         )
-        return derive.Resolved(recipe, found.base.id or 0, found.ids, found.title)
+        return derive.Resolved(recipe, found.base.id, found.ids, found.title)
 
     return derive.submit(ctx, principal, request, "adapter", resolved)
 
@@ -52,6 +52,6 @@ def submit_conversion(ctx: Context, principal: Principal, request: ConvertReques
             uniform_rank=request.uniform_rank,
             dtype=request.dtype,
         )
-        return derive.Resolved(recipe, found.base.id or 0, found.ids, found.title)
+        return derive.Resolved(recipe, found.base.id, found.ids, found.title)
 
     return derive.submit(ctx, principal, request, "adapter", resolved)

@@ -107,11 +107,11 @@ def pinned(session: Session, version: Version) -> Pin:
     repo = store.repositories_by_id(session, [version.repository_id])[version.repository_id]
     if repo.kind != "base":
         raise RegistryError("conflict", f"{repo.namespace}/{repo.name} is of kind {repo.kind}, not base.")
-    row = base_store.fingerprint(session, version.id or 0)
+    row = base_store.fingerprint(session, version.id)
     if row is None:
         raise RegistryError("corrupt", f"The fingerprint of {repo.namespace}/{repo.name}:v{version.number} is missing.")
-    names = {*base_store.aliases(session, repo.id or 0), repo.name, f"{repo.namespace}/{repo.name}"}
-    shards = {file.path: file for file in store.files_of(session, [version.id or 0]).get(version.id or 0, [])}
+    names = {*base_store.aliases(session, repo.id), repo.name, f"{repo.namespace}/{repo.name}"}
+    shards = {file.path: file for file in store.files_of(session, [version.id]).get(version.id, [])}
     return Pin(version, row.body, frozenset(names), shards)
 
 

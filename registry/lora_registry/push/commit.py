@@ -64,7 +64,7 @@ def _draft(
     with ctx.db.read() as session:
         check_target(store.repository(session, namespace, name), namespace, name, request.kind)
         stored = _stored(principal, namespace, name, request, files, session)
-        parents = tuple(resolve.by_text(session, principal, text)[1].id or 0 for text in request.parents)
+        parents = tuple(resolve.by_text(session, principal, text)[1].id for text in request.parents)
         pin = _pin(session, principal, request)
     outcome = check.by_kind(ctx, request, files, pin)
     refuse(outcome.findings)

@@ -135,7 +135,7 @@ def commit(ctx: Context, session: Session, job_id: str, spec: dict[str, Any], re
             Report(
                 id=job_id,
                 kind=recipe.operation,
-                version_id=version.id or 0,
+                version_id=version.id,
                 passed=True,
                 body=json.dumps(result.report, sort_keys=True),
                 created_at=now(),

@@ -34,8 +34,9 @@ def _inputs(ctx: Context, spec: dict[str, Any]) -> dict[str, Any]:
     """Digests and files of the version, its base and the sets."""
     with ctx.db.read() as session:
         subject = catalog.versions_by_id(session, [spec["version"]])[spec["version"]]
-        base_id = subject.base_version_id or 0
-        ids = [subject.id or 0, base_id, *(version for _, version, _ in spec["sets"])]
+        base_id = subject.base_version_id
+        assert base_id is not None, "only adapters are validated, and each pins its base"
+        ids = [subject.id, base_id, *(version for _, version, _ in spec["sets"])]
         versions = catalog.versions_by_id(session, ids)
         stored = catalog.files_of(session, ids)
         files = {
@@ -46,7 +47,7 @@ def _inputs(ctx: Context, spec: dict[str, Any]) -> dict[str, Any]:
             "version": subject.digest,
             "base": versions[base_id].digest,
             "precision": spec["precision"],
-            "adapter_files": files[subject.id or 0],
+            "adapter_files": files[subject.id],
             "base_files": files[base_id],
             "sets": [
                 {"role": role, "digest": versions[version].digest, "name": name, "files": files[version]}

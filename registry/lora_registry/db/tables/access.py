@@ -14,7 +14,7 @@ class Token(SQLModel, table=True):
     __tablename__ = "token"
     __table_args__ = (CheckConstraint("role in ('reader', 'writer', 'admin')", name="role"),)
 
-    id: int | None = row_id()
+    id: int = row_id()
     name: str = Field(max_length=128, unique=True)
     hash: str = Field(max_length=64, unique=True)
     role: str = Field(max_length=16)
@@ -42,7 +42,7 @@ class AuditEvent(SQLModel, table=True):
     __tablename__ = "event"
     __table_args__ = (Index("ix_event_namespace_id", "namespace", "id"),)
 
-    id: int | None = row_id()
+    id: int = row_id()
     kind: str = Field(max_length=32)
     at: int = moment()
     actor: str = Field(max_length=128)

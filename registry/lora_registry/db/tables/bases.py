@@ -26,7 +26,7 @@ class BaseAlias(SQLModel, table=True):
     __tablename__ = "base_alias"
     __table_args__ = (UniqueConstraint("namespace", "alias"),)
 
-    id: int | None = row_id()
+    id: int = row_id()
     namespace: str = Field(max_length=96)
     alias: str = Field(max_length=512)
     repository_id: int = foreign("repository.id", index=True)

@@ -18,7 +18,7 @@ class Repository(SQLModel, table=True):
         CheckConstraint("kind in ('base', 'adapter', 'model', 'dataset')", name="kind"),
     )
 
-    id: int | None = row_id()
+    id: int = row_id()
     namespace: str = Field(max_length=96)
     name: str = Field(max_length=64)
     kind: str = Field(max_length=16)
@@ -47,7 +47,7 @@ class Version(SQLModel, table=True):
         Index("ix_version_repository_commit", "repository_id", "commit_id"),
     )
 
-    id: int | None = row_id()
+    id: int = row_id()
     repository_id: int = foreign("repository.id")
     number: int
     digest: str = Field(max_length=71, index=True)
@@ -117,7 +117,7 @@ class TagMove(SQLModel, table=True):
     __tablename__ = "tag_move"
     __table_args__ = (UniqueConstraint("repository_id", "tag", "generation"),)
 
-    id: int | None = row_id()
+    id: int = row_id()
     repository_id: int = foreign("repository.id")
     tag: str = Field(max_length=128)
     generation: int

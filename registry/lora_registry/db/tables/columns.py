@@ -22,6 +22,8 @@ BigId = BigInteger().with_variant(Integer, "sqlite")  # SQLite gives row ids to 
 
 
 def row_id() -> Any:
+    """A primary key that the database gives: an `int` in every row that was read, and after a flush in one that was
+    added. So the column is declared `id: int`, as SQLAlchemy's own `Mapped[int]` is."""
     return Field(default=None, primary_key=True, sa_type=BigId)
 
 

@@ -18,7 +18,7 @@ class PolicyRow(SQLModel, table=True):
         CheckConstraint("(body is null) = (digest is null)", name="lifted"),
     )
 
-    id: int | None = row_id()
+    id: int = row_id()
     namespace: str = Field(max_length=96, index=True)
     """The pattern's first part, `*` for any that holds one."""
     pattern: str = Field(max_length=300)
@@ -35,7 +35,7 @@ class Approval(SQLModel, table=True):
     __tablename__ = "approval"
     __table_args__ = (UniqueConstraint("version_id", "tag", "author", "role"),)
 
-    id: int | None = row_id()
+    id: int = row_id()
     version_id: int = foreign("version.id")
     tag: str = Field(max_length=128)
     author: str = Field(max_length=128)
@@ -50,7 +50,7 @@ class VersionSignature(SQLModel, table=True):
     __tablename__ = "signature"
     __table_args__ = (UniqueConstraint("version_id", "key_id"),)
 
-    id: int | None = row_id()
+    id: int = row_id()
     version_id: int = foreign("version.id")
     key_id: str = Field(max_length=71)
     key: bytes = Field(sa_type=LargeBinary)
@@ -69,7 +69,7 @@ class DecisionRow(SQLModel, table=True):
     __tablename__ = "decision"
     __table_args__ = (Index("ix_decision_version_tag", "version_id", "tag"),)
 
-    id: int | None = row_id()
+    id: int = row_id()
     version_id: int = foreign("version.id")
     tag: str = Field(max_length=128)
     base_digest: str = Field(max_length=71)
