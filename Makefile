@@ -41,7 +41,7 @@ format: setup
 
 # The reference pages under docs/reference, written from the code.
 docs: setup
-	$(BIN)/python docs/generate.py
+	PYTHONPATH=.:client:registry:kernels $(BIN)/python -m docs.generate
 
 # A wheel and an sdist in dist/. The wheel is built from the sdist, which proves that the sdist is complete.
 dist: setup

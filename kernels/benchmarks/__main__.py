@@ -1,4 +1,4 @@
-"""python -m benchmarks [SUITE]: measure, write `results/SUITE.json`, and show the figures in README and docs."""
+"""python -m benchmarks [SUITE]: measure, write `results/SUITE.json`, and show the figures in the docs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ONCE: Final = ("sparse7b",)
 # What is said by a model, not how fast.
 _UNTIMED: Final = ("drift",)
 # What stands between the marks of which page.
-PAGES: Final = {"README.md": table.tables, "docs/validation.md": drift_table.tables}
+PAGES: Final = {"docs/benchmarks.md": table.tables, "docs/validation.md": drift_table.tables}
 # Other processes may take so much of the machine before the figures are called noisy and are not written.
 NOISE: Final = 0.1
 

@@ -1,4 +1,4 @@
-"""The figures as the README shows them, made of the JSON files in `results`."""
+"""The tables of docs/benchmarks.md, made from the JSON files in `results`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _PEERS: Final = ("PEFT", "mergekit", "plain torch")
 _ADAPTERS: Final = {"qv16": "q and v, rank 16", "all16": "all linear, rank 16", "all64": "all linear, rank 64"}
 
 
-def shown(readme: str) -> str:
-    """What stands between the marks. Raises ValueError where they are missing."""
-    return readme[readme.index(BEGIN) + len(BEGIN) : readme.index(END)]
+def shown(page: str) -> str:
+    """Return the text between the markers. Raises ValueError if they are missing."""
+    return page[page.index(BEGIN) + len(BEGIN) : page.index(END)]
 
 
-def with_tables(readme: str, tables: str) -> str:
-    """Raises ValueError where the marks are missing."""
-    return readme[: readme.index(BEGIN) + len(BEGIN)] + tables + readme[readme.index(END) :]
+def with_tables(page: str, tables: str) -> str:
+    """Replace the text between the markers. Raises ValueError if they are missing."""
+    return page[: page.index(BEGIN) + len(BEGIN)] + tables + page[page.index(END) :]
 
 
 def tables(results: Path = RESULTS) -> str:

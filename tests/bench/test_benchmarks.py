@@ -1,4 +1,4 @@
-"""What the benchmarks rest on: the README shows what was measured, wrong results are found, memory is a process's own."""
+"""What the benchmarks rest on: docs/benchmarks.md shows what was measured, wrong results are found, memory is a process's own."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path, 
 MACHINE = {"machine": {"cores": 2, "cpu": "Some CPU", "memory_gb": 24, "system": "Linux 6"}, "others": 0.02}
 
 
-def test_the_readme_shows_the_results() -> None:
-    assert table.shown((ROOT / "README.md").read_text("utf-8")) == table.tables()
+def test_the_page_of_benchmarks_shows_the_results() -> None:
+    assert table.shown((ROOT / "docs/benchmarks.md").read_text("utf-8")) == table.tables()
 
 
 def test_tables_are_made_of_the_results(tmp_path: Path) -> None:

@@ -78,5 +78,5 @@ def test_schema_of_the_parameters() -> None:
 
 def test_the_page_is_written_from_the_table() -> None:
     written = (ROOT / "docs/methods.md").read_text("utf-8")
-    assert written == methods_page(), "write it again: python -m lora_contract.methods.page > docs/methods.md"
+    assert written == methods_page(), "run `make docs` and commit"
     assert all(f"\n## {name}\n" in written for name in METHODS)

@@ -1,53 +1,50 @@
-"""The table of methods as a page of the docs.
-
-`python -m lora_contract.methods.page > docs/methods.md` writes the page.
-"""
+"""docs/methods.md, from the table of methods; `make docs` writes the file."""
 
 from __future__ import annotations
 
-import sys
 from typing import Final
 
 from lora_contract.methods.parameters import Method, Parameter
 from lora_contract.methods.table import DEFAULT_METHOD, METHODS
 
 _HEAD: Final = f"""\
-# Methods of composing
+# Composition methods
 
-Written by `python -m lora_contract.methods.page` from the table there; a test compares both.
+<!-- Generated from the code by `make docs`; changes here are overwritten. -->
 
-`compose` makes one adapter of several. D_i = s_i B_i A_i is the update of adapter i in one module, s_i its scale, w_i
-the weight asked for (negative ones are fine), c_i = w_i s_i, and n the number of adapters that adapt the module. Every
-module is composed for itself, of the adapters that adapt it; targets may differ. The result is plain LoRA of scale 1
-(alpha = r). `{DEFAULT_METHOD}` is the default. Try `cat`, `task_arithmetic` and `svd` first: a study of four language
-models and sixteen benchmarks found that no more elaborate method gains reliably over the sum (arXiv 2511.21437).
+`compose` combines several adapters into one. D_i = s_i B_i A_i is the update of adapter i in one module, s_i its scale,
+w_i the weight given by the user (may be negative), c_i = w_i s_i, and n the number of adapters that adapt the module.
+Each module is composed separately, from the adapters that adapt it; targets may differ. The result is plain LoRA with
+scale 1 (alpha = r). `{DEFAULT_METHOD}` is the default. Try `cat`, `task_arithmetic` and `svd` first: a study of four
+language models and sixteen benchmarks found no more elaborate method that reliably improves on the sum (arXiv
+2511.21437).
 
 """
 
 _TAIL: Final = """\
-## Where PEFT's methods of the same name differ
+## Differences from PEFT's methods of the same name
 
-Seen with PEFT 0.21.2. Products agree but for these:
+Seen with PEFT 0.21.2. Products agree except for these:
 
-- PEFT's result inherits `use_rslora` from the first adapter and is then sqrt(r) too strong
+- PEFT's result inherits `use_rslora` from the first adapter, which makes it sqrt(r) too strong
   (huggingface/peft#3449, #3761). Ours has scale 1.
-- PEFT drops the magnitudes of DoRA, `lora_bias` and KaSA's diagonal (huggingface/peft#3761), and a module of
-  `modules_to_save`. Ours refuses such adapters by name.
-- With one adapter PEFT takes `linear` whatever was asked for. Ours does what was asked for.
-- `linear`, `ties`, `dare_*` and `magnitude_prune` of PEFT want equal ranks. Ours adds zero rows to A and zero columns
-  to B of the smaller ones, which leaves their updates as they are; they are trimmed before.
-- PEFT takes `density` of elements even where the last ones are as large as others that it drops, in an order that is
-  not defined. Ours keeps all that are as large as the last.
-- PEFT draws from torch's global generator. Ours draws by counter, from the seed, the adapter's place in the list, the
-  module and the element, so that a recipe has one result.
-- `clamp` of PEFT depends on the sign that the decomposition gives to a pair of vectors. Ours makes the largest element
-  of each row of A positive.
-- PEFT's `cat` pads A and B with zeros where ranks differ between modules. Ours does not.
+- PEFT drops the magnitudes of DoRA, `lora_bias` and KaSA's diagonal (huggingface/peft#3761), and modules in
+  `modules_to_save`. Ours refuses such adapters and names the reason.
+- With a single adapter, PEFT uses `linear` whatever method is requested. Ours uses the requested method.
+- PEFT's `linear`, `ties`, `dare_*` and `magnitude_prune` require equal ranks. Ours pads the smaller adapters with zero
+  rows in A and zero columns in B, which leaves their updates unchanged; trimming happens before padding.
+- If elements of equal magnitude lie on both sides of the `density` threshold, PEFT keeps some of them in an undefined
+  order. Ours keeps every element as large as the last one kept.
+- PEFT draws from torch's global generator. Ours uses a counter-based generator keyed by the seed, the position
+  of the adapter in the list, the module and the element, so a recipe has exactly one result.
+- PEFT's `clamp` depends on the signs that the decomposition happens to give to a pair of singular vectors. Ours makes
+  the largest element of each row of A positive.
+- PEFT's `cat` pads A and B with zeros if ranks differ between modules. Ours does not.
 
-The `_svd` forms of trimming and dropping, `della`, `breadcrumbs` and `sce` work on whole updates, one module at a
-time, whose result has no low rank: the report says how much of it the rank asked for holds. Their leading
-triplets come from a Gram matrix or, on large modules, from a block Lanczos iteration that ends at the accuracy of
-float32; no whole decomposition is made.
+The `_svd` variants of trimming and dropping, `della`, `breadcrumbs` and `sce` work on dense updates, one module at a
+time. Their result does not have low rank; the report states how much of it fits into the requested rank. The leading
+singular triplets come from a Gram matrix or, for large modules, from a block Lanczos iteration that stops at float32
+accuracy; no full decomposition is computed.
 """
 
 
@@ -81,7 +78,3 @@ def _section(method: Method) -> str:
 
 def _default(parameter: Parameter) -> str:
     return parameter.otherwise if parameter.default is None else f"`{parameter.default}`"
-
-
-if __name__ == "__main__":
-    sys.stdout.write(methods_page())
