@@ -1,4 +1,4 @@
-"""What an administrator's commands do: schema, checks, tokens. They need no HTTP and do not load it."""
+"""The commands of an administrator: schema, checks, tokens. This module does not import the HTTP stack."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from lora_contract.errors import RegistryError
 from lora_registry.auth import tokens
 from lora_registry.blobs.hashing import checked
 from lora_registry.catalog import store as catalog
+from lora_registry.context import Context
 from lora_registry.db import migrate as schema
-from lora_registry.db.engine import make_engine
+from lora_registry.db.engine import make_engine, require_connection
 from lora_registry.jobs import engine as jobs
 from lora_registry.settings import Settings
 from lora_registry.storage import open_blobs
@@ -18,18 +19,18 @@ from lora_registry.wiring import open_context
 
 
 def migrate(settings: Settings) -> None:
-    """Our schema, then the job engine's."""
-    settings.data.mkdir(parents=True, exist_ok=True)
+    """Migrate our tables, then the job engine's."""
+    settings.make_data_folder()
     engine = make_engine(settings.resolved_database_url)
+    require_connection(engine)
     schema.upgrade(engine)
     engine.dispose()
     jobs.migrate(settings.resolved_database_url)
 
 
 def check(settings: Settings) -> Iterator[str]:
-    """One line for each part that answers. Raises RegistryError for the first that does not."""
-    engine = make_engine(settings.resolved_database_url)
-    schema.require_current(engine)
+    """Yield one line for each part that works. Raises RegistryError for the first that does not."""
+    engine = _open(settings).db.engine
     yield f"database: {engine.url.render_as_string(hide_password=True)}, newest schema"
     open_blobs(settings).check()
     yield f"blobs: {settings.storage_url or settings.data.resolve()}"
@@ -37,8 +38,8 @@ def check(settings: Settings) -> Iterator[str]:
 
 
 def fsck(settings: Settings) -> Iterator[tuple[str, str | None]]:
-    """Each blob that a live version needs, with what is wrong with it or None."""
-    ctx = open_context(settings)
+    """Yield the digest of each blob that a live version needs, and its problem or None."""
+    ctx = _open(settings)
     with ctx.db.read() as session:
         wanted = catalog.stored_blobs(session)
     for digest_text, size in wanted:
@@ -56,6 +57,15 @@ def fsck(settings: Settings) -> Iterator[tuple[str, str | None]]:
 
 
 def create_token(settings: Settings, *, name: str, role: str, namespace: str | None) -> str:
-    ctx = open_context(settings)
+    """Create a token and return its secret, which is not stored."""
+    ctx = _open(settings)
     with ctx.db.write() as session:
         return tokens.create(session, name=name, role=role, namespace=namespace)  # type: ignore[arg-type]
+
+
+def _open(settings: Settings) -> Context:
+    """Open the context and require a database that answers and is migrated."""
+    ctx = open_context(settings)
+    require_connection(ctx.db.engine)
+    schema.require_current(ctx.db.engine)
+    return ctx

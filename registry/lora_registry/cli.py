@@ -8,46 +8,61 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NoReturn
 
 import click
 
 from lora_contract import __version__
-from lora_contract.errors import ERRORS, RegistryError
+from lora_contract.errors import RegistryError
 from lora_registry import settings as settings_module
 from lora_registry.settings import Settings
+
+INTERRUPTED: Final = 130
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="lora-registry")
 def main() -> None:
-    """The lora-reg service: API, job workers, and what an administrator needs."""
+    """Run and administer the lora-reg service: API, job workers, database, tokens."""
 
 
-def telling(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Its RegistryErrors become a sentence, the way out, and the table's exit status."""
+def exit_on_error(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Print an error with its hint and exit with its status, instead of a traceback."""
 
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
         except RegistryError as error:
-            click.echo(f"error: {error.detail}\n{error.hint}", err=True)
-            sys.exit(error.kind.exit)
+            _fail(error)
         except ModuleNotFoundError as error:
             if not error.name or error.name.startswith("lora_"):
                 raise
             package = error.name.partition(".")[0]
-            click.echo(f"error: This command needs the Python package {package}, which is not installed.", err=True)
-            click.echo("Install lora-reg with the extra `server`, or `worker` to run jobs.", err=True)
-            sys.exit(ERRORS["usage"].exit)
+            _fail(
+                RegistryError(
+                    "usage",
+                    f"This command needs the Python package {package}, which is not installed.",
+                    hint="Install lora-reg with the extra `server`, or `worker` to run jobs.",
+                )
+            )
+        except OSError as error:
+            place = f": {error.filename}" if error.filename else ""
+            _fail(RegistryError("local-io", f"{error.strerror or type(error).__name__}{place}."))
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
 
     return run
 
 
+def _fail(error: RegistryError) -> NoReturn:
+    click.echo(f"error: {error.detail}\nhint: {error.hint}", err=True)
+    sys.exit(error.kind.exit)
+
+
 def command(function: Callable[..., Any]) -> Any:
-    """A command of `lora-registry` itself."""
-    return main.command()(telling(function))
+    """Register a command of `lora-registry`."""
+    return main.command()(exit_on_error(function))
 
 
 data_option = click.option(
@@ -63,23 +78,25 @@ data_option = click.option(
 )
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="API processes.")
 def serve(data: Path | None, host: str | None, port: int | None, workers: int) -> None:
-    """API and, on the embedded default (SQLite), one job worker beside it.
+    """Serve the API and, on the embedded default (SQLite), run one job worker.
 
-    With no setting at all: SQLite and blobs in ./lora-reg-data, loopback only, no login.
+    Without any setting: SQLite and blobs in ./lora-reg-data, loopback only, no login. Ctrl-C stops both.
     """
     from lora_registry import serving
 
     config = load(data=data, host=host, port=port)
-    serving.serve(config, processes=workers)
+    sys.exit(serving.serve(config, processes=workers))
 
 
 @command
 @data_option
-@click.option("--queues", default="orchestrate,cpu", show_default=True, help="Queues to take jobs from, by comma.")
-@click.option("--name", help="A fixed name takes its own jobs up again at once after a restart; default: a new one.")
+@click.option(
+    "--queues", default="orchestrate,cpu", show_default=True, help="Comma-separated queues to take jobs from."
+)
+@click.option("--name", help="Worker name; after a restart, a worker of this name resumes its jobs at once.")
 @click.option("--parent", type=int, hidden=True, help="Stop when this process ends.")
 def worker(data: Path | None, queues: str, name: str | None, parent: int | None) -> None:
-    """A job worker alone."""
+    """Run a job worker without the API."""
     from lora_registry.tasks import working
 
     config = load(data=data)
@@ -89,7 +106,10 @@ def worker(data: Path | None, queues: str, name: str | None, parent: int | None)
 @command
 @data_option
 def migrate(data: Path | None) -> None:
-    """Bring the database to the newest schema. Safe to run twice, and from several machines at once."""
+    """Migrate the database to the newest schema.
+
+    Safe to run twice, and on several machines at once.
+    """
     from lora_registry import admin
 
     config = load(data=data)
@@ -100,7 +120,7 @@ def migrate(data: Path | None) -> None:
 @command
 @data_option
 def check(data: Path | None) -> None:
-    """Say whether settings, database and blob store are fit for service."""
+    """Check settings, database and blob store."""
     from lora_registry import admin
 
     config = load(data=data)
@@ -112,7 +132,7 @@ def check(data: Path | None) -> None:
 @command
 @data_option
 def fsck(data: Path | None) -> None:
-    """Re-hash every blob that a version needs; exit 7 where one is missing or damaged."""
+    """Re-hash every blob that a version needs; exit 7 if one is missing or damaged."""
     from lora_registry import admin
 
     config = load(data=data)
@@ -123,34 +143,34 @@ def fsck(data: Path | None) -> None:
             click.echo(f"{digest}: {problem}")
         elif number % 1000 == 0 and sys.stderr.isatty():
             click.echo(f"{number} blobs read", err=True)
-    click.echo("Every blob is as it was stored." if not damaged else f"{damaged} blobs are missing or damaged.")
+    click.echo("All blobs match their digests." if not damaged else f"{damaged} blobs are missing or damaged.")
     if damaged:
         sys.exit(7)
 
 
 @main.group()
 def token() -> None:
-    """Tokens for people, CI and inference servers."""
+    """Manage API tokens of people, CI and inference servers."""
 
 
 @token.command()
-@telling
+@exit_on_error
 @click.argument("name")
-@click.option("--role", type=click.Choice(["reader", "writer", "admin"]), required=True)
-@click.option("--namespace", help="The one namespace it is for; default: all.")
+@click.option("--role", type=click.Choice(["reader", "writer", "admin"]), required=True, help="What the token allows.")
+@click.option("--namespace", help="Restrict the token to one namespace (default: all).")
 @data_option
 def create(name: str, role: str, namespace: str | None, data: Path | None) -> None:
-    """Make a token and print it; it is shown this once."""
+    """Create a token and print it. It is not shown again."""
     from lora_registry import admin
 
     click.echo(admin.create_token(load(data=data), name=name, role=role, namespace=namespace))
 
 
 def load(**overrides: Any) -> Settings:
-    """Settings from file and environment under the options given; logging set up."""
+    """Load settings (options before environment before file) and set up logging."""
     config = settings_module.load(os.environ, **overrides)
     logging.basicConfig(
-        level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+        level=config.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
     for noisy in ("dbos", "alembic", "botocore", "boto3", "httpx", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""`lora-registry serve`: the API processes, and on the embedded default a job worker beside them."""
+"""`lora-registry serve`: the API processes and, on the embedded default, a job worker."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from typing import Final
 
 import click
 import uvicorn
@@ -20,25 +21,42 @@ from lora_contract.errors import RegistryError
 from lora_registry.admin import migrate
 from lora_registry.app import create_app
 from lora_registry.db import migrate as schema
-from lora_registry.db.engine import make_engine
+from lora_registry.db.engine import make_engine, require_connection
 from lora_registry.jobs.child import die_with_parent
 from lora_registry.settings import Settings, environment, load
 from lora_registry.wiring import open_context
 
 log = logging.getLogger(__name__)
 
+INTERRUPTED: Final = 130
 
-def serve(settings: Settings, *, processes: int) -> None:
-    """Listen until SIGINT or SIGTERM."""
+
+def serve(settings: Settings, *, processes: int) -> int:
+    """Listen until SIGINT or SIGTERM, then stop the worker. Returns the exit status: 130 after SIGINT, else 0."""
     settings.check_exposure()
-    settings.data.mkdir(parents=True, exist_ok=True)
+    settings.make_data_folder()
     if settings.embedded:
         migrate(settings)
     else:
-        schema.require_current(make_engine(settings.resolved_database_url))
+        engine = make_engine(settings.resolved_database_url)
+        require_connection(engine)
+        schema.require_current(engine)
+        engine.dispose()
     listener = _listen(settings)
     settings = replace(settings, port=listener.getsockname()[1])
     os.environ.update(environment(settings))
+    config = uvicorn.Config(
+        "lora_registry.serving:application",
+        factory=True,
+        loop="uvloop",  # asyncio leaves Nagle's algorithm on if uvicorn runs several workers: 44 ms a request
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        workers=processes,
+        timeout_graceful_shutdown=10,
+        timeout_keep_alive=75,  # at 5 seconds, pooled connections were reset while a busy client used them
+    )
+    api: _Server | _Processes = _Processes(config, [listener]) if processes > 1 else _Server(config, listener)
     stopping = threading.Event()
     supervisor = None
     if settings.embedded:
@@ -47,58 +65,81 @@ def serve(settings: Settings, *, processes: int) -> None:
     click.echo(
         f"lora-registry serves http://{settings.host}:{settings.port} (data in {settings.data.resolve()})", err=True
     )
-    config = uvicorn.Config(
-        "lora_registry.serving:application",
-        factory=True,
-        loop="uvloop",  # asyncio leaves Nagle's algorithm on where uvicorn runs several workers: 44 ms a request
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        workers=processes,
-        timeout_graceful_shutdown=10,
-        timeout_keep_alive=75,  # at 5 seconds, pooled connections were reset under a busy client's hands
-    )
     try:
-        if processes > 1:
-            Multiprocess(config, sockets=[listener]).run()
-        else:
-            uvicorn.Server(config).run(sockets=[listener])
+        api.run()
     finally:
         stopping.set()
         if supervisor is not None:
             supervisor.join(timeout=10)
+    return INTERRUPTED if api.interrupted else 0
+
+
+class _Server(uvicorn.Server):
+    """One API process, this one.
+
+    uvicorn stops on a signal and then raises it again for the handler that was there before. That handler is ours: the
+    default one would end the process before its worker has stopped.
+    """
+
+    def __init__(self, config: uvicorn.Config, listener: socket.socket) -> None:
+        super().__init__(config)
+        self._listener = listener
+        self.interrupted = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._stop)
+
+    def _stop(self, number: int, _frame: object) -> None:
+        self.should_exit = True
+        self.interrupted = self.interrupted or number == signal.SIGINT
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        super().run(sockets or [self._listener])
+
+
+class _Processes(Multiprocess):
+    """Several API processes under this one."""
+
+    interrupted = False
+
+    def handle_int(self) -> None:
+        self.interrupted = True
+        super().handle_int()
 
 
 def application() -> object:
-    """The ASGI application for settings of the environment: what each API process calls."""
+    """Make the ASGI application from the settings in the environment. Each API process calls this."""
     if (parent := multiprocessing.parent_process()) is not None and parent.pid is not None:
-        # With several processes: one that outlived `serve` would keep the port and answer, with nobody to stop it.
+        # A process that outlived `serve` would keep the port open.
         die_with_parent(parent.pid, sent=signal.SIGTERM)
     return create_app(open_context(load()))
 
 
 def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((settings.host, settings.port))
     except OSError as error:
+        listener.close()
         raise RegistryError(
             "unavailable",
-            f"Port {settings.port} of {settings.host} cannot be listened on: {error.strerror}.",
-            hint="Stop what listens there, or give another `--port`.",
+            f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}.",
+            hint="Stop the process that uses the port, or choose another one with --port.",
         ) from error
     listener.set_inheritable(True)
     return listener
 
 
 def _supervise_worker(settings: Settings, stopping: threading.Event) -> None:
-    """Keep one worker process alive beside the API; a worker that dies is started again."""
+    """Keep one worker process running beside the API, and restart it if it dies."""
     command = [sys.executable, "-m", "lora_registry.cli", "worker", "--parent", str(os.getpid())]
     while not stopping.is_set():
-        # Started from this thread, which lives as long as the service: a worker dies with the thread that forked it.
-        process = subprocess.Popen(command, env={**os.environ, **environment(settings)}, close_fds=True)
+        # Started by this thread, which lives as long as the service: a worker dies with the thread that forked it.
+        # In a session of its own: Ctrl-C in a terminal goes to `serve`, which then stops the worker.
+        process = subprocess.Popen(
+            command, env={**os.environ, **environment(settings)}, close_fds=True, start_new_session=True
+        )
         while process.poll() is None and not stopping.wait(0.2):
             pass
         if stopping.is_set():
@@ -108,5 +149,5 @@ def _supervise_worker(settings: Settings, stopping: threading.Event) -> None:
             except subprocess.TimeoutExpired:
                 process.kill()
             return
-        log.warning("The job worker ended with status %s and is started again.", process.returncode)
+        log.warning("The job worker ended with status %s and will be restarted.", process.returncode)
         stopping.wait(1.0)

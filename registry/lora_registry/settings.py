@@ -10,28 +10,32 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+from urllib.parse import urlsplit
 
 from lora_contract.errors import RegistryError
 
 PREFIX = "LORA_REG_"
+LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+_POSITIVE: Final = ("presign_seconds", "upload_seconds", "max_file_bytes", "lease_seconds")
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Settings of the service. The variable is the field's name in capitals after `LORA_REG_`.
 
-    data: folder for the database and the blobs of the embedded default, and for what jobs are working on.
+    data: folder of the database and blobs of the embedded default, and of the jobs' temporary files.
     database_url: SQLAlchemy URL; None: SQLite in the data folder.
-    storage_url: `s3://bucket/prefix`; None: a folder in the data folder.
-    auth: `none` (everybody is an administrator; loopback only) or `token`.
-    presign: let clients exchange bytes with the store itself where it can.
-    presign_seconds: life of a presigned URL.
-    upload_seconds: life of an upload session.
-    max_file_bytes: the largest file that a push may hold.
+    storage_url: `s3://bucket/prefix`, `file:///folder` or a path; None: a folder in the data folder.
+    auth: `none` (every caller is an administrator; loopback only) or `token`.
+    presign: let clients transfer bytes directly to and from the store, if the store supports it.
+    presign_seconds: lifetime of a presigned URL.
+    upload_seconds: lifetime of an upload session.
+    max_file_bytes: the largest file that a push may contain.
     s3_endpoint_url, s3_region, s3_path_style, s3_checksum, s3_ca_bundle: how boto3 reaches the store; None or empty:
-    as boto3 finds them. s3_checksum is boto3's `request_checksum_calculation`.
-    lease_seconds: a worker that is silent for so long is taken for dead.
+    boto3's own defaults. s3_checksum is boto3's `request_checksum_calculation`.
+    lease_seconds: a worker that has not renewed its lease for this long is considered dead.
+    log_level: the lowest level that is logged.
     """
 
     data: Path = Path("lora-reg-data")
@@ -53,12 +57,31 @@ class Settings:
     log_level: str = "INFO"
 
     def __post_init__(self) -> None:
-        if self.auth not in ("none", "token"):
-            raise RegistryError("usage", f"LORA_REG_AUTH is {self.auth!r}; expected none or token.")
-        if self.s3_checksum not in ("when_supported", "when_required"):
+        object.__setattr__(self, "log_level", self.log_level.upper())
+        _require_one_of("auth", self.auth, ("none", "token"))
+        _require_one_of("s3_checksum", self.s3_checksum, ("when_supported", "when_required"))
+        _require_one_of("log_level", self.log_level, LOG_LEVELS)
+        if not 0 <= self.port <= 65535:
+            raise _wrong("port", self.port, "a port from 0 to 65535")
+        for name in _POSITIVE:
+            if not getattr(self, name) > 0:
+                raise _wrong(name, getattr(self, name), "a number greater than 0")
+        if self.database_url is not None:
+            _check_database_url(self.database_url)
+        if self.storage_url is not None:
+            _check_storage_url(self.storage_url)
+
+    def make_data_folder(self) -> None:
+        """Create the data folder if it is missing. Raises RegistryError `usage` if the path is not a folder."""
+        try:
+            self.data.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            file = next(path for path in (self.data, *self.data.parents) if path.exists())
             raise RegistryError(
-                "usage", f"LORA_REG_S3_CHECKSUM is {self.s3_checksum!r}; expected when_supported or when_required."
-            )
+                "usage",
+                f"The data folder cannot be {self.data}: {file} is a file.",
+                hint="Set LORA_REG_DATA or --data to a folder; it is created if it is missing.",
+            ) from error
 
     @property
     def resolved_database_url(self) -> str:
@@ -66,7 +89,7 @@ class Settings:
 
     @property
     def embedded(self) -> bool:
-        """True on the embedded default: SQLite, so the worker runs on this machine."""
+        """True on the embedded default: the database is SQLite, so `serve` runs the worker."""
         return self.resolved_database_url.startswith("sqlite")
 
     def check_exposure(self) -> None:
@@ -82,7 +105,7 @@ class Settings:
 def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
     """Settings from a TOML file (`LORA_REG_CONFIG`), then the environment, then `overrides` that are not None.
 
-    Raises RegistryError `usage` for a value that cannot be read and for an unknown key of the file.
+    Raises RegistryError `usage` for an invalid value and for an unknown key in the file.
     """
     environ = os.environ if environ is None else environ
     values: dict[str, Any] = {}
@@ -94,7 +117,11 @@ def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings
             raise RegistryError("usage", f"LORA_REG_CONFIG={path} cannot be read: {error}.") from error
         for key, value in document.items():
             if key not in known:
-                raise RegistryError("usage", f"{path} sets {key!r}, which is no setting; see docs/settings.md.")
+                raise RegistryError(
+                    "usage",
+                    f"{path} sets {key!r}, which is not a setting.",
+                    hint="docs/settings.md lists all settings.",
+                )
             values[key] = value
     for name in known:
         if (text := environ.get(PREFIX + name.upper())) not in (None, ""):
@@ -126,4 +153,46 @@ def _convert(name: str, kind: str, value: Any) -> Any:
             case _:
                 return value
     except (ValueError, KeyError, TypeError) as error:
-        raise RegistryError("usage", f"LORA_REG_{name.upper()} is {value!r}; expected a {kind}.") from error
+        raise _wrong(name, value, _KINDS[kind.removesuffix(" | None")]) from error
+
+
+_KINDS: Final = {"Path": "a path", "bool": "true or false", "int": "a whole number", "float": "a number"}
+
+
+def _wrong(name: str, value: object, expected: str) -> RegistryError:
+    return RegistryError(
+        "usage",
+        f"{PREFIX}{name.upper()} is {str(value)!r}; expected {expected}.",
+        hint="docs/settings.md lists all settings.",
+    )
+
+
+def _require_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise _wrong(name, value, f"{', '.join(allowed[:-1])} or {allowed[-1]}")
+
+
+def _check_database_url(url: str) -> None:
+    """Accept the two databases with their drivers. The URL may hold a password and is not printed."""
+    scheme = url.partition(":")[0]
+    if scheme not in ("sqlite", "postgresql+psycopg") or "://" not in url:
+        raise RegistryError(
+            "usage",
+            "LORA_REG_DATABASE_URL "
+            + (f"begins with {scheme}://" if "://" in url else "is not a URL")
+            + "; expected sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/DATABASE.",
+            hint="Write postgresql+psycopg:// for PostgreSQL: the part after + is the driver."
+            if scheme.startswith("postgres")
+            else "Leave it unset to use SQLite in the data folder.",
+        )
+
+
+def _check_storage_url(url: str) -> None:
+    parts = urlsplit(url)
+    known = parts.netloc != "" if parts.scheme == "s3" else parts.scheme == "file" or "://" not in url
+    if not known:
+        raise RegistryError(
+            "usage",
+            f"LORA_REG_STORAGE_URL is {url!r}; expected s3://BUCKET/PREFIX, file:///FOLDER or a path.",
+            hint="Leave it unset to store blobs in the data folder.",
+        )

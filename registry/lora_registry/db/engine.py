@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.exc import OperationalError
+
+from lora_contract.errors import RegistryError
 
 BUSY_TIMEOUT_MS = 30_000
 IDLE_TRANSACTION_MS = 60_000
+CONNECT_SECONDS = 10
 
 
 def make_engine(url: str, *, pool_size: int = 10) -> Engine:
@@ -18,7 +22,10 @@ def make_engine(url: str, *, pool_size: int = 10) -> Engine:
     """
     if not url.startswith("sqlite"):
         # A process that is frozen inside a transaction must not hold its row locks for ever.
-        options = {"options": f"-c idle_in_transaction_session_timeout={IDLE_TRANSACTION_MS}"}
+        options = {
+            "options": f"-c idle_in_transaction_session_timeout={IDLE_TRANSACTION_MS}",
+            "connect_timeout": CONNECT_SECONDS,
+        }
         return create_engine(
             url, pool_size=pool_size, max_overflow=2 * pool_size, pool_pre_ping=True, connect_args=options
         )
@@ -46,6 +53,24 @@ def make_engine(url: str, *, pool_size: int = 10) -> Engine:
             connection.exec_driver_sql("BEGIN" if options.get("read_only", False) else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def require_connection(engine: Engine) -> None:
+    """Connect once. Raises RegistryError `unavailable`, which names the database and the reason, without a password.
+
+    For commands: the API does not name the database to its callers.
+    """
+    try:
+        engine.connect().close()
+    except OperationalError as error:
+        reason = str(error.orig).strip().splitlines()[0].rstrip(".") if str(error.orig).strip() else "no reason given"
+        raise RegistryError(
+            "unavailable",
+            f"The database {engine.url.render_as_string(hide_password=True)} cannot be opened: {reason}.",
+            hint="Check LORA_REG_DATABASE_URL, and that the database server is running."
+            if engine.dialect.name != "sqlite"
+            else "Check LORA_REG_DATA and LORA_REG_DATABASE_URL, and the permissions of the folder.",
+        ) from error
 
 
 def autocommitting(engine: Engine) -> Engine:

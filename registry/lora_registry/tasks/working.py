@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from lora_contract.recipe import OPERATIONS
 from lora_registry.db import migrate
+from lora_registry.db.engine import require_connection
 from lora_registry.jobs.kinds import JobKind
 from lora_registry.jobs.worker import run_worker
 from lora_registry.settings import Settings, environment
@@ -25,6 +26,7 @@ def work(settings: Settings, *, queues: tuple[str, ...], name: str | None, paren
     """Run jobs until told to stop. Raises RegistryError `unavailable` where the database was not migrated."""
     os.environ.update(environment(settings))  # the children of jobs read their settings there
     ctx = open_context(settings)
+    require_connection(ctx.db.engine)
     migrate.require_current(ctx.db.engine)
     housekeeping.start(ctx)
     run_worker(
