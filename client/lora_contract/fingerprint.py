@@ -17,7 +17,7 @@ from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_contract.findings import Finding
 from lora_contract.modules import BaseModule, input_embedding, modules_of
-from lora_contract.tensors import header_length, parse_header
+from lora_contract.tensors import read_header
 
 INDEX: Final = "model.safetensors.index.json"
 SINGLE: Final = "model.safetensors"
@@ -101,8 +101,7 @@ def _tensors(files: Mapping[str, tuple[int, str]], read: ReadFile) -> dict[str, 
         if shard not in files:
             raise _bad(f"there is no {shard}" + (f", which {INDEX} names" if indexed is not None else ""))
         size = files[shard][0]
-        length = header_length(read(shard, 0, min(8, size)), size)
-        for tensor in parse_header(read(shard, 0, 8 + length), size).tensors:
+        for tensor in read_header(read, shard, size).tensors:
             if tensor.name in tensors:
                 raise _bad(f"the tensor {tensor.name} stands in {tensors[tensor.name].file} and in {shard}")
             if indexed is not None and indexed.get(tensor.name) != shard:

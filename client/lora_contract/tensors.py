@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -39,6 +39,8 @@ DTYPE_BYTES: Final[dict[str, int]] = {
     "I64": 8,
     "F64": 8,
 }
+DTYPE_NAMES: Final = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+"""The dtypes of weights by their names in torch and in configs."""
 FLOAT_DTYPES: Final = frozenset({"F64", "F32", "F16", "BF16"})
 ADAPTER_DTYPES: Final = frozenset({"F32", "F16", "BF16"})
 """What an adapter's values may be. No trainer saves float64, and no loader keeps it."""
@@ -123,6 +125,15 @@ def parse_header(prefix: bytes, file_size: int) -> Header:
         why = f"{rest} bytes follow its last tensor" if rest > 0 else f"{-rest} bytes are missing at its end"
         raise _bad(f"has {file_size} bytes, expected {data_start + position}: {why}")
     return Header(tensors=tuple(tensors), metadata=metadata, data_start=data_start)
+
+
+def read_header(read: Callable[[str, int, int], bytes], file: str, size: int) -> Header:
+    """Read the header of a file of `size` bytes, however large, without its data.
+
+    read: bytes of a file by (file, offset, length). Raises RegistryError `rejected` as `parse_header` does.
+    """
+    length = header_length(read(file, 0, min(8, size)), size)
+    return parse_header(read(file, 0, 8 + length), size)
 
 
 def write_header(

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 
 from lora_contract.errors import RegistryError
+from lora_kernels.checkpoint.folders import read_adapter, read_base
 from lora_kernels.checkpoint.staging import staged_folder
 from lora_kernels.merging import merge_folder, plan_merge
-from lora_kernels.merging.folder import read_adapter, read_base
 from tests.kernels.checkpoints import Tensors, matrix, pair, write_adapter, write_base, write_safetensors
 
 Q = "model.layers.0.self_attn.q_proj"

@@ -15,9 +15,9 @@ import pytest
 
 from lora_contract.errors import RegistryError
 from lora_contract.tensors import header_length, parse_header
+from lora_kernels.checkpoint.folders import read_adapter, read_base
 from lora_kernels.checkpoint.sources import FolderSource, RangeSource
 from lora_kernels.merging import AdapterInput, MergePlan, merge_folder, plan_merge, shard_size, stream_shard
-from lora_kernels.merging.folder import read_adapter, read_base
 from tests.kernels.checkpoints import Tensors, matrix, pair, read_model, read_raw, write_adapter, write_base
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -56,7 +56,7 @@ def base(tmp_path: Path) -> Path:
 def test_importing_and_planning_load_no_numpy(base: Path, tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "adapter", PAIR)
     script = (
-        "import sys; import lora_kernels.merging as m; from lora_kernels.merging.folder import read_base, read_adapter;"
+        "import sys; import lora_kernels.merging as m; from lora_kernels.checkpoint.folders import read_base, read_adapter;"
         f"m.plan_merge(read_base({str(base)!r})[0], [read_adapter({str(adapter)!r})]);"
         "print([name for name in ('numpy', 'torch') if name in sys.modules])"
     )

@@ -25,7 +25,7 @@ from lora_contract.errors import RegistryError
 from lora_contract.findings import Finding
 from lora_contract.modules import BaseModules, modules_of
 from lora_contract.regex import Budget
-from lora_contract.tensors import Header, header_length, parse_header
+from lora_contract.tensors import Header, read_header
 
 __all__ = ["AdapterFacts", "AdapterFile", "CheckResult", "ReadBase", "ReadFile", "check_adapter"]
 
@@ -147,8 +147,7 @@ def _read_header(sizes: dict[str, int], read: ReadFile, report: Report) -> Heade
     if size is None:
         return None
     try:
-        length = header_length(read(WEIGHTS, 0, min(8, size)), size)
-        header = parse_header(read(WEIGHTS, 0, 8 + length), size)
+        header = read_header(read, WEIGHTS, size)
     except RegistryError as error:
         if error.code != "rejected":
             raise

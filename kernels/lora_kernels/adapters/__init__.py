@@ -9,10 +9,9 @@ from __future__ import annotations
 from lora_kernels.adapters.groups import Extra
 from lora_kernels.adapters.low_rank import LowRankModule, ModuleShape
 from lora_kernels.adapters.read import AdapterReader, open_adapter, widest
-from lora_kernels.adapters.write import DTYPES, AdapterIdentity, AdapterWriter, adapter_writer, write_adapter
+from lora_kernels.adapters.write import AdapterIdentity, AdapterWriter, adapter_writer, write_adapter
 
 __all__ = [
-    "DTYPES",
     "AdapterIdentity",
     "AdapterReader",
     "AdapterWriter",

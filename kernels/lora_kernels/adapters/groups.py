@@ -13,7 +13,7 @@ from lora_contract.adapter.patterns import names_module
 from lora_contract.adapter.types import TYPES
 from lora_contract.errors import RegistryError
 from lora_contract.tensors import FLOAT_DTYPES, Header, TensorEntry
-from lora_kernels.merging.delta import Factor
+from lora_kernels.checkpoint.records import Factor
 
 SUPPORTED: Final = frozenset({"LORA", "ADALORA", "LOHA", "LOKR"})
 BASE_LAYER: Final = ".base_layer."

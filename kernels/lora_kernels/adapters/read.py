@@ -16,10 +16,10 @@ from lora_contract.tensors import Header, TensorEntry
 from lora_kernels.adapters import products
 from lora_kernels.adapters.groups import Extra, contents, factor, refuse, rejected
 from lora_kernels.adapters.low_rank import SUFFIXES, Kind, LowRankModule, ModuleShape
+from lora_kernels.checkpoint.factors import FactorReader
+from lora_kernels.checkpoint.folders import read_adapter
+from lora_kernels.checkpoint.records import Factor
 from lora_kernels.checkpoint.sources import FolderSource, Source
-from lora_kernels.merging.delta import Factor
-from lora_kernels.merging.folder import read_adapter
-from lora_kernels.merging.updates.factors import FactorReader
 from lora_kernels.numeric.dtypes import F32
 
 Tensors = Mapping[str, TensorEntry]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lora_contract.adapter.config import MAX_RANK
 from lora_contract.errors import RegistryError
-from lora_kernels.merging.precision import OUTPUT_DTYPES
+from lora_contract.tensors import DTYPE_NAMES
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Size:
 
 def stored_type(dtype: str) -> str:
     """The element type of a file, by its name: `float32` is F32. Raises RegistryError `invalid-request`."""
-    if dtype not in OUTPUT_DTYPES:
-        raise _invalid(f"The dtype of the factors is {dtype!r}; expected one of {', '.join(OUTPUT_DTYPES)}.")
-    return OUTPUT_DTYPES[dtype]
+    if dtype not in DTYPE_NAMES:
+        raise _invalid(f"The dtype of the factors is {dtype!r}; expected one of {', '.join(DTYPE_NAMES)}.")
+    return DTYPE_NAMES[dtype]
 
 
 def _invalid(sentence: str) -> RegistryError:

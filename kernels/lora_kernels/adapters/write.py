@@ -19,13 +19,12 @@ from lora_contract.adapter.names import PREFIX
 from lora_contract.errors import RegistryError
 from lora_contract.tensors import write_header
 from lora_kernels.adapters.low_rank import SUFFIXES, LowRankModule
+from lora_kernels.checkpoint.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lora_kernels.checkpoint.records import FileRecord
 from lora_kernels.checkpoint.sinks import Chunk, FolderSink, Hashing, no_space
 from lora_kernels.checkpoint.staging import staged_folder
-from lora_kernels.merging.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lora_kernels.numeric.dtypes import F32, encode, storage
 
-DTYPES: Final = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _CHUNK: Final = 256 * 1024
 
 

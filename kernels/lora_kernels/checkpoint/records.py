@@ -1,13 +1,35 @@
-"""What is recorded of a file that was written."""
+"""Records of files that were written, and of tensors in a file."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import msgspec
+
+from lora_contract.tensors import TensorEntry
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""progress(done, total): called as the work goes on, possibly from several threads."""
 
 
 class FileRecord(msgspec.Struct, frozen=True):
-    """A file of the result. sha256: 64 hex digits; None where it was not asked for."""
+    """A file of the result. sha256: 64 hex digits; None if no digest was requested."""
 
     path: str
     size: int
     sha256: str | None
+
+
+class Factor(msgspec.Struct, frozen=True):
+    """A tensor of an adapter file. start / end: its bytes in that file, header included."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @classmethod
+    def of(cls, entry: TensorEntry) -> Factor:
+        return cls(entry.name, entry.dtype, entry.shape, entry.file_start, entry.file_end)

@@ -18,12 +18,12 @@ from lora_contract.methods import DEFAULT_METHOD, check_parameters, find_method
 from lora_contract.tensors import DTYPE_BYTES
 from lora_kernels.adapters import AdapterIdentity, AdapterReader, LowRankModule, adapter_writer, open_adapter, widest
 from lora_kernels.adapters.size import stored_type
+from lora_kernels.checkpoint.records import Progress
 from lora_kernels.composing.dense import DENSE
 from lora_kernels.composing.factorwise import FACTORWISE
 from lora_kernels.composing.module import Compose, Composed, Part, Settings
 from lora_kernels.composing.report import ComposedModule, ComposeReport
 from lora_kernels.composing.spectral import SPECTRAL
-from lora_kernels.merging.folder import Progress
 from lora_kernels.numeric.blas import one_thread
 
 METHOD_FUNCTIONS: Final[dict[str, Compose]] = {**FACTORWISE, **SPECTRAL, **DENSE}

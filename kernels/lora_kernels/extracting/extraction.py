@@ -22,6 +22,8 @@ from lora_contract.errors import RegistryError
 from lora_contract.modules import modules_of
 from lora_kernels.adapters import AdapterIdentity, adapter_writer
 from lora_kernels.adapters.size import Size, stored_type
+from lora_kernels.checkpoint.folders import read_base
+from lora_kernels.checkpoint.records import Progress
 from lora_kernels.checkpoint.sources import FolderSource, Source
 from lora_kernels.extracting.change import Change
 from lora_kernels.extracting.factors import Extracted, extract_module
@@ -29,7 +31,6 @@ from lora_kernels.extracting.leftovers import reason, save_whole
 from lora_kernels.extracting.pairs import Pair, Pairs, pair_tensors
 from lora_kernels.extracting.report import ExtractedModule, ExtractReport, UnheldChange
 from lora_kernels.extracting.targets import choose, running_path
-from lora_kernels.merging.folder import Progress, read_base
 from lora_kernels.numeric.blas import one_thread
 
 _COPIED: Final = 1 << 18

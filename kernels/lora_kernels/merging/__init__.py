@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from lora_kernels.checkpoint.folders import AdapterInput
 from lora_kernels.checkpoint.records import FileRecord
 from lora_kernels.checkpoint.sinks import FolderSink, Hashing, Sink
 from lora_kernels.checkpoint.sources import FolderSource, RangeSource, Source
-from lora_kernels.merging.delta import AdapterInput
 from lora_kernels.merging.folder import merge_folder, merged_config, merged_index, plan_folder
 from lora_kernels.merging.plan import MergePlan, plan_merge, shard_size
 from lora_kernels.merging.stats import MergeReport, TensorStats, check_kept, merge_report

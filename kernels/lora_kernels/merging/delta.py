@@ -6,32 +6,9 @@ from typing import Any, Final
 
 import msgspec
 
-from lora_contract.adapter.config import AdapterConfig
-from lora_contract.tensors import Header
+from lora_kernels.checkpoint.records import Factor
 
 TWIN: Final = "twin-"
-
-
-class AdapterInput(msgspec.Struct, frozen=True):
-    """An adapter to merge: its parsed config, the header of its weight file, its weight in the sum.
-
-    file: the name under which its source knows the weight file.
-    """
-
-    config: AdapterConfig
-    header: Header
-    weight: float = 1.0
-    file: str = "adapter_model.safetensors"
-
-
-class Factor(msgspec.Struct, frozen=True):
-    """A tensor of an adapter file. start / end: its bytes in that file, header included."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    end: int
 
 
 class Delta(msgspec.Struct, frozen=True):

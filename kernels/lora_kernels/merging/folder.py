@@ -6,33 +6,24 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
-from lora_contract import canonical
-from lora_contract.adapter.config import parse_config
-from lora_contract.base import BaseFingerprint
-from lora_contract.errors import RegistryError
-from lora_contract.fingerprint import INDEX, SINGLE, build_fingerprint
-from lora_contract.tensors import Header, header_length, parse_header
+from lora_contract.fingerprint import INDEX
+from lora_kernels.checkpoint.folders import read_adapter, read_base
+from lora_kernels.checkpoint.records import Progress
 from lora_kernels.checkpoint.sources import FolderSource
 from lora_kernels.checkpoint.staging import Staging, identity_of, resumable_folder
-from lora_kernels.merging.delta import AdapterInput
 from lora_kernels.merging.match.tied import untied_config
 from lora_kernels.merging.plan import MergePlan, plan_merge
 from lora_kernels.merging.stats import MIN_KEPT, MergeReport, TensorStats, check_kept, merge_report
 from lora_kernels.quantized.groups import read_quantized
 
-ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
-ADAPTER_CONFIG: Final = "adapter_config.json"
-MAX_JSON: Final = 64 * 1024 * 1024
 # What belongs to a model beside its weights. Its README tells of the base, not of the result, and stays behind.
 _CARRIED_SUFFIXES: Final = frozenset({".json", ".jinja", ".txt", ".model", ".tiktoken"})
 _CARRIED_STEMS: Final = ("LICENSE", "LICENCE", "NOTICE")
-
-Progress = Callable[[int, int], None]
 
 
 def merge_folder(
@@ -95,27 +86,6 @@ def _plan(
     return plan_merge(base, inputs, quantized=quantized, **options), index
 
 
-def read_base(folder: str | os.PathLike[str]) -> tuple[BaseFingerprint, dict[str, Any] | None]:
-    """What a merge needs to know of a base folder (the digests of its files are left empty), and its index.
-
-    index: None where the weights are one file. Raises RegistryError `rejected` as `build_fingerprint` does.
-    """
-    with FolderSource(folder) as source:
-        index = _read_json(source, INDEX) if (Path(folder) / INDEX).exists() else None
-        weight_map = index.get("weight_map") if index is not None else {"": SINGLE}
-        shards = {str(file) for file in weight_map.values()} if isinstance(weight_map, dict) else set()
-        needed = ["config.json", *sorted(shards)] + ([INDEX] if index is not None else [])
-        sizes = {file: (source.size(file), "") for file in needed if "/" not in file}
-        return build_fingerprint(sizes, source.read), index
-
-
-def read_adapter(folder: str | os.PathLike[str], weight: float = 1.0) -> AdapterInput:
-    """Config and header of an adapter folder."""
-    with FolderSource(folder) as source:
-        config = parse_config(_read(source, ADAPTER_CONFIG, MAX_JSON))
-        return AdapterInput(config=config, header=_header(source, ADAPTER_WEIGHTS), weight=weight, file=ADAPTER_WEIGHTS)
-
-
 def merged_index(index: dict[str, Any], plan: MergePlan) -> dict[str, Any]:
     """The base's index with the sizes of the result."""
     tensors = [(tensor, shard.file) for shard in plan.shards for tensor in shard.tensors]
@@ -167,26 +137,6 @@ def _write_shards(
         (execute_hashing if digests else execute)(
             plan, staging, base=base, adapters=adapters, threads=threads, count=count
         )
-
-
-def _header(source: FolderSource, file: str) -> Header:
-    size = source.size(file)
-    first = source.read(file, 0, min(8, size))
-    return parse_header(source.read(file, 0, 8 + header_length(first, size)), size)
-
-
-def _read(source: FolderSource, file: str, limit: int) -> bytes:
-    size = source.size(file)
-    if size > limit:
-        raise RegistryError("rejected", f"{file} has {size} bytes; at most {limit} are read.")
-    return source.read(file, 0, size)
-
-
-def _read_json(source: FolderSource, file: str) -> dict[str, Any]:
-    document = canonical.loads_strict(_read(source, file, MAX_JSON), what=file, max_bytes=MAX_JSON)
-    if not isinstance(document, dict):
-        raise RegistryError("rejected", f"{file} is no JSON object.")
-    return document
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:

@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from lora_kernels.checkpoint.factors import FactorReader
 from lora_kernels.checkpoint.sources import FolderSource
 from lora_kernels.merging.direct import copy, write_rows
 from lora_kernels.merging.plan import CopiedRun, MergePlan, ShardPlan, TensorPlan, copied_runs, shard_header
 from lora_kernels.merging.stats import TensorStats
 from lora_kernels.merging.tensor import Buffers, Sums, TensorMerge
 from lora_kernels.merging.units import UNIT_BYTES, row_ranges, row_start
-from lora_kernels.merging.updates.factors import FactorReader
 
 # Writes of 128 to 256 KiB were five to ten times as fast as writes of megabytes where it was measured.
 COPY_BYTES: Final = 1 << 18

@@ -15,7 +15,8 @@ from lora_contract.base import BaseFingerprint, BaseTensor
 from lora_contract.errors import RegistryError
 from lora_contract.modules import modules_of
 from lora_contract.tensors import write_header
-from lora_kernels.merging.delta import AdapterInput, Delta
+from lora_kernels.checkpoint.folders import AdapterInput
+from lora_kernels.merging.delta import Delta
 from lora_kernels.merging.match import match_adapter
 from lora_kernels.merging.match.tied import Tie, tie_of
 from lora_kernels.merging.precision import Precision

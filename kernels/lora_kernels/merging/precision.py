@@ -11,10 +11,9 @@ from typing import Any, Final, Literal
 from lora_contract.base import BaseFingerprint, BaseTensor
 from lora_contract.errors import RegistryError
 from lora_contract.modules import BaseModule, BaseModules, is_output_name
-from lora_contract.tensors import DTYPE_BYTES, FLOAT_DTYPES
-from lora_kernels.quantized.layout import DTYPE_NAMES, Nf4Form, Quantized
+from lora_contract.tensors import DTYPE_BYTES, DTYPE_NAMES, FLOAT_DTYPES
+from lora_kernels.quantized.layout import Nf4Form, Quantized
 
-OUTPUT_DTYPES: Final[dict[str, str]] = DTYPE_NAMES
 NF4: Final = "nf4"
 _ONTO: Final = ("fp", "nf4")
 _ROUNDINGS: Final = ("nearest", "stochastic")
@@ -48,7 +47,7 @@ class Precision:
     ) -> Precision:
         """base, modules: with quantized weights as what they stand for. Raises RegistryError `invalid-request`,
         `unsupported`."""
-        _known("output dtype", dtype or NF4, (*OUTPUT_DTYPES, NF4))
+        _known("output dtype", dtype or NF4, (*DTYPE_NAMES, NF4))
         _known("base to merge onto", onto, _ONTO)
         _known("rounding", rounding, _ROUNDINGS)
         if onto == "nf4" and quantized:
@@ -67,7 +66,7 @@ class Precision:
                 module=transposed[0].path,
             )
         linear, skipped = _linear(modules, quantized) if onto == "nf4" or dtype == "nf4" else (frozenset(), ())
-        output = {**OUTPUT_DTYPES, NF4: "NF4"}[dtype] if dtype is not None else None
+        output = {**DTYPE_NAMES, NF4: "NF4"}[dtype] if dtype is not None else None
         return cls(quantized, linear, skipped, output, _main_dtype(base.tensors), onto, rounding)
 
     def check(self, touched: Collection[str], base: BaseFingerprint) -> None:

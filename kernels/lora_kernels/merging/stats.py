@@ -13,27 +13,9 @@ import msgspec
 
 from lora_contract.errors import RegistryError
 from lora_kernels.checkpoint.records import FileRecord
+from lora_kernels.numeric.sums import UpdateSums
 
 MIN_KEPT = 0.5
-
-
-class UpdateSums(msgspec.Struct, frozen=True):
-    """<dW, dW>, <realised, dW> and <realised, realised>, over the elements of one tensor or of several."""
-
-    delta_delta: float
-    realised_delta: float
-    realised_realised: float
-
-    @property
-    def kept(self) -> float | None:
-        """None where there was no update to keep."""
-        return self.realised_delta / self.delta_delta if self.delta_delta > 0 else None
-
-    @property
-    def cosine(self) -> float | None:
-        """None where there was no update, or nothing of it was realised."""
-        norms = math.sqrt(self.delta_delta) * math.sqrt(self.realised_realised)
-        return self.realised_delta / norms if norms > 0 else None
 
 
 class TensorStats(msgspec.Struct, frozen=True):

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from lora_kernels.merging.plan import TensorPlan
-from lora_kernels.merging.quantized_weights import refuse_nonfinite
 from lora_kernels.numeric.blocks import Block
 from lora_kernels.numeric.dtypes import F32, decode, encode, storage
 from lora_kernels.numeric.philox import random_bits, stream_key
@@ -18,6 +17,7 @@ from lora_kernels.quantized.absmax import Nested, Plain, compress
 from lora_kernels.quantized.codes import NF4, dynamic_map
 from lora_kernels.quantized.layout import Nf4Form, nf4_state
 from lora_kernels.quantized.stochastic import round_bf16
+from lora_kernels.quantized.weights import refuse_nonfinite
 
 U32 = npt.NDArray[np.uint32]
 

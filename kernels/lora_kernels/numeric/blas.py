@@ -6,66 +6,46 @@ changes its last bits (seen with OpenBLAS 0.3.31 at rank 64); they would also sp
 
 from __future__ import annotations
 
-import ctypes
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import numpy as np
+import numpy as np  # noqa: F401 its BLAS must be loaded before it is looked for
+from threadpoolctl import LibController, ThreadpoolController
 
 _T = TypeVar("_T")
 
-_PREFIXES = ("scipy_", "")
-_SUFFIXES = ("64_", "")
-
 
 class _Hold:
-    """How many merges of this process hold BLAS at one thread, and the count to go back to."""
+    """How many merges of this process hold BLAS at one thread, and the counts to restore."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.holders = 0
-        self.previous = 1
+        self.previous: list[int] = []
 
 
 _hold = _Hold()
 
 
 @cache
-def _controls() -> tuple[Callable[[int], Any], Callable[[], int]] | None:
-    """Setter and getter of the thread count of numpy's own OpenBLAS; None where numpy was built with another BLAS."""
-    package = Path(np.__file__).parent
-    candidates = sorted([*package.parent.glob("numpy.libs/*openblas*"), *package.glob(".dylibs/*openblas*")])
-    for path in candidates:
-        library = ctypes.CDLL(str(path))
-        for prefix in _PREFIXES:
-            for suffix in _SUFFIXES:
-                setter = getattr(library, f"{prefix}openblas_set_num_threads{suffix}", None)
-                getter = getattr(library, f"{prefix}openblas_get_num_threads{suffix}", None)
-                if setter is not None and getter is not None:
-                    return setter, getter
-    return None
+def _libraries() -> list[LibController]:
+    """The BLAS libraries of this process. They are looked up once: a look-up takes as long as thousands of blocks."""
+    libraries: list[LibController] = ThreadpoolController().select(user_api="blas").lib_controllers
+    return libraries
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Hold numpy's BLAS at one thread; the count from before returns when the last holder leaves.
-
-    Without effect where numpy does not carry its own OpenBLAS: there `OPENBLAS_NUM_THREADS`, `MKL_NUM_THREADS` or
-    `BLIS_NUM_THREADS` in the environment of the process decides.
-    """
-    controls = _controls()
-    if controls is None:
-        yield
-        return
-    set_threads, get_threads = controls
+    """Hold BLAS at one thread; the count from before returns when the last holder leaves."""
+    libraries = _libraries()
     with _hold.lock:
         if _hold.holders == 0:
-            _hold.previous = get_threads()
-            set_threads(1)
+            _hold.previous = [library.get_num_threads() for library in libraries]
+            for library in libraries:
+                library.set_num_threads(1)
         _hold.holders += 1
     try:
         yield
@@ -73,7 +53,8 @@ def one_thread() -> Iterator[None]:
         with _hold.lock:
             _hold.holders -= 1
             if _hold.holders == 0:
-                set_threads(_hold.previous)
+                for library, count in zip(libraries, _hold.previous, strict=True):
+                    library.set_num_threads(count)
 
 
 def on_one_thread(results: Iterator[_T]) -> Iterator[_T]:

@@ -12,8 +12,8 @@ from lora_contract import canonical
 from lora_contract.base import BaseFingerprint, BaseTensor
 from lora_contract.errors import RegistryError
 from lora_contract.fingerprint import ReadFile
-from lora_contract.tensors import MAX_ELEMENTS
-from lora_kernels.quantized.layout import BLOCKSIZES, DTYPE_NAMES, NestedParts, Part, Quantized
+from lora_contract.tensors import DTYPE_NAMES, MAX_ELEMENTS
+from lora_kernels.quantized.layout import BLOCKSIZES, NestedParts, Part, Quantized
 
 _STATE: Final = ".quant_state.bitsandbytes__"
 _PARTS: Final = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")

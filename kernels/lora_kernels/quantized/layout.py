@@ -13,11 +13,10 @@ from typing import Any, Final
 
 import msgspec
 
-from lora_contract.tensors import DTYPE_BYTES
+from lora_contract.tensors import DTYPE_BYTES, DTYPE_NAMES
 
 BLOCKSIZES: Final = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 NESTED_BLOCKSIZE: Final = 256
-DTYPE_NAMES: Final = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 _LONG_NAMES: Final = {short: name for name, short in DTYPE_NAMES.items()}
 # No float64 has a longer decimal form.
 _LONGEST_NUMBER: Final = -2.2250738585072014e-308

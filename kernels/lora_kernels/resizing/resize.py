@@ -8,8 +8,8 @@ from contextlib import closing
 
 from lora_kernels.adapters.low_rank import LowRankModule
 from lora_kernels.adapters.size import Size, stored_type
+from lora_kernels.checkpoint.records import Progress
 from lora_kernels.linalg.factored import balanced, product_norm, product_svd, rank_for_energy
-from lora_kernels.merging.folder import Progress
 from lora_kernels.resizing.report import ResizedModule, ResizeReport
 from lora_kernels.resizing.rewrite import Rewrite, relative_error, rewriting, wide
 

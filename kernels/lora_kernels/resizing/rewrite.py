@@ -17,8 +17,8 @@ from lora_contract.tensors import DTYPE_BYTES
 from lora_kernels.adapters import AdapterIdentity, AdapterReader, AdapterWriter, adapter_writer, open_adapter, widest
 from lora_kernels.adapters.low_rank import LowRankModule
 from lora_kernels.adapters.rounding import stored_values
+from lora_kernels.checkpoint.records import Progress
 from lora_kernels.linalg.factored import distance, product_norm
-from lora_kernels.merging.folder import Progress
 from lora_kernels.numeric.blas import one_thread
 
 F64 = npt.NDArray[np.float64]

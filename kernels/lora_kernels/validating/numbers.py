@@ -8,11 +8,11 @@ from typing import Any, Final
 from lora_contract.errors import RegistryError
 from lora_contract.findings import Finding
 from lora_contract.validation import LayerResult
+from lora_kernels.checkpoint.factors import FactorReader
 from lora_kernels.checkpoint.sources import FolderSource
 from lora_kernels.merging.folder import plan_folder
 from lora_kernels.merging.plan import MergePlan, TensorPlan
 from lora_kernels.merging.tensor import TensorMerge
-from lora_kernels.merging.updates.factors import FactorReader
 from lora_kernels.numeric.blas import one_thread
 from lora_kernels.validating.changes import DTYPES, TensorChange, measure
 

@@ -7,8 +7,8 @@ from functools import partial
 from lora_contract.adapter.check import AdapterFacts, AdapterFile, check_adapter
 from lora_contract.base import BaseTensor
 from lora_contract.validation import LayerResult, State
+from lora_kernels.checkpoint.folders import read_base
 from lora_kernels.checkpoint.sources import FolderSource
-from lora_kernels.merging.folder import read_base
 from lora_kernels.validating.subject import Subject
 
 

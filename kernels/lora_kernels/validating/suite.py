@@ -70,7 +70,7 @@ def validate(subject: Subject, *, progress: Progress | None = None) -> Validatio
 
 def _read(subject: Subject, facts: AdapterFacts, layers: dict[Layer, LayerResult]) -> None:
     """The layers for which nothing has to be loaded."""
-    from lora_kernels.merging.folder import read_base
+    from lora_kernels.checkpoint.folders import read_base
     from lora_kernels.validating.tokenizer import tokenizer
 
     run = _run(subject)
@@ -105,7 +105,7 @@ def _measure(
     harness: Tasks,
     told: Progress,
 ) -> None:
-    from lora_kernels.merging.folder import read_adapter
+    from lora_kernels.checkpoint.folders import read_adapter
     from lora_kernels.validating import losses, models
     from lora_kernels.validating.agreement import agreement
     from lora_kernels.validating.behaviour import answered

@@ -12,7 +12,7 @@ from lora_contract.adapter.config import parse_config
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_contract.findings import Finding
-from lora_contract.tensors import header_length, parse_header
+from lora_contract.tensors import read_header
 from lora_kernels.validating.template import render_template
 from lora_registry.blobs.hashing import checked
 from lora_registry.jobs.child import Report
@@ -59,7 +59,7 @@ def _modules(
     read: Callable[[str, int, int], bytes], size: int, findings: list[Finding], report: Report
 ) -> list[dict[str, Any]]:
     """Frobenius norm, largest absolute value and count of non-finite elements of each tensor."""
-    header = parse_header(read(WEIGHTS, 0, 8 + header_length(read(WEIGHTS, 0, 8), size)), size)
+    header = read_header(read, WEIGHTS, size)
     rows = []
     for number, entry in enumerate(header.tensors):
         measured = tensor_norms(lambda offset, length: read(WEIGHTS, offset, length), entry)

@@ -12,7 +12,7 @@ from lora_contract.adapter.config import parse_config
 from lora_contract.digest import Digest
 from lora_contract.fingerprint import build_fingerprint
 from lora_contract.recipe import MergeRecipe
-from lora_contract.tensors import Header, header_length, parse_header
+from lora_contract.tensors import read_header
 from lora_kernels.merging import (
     AdapterInput,
     MergePlan,
@@ -104,7 +104,7 @@ def _plan(spec: dict[str, Any], blobs: BlobStore) -> MergePlan:
     for files, item in zip(spec["inputs"], recipe.inputs, strict=True):
         read = sources.reader(blobs, files)
         config = parse_config(read(CONFIG, 0, int(files[CONFIG][1])))
-        header = _header(read, int(files[WEIGHTS][1]))
+        header = read_header(read, WEIGHTS, int(files[WEIGHTS][1]))
         adapters.append(AdapterInput(config=config, header=header, weight=item.weight, file=WEIGHTS))
     return plan_merge(
         fingerprint,
@@ -119,11 +119,6 @@ def _plan(spec: dict[str, Any], blobs: BlobStore) -> MergePlan:
 
 def _recipe(spec: dict[str, Any]) -> MergeRecipe:
     return msgspec.convert(spec["recipe"], MergeRecipe)
-
-
-def _header(read: Any, size: int) -> Header:
-    length = header_length(read(WEIGHTS, 0, min(8, size)), size)
-    return parse_header(read(WEIGHTS, 0, 8 + length), size)
 
 
 def _source(blobs: BlobStore, files: sources.Files) -> RangeSource:

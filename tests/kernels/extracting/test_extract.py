@@ -15,9 +15,9 @@ import pytest
 from numpy.typing import NDArray
 
 from lora_contract.errors import RegistryError
+from lora_kernels.checkpoint.folders import read_base
 from lora_kernels.extracting import ExtractReport, extract, extract_folders
 from lora_kernels.merging import FolderSource, RangeSource
-from lora_kernels.merging.folder import read_base
 from tests.kernels.checkpoints import exact, matrix, read_model, read_raw, write_base
 
 LAYER = "model.layers.0"

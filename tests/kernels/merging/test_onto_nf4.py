@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from lora_contract.errors import RegistryError
+from lora_kernels.checkpoint.folders import read_adapter, read_base
 from lora_kernels.merging import MergePlan, merge_folder, plan_merge
-from lora_kernels.merging.folder import read_adapter, read_base
 from lora_kernels.quantized.absmax import compress
 from tests.kernels.checkpoints import Tensors, exact, matrix, pair, read_model, write_adapter, write_base
 

@@ -310,7 +310,7 @@ def test_an_overflow_in_one_type_is_told_of_that_type(planted: Planted) -> None:
 
 def test_a_key_that_peft_has_no_place_for_is_named(tmp_path: Path) -> None:
     """The structure refuses such a file; the layer of effect would find it by itself."""
-    from lora_kernels.merging.folder import read_adapter
+    from lora_kernels.checkpoint.folders import read_adapter
     from lora_kernels.validating import models
     from lora_kernels.validating.effect import effect
 

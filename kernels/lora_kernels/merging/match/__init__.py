@@ -18,7 +18,7 @@ from lora_contract.base import BaseFingerprint
 from lora_contract.errors import RegistryError
 from lora_contract.modules import BaseModules
 from lora_contract.tensors import TensorEntry
-from lora_kernels.merging.delta import AdapterInput
+from lora_kernels.checkpoint.folders import AdapterInput
 from lora_kernels.merging.match import (
     adalora,
     beft,

@@ -8,7 +8,8 @@ from typing import Any, Final, NamedTuple
 
 from lora_contract.base import BaseTensor
 from lora_contract.tensors import TensorEntry
-from lora_kernels.merging.delta import Delta, Factor
+from lora_kernels.checkpoint.records import Factor
+from lora_kernels.merging.delta import Delta
 from lora_kernels.merging.match.view import Group, View, factor, rejected, shape, unsupported
 
 # Of indices, as PEFT stores them.

@@ -15,7 +15,9 @@ from lora_contract.base import BaseFingerprint, BaseTensor
 from lora_contract.errors import RegistryError
 from lora_contract.modules import BaseModule, BaseModules
 from lora_contract.tensors import FLOAT_DTYPES, TensorEntry
-from lora_kernels.merging.delta import TWIN, AdapterInput, Delta, Factor
+from lora_kernels.checkpoint.folders import AdapterInput
+from lora_kernels.checkpoint.records import Factor
+from lora_kernels.merging.delta import TWIN, Delta
 from lora_kernels.merging.match.tied import Tie
 
 Matches = list[tuple[str, Delta]]

@@ -8,6 +8,8 @@ from typing import Final
 
 import numpy as np
 
+from lora_kernels.checkpoint.factors import FactorReader
+from lora_kernels.checkpoint.weights import Weights
 from lora_kernels.merging.delta import Delta
 from lora_kernels.merging.updates import (
     add,
@@ -34,10 +36,8 @@ from lora_kernels.merging.updates import (
     scatter,
     times,
 )
-from lora_kernels.merging.updates.factors import FactorReader
 from lora_kernels.merging.updates.protocols import Additive, Inputs, Transform, Update
 from lora_kernels.merging.updates.twins import check_twins
-from lora_kernels.merging.weights import Weights
 from lora_kernels.numeric.blocks import Block, blocks
 from lora_kernels.numeric.dtypes import F32
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from lora_kernels.merging.delta import Delta, Factor
-from lora_kernels.merging.updates.factors import FactorReader
+from lora_kernels.checkpoint.factors import FactorReader
+from lora_kernels.checkpoint.records import Factor
+from lora_kernels.merging.delta import Delta
 from lora_kernels.merging.updates.protocols import Additive, Inputs
 from lora_kernels.numeric.blocks import Block
 from lora_kernels.numeric.dtypes import F32

@@ -8,8 +8,9 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from lora_contract.errors import RegistryError
-from lora_kernels.merging.delta import Delta, Factor
-from lora_kernels.merging.updates.factors import FactorReader
+from lora_kernels.checkpoint.factors import FactorReader
+from lora_kernels.checkpoint.records import Factor
+from lora_kernels.merging.delta import Delta
 from lora_kernels.merging.updates.protocols import Inputs, Reach, Transform
 from lora_kernels.numeric.blocks import BLOCK, Block
 from lora_kernels.numeric.dtypes import F32, F64

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import ClassVar, Literal, NamedTuple
 
-from lora_kernels.merging.updates.factors import FactorReader
+from lora_kernels.checkpoint.factors import FactorReader
 from lora_kernels.numeric.blocks import Block
 from lora_kernels.numeric.dtypes import F32
 

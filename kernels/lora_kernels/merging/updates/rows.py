@@ -6,8 +6,9 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import ClassVar
 
-from lora_kernels.merging.delta import Delta, Factor
-from lora_kernels.merging.updates.factors import FactorReader
+from lora_kernels.checkpoint.factors import FactorReader
+from lora_kernels.checkpoint.records import Factor
+from lora_kernels.merging.delta import Delta
 from lora_kernels.merging.updates.protocols import Inputs, Reach, Transform
 from lora_kernels.numeric.blocks import Block
 from lora_kernels.numeric.dtypes import F32

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from lora_contract.errors import RegistryError
-from lora_kernels.merging.delta import TWIN, Delta, Factor
-from lora_kernels.merging.updates.factors import FactorReader
+from lora_kernels.checkpoint.factors import FactorReader
+from lora_kernels.checkpoint.records import Factor
+from lora_kernels.merging.delta import TWIN, Delta
 from lora_kernels.numeric.blocks import BLOCK
 
 

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from lora_kernels.merging.stats import UpdateSums
+from lora_kernels.numeric.sums import UpdateSums
 from lora_kernels.ops.merge_low_rank.stats import MergeStats
 from lora_kernels.ops.rounding import round_to
 from lora_kernels.ops.totals import totals

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from lora_kernels.merging.stats import UpdateSums
+from lora_kernels.numeric.sums import UpdateSums
 from lora_kernels.ops.low_rank import LowRank, delta_sum
 from lora_kernels.ops.merge_low_rank.stats import MergeStats
 

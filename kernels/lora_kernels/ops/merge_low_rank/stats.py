@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from lora_kernels.merging.stats import UpdateSums
+from lora_kernels.numeric.sums import UpdateSums
 
 
 class MergeStats(NamedTuple):

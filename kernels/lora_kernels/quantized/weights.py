@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from lora_contract.errors import RegistryError
 from lora_kernels.checkpoint.sources import Source
-from lora_kernels.merging.plan import TensorPlan
+from lora_kernels.checkpoint.weights import Weights
 from lora_kernels.numeric.blocks import BLOCK, Block
 from lora_kernels.numeric.dtypes import F32
 from lora_kernels.quantized import blockwise, int8
@@ -23,14 +23,11 @@ from lora_kernels.quantized.absmax import Absmax, Nested, Plain, compress
 from lora_kernels.quantized.codes import CODEBOOKS, NF4, U8
 from lora_kernels.quantized.layout import Nf4Form, Part, Quantized
 
-if TYPE_CHECKING:
-    from lora_kernels.merging.weights import Weights
-
 QLORA: Final = Nf4Form()
 """Blocks of 64 and double quantization: what the QLoRA paper trains on, and most who follow it."""
 
 
-class FourBit:
+class FourBitWeights:
     """NF4 or FP4 of bitsandbytes: code * absmax in float32, which is what bitsandbytes gives before it rounds."""
 
     def __init__(self, known: Quantized, absmax: Absmax, source: Source) -> None:
@@ -39,7 +36,7 @@ class FourBit:
         self._source = source
 
     @classmethod
-    def open(cls, known: Quantized, source: Source) -> Callable[[], FourBit]:
+    def open(cls, known: Quantized, source: Source) -> Callable[[], FourBitWeights]:
         """Read the scales. Raises RegistryError `rejected` where the codes have other numbers than this scheme's."""
         assert known.values is not None
         values = _part(source, known.values, np.dtype("<f4"))
@@ -61,7 +58,7 @@ class FourBit:
         return blockwise.dequantize(raw, absmax, CODEBOOKS[known.scheme], known.blocksize, block.first, out)
 
 
-class Int8:
+class Int8Weights:
     """LLM.int8 of bitsandbytes."""
 
     def __init__(self, known: Quantized, scb: F32, source: Source) -> None:
@@ -70,7 +67,7 @@ class Int8:
         self._source = source
 
     @classmethod
-    def open(cls, known: Quantized, source: Source) -> Callable[[], Int8]:
+    def open(cls, known: Quantized, source: Source) -> Callable[[], Int8Weights]:
         return partial(cls, known, _part(source, known.absmax, np.dtype("<f4")), source)
 
     def read(self, block: Block, out: F32) -> F32:
@@ -80,7 +77,7 @@ class Int8:
         return int8.dequantize(raw, self._scb[block.r0 : block.r1], out)
 
 
-class ThroughNf4:
+class WeightsThroughNf4:
     """Full-precision weights as NF4 with double quantization gives them back, block by block of its own."""
 
     def __init__(self, open_stored: Callable[[], Weights], absmax: Absmax, elements: int) -> None:
@@ -89,16 +86,18 @@ class ThroughNf4:
         self._elements = elements
 
     @classmethod
-    def open(cls, tensor: TensorPlan, open_stored: Callable[[], Weights]) -> Callable[[], ThroughNf4]:
+    def open(
+        cls, name: str, shape: tuple[int, ...], open_stored: Callable[[], Weights]
+    ) -> Callable[[], WeightsThroughNf4]:
         """A first pass over the weight: an absmax is stored as its distance from the mean of all."""
-        elements = math.prod(tensor.shape)
+        elements = math.prod(shape)
         stored, found = open_stored(), []
         for first in range(0, elements, BLOCK):
             block = _row(first, min(first + BLOCK, elements), elements)
             values = stored.read(block, np.empty(block.shape, np.float32)).reshape(-1)
             found.append(blockwise.largest(values, QLORA.blocksize, np.empty_like(values)))
         absmax = np.concatenate(found) if found else np.empty(0, np.float32)
-        refuse_nonfinite(tensor.name, absmax, "The base tensor holds")
+        refuse_nonfinite(name, absmax, "The base tensor holds")
         return partial(cls, open_stored, compress(absmax), elements)
 
     def read(self, block: Block, out: F32) -> F32:

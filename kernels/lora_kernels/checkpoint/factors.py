@@ -8,8 +8,8 @@ from typing import Final
 import numpy as np
 
 from lora_contract.errors import RegistryError
+from lora_kernels.checkpoint.records import Factor
 from lora_kernels.checkpoint.sources import Source
-from lora_kernels.merging.delta import Factor
 from lora_kernels.numeric.dtypes import F32, INTEGERS, Array, Indices, decode, storage
 
 # Tensors of which several weights take a part one after another: A and B of two weights of an expert.

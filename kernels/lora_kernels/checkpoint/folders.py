@@ -1,0 +1,69 @@
+"""What a merge needs to know of a base folder and of an adapter folder, from headers and configs alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from lora_contract import canonical
+from lora_contract.adapter.config import AdapterConfig, parse_config
+from lora_contract.base import BaseFingerprint
+from lora_contract.errors import RegistryError
+from lora_contract.fingerprint import INDEX, SINGLE, build_fingerprint
+from lora_contract.tensors import Header, read_header
+from lora_kernels.checkpoint.sources import FolderSource
+
+ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
+ADAPTER_CONFIG: Final = "adapter_config.json"
+MAX_JSON: Final = 64 * 1024 * 1024
+
+
+class AdapterInput(msgspec.Struct, frozen=True):
+    """An adapter to merge: its parsed config, the header of its weight file, its weight in the sum.
+
+    file: the name under which its source knows the weight file.
+    """
+
+    config: AdapterConfig
+    header: Header
+    weight: float = 1.0
+    file: str = ADAPTER_WEIGHTS
+
+
+def read_base(folder: str | os.PathLike[str]) -> tuple[BaseFingerprint, dict[str, Any] | None]:
+    """Fingerprint of a base folder (the digests of its files are left empty), and its index.
+
+    The index is None if the weights are one file. Raises RegistryError `rejected` as `build_fingerprint` does.
+    """
+    with FolderSource(folder) as source:
+        index = _read_json(source, INDEX) if (Path(folder) / INDEX).exists() else None
+        weight_map = index.get("weight_map") if index is not None else {"": SINGLE}
+        shards = {str(file) for file in weight_map.values()} if isinstance(weight_map, dict) else set()
+        needed = ["config.json", *sorted(shards)] + ([INDEX] if index is not None else [])
+        sizes = {file: (source.size(file), "") for file in needed if "/" not in file}
+        return build_fingerprint(sizes, source.read), index
+
+
+def read_adapter(folder: str | os.PathLike[str], weight: float = 1.0) -> AdapterInput:
+    """Config and header of an adapter folder."""
+    with FolderSource(folder) as source:
+        config = parse_config(_read(source, ADAPTER_CONFIG, MAX_JSON))
+        header = read_header(source.read, ADAPTER_WEIGHTS, source.size(ADAPTER_WEIGHTS))
+        return AdapterInput(config=config, header=header, weight=weight, file=ADAPTER_WEIGHTS)
+
+
+def _read(source: FolderSource, file: str, limit: int) -> bytes:
+    size = source.size(file)
+    if size > limit:
+        raise RegistryError("rejected", f"{file} has {size} bytes; at most {limit} are read.")
+    return source.read(file, 0, size)
+
+
+def _read_json(source: FolderSource, file: str) -> dict[str, Any]:
+    document = canonical.loads_strict(_read(source, file, MAX_JSON), what=file, max_bytes=MAX_JSON)
+    if not isinstance(document, dict):
+        raise RegistryError("rejected", f"{file} is not a JSON object.")
+    return document
