@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ import httpx
 
 from lora_contract.base import BaseFingerprint
 from lora_contract.errors import ERRORS
+from lora_registry import admin, settings
 from tests.support import service
 from tests.support.adapters import BASE_ID, fingerprint_of_files, make_base, make_draft, read_folder
-from tests.support.postgres import fresh_database
+from tests.support.databases import migrated
 from tests.support.push import push
 
 DATABASES = ("sqlite", "postgresql")
@@ -51,7 +52,10 @@ def unique(stem: str) -> str:
 
 
 class Site:
-    """A service, its database and its workers. `client` is an administrator's."""
+    """A service, its database and its workers. `client` is an administrator's.
+
+    The service is a process, or with `serve` a thread of this one. `worker` and `run` start processes either way.
+    """
 
     def __init__(self, data: Path, database: str, extra: Mapping[str, str], arguments: tuple[str, ...]) -> None:
         self.data = data
@@ -60,6 +64,7 @@ class Site:
         self.arguments = arguments
         self.workers: list[subprocess.Popen[bytes]] = []
         self.service: service.Service
+        self.thread: service.InProcess | None = None
         self.client = httpx.Client()
         self._has_base = False
 
@@ -74,10 +79,20 @@ class Site:
         self.client.close()
         self.client = self.connect()
 
+    def serve(self) -> None:
+        """Serve from a thread of this process; no worker comes with it."""
+        self.thread = service.InProcess(self.data, self.extra)
+        self.client.close()
+        self.client = self.connect()
+
+    @property
+    def url(self) -> str:
+        return self.thread.url if self.thread else self.service.url
+
     def connect(self, token: str | None = None) -> httpx.Client:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         limits = httpx.Limits(max_connections=200, max_keepalive_connections=100)
-        return httpx.Client(verify=False, base_url=self.service.url, timeout=60, headers=headers, limits=limits)
+        return httpx.Client(verify=False, base_url=self.url, timeout=60, headers=headers, limits=limits)
 
     def run(self, *arguments: str) -> str:
         """One command of `lora-registry` to its end."""
@@ -91,6 +106,11 @@ class Site:
         )
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
+
+    def token(self, role: str, namespace: str | None = None) -> str:
+        """A token with a name of its own, as `lora-registry token create` makes it."""
+        config = settings.load(service.environment(self.data, self.extra))
+        return admin.create_token(config, name=unique(role), role=role, namespace=namespace)
 
     def worker(self, fault: str | None = None, name: str | None = None) -> subprocess.Popen[bytes]:
         """Start a job worker of its own."""
@@ -107,8 +127,8 @@ class Site:
         return process
 
     def need_worker(self) -> None:
-        """Have a worker: on SQLite the service keeps one itself."""
-        if not self.sqlite and not any(worker.poll() is None for worker in self.workers):
+        """Have a worker: on SQLite a service that is a process keeps one itself."""
+        if (self.thread or not self.sqlite) and not any(worker.poll() is None for worker in self.workers):
             self.worker()
 
     def stop(self) -> None:
@@ -117,7 +137,9 @@ class Site:
             if worker.poll() is None:
                 worker.kill()
                 worker.wait()
-        if self.service.process.poll() is None:
+        if self.thread:
+            self.thread.stop()
+        elif hasattr(self, "service") and self.service.process.poll() is None:
             self.service.stop()
 
     # What tests push
@@ -195,29 +217,18 @@ def open_site(
     *,
     extra: Mapping[str, str] | None = None,
     arguments: tuple[str, ...] = (),
-    start: bool = True,
 ) -> Iterator[Site]:
-    """A service on a database of its own."""
+    """A database of its own, with the service still to be started; all that the test starts ends with the block."""
     folder.mkdir(parents=True, exist_ok=True)
-    settings = dict(extra or {})
-    if database == "sqlite":
-        site = Site(folder, f"sqlite:///{folder / 'registry.sqlite3'}", settings, arguments)
-        yield from _run(site, start=start)
-        return
-    with fresh_database(postgres_server) as url:
-        site = Site(folder, url, {"LORA_REG_DATABASE_URL": url, **settings}, arguments)
-        site.run("migrate")
-        yield from _run(site, start=start)
-
-
-def _run(site: Site, *, start: bool) -> Iterator[Site]:
-    if start:
-        site.start()
-    try:
+    chosen = dict(extra or {})
+    with ExitStack() as stack:
+        url = f"sqlite:///{folder / 'registry.sqlite3'}"
+        if database != "sqlite":
+            url = stack.enter_context(migrated(postgres_server))
+            chosen["LORA_REG_DATABASE_URL"] = url
+        site = Site(folder, url, chosen, arguments)
+        stack.callback(site.stop)
         yield site
-    finally:
-        if hasattr(site, "service"):
-            site.stop()
 
 
 def problem(answer: httpx.Response, code: str) -> dict[str, Any]:

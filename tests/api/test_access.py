@@ -129,11 +129,9 @@ def guarded(guards: Callable[[str], Guarded], database: str) -> Guarded:
 def _guard(site: Site) -> Guarded:
     namespace = unique("team")
 
-    def token(role: str, *where: str) -> str:
-        return site.run("token", "create", unique(role), "--role", role, *where)
-
-    clients = {role: site.connect(token(role, "--namespace", namespace)) for role in ("reader", "writer", "admin")}
-    clients["stranger"] = site.connect(token("admin", "--namespace", unique("elsewhere")))
+    token = site.token
+    clients = {role: site.connect(token(role, namespace)) for role in ("reader", "writer", "admin")}
+    clients["stranger"] = site.connect(token("admin", unique("elsewhere")))
     clients["anonymous"] = site.connect()
     root = site.connect(token("admin"))
     writer = clients["writer"]

@@ -258,8 +258,8 @@ def test_pages_of_versions_and_history(site: Site) -> None:
         assert found == [5, 4, 3, 2, 1]
 
 
+@pytest.mark.worker
 def test_a_merge_from_request_to_lineage(site: Site) -> None:
-    site.need_worker()
     name, out = unique("m"), unique("out")
     site.pushed("ns", name, 50)
     problem(site.client.post("/api/v1/merges", json={"adapters": [], "to": f"ns/{out}"}), "invalid-request")
@@ -289,8 +289,8 @@ def test_a_merge_from_request_to_lineage(site: Site) -> None:
     problem(site.client.delete(f"/api/v1/repositories/ns/{name}/versions/v1"), "in-use")
 
 
+@pytest.mark.worker
 def test_a_report_follows_every_push(site: Site) -> None:
-    site.need_worker()
     name = unique("rep")
     job = push(site.client, "ns", name, "adapter", adapter_files(60), base=f"{SHARED}/base").json()["job"]
     assert site.until_job(job)["state"] == "done"

@@ -59,9 +59,8 @@ def alone(database: str, tmp_path: Path, postgres_server: str) -> Iterator[Calla
     opened = []
 
     def make(**extra: str) -> Site:
-        context = open_site(
-            database, tmp_path / "site", postgres_server, extra={"LORA_REG_LEASE_SECONDS": "3", **extra}, start=False
-        )
+        extra = {"LORA_REG_LEASE_SECONDS": "3", **extra}
+        context = open_site(database, tmp_path / "site", postgres_server, extra=extra)
         opened.append(context)
         return context.__enter__()
 

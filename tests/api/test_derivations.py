@@ -9,10 +9,11 @@ import sqlalchemy as sa
 
 from tests.api.site import SHARED, Site, problem, unique
 
+pytestmark = pytest.mark.worker
+
 
 def asked(site: Site, path: str, **body: Any) -> dict[str, Any]:
     """Ask for a job and wait until it is done."""
-    site.need_worker()
     answer = site.client.post(f"/api/v1/{path}", json=body)
     assert answer.status_code in (200, 202), answer.text
     job = site.until_job(answer.json()["id"])
@@ -123,7 +124,6 @@ def test_what_makes_no_sense_is_refused_before_there_is_a_job(
 
 
 def test_what_cannot_be_done_fails_with_its_own_code(site: Site) -> None:
-    site.need_worker()
     body = {"tuned": f"{SHARED}/base", "base": f"{SHARED}/base", "rank": 1, "targets": ["nothing_proj"]}
     job = site.until_job(site.client.post("/api/v1/extractions", json={**body, "to": "ns/x"}).json()["id"])
     assert (job["state"], job["error_code"]) == ("failed", "invalid-request")
@@ -140,7 +140,6 @@ def test_an_idempotency_key_belongs_to_one_request(site: Site) -> None:
 
 
 def reproduced(site: Site, name: str) -> dict[str, Any]:
-    site.need_worker()
     answer = site.client.post("/api/v1/reproductions", json={"version": name})
     assert answer.status_code == 202, answer.text
     job = site.until_job(answer.json()["id"])

@@ -34,7 +34,7 @@ def test_the_service_answers_as_its_document_says(site: Site, known: bool) -> No
     site.pushed("ns", "fuzzed", 1, tags=["prod"])
     document = site.client.get("/schema/openapi.json").json()
     schema = schemathesis.openapi.from_dict(document)
-    schema.config.update(base_url=site.service.url)
+    schema.config.update(base_url=site.url)
     failures: dict[str, str] = {}
     for found in schema.get_all_operations():
         operation = found.ok()

@@ -91,8 +91,7 @@ class Room:
 @pytest.fixture(scope="module", params=DATABASES)
 def room(request: pytest.FixtureRequest, sites: Sites) -> Room:
     """A namespace of its own on each database; its versions are validated once, and every test takes its own tags."""
-    site = sites(request.param)
-    site.need_worker()
+    site = sites(request.param, worker=True)
     namespace = unique("gates")
     made = push(site.client, namespace, "tiny", "base", read_folder(TINY / "base"), aliases=[ALIAS])
     assert made.status_code == 201, made.text
@@ -418,7 +417,7 @@ def closed(sites: Sites, database: str) -> Iterator[Site]:
 def test_approvals_are_of_others(closed: Site) -> None:
     namespace = unique("approved")
     people = {
-        name: closed.connect(closed.run("token", "create", unique(name), "--role", role, "--namespace", namespace))
+        name: closed.connect(closed.token(role, namespace))
         for name, role in (("ann", "admin"), ("wim", "writer"), ("rea", "reader"))
     }
     ann, wim, rea = people.values()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.api.site import SHARED, Site, adapter_files, unique
 from tests.support.push import push
 
+pytestmark = pytest.mark.worker
+
 
 def test_a_merge_that_is_done_takes_further_tags(site: Site) -> None:
-    site.need_worker()
     name, out = unique("m"), unique("out")
     site.pushed("ns", name, 51)
     asked = {"adapters": [{"adapter": f"ns/{name}"}], "to": f"ns/{out}"}
@@ -19,7 +22,6 @@ def test_a_merge_that_is_done_takes_further_tags(site: Site) -> None:
 
 
 def test_a_merge_whose_result_was_deleted_is_done_anew(site: Site) -> None:
-    site.need_worker()
     name, out = unique("m"), unique("out")
     site.pushed("ns", name, 52)
     asked = {"adapters": [{"adapter": f"ns/{name}"}], "to": f"ns/{out}"}
@@ -34,7 +36,6 @@ def test_a_merge_whose_result_was_deleted_is_done_anew(site: Site) -> None:
 
 def test_a_merge_is_made_from_the_versions_that_were_named(site: Site) -> None:
     """The same bytes in another namespace, pushed first, are not its origin."""
-    site.need_worker()
     name, out = unique("m"), unique("out")
     elsewhere = push(site.client, "elsewhere", name, "adapter", adapter_files(53), base=f"{SHARED}/base").json()
     here = site.pushed("ns", name, 53)
@@ -46,7 +47,6 @@ def test_a_merge_is_made_from_the_versions_that_were_named(site: Site) -> None:
 
 
 def test_a_merge_reports_what_survived_of_each_tensor(site: Site) -> None:
-    site.need_worker()
     name, out = unique("m"), unique("out")
     site.pushed("ns", name, 54)
     asked = {"adapters": [{"adapter": f"ns/{name}"}], "to": f"ns/{out}"}

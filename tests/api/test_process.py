@@ -14,6 +14,7 @@ from lora_registry.db import migrate
 from lora_registry.db.engine import make_engine
 from lora_registry.jobs import engine as jobs
 from lora_registry.settings import PREFIX, Settings
+from tests.api.conftest import Sites
 from tests.api.site import DATABASES, Site
 from tests.support.postgres import fresh_database
 
@@ -25,7 +26,11 @@ def _maps(pid: int) -> str:
     return Path(f"/proc/{pid}/maps").read_text()
 
 
-def test_the_api_process_holds_no_tensor_library(site: Site, record_property: pytest.RecordProperty) -> None:
+def test_the_api_process_holds_no_tensor_library(
+    sites: Sites, database: str, record_property: pytest.RecordProperty
+) -> None:
+    site = sites(database, arguments=("--workers", "1"))
+    site.need_base()
     site.repository()
     pid = site.service.process.pid
     loaded = {Path(line.split()[-1]).name for line in _maps(pid).splitlines() if ".so" in line}

@@ -22,7 +22,7 @@ from lora_reg.cli.output import Output, problem_document
 from lora_reg.formatting.text import clean, size, table
 from tests.support.command import TINY, Home, fresh
 from tests.support.front import Answer, Front
-from tests.support.service import Service
+from tests.support.service import InProcess
 
 TOKEN = "hf_" + "t" * 40
 
@@ -122,7 +122,7 @@ def test_version(home: Home) -> None:
     assert home.ok("--version").out == f"lora-reg {__version__}\n"
 
 
-def test_global_options_stand_before_or_after(home: Home, registry: Service) -> None:
+def test_global_options_stand_before_or_after(home: Home, registry: InProcess) -> None:
     nowhere = Home(home.folder, "http://127.0.0.1:9")
     for arguments in (
         ("--server", registry.url, "--json", "base", "list"),
@@ -233,7 +233,7 @@ def test_no_service_ends_with_10(home: Home) -> None:
     assert "lora-registry serve" in said.err
 
 
-def test_another_kind_of_server_is_told(home: Home, registry: Service) -> None:
+def test_another_kind_of_server_is_told(home: Home, registry: InProcess) -> None:
     def page(answer: Answer) -> None:
         answer.body, answer.headers = b"<html>hello</html>", {"content-type": "text/html"}
 
@@ -243,7 +243,7 @@ def test_another_kind_of_server_is_told(home: Home, registry: Service) -> None:
     assert "is a lora-registry" in said.err
 
 
-def test_what_a_server_says_cannot_steer_the_terminal(home: Home, registry: Service) -> None:
+def test_what_a_server_says_cannot_steer_the_terminal(home: Home, registry: InProcess) -> None:
     evil = "\x1b]0;owned\x07\x1b[2J\r\n\u202eevil\x9b31m"
 
     def poison(answer: Answer) -> None:
@@ -290,7 +290,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(home: Home) -> None:
     assert done.stderr == b""
 
 
-def test_login_tries_the_token_before_it_keeps_it(tmp_path: Path, registry: Service) -> None:
+def test_login_tries_the_token_before_it_keeps_it(tmp_path: Path, registry: InProcess) -> None:
     seen: list[str | None] = []
 
     def watch(answer: Answer) -> None:
@@ -362,6 +362,7 @@ def test_no_bar_where_nobody_watches(home: Home) -> None:
     assert Output("human").mode == "human"
 
 
+@pytest.mark.worker
 def test_a_bar_on_a_terminal_and_only_there(home: Home) -> None:
     """On a pseudo-terminal: the bar is on stderr, stdout stays data."""
     name = f"{fresh()}/queries"

@@ -12,6 +12,9 @@ from tests.support.command import TINY, Home, fresh
 LOGS = TINY / "adapters" / "logs"
 
 
+pytestmark = pytest.mark.worker
+
+
 @pytest.fixture
 def name(home: Home) -> str:
     name = f"{fresh()}/logs"

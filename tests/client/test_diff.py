@@ -10,6 +10,8 @@ import pytest
 
 from tests.support.command import TINY, Home, fresh
 
+pytestmark = pytest.mark.worker
+
 FIRST, SECOND = (TINY / "adapters" / f"queries-v{number}" for number in (1, 2))
 DATA = TINY / "data" / "queries_eval.jsonl"
 

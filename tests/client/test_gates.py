@@ -11,6 +11,8 @@ from lora_contract.wire.gates import CheckView, GateView
 from lora_reg.formatting import github, junit
 from tests.support.command import TINY, Home, fresh
 
+pytestmark = pytest.mark.worker
+
 DATA = TINY / "data" / "queries_eval.jsonl"
 
 

@@ -12,7 +12,9 @@ import pytest
 
 from tests.support.command import TINY, Home, fresh
 from tests.support.front import Answer, Front
-from tests.support.service import Service
+from tests.support.service import InProcess
+
+pytestmark = pytest.mark.worker
 
 
 @pytest.fixture
@@ -66,7 +68,7 @@ def held(answer: Answer) -> None:
         answer.headers = {"content-type": "application/json"}
 
 
-def test_a_wait_that_runs_out_ends_with_status_8(home: Home, name: str, registry: Service) -> None:
+def test_a_wait_that_runs_out_ends_with_status_8(home: Home, name: str, registry: InProcess) -> None:
     job = home.ok("merge", name, "--to", f"{name}-merged", "--detach", "-q").out.strip()
     with Front(registry.url, harm=held) as front:
         said = Home(home.folder, front.url).run("job", "wait", job, "--timeout", "0.3")
@@ -74,7 +76,7 @@ def test_a_wait_that_runs_out_ends_with_status_8(home: Home, name: str, registry
     assert f"lora-reg job wait {job}" in said.err
 
 
-def test_an_interrupted_wait_leaves_the_job_and_says_how_to_go_on(home: Home, name: str, registry: Service) -> None:
+def test_an_interrupted_wait_leaves_the_job_and_says_how_to_go_on(home: Home, name: str, registry: InProcess) -> None:
     job = home.ok("merge", name, "--to", f"{name}-merged", "--detach", "-q").out.strip()
     with Front(registry.url, harm=held) as front:
         there = Home(home.folder, front.url)

@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.command import TINY, Home, Said, fresh, variant
 from tests.support.front import Answer, Front
-from tests.support.service import Service
+from tests.support.service import InProcess
 
 SOURCE = TINY / "adapters" / "queries-v1"
 WEIGHTS = "adapter_model.safetensors"
@@ -32,7 +32,7 @@ def name(home: Home) -> str:
 
 
 @pytest.fixture
-def front(registry: Service) -> Iterator[Front]:
+def front(registry: InProcess) -> Iterator[Front]:
     with Front(registry.url) as front:
         yield front
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from lora_reg.config import Settings
 from lora_reg.transfer.scan import scan_folder
 from tests.support.command import ALIAS, TINY, Home, fresh, variant
 from tests.support.front import Answer, Front
-from tests.support.service import Service
+from tests.support.service import InProcess
 from tests.support.testbed import require_testbed
 
 SOURCE = TINY / "adapters" / "queries-v1"
@@ -43,9 +44,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="package")
-def testbed_base(registry: Service, tmp_path_factory: pytest.TempPathFactory) -> str:
+def testbed_base(registries: Callable[[bool], InProcess], tmp_path_factory: pytest.TempPathFactory) -> str:
     base = f"{fresh()}/tiny-llama-4m"
-    home = Home(tmp_path_factory.mktemp("home"), registry.url)
+    home = Home(tmp_path_factory.mktemp("home"), registries(False).url)
     home.ok("base", "add", base, require_testbed() / "base", "--alias", "lora-reg-fixture/tiny-llama-4m")
     return base
 
@@ -73,7 +74,7 @@ def test_a_push_makes_a_version_and_again_the_same(home: Home, tmp_path: Path) -
     assert (again["created"], again["sent"], again["version"]["digest"]) == (False, 0, version["digest"])
 
 
-def test_only_what_is_lacking_travels(home: Home, registry: Service, tmp_path: Path) -> None:
+def test_only_what_is_lacking_travels(home: Home, registry: InProcess, tmp_path: Path) -> None:
     name = f"{fresh()}/queries"
     home.ok("push", SOURCE, "--base", "tiny", name)
     second = variant(tmp_path / "second", seed=5)
@@ -95,7 +96,7 @@ def test_without_a_reference_the_folder_gives_the_name(home: Home, tmp_path: Pat
     assert "'My Adapter'" in said.err
 
 
-def test_a_dry_run_sends_nothing(home: Home, registry: Service) -> None:
+def test_a_dry_run_sends_nothing(home: Home, registry: InProcess) -> None:
     name = f"{fresh()}/queries"
     with Front(registry.url) as front:
         told = Home(home.folder, front.url).json("push", SOURCE, "--base", "tiny", name, "--dry-run")
@@ -239,7 +240,7 @@ def test_an_adapter_is_no_base(home: Home) -> None:
     assert home.run("base", "show", name).status == 5
 
 
-def test_a_lost_answer_to_a_commit_is_asked_for_again(home: Home, registry: Service, tmp_path: Path) -> None:
+def test_a_lost_answer_to_a_commit_is_asked_for_again(home: Home, registry: InProcess, tmp_path: Path) -> None:
     lost: list[str] = []
 
     def lose(answer: Answer) -> None:
@@ -296,7 +297,7 @@ def test_a_base_by_structure_alone_sends_no_weights_and_checks_the_same(
     assert home.run("push", TINY / "broken" / "overwrites-base-norm", "--base", base, f"{fresh()}/x").status == 6
 
 
-def test_the_python_client_pushes_and_pulls(registry: Service, tmp_path: Path) -> None:
+def test_the_python_client_pushes_and_pulls(registry: InProcess, tmp_path: Path) -> None:
     from lora_reg import pull, push_adapter
 
     settings = Settings(server=registry.url, cache=tmp_path / "cache")

@@ -17,7 +17,7 @@ from lora_contract.signing import pae
 from lora_reg.cli.signatures import PASSPHRASE
 from tests.support.command import ROOT, TINY, Home, fresh, variant
 from tests.support.front import Answer, Front
-from tests.support.service import Service
+from tests.support.service import InProcess
 from tests.support.signing import Signer
 
 QUERIES = TINY / "adapters" / "queries-v1"
@@ -189,7 +189,7 @@ LIAR = Signer()
     ids=["payload", "signer", "version", "signature", "base64", "payload-type"],
 )
 def test_a_lie_about_signatures_is_seen(
-    registry: Service, home: Home, pushed: str, tmp_path: Path, lie: Callable[[dict[str, Any]], None]
+    registry: InProcess, home: Home, pushed: str, tmp_path: Path, lie: Callable[[dict[str, Any]], None]
 ) -> None:
     def harm(answer: Answer) -> None:
         if "/signatures" in answer.path:
@@ -206,7 +206,7 @@ def test_a_lie_about_signatures_is_seen(
     assert (seen.status, public.read_text() in seen.err) == (7, False), seen.err
 
 
-def test_a_lie_about_the_manifest_is_seen(registry: Service, home: Home, pushed: str, tmp_path: Path) -> None:
+def test_a_lie_about_the_manifest_is_seen(registry: InProcess, home: Home, pushed: str, tmp_path: Path) -> None:
     def harm(answer: Answer) -> None:
         if answer.path.endswith("/manifest"):
             _say(answer, answer.body.replace(b'"size":', b'"size": ', 1))

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.push import push, push_folder
 from tests.support.s3_fixtures import ministack_server
-from tests.support.service import Service, running
+from tests.support.service import InProcess, in_process
 from tests.support.testbed import require_testbed
 
 __all__ = ["ministack_server", "testbed", "world"]
@@ -24,7 +24,7 @@ NOTES = random.Random(7).randbytes(12 * 1024 * 1024).hex().encode()
 class World:
     """A service that holds a base `default/tiny`, `hub/python` (tagged prod), and what tests push."""
 
-    service: Service
+    service: InProcess
     client: httpx.Client
     testbed: Path
 
@@ -51,7 +51,7 @@ def testbed() -> Path:
 @pytest.fixture(scope="package")
 def world(tmp_path_factory: pytest.TempPathFactory, testbed: Path) -> Iterator[World]:
     with (
-        running(tmp_path_factory.mktemp("hub")) as service,
+        in_process(tmp_path_factory.mktemp("hub")) as service,
         httpx.Client(base_url=service.url, timeout=60) as client,
     ):
         assert push_base(client, testbed).status_code == 201

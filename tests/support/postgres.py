@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,12 +31,16 @@ max_connections = 400
 shared_buffers = '64MB'
 """
 
+_templates: list[str] = []
+
 
 @pytest.fixture(scope="session")
 def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """SQLAlchemy URL (psycopg) of the maintenance database `postgres` of a server for this session."""
     if os.environ.get(ENV):
         yield os.environ[ENV]
+        for name in _templates:
+            _admin(os.environ[ENV], f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
         return
     shared = tmp_path_factory.getbasetemp()
     if os.environ.get("PYTEST_XDIST_WORKER"):
@@ -68,6 +72,28 @@ def fresh_database(server_url: str, *, template: str | None = None) -> Iterator[
         yield sa.make_url(server_url).set(database=name).render_as_string(hide_password=False)
     finally:
         _admin(server_url, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+
+def template_database(server_url: str, stem: str, fill: Callable[[str], None]) -> str:
+    """URL of a database to copy, made by the first process of a server that asks for it.
+
+    fill: called with the URL of the empty database.
+    """
+    # One for all processes of a run on the run's own server; on a server of somebody else's each takes its own away.
+    run = None if os.environ.get(ENV) else os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    name = f"template_{stem}_{(run or uuid.uuid4().hex)[:12]}"
+    url = sa.make_url(server_url).set(database=name).render_as_string(hide_password=False)
+    engine = sa.create_engine(server_url, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        # Held to the end of the connection: two test processes ask for the same at once.
+        connection.execute(sa.text("SELECT pg_advisory_lock(hashtext(:name))"), {"name": name})
+        known = "SELECT 1 FROM pg_database WHERE datname = :name"
+        if connection.scalar(sa.text(known), {"name": name}) is None:
+            connection.execute(sa.text(f'CREATE DATABASE "{name}"'))
+            _templates.append(name)
+            fill(url)
+    engine.dispose()
+    return url
 
 
 def _admin(server_url: str, statement: str) -> None:

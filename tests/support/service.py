@@ -1,11 +1,17 @@
-"""The real service as a subprocess: `lora-registry serve` on a free port, over a data folder or given databases."""
+"""The real service on a free port, over a data folder or given databases.
+
+`start` and `running` start `lora-registry serve`, a process with a job worker beside it on SQLite. `in_process` serves
+the same application from a thread of the test process and starts nothing else: for tests of what routes do.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import uvicorn
+
+from lora_registry import settings
+from lora_registry.app import create_app
+from lora_registry.wiring import open_context
+from tests.support.databases import sqlite_in
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHONPATH = os.pathsep.join(str(ROOT / folder) for folder in ("client", "registry", "kernels"))
@@ -89,3 +101,67 @@ def running(data: Path, **options: object) -> Iterator[Service]:
     finally:
         if service.process.poll() is None:
             service.stop()
+
+
+class InProcess:
+    """The service in a thread. On SQLite too it has no worker: start one on the same data folder where jobs must run."""
+
+    def __init__(self, data: Path, extra: Mapping[str, str] | None = None) -> None:
+        if "LORA_REG_DATABASE_URL" not in (extra or {}):
+            sqlite_in(data)
+        self.environment = environment(data, extra)
+        listener = socket.create_server(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self.context = open_context(settings.load(self.environment, port=port))
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                create_app(self.context),
+                loop="uvloop",
+                ws="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=10,
+                timeout_keep_alive=75,
+            )
+        )
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]}, name="service")
+        self._thread.start()
+        deadline = time.monotonic() + READY_SECONDS
+        while not self._server.started:
+            assert self._thread.is_alive(), "the service ended"
+            assert time.monotonic() < deadline, "the service did not become ready"
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(timeout=30)
+        assert not self._thread.is_alive(), "the service does not end"
+
+
+@contextmanager
+def in_process(data: Path, extra: Mapping[str, str] | None = None) -> Iterator[InProcess]:
+    """The service in a thread for the length of a block."""
+    service = InProcess(data, extra)
+    try:
+        yield service
+    finally:
+        service.stop()
+
+
+@contextmanager
+def worker(service: InProcess, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A job worker beside a service that is a thread, for the length of a block."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lora_registry.cli", "worker", "--parent", str(os.getpid())],
+            env=service.environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
