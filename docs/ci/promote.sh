@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Push an adapter, gate it, and promote it where PROMOTE=yes. Any CI can run this; it needs `pip install lora-reg`.
+# Push an adapter, gate it and, if PROMOTE=yes, promote it. Works in any CI with `lora-reg` on the PATH.
 #
-#   ADAPTER      the adapter's folder                      BASE     the base in the registry that it was trained on
-#   REPOSITORY   namespace/name to push to                 TAG      the tag it shall have (prod)
-#   DATA         evaluation sets, with spaces between      FORMAT   text, junit or github (text)
-#   PROMOTE      yes: move the tag where the gate lets it  REPORT   a file for what the gate tells
+#   ADAPTER      folder of the adapter                     BASE     its base model in the registry
+#   REPOSITORY   namespace/name to push to                 TAG      tag to gate for (prod)
+#   DATA         evaluation sets, separated by spaces      FORMAT   text, junit or github (text)
+#   PROMOTE      yes: move the tag if the gate allows it   REPORT   file for the output of the gate
 #   LORA_REG_SERVER, LORA_REG_TOKEN   the registry, and a token with the role writer in the namespace
 #
-# Ends with 0 where the version may have the tag, with 6 where it may not; docs/ci/README.md has the others.
+# Exit status: 0 if the version may have the tag, 6 if it may not; docs/ci/README.md lists the others.
 set -euo pipefail
-: "${ADAPTER:?names the folder of the adapter}" "${BASE:?names its base}" "${REPOSITORY:?names where it goes}"
+: "${ADAPTER:?names the folder of the adapter}" "${BASE:?names its base model}" "${REPOSITORY:?names the repository to push to}"
 tag=${TAG:-prod} format=${FORMAT:-text} revision=${GITHUB_SHA:-${CI_COMMIT_SHA:-}}
 data=()
 for set in ${DATA:-}; do data+=(--data "$set"); done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from lora_contract import __version__
 from tests.support import service
 from tests.support.command import ALIAS, ROOT, TINY, Home
 
@@ -109,6 +111,17 @@ def test_the_templates_call_the_script_with_what_it_reads(home: Home, path: str,
         given.pop(name, None)
     done = pipeline(home, path, **given)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("template", ["github-action.yml", "gitlab-ci.yml"])
+def test_the_templates_install_the_wheel_that_dist_builds(template: str, tmp_path: Path) -> None:
+    """No index has the package: the one `pip install` names a file, and a shell finds the wheel by it."""
+    installs = re.findall(r"pip install (.*)$", (CI / template).read_text(), flags=re.MULTILINE)
+    wheel = tmp_path / "ci" / f"lora_reg-{__version__}-py3-none-linux_x86_64.whl"
+    wheel.parent.mkdir()
+    wheel.touch()
+    found = subprocess.run(["sh", "-c", f"echo {' '.join(installs)}"], cwd=tmp_path, capture_output=True, text=True)
+    assert found.stdout.split() == [str(wheel.relative_to(tmp_path))]
 
 
 def github(document: Any) -> tuple[str, dict[str, str]]:
