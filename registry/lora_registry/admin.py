@@ -12,7 +12,7 @@ from lora_registry.catalog import store as catalog
 from lora_registry.context import Context
 from lora_registry.db import migrate as schema
 from lora_registry.db.engine import make_engine, require_connection
-from lora_registry.jobs import engine as jobs
+from lora_registry.jobs.engine import client as engine_client
 from lora_registry.settings import Settings
 from lora_registry.storage import open_blobs
 from lora_registry.wiring import open_context
@@ -25,7 +25,7 @@ def migrate(settings: Settings) -> None:
     require_connection(engine)
     schema.upgrade(engine)
     engine.dispose()
-    jobs.migrate(settings.resolved_database_url)
+    engine_client.migrate(settings.resolved_database_url)
 
 
 def check(settings: Settings) -> Iterator[str]:

@@ -17,16 +17,19 @@ from lora_contract import __version__
 from lora_contract.errors import RegistryError
 from lora_contract.wire.common import API
 from lora_registry.auth.guards import principal_of
+from lora_registry.auth.routes import router as auth
 from lora_registry.catalog.routes import router as catalog
 from lora_registry.catalog.signature_routes import router as signatures
 from lora_registry.catalog.tag_routes import router as tags
 from lora_registry.context import Context
 from lora_registry.db import migrate
+from lora_registry.derivations.routes import router as derivations
+from lora_registry.events.routes import router as events
 from lora_registry.gates.routes import router as gates
 from lora_registry.hf.routes import router as hf
 from lora_registry.http import problems
 from lora_registry.http.texts import refuse_nul_in_url
-from lora_registry.operations.routes import router as operations
+from lora_registry.jobs.routes import router as jobs
 from lora_registry.push.routes import router as push
 
 THREADS = 24
@@ -66,7 +69,7 @@ def create_app(ctx: Context) -> Litestar:
         route_handlers=[
             healthz,
             readyz,
-            Router(API, route_handlers=[catalog, tags, signatures, push, operations, gates]),
+            Router(API, route_handlers=[auth, catalog, tags, signatures, push, derivations, jobs, gates, events]),
             hf,
         ],
         dependencies={

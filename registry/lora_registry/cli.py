@@ -97,7 +97,7 @@ def serve(data: Path | None, host: str | None, port: int | None, workers: int) -
 @click.option("--parent", type=int, hidden=True, help="Stop when this process ends.")
 def worker(data: Path | None, queues: str, name: str | None, parent: int | None) -> None:
     """Run a job worker without the API."""
-    from lora_registry.tasks import working
+    from lora_registry.worker import main as working
 
     config = load(data=data)
     working.work(config, queues=tuple(queue.strip() for queue in queues.split(",")), name=name, parent=parent)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lora_registry.blobs.protocols import BlobStore
 from lora_registry.db.session import Database
-from lora_registry.jobs.port import JobEngine
+from lora_registry.jobs.engine.port import JobEngine
 from lora_registry.settings import Settings
 
 

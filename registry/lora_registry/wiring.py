@@ -5,7 +5,7 @@ from __future__ import annotations
 from lora_registry.context import Context
 from lora_registry.db.engine import make_engine
 from lora_registry.db.session import Database
-from lora_registry.jobs.engine import DbosEngine
+from lora_registry.jobs.engine.client import DbosEngine
 from lora_registry.settings import Settings
 from lora_registry.storage import open_blobs
 

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from lora_registry.tasks import scratch
+from lora_registry.worker import scratch
 from tests.api.site import SHARED, Site, adapter_files, open_site, until
 from tests.support.push import push
 

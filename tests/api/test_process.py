@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from lora_registry.db import migrate
 from lora_registry.db.engine import make_engine
-from lora_registry.jobs import engine as jobs
+from lora_registry.jobs.engine import client as engine_client
 from lora_registry.settings import PREFIX, Settings
 from tests.api.conftest import Sites
 from tests.api.site import DATABASES, Site
@@ -57,11 +57,11 @@ def _migrate(url: str) -> None:
         assert not migrate.is_current(engine)
         migrate.upgrade(engine)
         assert migrate.is_current(engine)
-        jobs.migrate(url)
+        engine_client.migrate(url)
         assert migrate.difference(engine) == []
         before = set(sa.inspect(engine).get_table_names())
         migrate.upgrade(engine)
-        jobs.migrate(url)
+        engine_client.migrate(url)
         assert set(sa.inspect(engine).get_table_names()) == before
     finally:
         engine.dispose()

@@ -16,8 +16,8 @@ from lora_contract.validation import Precision, Role, ValidationKey, usual_preci
 from lora_registry.auth.principals import Principal
 from lora_registry.catalog import gate_store, resolve, store
 from lora_registry.db.tables import DecisionRow, PolicyRow, Repository, Version
+from lora_registry.jobs import enqueue
 from lora_registry.runtime.clock import now
-from lora_registry.work import enqueue
 
 MAX_SETS: Final = 64
 DAY: Final = 24 * 3600 * 1_000_000

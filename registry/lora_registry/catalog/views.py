@@ -12,8 +12,8 @@ from lora_contract.wire.catalog import RepositoryView, VersionFile, VersionRef, 
 from lora_contract.wire.tags import TagEvent, TagView
 from lora_registry.catalog import base_store, store
 from lora_registry.db.tables import Repository, Tag, TagMove, Version
+from lora_registry.jobs import store as work
 from lora_registry.runtime.clock import iso
-from lora_registry.work import store as work
 
 
 def ref(repo: Repository, version: Version) -> VersionRef:

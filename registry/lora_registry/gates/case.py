@@ -24,8 +24,8 @@ from lora_registry.catalog import gate_store, governing, resolve, signatures, st
 from lora_registry.catalog.governing import Sets
 from lora_registry.db.tables import Report, Repository, Tag, Version
 from lora_registry.gates import policies
+from lora_registry.jobs import enqueue
 from lora_registry.runtime.clock import now
-from lora_registry.work import enqueue
 
 
 @dataclass(frozen=True, slots=True)

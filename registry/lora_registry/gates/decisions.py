@@ -20,7 +20,7 @@ from lora_registry.db.tables import DecisionRow
 from lora_registry.events import audit
 from lora_registry.gates import intact, validations
 from lora_registry.gates.case import Case, Judged, judge, need_weights, open_case
-from lora_registry.operations import jobs
+from lora_registry.jobs import service as jobs
 from lora_registry.runtime.clock import now
 from lora_registry.runtime.faults import fault_point
 

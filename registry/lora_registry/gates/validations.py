@@ -17,10 +17,10 @@ from lora_registry.catalog.governing import Sets
 from lora_registry.context import Context
 from lora_registry.db.tables import Repository, Version
 from lora_registry.gates.case import Wanted, need_weights
-from lora_registry.jobs.port import Queue
-from lora_registry.jobs.store import served
-from lora_registry.operations import jobs
-from lora_registry.work import enqueue
+from lora_registry.jobs import enqueue
+from lora_registry.jobs import service as jobs
+from lora_registry.jobs.engine.lease_store import served
+from lora_registry.jobs.engine.port import Queue
 
 SMALL_BASE: Final = 10**9
 """Bytes of a base that a processor is fast enough for."""

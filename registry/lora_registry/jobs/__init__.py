@@ -1,1 +1,1 @@
-"""The port to the job engine. Knows no kind of work; the only importer of dbos."""
+"""Jobs: the engine behind its port (`engine/`), what a job is about (rows), enqueueing, and the routes of `/jobs`."""

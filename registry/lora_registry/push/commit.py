@@ -16,10 +16,10 @@ from lora_registry.auth.principals import Principal, require
 from lora_registry.catalog import bases, resolve, store, tags, views
 from lora_registry.catalog.insert import Draft, check_target, insert
 from lora_registry.context import Context
+from lora_registry.jobs import enqueue
 from lora_registry.push import check
 from lora_registry.push import store as upload_rows
 from lora_registry.runtime.faults import fault_point
-from lora_registry.work import enqueue
 
 MAX_TEXT = 4096
 MAX_META = 64

@@ -1,0 +1,71 @@
+"""Jobs that look at versions and make none: diff and reproduce."""
+
+from __future__ import annotations
+
+from sqlmodel import Session
+
+from lora_contract.errors import RegistryError
+from lora_contract.recipe import sources
+from lora_contract.wire.jobs import JobView
+from lora_contract.wire.operations import DiffRequest, ReproduceRequest
+from lora_registry.auth.principals import Principal, require
+from lora_registry.catalog import resolve, store
+from lora_registry.context import Context
+from lora_registry.db.tables import Repository, Version
+from lora_registry.jobs import enqueue
+from lora_registry.jobs import service as jobs
+from lora_registry.jobs import store as work
+
+
+def diff(ctx: Context, principal: Principal, request: DiffRequest) -> JobView:
+    """Compare two adapters, or find the job that did. Raises `conflict` for what is no adapter."""
+    with ctx.db.write() as session:
+        one, before = _adapter(session, principal, request.before)
+        other, after = _adapter(session, principal, request.after)
+        require(principal, "writer", other.namespace)
+        job_id = f"{enqueue.DIFF}-{before.id}-{after.id}"
+        title = f"diff {one.namespace}/{one.name}:v{before.number} {other.namespace}/{other.name}:v{after.number}"
+        enqueue.examine(ctx, session, principal, other, after, enqueue.DIFF, job_id, title, {"before": before.id})
+    return jobs.show(ctx, principal, job_id)
+
+
+def reproduce(ctx: Context, principal: Principal, request: ReproduceRequest) -> JobView:
+    """Derive a version again and compare. Each request is a job of its own, but for one that has not ended yet.
+
+    Raises `conflict` where the version was pushed, `deleted` where something that went in is gone.
+    """
+    with ctx.db.write() as session:
+        repo, version = resolve.by_text(session, principal, request.version)
+        require(principal, "writer", repo.namespace)
+        row = None if version.recipe_digest is None else work.recipe(session, version.recipe_digest)
+        if row is None:
+            raise RegistryError(
+                "conflict",
+                f"{repo.namespace}/{repo.name}:v{version.number} was pushed and not derived: it has no recipe.",
+                hint="`lora-reg show` tells what was derived.",
+            )
+        inputs = _inputs(session, version, row.body)
+        done = sum(report.kind == enqueue.REPRODUCE for report in work.reports(session, version.id))
+        job_id = f"{enqueue.REPRODUCE}-{version.id}-{done + 1}"
+        title = f"reproduce {repo.namespace}/{repo.name}:v{version.number}"
+        spec = {"recipe": version.recipe_digest, "base": version.base_version_id, "inputs": inputs}
+        enqueue.examine(ctx, session, principal, repo, version, enqueue.REPRODUCE, job_id, title, spec)
+    status = ctx.jobs.status(job_id)
+    if status is not None and status.state in ("failed", "cancelled"):
+        ctx.jobs.retry(job_id)
+    return jobs.show(ctx, principal, job_id)
+
+
+def _inputs(session: Session, version: Version, recipe: bytes) -> list[int]:
+    """Ids of what went in, in the recipe's order: the lineage knows which versions its digests stood for."""
+    edges = store.edges_up(session, [version.id])
+    found = store.versions_by_id(session, [edge.parent_id for edge in edges if edge.relation == "input"])
+    by_digest = {parent.digest: parent.id for parent in found.values()}
+    return [by_digest[digest] for digest in sources(recipe)]
+
+
+def _adapter(session: Session, principal: Principal, text: str) -> tuple[Repository, Version]:
+    repo, version = resolve.by_text(session, principal, text)
+    if repo.kind != "adapter":
+        raise RegistryError("conflict", f"{text} is of kind {repo.kind}; adapters are compared.")
+    return repo, version

@@ -1,0 +1,57 @@
+"""Extractions: the difference between a fine-tune and its base as an adapter of that base."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlmodel import Session
+
+from lora_contract.errors import RegistryError
+from lora_contract.recipe import ExtractRecipe
+from lora_contract.wire.jobs import JobView
+from lora_contract.wire.operations import ExtractRequest
+from lora_registry.auth.principals import Principal
+from lora_registry.catalog import resolve
+from lora_registry.context import Context
+from lora_registry.derivations import inputs
+from lora_registry.derivations import recipe_job as derive
+
+EXTRACT_VERSION: Final = 1
+ADD_WEIGHTS: Final = "Add it with its weights, or use `lora-reg extract --local` on folders."
+
+
+def submit(ctx: Context, principal: Principal, request: ExtractRequest) -> JobView:
+    """Start an extraction, or find its job: see `derive.submit`."""
+    if (request.rank is None) == (request.keep_energy is None):
+        raise RegistryError("invalid-request", "An extraction takes either a rank or a share of the energy to keep.")
+    if request.max_rank is not None and request.keep_energy is None:
+        raise RegistryError("invalid-request", "A greatest rank goes with a share of the energy to keep.")
+
+    def resolved(session: Session, target: str) -> derive.Resolved:
+        tuned_repo, tuned = resolve.by_text(session, principal, request.tuned)
+        base_repo, base = resolve.by_text(session, principal, request.base)
+        if tuned_repo.kind not in ("model", "base"):
+            raise RegistryError(
+                "conflict", f"{request.tuned} is of kind {tuned_repo.kind}; expected a whole checkpoint."
+            )
+        if base_repo.kind != "base":
+            raise RegistryError("conflict", f"{request.base} is of kind {base_repo.kind}; expected a base.")
+        inputs.need_weights(tuned, request.tuned, ADD_WEIGHTS)
+        inputs.need_weights(base, request.base, ADD_WEIGHTS)
+        recipe = ExtractRecipe(
+            operation_version=EXTRACT_VERSION,
+            base=base.digest,
+            target=target,
+            tuned=tuned.digest,
+            base_name=f"{base_repo.namespace}/{base_repo.name}",
+            rank=request.rank,
+            keep_energy=request.keep_energy,
+            max_rank=request.max_rank,
+            targets=tuple(request.targets) if isinstance(request.targets, list) else request.targets,
+            save_changed=request.save_changed,
+            seed=request.seed,
+            dtype=request.dtype,
+        )
+        return derive.Resolved(recipe, base.id, (tuned.id,), f"{request.tuned} - {request.base}")
+
+    return derive.submit(ctx, principal, request, "adapter", resolved)

@@ -1,0 +1,52 @@
+"""Merges: adapters into their base."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlmodel import Session
+
+from lora_contract.errors import RegistryError
+from lora_contract.recipe import MergeRecipe
+from lora_contract.wire.jobs import JobView
+from lora_contract.wire.operations import MergeRequest
+from lora_registry.auth.principals import Principal
+from lora_registry.catalog import resolve
+from lora_registry.context import Context
+from lora_registry.derivations import inputs
+from lora_registry.derivations import recipe_job as derive
+
+MERGE_VERSION: Final = 1
+
+
+def submit(ctx: Context, principal: Principal, request: MergeRequest) -> JobView:
+    """Start a merge, or find its job: see `derive.submit`. All adapters must pin the base that is merged into."""
+    if request.seed and request.rounding == "nearest":
+        # It would make two jobs of one result.
+        raise RegistryError("invalid-request", "Rounding to the nearest takes no seed; ask for stochastic rounding.")
+
+    def resolved(session: Session, target: str) -> derive.Resolved:
+        found = inputs.adapters(session, principal, request.adapters)
+        if request.base is not None:
+            _, chosen = resolve.by_text(session, principal, request.base)
+            if chosen.digest != found.base.digest:
+                raise RegistryError(
+                    "conflict", f"{request.base} is not the base version that {request.adapters[0].adapter} pins."
+                )
+        inputs.need_weights(
+            found.base, "The base", "Add the base with its weights, or use `lora-reg merge --local --base-dir`."
+        )
+        recipe = MergeRecipe(
+            operation_version=MERGE_VERSION,
+            base=found.base.digest,
+            inputs=found.inputs,
+            target=target,
+            dtype=request.dtype,
+            allow_loss=request.allow_loss,
+            onto=request.onto,
+            rounding=request.rounding,
+            seed=request.seed,
+        )
+        return derive.Resolved(recipe, found.base.id, found.ids, found.title)
+
+    return derive.submit(ctx, principal, request, "model", resolved)

@@ -1,0 +1,125 @@
+"""From a request to a job: the recipe is the identity. What merge, compose, extract, resize and convert share.
+
+Each operation resolves its request into a recipe; whether there is a job of that recipe, whether it is started again
+and what becomes of tags is the same for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+
+from sqlmodel import Session
+
+from lora_contract import reference
+from lora_contract.errors import RegistryError
+from lora_contract.manifest import Kind
+from lora_contract.recipe import Recipe
+from lora_contract.wire.jobs import JobView
+from lora_contract.wire.operations import DeriveRequest
+from lora_registry.auth.principals import Principal, require
+from lora_registry.catalog import resolve, store, tags
+from lora_registry.catalog.insert import check_target
+from lora_registry.context import Context
+from lora_registry.jobs import enqueue
+from lora_registry.jobs import service as jobs
+from lora_registry.jobs import store as work
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A recipe, and the ids of the versions that its digests stand for: other repositories may hold the same ones.
+
+    title: what goes in, for people.
+    """
+
+    recipe: Recipe
+    base: int
+    inputs: tuple[int, ...]
+    title: str
+
+
+def submit(
+    ctx: Context,
+    principal: Principal,
+    request: DeriveRequest,
+    kind: Kind,
+    resolved: Callable[[Session, str], Resolved],
+) -> JobView:
+    """Start a job, or find the one of the same recipe; one that failed or was cancelled is started again.
+
+    kind: of the result. resolved: pins the inputs, given a session and the target's `namespace/name`. Tags are set when
+    the job is done, or at once where it is done already; a job that is under way keeps the tags it was first asked for
+    with. Raises `not-found`, `conflict` (bases differ, target of another kind), `unsupported`, `invalid-request`.
+    """
+    target = reference.parse(request.to).with_namespace(reference.DEFAULT_NAMESPACE)
+    if not target.is_bare:
+        raise RegistryError(
+            "invalid-reference", f"The target {request.to!r} names a tag or version; give a repository."
+        )
+    namespace = target.namespace or ""
+    require(principal, "writer", namespace)
+    for tag in request.tags:
+        reference.check_tag(tag)
+    with ctx.db.read() as session:
+        check_target(store.repository(session, namespace, target.name), namespace, target.name, kind)
+        found = resolved(session, target.repository)
+    job_id, done = _job(ctx, found.recipe)
+    status = ctx.jobs.status(job_id)
+    if done is not None and request.tags:
+        _tag(ctx, principal, done, request)
+    elif status is not None and status.state in ("failed", "cancelled"):
+        _again(ctx, job_id)
+    elif status is None:
+        with ctx.db.write() as session:
+            enqueue.derive(
+                ctx,
+                session,
+                principal,
+                found.recipe,
+                job_id=job_id,
+                base=found.base,
+                inputs=found.inputs,
+                namespace=namespace,
+                title=f"{found.title} -> {target.repository}",
+                tags=request.tags,
+                message=request.message,
+            )
+    return jobs.show(ctx, principal, job_id)
+
+
+def _job(ctx: Context, recipe: Recipe) -> tuple[str, int | None]:
+    """The id of the recipe's job, and the version that it has made; None where it has made none yet.
+
+    A job whose result was deleted has had its day: the same recipe is then another job.
+    """
+    with ctx.db.read() as session:
+        for attempt in count(1):
+            job_id = enqueue.derived_job_id(recipe, attempt)
+            row = work.job(session, job_id)
+            if row is None or row.result_version_id is None:
+                break
+            if store.versions_by_id(session, [row.result_version_id])[row.result_version_id].deleted_at is None:
+                return job_id, row.result_version_id
+    return job_id, None
+
+
+def _tag(ctx: Context, principal: Principal, version_id: int, request: DeriveRequest) -> None:
+    """Set the tags that were asked for on a result that was there already."""
+    with ctx.db.write() as session:
+        version = store.versions_by_id(session, [version_id])[version_id]
+        known = store.repositories_by_id(session, [version.repository_id])[version.repository_id]
+        repo = resolve.repository(session, principal, known.namespace, known.name, lock=True)
+        for tag in request.tags:
+            tags.set_in_transaction(
+                session, principal, repo, tag, version, expect=tags.ANYTHING, reason=request.message
+            )
+
+
+def _again(ctx: Context, job_id: str) -> None:
+    try:
+        ctx.jobs.retry(job_id)
+    except RegistryError as error:
+        if error.code != "conflict":  # another request for the same recipe was faster: then it runs as this one wants
+            raise

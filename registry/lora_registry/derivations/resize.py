@@ -1,0 +1,58 @@
+"""Resizes and conversions: an adapter in another shape."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlmodel import Session
+
+from lora_contract.errors import RegistryError
+from lora_contract.recipe import ConvertRecipe, ResizeRecipe
+from lora_contract.wire.jobs import JobView
+from lora_contract.wire.operations import ConvertRequest, ResizeRequest, WeightedAdapter
+from lora_registry.auth.principals import Principal
+from lora_registry.context import Context
+from lora_registry.derivations import inputs
+from lora_registry.derivations import recipe_job as derive
+
+RESIZE_VERSION: Final = 1
+CONVERT_VERSION: Final = 1
+
+
+def submit(ctx: Context, principal: Principal, request: ResizeRequest) -> JobView:
+    """Start a resize, or find its job: see `derive.submit`."""
+    if (request.rank is None) == (request.keep_energy is None):
+        raise RegistryError("invalid-request", "A resize takes either a rank or a share of the energy to keep.")
+
+    def resolved(session: Session, target: str) -> derive.Resolved:
+        found = inputs.adapters(session, principal, [WeightedAdapter(adapter=request.adapter)])
+        recipe = ResizeRecipe(
+            operation_version=RESIZE_VERSION,
+            base=found.base.digest,
+            target=target,
+            adapter=found.inputs[0].digest,
+            rank=request.rank,
+            keep_energy=request.keep_energy,
+            dtype=request.dtype,
+        )
+        return derive.Resolved(recipe, found.base.id, found.ids, found.title)
+
+    return derive.submit(ctx, principal, request, "adapter", resolved)
+
+
+def submit_conversion(ctx: Context, principal: Principal, request: ConvertRequest) -> JobView:
+    """Start a conversion to plain LoRA, or find its job: see `derive.submit`."""
+
+    def resolved(session: Session, target: str) -> derive.Resolved:
+        found = inputs.adapters(session, principal, [WeightedAdapter(adapter=request.adapter)])
+        recipe = ConvertRecipe(
+            operation_version=CONVERT_VERSION,
+            base=found.base.digest,
+            target=target,
+            adapter=found.inputs[0].digest,
+            uniform_rank=request.uniform_rank,
+            dtype=request.dtype,
+        )
+        return derive.Resolved(recipe, found.base.id, found.ids, found.title)
+
+    return derive.submit(ctx, principal, request, "adapter", resolved)

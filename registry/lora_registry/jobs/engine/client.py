@@ -1,0 +1,234 @@
+"""The client side of the engine: for the service, which never runs a job itself."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from dbos import (
+    DBOS,
+    DBOSClient,
+    DBOSPortableJSONSerializer,
+    EnqueueOptions,
+    PortableWorkflowError,
+    SQLAlchemyDatasource,
+)
+from dbos import error as dbos_error
+from sqlalchemy import Engine, bindparam, create_engine, make_url, text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from lora_contract.errors import RegistryError
+from lora_registry.jobs.engine.names import APPLICATION, APPLICATION_VERSION, PROGRESS_STREAM, from_portable
+from lora_registry.jobs.engine.port import TERMINAL, JobStatus, Progress, Queue, State
+
+_STATES: Final[dict[str, State]] = {
+    "DELAYED": "queued",
+    "ENQUEUED": "queued",
+    "PENDING": "running",
+    "SUCCESS": "done",
+    "ERROR": "failed",
+    "MAX_RECOVERY_ATTEMPTS_EXCEEDED": "failed",
+    "CANCELLED": "cancelled",
+}
+_POLL_SECONDS: Final = 0.2
+_MIGRATE_SECONDS: Final = 30.0
+
+
+def migrate(url: str) -> None:
+    """Create or bring up to date the engine's own tables. Neither the client nor a worker does it by itself.
+
+    On PostgreSQL they lie in the schema `dbos`. On SQLite they lie in the same file, without a prefix, and Alembic's
+    environment names them so as to leave them alone. Several processes may call it at once.
+    """
+    if url.startswith("sqlite"):
+        _write_ahead(url)
+    DBOS.migrate(url)
+    SQLAlchemyDatasource.migrate(url)
+
+
+def _write_ahead(url: str) -> None:
+    """Give the file its write-ahead log. SQLite does not wait for its other users here, whatever the timeout."""
+    engine = create_engine(url)
+    deadline = time.monotonic() + _MIGRATE_SECONDS
+    while True:
+        try:
+            with engine.connect() as connection:
+                connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+            break
+        except OperationalError as error:
+            if getattr(error.orig, "sqlite_errorcode", None) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(_POLL_SECONDS)
+    engine.dispose()
+
+
+class DbosEngine:
+    """A `JobEngine`. Connects on first use; `migrate` must have run.
+
+    database: SQLAlchemy URL, `sqlite:////path/file.db` or `postgresql+psycopg://…`, or an engine whose URL is taken.
+    The connections are its own: the engine's reads must not take the write lock that ours take on SQLite.
+    """
+
+    def __init__(self, database: str | Engine) -> None:
+        url = database if isinstance(database, str) else database.url.render_as_string(hide_password=False)
+        self._sqlite = make_url(url).get_backend_name() == "sqlite"
+        self._own = None if isinstance(database, Engine) else create_engine(url)
+        self._engine = database if isinstance(database, Engine) else self._own
+        self._client = DBOSClient(
+            system_database_url=url,
+            application_name=APPLICATION,
+            serializer=DBOSPortableJSONSerializer(),
+            lazy=True,
+            retry_connection_errors=False,
+        )
+
+    def enqueue(
+        self,
+        session: Session,
+        *,
+        kind: str,
+        job_id: str,
+        spec: dict[str, Any],
+        queue: Queue,
+        priority: int = 100,
+    ) -> None:
+        options: EnqueueOptions = {
+            "workflow_name": kind,
+            "workflow_id": job_id,
+            "queue_name": queue,
+            "app_version": APPLICATION_VERSION,
+            "priority": priority,
+            # The engine forgets the queue of a cancelled job.
+            "attributes": {"queue": queue},
+        }
+        try:
+            self._client.enqueue_in_transaction(session, options, spec)
+        except dbos_error.DBOSConflictingWorkflowError as error:
+            raise RegistryError("conflict", f"The job {job_id} exists and is of another kind than {kind}.") from error
+
+    def status(self, job_id: str) -> JobStatus | None:
+        with _answering():
+            found = self._client.list_workflows(workflow_ids=[job_id], load_input=False)
+        return _status(found[0]) if found else None
+
+    def list(
+        self, *, kind: str | None = None, state: State | None = None, limit: int = 100, before: float | None = None
+    ) -> list[JobStatus]:
+        chosen: dict[str, Any] = {"sort_desc": True, "load_input": False}
+        if kind is not None:
+            chosen["name"] = kind
+        if state is not None:
+            chosen["status"] = [name for name, ours in _STATES.items() if ours == state]
+        end = None if before is None else _stamp(round(before * 1000) - 1)
+        with _answering():
+            found = self._client.list_workflows(limit=limit, end_time=end, **chosen)
+            if len(found) == limit and found[-1].created_at is not None:
+                # Jobs of one millisecond stay on one page: the next begins strictly before it.
+                last = _stamp(found[-1].created_at)
+                seen = {each.workflow_id for each in found}
+                ties = self._client.list_workflows(start_time=last, end_time=last, **chosen)
+                found.extend(each for each in ties if each.workflow_id not in seen)
+        return [_status(each) for each in found]
+
+    def cancel(self, job_id: str) -> None:
+        if self._known(job_id).state in TERMINAL:
+            return
+        with _answering():
+            self._client.cancel_workflow(job_id)
+
+    def follow(self, job_id: str, offset: int = 0, timeout: float | None = None) -> Iterator[Progress]:
+        values = self._client.read_stream(
+            job_id, PROGRESS_STREAM, offset=offset, polling_interval_sec=_POLL_SECONDS, timeout_seconds=timeout
+        )
+        with _answering():
+            try:
+                for value in values:
+                    yield Progress(offset=offset, **value)
+                    offset += 1
+            except dbos_error.DBOSStreamTimeoutError:
+                return
+            except dbos_error.DBOSNonExistentWorkflowError as error:
+                raise _unknown(job_id) from error
+
+    def retry(self, job_id: str) -> None:
+        status = self._known(job_id)
+        if status.state not in ("failed", "cancelled"):
+            raise RegistryError("conflict", f"The job {job_id} is {status.state}, neither failed nor cancelled.")
+        with _answering():
+            steps = self._client.list_workflow_steps(job_id)
+            failed = [step["function_id"] for step in steps if step["error"] is not None]
+            begin = min(failed, default=max((step["function_id"] for step in steps), default=0) + 1)
+            self._forget_failed_transactions(job_id, begin)
+            try:
+                self._client.rewind_workflow(
+                    job_id, start_step=begin, application_version=APPLICATION_VERSION, queue_name=status.queue
+                )
+            except dbos_error.DBOSException as error:
+                raise RegistryError("conflict", f"The job {job_id} was started again by somebody else.") from error
+
+    def close(self) -> None:
+        self._client.destroy()
+        if self._own is not None:
+            self._own.dispose()
+
+    def _known(self, job_id: str) -> JobStatus:
+        status = self.status(job_id)
+        if status is None:
+            raise _unknown(job_id)
+        return status
+
+    def _forget_failed_transactions(self, job_id: str, begin: int) -> None:
+        # The client's rewind does not know of this table. A committed transaction's row stays, whatever happened
+        # after it: its writes are there and must not be made twice.
+        assert self._engine is not None
+        table = "datasource_outputs" if self._sqlite else "dbos.datasource_outputs"
+        statement = text(
+            f"DELETE FROM {table} WHERE workflow_id = :job AND step_id >= :begin AND error IS NOT NULL"
+        ).bindparams(bindparam("job", job_id), bindparam("begin", begin))
+        with self._engine.begin() as connection:
+            connection.execute(statement)
+
+
+def _status(found: Any) -> JobStatus:
+    error, code = None, None
+    if found.status == "MAX_RECOVERY_ATTEMPTS_EXCEEDED":
+        error, code = f"Every worker that ran it died, {found.recovery_attempts} times.", "job-failed"
+    elif isinstance(found.error, PortableWorkflowError):
+        failure = from_portable(found.error)
+        error, code = failure.detail, failure.code
+    elif found.error is not None:
+        error, code = str(found.error), "job-failed"
+    return JobStatus(
+        id=found.workflow_id,
+        kind=found.name,
+        state=_STATES[found.status],
+        queue=(found.attributes or {}).get("queue") or found.queue_name or "",
+        created_at=found.created_at / 1000,
+        updated_at=found.updated_at / 1000,
+        worker=found.executor_id,
+        error=error,
+        error_code=code,
+        attempts=found.recovery_attempts or 0,
+        result=found.output,
+    )
+
+
+def _stamp(milliseconds: int) -> str:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")
+
+
+def _unknown(job_id: str) -> RegistryError:
+    return RegistryError("not-found", f"There is no job {job_id}.", hint="Check the id with `lora-reg job list`.")
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as error:
+        raise RegistryError("unavailable", "The database did not answer or is locked.") from error

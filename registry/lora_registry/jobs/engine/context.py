@@ -1,0 +1,147 @@
+"""What a handler works with, on DBOS."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from dbos import DBOS, PortableWorkflowError, SQLAlchemyDatasource
+from sqlalchemy.exc import OperationalError
+
+from lora_contract.errors import RegistryError
+from lora_registry.jobs.children import Children
+from lora_registry.jobs.engine.kinds import JobKind
+from lora_registry.jobs.engine.names import ALIVE_EVENT, PROGRESS_STREAM, from_portable, to_portable
+from lora_registry.runtime.faults import fault_point
+
+
+class DbosContext:
+    """A `JobContext`. One per run of a job, used by the one thread that runs it."""
+
+    def __init__(
+        self, *, job_id: str, kind: JobKind, datasource: SQLAlchemyDatasource, isolation: str, children: Children
+    ) -> None:
+        self.job_id = job_id
+        self.kind = kind
+        self._datasource = datasource
+        self._isolation = isolation
+        self._children = children
+        self._in_transaction = False
+
+    def step(self, name: str, fn: Callable[..., Any], *args: Any) -> Any:
+        def body() -> Any:
+            fault_point(f"jobs.step.{name}.before")
+            result = self._tried(name, lambda: fn(*args))
+            fault_point(f"jobs.step.{name}.after")
+            return result
+
+        try:
+            result = DBOS.run_step({"name": name}, body)
+        except PortableWorkflowError as error:
+            raise from_portable(error) from error
+        fault_point(f"jobs.step.{name}.recorded")
+        return result
+
+    def child(self, name: str, target: str, spec: dict[str, Any]) -> Any:
+        sink = _StepSink(self, name)
+        return self.step(
+            name,
+            lambda: self._children.run(name=name, target=target, spec=spec, sink=sink, timeout=self.kind.timeout),
+        )
+
+    def transaction(self, name: str, fn: Callable[..., Any], *args: Any) -> Any:
+        def body() -> Any:
+            fault_point(f"jobs.transaction.{name}.before")
+            self._in_transaction = True
+            try:
+                result = fn(self._datasource.sql_session(), *args)
+            except RegistryError as error:
+                raise to_portable(error) from error
+            finally:
+                self._in_transaction = False
+            fault_point(f"jobs.transaction.{name}.written")
+            return result
+
+        # Each attempt is a step of its own: a transaction's checkpoint cannot be written twice.
+        attempt = 1
+        while True:
+            try:
+                result = self._datasource.run_tx_step(self._options(name), body)
+            except PortableWorkflowError as error:
+                failure = from_portable(error)
+                if not failure.kind.retryable or attempt >= self.kind.retry.attempts:
+                    raise failure from error
+                DBOS.sleep(self.kind.retry.delay(attempt))
+                attempt += 1
+            else:
+                fault_point(f"jobs.transaction.{name}.recorded")
+                return result
+
+    def _options(self, name: str) -> Any:
+        # A TypedDict that the engine does not export.
+        return {"name": name, "isolation_level": self._isolation}
+
+    def progress(self, step: str, message: str, *, done: int = 0, total: int | None = None, unit: str = "") -> None:
+        if self._in_transaction:
+            # On SQLite the write would wait for the lock that this very transaction holds.
+            raise RuntimeError("progress cannot be reported from inside a transaction")
+        record = {"at": time.time(), "step": step, "message": message, "done": done, "total": total, "unit": unit}
+        DBOS.write_stream(PROGRESS_STREAM, record)
+
+    def log(self, text: str) -> None:
+        self.progress("log", text)
+
+    def alive(self) -> None:
+        """Raise where the job is no longer ours. An event is one row, overwritten, where a stream would grow."""
+        DBOS.set_event(ALIVE_EVENT, time.time())
+
+    def _tried(self, name: str, work: Callable[[], Any]) -> Any:
+        policy = self.kind.retry
+        attempt = 1
+        while True:
+            try:
+                return work()
+            except (RegistryError, OperationalError) as error:
+                failure = (
+                    error
+                    if isinstance(error, RegistryError)
+                    else RegistryError("unavailable", "The database did not answer or is locked.")
+                )
+                if not failure.kind.retryable or attempt >= policy.attempts:
+                    raise to_portable(failure) from error
+            delay = policy.delay(attempt)
+            self.log(
+                f"{name}: attempt {attempt} of {policy.attempts} failed: {failure.detail} Again in {delay:g} seconds."
+            )
+            self._wait(delay)
+            attempt += 1
+
+    def _wait(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, 1.0))
+            self.alive()
+
+
+class _StepSink:
+    """Passes a child's reports on under the name of its step."""
+
+    def __init__(self, context: DbosContext, step: str) -> None:
+        self._context = context
+        self._step = step
+
+    def progress(self, record: dict[str, Any]) -> None:
+        self._context.progress(
+            self._step,
+            str(record["message"]),
+            done=int(record["done"]),
+            total=record["total"],
+            unit=str(record["unit"]),
+        )
+
+    def log(self, text: str) -> None:
+        self._context.log(text)
+
+    def alive(self) -> None:
+        self._context.alive()

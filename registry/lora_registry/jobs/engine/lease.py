@@ -1,0 +1,106 @@
+"""The failure detector: each worker beats on a lease, and each gives the jobs of the dead to the living.
+
+The engine takes a dead process's jobs up again only when a process with the same id starts. Here every worker looks,
+once a tick, for running jobs whose worker holds no lease, and puts them back on their queue. That is idempotent and
+needs no leader. Taking a living worker for dead costs one repeated step, never a second result: the engine fences.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from lora_registry.jobs.engine import lease_store as store
+
+_log = logging.getLogger(__name__)
+
+
+class Heartbeat(threading.Thread):
+    """Renews the lease every `beat_seconds`; calls `on_lost` once where it is gone or could not be renewed in time."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        executor_id: str,
+        instance: str,
+        lease_seconds: float,
+        beat_seconds: float,
+        on_lost: Callable[[str], None],
+    ) -> None:
+        super().__init__(name="lease-heartbeat", daemon=True)
+        self._engine = engine
+        self._executor_id = executor_id
+        self._instance = instance
+        self._lease_seconds = lease_seconds
+        self._beat_seconds = beat_seconds
+        self._on_lost = on_lost
+        self._halt = threading.Event()
+
+    def run(self) -> None:
+        renewed = time.monotonic()
+        while not self._halt.wait(self._beat_seconds):
+            begun = time.monotonic()
+            try:
+                if not store.beat(self._engine, executor_id=self._executor_id, instance=self._instance):
+                    self._on_lost("its lease was given up by others")
+                    return
+                renewed = begun
+            except SQLAlchemyError as error:
+                _log.warning("The lease could not be renewed: %s", error)
+                if time.monotonic() - renewed > self._lease_seconds:
+                    self._on_lost("its lease could not be renewed in time")
+                    return
+
+    def stop(self) -> None:
+        self._halt.set()
+
+
+class Reaper(threading.Thread):
+    """Every `tick_seconds`: running jobs of executors without a lease go back to their queues.
+
+    running: executor ids of the jobs that are marked as running. recover: puts the jobs of these executors back.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        executor_id: str,
+        tick_seconds: float,
+        running: Callable[[], set[str]],
+        recover: Callable[[list[str]], None],
+    ) -> None:
+        super().__init__(name="lease-reaper", daemon=True)
+        self._engine = engine
+        self._executor_id = executor_id
+        self._tick_seconds = tick_seconds
+        self._running = running
+        self._recover = recover
+        self._halt = threading.Event()
+
+    def run(self) -> None:
+        while not self._halt.wait(self._tick_seconds):
+            try:
+                self.sweep()
+            except SQLAlchemyError as error:
+                _log.warning("The search for dead workers failed and will be repeated: %s", error)
+
+    def sweep(self) -> list[str]:
+        """One pass; returns the executors whose jobs were put back."""
+        store.drop_expired(self._engine, but=self._executor_id)
+        # First the jobs, then the leases: a worker takes its lease before its first job.
+        running = self._running()
+        dead = sorted(running - store.holders(self._engine) - {self._executor_id})
+        if dead:
+            _log.warning("Taking over the jobs of %s", ", ".join(dead))
+            self._recover(dead)
+        return dead
+
+    def stop(self) -> None:
+        self._halt.set()

@@ -1,0 +1,107 @@
+"""The SQL of the worker leases. All times are the database's own.
+
+Each write is one statement that commits itself: a worker that is frozen while it beats must not hold the lock of its
+row, for which those who would take its jobs over wait.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import BigInteger, ColumnElement, Connection, Engine, delete, func, literal_column, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import InstrumentedAttribute, Session
+from sqlmodel import SQLModel, col
+
+from lora_registry.db.engine import autocommitting
+from lora_registry.db.tables.jobs import WorkerLease
+from lora_registry.runtime.faults import fault_point
+
+_NOW = {
+    "sqlite": "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)",
+    "postgresql": "CAST(extract(epoch from clock_timestamp()) * 1000000 AS BIGINT)",
+}
+
+_executor: InstrumentedAttribute[str] = col(WorkerLease.executor_id)  # type: ignore[assignment]
+_instance: InstrumentedAttribute[str] = col(WorkerLease.instance)  # type: ignore[assignment]
+_beat: InstrumentedAttribute[int] = col(WorkerLease.beat_at)  # type: ignore[assignment]
+_lease: InstrumentedAttribute[int] = col(WorkerLease.lease_us)  # type: ignore[assignment]
+
+
+def _now(bind: Engine | Connection) -> ColumnElement[int]:
+    return literal_column(_NOW[bind.dialect.name], BigInteger)
+
+
+def _reading(engine: Engine) -> Connection:
+    # Once a second in every worker: it must not queue for SQLite's write lock.
+    return engine.execution_options(read_only=True).connect()
+
+
+def claim(engine: Engine, *, executor_id: str, instance: str, host: str, queues: str, lease_seconds: float) -> bool:
+    """Take the lease if it is free, expired or already `instance`'s. False where another live instance holds it."""
+    values: dict[str, Any] = {
+        "instance": instance,
+        "host": host,
+        "queues": queues,
+        "beat_at": _now(engine),
+        "lease_us": int(lease_seconds * 1_000_000),
+    }
+    insert = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
+    statement = (
+        insert(WorkerLease)
+        .values(executor_id=executor_id, **values)
+        .on_conflict_do_update(
+            index_elements=[_executor],
+            set_=values,
+            where=(_instance == instance) | (_beat + _lease < _now(engine)),
+        )
+        .returning(_executor)
+    )
+    with autocommitting(engine).connect() as connection:
+        return connection.execute(statement).first() is not None
+
+
+def beat(engine: Engine, *, executor_id: str, instance: str) -> bool:
+    """Renew the lease. False where the row is gone or another's: the jobs of this worker have been given away."""
+    statement = update(WorkerLease).where(_executor == executor_id, _instance == instance).values(beat_at=_now(engine))
+    with autocommitting(engine).connect() as connection:
+        renewed = connection.execute(statement).rowcount == 1
+        fault_point("jobs.lease.renewed")
+        return renewed
+
+
+def release(engine: Engine, *, executor_id: str, instance: str) -> None:
+    """Give the lease back, so that others need not wait for its end."""
+    with autocommitting(engine).connect() as connection:
+        connection.execute(delete(WorkerLease).where(_executor == executor_id, _instance == instance))
+
+
+def drop_expired(engine: Engine, *, but: str) -> list[str]:
+    """Delete the expired leases other than `but`'s, and say whose they were.
+
+    A worker that slept past its lease finds its row gone, and so learns that its jobs are no longer its own.
+    """
+    expired = (_beat + _lease < _now(engine)) & (_executor != but)
+    with _reading(engine) as connection:
+        found = connection.execute(select(func.count()).select_from(WorkerLease).where(expired)).scalar_one()
+    if not found:
+        return []
+    with autocommitting(engine).connect() as connection:
+        return list(connection.execute(delete(WorkerLease).where(expired).returning(_executor)).scalars())
+
+
+def holders(engine: Engine) -> set[str]:
+    """Executor ids that have a lease."""
+    with _reading(engine) as connection:
+        return set(connection.execute(select(_executor)).scalars())
+
+
+def served(session: Session) -> set[str]:
+    """Queues that a live worker takes jobs from."""
+    alive = select(col(WorkerLease.queues)).where(_beat + _lease >= _now(session.get_bind()))
+    return {queue for queues in session.execute(alive).scalars() for queue in queues.split(",")}
+
+
+def create_table(engine: Engine) -> None:
+    """For tests and tools without Alembic: create the lease table where it is missing."""
+    SQLModel.metadata.create_all(engine, tables=[SQLModel.metadata.tables[WorkerLease.__tablename__]])

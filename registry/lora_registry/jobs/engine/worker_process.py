@@ -1,0 +1,207 @@
+"""The worker process: takes jobs from queues and runs their handlers until it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NoReturn
+
+from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, SQLAlchemyDatasource
+from sqlalchemy import Engine, event
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import sessionmaker
+from sqlmodel import Session
+
+from lora_contract.errors import RegistryError
+from lora_registry.jobs.child import die_with_parent
+from lora_registry.jobs.children import Children
+from lora_registry.jobs.engine import lease_store as store
+from lora_registry.jobs.engine.context import DbosContext
+from lora_registry.jobs.engine.kinds import Handler, JobKind
+from lora_registry.jobs.engine.lease import Heartbeat, Reaper
+from lora_registry.jobs.engine.names import APPLICATION, APPLICATION_VERSION, to_portable
+from lora_registry.runtime.faults import fault_point
+from lora_registry.runtime.signals import received
+
+_log = logging.getLogger(__name__)
+
+EXIT_LEASE_LOST: Final = 75
+"""Exit status of a worker whose jobs were given to others (EX_TEMPFAIL: start it again)."""
+
+SPARE_CONNECTIONS: Final = 8
+"""For the reaper, the heartbeat and what the engine does by itself."""
+
+DEFAULT_CONCURRENCY: Final[Mapping[str, int]] = {"orchestrate": 8, "cpu": 2, "gpu": 1}
+
+
+def run_worker(
+    engine: Engine,
+    handlers: Mapping[JobKind, Handler],
+    *,
+    queues: Sequence[str] = ("orchestrate", "cpu"),
+    executor_id: str | None = None,
+    concurrency: Mapping[str, int] = DEFAULT_CONCURRENCY,
+    lease_seconds: float = 30.0,
+    beat_seconds: float = 5.0,
+    reap_seconds: float = 1.0,
+    poll_seconds: float = 0.3,
+    parent_pid: int | None = None,
+) -> NoReturn:
+    """Run jobs until SIGTERM or SIGINT; never returns. Call it in the main thread of a process of its own.
+
+    engine: of our database, whose URL the job engine uses too; `migrate` must have run. executor_id: None gives
+    `host/uuid`, new at every start; a fixed one takes its own jobs up again at once after a restart, and is refused
+    with RegistryError `conflict` while another live process holds it. concurrency: jobs of a queue at a time in one
+    worker; the newest worker's figure holds for all. parent_pid: stop when this process, our parent, ends.
+
+    Exit status 0 after a signal (running jobs go on in another worker), EXIT_LEASE_LOST where the lease was lost.
+    """
+    if parent_pid is not None:
+        die_with_parent(parent_pid, sent=signal.SIGTERM)
+    host = socket.gethostname()
+    executor_id = executor_id or f"{host}/{uuid.uuid4()}"
+    instance = str(uuid.uuid4())
+    children = Children()
+    stop = received(signal.SIGTERM, signal.SIGINT)
+
+    claimed = store.claim(
+        engine,
+        executor_id=executor_id,
+        instance=instance,
+        host=host,
+        queues=",".join(queues),
+        lease_seconds=lease_seconds,
+    )
+    if not claimed:
+        raise RegistryError("conflict", f"A live worker already runs as {executor_id}.")
+
+    def lost(reason: str) -> None:
+        _log.error("This worker stops: %s", reason)
+        children.stop()
+        os._exit(EXIT_LEASE_LOST)
+
+    heartbeat = Heartbeat(
+        engine,
+        executor_id=executor_id,
+        instance=instance,
+        lease_seconds=lease_seconds,
+        beat_seconds=beat_seconds,
+        on_lost=lost,
+    )
+    heartbeat.start()
+    # Whoever is inside a transaction of ours on SQLite holds the write lock and asks the engine, on a connection of its
+    # own, whether the job is still its own. With fewer connections than threads that wait for the lock, neither goes
+    # on until the lock's wait of 30 seconds is over.
+    connections = SPARE_CONNECTIONS + 2 * len(queues) + sum(concurrency.get(queue, 1) for queue in queues)
+    _launch(
+        engine,
+        handlers,
+        executor_id=executor_id,
+        children=children,
+        queues=queues,
+        lease_seconds=lease_seconds,
+        connections=connections,
+    )
+    for queue in queues:
+        DBOS.register_queue(
+            queue,
+            worker_concurrency=concurrency.get(queue, 1),
+            polling_interval_sec=poll_seconds,
+            on_conflict="always_update",
+        )
+    reaper = Reaper(
+        engine, executor_id=executor_id, tick_seconds=reap_seconds, running=_running_executors, recover=_recover
+    )
+    reaper.start()
+    _log.info("Worker %s takes jobs from %s", executor_id, ", ".join(queues))
+
+    stop.get()
+    # The engine's own shutdown waits for steps and then forgets them. Here the children die, nothing is recorded for
+    # their steps, and the lease goes last, so that nobody takes a job over while we still work on it.
+    reaper.stop()
+    children.stop()
+    heartbeat.stop()
+    fault_point("jobs.worker.drained")
+    try:
+        store.release(engine, executor_id=executor_id, instance=instance)
+    except SQLAlchemyError as error:
+        _log.warning("The lease could not be given back and will expire: %s", error)
+    os._exit(0)
+
+
+def _launch(
+    engine: Engine,
+    handlers: Mapping[JobKind, Handler],
+    *,
+    executor_id: str,
+    children: Children,
+    queues: Sequence[str],
+    lease_seconds: float,
+    connections: int,
+) -> None:
+    url = engine.url.render_as_string(hide_password=False)
+    serializer = DBOSPortableJSONSerializer()
+    sessions = sessionmaker(class_=Session, expire_on_commit=False)
+    # Around the commit, after the engine has looked whether the job is still ours and before it notes the step as
+    # done: the places where a result could be doubled.
+    event.listen(sessions, "before_commit", lambda _session: fault_point("jobs.transaction.checkpointed"))
+    event.listen(sessions, "after_commit", lambda _session: fault_point("jobs.transaction.committed"))
+    config: DBOSConfig = {
+        "name": APPLICATION,
+        "system_database_url": url,
+        "executor_id": executor_id,
+        "application_version": APPLICATION_VERSION,
+        "run_migrations": False,
+        "serializer": serializer,
+        "use_listen_notify": False,
+        "sys_db_pool_size": connections,
+        # A frozen worker may hold the lock of a job's row; PostgreSQL ends its transaction when its lease has run out.
+        "sys_db_idle_transaction_timeout_sec": lease_seconds,
+        "log_level": "WARNING",
+    }
+    DBOS(config=config)
+    datasource = SQLAlchemyDatasource.create(
+        url, engine=engine, serializer=serializer, sessionmaker=sessions, run_migrations=False
+    )
+    # As in the service, whose functions run here too. SQLite knows only the one level.
+    isolation = "SERIALIZABLE" if engine.dialect.name == "sqlite" else "READ COMMITTED"
+    for kind, handler in handlers.items():
+        _register(kind, handler, datasource=datasource, isolation=isolation, children=children)
+    DBOS.listen_queues(list(queues))
+    DBOS.launch()
+
+
+def _register(
+    kind: JobKind, handler: Handler, *, datasource: SQLAlchemyDatasource, isolation: str, children: Children
+) -> None:
+    # The engine counts what comes after the first start.
+    @DBOS.workflow(name=kind.name, max_recovery_attempts=kind.max_attempts - 1)
+    def run(spec: dict[str, Any]) -> dict[str, Any]:
+        assert DBOS.workflow_id is not None
+        fault_point("jobs.job.started")
+        context = DbosContext(
+            job_id=DBOS.workflow_id, kind=kind, datasource=datasource, isolation=isolation, children=children
+        )
+        try:
+            result = handler(context, spec)
+        except RegistryError as error:
+            raise to_portable(error) from error
+        fault_point("jobs.job.finished")
+        return result
+
+
+def _running_executors() -> set[str]:
+    # Recovery is for our own version; others' jobs are theirs to take over.
+    running = DBOS.list_workflows(
+        status="PENDING", app_version=APPLICATION_VERSION, load_input=False, load_output=False
+    )
+    return {workflow.executor_id for workflow in running if workflow.executor_id}
+
+
+def _recover(executor_ids: list[str]) -> None:
+    # The one private name we use; a test fails where it goes. See the lease module for why it is needed.
+    DBOS._recover_pending_workflows(executor_ids)

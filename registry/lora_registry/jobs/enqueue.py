@@ -1,0 +1,143 @@
+"""Asking for work: the row that says what a job is about and the engine's job, in the caller's transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from sqlmodel import Session
+
+from lora_contract.recipe import OPERATIONS, Recipe
+from lora_contract.validation import Role, ValidationKey
+from lora_registry.auth.principals import Principal
+from lora_registry.context import Context
+from lora_registry.db.dialect import insert_ignore
+from lora_registry.db.tables import JobRow, RecipeRow, Repository, Version
+from lora_registry.jobs.engine.port import Queue
+from lora_registry.runtime.clock import now
+
+INSPECT: Final = "inspect"
+VALIDATE: Final = "validate"
+DIFF: Final = "diff"
+REPRODUCE: Final = "reproduce"
+
+PRIORITY: Final[dict[str, int]] = {
+    INSPECT: 50,
+    DIFF: 60,
+    VALIDATE: 75,
+    **dict.fromkeys((*OPERATIONS, REPRODUCE), 100),
+}
+"""Low runs first: a check of a push takes a second and somebody waits for it."""
+
+
+def inspect(ctx: Context, session: Session, principal: Principal, repo: Repository, version: Version) -> str:
+    """Enqueue the first validation of a version; returns the job's id."""
+    job_id = f"{INSPECT}-{version.id}-{version.digest[7:23]}"
+    title = f"inspect {repo.namespace}/{repo.name}:v{version.number}"
+    _row(session, principal, job_id, INSPECT, repo.namespace, title, subject=version.id)
+    _start(ctx, session, job_id, INSPECT, {"version": version.id, "digest": version.digest}, "cpu")
+    return job_id
+
+
+def validation_job_id(version: Version, key: ValidationKey) -> str:
+    """The id of the job and of its report. Of a row, since another repository may hold the same content."""
+    return f"{VALIDATE}-{version.id}-{key.digest.hex}"
+
+
+def validate(
+    ctx: Context,
+    session: Session,
+    principal: Principal,
+    repo: Repository,
+    version: Version,
+    key: ValidationKey,
+    sets: Sequence[tuple[Role, int, str]],
+    queue: Queue,
+) -> None:
+    """Enqueue a validation; the same one again is a no-op. sets: role, id of the version, and how it is called."""
+    names = ", ".join(dict.fromkeys(name for _, _, name in sets))
+    title = f"validate {repo.namespace}/{repo.name}:v{version.number}" + (f" on {names}" if names else "")
+    job_id = validation_job_id(version, key)
+    _row(session, principal, job_id, VALIDATE, repo.namespace, title, subject=version.id)
+    spec = {"version": version.id, "sets": [list(one) for one in sets], "precision": key.precision}
+    _start(ctx, session, job_id, VALIDATE, spec, queue)
+
+
+def examine(
+    ctx: Context,
+    session: Session,
+    principal: Principal,
+    repo: Repository,
+    version: Version,
+    kind: str,
+    job_id: str,
+    title: str,
+    spec: dict[str, Any],
+) -> None:
+    """Enqueue a job whose report is on a version; the same id again is a no-op. spec: beside the version's id."""
+    _row(session, principal, job_id, kind, repo.namespace, title, subject=version.id)
+    _start(ctx, session, job_id, kind, {"version": version.id, **spec}, "cpu")
+
+
+def derived_job_id(recipe: Recipe, attempt: int = 1) -> str:
+    """attempt: grows where the result of the one before was deleted."""
+    return f"{recipe.operation}-{recipe.digest.hex}" + (f"-{attempt}" if attempt > 1 else "")
+
+
+def derive(
+    ctx: Context,
+    session: Session,
+    principal: Principal,
+    recipe: Recipe,
+    *,
+    job_id: str,
+    base: int,
+    inputs: Sequence[int],
+    namespace: str,
+    title: str,
+    tags: list[str],
+    message: str,
+) -> None:
+    """Record a recipe and enqueue its job; the same job again is a no-op. base, inputs: ids of versions."""
+    digest = str(recipe.digest)
+    session.execute(insert_ignore(session, RecipeRow).values(digest=digest, body=recipe.to_bytes(), created_at=now()))
+    _row(session, principal, job_id, recipe.operation, namespace, title, recipe=digest)
+    spec = {
+        "recipe": digest,
+        "base": base,
+        "inputs": list(inputs),
+        "tags": tags,
+        "message": message,
+        "author": principal.name,
+    }
+    _start(ctx, session, job_id, recipe.operation, spec, "cpu")
+
+
+def _row(
+    session: Session,
+    principal: Principal,
+    job_id: str,
+    kind: str,
+    namespace: str,
+    title: str,
+    *,
+    subject: int | None = None,
+    recipe: str | None = None,
+) -> None:
+    session.execute(
+        insert_ignore(session, JobRow).values(
+            id=job_id,
+            kind=kind,
+            namespace=namespace,
+            title=title,
+            author=principal.name,
+            created_at=now(),
+            recipe_digest=recipe,
+            subject_version_id=subject,
+        )
+    )
+
+
+def _start(ctx: Context, session: Session, job_id: str, kind: str, spec: dict[str, Any], queue: Queue) -> None:
+    session.flush()
+    ctx.jobs.enqueue(session, kind=kind, job_id=job_id, spec=spec, queue=queue, priority=PRIORITY[kind])

@@ -1,0 +1,39 @@
+"""Reports of validations."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+
+from lora_contract.findings import Finding
+from lora_contract.wire.jobs import ReportList, ReportView
+from lora_registry.auth.principals import Principal
+from lora_registry.catalog import resolve
+from lora_registry.context import Context
+from lora_registry.jobs import store
+from lora_registry.runtime.clock import iso
+
+
+def list_all(ctx: Context, principal: Principal, namespace: str, name: str, selector: str) -> ReportList:
+    """The reports on a version, newest first."""
+    with ctx.db.read() as session:
+        _, version = resolve.version(session, principal, namespace, name, selector)
+        items = []
+        for row in store.reports(session, version.id):
+            body = json.loads(row.body)
+            layers = body.get("layers", {}).values()
+            told = body.pop("findings", [finding for layer in layers for finding in layer["findings"]])
+            findings = msgspec.convert(told, list[Finding])
+            items.append(
+                ReportView(
+                    id=row.id,
+                    kind=row.kind,
+                    version=version.digest,
+                    created_at=iso(row.created_at),
+                    passed=row.passed,
+                    findings=findings,
+                    body=body,
+                )
+            )
+        return ReportList(items=items)

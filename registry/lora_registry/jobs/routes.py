@@ -1,0 +1,88 @@
+"""Routes of jobs and of the reports that they leave."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Any, Final
+
+import anyio
+import anyio.to_thread
+from litestar import Request, Response, Router
+from litestar import get as async_get
+from litestar.params import QueryParameter
+
+from lora_contract.wire.jobs import JobList, JobProgressList, JobView, ReportList
+from lora_registry.auth.principals import Principal
+from lora_registry.context import Context
+from lora_registry.http.answers import reply
+from lora_registry.http.handlers import FromPath, Limit, Text, Wait, get, post
+from lora_registry.http.problems import RESPONSES
+from lora_registry.jobs import reports
+from lora_registry.jobs import service as jobs
+from lora_registry.jobs.engine.port import TERMINAL, State
+
+R = Request[Any, Any, Any]
+POLL_SECONDS: Final = 0.2
+Offset = Annotated[int, QueryParameter(ge=0, le=2**31 - 1, description="Records from this one on.")]
+
+
+@get("/jobs", summary="List jobs, newest first")
+def list_jobs(
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    kind: Text = None,
+    job_state: Annotated[State | None, QueryParameter(name="state")] = None,
+    cursor: Text = None,
+    limit: Limit = 50,
+) -> Response[JobList]:
+    return reply(request, jobs.list_all(ctx, principal, kind=kind, state=job_state, cursor=cursor, limit=limit))
+
+
+@get("/jobs/{job_id:str}", summary="Show a job")
+def show_job(request: R, ctx: Context, principal: Principal, job_id: FromPath[str]) -> Response[JobView]:
+    return reply(request, jobs.show(ctx, principal, job_id))
+
+
+@async_get(
+    "/jobs/{job_id:str}/progress",
+    responses=RESPONSES,
+    summary="Follow a job: answers as soon as there is something new",
+)
+async def follow_job(
+    request: R, ctx: Context, principal: Principal, job_id: FromPath[str], offset: Offset = 0, wait: Wait = 0.0
+) -> Response[JobProgressList]:
+    deadline = anyio.current_time() + wait
+    while True:
+        # Between looks the request holds no thread: a hundred followers must not stop the service.
+        found = await anyio.to_thread.run_sync(partial(jobs.progress, ctx, principal, job_id, offset=offset))
+        if found.items or found.state in TERMINAL or anyio.current_time() >= deadline:
+            return reply(request, found)
+        await anyio.sleep(POLL_SECONDS)
+
+
+@post("/jobs/{job_id:str}/cancel", summary="Cancel a job", status_code=200)
+def cancel_job(request: R, ctx: Context, principal: Principal, job_id: FromPath[str]) -> Response[JobView]:
+    return reply(request, jobs.cancel(ctx, principal, job_id))
+
+
+@post("/jobs/{job_id:str}/retry", summary="Start a failed or cancelled job again", status_code=200)
+def retry_job(request: R, ctx: Context, principal: Principal, job_id: FromPath[str]) -> Response[JobView]:
+    return reply(request, jobs.retry(ctx, principal, job_id))
+
+
+@get("/repositories/{namespace:str}/{name:str}/versions/{selector:str}/reports", summary="Reports on a version")
+def list_reports(
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    namespace: FromPath[str],
+    name: FromPath[str],
+    selector: FromPath[str],
+) -> Response[ReportList]:
+    return reply(request, reports.list_all(ctx, principal, namespace, name, selector))
+
+
+router = Router(
+    "/", tags=["operations"], route_handlers=[list_jobs, show_job, follow_job, cancel_job, retry_job, list_reports]
+)

@@ -1,0 +1,1 @@
+"""What runs in workers. The API never imports it."""

@@ -1,0 +1,1 @@
+"""One handler per kind of job: a fixed sequence of steps around the database, run in the worker itself."""

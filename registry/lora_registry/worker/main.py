@@ -1,0 +1,49 @@
+"""`lora-registry worker`: the handlers of every kind of job, over an open context."""
+
+from __future__ import annotations
+
+import os
+from typing import NoReturn
+
+from lora_contract.recipe import OPERATIONS
+from lora_registry.db import migrate
+from lora_registry.db.engine import require_connection
+from lora_registry.jobs import enqueue
+from lora_registry.jobs.engine.kinds import JobKind
+from lora_registry.jobs.engine.worker_process import run_worker
+from lora_registry.settings import Settings, environment
+from lora_registry.wiring import open_context
+from lora_registry.worker import housekeeping
+from lora_registry.worker.handlers import derive, inspect, merge, reproduce, validate
+from lora_registry.worker.handlers import diff as compare
+
+INSPECT = JobKind(enqueue.INSPECT, timeout=6 * 3600)
+VALIDATE = JobKind(enqueue.VALIDATE, timeout=24 * 3600)
+DIFF = JobKind(enqueue.DIFF, timeout=6 * 3600)
+REPRODUCE = JobKind(enqueue.REPRODUCE, timeout=24 * 3600)
+DERIVED = {operation: JobKind(operation, timeout=24 * 3600) for operation in OPERATIONS}
+
+
+def work(settings: Settings, *, queues: tuple[str, ...], name: str | None, parent: int | None) -> NoReturn:
+    """Run jobs until told to stop. Raises RegistryError `unavailable` where the database was not migrated."""
+    os.environ.update(environment(settings))  # the children of jobs read their settings there
+    ctx = open_context(settings)
+    require_connection(ctx.db.engine)
+    migrate.require_current(ctx.db.engine)
+    housekeeping.start(ctx)
+    run_worker(
+        ctx.db.engine,
+        {
+            INSPECT: inspect.handler(ctx),
+            VALIDATE: validate.handler(ctx),
+            DIFF: compare.handler(ctx),
+            REPRODUCE: reproduce.handler(ctx),
+            **{kind: derive.adapter_handler(ctx) for kind in DERIVED.values()},
+            DERIVED["merge"]: merge.handler(ctx),
+        },
+        queues=queues,
+        executor_id=name,
+        lease_seconds=settings.lease_seconds,
+        beat_seconds=settings.lease_seconds / 6,
+        parent_pid=parent,
+    )
