@@ -36,7 +36,7 @@ def run(_: Options, told: Callable[[str], None]) -> dict[str, Any]:
 def _run(told: Callable[[str], None]) -> dict[str, Any]:
     import torch
 
-    from lora_kernels.merging.match.reasons import REASONS
+    from lora_kernels.types.refused import REASONS
 
     torch.set_num_threads(1)
     rows = []

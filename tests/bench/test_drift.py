@@ -12,8 +12,8 @@ from benchmarks import drift, drift_table, table
 from benchmarks.drift_types import TRAINED, Trained
 from benchmarks.process import ROOT
 from lora_contract.adapter.types import TYPES
-from lora_kernels.merging.match import MATCHERS
-from lora_kernels.merging.match.reasons import REASONS
+from lora_kernels.types.refused import REASONS
+from lora_kernels.types.table import ROOMS
 from lora_kernels.validating.agreement import EXACT, FORMS, ROUNDED
 from lora_kernels.validating.effect import WEAK
 
@@ -33,8 +33,8 @@ def test_the_page_shows_the_results() -> None:
 
 
 def test_every_type_is_in_the_table_or_has_a_reason() -> None:
-    assert {trained.type for trained in TRAINED} | OLD == MATCHERS.keys()
-    assert MATCHERS.keys() | REASONS.keys() == TYPES.keys()
+    assert {trained.type for trained in TRAINED} | OLD == ROOMS.keys()
+    assert ROOMS.keys() | REASONS.keys() == TYPES.keys()
 
 
 def test_what_was_measured_is_what_would_be_measured() -> None:

@@ -18,6 +18,7 @@ from lora_contract.tensors import header_length, parse_header
 from lora_kernels.checkpoint.folders import read_adapter, read_base
 from lora_kernels.checkpoint.sources import FolderSource, RangeSource
 from lora_kernels.merging import AdapterInput, MergePlan, merge_folder, plan_merge, shard_size, stream_shard
+from lora_kernels.types.forms.low_rank import LowRankProduct
 from tests.kernels.checkpoints import Tensors, matrix, pair, read_model, read_raw, write_adapter, write_base
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -70,9 +71,9 @@ def test_plan_keeps_files_and_order_and_prints_as_json(base: Path, tmp_path: Pat
         ("model-00002-of-00002.safetensors", ["lm_head.weight"]),
     ]
     touched = [tensor for shard in made.shards for tensor in shard.tensors if tensor.deltas]
-    assert [(t.name, t.deltas[0].scale, t.deltas[0].kind, t.deltas[0].adapter, t.dtype) for t in touched] == [
-        (f"{Q}.weight", 1.0, "low-rank", 0, "F32")
-    ]
+    assert [
+        (t.name, t.deltas[0].update.scale, type(t.deltas[0].update), t.deltas[0].adapter, t.dtype) for t in touched
+    ] == [(f"{Q}.weight", 1.0, LowRankProduct, 0, "F32")]
     printed = json.dumps(msgspec.to_builtins(made))
     assert msgspec.json.decode(printed, type=MergePlan) == made
     assert printed == json.dumps(msgspec.to_builtins(plan(base, tmp_path / "adapter", weights=(0.5,), dtype="float32")))
@@ -273,7 +274,7 @@ def test_order_of_patterns_and_rslora_decide_the_scale(base: Path, tmp_path: Pat
     }
     made = plan(base, write_adapter(tmp_path / "a", PAIR, **config), weights=(-2.0,))
     (delta,) = [delta for shard in made.shards for tensor in shard.tensors for delta in tensor.deltas]
-    assert delta.scale == 6 / 2 * -2.0
+    assert delta.update.scale == 6 / 2 * -2.0
 
 
 def test_a_file_that_shrinks_after_the_plan_is_corrupt(base: Path, tmp_path: Path) -> None:

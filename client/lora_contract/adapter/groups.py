@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
-import msgspec
-
 from lora_contract.adapter import lora
 from lora_contract.adapter.config import AdapterConfig
 from lora_contract.adapter.report import CONFIG, Report
 from lora_contract.adapter.shapes import shape_fault
 from lora_contract.adapter.sizes import size_fault
-from lora_contract.adapter.types import AdapterType, Slot
+from lora_contract.adapter.slots import AdapterType, Slot
+from lora_contract.adapter.sorting import ModuleTensors
 from lora_contract.base import BaseFingerprint
 from lora_contract.modules import BaseModule
 from lora_contract.tensors import ADAPTER_DTYPES, TensorEntry
@@ -20,17 +19,15 @@ _HINT_RANK: Final = f"Push the {CONFIG} that was saved with these weights: it sa
 _HINT_SHAPE: Final = "Check that this adapter was trained on this base, and push the config saved with it."
 
 
-class Group(msgspec.Struct):
-    """The tensors of one adapted module. `nested`: how many `base_layer` stand between module and suffix."""
+class AdaptedModule(ModuleTensors):
+    """The tensors of one adapted module beside the base's module; None if only modules of the base lie below its
+    path."""
 
-    path: str
-    module: BaseModule | None
-    nested: int = 0
-    tensors: dict[str, TensorEntry] = {}
+    module: BaseModule | None = None
 
 
 def check_group(
-    group: Group, config: AdapterConfig, kind: AdapterType, base: BaseFingerprint, rank: int, report: Report
+    group: AdaptedModule, config: AdapterConfig, kind: AdapterType, base: BaseFingerprint, rank: int, report: Report
 ) -> None:
     module = group.module
     assert module is not None
@@ -82,16 +79,14 @@ def check_group(
             )
     if module_kind == "experts" and config.peft_type == "LORA":
         _check_experts(group, module, report)
-    fault = size_fault(
-        config.peft_type, {suffix: tensor.shape for suffix, tensor in group.tensors.items()}, module, config.raw
-    )
+    fault = size_fault(kind, {suffix: tensor.shape for suffix, tensor in group.tensors.items()}, module, config.raw)
     if fault is not None:
         report.add(
             "shape-mismatch", f"The tensors of {group.path} do not fit it: {fault}.", where=group.path, found=fault
         )
 
 
-def _check_halves(group: Group, slots: tuple[Slot, ...], config: AdapterConfig, report: Report) -> None:
+def _check_halves(group: AdaptedModule, slots: tuple[Slot, ...], config: AdapterConfig, report: Report) -> None:
     if config.use_dora and not any(suffix.startswith("lora_magnitude") for suffix in group.tensors):
         slots = (*slots, Slot("lora_magnitude_vector"))
     for slot in slots:
@@ -106,7 +101,7 @@ def _check_halves(group: Group, slots: tuple[Slot, ...], config: AdapterConfig, 
             )
 
 
-def _check_experts(group: Group, module: BaseModule, report: Report) -> None:
+def _check_experts(group: AdaptedModule, module: BaseModule, report: Report) -> None:
     a, b = group.tensors.get("lora_A.weight"), group.tensors.get("lora_B.weight")
     if a is None or b is None or len(a.shape) != 2 or len(b.shape) != 2:
         return

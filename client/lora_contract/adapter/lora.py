@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from lora_contract.adapter.config import AdapterConfig
-from lora_contract.adapter.types import Slot
+from lora_contract.adapter.slots import Slot
 
 # State of a training method beside A and B that has no part in the adapter's effect, by the option that makes it.
 TRAINING_ONLY = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from lora_contract.adapter import lora
-from lora_contract.adapter.types import AdapterType
+from lora_contract.adapter.slots import AdapterType
 
 PREFIX: Final = "base_model.model."
 _MAX_NESTING: Final = 8

@@ -14,11 +14,12 @@ import msgspec
 from lora_contract import values
 from lora_contract.adapter.config import AdapterConfig
 from lora_contract.adapter.files import ReadFile
-from lora_contract.adapter.groups import Group
+from lora_contract.adapter.groups import AdaptedModule
 from lora_contract.adapter.report import CONFIG, WEIGHTS, Report
 from lora_contract.adapter.scaling import Scales
+from lora_contract.adapter.slots import AdapterType
 from lora_contract.adapter.structure import Structure
-from lora_contract.adapter.types import TYPES, AdapterType
+from lora_contract.adapter.types import TYPES
 from lora_contract.base import BaseTensor
 from lora_contract.tensors import DTYPE_BYTES, Header, TensorEntry
 
@@ -53,7 +54,7 @@ def check_values(
     kind = TYPES[config.peft_type]
     _check_products(kind, structure, scale, stats, report)
     for group in structure.groups.values():
-        _check_indices(group, read, report)
+        _check_indices(group, kind, read, report)
     _check_effect(kind, structure, scale, stats, report)
     for tensor, parameter in structure.copies:
         _check_copy(tensor, parameter, read, read_base, report)
@@ -144,15 +145,14 @@ def _check_effect(
         )
 
 
-def _check_indices(group: Group, read: ReadFile, report: Report) -> None:
+def _check_indices(group: AdaptedModule, kind: AdapterType, read: ReadFile, report: Report) -> None:
     """Indices into the module's weight lie inside: on a GPU one that does not ends the whole process."""
     module = group.module
     if module is None or module.out is None or module.in_ is None:
         return
-    for suffix, limits in (
-        ("shira_indices", (module.out, module.in_)),
-        ("supertuning_indices", (module.out * module.in_,)),
-    ):
+    sizes = {"out": module.out, "in": module.in_, "out*in": module.out * module.in_}
+    for suffix, names in kind.limits.items():
+        limits = [sizes[name] for name in names]
         tensor = group.tensors.get(suffix)
         if tensor is None or tensor.dtype not in ("I32", "I64"):
             continue
@@ -173,7 +173,7 @@ def _check_indices(group: Group, read: ReadFile, report: Report) -> None:
                     return
 
 
-def _inert(group: Group, kind: AdapterType, stats: dict[str, Stats]) -> bool:
+def _inert(group: AdaptedModule, kind: AdapterType, stats: dict[str, Stats]) -> bool:
     held = group.tensors
     if any(suffix.startswith("lora_magnitude") for suffix in held):
         return False  # DoRA: the magnitudes alone may change the weight

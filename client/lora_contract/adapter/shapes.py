@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from lora_contract.adapter.types import Shape
+from lora_contract.adapter.slots import Shape
 from lora_contract.modules import BaseModule
 
 

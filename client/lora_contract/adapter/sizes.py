@@ -5,65 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lora_contract.adapter.config import AdapterConfig
+from lora_contract.adapter.slots import AdapterType, Shapes
 from lora_contract.modules import BaseModule
 
-Shapes = Mapping[str, tuple[int, ...]]
 
-
-def size_fault(peft_type: str, shapes: Shapes, module: BaseModule, raw: Mapping[str, Any]) -> str | None:
-    """What does not agree with the module, as a clause; None where all agrees or the module's sizes are unknown."""
+def size_fault(kind: AdapterType, shapes: Shapes, module: BaseModule, raw: Mapping[str, Any]) -> str | None:
+    """What does not agree with the module, as a clause; None if all agrees or the module's sizes are unknown."""
     out, in_ = module.out, module.in_
-    if out is None or in_ is None or module.kind != "linear":
+    if kind.fault is None or out is None or in_ is None or module.kind != "linear":
         return None
-    match peft_type:
-        case "LOKR":
-            return _lokr(shapes, out, in_)
-        case "C3A":
-            return _c3a(shapes, out, in_)
-        case "OFT":
-            return _oft(shapes, in_)
-        case "BOFT":
-            return _boft(shapes, in_)
-        case "GRALORA":
-            return _gralora(shapes, out, in_)
-        case "ROAD":
-            return _road(shapes, out)
-        case "VBLORA":
-            return _vblora(shapes, out, in_, raw.get("vector_length", 256))
-        case _:
-            return None
+    return kind.fault(shapes, out, in_, raw)
 
 
-def prompt_fault(
-    config: AdapterConfig, shapes: Shapes, width: int | None, base_config: Mapping[str, Any]
-) -> str | None:
-    """What does not agree in an adapter of virtual tokens, as a clause. `width`: of the base's input embedding."""
-    raw = config.raw
-    shape = shapes.get("prompt_embeddings")
-    if shape is None:
-        return "prompt_embeddings is missing"
-    tokens, copies = raw.get("num_virtual_tokens"), raw.get("num_transformer_submodules")
-    if config.peft_type == "CPT" and isinstance(raw.get("cpt_token_ids"), list):
-        tokens = len(raw["cpt_token_ids"])
-    if type(tokens) is not int or len(shape) != 2:
-        return f"prompt_embeddings has the shape {list(shape)} for {tokens!r} virtual tokens"
-    if shape[0] not in (tokens, tokens * (copies if type(copies) is int else 1)):
-        return f"prompt_embeddings has {shape[0]} rows, expected {tokens} virtual tokens"
-    if config.peft_type not in ("PREFIX_TUNING", "CARTRIDGE"):
-        return None if width in (None, shape[1]) else f"prompt_embeddings has {shape[1]} columns, expected {width}"
-    layers, size = raw.get("num_layers"), raw.get("token_dim")
-    if type(layers) is not int or type(size) is not int or layers * 2 * size != shape[1]:
-        return (
-            f"prompt_embeddings has {shape[1]} columns, expected num_layers * 2 * token_dim = {layers!r} * 2 * {size!r}"
-        )
-    stack = base_config.get("num_hidden_layers")
-    if type(stack) is int and layers != stack:
-        return f"it has prefixes for {layers} layers, the base has {stack}"
-    return None
-
-
-def _lokr(shapes: Shapes, out: int, in_: int) -> str | None:
+def lokr(shapes: Shapes, out: int, in_: int, _: Mapping[str, Any]) -> str | None:
     first, second = _factor(shapes, "lokr_w1"), _factor(shapes, "lokr_w2")
     if first is None or second is None:
         missing = "lokr_w1" if first is None else "lokr_w2"
@@ -81,14 +35,14 @@ def _factor(shapes: Shapes, name: str) -> tuple[int, int] | None:
     return None
 
 
-def _c3a(shapes: Shapes, out: int, in_: int) -> str | None:
+def c3a(shapes: Shapes, out: int, in_: int, _: Mapping[str, Any]) -> str | None:
     kernel = shapes.get("c3a_kernel", ())
     if len(kernel) == 3 and (kernel[0] * kernel[2], kernel[1] * kernel[2]) != (out, in_):
         return f"c3a_kernel covers {kernel[0] * kernel[2]} by {kernel[1] * kernel[2]}, expected {out} by {in_}"
     return None
 
 
-def _oft(shapes: Shapes, in_: int) -> str | None:
+def oft(shapes: Shapes, _out: int, in_: int, _: Mapping[str, Any]) -> str | None:
     rotation = shapes.get("oft_R.weight")
     if rotation is None or len(rotation) != 2:
         return None
@@ -100,14 +54,14 @@ def _oft(shapes: Shapes, in_: int) -> str | None:
     return None
 
 
-def _boft(shapes: Shapes, in_: int) -> str | None:
+def boft(shapes: Shapes, _out: int, in_: int, _: Mapping[str, Any]) -> str | None:
     rotation = shapes.get("boft_R", ())
     if len(rotation) == 4 and rotation[1] * rotation[2] != in_:
         return f"boft_R has {rotation[1]} blocks of {rotation[2]}, expected together {in_}"
     return None
 
 
-def _gralora(shapes: Shapes, out: int, in_: int) -> str | None:
+def gralora(shapes: Shapes, out: int, in_: int, _: Mapping[str, Any]) -> str | None:
     a, b = shapes.get("gralora_A", ()), shapes.get("gralora_B", ())
     if len(a) != 3 or len(b) != 3:
         return "gralora_A or gralora_B is missing"
@@ -116,14 +70,15 @@ def _gralora(shapes: Shapes, out: int, in_: int) -> str | None:
     return None
 
 
-def _road(shapes: Shapes, out: int) -> str | None:
+def road(shapes: Shapes, out: int, _in: int, _: Mapping[str, Any]) -> str | None:
     size = shapes.get("road_theta", (0,))
     if len(size) == 1 and size[0] not in (out // 2, out, 2 * out):
         return f"road_theta has {size[0]} values, expected {out // 2}, {out} or {2 * out}"
     return None
 
 
-def _vblora(shapes: Shapes, out: int, in_: int, length: object) -> str | None:
+def vblora(shapes: Shapes, out: int, in_: int, raw: Mapping[str, Any]) -> str | None:
+    length = raw.get("vector_length", 256)
     a, b = shapes.get("vblora_logits_A", ()), shapes.get("vblora_logits_B", ())
     if type(length) is not int or (a and a[1] * length != in_) or (b and b[0] * length != out):
         return f"logits of the shapes {list(a)} and {list(b)} do not cover {out} by {in_} with vectors of {length}"

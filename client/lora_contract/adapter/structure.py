@@ -11,12 +11,14 @@ from typing import Final
 import msgspec
 
 from lora_contract.adapter.config import AdapterConfig
-from lora_contract.adapter.groups import Group, check_dtype, check_group, wrong_shape
-from lora_contract.adapter.names import PREFIX, ancestors, global_name, leaf_of, split_suffix
+from lora_contract.adapter.groups import AdaptedModule, check_dtype, check_group, wrong_shape
+from lora_contract.adapter.names import PREFIX, ancestors, leaf_of
 from lora_contract.adapter.report import CONFIG, Report
 from lora_contract.adapter.scaling import Scales
-from lora_contract.adapter.sizes import prompt_fault
-from lora_contract.adapter.types import TYPES, AdapterType
+from lora_contract.adapter.slots import AdapterType
+from lora_contract.adapter.sorting import place_of
+from lora_contract.adapter.types import TYPES
+from lora_contract.adapter.virtual_tokens import prompt_fault
 from lora_contract.base import BaseFingerprint, BaseTensor
 from lora_contract.modules import BaseModule, BaseModules, input_embedding, is_embedding_name, is_output_name
 from lora_contract.tensors import Header, TensorEntry
@@ -36,7 +38,7 @@ class Structure(msgspec.Struct):
     embeddings in token_modules.
     """
 
-    groups: dict[tuple[str, int], Group] = {}
+    groups: dict[tuple[str, int], AdaptedModule] = {}
     saved: list[TensorEntry] = []
     copies: list[tuple[TensorEntry, BaseTensor]] = []
     biases: list[TensorEntry] = []
@@ -86,9 +88,10 @@ def _place(
     structure: Structure,
     report: Report,
 ) -> None:
-    if global_name(tensor.name, kind):
+    place = place_of(tensor.name, config.peft_type)
+    if place == "shared":
         structure.globals_.append(tensor)
-        check_dtype(tensor, report, integer=config.peft_type == "FROD")
+        check_dtype(tensor, report, integer=kind.integer_globals)
         return
     if not tensor.name.startswith(PREFIX):
         report.add(
@@ -101,9 +104,8 @@ def _place(
         )
         return
     rest = tensor.name[len(PREFIX) :]
-    split = split_suffix(rest, config.peft_type, kind)
-    if split is not None:
-        path, nested, suffix = split
+    if place != "other":
+        path, nested, suffix = place
         module = modules.resolve(path)
         if module is not None and config.task_type == "CAUSAL_LM" and module.path.endswith(f".{path}"):
             module = None  # named as in the model without its head: on this base the loader would skip it in silence
@@ -120,7 +122,7 @@ def _place(
         if suffix.endswith("trainable_tokens_delta"):
             _place_tokens(tensor, path, module, config, base, structure, report)
             return
-        group = structure.groups.setdefault((path, nested), Group(path, module, nested, {}))
+        group = structure.groups.setdefault((path, nested), AdaptedModule(path, nested, {}, module))
         group.tensors[suffix] = tensor
         return
     if _is_saved(rest, config, base):

@@ -8,9 +8,9 @@ from typing import Final, Literal, NoReturn
 
 from lora_contract.adapter.config import AdapterConfig
 from lora_contract.adapter.lora import changes_base
-from lora_contract.adapter.names import PREFIX, split_suffix
+from lora_contract.adapter.names import PREFIX
 from lora_contract.adapter.patterns import names_module
-from lora_contract.adapter.types import TYPES
+from lora_contract.adapter.sorting import sort_tensors
 from lora_contract.errors import RegistryError
 from lora_contract.tensors import FLOAT_DTYPES, Header, TensorEntry
 from lora_kernels.checkpoint.records import Factor
@@ -65,25 +65,18 @@ def contents(config: AdapterConfig, header: Header) -> Contents:
     """Sort every tensor. Raises RegistryError `unsupported`, naming the type, for adapters that are not low-rank
     updates of the base as it is stored; `rejected` for a tensor that belongs to nothing."""
     _refuse_types(config)
-    kind = TYPES[config.peft_type]
+    tensors = sort_tensors(config.peft_type, header)
+    for group in tensors.modules:
+        if group.nested:
+            refuse("LoRA on expert parameters", group.path)
+        for suffix in sorted(group.tensors):
+            if suffix in _TENSORS:
+                refuse(_TENSORS[suffix], group.path)
+            if config.peft_type == "LORA" and suffix in ("lora_A", "lora_B"):
+                refuse("LoRA on packed attention", group.path)
     saved = names_module(config.modules_to_save)
-    modules: dict[str, dict[str, TensorEntry]] = {}
-    extras = []
-    for entry in sorted(header.tensors, key=lambda tensor: tensor.name):
-        rest = entry.name.removeprefix(PREFIX)
-        split = split_suffix(rest, config.peft_type, kind)
-        if split is None:
-            extras.append(_extra(config, entry, rest, saved))
-            continue
-        module, nested, suffix = split
-        if nested:
-            refuse("LoRA on expert parameters", module)
-        if suffix in _TENSORS:
-            refuse(_TENSORS[suffix], module)
-        if config.peft_type == "LORA" and suffix in ("lora_A", "lora_B"):
-            refuse("LoRA on packed attention", module)
-        modules.setdefault(module, {})[suffix] = entry
-    return Contents({module: modules[module] for module in sorted(modules)}, tuple(extras))
+    extras = [_extra(config, entry, saved) for entry in tensors.others]
+    return Contents({group.path: group.tensors for group in tensors.modules}, tuple(extras))
 
 
 def factor(entry: TensorEntry) -> Factor:
@@ -92,7 +85,7 @@ def factor(entry: TensorEntry) -> Factor:
         raise rejected(
             f"{entry.name} has the type {entry.dtype}; expected one of {', '.join(sorted(FLOAT_DTYPES))}", entry
         )
-    return Factor(entry.name, entry.dtype, entry.shape, entry.file_start, entry.file_end)
+    return Factor.of(entry)
 
 
 def rejected(what: str, entry: TensorEntry) -> RegistryError:
@@ -131,7 +124,8 @@ def _refuse_types(config: AdapterConfig) -> None:
         )
 
 
-def _extra(config: AdapterConfig, entry: TensorEntry, rest: str, saved: Callable[[str], bool]) -> Extra:
+def _extra(config: AdapterConfig, entry: TensorEntry, saved: Callable[[str], bool]) -> Extra:
+    rest = entry.name.removeprefix(PREFIX)
     name = rest.replace(BASE_LAYER, ".").replace(".modules_to_save.", ".")
     module = name.rpartition(".")[0]
     if config.bias != "none" and name.endswith(".bias"):

@@ -16,10 +16,10 @@ from lora_kernels.checkpoint.folders import read_adapter, read_base
 from lora_kernels.checkpoint.records import Progress
 from lora_kernels.checkpoint.sources import FolderSource
 from lora_kernels.checkpoint.staging import Staging, identity_of, resumable_folder
-from lora_kernels.merging.match.tied import untied_config
 from lora_kernels.merging.plan import MergePlan, plan_merge
 from lora_kernels.merging.stats import MIN_KEPT, MergeReport, TensorStats, check_kept, merge_report
 from lora_kernels.quantized.groups import read_quantized
+from lora_kernels.types.matching.tied import untied_config
 
 # What belongs to a model beside its weights. Its README tells of the base, not of the result, and stays behind.
 _CARRIED_SUFFIXES: Final = frozenset({".json", ".jinja", ".txt", ".model", ".tiktoken"})

@@ -18,10 +18,11 @@ from lora_contract.tensors import write_header
 from lora_kernels.checkpoint.folders import AdapterInput
 from lora_kernels.merging.delta import Delta
 from lora_kernels.merging.match import match_adapter
-from lora_kernels.merging.match.tied import Tie, tie_of
 from lora_kernels.merging.precision import Precision
 from lora_kernels.quantized.groups import logical_base
 from lora_kernels.quantized.layout import Entry, Nf4Form, Quantized, entries_size, nf4_entries
+from lora_kernels.types.forms.replace import Replacement
+from lora_kernels.types.matching.tied import Tie, tie_of
 
 OPERATION_VERSION: Final = 1
 # transformers refuses a file whose metadata does not name the framework.
@@ -153,8 +154,8 @@ def plan_merge(
     plans = []
     for index, adapter in enumerate(adapters):
         matched = match_adapter(index, adapter, base=base, modules=modules, tie=tie)
-        for name, delta in matched.deltas:
-            deltas.setdefault(name, []).append(delta)
+        for change in matched.changes:
+            deltas.setdefault(change.tensor, []).append(Delta.of(index, change))
         plans.append(AdapterPlan(adapter.file, adapter.config.peft_type, adapter.weight, matched.ignored))
     head = _untied(deltas, tie)
     _refuse_conflicts(deltas)
@@ -279,7 +280,7 @@ def _columns(tensor: str, deltas: Sequence[Delta]) -> int | None:
 
 def _refuse_conflicts(deltas: Mapping[str, Sequence[Delta]]) -> None:
     for tensor, parts in deltas.items():
-        replacing = [delta for delta in parts if delta.kind == "replace"]
+        replacing = [delta for delta in parts if isinstance(delta.update, Replacement)]
         if replacing and len(parts) > 1:
             others = [delta for delta in parts if delta is not replacing[0]]
             what = (

@@ -19,13 +19,13 @@ from lora_kernels.checkpoint.sources import Source
 from lora_kernels.merging.plan import TensorPlan
 from lora_kernels.merging.stats import TensorStats
 from lora_kernels.merging.updates import Updates, load_updates
-from lora_kernels.merging.updates.low_rank import LowRank, sum_block
 from lora_kernels.merging.weights import open_weights
 from lora_kernels.merging.writers import Nf4, Rounded, Writer
 from lora_kernels.native import AddRound, add_round_bf16
 from lora_kernels.numeric.blocks import BLOCK, Block, block_rows, blocks, matrix
 from lora_kernels.numeric.dtypes import F32
 from lora_kernels.numeric.sums import UpdateSums
+from lora_kernels.types.forms.products import LowRank, sum_block
 
 _SMALLEST_SUM: Final = 1e-30
 _LARGEST: Final = {"BF16": 3.3895313892515355e38, "F16": 65504.0, "F32": 3.4028234663852886e38}

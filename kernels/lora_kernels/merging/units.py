@@ -7,6 +7,7 @@ from typing import Final
 
 from lora_kernels.merging.plan import TensorPlan
 from lora_kernels.numeric.blocks import block_rows, matrix
+from lora_kernels.types.forms.low_rank import LowRankProduct
 
 # Bytes of the result that one unit makes: enough for its overhead not to count, few enough to share out evenly.
 UNIT_BYTES: Final = 8 << 20
@@ -15,7 +16,11 @@ UNIT_BYTES: Final = 8 << 20
 def row_ranges(tensor: TensorPlan) -> Iterator[tuple[int, int]]:
     """(r0, r1) of its rows as a matrix, in order; one of all rows where some of them may have to stay together."""
     rows, columns = matrix(tensor.shape, tensor.columns)
-    if not rows or tensor.form is not None or any(delta.kind != "low-rank" for delta in tensor.deltas):
+    if (
+        not rows
+        or tensor.form is not None
+        or not all(isinstance(delta.update, LowRankProduct) for delta in tensor.deltas)
+    ):
         yield 0, rows
         return
     step = max(block_rows(columns), 1)

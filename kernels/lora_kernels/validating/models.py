@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from lora_contract.errors import RegistryError
 from lora_contract.validation import Precision
 from lora_kernels.merging.folder import plan_folder
+from lora_kernels.types.vera import DrawnProduct
 
 if TYPE_CHECKING:
     import torch
@@ -137,8 +138,8 @@ def _round_projections(model: Any, base: Path, adapter: Path) -> None:
         shards = plan_folder(base, [(adapter, 1.0)]).shards
     except RegistryError:
         return  # what has no merged form has no projections by a seed either
-    deltas = [delta for shard in shards for tensor in shard.tensors for delta in tensor.deltas]
-    for dtype in {delta.options["dtype"] for delta in deltas if delta.kind == "drawn-low-rank"} & _ROUNDED.keys():
+    updates = [delta.update for shard in shards for tensor in shard.tensors for delta in tensor.deltas]
+    for dtype in {update.dtype for update in updates if isinstance(update, DrawnProduct)} & _ROUNDED.keys():
         for name in ("vera_A", "vera_B", "pvera_A", "pvera_B"):
             for drawn in getattr(model.base_model, name, {}).values():
                 drawn.copy_(drawn.to(getattr(torch, _ROUNDED[dtype])))

@@ -14,6 +14,7 @@ from lora_kernels.merging.folder import plan_folder
 from lora_kernels.merging.plan import MergePlan, TensorPlan
 from lora_kernels.merging.tensor import TensorMerge
 from lora_kernels.numeric.blas import one_thread
+from lora_kernels.types.forms.replace import Replacement
 from lora_kernels.validating.changes import DTYPES, TensorChange, measure
 
 # Of the norm of the update to that of the weight: an update as large as the weight is no longer a change of it.
@@ -64,7 +65,7 @@ def _row(tensor: TensorPlan, change: TensorChange) -> dict[str, Any]:
     return {
         "module": tensor.deltas[0].module,
         "tensor": tensor.name,
-        "replaced": any(delta.kind == "replace" for delta in tensor.deltas),
+        "replaced": any(isinstance(delta.update, Replacement) for delta in tensor.deltas),
         "rank": change.rank,
         "norm": (0.0 if nothing else _short(change.norm)) if finite else None,
         "share": (0.0 if nothing else _short(share)) if finite and share is not None else None,

@@ -11,8 +11,8 @@ import pytest
 from lora_contract.adapter.types import TYPES
 from lora_contract.errors import RegistryError
 from lora_kernels.merging import merge_folder
-from lora_kernels.merging.match import MATCHERS
-from lora_kernels.merging.match.reasons import REASONS
+from lora_kernels.types.refused import REASONS
+from lora_kernels.types.table import ROOMS
 from tests.kernels.checkpoints import Tensors, matrix, write_adapter, write_base, write_safetensors
 
 P = "model.layers.0.proj"
@@ -39,10 +39,10 @@ def i32(*values: Any) -> tuple[str, Any]:
 
 
 def test_every_type_has_a_matcher_or_a_reason() -> None:
-    assert set(MATCHERS) | set(REASONS) == set(TYPES)
-    assert not set(MATCHERS) & set(REASONS)
+    assert set(ROOMS) | set(REASONS) == set(TYPES)
+    assert not set(ROOMS) & set(REASONS)
     # What the registry says of a type while it checks a push must not contradict the merge.
-    assert not {name for name, kind in TYPES.items() if not kind.mergeable} & set(MATCHERS)
+    assert not {name for name, kind in TYPES.items() if not kind.mergeable} & set(ROOMS)
 
 
 @pytest.mark.parametrize("peft_type", sorted(REASONS))

@@ -1,0 +1,1 @@
+"""Updates that several types make."""

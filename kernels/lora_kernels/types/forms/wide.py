@@ -1,0 +1,36 @@
+"""Low-rank products in float64, made while loading, from a first look at the weight if need be."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lora_kernels.numeric.late import np
+from lora_kernels.types.updates import Inputs
+
+if TYPE_CHECKING:
+    from lora_kernels.numeric.dtypes import F64
+    from lora_kernels.types.forms.products import WideLowRank
+
+
+def wide_product(left: F64, right: F64, scale: float, *, transposed: bool) -> WideLowRank:
+    """The update left (out, r) @ right (r, in). transposed: of a tensor that is stored (in, out)."""
+    from lora_kernels.types.forms.products import WideLowRank
+
+    if transposed:
+        left, right = right.T, left.T
+    return WideLowRank(left, right, scale)
+
+
+def times_weight(left: F64, inputs: Inputs, *, transposed: bool) -> F64:
+    """left @ W for W (out, in), which is stored (in, out) if transposed."""
+    columns = []
+    total: F64 | None = None
+    for block, values in inputs.before():
+        wide = values.astype(np.float64)
+        if transposed:
+            columns.append(left @ wide.T)
+        else:
+            part = left[:, block.r0 : block.r1] @ wide
+            total = part if total is None else total + part
+    result: F64 = np.concatenate(columns, axis=1) if total is None else total
+    return result

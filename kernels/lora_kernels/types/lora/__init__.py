@@ -1,0 +1,8 @@
+"""LORA: pairs, experts and trainable tokens, with the variants that change what a pair does."""
+
+from lora_kernels.types.lora.dora import DoraProduct
+from lora_kernels.types.lora.match import match
+from lora_kernels.types.lora.stacks import ExpertPart, ExpertStack
+from lora_kernels.types.room import Room
+
+ROOM = Room(match, updates=(DoraProduct, ExpertPart, ExpertStack))

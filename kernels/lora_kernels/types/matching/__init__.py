@@ -1,0 +1,1 @@
+"""What rooms match an adapter's tensors with: the adapter beside the base, target weights, refusals."""

@@ -1,0 +1,87 @@
+"""UNILORA: W + B A, every element of which is one of a few shared numbers times a scale. Source: peft 0.21.2
+`unilora.Linear._get_lora_matrices`. Without save_indices the places are drawn by torch for the modules in the order of
+the model's code, which no file tells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from lora_contract.adapter.sorting import ModuleTensors
+from lora_contract.errors import RegistryError
+from lora_kernels.checkpoint.records import Factor
+from lora_kernels.types.forms.low_rank import product
+from lora_kernels.types.matching.change import Matches
+from lora_kernels.types.matching.target import change, needed, places, shaped, target
+from lora_kernels.types.matching.view import View, factor, rejected
+from lora_kernels.types.room import Page, Room
+from lora_kernels.types.updates import Inputs, UpdateSpec
+
+if TYPE_CHECKING:
+    from lora_kernels.numeric.dtypes import F32
+    from lora_kernels.types.forms.products import LowRank
+
+
+class Half(NamedTuple):
+    """places: of each element among the shared numbers. scales: what these are multiplied by."""
+
+    places: Factor
+    scales: Factor
+
+    def load(self, inputs: Inputs, numbers: F32) -> F32:
+        return numbers[inputs.reader.indices(self.places, [len(numbers)])] * inputs.reader.load(self.scales)
+
+
+class IndexedProduct(UpdateSpec, frozen=True, tag="indexed-low-rank"):
+    """numbers: (n), shared by all modules. a: (r, in). b: (out, r)."""
+
+    numbers: Factor
+    a: Half
+    b: Half
+    scale: float
+    transposed: bool = False
+
+    def load(self, inputs: Inputs) -> LowRank:
+        numbers = inputs.reader.load(self.numbers)
+        a, b = self.a.load(inputs, numbers), self.b.load(inputs, numbers)
+        return product(a, b, self.scale, transposed=self.transposed)
+
+
+def match(view: View, groups: Sequence[ModuleTensors]) -> Matches:
+    numbers = view.shared.get("unilora_theta_d")
+    if not groups:
+        raise RegistryError(
+            "unsupported",
+            "The UNILORA adapter holds no unilora_indices: PEFT draws them anew, module after module in the order of "
+            "the model's code, which no file tells.",
+            hint="Save the adapter again with save_indices=True.",
+            type="UNILORA",
+        )
+    found = []
+    for group in groups:
+        if numbers is None:
+            raise rejected(f"{group.first.name} has no unilora_theta_d beside it", group.first)
+        to = target(view, group, "linear", conv1d=True)
+        rank = view.config.r or 0
+        shaped(numbers, *numbers.shape[:1])
+        a, b = _half(group, "A", rank, to.in_), _half(group, "B", to.out, rank)
+        found.append(change(view, to, IndexedProduct(factor(numbers), a, b, view.scaled(), to.transposed)))
+    return found
+
+
+def _half(group: ModuleTensors, name: str, rows: int, columns: int) -> Half:
+    where, scales = needed(group, f"unilora_indices_{name}", f"unilora_scales_{name}")
+    return Half(places(shaped(where, rows, columns)), factor(shaped(scales, rows, columns)))
+
+
+ROOM = Room(
+    match,
+    updates=(IndexedProduct,),
+    page=Page(
+        "Uni-LoRA",
+        "adds B A, each element one of the shared numbers times a scale",
+        "element",
+        "linear, Conv1D",
+        "`_get_lora_matrices`",
+    ),
+)
