@@ -8,11 +8,11 @@ from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_registry.auth import tokens
 from lora_registry.blobs.hashing import checked
-from lora_registry.catalog import store as catalog
 from lora_registry.context import Context
 from lora_registry.db import migrate as schema
 from lora_registry.db.engine import make_engine, require_connection
 from lora_registry.jobs.engine import client as engine_client
+from lora_registry.repositories import store as catalog
 from lora_registry.settings import Settings
 from lora_registry.storage import open_blobs
 from lora_registry.wiring import open_context

@@ -18,19 +18,21 @@ from lora_contract.errors import RegistryError
 from lora_contract.wire.common import API
 from lora_registry.auth.guards import principal_of
 from lora_registry.auth.routes import router as auth
-from lora_registry.catalog.routes import router as catalog
-from lora_registry.catalog.signature_routes import router as signatures
-from lora_registry.catalog.tag_routes import router as tags
+from lora_registry.bases.routes import router as bases
 from lora_registry.context import Context
 from lora_registry.db import migrate
 from lora_registry.derivations.routes import router as derivations
 from lora_registry.events.routes import router as events
 from lora_registry.gates.routes import router as gates
-from lora_registry.hf.routes import router as hf
 from lora_registry.http import problems
 from lora_registry.http.texts import refuse_nul_in_url
+from lora_registry.hub.routes import router as hub
 from lora_registry.jobs.routes import router as jobs
+from lora_registry.policies.routes import router as policies
 from lora_registry.push.routes import router as push
+from lora_registry.repositories.routes import router as repositories
+from lora_registry.signatures.routes import router as signatures
+from lora_registry.tags.routes import router as tags
 
 THREADS = 24
 MAX_BODY = 64 * 1024 * 1024
@@ -69,8 +71,23 @@ def create_app(ctx: Context) -> Litestar:
         route_handlers=[
             healthz,
             readyz,
-            Router(API, route_handlers=[auth, catalog, tags, signatures, push, derivations, jobs, gates, events]),
-            hf,
+            Router(
+                API,
+                route_handlers=[
+                    auth,
+                    repositories,
+                    bases,
+                    tags,
+                    signatures,
+                    policies,
+                    push,
+                    derivations,
+                    jobs,
+                    gates,
+                    events,
+                ],
+            ),
+            hub,
         ],
         dependencies={
             "ctx": Provide(provide_context, sync_to_thread=False),

@@ -9,12 +9,12 @@ from lora_contract.recipe import sources
 from lora_contract.wire.jobs import JobView
 from lora_contract.wire.operations import DiffRequest, ReproduceRequest
 from lora_registry.auth.principals import Principal, require
-from lora_registry.catalog import resolve, store
 from lora_registry.context import Context
 from lora_registry.db.tables import Repository, Version
 from lora_registry.jobs import enqueue
 from lora_registry.jobs import service as jobs
 from lora_registry.jobs import store as work
+from lora_registry.repositories import resolve, store
 
 
 def diff(ctx: Context, principal: Principal, request: DiffRequest) -> JobView:

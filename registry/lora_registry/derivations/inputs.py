@@ -13,8 +13,8 @@ from lora_contract.errors import RegistryError
 from lora_contract.recipe import RecipeInput
 from lora_contract.wire.operations import WeightedAdapter
 from lora_registry.auth.principals import Principal
-from lora_registry.catalog import resolve, store
 from lora_registry.db.tables import Version
+from lora_registry.repositories import resolve, store
 
 MAX_ADAPTERS: Final = 64
 

@@ -11,10 +11,10 @@ from lora_contract.recipe import MergeRecipe
 from lora_contract.wire.jobs import JobView
 from lora_contract.wire.operations import MergeRequest
 from lora_registry.auth.principals import Principal
-from lora_registry.catalog import resolve
 from lora_registry.context import Context
 from lora_registry.derivations import inputs
 from lora_registry.derivations import recipe_job as derive
+from lora_registry.repositories import resolve
 
 MERGE_VERSION: Final = 1
 

@@ -19,12 +19,13 @@ from lora_contract.recipe import Recipe
 from lora_contract.wire.jobs import JobView
 from lora_contract.wire.operations import DeriveRequest
 from lora_registry.auth.principals import Principal, require
-from lora_registry.catalog import resolve, store, tags
-from lora_registry.catalog.insert import check_target
 from lora_registry.context import Context
 from lora_registry.jobs import enqueue
 from lora_registry.jobs import service as jobs
 from lora_registry.jobs import store as work
+from lora_registry.repositories import resolve, store
+from lora_registry.repositories.insert import check_target
+from lora_registry.tags import service as tags
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,7 @@ def _tag(ctx: Context, principal: Principal, version_id: int, request: DeriveReq
         repo = resolve.repository(session, principal, known.namespace, known.name, lock=True)
         for tag in request.tags:
             tags.set_in_transaction(
-                session, principal, repo, tag, version, expect=tags.ANYTHING, reason=request.message
+                session, principal, repo, tag, version, expect=tags.UNCONDITIONAL, reason=request.message
             )
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from lora_contract import reference
 from lora_contract.wire.gates import ApprovalView, ApproveRequest
 from lora_registry.auth.principals import Principal, require
-from lora_registry.catalog import gate_store, resolve
 from lora_registry.context import Context
 from lora_registry.db.tables import Approval
 from lora_registry.events import audit
+from lora_registry.gates import store
+from lora_registry.repositories import resolve
 from lora_registry.runtime.clock import iso, now
 
 
@@ -18,7 +19,7 @@ def approve(ctx: Context, principal: Principal, namespace: str, name: str, reque
     require(principal, "reader", namespace)
     with ctx.db.write() as session:
         repo, version = resolve.version(session, principal, namespace, name, request.version)
-        row = gate_store.approval(session, version.id, request.tag, principal.name)
+        row = store.approval(session, version.id, request.tag, principal.name)
         if row is None or row.role != principal.role:
             row = Approval(
                 version_id=version.id,

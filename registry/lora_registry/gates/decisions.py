@@ -1,4 +1,4 @@
-"""Gate and promote: judge a case, store what was decided, and move the tag in the transaction that decided it."""
+"""Gate and promote: evaluate, store what was decided, and move the tag in the transaction that decided it."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ from lora_contract.findings import Finding
 from lora_contract.wire.gates import CheckView, GateRequest, GateView, PromoteRequest, PromotionView
 from lora_contract.wire.tags import TagView
 from lora_registry.auth.principals import Principal, require
-from lora_registry.catalog import gate_store, tags, views
-from lora_registry.catalog.tags import Expectation, Warrant
 from lora_registry.context import Context
 from lora_registry.db.tables import DecisionRow
 from lora_registry.events import audit
-from lora_registry.gates import intact, validations
-from lora_registry.gates.case import Case, Judged, judge, need_weights, open_case
+from lora_registry.gates import intact, store, validations
+from lora_registry.gates.evaluation import GateInputs, GateOutcome, evaluate, need_weights, resolve_inputs
 from lora_registry.jobs import service as jobs
 from lora_registry.runtime.clock import now
 from lora_registry.runtime.faults import fault_point
+from lora_registry.tags import service as tags
+from lora_registry.tags import views
+from lora_registry.tags.service import GateDecision, Precondition
 
 
 def gate(ctx: Context, principal: Principal, namespace: str, name: str, request: GateRequest) -> GateView:
     """Decide, or start what is missing for it. A decision is stored, unless its policy was only tried.
 
-    Raises as `open_case` does, and `unsupported` where the base's weights are not stored.
+    Raises as `resolve_inputs` does, and `unsupported` where the base's weights are not stored.
     """
     require(principal, "writer", namespace)
     with ctx.db.write() as session:
-        case = open_case(
+        inputs = resolve_inputs(
             session,
             principal,
             namespace,
@@ -43,14 +44,14 @@ def gate(ctx: Context, principal: Principal, namespace: str, name: str, request:
             document=request.document,
             lock=True,
         )
-        found = judge(session, case, gate_store.approvals(session, case.version.id, case.tag, principal.name))
-        view = _view(case, found)
-        if found.decision.allowed is None and request.start:
-            need_weights(session, found.missing)
-            validations.start(ctx, session, principal, case.repo, found.missing, case.sets)
-        elif found.decision.allowed is not None and request.document is None:
-            view = _record(session, principal, case, found, view)
-    return _with_jobs(ctx, principal, view, found, started=request.start)
+        outcome = evaluate(session, inputs, store.approvals(session, inputs.version.id, inputs.tag, principal.name))
+        view = _view(inputs, outcome)
+        if outcome.decision.allowed is None and request.start:
+            need_weights(session, outcome.missing)
+            validations.start(ctx, session, principal, inputs.repo, outcome.missing, inputs.sets)
+        elif outcome.decision.allowed is not None and request.document is None:
+            view = _record(session, principal, inputs, outcome, view)
+    return _with_jobs(ctx, principal, view, outcome, started=request.start)
 
 
 def promote(ctx: Context, principal: Principal, namespace: str, name: str, request: PromoteRequest) -> PromotionView:
@@ -65,94 +66,94 @@ def promote(ctx: Context, principal: Principal, namespace: str, name: str, reque
     moved: TagView | None = None
     asked: dict[str, Any] = {"selector": request.version, "tag": request.tag, "data": request.data}
     with ctx.db.read() as session:
-        before = open_case(session, principal, namespace, name, **asked)
+        before = resolve_inputs(session, principal, namespace, name, **asked)
     # Outside of the transaction, which would hold the repository's lock for as long as that takes.
     intact.check(ctx, before)
     with ctx.db.write() as session:
-        case = open_case(session, principal, namespace, name, **asked, lock=True)
-        found = judge(session, case, gate_store.approvals(session, case.version.id, case.tag, principal.name))
-        view = _view(case, found)
-        if found.decision.allowed is None and not request.force:
-            need_weights(session, found.missing)
-            validations.start(ctx, session, principal, case.repo, found.missing, case.sets)
+        inputs = resolve_inputs(session, principal, namespace, name, **asked, lock=True)
+        outcome = evaluate(session, inputs, store.approvals(session, inputs.version.id, inputs.tag, principal.name))
+        view = _view(inputs, outcome)
+        if outcome.decision.allowed is None and not request.force:
+            need_weights(session, outcome.missing)
+            validations.start(ctx, session, principal, inputs.repo, outcome.missing, inputs.sets)
         else:
-            view = _record(session, principal, case, found, view, forced=request.force, reason=request.reason)
-            if found.decision.allowed or request.force:
-                moved = _move(session, principal, case, view, request, forced=not found.decision.allowed)
+            view = _record(session, principal, inputs, outcome, view, forced=request.force, reason=request.reason)
+            if outcome.decision.allowed or request.force:
+                moved = _move(session, principal, inputs, view, request, forced=not outcome.decision.allowed)
         fault_point("promote.before-commit")
     fault_point("promote.after-commit")
     if moved is None and view.allowed is False:
         raise _refused(view)
-    return PromotionView(_with_jobs(ctx, principal, view, found, started=moved is None), moved)
+    return PromotionView(_with_jobs(ctx, principal, view, outcome, started=moved is None), moved)
 
 
 def _move(
-    session: Session, principal: Principal, case: Case, view: GateView, request: PromoteRequest, *, forced: bool
+    session: Session, principal: Principal, inputs: GateInputs, view: GateView, request: PromoteRequest, *, forced: bool
 ) -> TagView:
     generation = request.expect_generation
     if generation is None:
-        generation = case.row.generation if case.row is not None else 0
+        generation = inputs.row.generation if inputs.row is not None else 0
     row = tags.set_in_transaction(
         session,
         principal,
-        case.repo,
-        case.tag,
-        case.version,
-        expect=Expectation(generation=generation) if generation else Expectation(absent=True),
+        inputs.repo,
+        inputs.tag,
+        inputs.version,
+        expect=Precondition(generation=generation) if generation else Precondition(absent=True),
         reason=request.reason or view.reason,
-        warrant=Warrant(int(view.decision or 0), tuple(view.reports), forced=forced),
+        decision=GateDecision(int(view.decision or 0), tuple(view.reports), forced=forced),
     )
-    return views.tag(case.repo, row, case.version)
+    return views.tag(inputs.repo, row, inputs.version)
 
 
-def _view(case: Case, found: Judged) -> GateView:
+def _view(inputs: GateInputs, outcome: GateOutcome) -> GateView:
     return GateView(
-        namespace=case.repo.namespace,
-        name=case.repo.name,
-        tag=case.tag,
-        version=case.version.digest,
-        number=case.version.number,
-        base=case.base.digest,
-        holder=case.holder.digest if case.holder else None,
-        holder_number=case.holder.number if case.holder else None,
-        policy=case.policy_digest,
-        policy_name=case.policy.name,
-        policy_pattern=case.pattern,
-        allowed=found.decision.allowed,
-        reason=found.decision.reason,
-        checks=[CheckView(c.rule, c.state, c.message, c.evidence) for c in found.decision.checks],
-        reports=list(found.reports),
+        namespace=inputs.repo.namespace,
+        name=inputs.repo.name,
+        tag=inputs.tag,
+        version=inputs.version.digest,
+        number=inputs.version.number,
+        base=inputs.base.digest,
+        holder=inputs.holder.digest if inputs.holder else None,
+        holder_number=inputs.holder.number if inputs.holder else None,
+        policy=inputs.policy_digest,
+        policy_name=inputs.policy.name,
+        policy_pattern=inputs.pattern,
+        allowed=outcome.decision.allowed,
+        reason=outcome.decision.reason,
+        checks=[CheckView(c.rule, c.state, c.message, c.evidence) for c in outcome.decision.checks],
+        reports=list(outcome.reports),
     )
 
 
 def _record(
     session: Session,
     principal: Principal,
-    case: Case,
-    found: Judged,
+    inputs: GateInputs,
+    outcome: GateOutcome,
     view: GateView,
     *,
     forced: bool = False,
     reason: str = "",
 ) -> GateView:
     """The view with the id of its row. The same question with the same answer is one row."""
-    forced = forced and not found.decision.allowed
+    forced = forced and not outcome.decision.allowed
     row = DecisionRow(
-        version_id=case.version.id,
-        tag=case.tag,
-        base_digest=case.base.digest,
-        holder_version_id=case.holder.id if case.holder else None,
-        policy_digest=case.policy_digest,
-        report_id=found.own.id if found.own else None,
-        sets=json.dumps(case.sets.digests()),
-        allowed=found.decision.allowed is True,
+        version_id=inputs.version.id,
+        tag=inputs.tag,
+        base_digest=inputs.base.digest,
+        holder_version_id=inputs.holder.id if inputs.holder else None,
+        policy_digest=inputs.policy_digest,
+        report_id=outcome.own.id if outcome.own else None,
+        sets=json.dumps(inputs.sets.digests()),
+        allowed=outcome.decision.allowed is True,
         forced=forced,
-        reason=reason if forced else found.decision.reason,
+        reason=reason if forced else outcome.decision.reason,
         body=msgspec.json.encode(view).decode(),
         author=principal.name,
         created_at=now(),
     )
-    last = gate_store.newest_decision(session, row.version_id, row.tag)
+    last = store.newest_decision(session, row.version_id, row.tag)
     if last is None or forced or _inputs(last) != _inputs(row):
         session.add(row)
         session.flush()
@@ -160,14 +161,14 @@ def _record(
             session,
             "gate-decided",
             principal=principal,
-            namespace=case.repo.namespace,
-            subject=f"{case.repo.namespace}/{case.repo.name}:v{case.version.number}",
-            tag=case.tag,
+            namespace=inputs.repo.namespace,
+            subject=f"{inputs.repo.namespace}/{inputs.repo.name}:v{inputs.version.number}",
+            tag=inputs.tag,
             allowed=row.allowed,
             forced=forced,
             reason=row.reason,
-            policy=case.policy_digest,
-            reports=list(found.reports),
+            policy=inputs.policy_digest,
+            reports=list(outcome.reports),
             decision=str(row.id),
         )
         last = row
@@ -181,10 +182,10 @@ def _inputs(row: DecisionRow) -> tuple[object, ...]:
     )  # fmt: skip
 
 
-def _with_jobs(ctx: Context, principal: Principal, view: GateView, found: Judged, *, started: bool) -> GateView:
+def _with_jobs(ctx: Context, principal: Principal, view: GateView, outcome: GateOutcome, *, started: bool) -> GateView:
     if view.allowed is not None or not started:
         return view
-    ids = [wanted.job_id for wanted in found.missing]
+    ids = [required.job_id for required in outcome.missing]
     validations.again(ctx, ids)
     return msgspec.structs.replace(view, jobs=[jobs.show(ctx, principal, job_id) for job_id in ids])
 

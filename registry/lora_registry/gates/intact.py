@@ -7,21 +7,21 @@ from typing import Final
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_registry.blobs.hashing import checked
-from lora_registry.catalog import store
 from lora_registry.context import Context
 from lora_registry.db.tables import VersionBlob
-from lora_registry.gates.case import Case
+from lora_registry.gates.evaluation import GateInputs
+from lora_registry.repositories import store
 
 LARGEST_BASE: Final = 256 << 20
 """Bytes of a base that a promotion reads; a larger one is re-hashed by each validation on it, and by `fsck`."""
 
 
-def check(ctx: Context, case: Case) -> None:
+def check(ctx: Context, inputs: GateInputs) -> None:
     """Hash the stored bytes of the version, of the evaluation sets and of a small base. Raises `corrupt`."""
-    sets = [chosen.version.id for some in case.sets.by_role.values() for chosen in some.values()]
-    base = case.base.id
+    sets = [version.id for version in inputs.sets.versions()]
+    base = inputs.base.id
     with ctx.db.read() as session:
-        files = store.files_of(session, [case.version.id, base, *sets])
+        files = store.files_of(session, [inputs.version.id, base, *sets])
     if sum(file.size for file in files[base]) > LARGEST_BASE:
         del files[base]
     for file in (file for some in files.values() for file in some if file.stored):

@@ -11,9 +11,6 @@ from lora_contract.wire.gates import (
     ApproveRequest,
     GateRequest,
     GateView,
-    PolicyList,
-    PolicyRequest,
-    PolicyView,
     PromoteRequest,
     PromotionView,
     ValidateRequest,
@@ -21,9 +18,9 @@ from lora_contract.wire.gates import (
 from lora_contract.wire.jobs import JobView
 from lora_registry.auth.principals import Principal
 from lora_registry.context import Context
-from lora_registry.gates import approvals, decisions, policies, validations
+from lora_registry.gates import approvals, decisions, validations
 from lora_registry.http.answers import reply
-from lora_registry.http.handlers import FromPath, IdempotencyKey, JSONBody, Text, get, post, put
+from lora_registry.http.handlers import FromPath, IdempotencyKey, JSONBody, post
 from lora_registry.http.idempotency import once
 
 R = Request[Any, Any, Any]
@@ -39,16 +36,6 @@ def submit_validation(
 ) -> Response[JobView]:
     view = validations.submit(ctx, principal, data)
     return reply(request, view, status=200 if view.state == "done" else 202)
-
-
-@get("/policies", summary="The policies in force; with a pattern, all that it ever had")
-def list_policies(request: R, ctx: Context, principal: Principal, pattern: Text = None) -> Response[PolicyList]:
-    return reply(request, policies.list_all(ctx, principal, pattern=pattern))
-
-
-@put("/policies", summary="Set or lift the policy of a pattern of tags")
-def put_policy(request: R, ctx: Context, principal: Principal, data: JSONBody[PolicyRequest]) -> Response[PolicyView]:
-    return reply(request, policies.put(ctx, principal, data))
 
 
 @post(REPO + "/gates", summary="Ask whether a version may have a tag", status_code=200)
@@ -97,5 +84,5 @@ def promote(
 router = Router(
     "/",
     tags=["gates"],
-    route_handlers=[submit_validation, list_policies, put_policy, ask_gate, approve, promote],
+    route_handlers=[submit_validation, ask_gate, approve, promote],
 )

@@ -12,15 +12,15 @@ from lora_contract.policy import DEFAULT
 from lora_contract.wire.gates import ValidateRequest
 from lora_contract.wire.jobs import JobView
 from lora_registry.auth.principals import Principal, require
-from lora_registry.catalog import governing, resolve
-from lora_registry.catalog.governing import Sets
 from lora_registry.context import Context
 from lora_registry.db.tables import Repository, Version
-from lora_registry.gates.case import Wanted, need_weights
+from lora_registry.gates.evaluation import RequiredValidation, need_weights
 from lora_registry.jobs import enqueue
 from lora_registry.jobs import service as jobs
 from lora_registry.jobs.engine.lease_store import served
 from lora_registry.jobs.engine.port import Queue
+from lora_registry.policies.datasets import EvaluationSets, evaluation_sets
+from lora_registry.repositories import resolve
 
 SMALL_BASE: Final = 10**9
 """Bytes of a base that a processor is fast enough for."""
@@ -31,27 +31,34 @@ def submit(ctx: Context, principal: Principal, request: ValidateRequest) -> JobV
     with ctx.db.write() as session:
         repo, version = resolve.by_text(session, principal, request.version)
         require(principal, "writer", repo.namespace)
-        base = governing.base_of(session, repo, version)
-        sets = governing.evaluation_sets(session, principal, DEFAULT, request.data, request.general)
-        wanted = Wanted(version, base, sets.key(version, base, request.precision))
-        need_weights(session, [wanted])
-        start(ctx, session, principal, repo, [wanted], sets)
-    again(ctx, [wanted.job_id])
-    return jobs.show(ctx, principal, wanted.job_id)
+        base = resolve.base_of(session, repo, version)
+        sets = evaluation_sets(session, principal, DEFAULT, request.data, request.general)
+        required = RequiredValidation(version, base, sets.key(version, base, request.precision))
+        need_weights(session, [required])
+        start(ctx, session, principal, repo, [required], sets)
+    again(ctx, [required.job_id])
+    return jobs.show(ctx, principal, required.job_id)
 
 
 def start(
-    ctx: Context, session: Session, principal: Principal, repo: Repository, missing: Sequence[Wanted], sets: Sets
+    ctx: Context,
+    session: Session,
+    principal: Principal,
+    repo: Repository,
+    missing: Sequence[RequiredValidation],
+    sets: EvaluationSets,
 ) -> None:
     """Enqueue validations in the caller's transaction. A reader may look at what is there, and start nothing."""
     require(principal, "writer", repo.namespace)
     named = [
-        (role, chosen.version.id, chosen.label)
+        (role, dataset.version.id, dataset.label)
         for role, some in sets.by_role.items()
-        for _, chosen in sorted(some.items())
+        for _, dataset in sorted(some.items())
     ]
-    for wanted in missing:
-        enqueue.validate(ctx, session, principal, repo, wanted.version, wanted.key, named, queue(session, wanted.base))
+    for required in missing:
+        enqueue.validate(
+            ctx, session, principal, repo, required.version, required.key, named, queue(session, required.base)
+        )
 
 
 def queue(session: Session, base: Version) -> Queue:

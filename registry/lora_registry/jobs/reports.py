@@ -9,9 +9,9 @@ import msgspec
 from lora_contract.findings import Finding
 from lora_contract.wire.jobs import ReportList, ReportView
 from lora_registry.auth.principals import Principal
-from lora_registry.catalog import resolve
 from lora_registry.context import Context
 from lora_registry.jobs import store
+from lora_registry.repositories import resolve
 from lora_registry.runtime.clock import iso
 
 

@@ -11,12 +11,12 @@ from sqlmodel import Session
 from lora_contract.errors import RegistryError
 from lora_contract.wire.jobs import JobList, JobProgress, JobProgressList, JobView
 from lora_registry.auth.principals import Principal, require
-from lora_registry.catalog import store as catalog
-from lora_registry.catalog import views
 from lora_registry.context import Context
 from lora_registry.db.tables import JobRow
 from lora_registry.jobs import store
 from lora_registry.jobs.engine.port import JobStatus
+from lora_registry.repositories import store as catalog
+from lora_registry.repositories import views
 from lora_registry.runtime import paging
 from lora_registry.runtime.clock import iso
 

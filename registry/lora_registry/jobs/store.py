@@ -43,3 +43,7 @@ def jobs(
 def reports(session: Session, version_id: int) -> list[Report]:
     query = select(Report).where(Report.version_id == version_id).order_by(col(Report.created_at).desc())
     return list(session.exec(query))
+
+
+def report(session: Session, report_id: str) -> Report | None:
+    return session.get(Report, report_id)

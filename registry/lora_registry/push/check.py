@@ -17,11 +17,12 @@ from lora_contract.findings import Finding
 from lora_contract.fingerprint import build_fingerprint, check_base_files
 from lora_contract.manifest import FileEntry
 from lora_contract.wire.catalog import CommitRequest
+from lora_registry.bases import store as base_store
 from lora_registry.blobs.protocols import BlobStore
 from lora_registry.blobs.window import Window
-from lora_registry.catalog import base_store, store
 from lora_registry.context import Context
 from lora_registry.db.tables import Version, VersionBlob
+from lora_registry.repositories import store
 
 
 @dataclass(frozen=True, slots=True)

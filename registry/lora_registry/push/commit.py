@@ -13,13 +13,15 @@ from lora_contract.findings import Finding, refuse
 from lora_contract.manifest import FileEntry, Manifest
 from lora_contract.wire.catalog import CommitRequest, CommitResult
 from lora_registry.auth.principals import Principal, require
-from lora_registry.catalog import bases, resolve, store, tags, views
-from lora_registry.catalog.insert import Draft, check_target, insert
+from lora_registry.bases import service as bases
 from lora_registry.context import Context
 from lora_registry.jobs import enqueue
 from lora_registry.push import check
 from lora_registry.push import store as upload_rows
+from lora_registry.repositories import resolve, store, views
+from lora_registry.repositories.insert import Draft, check_target, insert
 from lora_registry.runtime.faults import fault_point
+from lora_registry.tags import service as tags
 
 MAX_TEXT = 4096
 MAX_META = 64
@@ -42,7 +44,7 @@ def commit(ctx: Context, principal: Principal, namespace: str, name: str, reques
             bases.add_alias(session, repo, alias)
         for tag in request.tags:
             tags.set_in_transaction(
-                session, principal, repo, tag, version, expect=tags.ANYTHING, reason=request.message
+                session, principal, repo, tag, version, expect=tags.UNCONDITIONAL, reason=request.message
             )
         job = enqueue.inspect(ctx, session, principal, repo, version) if created else None
         upload_rows.remove(session, request.session)

@@ -14,11 +14,11 @@ from lora_contract.errors import RegistryError
 from lora_contract.manifest import MAX_FILES, FileEntry
 from lora_contract.wire.uploads import UploadRequest, UploadSession, UploadTarget
 from lora_registry.auth.principals import Principal, require
-from lora_registry.catalog import store as catalog
-from lora_registry.catalog.insert import check_target
 from lora_registry.context import Context
 from lora_registry.db.tables import UploadFile, UploadSessionRow
 from lora_registry.push import store
+from lora_registry.repositories import store as catalog
+from lora_registry.repositories.insert import check_target
 from lora_registry.runtime.clock import iso, new_id, now
 from lora_registry.runtime.faults import fault_point
 

@@ -17,9 +17,6 @@ from lora_contract.findings import refuse
 from lora_contract.manifest import FileEntry, Kind, Manifest
 from lora_contract.recipe import Recipe, parse_recipe
 from lora_registry.auth.principals import Principal
-from lora_registry.catalog import store as catalog
-from lora_registry.catalog import tags
-from lora_registry.catalog.insert import Derivation, Draft, insert
 from lora_registry.context import Context
 from lora_registry.db.tables import Report, Version
 from lora_registry.jobs import enqueue
@@ -27,7 +24,10 @@ from lora_registry.jobs import store as work
 from lora_registry.jobs.engine.kinds import Handler, JobContext
 from lora_registry.push import check
 from lora_registry.push import store as uploads
+from lora_registry.repositories import store as catalog
+from lora_registry.repositories.insert import Derivation, Draft, insert
 from lora_registry.runtime.clock import now
+from lora_registry.tags import service as tags
 
 CHILD = "lora_registry.worker.children.derive"
 
@@ -125,7 +125,9 @@ def commit(ctx: Context, session: Session, job_id: str, spec: dict[str, Any], re
     principal = Principal(spec["author"], "admin")
     repo, version, created = insert(session, principal, namespace, name, draft)
     for tag in spec["tags"]:
-        tags.set_in_transaction(session, principal, repo, tag, version, expect=tags.ANYTHING, reason=spec["message"])
+        tags.set_in_transaction(
+            session, principal, repo, tag, version, expect=tags.UNCONDITIONAL, reason=spec["message"]
+        )
     row = work.job(session, job_id)
     if row is not None:
         row.result_version_id = version.id

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from lora_registry.catalog import store as catalog
 from lora_registry.context import Context
 from lora_registry.jobs.engine.kinds import Handler, JobContext
+from lora_registry.repositories import store as catalog
 from lora_registry.worker.handlers import report
 
 CHILD = "lora_registry.worker.children.diff"

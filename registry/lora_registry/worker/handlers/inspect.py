@@ -8,10 +8,10 @@ from typing import Any
 from sqlmodel import Session
 
 from lora_contract.digest import Digest
-from lora_registry.catalog import base_store
-from lora_registry.catalog import store as catalog
+from lora_registry.bases import store as base_store
 from lora_registry.context import Context
 from lora_registry.jobs.engine.kinds import Handler, JobContext
+from lora_registry.repositories import store as catalog
 from lora_registry.worker.handlers import report
 
 CHILD = "lora_registry.worker.children.inspect"

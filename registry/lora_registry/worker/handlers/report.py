@@ -7,9 +7,9 @@ from typing import Any
 from sqlmodel import Session
 
 from lora_registry.auth.principals import WORKER
-from lora_registry.catalog import store as catalog
 from lora_registry.db.tables import Report
 from lora_registry.events import audit
+from lora_registry.repositories import store as catalog
 from lora_registry.runtime.clock import now
 
 

@@ -8,11 +8,11 @@ import msgspec
 from sqlmodel import Session
 
 from lora_contract.validation import Validation
-from lora_registry.catalog import store as catalog
 from lora_registry.context import Context
 from lora_registry.db.dialect import insert_ignore
 from lora_registry.db.tables import VersionEdge
 from lora_registry.jobs.engine.kinds import Handler, JobContext
+from lora_registry.repositories import store as catalog
 from lora_registry.worker.handlers import report
 
 CHILD = "lora_registry.worker.children.validate"

@@ -1,0 +1,1 @@
+"""What only bases have: aliases and fingerprints."""

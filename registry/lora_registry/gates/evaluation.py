@@ -1,0 +1,171 @@
+"""What a gate decides from: a version, the tag it asks for, the tag's policy, present target and evaluation sets.
+
+All is resolved to digests in one transaction, so what is decided on and what then moves are the same versions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from sqlmodel import Session
+
+from lora_contract import reference
+from lora_contract.adapter.facts import AdapterFacts
+from lora_contract.errors import RegistryError
+from lora_contract.policy import DEFAULT, Decision, GateFacts, Policy, decide
+from lora_contract.signing import parse_public_key
+from lora_contract.validation import ValidationKey, parse_validation
+from lora_registry.auth.principals import Principal
+from lora_registry.db.tables import Report, Repository, Tag, Version
+from lora_registry.jobs import enqueue
+from lora_registry.jobs import store as work
+from lora_registry.policies import guard
+from lora_registry.policies import service as policies
+from lora_registry.policies import store as policy_store
+from lora_registry.policies.datasets import EvaluationSets, evaluation_sets
+from lora_registry.repositories import resolve, store
+from lora_registry.runtime.clock import now
+from lora_registry.signatures import service as signatures
+from lora_registry.tags import store as tag_store
+
+
+@dataclass(frozen=True, slots=True)
+class RequiredValidation:
+    """A validation, by what it depends on."""
+
+    version: Version
+    base: Version
+    key: ValidationKey
+
+    @property
+    def job_id(self) -> str:
+        return enqueue.validation_job_id(self.version, self.key)
+
+
+@dataclass(frozen=True, slots=True)
+class GateInputs:
+    """The versions, policy and sets that a decision is about.
+
+    Args:
+        row: of the tag; None for a new tag.
+        holder: the version that the tag points to, None if that is `version` itself or the tag is new.
+        pattern: of the policy; None for the default policy and for one that is only tried.
+        own: the validation of `version`.
+        other: the validation of `holder`, to compare with.
+    """
+
+    repo: Repository
+    version: Version
+    base: Version
+    tag: str
+    row: Tag | None
+    holder: Version | None
+    pattern: str | None
+    policy: Policy
+    policy_digest: str
+    sets: EvaluationSets
+    own: RequiredValidation
+    other: RequiredValidation | None
+
+    @property
+    def required(self) -> tuple[RequiredValidation, ...]:
+        return (self.own,) if self.other is None else (self.own, self.other)
+
+
+@dataclass(frozen=True, slots=True)
+class GateOutcome:
+    """reports: ids of the reports there are, the version's own first. missing: validations without a report."""
+
+    decision: Decision
+    own: Report | None
+    reports: tuple[str, ...]
+    missing: tuple[RequiredValidation, ...]
+
+
+def resolve_inputs(
+    session: Session,
+    principal: Principal,
+    namespace: str,
+    name: str,
+    *,
+    selector: str,
+    tag: str,
+    data: Sequence[str],
+    document: dict[str, Any] | None = None,
+    lock: bool = False,
+) -> GateInputs:
+    """Resolve what a gate is asked about. document: a policy to try instead of the tag's own.
+
+    Raises `not-found`, `deleted`, `invalid-reference`, `invalid-request`, and `conflict` for other kinds than adapters.
+    """
+    reference.check_tag(tag)
+    repo = resolve.repository(session, principal, namespace, name, lock=lock)
+    version = resolve.in_repository(session, repo, selector)
+    base = resolve.base_of(session, repo, version)
+    policy_store.hold_policies(session)
+    policy, digest, pattern = DEFAULT, str(DEFAULT.digest), None
+    found = guard.policy_of(session, namespace, name, tag) if document is None else None
+    if document is not None:
+        policy = policies.read(document)
+        digest = str(policy.digest)
+    elif found is not None:
+        row, policy = found
+        digest, pattern = row.digest or "", row.pattern
+    sets = evaluation_sets(session, principal, policy, data)
+    tagged = tag_store.tag(session, repo.id, tag)
+    holder = None
+    if tagged is not None and tagged.version_id != version.id:
+        holder = store.versions_by_id(session, [tagged.version_id])[tagged.version_id]
+    other = None
+    if holder is not None:
+        holder_base = resolve.base_of(session, repo, holder)
+        other = RequiredValidation(holder, holder_base, sets.key(holder, holder_base, policy.precision))
+    own = RequiredValidation(version, base, sets.key(version, base, policy.precision))
+    return GateInputs(repo, version, base, tag, tagged, holder, pattern, policy, digest, sets, own, other)
+
+
+def evaluate(session: Session, inputs: GateInputs, approvals: Sequence[tuple[str, str]]) -> GateOutcome:
+    """Decide from what is stored. approvals: name and role."""
+    rows = [work.report(session, required.job_id) for required in inputs.required]
+    own = rows[0]
+    theirs = rows[1] if inputs.other is not None else None
+    facts = GateFacts(
+        report=None if own is None else parse_validation(own.body.encode()),
+        holder=None if theirs is None else parse_validation(theirs.body.encode()),
+        held=inputs.holder is not None,
+        quality=inputs.sets.names("quality"),
+        forgetting=inputs.sets.names("forgetting"),
+        behaviour=inputs.sets.names("behaviour"),
+        adapter=None
+        if inputs.version.facts is None
+        else msgspec.convert(json.loads(inputs.version.facts), AdapterFacts),
+        meta=json.loads(inputs.version.meta),
+        approvals=list(approvals),
+        signers=signatures.signers(
+            session, inputs.repo, inputs.version, [parse_public_key(key) for key in inputs.policy.signatures.keys]
+        ),
+        age=0.0 if own is None else (now() - own.created_at) / 1e6,
+    )
+    return GateOutcome(
+        decide(inputs.policy, facts),
+        own,
+        tuple(row.id for row in rows if row is not None),
+        tuple(required for required, row in zip(inputs.required, rows, strict=True) if row is None),
+    )
+
+
+def need_weights(session: Session, required: Sequence[RequiredValidation]) -> None:
+    """Raise `unsupported` if a base that a validation has to run on was registered without its weights."""
+    for base in (one.base for one in required):
+        if base.weights_absent:
+            repo = store.repositories_by_id(session, [base.repository_id])[base.repository_id]
+            raise RegistryError(
+                "unsupported",
+                f"{repo.namespace}/{repo.name}:v{base.number} was registered without its weights, so nothing can be "
+                "run on it here.",
+                hint="Add the base with its weights and push the adapter against that version.",
+            )

@@ -1,0 +1,98 @@
+"""Errors as Hub clients know them: `X-Error-Code` decides which exception they raise, `X-Error-Message` what it says.
+
+A RegistryError carries the Hub's code in `facts["hub"]`, set where it is known which of the three things is missing.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Final
+
+import msgspec
+from litestar import Request, Response
+from litestar.exceptions import HTTPException
+
+from lora_contract.errors import ErrorCode, RegistryError
+from lora_registry.runtime.clock import new_id
+
+log = logging.getLogger("lora_registry.hub")
+
+MAX_HEADER: Final = 500
+_BY_STATUS: Final[dict[int, ErrorCode]] = {413: "too-large", 405: "method-not-allowed", 404: "not-found"}
+
+
+def repo_not_found(repo_id: str) -> RegistryError:
+    """Also for what the caller may not read: the answer is the same."""
+    return RegistryError(
+        "not-found",
+        f"There is no repository {repo_id[:200]!r} that you may read.",
+        hint="Look for it with `lora-reg list`; nothing is fetched from huggingface.co.",
+        hub="RepoNotFound",
+    )
+
+
+def revision_not_found(detail: str) -> RegistryError:
+    """The one answer that stops clients that have the files in their cache already."""
+    hint = "Revisions are main, tags, v1 and so on, and commits of 40 hex digits."
+    return RegistryError("not-found", detail, hint=hint, hub="RevisionNotFound")
+
+
+def entry_not_found(detail: str, *, commit: str) -> RegistryError:
+    """commit lets clients remember that this version has no such file."""
+    hint = "List the files with `lora-reg show`."
+    return RegistryError("not-found", detail, hint=hint, hub="EntryNotFound", commit=commit)
+
+
+def read_only() -> RegistryError:
+    return RegistryError(
+        "method-not-allowed",
+        "The Hub dialect of this registry only reads.",
+        hint="Push with `lora-reg push`, move tags with `lora-reg tag`.",
+    )
+
+
+def answer(request: Request[Any, Any, Any], error: RegistryError) -> Response[Any]:
+    """A RegistryError as a Hub client reads it."""
+    if error.kind.status >= 500:
+        log.error("%s %s: %s: %s", request.method, request.url.path, error.code, error.detail, exc_info=error)
+    return _response(error)
+
+
+def framework_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
+    """What the framework found wrong: a body that is too large, a client that left."""
+    code = _BY_STATUS.get(error.status_code, "invalid-request" if error.status_code < 500 else "internal")
+    return answer(request, RegistryError(code, error.detail))
+
+
+def any_error(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+    """Whatever else: logged whole, answered without a word of it."""
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return _response(RegistryError("internal", "The service failed."))
+
+
+def _response(error: RegistryError) -> Response[Any]:
+    kind, request_id = error.kind, new_id()[:16]
+    # The Hub has no 410 for a model; a client would not know what it means.
+    status = 404 if error.code == "deleted" else kind.status
+    headers = {
+        "X-Error-Message": header_text(f"{error.detail} {error.hint}"),
+        "X-Request-Id": request_id,
+        "Cache-Control": "no-store",
+    }
+    # Never a bare 401: over http, clients take it for anything.
+    if hub := error.facts.get("hub", "RepoNotFound" if status == 401 else None):
+        headers["X-Error-Code"] = hub
+    if commit := error.facts.get("commit"):
+        headers["X-Repo-Commit"] = commit
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if kind.retryable and status != 500:
+        headers["Retry-After"] = "2"
+    body = msgspec.json.encode({"error": error.detail, "code": error.code, "request_id": request_id})
+    return Response(body, status_code=status, media_type="application/json", headers=headers)
+
+
+def header_text(text: str) -> str:
+    """Text of people (reasons, names) as the value of a header: one line of printable ASCII."""
+    line = " ".join(text.split())
+    return "".join(c if " " <= c <= "~" else "?" for c in line)[:MAX_HEADER]

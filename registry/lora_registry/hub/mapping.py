@@ -1,0 +1,170 @@
+"""From our structs to the Hub's JSON and headers. Pure.
+
+Every file is described as an LFS file: its ETag and its `lfs` are the sha256 that we hold, and its `oid` is the git
+object id of the LFS pointer that git would hold in its place. So all three are true, and clients that verify a
+download compare the sha256 of every file, small ones too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from lora_contract.digest import Digest
+from lora_contract.wire.catalog import RepositoryView, VersionFile, VersionView
+from lora_registry.auth.principals import RANK, Principal
+from lora_registry.hub import errors
+from lora_registry.hub.revisions import Contents
+
+Json = dict[str, Any]
+
+LIBRARY = {"adapter": "peft", "base": "transformers", "model": "transformers"}
+
+
+def model(repo: RepositoryView, *, private: bool) -> Json:
+    """A repository as an item of a list."""
+    return _model(f"{repo.namespace}/{repo.name}", repo.namespace, repo.kind, repo.created_at, private)
+
+
+def model_info(repo_id: str, version: Contents, *, private: bool, blobs: bool) -> Json:
+    """A version as a model. repo_id: the id that was asked for, so that an alias stays one in later requests.
+
+    blobs: with size and sha256 of each file.
+    """
+    info = _model(repo_id, version.namespace, version.kind, version.repository_created_at, private)
+    card: Json = {"library_name": info["library_name"], "tags": info["tags"]}
+    if version.base is not None:
+        relation = "adapter" if version.kind == "adapter" else "merge"
+        info["tags"] += [f"base_model:{version.base}", f"base_model:{relation}:{version.base}"]
+        card["base_model"] = version.base
+    return info | {
+        "sha": version.commit,
+        "lastModified": version.created_at,
+        "cardData": card,
+        "usedStorage": version.size,
+        "siblings": [_sibling(file, blobs) for file in version.files],
+    }
+
+
+def tags_of(kind: str) -> list[str]:
+    """What `filter=` of a list compares with."""
+    return [kind, LIBRARY[kind]]
+
+
+def tree(files: Sequence[VersionFile], *, path: str, recursive: bool) -> list[Json] | None:
+    """Files and folders under a folder ('' for the root), by path. None where there is no such folder."""
+    prefix = f"{path}/" if path else ""
+    below = [file for file in files if file.path.startswith(prefix)]
+    if path and not below:
+        return None
+    entries: dict[str, Json] = {}
+    for file in below:
+        parts = file.path[len(prefix) :].split("/")
+        for depth in range(1, len(parts) if recursive else min(len(parts), 2)):
+            folder = prefix + "/".join(parts[:depth])
+            entries.setdefault(folder, _folder(folder, files))
+        if recursive or len(parts) == 1:
+            entries[file.path] = _file(file)
+    return [entries[name] for name in sorted(entries)]
+
+
+def paths_info(files: Sequence[VersionFile], paths: Iterable[str]) -> list[Json]:
+    """What is there of these paths, in their order; unknown ones are left out."""
+    known = {file.path: file for file in files}
+    result = []
+    for path in dict.fromkeys(path.strip("/") for path in paths):
+        if path in known:
+            result.append(_file(known[path]))
+        elif any(file.path.startswith(path + "/") for file in files):
+            result.append(_folder(path, files))
+    return result
+
+
+def refs(main: str | None, tagged: Iterable[tuple[str, str]], *, pull_requests: bool) -> Json:
+    branches = [] if main is None else [{"name": "main", "ref": "refs/heads/main", "targetCommit": main}]
+    tags = [{"name": name, "ref": f"refs/tags/{name}", "targetCommit": commit} for name, commit in tagged]
+    answer: Json = {"branches": branches, "converts": [], "tags": tags}
+    return answer | {"pullRequests": []} if pull_requests else answer
+
+
+def commit(version: VersionView) -> Json:
+    title, _, message = version.message.partition("\n")
+    return {
+        "id": version.commit,
+        "title": f"v{version.number}: {title}" if title else f"v{version.number}",
+        "message": message.strip(),
+        "date": version.created_at,
+        "authors": [{"user": version.author}],
+    }
+
+
+def whoami(principal: Principal) -> Json:
+    role = "read" if RANK[principal.role] == RANK["reader"] else "write"
+    orgs = [] if principal.namespace is None else [{"name": principal.namespace}]
+    token = {"displayName": principal.name, "role": role}
+    return {
+        "type": "user",
+        "name": principal.name,
+        "fullname": principal.name,
+        "orgs": orgs,
+        "auth": {"type": "access_token", "accessToken": token},
+    }
+
+
+def file_headers(*, commit: str, digest: Digest, size: int, yanked: str | None) -> dict[str, str]:
+    """What tells a client the version, the name of the file in its cache, and the size."""
+    return {
+        "X-Repo-Commit": commit,
+        "X-Linked-Etag": f'"{digest.hex}"',
+        "X-Linked-Size": str(size),
+        **warning(yanked),
+    }
+
+
+def warning(yanked: str | None) -> dict[str, str]:
+    """Clients print it once for each topic, which is what stands before the semicolon."""
+    return {} if yanked is None else {"X-HF-Warning": "yanked; " + errors.header_text(yanked or "no reason given")}
+
+
+def _model(repo_id: str, author: str, kind: str, created_at: str, private: bool) -> Json:
+    return {
+        "id": repo_id,
+        "modelId": repo_id,
+        "author": author,
+        "private": private,
+        "gated": False,
+        "disabled": False,
+        "tags": tags_of(kind),
+        "library_name": LIBRARY[kind],
+        "createdAt": created_at,
+    }
+
+
+def _sibling(file: VersionFile, blobs: bool) -> Json:
+    if not blobs:
+        return {"rfilename": file.path}
+    pointer = _pointer(file)
+    lfs = {"sha256": Digest.parse(file.digest).hex, "size": file.size, "pointerSize": len(pointer)}
+    return {"rfilename": file.path, "size": file.size, "blobId": _git_id(pointer), "lfs": lfs}
+
+
+def _file(file: VersionFile) -> Json:
+    pointer = _pointer(file)
+    lfs = {"oid": Digest.parse(file.digest).hex, "size": file.size, "pointerSize": len(pointer)}
+    return {"type": "file", "path": file.path, "size": file.size, "oid": _git_id(pointer), "lfs": lfs}
+
+
+def _folder(path: str, files: Sequence[VersionFile]) -> Json:
+    """A folder's oid is no git object's: clients want one that changes with the content, and no more."""
+    content = "".join(f"{file.path}\0{file.digest}\n" for file in files if file.path.startswith(path + "/"))
+    return {"type": "directory", "path": path, "size": 0, "oid": _git_id(content.encode())}
+
+
+def _pointer(file: VersionFile) -> bytes:
+    """https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md"""
+    return f"version https://git-lfs.github.com/spec/v1\noid {file.digest}\nsize {file.size}\n".encode()
+
+
+def _git_id(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()

@@ -1,0 +1,215 @@
+"""The one route of the Hub dialect: read the path, call one verb, encode as the Hub does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Final
+from urllib.parse import parse_qs, parse_qsl, urlencode
+
+import anyio.to_thread
+import msgspec
+from litestar import HttpMethod, Request, Response, Router, route
+from litestar.exceptions import HTTPException
+
+from lora_contract.errors import RegistryError
+from lora_registry.auth.guards import principal_of
+from lora_registry.auth.principals import Principal
+from lora_registry.context import Context
+from lora_registry.http.answers import matches, reply
+from lora_registry.http.bodies import send_blob, send_elsewhere
+from lora_registry.hub import errors, mapping, revisions
+from lora_registry.hub.paths import Call, Verb, parse
+from lora_registry.repositories import service as repositories
+from lora_registry.repositories import versions
+from lora_registry.runtime import paging
+
+R = Request[Any, Any, Any]
+Answer = Callable[[R, Context, Principal, Call], Response[Any]]
+
+MAX_BODY: Final = 1024 * 1024
+"""Bytes of the list of paths that one request may ask about."""
+PAGE: Final = 100
+MODELS: Final = 1000
+WHERE: Final = "The native API is documented at /schema/openapi.json."
+
+
+class Paths(msgspec.Struct):
+    """The body of paths-info as JavaScript clients send it."""
+
+    paths: tuple[str, ...] = ()
+
+
+@route(
+    "/{path:path}",
+    http_method=[HttpMethod.GET, HttpMethod.HEAD, HttpMethod.POST, HttpMethod.PUT, HttpMethod.DELETE],
+    status_code=200,
+    include_in_schema=False,
+    request_max_body_size=MAX_BODY,
+)
+async def serve(request: R, ctx: Context) -> Response[Any]:
+    """Whatever a Hub client asks. The path is read raw: see `paths`."""
+    raw = request.scope["raw_path"].decode("ascii", "replace")
+    call = parse(raw.partition("/hf/")[2])
+    if request.method not in ("GET", "HEAD") and not (call and call.verb == "paths-info" and request.method == "POST"):
+        raise errors.read_only()
+    if call is None:
+        raise RegistryError("not-found", "The Hub dialect of this registry has no such path.", hint=WHERE)
+    if call.verb == "paths-info":
+        call = replace(call, paths=_paths(request, await request.body()))
+    return await anyio.to_thread.run_sync(_answer, request, ctx, call)
+
+
+def _answer(request: R, ctx: Context, call: Call) -> Response[Any]:
+    return ANSWERS[call.verb](request, ctx, principal_of(request, ctx), call)
+
+
+def show_model(request: R, ctx: Context, principal: Principal, call: Call) -> Response[Any]:
+    found = revisions.show(ctx, principal, call)
+    info = mapping.model_info(call.repo, found, private=_private(ctx), blobs=_flag(request, "blobs"))
+    return reply(request, info, headers=mapping.warning(found.yanked))
+
+
+def show_tree(request: R, ctx: Context, principal: Principal, call: Call) -> Response[Any]:
+    found = revisions.show(ctx, principal, call)
+    entries = mapping.tree(found.files, path=call.path, recursive=_flag(request, "recursive"))
+    if entries is None:
+        raise errors.entry_not_found(f"v{found.number} has no folder {call.path[:200]!r}.", commit=found.commit)
+    return reply(request, entries, headers=mapping.warning(found.yanked))
+
+
+def show_paths(request: R, ctx: Context, principal: Principal, call: Call) -> Response[Any]:
+    found = revisions.show(ctx, principal, call)
+    return reply(request, mapping.paths_info(found.files, call.paths), headers=mapping.warning(found.yanked))
+
+
+def show_refs(request: R, ctx: Context, principal: Principal, call: Call) -> Response[Any]:
+    main, tagged = revisions.refs(ctx, principal, call)
+    return reply(request, mapping.refs(main, tagged, pull_requests=_flag(request, "include_prs")))
+
+
+def list_commits(request: R, ctx: Context, principal: Principal, call: Call) -> Response[Any]:
+    """The versions up to the one that is asked about, newest first."""
+    namespace, name, number = revisions.place(ctx, principal, call)
+    cursor = request.query_params.get("cursor") or paging.encode(number + 1)
+    page = versions.list_all(ctx, principal, namespace, name, cursor=cursor, limit=PAGE)
+    return reply(request, [mapping.commit(item) for item in page.items], headers=_next(request, page.next_cursor))
+
+
+def list_models(request: R, ctx: Context, principal: Principal, _call: Call) -> Response[Any]:
+    """By name, whatever `sort` says. `search` is looked for in the name, or in the whole id where it has a '/'."""
+    search = request.query_params.get("search", "").strip().lower()
+    wanted = set(request.query_params.getall("filter", []))
+    try:
+        page = repositories.list_all(
+            ctx,
+            principal,
+            kind=None,
+            namespace=request.query_params.get("author"),
+            pattern=f"*{search}*" if search else None,
+            cursor=request.query_params.get("cursor"),
+            limit=_limit(request),
+        )
+    except RegistryError as error:
+        if error.code == "invalid-request" and search:
+            return reply(request, [])  # no name of ours has such characters
+        raise
+    items = [
+        mapping.model(repo, private=_private(ctx))
+        for repo in page.items
+        if repo.kind != "dataset" and wanted <= set(mapping.tags_of(repo.kind))
+    ]
+    return reply(request, items, headers=_next(request, page.next_cursor))
+
+
+def check_rights(request: R, ctx: Context, principal: Principal, call: Call) -> Response[Any]:
+    namespace = revisions.namespace(ctx, principal, call)
+    if call.path == "write" and not principal.may("writer", namespace):
+        raise RegistryError("forbidden", f"The token may read {call.repo}, but not write to it.")
+    return reply(request, {})
+
+
+def show_caller(request: R, _ctx: Context, principal: Principal, _call: Call) -> Response[Any]:
+    return reply(request, mapping.whoami(principal))
+
+
+def refuse_kind(_request: R, _ctx: Context, _principal: Principal, call: Call) -> Response[Any]:
+    """Data sets and spaces of the Hub: there are none here."""
+    raise errors.repo_not_found(call.repo)
+
+
+def send_file(request: R, ctx: Context, principal: Principal, call: Call) -> Response[Any]:
+    """HEAD never redirects: some clients would follow it to the store with their token. GET may."""
+    found, yanked = revisions.locate(ctx, principal, call)
+    headers = mapping.file_headers(commit=found.commit, digest=found.digest, size=found.size, yanked=yanked)
+    headers |= {"Cache-Control": "no-cache", "X-Lora-Reg-Digest": found.version}
+    etag = headers["X-Linked-Etag"]
+    if matches(request.headers.get("if-none-match"), etag):
+        return Response(b"", status_code=304, headers={**headers, "ETag": etag})
+    if ctx.settings.presign and request.method == "GET":
+        presigned = ctx.blobs.presign_get(found.digest, filename=None, expires_in=ctx.settings.presign_seconds)
+        if presigned is not None:
+            return send_elsewhere(
+                presigned.url, status=302, headers={**headers, "ETag": etag, "Accept-Ranges": "bytes"}
+            )
+    return send_blob(request, ctx.blobs, found.digest, found.size, headers=headers)
+
+
+ANSWERS: Final[dict[Verb, Answer]] = {
+    "info": show_model,
+    "tree": show_tree,
+    "paths-info": show_paths,
+    "refs": show_refs,
+    "commits": list_commits,
+    "list": list_models,
+    "auth-check": check_rights,
+    "whoami": show_caller,
+    "other-kind": refuse_kind,
+    "file": send_file,
+}
+
+
+def _private(ctx: Context) -> bool:
+    return ctx.settings.auth != "none"
+
+
+def _flag(request: R, name: str) -> bool:
+    return request.query_params.get(name, "").lower() in ("true", "1")
+
+
+def _limit(request: R) -> int:
+    text = request.query_params.get("limit", "")
+    return max(1, min(int(text), MODELS)) if re.fullmatch("[0-9]{1,9}", text) else PAGE
+
+
+def _paths(request: R, body: bytes) -> tuple[str, ...]:
+    """The paths of a form, as Python clients send it, or of JSON, as JavaScript clients do."""
+    try:
+        if request.headers.get("content-type", "").startswith("application/json"):
+            return msgspec.json.decode(body, type=Paths).paths
+        return tuple(parse_qs(body.decode(), max_num_fields=10_000).get("paths", []))
+    except ValueError as error:
+        raise RegistryError("invalid-request", "The body holds no list of paths.") from error
+
+
+def _next(request: R, cursor: str | None) -> dict[str, str]:
+    """The Link to the next page: the same request from there on."""
+    if cursor is None:
+        return {}
+    given = parse_qsl(request.scope["query_string"].decode("ascii", "replace"), keep_blank_values=True)
+    query = [(name, value) for name, value in given if name != "cursor"]
+    url = request.url
+    path = request.scope["raw_path"].decode("ascii", "replace")
+    return {"Link": f'<{url.scheme}://{url.netloc}{path}?{urlencode([*query, ("cursor", cursor)])}>; rel="next"'}
+
+
+router = Router(
+    "/hf",
+    route_handlers=[serve],
+    exception_handlers={
+        RegistryError: errors.answer,
+        HTTPException: errors.framework_error,
+        Exception: errors.any_error,
+    },
+)

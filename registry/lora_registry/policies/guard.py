@@ -1,0 +1,100 @@
+"""What every move of a tag passes: the policy that governs the tag, and whether it allowed the version."""
+
+from __future__ import annotations
+
+import json
+from typing import Final
+
+import msgspec
+from sqlmodel import Session
+
+from lora_contract.errors import RegistryError
+from lora_contract.policy import Policy, governing
+from lora_contract.validation import Role
+from lora_registry.auth.principals import Principal
+from lora_registry.db.tables import DecisionRow, PolicyRow, Repository, Version
+from lora_registry.jobs import enqueue
+from lora_registry.jobs import store as work
+from lora_registry.policies import store
+from lora_registry.policies.datasets import EvaluationSets, evaluation_sets, validation_key
+from lora_registry.repositories import resolve
+from lora_registry.runtime.clock import now
+
+DAY: Final = 24 * 3600 * 1_000_000
+"""Microseconds."""
+
+
+def policy_of(session: Session, namespace: str, name: str, tag: str) -> tuple[PolicyRow, Policy] | None:
+    """The explicit policy of a tag, the most specific of those that match; None if none does."""
+    policies = {
+        row.pattern: (row, row.body)
+        for row in store.present_policies(session, [namespace, "*"])
+        if row.body is not None
+    }  # fmt: skip
+    pattern = governing(policies, namespace, name, tag)
+    if pattern is None:
+        return None
+    row, body = policies[pattern]
+    return row, msgspec.json.decode(body, type=Policy)
+
+
+def check_move(
+    session: Session,
+    principal: Principal,
+    repo: Repository,
+    tag: str,
+    version: Version,
+    *,
+    holder: int | None,
+    back: bool,
+) -> None:
+    """Check a move of an adapter's tag that comes without a gate's decision.
+
+    A policy has allowed it if a stored decision says so under the present policy, beside the present holder, on the
+    evaluation sets that the policy names now, from a report of the present suite. Raises `tag-gated` if a policy
+    governs the tag and has not allowed the version.
+
+    Args:
+        holder: id of the version that the tag points to; None for a new tag.
+        back: the move is a rollback, which may also go where an allowing decision once moved the tag.
+    """
+    if repo.kind != "adapter":
+        return
+    store.hold_policies(session)
+    found = policy_of(session, repo.namespace, repo.name, tag)
+    if found is None:
+        return
+    row, policy = found
+    if back and store.moved_by_allowance(session, repo.id, tag, version.id):
+        return
+    base = resolve.base_of(session, repo, version)
+    decisions = store.allowing(
+        session, version_id=version.id, tag=tag, policy_digest=row.digest or "", holder_version_id=holder
+    )
+    if decisions:
+        required = evaluation_sets(session, principal, policy)
+        if any(_still_holds(session, decision, version, base, policy, required) for decision in decisions):
+            return
+    raise RegistryError(
+        "tag-gated",
+        f"The policy {policy.name!r} of {row.pattern} governs {repo.namespace}/{repo.name}:{tag}, and it has not "
+        f"allowed v{version.number} as things stand.",
+    )
+
+
+def _still_holds(
+    session: Session,
+    decision: DecisionRow,
+    version: Version,
+    base: Version,
+    policy: Policy,
+    required: EvaluationSets,
+) -> bool:
+    sets: dict[Role, list[str]] = json.loads(decision.sets)
+    if any(not set(digests) <= set(sets[role]) for role, digests in required.digests().items()):
+        return False
+    key = validation_key(version, base, policy.precision, sets)
+    if decision.report_id != enqueue.validation_job_id(version, key):
+        return False  # of an older suite
+    report = work.report(session, decision.report_id)
+    return report is not None and (policy.fresh_days is None or now() - report.created_at <= policy.fresh_days * DAY)

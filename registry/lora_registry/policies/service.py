@@ -1,0 +1,99 @@
+"""Policies as they are kept: a document for a pattern of tags, each change a further number, nothing overwritten."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from lora_contract.errors import RegistryError
+from lora_contract.policy import Policy, parse_pattern, parse_policy
+from lora_contract.wire.gates import PolicyList, PolicyRequest, PolicyView
+from lora_registry.auth.principals import Principal, require
+from lora_registry.context import Context
+from lora_registry.db.tables import PolicyRow
+from lora_registry.events import audit
+from lora_registry.policies import store
+from lora_registry.policies.datasets import evaluation_sets
+from lora_registry.runtime.clock import iso, now
+
+EVERYWHERE = "*"
+
+
+def put(ctx: Context, principal: Principal, request: PolicyRequest) -> PolicyView:
+    """Set or lift a pattern's policy; the same document again changes nothing. Its evaluation sets must be there.
+
+    Raises `invalid-request`, `not-found`, `forbidden`: a pattern for more than one namespace is for administrators of
+    all of them.
+    """
+    namespace = parse_pattern(request.pattern)[0]
+    scope = EVERYWHERE if "*" in namespace else namespace
+    require(principal, "admin", scope)
+    policy = None if request.document is None else read(request.document)
+    with ctx.db.write() as session:
+        store.hold_policies(session, exclusive=True)
+        if policy is not None:
+            evaluation_sets(session, principal, policy)
+        digest = None if policy is None else str(policy.digest)
+        before = next(iter(store.policy_history(session, request.pattern)), None)
+        if (before is None and digest is None) or (before is not None and before.digest == digest):
+            row = before
+        else:
+            row = PolicyRow(
+                namespace=scope,
+                pattern=request.pattern,
+                number=(before.number if before else 0) + 1,
+                digest=digest,
+                body=None if policy is None else policy.to_bytes(),
+                author=principal.name,
+                created_at=now(),
+            )
+            session.add(row)
+            audit.record(
+                session,
+                "policy-set" if policy is not None else "policy-lifted",
+                principal=principal,
+                namespace=scope,
+                subject=request.pattern,
+                number=row.number,
+                policy=digest,
+            )
+    if row is None:
+        return PolicyView(request.pattern, 0, None, None, "", "")
+    return _view(row)
+
+
+def read(document: Any) -> Policy:
+    """A policy that a gate of this registry can decide by. Raises RegistryError `invalid-request`."""
+    policy = parse_policy(document)
+    if policy.behaviour.tasks:
+        raise RegistryError(
+            "invalid-request",
+            "The policy asks for behaviour.tasks, which no report of a registry has: tasks of lm-evaluation-harness "
+            "hold Python that would be run, so that its jobs run none.",
+            hint="Judge by it where the tasks are: `lora-reg validate --local --tasks DIR --policy FILE`.",
+        )
+    return policy
+
+
+def list_all(ctx: Context, principal: Principal, *, pattern: str | None) -> PolicyList:
+    """The policies in force, by pattern; of one pattern, all that it ever had, newest first."""
+    with ctx.db.read() as session:
+        if pattern is not None:
+            namespace = parse_pattern(pattern)[0]
+            if "*" not in namespace:
+                require(principal, "reader", namespace)
+            return PolicyList([_view(row) for row in store.policy_history(session, pattern)])
+        visible = principal.visible()
+        rows = store.present_policies(session, None if visible is None else [visible, EVERYWHERE])
+        return PolicyList([_view(row) for row in rows if row.body is not None])
+
+
+def _view(row: PolicyRow) -> PolicyView:
+    return PolicyView(
+        pattern=row.pattern,
+        number=row.number,
+        digest=row.digest,
+        document=None if row.body is None else json.loads(row.body),
+        author=row.author,
+        created_at=iso(row.created_at),
+    )

@@ -1,0 +1,77 @@
+"""Named queries on policies and on what was allowed under them. SQL only: no checks, no rights, no transitions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from sqlalchemy import func
+from sqlmodel import Session, col, select
+
+from lora_registry.db.tables import DecisionRow, PolicyRow, TagMove
+
+_ORDER: Final = 7305619
+
+
+def hold_policies(session: Session, *, exclusive: bool = False) -> None:
+    """Keep policies as they are to the end of the transaction, or, exclusively, be the one who changes them.
+
+    A tag that moves beside a change of its policy would otherwise move under the old one after the new one was
+    answered. On SQLite a transaction that writes is alone anyway.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        lock = func.pg_advisory_xact_lock if exclusive else func.pg_advisory_xact_lock_shared
+        session.execute(select(lock(_ORDER)))
+
+
+def present_policies(session: Session, namespaces: Sequence[str] | None) -> list[PolicyRow]:
+    """The newest row of each pattern, lifted ones too, by pattern. namespaces: first parts; None: all."""
+    newest = select(PolicyRow.pattern, func.max(PolicyRow.number)).group_by(col(PolicyRow.pattern))
+    if namespaces is not None:
+        newest = newest.where(col(PolicyRow.namespace).in_(namespaces))
+    found = newest.subquery()
+    query = select(PolicyRow).join(
+        found, (found.c[0] == col(PolicyRow.pattern)) & (found.c[1] == col(PolicyRow.number))
+    )
+    return list(session.exec(query.order_by(col(PolicyRow.pattern))))
+
+
+def policy_history(session: Session, pattern: str) -> list[PolicyRow]:
+    """Newest first."""
+    query = select(PolicyRow).where(PolicyRow.pattern == pattern).order_by(col(PolicyRow.number).desc())
+    return list(session.exec(query))
+
+
+def allowing(
+    session: Session, *, version_id: int, tag: str, policy_digest: str, holder_version_id: int | None, limit: int = 100
+) -> list[DecisionRow]:
+    """Decisions that allowed a version under this policy and beside this holder, newest first."""
+    query = (
+        select(DecisionRow)
+        .where(
+            DecisionRow.version_id == version_id,
+            DecisionRow.tag == tag,
+            DecisionRow.policy_digest == policy_digest,
+            DecisionRow.holder_version_id == holder_version_id,
+            col(DecisionRow.allowed).is_(True),
+        )
+        .order_by(col(DecisionRow.id).desc())
+        .limit(limit)
+    )
+    return list(session.exec(query))
+
+
+def moved_by_allowance(session: Session, repository_id: int, tag: str, version_id: int) -> bool:
+    """Whether the tag was once moved to this version because a policy allowed it."""
+    query = (
+        select(TagMove.id)
+        .join(DecisionRow, col(DecisionRow.id) == col(TagMove.decision_id))
+        .where(
+            TagMove.repository_id == repository_id,
+            TagMove.tag == tag,
+            TagMove.to_version_id == version_id,
+            col(DecisionRow.allowed).is_(True),
+        )
+        .limit(1)
+    )
+    return session.exec(query).first() is not None

@@ -1,0 +1,1 @@
+"""Repositories and their versions: resolve a reference, insert a version, show, list, yank, delete, lineage."""

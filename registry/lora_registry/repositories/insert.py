@@ -1,0 +1,153 @@
+"""Inserting a version: the one place where a number is given."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from sqlmodel import Session
+
+from lora_contract.base import BaseFingerprint
+from lora_contract.digest import Digest
+from lora_contract.errors import RegistryError
+from lora_contract.manifest import Manifest
+from lora_registry.auth.principals import Principal
+from lora_registry.db.tables import BaseFingerprintRow, Repository, Version, VersionBlob, VersionEdge
+from lora_registry.events import audit
+from lora_registry.repositories import store
+from lora_registry.runtime.clock import now
+from lora_registry.runtime.faults import fault_point
+
+
+@dataclass(frozen=True, slots=True)
+class Derivation:
+    """Where a derived version comes from: the recipe's digest and the ids of the versions that went in."""
+
+    recipe: str
+    inputs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A version that was checked and may be inserted. stored: digests whose bytes are in the store."""
+
+    manifest: Manifest
+    stored: frozenset[str]
+    base_version_id: int | None
+    parent_ids: tuple[int, ...]
+    facts: dict[str, object] | None
+    fingerprint: BaseFingerprint | None
+    message: str
+    meta: dict[str, str]
+    derivation: Derivation | None = None
+
+
+def insert(
+    session: Session, principal: Principal, namespace: str, name: str, draft: Draft
+) -> tuple[Repository, Version, bool]:
+    """Insert a draft as the next version of `namespace/name`, or find the version that has this content.
+
+    Runs in the caller's transaction and takes the repository's lock. Returns whether the version is new.
+    """
+    kind, digest = draft.manifest.kind, str(draft.manifest.digest)
+    repo = _locked(session, principal, namespace, name, kind)
+    existing = store.version_by_digest(session, repo.id, digest)
+    if existing is not None and existing.deleted_at is None:
+        return repo, existing, False
+    _check_origins(session, draft)
+    at = now()
+    version = Version(
+        repository_id=repo.id,
+        number=repo.next_number,
+        digest=digest,
+        commit_id=draft.manifest.digest.commit,
+        manifest=draft.manifest.to_bytes(),
+        manifest_config=draft.manifest.config_bytes(),
+        size=sum(entry.size for entry in draft.manifest.files),
+        base_version_id=draft.base_version_id,
+        recipe_digest=draft.derivation.recipe if draft.derivation else None,
+        weights_absent=draft.manifest.weights_absent,
+        facts=json.dumps(draft.facts, sort_keys=True) if draft.facts is not None else None,
+        meta=json.dumps(draft.meta, sort_keys=True),
+        message=draft.message,
+        author=principal.name,
+        created_at=at,
+    )
+    repo.next_number += 1
+    session.add_all([repo, version])
+    session.flush()
+    fault_point("commit.inserted")
+    for entry in draft.manifest.files:
+        session.add(
+            VersionBlob(
+                version_id=version.id,
+                path=entry.path,
+                digest=str(entry.digest),
+                size=entry.size,
+                stored=str(entry.digest) in draft.stored,
+            )
+        )
+    edges = {(parent, "parent") for parent in draft.parent_ids}
+    if draft.base_version_id is not None:
+        edges.add((draft.base_version_id, "base"))
+    if draft.derivation:
+        edges |= {(parent, "input") for parent in draft.derivation.inputs}
+    for parent, relation in sorted(edges, key=str):
+        session.add(VersionEdge(child_id=version.id, parent_id=parent, relation=relation))
+    if draft.fingerprint is not None:
+        body = draft.fingerprint.to_bytes()
+        session.add(BaseFingerprintRow(version_id=version.id, digest=str(Digest.of(body)), body=body))
+    audit.record(
+        session,
+        "version-committed",
+        principal=principal,
+        namespace=namespace,
+        subject=f"{namespace}/{name}:v{version.number}",
+        digest=digest,
+    )
+    session.flush()
+    return repo, version, True
+
+
+def _check_origins(session: Session, draft: Draft) -> None:
+    """What the version is made from is still there, and stays. Raises `deleted`."""
+    ids = {draft.base_version_id, *draft.parent_ids, *(draft.derivation.inputs if draft.derivation else ())} - {None}
+    held = store.hold_versions(session, (key for key in ids if key is not None))
+    if any(version.deleted_at is not None for version in held):
+        raise RegistryError(
+            "deleted",
+            "The base, or another version that this one is made from, was deleted meanwhile.",
+            hint="Name another one and push again.",
+        )
+
+
+def check_target(repo: Repository | None, namespace: str, name: str, kind: str) -> None:
+    """A version of `kind` may be added here. Raises `deleted`, `conflict`."""
+    if repo is None:
+        return
+    if repo.deleted_at is not None:
+        raise RegistryError("deleted", f"{namespace}/{name} was deleted; its name is not given out again.")
+    if repo.kind != kind:
+        raise RegistryError(
+            "conflict", f"{namespace}/{name} is of kind {repo.kind}, not {kind}.", hint="Choose another name."
+        )
+
+
+def _locked(session: Session, principal: Principal, namespace: str, name: str, kind: str) -> Repository:
+    """The repository, made where it is new, with its row locked."""
+    repo = store.repository(session, namespace, name, lock=True)
+    if repo is None:
+        made = store.create_repository(session, namespace, name, kind, now())
+        repo = store.repository(session, namespace, name, lock=True)
+        assert repo is not None
+        if made:
+            audit.record(
+                session,
+                "repository-created",
+                principal=principal,
+                namespace=namespace,
+                subject=f"{namespace}/{name}",
+                of=kind,
+            )
+    check_target(repo, namespace, name, kind)
+    return repo

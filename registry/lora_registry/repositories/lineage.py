@@ -1,0 +1,57 @@
+"""The graph of versions: what one was made from, and what was made from it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from sqlmodel import Session
+
+from lora_contract.wire.catalog import Lineage, LineageEdge
+from lora_registry.auth.principals import Principal
+from lora_registry.context import Context
+from lora_registry.db.tables import Version
+from lora_registry.repositories import resolve, store, views
+
+MAX_NODES = 2000
+Direction = Literal["up", "down", "both"]
+
+
+def show(
+    ctx: Context, principal: Principal, namespace: str, name: str, selector: str, *, direction: Direction
+) -> Lineage:
+    """Breadth-first from one version, one query a level, at most MAX_NODES versions.
+
+    Versions in namespaces that the caller may not read are left out, with the edges to them.
+    """
+    with ctx.db.read() as session:
+        _, root = resolve.version(session, principal, namespace, name, selector)
+        edges: set[tuple[int, int, str]] = set()
+        seen = {root.id}
+        if direction in ("up", "both"):
+            seen |= _walk(session, root, edges, up=True)
+        if direction in ("down", "both"):
+            seen |= _walk(session, root, edges, up=False)
+        rows = list(store.versions_by_id(session, seen).values())
+        refs = {key: ref for key, ref in views.refs(session, rows).items() if principal.may("reader", ref.namespace)}
+        keys = {key: f"{ref.namespace}/{ref.name}:v{ref.number}" for key, ref in refs.items()}
+        return Lineage(
+            root=keys[root.id],
+            nodes={keys[key]: ref for key, ref in sorted(refs.items())},
+            edges=[
+                LineageEdge(child=keys[child], parent=keys[parent], relation=relation)
+                for child, parent, relation in sorted(edges)
+                if child in keys and parent in keys
+            ],
+            truncated=len(seen) > MAX_NODES,
+        )
+
+
+def _walk(session: Session, root: Version, edges: set[tuple[int, int, str]], *, up: bool) -> set[int]:
+    seen = {root.id}
+    level = set(seen)
+    while level and len(seen) <= MAX_NODES:
+        found = store.edges_up(session, level) if up else store.edges_down(session, level)
+        edges |= {(edge.child_id, edge.parent_id, edge.relation) for edge in found}
+        level = {edge.parent_id if up else edge.child_id for edge in found} - seen
+        seen |= level
+    return seen

@@ -1,0 +1,208 @@
+"""Routes of repositories, versions and lineage: decode, call one verb, encode."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from litestar import HttpMethod, Request, Response, Router, route
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.params import QueryParameter
+
+from lora_contract.wire.catalog import (
+    Lineage,
+    RepositoryList,
+    RepositoryView,
+    VersionList,
+    VersionView,
+    YankRequest,
+)
+from lora_registry.auth.principals import Principal
+from lora_registry.context import Context
+from lora_registry.http.answers import matches, reply
+from lora_registry.http.bodies import send_blob, send_elsewhere
+from lora_registry.http.handlers import (
+    FromPath,
+    JSONBody,
+    Limit,
+    Text,
+    delete,
+    get,
+    put,
+)
+from lora_registry.http.problems import RESPONSES
+from lora_registry.repositories import lineage, versions
+from lora_registry.repositories import service as repositories
+
+R = Request[Any, Any, Any]
+REPO = "/{namespace:str}/{name:str}"
+VERSION = REPO + "/versions/{selector:str}"
+ALSO = {
+    206: ResponseSpec(bytes, media_type="application/octet-stream", generate_examples=False, description="A range"),
+    304: ResponseSpec(None, generate_examples=False, description="As the caller has it"),
+    307: ResponseSpec(None, generate_examples=False, description="The store serves it"),
+}
+"""What else a file may be answered with."""
+
+
+@get("/", summary="List repositories")
+def list_repositories(
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    kind: Text = None,
+    namespace: Text = None,
+    q: Text = None,
+    cursor: Text = None,
+    limit: Limit = 100,
+) -> Response[RepositoryList]:
+    return reply(
+        request,
+        repositories.list_all(ctx, principal, kind=kind, namespace=namespace, pattern=q, cursor=cursor, limit=limit),
+    )
+
+
+@get(REPO, summary="Show a repository")
+def show_repository(
+    request: R, ctx: Context, principal: Principal, namespace: FromPath[str], name: FromPath[str]
+) -> Response[RepositoryView]:
+    return reply(request, repositories.show(ctx, principal, namespace, name))
+
+
+@delete(REPO, summary="Delete a repository, leaving a tombstone")
+def delete_repository(ctx: Context, principal: Principal, namespace: FromPath[str], name: FromPath[str]) -> None:
+    repositories.delete(ctx, principal, namespace, name)
+
+
+@get(REPO + "/versions", summary="List versions, newest first")
+def list_versions(
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    namespace: FromPath[str],
+    name: FromPath[str],
+    cursor: Text = None,
+    limit: Limit = 100,
+) -> Response[VersionList]:
+    return reply(request, versions.list_all(ctx, principal, namespace, name, cursor=cursor, limit=limit))
+
+
+@get(VERSION, summary="Show what a selector means")
+def show_version(
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    namespace: FromPath[str],
+    name: FromPath[str],
+    selector: FromPath[str],
+) -> Response[VersionView]:
+    view = versions.show(ctx, principal, namespace, name, selector)
+    return reply(request, view, headers={"X-Lora-Reg-Digest": view.digest})
+
+
+@delete(VERSION, summary="Delete a version, leaving a tombstone")
+def delete_version(
+    ctx: Context, principal: Principal, namespace: FromPath[str], name: FromPath[str], selector: FromPath[str]
+) -> None:
+    versions.delete(ctx, principal, namespace, name, selector)
+
+
+@get(VERSION + "/manifest", summary="The manifest bytes", media_type="application/vnd.oci.image.manifest.v1+json")
+def show_manifest(
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    namespace: FromPath[str],
+    name: FromPath[str],
+    selector: FromPath[str],
+) -> Response[dict[str, Any]]:
+    body, digest = versions.manifest(ctx, principal, namespace, name, selector)
+    headers = {"ETag": f'"{digest}"', "Cache-Control": "no-cache"}
+    if matches(request.headers.get("if-none-match"), headers["ETag"]):
+        return Response(None, status_code=304, headers=headers)  # type: ignore[arg-type]
+    return Response(body, media_type="application/vnd.oci.image.manifest.v1+json", headers=headers)  # type: ignore[arg-type]
+
+
+@route(
+    VERSION + "/files/{path:path}",
+    http_method=[HttpMethod.GET, HttpMethod.HEAD],
+    sync_to_thread=True,
+    media_type="application/octet-stream",
+    responses={**RESPONSES, **ALSO},
+    summary="A file of a version; Range is served, or the request redirected to the store",
+)
+def show_file(
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    namespace: FromPath[str],
+    name: FromPath[str],
+    selector: FromPath[str],
+    path: FromPath[str],
+) -> Response[bytes]:
+    found = versions.locate(ctx, principal, namespace, name, selector, path.removeprefix("/"))
+    etag = f'"{found.digest.hex}"'
+    headers = {"X-Lora-Reg-Digest": found.version, "Cache-Control": "no-cache"}
+    if matches(request.headers.get("if-none-match"), etag):
+        return Response(b"", status_code=304, headers={**headers, "ETag": etag})
+    if ctx.settings.presign and request.method == "GET":
+        presigned = ctx.blobs.presign_get(found.digest, filename=None, expires_in=ctx.settings.presign_seconds)
+        if presigned is not None:
+            return send_elsewhere(presigned.url, status=307, headers={**headers, "ETag": etag})
+    return send_blob(request, ctx.blobs, found.digest, found.size, headers=headers)
+
+
+@get(VERSION + "/lineage", summary="What a version was made from, and what was made from it")
+def show_lineage(
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    namespace: FromPath[str],
+    name: FromPath[str],
+    selector: FromPath[str],
+    direction: Annotated[lineage.Direction, QueryParameter()] = "both",
+) -> Response[Lineage]:
+    return reply(request, lineage.show(ctx, principal, namespace, name, selector, direction=direction))
+
+
+@put(VERSION + "/yank", summary="Mark a version as not to be used")
+def yank_version(
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    namespace: FromPath[str],
+    name: FromPath[str],
+    selector: FromPath[str],
+    data: JSONBody[YankRequest],
+) -> Response[VersionView]:
+    return reply(request, versions.yank(ctx, principal, namespace, name, selector, data.reason))
+
+
+@delete(VERSION + "/yank", summary="Lift a yank", status_code=200)
+def unyank_version(
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    namespace: FromPath[str],
+    name: FromPath[str],
+    selector: FromPath[str],
+) -> Response[VersionView]:
+    return reply(request, versions.yank(ctx, principal, namespace, name, selector, None))
+
+
+router = Router(
+    "/repositories",
+    tags=["catalog"],
+    route_handlers=[
+        list_repositories,
+        show_repository,
+        delete_repository,
+        list_versions,
+        show_version,
+        delete_version,
+        show_manifest,
+        show_file,
+        show_lineage,
+        yank_version,
+        unyank_version,
+    ],
+)

@@ -1,0 +1,102 @@
+"""Repositories: list, show, delete."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from lora_contract.errors import RegistryError
+from lora_contract.manifest import KINDS
+from lora_contract.wire.catalog import RepositoryList, RepositoryView
+from lora_registry.auth.principals import Principal, require
+from lora_registry.bases import store as base_store
+from lora_registry.context import Context
+from lora_registry.events import audit
+from lora_registry.repositories import resolve, store, views
+from lora_registry.runtime import paging
+from lora_registry.runtime.clock import now
+from lora_registry.tags import store as tag_store
+
+_PATTERN: Final = re.compile(r"[a-z0-9._*?/-]{1,200}\Z")
+
+
+def list_all(
+    ctx: Context,
+    principal: Principal,
+    *,
+    kind: str | None,
+    namespace: str | None,
+    pattern: str | None,
+    cursor: str | None,
+    limit: int,
+) -> RepositoryList:
+    """Repositories that the caller may read, by name. pattern: a glob over `namespace/name`, or over the name alone."""
+    if kind is not None and kind not in KINDS:
+        raise RegistryError("invalid-request", f"{kind[:40]!r} is no kind; expected one of {', '.join(KINDS)}.")
+    if pattern is not None and not _PATTERN.match(pattern):
+        raise RegistryError(
+            "invalid-request",
+            f"{pattern[:80]!r} is no pattern: lower-case letters, digits, '.', '_', '-', '/', '*' and '?'.",
+        )
+    visible = principal.visible()
+    if visible is not None and namespace not in (None, visible):
+        return RepositoryList(items=[])
+    after = paging.decode(cursor, str, str)
+    with ctx.db.read() as session:
+        rows = store.list_repositories(
+            session,
+            namespace=visible or namespace,
+            kind=kind,
+            like=None if pattern is None else _like(pattern),
+            after=(after[0], after[1]) if after else None,
+            limit=limit,
+        )
+        return RepositoryList(
+            items=[views.repository(session, row) for row in rows],
+            next_cursor=paging.encode(rows[-1].namespace, rows[-1].name) if len(rows) == limit else None,
+        )
+
+
+def show(ctx: Context, principal: Principal, namespace: str, name: str) -> RepositoryView:
+    with ctx.db.read() as session:
+        return views.repository(session, resolve.repository(session, principal, namespace, name))
+
+
+def delete(ctx: Context, principal: Principal, namespace: str, name: str) -> None:
+    """Make a tombstone of a repository: its versions become unreachable and its name is never given out again.
+
+    Raises `in-use` where a tag still points into it or a live version elsewhere was made from one of its versions.
+    """
+    require(principal, "admin", namespace)
+    with ctx.db.write() as session:
+        repo = resolve.repository(session, principal, namespace, name, lock=True)
+        tags = tag_store.tags(session, [repo.id])
+        if tags:
+            raise RegistryError(
+                "in-use",
+                f"{namespace}/{name} has the tag {tags[0].name}.",
+                hint="Remove its tags with `lora-reg untag` first.",
+            )
+        at = now()
+        live = store.list_versions(session, repo.id, before=None, limit=2**31 - 1)
+        store.hold_versions(session, [version.id for version in live], exclusive=True)
+        for version in live:
+            for child in store.live_children(session, version.id):
+                if child.repository_id != repo.id:
+                    other = views.refs(session, [child])[child.id]
+                    raise RegistryError(
+                        "in-use",
+                        f"{other.namespace}/{other.name}:v{other.number} was made from its v{version.number}.",
+                    )
+            version.deleted_at = at
+        repo.deleted_at = at
+        base_store.free_aliases(session, repo.id)
+        audit.record(
+            session, "repository-deleted", principal=principal, namespace=namespace, subject=f"{namespace}/{name}"
+        )
+
+
+def _like(pattern: str) -> str:
+    """A LIKE pattern, escaped by backslash. Without a '/' the pattern is about the name."""
+    escaped = pattern.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_").replace("*", "%").replace("?", "_")
+    return escaped if "/" in pattern else f"%/{escaped}"

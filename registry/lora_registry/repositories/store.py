@@ -1,0 +1,197 @@
+"""Named queries on repositories, versions, tags and edges. SQL only: no checks, no rights, no transitions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sqlalchemy import func
+from sqlmodel import Session, col, select
+
+from lora_registry.db.dialect import insert_ignore
+from lora_registry.db.tables import Repository, Version, VersionBlob, VersionEdge
+
+
+def repository(session: Session, namespace: str, name: str, *, lock: bool = False) -> Repository | None:
+    """A repository, deleted ones too. lock: hold its row to the end of the transaction; who changes anything in a
+    repository takes this lock first, so numbers have no gap and histories no fork."""
+    query = select(Repository).where(Repository.namespace == namespace, Repository.name == name)
+    return session.exec(query.with_for_update() if lock else query).first()
+
+
+def repositories_by_id(session: Session, ids: Iterable[int]) -> dict[int, Repository]:
+    rows = session.exec(select(Repository).where(col(Repository.id).in_(set(ids))))
+    return {row.id: row for row in rows}
+
+
+def list_repositories(
+    session: Session,
+    *,
+    namespace: str | None,
+    kind: str | None,
+    like: str | None,
+    after: tuple[str, str] | None,
+    limit: int,
+) -> list[Repository]:
+    """Live repositories ordered by namespace and name. like: an escaped LIKE pattern over `namespace/name`."""
+    query = select(Repository).where(col(Repository.deleted_at).is_(None))
+    if namespace is not None:
+        query = query.where(Repository.namespace == namespace)
+    if kind is not None:
+        query = query.where(Repository.kind == kind)
+    if like is not None:
+        full = col(Repository.namespace) + "/" + col(Repository.name)
+        query = query.where(full.like(like, escape="\\"))
+    if after is not None:
+        query = query.where(
+            (col(Repository.namespace) > after[0])
+            | ((col(Repository.namespace) == after[0]) & (col(Repository.name) > after[1]))
+        )
+    query = query.order_by(col(Repository.namespace), col(Repository.name)).limit(limit)
+    return list(session.exec(query))
+
+
+def live_versions(session: Session, repository_id: int) -> int:
+    query = (
+        select(func.count())
+        .select_from(Version)
+        .where(Version.repository_id == repository_id, col(Version.deleted_at).is_(None))
+    )
+    return session.exec(query).one()
+
+
+def newest(session: Session, repository_id: int) -> Version | None:
+    """The newest version that is neither deleted nor yanked; where all are yanked, the newest yanked one."""
+    query = (
+        select(Version)
+        .where(Version.repository_id == repository_id, col(Version.deleted_at).is_(None))
+        .order_by(col(Version.yanked_reason).is_not(None), col(Version.number).desc())
+        .limit(1)
+    )
+    return session.exec(query).first()
+
+
+def version_by_number(session: Session, repository_id: int, number: int) -> Version | None:
+    if number > 2**31 - 1:
+        return None
+    return session.exec(select(Version).where(Version.repository_id == repository_id, Version.number == number)).first()
+
+
+def version_by_digest(session: Session, repository_id: int, digest: str) -> Version | None:
+    """A live version, else a deleted one of the same content."""
+    query = (
+        select(Version)
+        .where(Version.repository_id == repository_id, Version.digest == digest)
+        .order_by(col(Version.deleted_at).is_not(None), col(Version.number).desc())
+        .limit(1)
+    )
+    return session.exec(query).first()
+
+
+def version_by_commit(session: Session, repository_id: int, commit: str) -> Version | None:
+    query = (
+        select(Version)
+        .where(Version.repository_id == repository_id, Version.commit_id == commit)
+        .order_by(col(Version.deleted_at).is_not(None), col(Version.number).desc())
+        .limit(1)
+    )
+    return session.exec(query).first()
+
+
+def versions_by_id(session: Session, ids: Iterable[int]) -> dict[int, Version]:
+    wanted = set(ids)
+    if not wanted:
+        return {}
+    return {row.id: row for row in session.exec(select(Version).where(col(Version.id).in_(wanted)))}
+
+
+def hold_versions(session: Session, ids: Iterable[int], *, exclusive: bool = False) -> list[Version]:
+    """Versions as they are now, kept so to the end of the transaction: who makes something from a version holds it,
+    who deletes it holds it exclusively before looking for what was made from it."""
+    query = select(Version).where(col(Version.id).in_(set(ids))).order_by(col(Version.id))
+    query = query.with_for_update(read=not exclusive).execution_options(populate_existing=True)
+    return list(session.exec(query))
+
+
+def list_versions(session: Session, repository_id: int, *, before: int | None, limit: int) -> list[Version]:
+    """Live versions, newest first."""
+    query = select(Version).where(Version.repository_id == repository_id, col(Version.deleted_at).is_(None))
+    if before is not None:
+        query = query.where(col(Version.number) < before)
+    return list(session.exec(query.order_by(col(Version.number).desc()).limit(limit)))
+
+
+def commits(session: Session, repository_id: int, *, limit: int) -> list[tuple[int, str]]:
+    """Number and commit of live versions, newest first, without their manifests."""
+    query = (
+        select(Version.number, Version.commit_id)
+        .where(Version.repository_id == repository_id, col(Version.deleted_at).is_(None))
+        .order_by(col(Version.number).desc())
+        .limit(limit)
+    )
+    return [(number, commit) for number, commit in session.exec(query)]
+
+
+def files_of(session: Session, version_ids: Iterable[int]) -> dict[int, list[VersionBlob]]:
+    """The files of several versions in one query."""
+    result: dict[int, list[VersionBlob]] = {}
+    query = select(VersionBlob).where(col(VersionBlob.version_id).in_(set(version_ids))).order_by(col(VersionBlob.path))
+    for row in session.exec(query):
+        result.setdefault(row.version_id, []).append(row)
+    return result
+
+
+def file(session: Session, version_id: int, path: str) -> VersionBlob | None:
+    return session.exec(
+        select(VersionBlob).where(VersionBlob.version_id == version_id, VersionBlob.path == path)
+    ).first()
+
+
+def readable_blob(session: Session, digest: str, namespace: str | None) -> int | None:
+    """The size of a blob that a live version in this namespace (None: in any) holds; None where there is none."""
+    query = (
+        select(VersionBlob.size)
+        .join(Version, col(Version.id) == col(VersionBlob.version_id))
+        .join(Repository, col(Repository.id) == col(Version.repository_id))
+        .where(VersionBlob.digest == digest, col(VersionBlob.stored).is_(True), col(Version.deleted_at).is_(None))
+        .limit(1)
+    )
+    if namespace is not None:
+        query = query.where(Repository.namespace == namespace)
+    return session.exec(query).first()
+
+
+def edges_up(session: Session, ids: Iterable[int]) -> list[VersionEdge]:
+    return list(session.exec(select(VersionEdge).where(col(VersionEdge.child_id).in_(set(ids)))))
+
+
+def edges_down(session: Session, ids: Iterable[int]) -> list[VersionEdge]:
+    return list(session.exec(select(VersionEdge).where(col(VersionEdge.parent_id).in_(set(ids)))))
+
+
+def live_children(session: Session, version_id: int, limit: int = 10) -> list[Version]:
+    query = (
+        select(Version)
+        .join(VersionEdge, col(VersionEdge.child_id) == col(Version.id))
+        .where(VersionEdge.parent_id == version_id, col(Version.deleted_at).is_(None))
+        .limit(limit)
+    )
+    return list(session.exec(query))
+
+
+def create_repository(session: Session, namespace: str, name: str, kind: str, at: int) -> bool:
+    """Insert a repository unless somebody else just did. Returns whether this call made it."""
+    values = {"namespace": namespace, "name": name, "kind": kind, "next_number": 1, "created_at": at}
+    # Not by the row count: with an identity column psycopg's is unknown (-1).
+    statement = insert_ignore(session, Repository).values(**values).returning(col(Repository.id))
+    return session.connection().execute(statement).first() is not None
+
+
+def stored_blobs(session: Session) -> list[tuple[str, int]]:
+    """Digest and size of every blob that a live version needs."""
+    query = (
+        select(VersionBlob.digest, VersionBlob.size)
+        .join(Version, col(Version.id) == col(VersionBlob.version_id))
+        .where(col(VersionBlob.stored).is_(True), col(Version.deleted_at).is_(None))
+        .distinct()
+    )
+    return [(digest, size) for digest, size in session.exec(query)]

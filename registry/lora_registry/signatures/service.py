@@ -1,0 +1,132 @@
+"""Signatures of versions: kept as they came, never taken back, and verified again by whoever rests on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlmodel import Session
+
+from lora_contract.digest import Digest
+from lora_contract.errors import RegistryError
+from lora_contract.signing import (
+    PAYLOAD_TYPE,
+    PublicKey,
+    check_statement,
+    pae,
+    parse_public_key,
+    payload_of,
+    sealed,
+    signatures_of,
+    verifies,
+)
+from lora_contract.signing.keys import of_der
+from lora_contract.wire.signatures import SignatureList, SignatureView, SignRequest
+from lora_registry.auth.principals import Principal, require
+from lora_registry.context import Context
+from lora_registry.db.tables import Repository, Version, VersionSignature
+from lora_registry.events import audit
+from lora_registry.repositories import resolve
+from lora_registry.runtime import paging
+from lora_registry.runtime.clock import iso, now
+from lora_registry.signatures import store
+
+
+def add(
+    ctx: Context, principal: Principal, namespace: str, name: str, selector: str, request: SignRequest
+) -> SignatureView:
+    """Keep a key's signature of a version; a second one of the same key changes nothing, and the first is answered.
+
+    Raises `invalid-request` for a malformed key or envelope, `signature-mismatch` where the key did not sign this, or
+    signed something else.
+    """
+    require(principal, "writer", namespace)
+    key = parse_public_key(request.key)
+    payload = payload_of(request.envelope)
+    message = pae(PAYLOAD_TYPE, payload)
+    signature = next((one for one in signatures_of(request.envelope) if verifies(key, message, one)), None)
+    if signature is None:
+        raise RegistryError("signature-mismatch", f"No signature of the envelope is by the key {key.key_id}.")
+    with ctx.db.write() as session:
+        repo = resolve.repository(session, principal, namespace, name, lock=True)
+        version = resolve.in_repository(session, repo, selector)
+        check_statement(payload, repo.namespace, repo.name, Digest.parse(version.digest))
+        row = next(iter(store.signatures(session, version.id, key_ids=[key.key_id])), None)
+        if row is None:
+            row = VersionSignature(
+                version_id=version.id,
+                key_id=key.key_id,
+                key=key.der,
+                statement=payload,
+                signature=signature,
+                author=principal.name,
+                created_at=now(),
+            )
+            session.add(row)
+            audit.record(
+                session,
+                "version-signed",
+                principal=principal,
+                namespace=repo.namespace,
+                subject=f"{repo.namespace}/{repo.name}:v{version.number}",
+                key=key.key_id,
+                digest=version.digest,
+            )
+        return _view(version, row)
+
+
+def list_all(
+    ctx: Context,
+    principal: Principal,
+    namespace: str,
+    name: str,
+    selector: str,
+    *,
+    key: str | None,
+    cursor: str | None,
+    limit: int,
+) -> SignatureList:
+    """In the order they came. key: the id of the one key whose signature is looked for."""
+    after = paging.decode(cursor, int)
+    with ctx.db.read() as session:
+        _, version = resolve.version(session, principal, namespace, name, selector)
+        rows = store.signatures(
+            session,
+            version.id,
+            key_ids=None if key is None else [key],
+            after=after[0] if after else 0,
+            limit=limit,
+        )
+        return SignatureList(
+            items=[_view(version, row) for row in rows],
+            next_cursor=paging.encode(rows[-1].id) if len(rows) == limit else None,
+        )
+
+
+def signers(session: Session, repo: Repository, version: Version, keys: Sequence[PublicKey]) -> list[str]:
+    """The ids of those of `keys` that have signed exactly this version, by the stored bytes alone."""
+    by_id = {key.key_id: key for key in keys}
+    if not by_id:
+        return []
+    rows = store.signatures(session, version.id, key_ids=list(by_id))
+    return [row.key_id for row in rows if _stands(repo, version, by_id[row.key_id], row)]
+
+
+def _stands(repo: Repository, version: Version, key: PublicKey, row: VersionSignature) -> bool:
+    try:
+        check_statement(row.statement, repo.namespace, repo.name, Digest.parse(version.digest))
+    except RegistryError:
+        return False
+    return verifies(key, pae(PAYLOAD_TYPE, row.statement), row.signature)
+
+
+def _view(version: Version, row: VersionSignature) -> SignatureView:
+    key = of_der(row.key)
+    return SignatureView(
+        digest=version.digest,
+        key_id=row.key_id,
+        algorithm=key.algorithm,
+        key=key.text,
+        envelope=sealed(row.statement, row.signature, row.key_id),
+        author=row.author,
+        created_at=iso(row.created_at),
+    )

@@ -1,0 +1,24 @@
+"""Named queries on signatures. SQL only: no checks, no rights, no transitions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlmodel import Session, col, select
+
+from lora_registry.db.tables import VersionSignature
+
+
+def signatures(
+    session: Session,
+    version_id: int,
+    *,
+    key_ids: Sequence[str] | None = None,
+    after: int = 0,
+    limit: int | None = None,
+) -> list[VersionSignature]:
+    """In the order they came. key_ids: of the keys that count; None: all. after: a row's id."""
+    query = select(VersionSignature).where(VersionSignature.version_id == version_id, col(VersionSignature.id) > after)
+    if key_ids is not None:
+        query = query.where(col(VersionSignature.key_id).in_(key_ids))
+    return list(session.exec(query.order_by(col(VersionSignature.id)).limit(limit)))

@@ -1,0 +1,1 @@
+"""Tags: movable names of versions, with their whole history."""

@@ -1,0 +1,154 @@
+"""Routes of tags: decode, call one verb, encode. The preconditions of HTTP become what a caller expects of a tag."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar import Request, Response, Router
+
+from lora_contract.errors import RegistryError
+from lora_contract.wire.tags import ProtectRequest, RollbackRequest, TagHistory, TagList, TagRequest, TagView
+from lora_registry.auth.principals import Principal
+from lora_registry.context import Context
+from lora_registry.http.answers import reply
+from lora_registry.http.handlers import (
+    FromPath,
+    IdempotencyKey,
+    IfMatch,
+    IfNoneMatch,
+    JSONBody,
+    Limit,
+    Text,
+    delete,
+    get,
+    post,
+    put,
+)
+from lora_registry.http.idempotency import once
+from lora_registry.tags import service as tags
+from lora_registry.tags.service import Precondition
+
+R = Request[Any, Any, Any]
+REPO = "/{namespace:str}/{name:str}"
+TAG = REPO + "/tags/{tag:str}"
+
+
+@get(REPO + "/tags", summary="List tags")
+def list_tags(
+    request: R, ctx: Context, principal: Principal, namespace: FromPath[str], name: FromPath[str]
+) -> Response[TagList]:
+    return reply(request, tags.list_all(ctx, principal, namespace, name))
+
+
+@get(TAG, summary="Show a tag")
+def show_tag(
+    request: R, ctx: Context, principal: Principal, namespace: FromPath[str], name: FromPath[str], tag: FromPath[str]
+) -> Response[TagView]:
+    return _tag(request, tags.show(ctx, principal, namespace, name, tag))
+
+
+@put(TAG, summary="Set a tag by compare-and-swap")
+def move_tag(
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    namespace: FromPath[str],
+    name: FromPath[str],
+    tag: FromPath[str],
+    data: JSONBody[TagRequest],
+    if_match: IfMatch = None,
+    if_none_match: IfNoneMatch = None,
+) -> Response[TagView]:
+    expect = _precondition(if_match, if_none_match)
+    return _tag(
+        request, tags.move(ctx, principal, namespace, name, tag, target=data.target, expect=expect, reason=data.reason)
+    )
+
+
+@delete(TAG, summary="Remove a tag")
+def remove_tag(
+    ctx: Context,
+    principal: Principal,
+    namespace: FromPath[str],
+    name: FromPath[str],
+    tag: FromPath[str],
+    if_match: IfMatch = None,
+    reason: Text = None,
+) -> None:
+    tags.remove(ctx, principal, namespace, name, tag, expect=_precondition(if_match, None), reason=reason or "")
+
+
+@put(TAG + "/protection", summary="Protect a tag, or lift it")
+def protect_tag(
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    namespace: FromPath[str],
+    name: FromPath[str],
+    tag: FromPath[str],
+    data: JSONBody[ProtectRequest],
+) -> Response[TagView]:
+    return _tag(request, tags.protect(ctx, principal, namespace, name, tag, protected=data.protected))
+
+
+@post(TAG + "/rollback", summary="Set a tag back to what it pointed to before", status_code=200)
+def rollback_tag(
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    namespace: FromPath[str],
+    name: FromPath[str],
+    tag: FromPath[str],
+    data: JSONBody[RollbackRequest],
+    if_match: IfMatch = None,
+    idempotency_key: IdempotencyKey = None,
+) -> Response[TagView]:
+    expect = _precondition(if_match, None)
+
+    def run() -> tuple[int, TagView]:
+        view = tags.rollback(ctx, principal, namespace, name, tag, to=data.to, expect=expect, reason=data.reason)
+        return 200, view
+
+    # Done twice it would be undone: the one tag write that is not idempotent in itself.
+    return _tag(
+        request, once(ctx, principal, idempotency_key, (f"{request.url.path} {if_match}", data), TagView, run)[1]
+    )
+
+
+@get(REPO + "/history", summary="The moves of tags, newest first")
+def show_history(
+    request: R,
+    ctx: Context,
+    principal: Principal,
+    namespace: FromPath[str],
+    name: FromPath[str],
+    tag: Text = None,
+    cursor: Text = None,
+    limit: Limit = 100,
+) -> Response[TagHistory]:
+    return reply(request, tags.history(ctx, principal, namespace, name, tag=tag, cursor=cursor, limit=limit))
+
+
+def _tag(request: R, view: TagView) -> Response[TagView]:
+    return reply(request, view, etag=f"gen-{view.generation}")
+
+
+def _precondition(if_match: str | None, if_none_match: str | None) -> Precondition:
+    """If-Match: "gen-N" and If-None-Match: * as an expectation. Raises `invalid-request` for anything else."""
+    if if_none_match is not None:
+        if if_none_match.strip() != "*" or if_match is not None:
+            raise RegistryError("invalid-request", "A tag write takes If-None-Match: * alone, or If-Match.")
+        return Precondition(absent=True)
+    if if_match is None:
+        return Precondition()
+    text = if_match.strip().strip('"')
+    if not (text.startswith("gen-") and text[4:].isascii() and text[4:].isdigit() and len(text) < 15):
+        raise RegistryError("invalid-request", f'If-Match is {if_match[:40]!r}; expected the tag\'s ETag, as "gen-3".')
+    return Precondition(generation=int(text[4:]))
+
+
+router = Router(
+    "/repositories",
+    tags=["tags"],
+    route_handlers=[list_tags, show_tag, move_tag, remove_tag, protect_tag, rollback_tag, show_history],
+)
