@@ -12,11 +12,12 @@ from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.params import FromPath
 
 from lora_contract import __version__
 from lora_contract.errors import RegistryError
 from lora_contract.wire.common import API
-from lora_registry.auth.guards import principal_of
+from lora_registry.auth.guards import caller_of
 from lora_registry.auth.routes import router as auth
 from lora_registry.bases.routes import router as bases
 from lora_registry.context import Context
@@ -30,6 +31,7 @@ from lora_registry.hub.routes import router as hub
 from lora_registry.jobs.routes import router as jobs
 from lora_registry.policies.routes import router as policies
 from lora_registry.push.routes import router as push
+from lora_registry.repositories.paths import RepositoryPath, VersionPath
 from lora_registry.repositories.routes import router as repositories
 from lora_registry.signatures.routes import router as signatures
 from lora_registry.tags.routes import router as tags
@@ -51,6 +53,14 @@ def readyz(ctx: Context) -> Response[dict[str, str]]:
     migrate.require_current(ctx.db.engine)
     ctx.blobs.check()
     return Response({"status": "ready", "version": __version__})
+
+
+def repository_path(namespace: FromPath[str], name: FromPath[str]) -> RepositoryPath:
+    return RepositoryPath(namespace, name)
+
+
+def version_path(repository: RepositoryPath, selector: FromPath[str]) -> VersionPath:
+    return VersionPath(repository, selector)
 
 
 def create_app(ctx: Context) -> Litestar:
@@ -91,7 +101,9 @@ def create_app(ctx: Context) -> Litestar:
         ],
         dependencies={
             "ctx": Provide(provide_context, sync_to_thread=False),
-            "principal": Provide(principal_of, sync_to_thread=ctx.settings.auth != "none"),
+            "caller": Provide(caller_of, sync_to_thread=ctx.settings.auth != "none"),
+            "repository": Provide(repository_path, sync_to_thread=False),
+            "version": Provide(version_path, sync_to_thread=False),
         },
         exception_handlers={
             RegistryError: problems.registry_error,

@@ -1,4 +1,4 @@
-"""From a request to a principal."""
+"""From a request to its caller."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from litestar import Request
 
 from lora_contract.errors import RegistryError
 from lora_registry.auth import tokens
-from lora_registry.auth.principals import LOCAL, Principal
+from lora_registry.auth.caller import Caller
+from lora_registry.auth.principals import LOCAL
 from lora_registry.context import Context
 
 
-def principal_of(request: Request[Any, Any, Any], ctx: Context) -> Principal:
-    """The caller. Raises `unauthenticated` where the service wants a token and there is none or a wrong one."""
+def caller_of(request: Request[Any, Any, Any], ctx: Context) -> Caller:
+    """The caller. Raises `unauthenticated` if the service requires a token, and it is missing or wrong."""
     if ctx.settings.auth == "none":
-        return LOCAL
+        return Caller(ctx, LOCAL)
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not secret.strip():
         raise RegistryError("unauthenticated", "The request has no token.")
     with ctx.db.read() as session:
-        return tokens.verify(session, secret.strip())
+        return Caller(ctx, tokens.verify(session, secret.strip()))

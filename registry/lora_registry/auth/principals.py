@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from lora_contract.errors import RegistryError
-
 Role = Literal["reader", "writer", "admin"]
 RANK: Final[dict[str, int]] = {"reader": 1, "writer": 2, "admin": 3}
 
@@ -32,13 +30,3 @@ LOCAL: Final = Principal("local", "admin", anonymous=True)
 """Everybody, on a service that asks for no token (loopback only)."""
 
 WORKER: Final = Principal("worker", "admin")
-
-
-def require(principal: Principal, role: Role, namespace: str) -> None:
-    """Raise `not-found` where the caller may not even read, `forbidden` where reading is all they may do."""
-    if not principal.may("reader", namespace):
-        raise RegistryError("not-found", f"There is no namespace {namespace!r} that you may read.")
-    if not principal.may(role, namespace):
-        raise RegistryError(
-            "forbidden", f"This needs the role {role} in {namespace!r}; the token has {principal.role}."
-        )

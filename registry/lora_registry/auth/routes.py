@@ -7,7 +7,7 @@ from typing import Any
 from litestar import Request, Response, Router
 
 from lora_contract.wire.common import Principal as PrincipalView
-from lora_registry.auth.principals import Principal
+from lora_registry.auth.caller import Caller
 from lora_registry.http.answers import reply
 from lora_registry.http.handlers import get
 
@@ -15,13 +15,10 @@ R = Request[Any, Any, Any]
 
 
 @get("/whoami", summary="Who the caller is")
-def whoami(request: R, principal: Principal) -> Response[PrincipalView]:
-    return reply(
-        request,
-        PrincipalView(
-            name=principal.name, role=principal.role, namespace=principal.namespace, anonymous=principal.anonymous
-        ),
-    )
+def whoami(request: R, caller: Caller) -> Response[PrincipalView]:
+    me = caller.principal
+    view = PrincipalView(name=me.name, role=me.role, namespace=me.namespace, anonymous=me.anonymous)
+    return reply(request, view)
 
 
 router = Router("/", tags=["operations"], route_handlers=[whoami])

@@ -9,11 +9,11 @@ from litestar import Request, Response, Router
 from lora_contract.base import BaseFingerprint
 from lora_contract.digest import Digest
 from lora_contract.wire.catalog import AliasRequest, RepositoryView
-from lora_registry.auth.principals import Principal
+from lora_registry.auth.caller import Caller
 from lora_registry.bases import service
-from lora_registry.context import Context
 from lora_registry.http.answers import matches, reply
-from lora_registry.http.handlers import FromPath, JSONBody, get, put
+from lora_registry.http.handlers import JSONBody, get, put
+from lora_registry.repositories.paths import RepositoryPath, VersionPath
 
 R = Request[Any, Any, Any]
 REPO = "/{namespace:str}/{name:str}"
@@ -22,25 +22,20 @@ REPO = "/{namespace:str}/{name:str}"
 @put(REPO + "/aliases", summary="Add aliases to a base")
 def add_aliases(
     request: R,
-    ctx: Context,
-    principal: Principal,
-    namespace: FromPath[str],
-    name: FromPath[str],
+    caller: Caller,
+    repository: RepositoryPath,
     data: JSONBody[AliasRequest],
 ) -> Response[RepositoryView]:
-    return reply(request, service.add_aliases(ctx, principal, namespace, name, data.aliases))
+    return reply(request, service.add_aliases(caller, repository, data.aliases))
 
 
 @get(REPO + "/versions/{selector:str}/fingerprint", summary="The fingerprint of a base version")
 def show_fingerprint(
     request: R,
-    ctx: Context,
-    principal: Principal,
-    namespace: FromPath[str],
-    name: FromPath[str],
-    selector: FromPath[str],
+    caller: Caller,
+    version: VersionPath,
 ) -> Response[BaseFingerprint]:
-    body = service.fingerprint(ctx, principal, namespace, name, selector)
+    body = service.fingerprint(caller, version)
     headers = {"ETag": f'"{Digest.of(body).hex}"', "Cache-Control": "no-cache"}
     if matches(request.headers.get("if-none-match"), headers["ETag"]):
         return Response(None, status_code=304, headers=headers)  # type: ignore[arg-type]

@@ -6,12 +6,12 @@ from sqlmodel import Session
 
 from lora_contract.errors import RegistryError
 from lora_contract.wire.catalog import RepositoryView
-from lora_registry.auth.principals import Principal, require
+from lora_registry.auth.caller import Caller
 from lora_registry.bases import store
-from lora_registry.context import Context
 from lora_registry.db.tables import Repository
 from lora_registry.events import audit
 from lora_registry.repositories import resolve, views
+from lora_registry.repositories.paths import RepositoryPath, VersionPath
 
 MAX_ALIAS = 512
 
@@ -27,31 +27,31 @@ def add_alias(session: Session, repo: Repository, text: str) -> None:
         raise RegistryError("exists", f"{text!r} is an alias of another base in {repo.namespace!r}.")
 
 
-def add_aliases(ctx: Context, principal: Principal, namespace: str, name: str, aliases: list[str]) -> RepositoryView:
+def add_aliases(caller: Caller, path: RepositoryPath, aliases: list[str]) -> RepositoryView:
     """Add aliases to a base. Raises `conflict` where the repository is no base."""
-    require(principal, "writer", namespace)
-    with ctx.db.write() as session:
-        repo = resolve.repository(session, principal, namespace, name, lock=True)
+    caller.require("writer", path.namespace)
+    with caller.ctx.db.write() as session:
+        repo = resolve.repository(session, caller.principal, path, lock=True)
         if repo.kind != "base":
-            raise RegistryError("conflict", f"{namespace}/{name} is of kind {repo.kind}; only a base has aliases.")
+            raise RegistryError("conflict", f"{path} is of kind {repo.kind}; only a base has aliases.")
         for alias in aliases:
             add_alias(session, repo, alias)
         audit.record(
             session,
             "aliases-added",
-            principal=principal,
-            namespace=namespace,
-            subject=f"{namespace}/{name}",
+            principal=caller.principal,
+            namespace=path.namespace,
+            subject=str(path),
             aliases=aliases,
         )
         session.flush()
         return views.repository(session, repo)
 
 
-def fingerprint(ctx: Context, principal: Principal, namespace: str, name: str, selector: str) -> bytes:
+def fingerprint(caller: Caller, path: VersionPath) -> bytes:
     """The canonical fingerprint bytes of a base version."""
-    with ctx.db.read() as session:
-        repo, version = resolve.version(session, principal, namespace, name, selector)
+    with caller.ctx.db.read() as session:
+        repo, version = resolve.version(session, caller.principal, path)
         row = store.fingerprint(session, version.id)
         if row is None:
             raise RegistryError(

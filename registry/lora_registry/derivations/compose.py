@@ -9,13 +9,12 @@ from lora_contract.methods import check_parameters, find_method
 from lora_contract.recipe import ComposeRecipe
 from lora_contract.wire.jobs import JobView
 from lora_contract.wire.operations import ComposeRequest
-from lora_registry.auth.principals import Principal
-from lora_registry.context import Context
+from lora_registry.auth.caller import Caller
 from lora_registry.derivations import inputs
 from lora_registry.derivations import recipe_job as derive
 
 
-def submit(ctx: Context, principal: Principal, request: ComposeRequest) -> JobView:
+def submit(caller: Caller, request: ComposeRequest) -> JobView:
     """Start a composition, or find its job: see `derive.submit`. Raises as `check_parameters` does, too."""
     method = find_method(request.method)
     parameters = check_parameters(request.method, request.parameters)
@@ -24,7 +23,7 @@ def submit(ctx: Context, principal: Principal, request: ComposeRequest) -> JobVi
         raise RegistryError("invalid-request", f"The method {method.name} draws no random numbers and takes no seed.")
 
     def resolved(session: Session, target: str) -> derive.Resolved:
-        found = inputs.adapters(session, principal, request.adapters)
+        found = inputs.adapters(session, caller.principal, request.adapters)
         recipe = ComposeRecipe(
             operation_version=method.version,
             base=found.base.digest,
@@ -37,4 +36,4 @@ def submit(ctx: Context, principal: Principal, request: ComposeRequest) -> JobVi
         )
         return derive.Resolved(recipe, found.base.id, found.ids, found.title)
 
-    return derive.submit(ctx, principal, request, "adapter", resolved)
+    return derive.submit(caller, request, "adapter", resolved)

@@ -8,8 +8,8 @@ from lora_contract.errors import RegistryError
 from lora_contract.recipe import sources
 from lora_contract.wire.jobs import JobView
 from lora_contract.wire.operations import DiffRequest, ReproduceRequest
-from lora_registry.auth.principals import Principal, require
-from lora_registry.context import Context
+from lora_registry.auth.caller import Caller
+from lora_registry.auth.principals import Principal
 from lora_registry.db.tables import Repository, Version
 from lora_registry.jobs import enqueue
 from lora_registry.jobs import service as jobs
@@ -17,26 +17,26 @@ from lora_registry.jobs import store as work
 from lora_registry.repositories import resolve, store
 
 
-def diff(ctx: Context, principal: Principal, request: DiffRequest) -> JobView:
+def diff(caller: Caller, request: DiffRequest) -> JobView:
     """Compare two adapters, or find the job that did. Raises `conflict` for what is no adapter."""
-    with ctx.db.write() as session:
-        one, before = _adapter(session, principal, request.before)
-        other, after = _adapter(session, principal, request.after)
-        require(principal, "writer", other.namespace)
+    with caller.ctx.db.write() as session:
+        one, before = _adapter(session, caller.principal, request.before)
+        other, after = _adapter(session, caller.principal, request.after)
+        caller.require("writer", other.namespace)
         job_id = f"{enqueue.DIFF}-{before.id}-{after.id}"
         title = f"diff {one.namespace}/{one.name}:v{before.number} {other.namespace}/{other.name}:v{after.number}"
-        enqueue.examine(ctx, session, principal, other, after, enqueue.DIFF, job_id, title, {"before": before.id})
-    return jobs.show(ctx, principal, job_id)
+        enqueue.examine(caller, session, other, after, enqueue.DIFF, job_id, title, {"before": before.id})
+    return jobs.show(caller, job_id)
 
 
-def reproduce(ctx: Context, principal: Principal, request: ReproduceRequest) -> JobView:
+def reproduce(caller: Caller, request: ReproduceRequest) -> JobView:
     """Derive a version again and compare. Each request is a job of its own, but for one that has not ended yet.
 
     Raises `conflict` where the version was pushed, `deleted` where something that went in is gone.
     """
-    with ctx.db.write() as session:
-        repo, version = resolve.by_text(session, principal, request.version)
-        require(principal, "writer", repo.namespace)
+    with caller.ctx.db.write() as session:
+        repo, version = resolve.by_text(session, caller.principal, request.version)
+        caller.require("writer", repo.namespace)
         row = None if version.recipe_digest is None else work.recipe(session, version.recipe_digest)
         if row is None:
             raise RegistryError(
@@ -49,11 +49,11 @@ def reproduce(ctx: Context, principal: Principal, request: ReproduceRequest) -> 
         job_id = f"{enqueue.REPRODUCE}-{version.id}-{done + 1}"
         title = f"reproduce {repo.namespace}/{repo.name}:v{version.number}"
         spec = {"recipe": version.recipe_digest, "base": version.base_version_id, "inputs": inputs}
-        enqueue.examine(ctx, session, principal, repo, version, enqueue.REPRODUCE, job_id, title, spec)
-    status = ctx.jobs.status(job_id)
+        enqueue.examine(caller, session, repo, version, enqueue.REPRODUCE, job_id, title, spec)
+    status = caller.ctx.jobs.status(job_id)
     if status is not None and status.state in ("failed", "cancelled"):
-        ctx.jobs.retry(job_id)
-    return jobs.show(ctx, principal, job_id)
+        caller.ctx.jobs.retry(job_id)
+    return jobs.show(caller, job_id)
 
 
 def _inputs(session: Session, version: Version, recipe: bytes) -> list[int]:

@@ -10,8 +10,7 @@ from lora_contract.errors import RegistryError
 from lora_contract.recipe import ExtractRecipe
 from lora_contract.wire.jobs import JobView
 from lora_contract.wire.operations import ExtractRequest
-from lora_registry.auth.principals import Principal
-from lora_registry.context import Context
+from lora_registry.auth.caller import Caller
 from lora_registry.derivations import inputs
 from lora_registry.derivations import recipe_job as derive
 from lora_registry.repositories import resolve
@@ -20,7 +19,7 @@ EXTRACT_VERSION: Final = 1
 ADD_WEIGHTS: Final = "Add it with its weights, or use `lora-reg extract --local` on folders."
 
 
-def submit(ctx: Context, principal: Principal, request: ExtractRequest) -> JobView:
+def submit(caller: Caller, request: ExtractRequest) -> JobView:
     """Start an extraction, or find its job: see `derive.submit`."""
     if (request.rank is None) == (request.keep_energy is None):
         raise RegistryError("invalid-request", "An extraction takes either a rank or a share of the energy to keep.")
@@ -28,8 +27,8 @@ def submit(ctx: Context, principal: Principal, request: ExtractRequest) -> JobVi
         raise RegistryError("invalid-request", "A greatest rank goes with a share of the energy to keep.")
 
     def resolved(session: Session, target: str) -> derive.Resolved:
-        tuned_repo, tuned = resolve.by_text(session, principal, request.tuned)
-        base_repo, base = resolve.by_text(session, principal, request.base)
+        tuned_repo, tuned = resolve.by_text(session, caller.principal, request.tuned)
+        base_repo, base = resolve.by_text(session, caller.principal, request.base)
         if tuned_repo.kind not in ("model", "base"):
             raise RegistryError(
                 "conflict", f"{request.tuned} is of kind {tuned_repo.kind}; expected a whole checkpoint."
@@ -54,4 +53,4 @@ def submit(ctx: Context, principal: Principal, request: ExtractRequest) -> JobVi
         )
         return derive.Resolved(recipe, base.id, (tuned.id,), f"{request.tuned} - {request.base}")
 
-    return derive.submit(ctx, principal, request, "adapter", resolved)
+    return derive.submit(caller, request, "adapter", resolved)

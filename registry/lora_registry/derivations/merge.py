@@ -10,8 +10,7 @@ from lora_contract.errors import RegistryError
 from lora_contract.recipe import MergeRecipe
 from lora_contract.wire.jobs import JobView
 from lora_contract.wire.operations import MergeRequest
-from lora_registry.auth.principals import Principal
-from lora_registry.context import Context
+from lora_registry.auth.caller import Caller
 from lora_registry.derivations import inputs
 from lora_registry.derivations import recipe_job as derive
 from lora_registry.repositories import resolve
@@ -19,16 +18,16 @@ from lora_registry.repositories import resolve
 MERGE_VERSION: Final = 1
 
 
-def submit(ctx: Context, principal: Principal, request: MergeRequest) -> JobView:
+def submit(caller: Caller, request: MergeRequest) -> JobView:
     """Start a merge, or find its job: see `derive.submit`. All adapters must pin the base that is merged into."""
     if request.seed and request.rounding == "nearest":
         # It would make two jobs of one result.
         raise RegistryError("invalid-request", "Rounding to the nearest takes no seed; ask for stochastic rounding.")
 
     def resolved(session: Session, target: str) -> derive.Resolved:
-        found = inputs.adapters(session, principal, request.adapters)
+        found = inputs.adapters(session, caller.principal, request.adapters)
         if request.base is not None:
-            _, chosen = resolve.by_text(session, principal, request.base)
+            _, chosen = resolve.by_text(session, caller.principal, request.base)
             if chosen.digest != found.base.digest:
                 raise RegistryError(
                     "conflict", f"{request.base} is not the base version that {request.adapters[0].adapter} pins."
@@ -49,4 +48,4 @@ def submit(ctx: Context, principal: Principal, request: MergeRequest) -> JobView
         )
         return derive.Resolved(recipe, found.base.id, found.ids, found.title)
 
-    return derive.submit(ctx, principal, request, "model", resolved)
+    return derive.submit(caller, request, "model", resolved)

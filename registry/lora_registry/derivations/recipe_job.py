@@ -18,13 +18,14 @@ from lora_contract.manifest import Kind
 from lora_contract.recipe import Recipe
 from lora_contract.wire.jobs import JobView
 from lora_contract.wire.operations import DeriveRequest
-from lora_registry.auth.principals import Principal, require
+from lora_registry.auth.caller import Caller
 from lora_registry.context import Context
 from lora_registry.jobs import enqueue
 from lora_registry.jobs import service as jobs
 from lora_registry.jobs import store as work
 from lora_registry.repositories import resolve, store
 from lora_registry.repositories.insert import check_target
+from lora_registry.repositories.paths import RepositoryPath
 from lora_registry.tags import service as tags
 
 
@@ -42,8 +43,7 @@ class Resolved:
 
 
 def submit(
-    ctx: Context,
-    principal: Principal,
+    caller: Caller,
     request: DeriveRequest,
     kind: Kind,
     resolved: Callable[[Session, str], Resolved],
@@ -59,35 +59,34 @@ def submit(
         raise RegistryError(
             "invalid-reference", f"The target {request.to!r} names a tag or version; give a repository."
         )
-    namespace = target.namespace or ""
-    require(principal, "writer", namespace)
+    path = RepositoryPath(target.namespace or "", target.name)
+    caller.require("writer", path.namespace)
     for tag in request.tags:
         reference.check_tag(tag)
-    with ctx.db.read() as session:
-        check_target(store.repository(session, namespace, target.name), namespace, target.name, kind)
+    with caller.ctx.db.read() as session:
+        check_target(store.repository(session, path), path, kind)
         found = resolved(session, target.repository)
-    job_id, done = _job(ctx, found.recipe)
-    status = ctx.jobs.status(job_id)
+    job_id, done = _job(caller.ctx, found.recipe)
+    status = caller.ctx.jobs.status(job_id)
     if done is not None and request.tags:
-        _tag(ctx, principal, done, request)
+        _tag(caller, done, request)
     elif status is not None and status.state in ("failed", "cancelled"):
-        _again(ctx, job_id)
+        _again(caller.ctx, job_id)
     elif status is None:
-        with ctx.db.write() as session:
+        with caller.ctx.db.write() as session:
             enqueue.derive(
-                ctx,
+                caller,
                 session,
-                principal,
                 found.recipe,
                 job_id=job_id,
                 base=found.base,
                 inputs=found.inputs,
-                namespace=namespace,
+                namespace=path.namespace,
                 title=f"{found.title} -> {target.repository}",
                 tags=request.tags,
                 message=request.message,
             )
-    return jobs.show(ctx, principal, job_id)
+    return jobs.show(caller, job_id)
 
 
 def _job(ctx: Context, recipe: Recipe) -> tuple[str, int | None]:
@@ -106,15 +105,15 @@ def _job(ctx: Context, recipe: Recipe) -> tuple[str, int | None]:
     return job_id, None
 
 
-def _tag(ctx: Context, principal: Principal, version_id: int, request: DeriveRequest) -> None:
+def _tag(caller: Caller, version_id: int, request: DeriveRequest) -> None:
     """Set the tags that were asked for on a result that was there already."""
-    with ctx.db.write() as session:
+    with caller.ctx.db.write() as session:
         version = store.versions_by_id(session, [version_id])[version_id]
         known = store.repositories_by_id(session, [version.repository_id])[version.repository_id]
-        repo = resolve.repository(session, principal, known.namespace, known.name, lock=True)
+        repo = resolve.repository(session, caller.principal, RepositoryPath(known.namespace, known.name), lock=True)
         for tag in request.tags:
             tags.set_in_transaction(
-                session, principal, repo, tag, version, expect=tags.UNCONDITIONAL, reason=request.message
+                session, caller.principal, repo, tag, version, expect=tags.UNCONDITIONAL, reason=request.message
             )
 
 

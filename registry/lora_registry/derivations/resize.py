@@ -10,8 +10,7 @@ from lora_contract.errors import RegistryError
 from lora_contract.recipe import ConvertRecipe, ResizeRecipe
 from lora_contract.wire.jobs import JobView
 from lora_contract.wire.operations import ConvertRequest, ResizeRequest, WeightedAdapter
-from lora_registry.auth.principals import Principal
-from lora_registry.context import Context
+from lora_registry.auth.caller import Caller
 from lora_registry.derivations import inputs
 from lora_registry.derivations import recipe_job as derive
 
@@ -19,13 +18,13 @@ RESIZE_VERSION: Final = 1
 CONVERT_VERSION: Final = 1
 
 
-def submit(ctx: Context, principal: Principal, request: ResizeRequest) -> JobView:
+def submit(caller: Caller, request: ResizeRequest) -> JobView:
     """Start a resize, or find its job: see `derive.submit`."""
     if (request.rank is None) == (request.keep_energy is None):
         raise RegistryError("invalid-request", "A resize takes either a rank or a share of the energy to keep.")
 
     def resolved(session: Session, target: str) -> derive.Resolved:
-        found = inputs.adapters(session, principal, [WeightedAdapter(adapter=request.adapter)])
+        found = inputs.adapters(session, caller.principal, [WeightedAdapter(adapter=request.adapter)])
         recipe = ResizeRecipe(
             operation_version=RESIZE_VERSION,
             base=found.base.digest,
@@ -37,14 +36,14 @@ def submit(ctx: Context, principal: Principal, request: ResizeRequest) -> JobVie
         )
         return derive.Resolved(recipe, found.base.id, found.ids, found.title)
 
-    return derive.submit(ctx, principal, request, "adapter", resolved)
+    return derive.submit(caller, request, "adapter", resolved)
 
 
-def submit_conversion(ctx: Context, principal: Principal, request: ConvertRequest) -> JobView:
+def submit_conversion(caller: Caller, request: ConvertRequest) -> JobView:
     """Start a conversion to plain LoRA, or find its job: see `derive.submit`."""
 
     def resolved(session: Session, target: str) -> derive.Resolved:
-        found = inputs.adapters(session, principal, [WeightedAdapter(adapter=request.adapter)])
+        found = inputs.adapters(session, caller.principal, [WeightedAdapter(adapter=request.adapter)])
         recipe = ConvertRecipe(
             operation_version=CONVERT_VERSION,
             base=found.base.digest,
@@ -55,4 +54,4 @@ def submit_conversion(ctx: Context, principal: Principal, request: ConvertReques
         )
         return derive.Resolved(recipe, found.base.id, found.ids, found.title)
 
-    return derive.submit(ctx, principal, request, "adapter", resolved)
+    return derive.submit(caller, request, "adapter", resolved)

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session as OrmSession
 from sqlmodel import Session, col, select
 
 from lora_contract.wire.jobs import EventList, EventView
+from lora_registry.auth.caller import Caller
 from lora_registry.auth.principals import Principal
 from lora_registry.db.tables import AuditEvent
 from lora_registry.runtime import paging
@@ -53,17 +54,18 @@ def _forget(session: OrmSession) -> None:
     session.info.pop(_PENDING, None)
 
 
-def read(session: Session, *, principal: Principal, after: str | None, limit: int) -> EventList:
-    """Events in the order of their ids, those that the caller may read.
+def read(caller: Caller, *, after: str | None, limit: int) -> EventList:
+    """The events that the caller may read, in the order of their ids.
 
-    Always with a cursor where there is anything behind it: whoever has read to the end goes on from there later.
+    The page has a cursor even at the end of the log, from which a caller resumes later.
     """
     query = select(AuditEvent).order_by(col(AuditEvent.id)).limit(limit)
     if (key := paging.decode(after, int)) is not None:
         query = query.where(col(AuditEvent.id) > key[0])
-    if (namespace := principal.visible()) is not None:
+    if (namespace := caller.principal.visible()) is not None:
         query = query.where(AuditEvent.namespace == namespace)
-    rows = list(session.exec(query))
+    with caller.ctx.db.read() as session:
+        rows = list(session.exec(query))
     return EventList(
         items=[
             EventView(

@@ -7,8 +7,7 @@ from typing import Any
 from litestar import Request, Response, Router
 
 from lora_contract.wire.jobs import EventList
-from lora_registry.auth.principals import Principal
-from lora_registry.context import Context
+from lora_registry.auth.caller import Caller
 from lora_registry.events import audit
 from lora_registry.http.answers import reply
 from lora_registry.http.handlers import Limit, Text, get
@@ -17,11 +16,8 @@ R = Request[Any, Any, Any]
 
 
 @get("/events", summary="What was done, in order")
-def list_events(
-    request: R, ctx: Context, principal: Principal, after: Text = None, limit: Limit = 100
-) -> Response[EventList]:
-    with ctx.db.read() as session:
-        return reply(request, audit.read(session, principal=principal, after=after, limit=limit))
+def list_events(request: R, caller: Caller, after: Text = None, limit: Limit = 100) -> Response[EventList]:
+    return reply(request, audit.read(caller, after=after, limit=limit))
 
 
 router = Router("/", tags=["operations"], route_handlers=[list_events])

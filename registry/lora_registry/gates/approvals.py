@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from lora_contract import reference
 from lora_contract.wire.gates import ApprovalView, ApproveRequest
-from lora_registry.auth.principals import Principal, require
-from lora_registry.context import Context
+from lora_registry.auth.caller import Caller
 from lora_registry.db.tables import Approval
 from lora_registry.events import audit
 from lora_registry.gates import store
 from lora_registry.repositories import resolve
+from lora_registry.repositories.paths import RepositoryPath, VersionPath
 from lora_registry.runtime.clock import iso, now
 
 
-def approve(ctx: Context, principal: Principal, namespace: str, name: str, request: ApproveRequest) -> ApprovalView:
+def approve(caller: Caller, path: RepositoryPath, request: ApproveRequest) -> ApprovalView:
     """Approve of a version for a tag; once more is a no-op. It counts for what the caller's role is now."""
     reference.check_tag(request.tag)
-    require(principal, "reader", namespace)
-    with ctx.db.write() as session:
-        repo, version = resolve.version(session, principal, namespace, name, request.version)
-        row = store.approval(session, version.id, request.tag, principal.name)
-        if row is None or row.role != principal.role:
+    caller.require("reader", path.namespace)
+    with caller.ctx.db.write() as session:
+        repo, version = resolve.version(session, caller.principal, VersionPath(path, request.version))
+        row = store.approval(session, version.id, request.tag, caller.principal.name)
+        if row is None or row.role != caller.principal.role:
             row = Approval(
                 version_id=version.id,
                 tag=request.tag,
-                author=principal.name,
-                role=principal.role,
+                author=caller.principal.name,
+                role=caller.principal.role,
                 reason=request.reason,
                 created_at=now(),
             )
@@ -33,11 +33,11 @@ def approve(ctx: Context, principal: Principal, namespace: str, name: str, reque
             audit.record(
                 session,
                 "version-approved",
-                principal=principal,
+                principal=caller.principal,
                 namespace=repo.namespace,
                 subject=f"{repo.namespace}/{repo.name}:v{version.number}",
                 tag=request.tag,
-                role=principal.role,
+                role=caller.principal.role,
                 reason=request.reason,
             )
         return ApprovalView(

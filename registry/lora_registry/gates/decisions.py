@@ -12,13 +12,14 @@ from lora_contract.errors import RegistryError
 from lora_contract.findings import Finding
 from lora_contract.wire.gates import CheckView, GateRequest, GateView, PromoteRequest, PromotionView
 from lora_contract.wire.tags import TagView
-from lora_registry.auth.principals import Principal, require
-from lora_registry.context import Context
+from lora_registry.auth.caller import Caller
+from lora_registry.auth.principals import Principal
 from lora_registry.db.tables import DecisionRow
 from lora_registry.events import audit
 from lora_registry.gates import intact, store, validations
 from lora_registry.gates.evaluation import GateInputs, GateOutcome, evaluate, need_weights, resolve_inputs
 from lora_registry.jobs import service as jobs
+from lora_registry.repositories.paths import RepositoryPath
 from lora_registry.runtime.clock import now
 from lora_registry.runtime.faults import fault_point
 from lora_registry.tags import service as tags
@@ -26,65 +27,70 @@ from lora_registry.tags import views
 from lora_registry.tags.service import GateDecision, Precondition
 
 
-def gate(ctx: Context, principal: Principal, namespace: str, name: str, request: GateRequest) -> GateView:
+def gate(caller: Caller, path: RepositoryPath, request: GateRequest) -> GateView:
     """Decide, or start what is missing for it. A decision is stored, unless its policy was only tried.
 
     Raises as `resolve_inputs` does, and `unsupported` where the base's weights are not stored.
     """
-    require(principal, "writer", namespace)
-    with ctx.db.write() as session:
+    caller.require("writer", path.namespace)
+    with caller.ctx.db.write() as session:
         inputs = resolve_inputs(
             session,
-            principal,
-            namespace,
-            name,
+            caller.principal,
+            path,
             selector=request.version,
             tag=request.tag,
             data=request.data,
             document=request.document,
             lock=True,
         )
-        outcome = evaluate(session, inputs, store.approvals(session, inputs.version.id, inputs.tag, principal.name))
+        outcome = evaluate(
+            session, inputs, store.approvals(session, inputs.version.id, inputs.tag, caller.principal.name)
+        )
         view = _view(inputs, outcome)
         if outcome.decision.allowed is None and request.start:
             need_weights(session, outcome.missing)
-            validations.start(ctx, session, principal, inputs.repo, outcome.missing, inputs.sets)
+            validations.start(caller, session, inputs.repo, outcome.missing, inputs.sets)
         elif outcome.decision.allowed is not None and request.document is None:
-            view = _record(session, principal, inputs, outcome, view)
-    return _with_jobs(ctx, principal, view, outcome, started=request.start)
+            view = _record(session, caller.principal, inputs, outcome, view)
+    return _with_jobs(caller, view, outcome, started=request.start)
 
 
-def promote(ctx: Context, principal: Principal, namespace: str, name: str, request: PromoteRequest) -> PromotionView:
+def promote(caller: Caller, path: RepositoryPath, request: PromoteRequest) -> PromotionView:
     """Gate and move in one transaction. Where something must be measured first it is started, and nothing moves.
 
     Raises `gate-refused` with what failed, `corrupt` where stored bytes are not what was evaluated, `tag-moved`,
     `forbidden` for a force by another than an administrator.
     """
-    require(principal, "admin" if request.force else "writer", namespace)
+    caller.require("admin" if request.force else "writer", path.namespace)
     if request.force and not request.reason.strip():
         raise RegistryError("invalid-request", "A promotion by force needs a reason, which is logged with it.")
     moved: TagView | None = None
     asked: dict[str, Any] = {"selector": request.version, "tag": request.tag, "data": request.data}
-    with ctx.db.read() as session:
-        before = resolve_inputs(session, principal, namespace, name, **asked)
+    with caller.ctx.db.read() as session:
+        before = resolve_inputs(session, caller.principal, path, **asked)
     # Outside of the transaction, which would hold the repository's lock for as long as that takes.
-    intact.check(ctx, before)
-    with ctx.db.write() as session:
-        inputs = resolve_inputs(session, principal, namespace, name, **asked, lock=True)
-        outcome = evaluate(session, inputs, store.approvals(session, inputs.version.id, inputs.tag, principal.name))
+    intact.check(caller.ctx, before)
+    with caller.ctx.db.write() as session:
+        inputs = resolve_inputs(session, caller.principal, path, **asked, lock=True)
+        outcome = evaluate(
+            session, inputs, store.approvals(session, inputs.version.id, inputs.tag, caller.principal.name)
+        )
         view = _view(inputs, outcome)
         if outcome.decision.allowed is None and not request.force:
             need_weights(session, outcome.missing)
-            validations.start(ctx, session, principal, inputs.repo, outcome.missing, inputs.sets)
+            validations.start(caller, session, inputs.repo, outcome.missing, inputs.sets)
         else:
-            view = _record(session, principal, inputs, outcome, view, forced=request.force, reason=request.reason)
+            view = _record(
+                session, caller.principal, inputs, outcome, view, forced=request.force, reason=request.reason
+            )
             if outcome.decision.allowed or request.force:
-                moved = _move(session, principal, inputs, view, request, forced=not outcome.decision.allowed)
+                moved = _move(session, caller.principal, inputs, view, request, forced=not outcome.decision.allowed)
         fault_point("promote.before-commit")
     fault_point("promote.after-commit")
     if moved is None and view.allowed is False:
         raise _refused(view)
-    return PromotionView(_with_jobs(ctx, principal, view, outcome, started=moved is None), moved)
+    return PromotionView(_with_jobs(caller, view, outcome, started=moved is None), moved)
 
 
 def _move(
@@ -182,12 +188,12 @@ def _inputs(row: DecisionRow) -> tuple[object, ...]:
     )  # fmt: skip
 
 
-def _with_jobs(ctx: Context, principal: Principal, view: GateView, outcome: GateOutcome, *, started: bool) -> GateView:
+def _with_jobs(caller: Caller, view: GateView, outcome: GateOutcome, *, started: bool) -> GateView:
     if view.allowed is not None or not started:
         return view
     ids = [required.job_id for required in outcome.missing]
-    validations.again(ctx, ids)
-    return msgspec.structs.replace(view, jobs=[jobs.show(ctx, principal, job_id) for job_id in ids])
+    validations.again(caller.ctx, ids)
+    return msgspec.structs.replace(view, jobs=[jobs.show(caller, job_id) for job_id in ids])
 
 
 def _refused(view: GateView) -> RegistryError:

@@ -28,6 +28,7 @@ from lora_registry.policies import service as policies
 from lora_registry.policies import store as policy_store
 from lora_registry.policies.datasets import EvaluationSets, evaluation_sets
 from lora_registry.repositories import resolve, store
+from lora_registry.repositories.paths import RepositoryPath
 from lora_registry.runtime.clock import now
 from lora_registry.signatures import service as signatures
 from lora_registry.tags import store as tag_store
@@ -89,8 +90,7 @@ class GateOutcome:
 def resolve_inputs(
     session: Session,
     principal: Principal,
-    namespace: str,
-    name: str,
+    path: RepositoryPath,
     *,
     selector: str,
     tag: str,
@@ -103,12 +103,12 @@ def resolve_inputs(
     Raises `not-found`, `deleted`, `invalid-reference`, `invalid-request`, and `conflict` for other kinds than adapters.
     """
     reference.check_tag(tag)
-    repo = resolve.repository(session, principal, namespace, name, lock=lock)
+    repo = resolve.repository(session, principal, path, lock=lock)
     version = resolve.in_repository(session, repo, selector)
     base = resolve.base_of(session, repo, version)
     policy_store.hold_policies(session)
     policy, digest, pattern = DEFAULT, str(DEFAULT.digest), None
-    found = guard.policy_of(session, namespace, name, tag) if document is None else None
+    found = guard.policy_of(session, path, tag) if document is None else None
     if document is not None:
         policy = policies.read(document)
         digest = str(policy.digest)

@@ -11,7 +11,7 @@ from lora_contract.errors import RegistryError
 from lora_contract.policy import DEFAULT
 from lora_contract.wire.gates import ValidateRequest
 from lora_contract.wire.jobs import JobView
-from lora_registry.auth.principals import Principal, require
+from lora_registry.auth.caller import Caller
 from lora_registry.context import Context
 from lora_registry.db.tables import Repository, Version
 from lora_registry.gates.evaluation import RequiredValidation, need_weights
@@ -26,39 +26,36 @@ SMALL_BASE: Final = 10**9
 """Bytes of a base that a processor is fast enough for."""
 
 
-def submit(ctx: Context, principal: Principal, request: ValidateRequest) -> JobView:
+def submit(caller: Caller, request: ValidateRequest) -> JobView:
     """Start a validation or find it. Raises `not-found`, `conflict`, `unsupported`, `forbidden`."""
-    with ctx.db.write() as session:
-        repo, version = resolve.by_text(session, principal, request.version)
-        require(principal, "writer", repo.namespace)
+    with caller.ctx.db.write() as session:
+        repo, version = resolve.by_text(session, caller.principal, request.version)
+        caller.require("writer", repo.namespace)
         base = resolve.base_of(session, repo, version)
-        sets = evaluation_sets(session, principal, DEFAULT, request.data, request.general)
+        sets = evaluation_sets(session, caller.principal, DEFAULT, request.data, request.general)
         required = RequiredValidation(version, base, sets.key(version, base, request.precision))
         need_weights(session, [required])
-        start(ctx, session, principal, repo, [required], sets)
-    again(ctx, [required.job_id])
-    return jobs.show(ctx, principal, required.job_id)
+        start(caller, session, repo, [required], sets)
+    again(caller.ctx, [required.job_id])
+    return jobs.show(caller, required.job_id)
 
 
 def start(
-    ctx: Context,
+    caller: Caller,
     session: Session,
-    principal: Principal,
     repo: Repository,
     missing: Sequence[RequiredValidation],
     sets: EvaluationSets,
 ) -> None:
     """Enqueue validations in the caller's transaction. A reader may look at what is there, and start nothing."""
-    require(principal, "writer", repo.namespace)
+    caller.require("writer", repo.namespace)
     named = [
         (role, dataset.version.id, dataset.label)
         for role, some in sets.by_role.items()
         for _, dataset in sorted(some.items())
     ]
     for required in missing:
-        enqueue.validate(
-            ctx, session, principal, repo, required.version, required.key, named, queue(session, required.base)
-        )
+        enqueue.validate(caller, session, repo, required.version, required.key, named, queue(session, required.base))
 
 
 def queue(session: Session, base: Version) -> Queue:

@@ -14,8 +14,8 @@ import msgspec
 from sqlmodel import Session, col, delete
 
 from lora_contract.errors import RegistryError
+from lora_registry.auth.caller import Caller
 from lora_registry.auth.principals import Principal
-from lora_registry.context import Context
 from lora_registry.db.dialect import insert_ignore
 from lora_registry.db.tables import IdempotencyRecord
 from lora_registry.runtime.clock import now
@@ -27,8 +27,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 def once(
-    ctx: Context,
-    principal: Principal,
+    caller: Caller,
     key: str | None,
     request: tuple[str, msgspec.Struct],
     result: type[T],
@@ -43,18 +42,18 @@ def once(
     if not 0 < len(key) <= MAX_KEY or "\0" in key:
         raise RegistryError("invalid-request", f"An Idempotency-Key has 1 to {MAX_KEY} characters.")
     fingerprint = hashlib.sha256(request[0].encode() + b"\0" + msgspec.json.encode(request[1])).hexdigest()
-    with ctx.db.read() as session:
-        row = _row(session, principal, key)
+    with caller.ctx.db.read() as session:
+        row = _row(session, caller.principal, key)
     if row is not None:
         if row.request != fingerprint:
             raise RegistryError("idempotency-mismatch", "This Idempotency-Key was used for another request.")
         return row.status, msgspec.json.decode(row.body.encode(), type=result)
     status, value = run()
-    with ctx.db.write() as session:
+    with caller.ctx.db.write() as session:
         session.exec(delete(IdempotencyRecord).where(col(IdempotencyRecord.created_at) < now() - KEEP_MICROSECONDS))
         session.execute(
             insert_ignore(session, IdempotencyRecord).values(
-                author=principal.name,
+                author=caller.principal.name,
                 key=key,
                 request=fingerprint,
                 status=status,

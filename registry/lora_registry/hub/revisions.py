@@ -13,13 +13,14 @@ from sqlmodel import Session
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_contract.wire.catalog import VersionFile
+from lora_registry.auth.caller import Caller
 from lora_registry.auth.principals import Principal
 from lora_registry.bases import store as base_store
-from lora_registry.context import Context
 from lora_registry.db.tables import Repository, Version
 from lora_registry.hub import errors, names
 from lora_registry.hub.paths import Call
 from lora_registry.repositories import resolve, store, views
+from lora_registry.repositories.paths import RepositoryPath
 from lora_registry.repositories.versions import Located
 from lora_registry.runtime.clock import iso
 from lora_registry.tags import store as tag_store
@@ -49,10 +50,10 @@ class Contents:
     yanked: str | None
 
 
-def show(ctx: Context, principal: Principal, call: Call) -> Contents:
+def show(caller: Caller, call: Call) -> Contents:
     """What a call means. Raises `not-found` as the Hub's RepoNotFound or RevisionNotFound; so do all of these."""
-    with ctx.db.read() as session:
-        repo, version = _find(session, principal, call)
+    with caller.ctx.db.read() as session:
+        repo, version = _find(session, caller.principal, call)
         rows = store.files_of(session, [version.id]).get(version.id, [])
         base = None
         if version.base_version_id is not None:
@@ -73,10 +74,10 @@ def show(ctx: Context, principal: Principal, call: Call) -> Contents:
         )
 
 
-def locate(ctx: Context, principal: Principal, call: Call) -> tuple[Located, str | None]:
+def locate(caller: Caller, call: Call) -> tuple[Located, str | None]:
     """Where a file is, and the reason where its version is yanked. Raises EntryNotFound too."""
-    with ctx.db.read() as session:
-        repo, version = _find(session, principal, call)
+    with caller.ctx.db.read() as session:
+        repo, version = _find(session, caller.principal, call)
         row = store.file(session, version.id, call.path)
     if row is None or not row.stored:
         why = "has no file" if row is None else "was registered without"
@@ -86,15 +87,15 @@ def locate(ctx: Context, principal: Principal, call: Call) -> tuple[Located, str
     return found, version.yanked_reason
 
 
-def refs(ctx: Context, principal: Principal, call: Call) -> tuple[str | None, list[tuple[str, str]]]:
+def refs(caller: Caller, call: Call) -> tuple[str | None, list[tuple[str, str]]]:
     """The commit of `main` (None where nothing may be served as such), and name and commit of every tag and version.
 
     Tags on a yanked version are left out, as they cannot be resolved.
     """
-    with ctx.db.read() as session:
-        repo, _ = _repository(session, principal, call.repo)
+    with caller.ctx.db.read() as session:
+        repo, _ = _repository(session, caller.principal, call.repo)
         try:
-            main: str | None = _find(session, principal, call)[1].commit_id
+            main: str | None = _find(session, caller.principal, call)[1].commit_id
         except RegistryError as error:
             if error.facts.get("hub") != "RevisionNotFound":
                 raise
@@ -109,17 +110,17 @@ def refs(ctx: Context, principal: Principal, call: Call) -> tuple[str | None, li
     ]
 
 
-def place(ctx: Context, principal: Principal, call: Call) -> tuple[str, str, int]:
-    """Namespace, name and number of the version that a call means."""
-    with ctx.db.read() as session:
-        repo, version = _find(session, principal, call)
-        return repo.namespace, repo.name, version.number
+def place(caller: Caller, call: Call) -> tuple[RepositoryPath, int]:
+    """The repository and the number of the version that a call means."""
+    with caller.ctx.db.read() as session:
+        repo, version = _find(session, caller.principal, call)
+        return RepositoryPath(repo.namespace, repo.name), version.number
 
 
-def namespace(ctx: Context, principal: Principal, call: Call) -> str:
+def namespace(caller: Caller, call: Call) -> str:
     """The namespace of the repository that a call means, which need not have a version."""
-    with ctx.db.read() as session:
-        return _repository(session, principal, call.repo)[0].namespace
+    with caller.ctx.db.read() as session:
+        return _repository(session, caller.principal, call.repo)[0].namespace
 
 
 def _find(session: Session, principal: Principal, call: Call) -> tuple[Repository, Version]:
@@ -165,7 +166,7 @@ def _repository(session: Session, principal: Principal, repo_id: str) -> tuple[R
 def _readable(session: Session, principal: Principal, target: names.Target) -> Repository | None:
     """A live repository of models. Data sets are none."""
     try:
-        repo = resolve.repository(session, principal, target.namespace, target.name)
+        repo = resolve.repository(session, principal, RepositoryPath(target.namespace, target.name))
     except RegistryError as error:
         if error.code not in MISSING:
             raise

@@ -14,8 +14,8 @@ from litestar import HttpMethod, Request, Response, Router, route
 from litestar.exceptions import HTTPException
 
 from lora_contract.errors import RegistryError
-from lora_registry.auth.guards import principal_of
-from lora_registry.auth.principals import Principal
+from lora_registry.auth.caller import Caller
+from lora_registry.auth.guards import caller_of
 from lora_registry.context import Context
 from lora_registry.http.answers import matches, reply
 from lora_registry.http.bodies import send_blob, send_elsewhere
@@ -26,7 +26,7 @@ from lora_registry.repositories import versions
 from lora_registry.runtime import paging
 
 R = Request[Any, Any, Any]
-Answer = Callable[[R, Context, Principal, Call], Response[Any]]
+Answer = Callable[[R, Caller, Call], Response[Any]]
 
 MAX_BODY: Final = 1024 * 1024
 """Bytes of the list of paths that one request may ask about."""
@@ -62,49 +62,48 @@ async def serve(request: R, ctx: Context) -> Response[Any]:
 
 
 def _answer(request: R, ctx: Context, call: Call) -> Response[Any]:
-    return ANSWERS[call.verb](request, ctx, principal_of(request, ctx), call)
+    return ANSWERS[call.verb](request, caller_of(request, ctx), call)
 
 
-def show_model(request: R, ctx: Context, principal: Principal, call: Call) -> Response[Any]:
-    found = revisions.show(ctx, principal, call)
-    info = mapping.model_info(call.repo, found, private=_private(ctx), blobs=_flag(request, "blobs"))
+def show_model(request: R, caller: Caller, call: Call) -> Response[Any]:
+    found = revisions.show(caller, call)
+    info = mapping.model_info(call.repo, found, private=_private(caller), blobs=_flag(request, "blobs"))
     return reply(request, info, headers=mapping.warning(found.yanked))
 
 
-def show_tree(request: R, ctx: Context, principal: Principal, call: Call) -> Response[Any]:
-    found = revisions.show(ctx, principal, call)
+def show_tree(request: R, caller: Caller, call: Call) -> Response[Any]:
+    found = revisions.show(caller, call)
     entries = mapping.tree(found.files, path=call.path, recursive=_flag(request, "recursive"))
     if entries is None:
         raise errors.entry_not_found(f"v{found.number} has no folder {call.path[:200]!r}.", commit=found.commit)
     return reply(request, entries, headers=mapping.warning(found.yanked))
 
 
-def show_paths(request: R, ctx: Context, principal: Principal, call: Call) -> Response[Any]:
-    found = revisions.show(ctx, principal, call)
+def show_paths(request: R, caller: Caller, call: Call) -> Response[Any]:
+    found = revisions.show(caller, call)
     return reply(request, mapping.paths_info(found.files, call.paths), headers=mapping.warning(found.yanked))
 
 
-def show_refs(request: R, ctx: Context, principal: Principal, call: Call) -> Response[Any]:
-    main, tagged = revisions.refs(ctx, principal, call)
+def show_refs(request: R, caller: Caller, call: Call) -> Response[Any]:
+    main, tagged = revisions.refs(caller, call)
     return reply(request, mapping.refs(main, tagged, pull_requests=_flag(request, "include_prs")))
 
 
-def list_commits(request: R, ctx: Context, principal: Principal, call: Call) -> Response[Any]:
+def list_commits(request: R, caller: Caller, call: Call) -> Response[Any]:
     """The versions up to the one that is asked about, newest first."""
-    namespace, name, number = revisions.place(ctx, principal, call)
+    repository, number = revisions.place(caller, call)
     cursor = request.query_params.get("cursor") or paging.encode(number + 1)
-    page = versions.list_all(ctx, principal, namespace, name, cursor=cursor, limit=PAGE)
+    page = versions.list_all(caller, repository, cursor=cursor, limit=PAGE)
     return reply(request, [mapping.commit(item) for item in page.items], headers=_next(request, page.next_cursor))
 
 
-def list_models(request: R, ctx: Context, principal: Principal, _call: Call) -> Response[Any]:
+def list_models(request: R, caller: Caller, _call: Call) -> Response[Any]:
     """By name, whatever `sort` says. `search` is looked for in the name, or in the whole id where it has a '/'."""
     search = request.query_params.get("search", "").strip().lower()
     wanted = set(request.query_params.getall("filter", []))
     try:
         page = repositories.list_all(
-            ctx,
-            principal,
+            caller,
             kind=None,
             namespace=request.query_params.get("author"),
             pattern=f"*{search}*" if search else None,
@@ -116,44 +115,46 @@ def list_models(request: R, ctx: Context, principal: Principal, _call: Call) -> 
             return reply(request, [])  # no name of ours has such characters
         raise
     items = [
-        mapping.model(repo, private=_private(ctx))
+        mapping.model(repo, private=_private(caller))
         for repo in page.items
         if repo.kind != "dataset" and wanted <= set(mapping.tags_of(repo.kind))
     ]
     return reply(request, items, headers=_next(request, page.next_cursor))
 
 
-def check_rights(request: R, ctx: Context, principal: Principal, call: Call) -> Response[Any]:
-    namespace = revisions.namespace(ctx, principal, call)
-    if call.path == "write" and not principal.may("writer", namespace):
+def check_rights(request: R, caller: Caller, call: Call) -> Response[Any]:
+    namespace = revisions.namespace(caller, call)
+    if call.path == "write" and not caller.principal.may("writer", namespace):
         raise RegistryError("forbidden", f"The token may read {call.repo}, but not write to it.")
     return reply(request, {})
 
 
-def show_caller(request: R, _ctx: Context, principal: Principal, _call: Call) -> Response[Any]:
-    return reply(request, mapping.whoami(principal))
+def show_caller(request: R, caller: Caller, _call: Call) -> Response[Any]:
+    return reply(request, mapping.whoami(caller.principal))
 
 
-def refuse_kind(_request: R, _ctx: Context, _principal: Principal, call: Call) -> Response[Any]:
+def refuse_kind(_request: R, _caller: Caller, call: Call) -> Response[Any]:
     """Data sets and spaces of the Hub: there are none here."""
     raise errors.repo_not_found(call.repo)
 
 
-def send_file(request: R, ctx: Context, principal: Principal, call: Call) -> Response[Any]:
+def send_file(request: R, caller: Caller, call: Call) -> Response[Any]:
     """HEAD never redirects: some clients would follow it to the store with their token. GET may."""
-    found, yanked = revisions.locate(ctx, principal, call)
+    found, yanked = revisions.locate(caller, call)
     headers = mapping.file_headers(commit=found.commit, digest=found.digest, size=found.size, yanked=yanked)
     headers |= {"Cache-Control": "no-cache", "X-Lora-Reg-Digest": found.version}
     etag = headers["X-Linked-Etag"]
     if matches(request.headers.get("if-none-match"), etag):
         return Response(b"", status_code=304, headers={**headers, "ETag": etag})
-    if ctx.settings.presign and request.method == "GET":
-        presigned = ctx.blobs.presign_get(found.digest, filename=None, expires_in=ctx.settings.presign_seconds)
+    if caller.ctx.settings.presign and request.method == "GET":
+        presigned = caller.ctx.blobs.presign_get(
+            found.digest, filename=None, expires_in=caller.ctx.settings.presign_seconds
+        )
         if presigned is not None:
             return send_elsewhere(
                 presigned.url, status=302, headers={**headers, "ETag": etag, "Accept-Ranges": "bytes"}
             )
-    return send_blob(request, ctx.blobs, found.digest, found.size, headers=headers)
+    return send_blob(request, caller.ctx.blobs, found.digest, found.size, headers=headers)
 
 
 ANSWERS: Final[dict[Verb, Answer]] = {
@@ -170,8 +171,8 @@ ANSWERS: Final[dict[Verb, Answer]] = {
 }
 
 
-def _private(ctx: Context) -> bool:
-    return ctx.settings.auth != "none"
+def _private(caller: Caller) -> bool:
+    return caller.ctx.settings.auth != "none"
 
 
 def _flag(request: R, name: str) -> bool:

@@ -9,6 +9,7 @@ from sqlmodel import Session
 
 from lora_contract.recipe import OPERATIONS, Recipe
 from lora_contract.validation import Role, ValidationKey
+from lora_registry.auth.caller import Caller
 from lora_registry.auth.principals import Principal
 from lora_registry.context import Context
 from lora_registry.db.dialect import insert_ignore
@@ -30,12 +31,12 @@ PRIORITY: Final[dict[str, int]] = {
 """Low runs first: a check of a push takes a second and somebody waits for it."""
 
 
-def inspect(ctx: Context, session: Session, principal: Principal, repo: Repository, version: Version) -> str:
+def inspect(caller: Caller, session: Session, repo: Repository, version: Version) -> str:
     """Enqueue the first validation of a version; returns the job's id."""
     job_id = f"{INSPECT}-{version.id}-{version.digest[7:23]}"
     title = f"inspect {repo.namespace}/{repo.name}:v{version.number}"
-    _row(session, principal, job_id, INSPECT, repo.namespace, title, subject=version.id)
-    _start(ctx, session, job_id, INSPECT, {"version": version.id, "digest": version.digest}, "cpu")
+    _row(session, caller.principal, job_id, INSPECT, repo.namespace, title, subject=version.id)
+    _start(caller.ctx, session, job_id, INSPECT, {"version": version.id, "digest": version.digest}, "cpu")
     return job_id
 
 
@@ -45,9 +46,8 @@ def validation_job_id(version: Version, key: ValidationKey) -> str:
 
 
 def validate(
-    ctx: Context,
+    caller: Caller,
     session: Session,
-    principal: Principal,
     repo: Repository,
     version: Version,
     key: ValidationKey,
@@ -58,15 +58,14 @@ def validate(
     names = ", ".join(dict.fromkeys(name for _, _, name in sets))
     title = f"validate {repo.namespace}/{repo.name}:v{version.number}" + (f" on {names}" if names else "")
     job_id = validation_job_id(version, key)
-    _row(session, principal, job_id, VALIDATE, repo.namespace, title, subject=version.id)
+    _row(session, caller.principal, job_id, VALIDATE, repo.namespace, title, subject=version.id)
     spec = {"version": version.id, "sets": [list(one) for one in sets], "precision": key.precision}
-    _start(ctx, session, job_id, VALIDATE, spec, queue)
+    _start(caller.ctx, session, job_id, VALIDATE, spec, queue)
 
 
 def examine(
-    ctx: Context,
+    caller: Caller,
     session: Session,
-    principal: Principal,
     repo: Repository,
     version: Version,
     kind: str,
@@ -75,8 +74,8 @@ def examine(
     spec: dict[str, Any],
 ) -> None:
     """Enqueue a job whose report is on a version; the same id again is a no-op. spec: beside the version's id."""
-    _row(session, principal, job_id, kind, repo.namespace, title, subject=version.id)
-    _start(ctx, session, job_id, kind, {"version": version.id, **spec}, "cpu")
+    _row(session, caller.principal, job_id, kind, repo.namespace, title, subject=version.id)
+    _start(caller.ctx, session, job_id, kind, {"version": version.id, **spec}, "cpu")
 
 
 def derived_job_id(recipe: Recipe, attempt: int = 1) -> str:
@@ -85,9 +84,8 @@ def derived_job_id(recipe: Recipe, attempt: int = 1) -> str:
 
 
 def derive(
-    ctx: Context,
+    caller: Caller,
     session: Session,
-    principal: Principal,
     recipe: Recipe,
     *,
     job_id: str,
@@ -101,16 +99,16 @@ def derive(
     """Record a recipe and enqueue its job; the same job again is a no-op. base, inputs: ids of versions."""
     digest = str(recipe.digest)
     session.execute(insert_ignore(session, RecipeRow).values(digest=digest, body=recipe.to_bytes(), created_at=now()))
-    _row(session, principal, job_id, recipe.operation, namespace, title, recipe=digest)
+    _row(session, caller.principal, job_id, recipe.operation, namespace, title, recipe=digest)
     spec = {
         "recipe": digest,
         "base": base,
         "inputs": list(inputs),
         "tags": tags,
         "message": message,
-        "author": principal.name,
+        "author": caller.principal.name,
     }
-    _start(ctx, session, job_id, recipe.operation, spec, "cpu")
+    _start(caller.ctx, session, job_id, recipe.operation, spec, "cpu")
 
 
 def _row(

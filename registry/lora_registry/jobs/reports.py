@@ -8,17 +8,17 @@ import msgspec
 
 from lora_contract.findings import Finding
 from lora_contract.wire.jobs import ReportList, ReportView
-from lora_registry.auth.principals import Principal
-from lora_registry.context import Context
+from lora_registry.auth.caller import Caller
 from lora_registry.jobs import store
 from lora_registry.repositories import resolve
+from lora_registry.repositories.paths import VersionPath
 from lora_registry.runtime.clock import iso
 
 
-def list_all(ctx: Context, principal: Principal, namespace: str, name: str, selector: str) -> ReportList:
+def list_all(caller: Caller, path: VersionPath) -> ReportList:
     """The reports on a version, newest first."""
-    with ctx.db.read() as session:
-        _, version = resolve.version(session, principal, namespace, name, selector)
+    with caller.ctx.db.read() as session:
+        _, version = resolve.version(session, caller.principal, path)
         items = []
         for row in store.reports(session, version.id):
             body = json.loads(row.body)

@@ -12,14 +12,14 @@ from litestar import get as async_get
 from litestar.params import QueryParameter
 
 from lora_contract.wire.jobs import JobList, JobProgressList, JobView, ReportList
-from lora_registry.auth.principals import Principal
-from lora_registry.context import Context
+from lora_registry.auth.caller import Caller
 from lora_registry.http.answers import reply
 from lora_registry.http.handlers import FromPath, Limit, Text, Wait, get, post
 from lora_registry.http.problems import RESPONSES
 from lora_registry.jobs import reports
 from lora_registry.jobs import service as jobs
 from lora_registry.jobs.engine.port import TERMINAL, State
+from lora_registry.repositories.paths import VersionPath
 
 R = Request[Any, Any, Any]
 POLL_SECONDS: Final = 0.2
@@ -29,19 +29,18 @@ Offset = Annotated[int, QueryParameter(ge=0, le=2**31 - 1, description="Records 
 @get("/jobs", summary="List jobs, newest first")
 def list_jobs(
     request: R,
-    ctx: Context,
-    principal: Principal,
+    caller: Caller,
     kind: Text = None,
     job_state: Annotated[State | None, QueryParameter(name="state")] = None,
     cursor: Text = None,
     limit: Limit = 50,
 ) -> Response[JobList]:
-    return reply(request, jobs.list_all(ctx, principal, kind=kind, state=job_state, cursor=cursor, limit=limit))
+    return reply(request, jobs.list_all(caller, kind=kind, state=job_state, cursor=cursor, limit=limit))
 
 
 @get("/jobs/{job_id:str}", summary="Show a job")
-def show_job(request: R, ctx: Context, principal: Principal, job_id: FromPath[str]) -> Response[JobView]:
-    return reply(request, jobs.show(ctx, principal, job_id))
+def show_job(request: R, caller: Caller, job_id: FromPath[str]) -> Response[JobView]:
+    return reply(request, jobs.show(caller, job_id))
 
 
 @async_get(
@@ -50,37 +49,34 @@ def show_job(request: R, ctx: Context, principal: Principal, job_id: FromPath[st
     summary="Follow a job: answers as soon as there is something new",
 )
 async def follow_job(
-    request: R, ctx: Context, principal: Principal, job_id: FromPath[str], offset: Offset = 0, wait: Wait = 0.0
+    request: R, caller: Caller, job_id: FromPath[str], offset: Offset = 0, wait: Wait = 0.0
 ) -> Response[JobProgressList]:
     deadline = anyio.current_time() + wait
     while True:
         # Between looks the request holds no thread: a hundred followers must not stop the service.
-        found = await anyio.to_thread.run_sync(partial(jobs.progress, ctx, principal, job_id, offset=offset))
+        found = await anyio.to_thread.run_sync(partial(jobs.progress, caller, job_id, offset=offset))
         if found.items or found.state in TERMINAL or anyio.current_time() >= deadline:
             return reply(request, found)
         await anyio.sleep(POLL_SECONDS)
 
 
 @post("/jobs/{job_id:str}/cancel", summary="Cancel a job", status_code=200)
-def cancel_job(request: R, ctx: Context, principal: Principal, job_id: FromPath[str]) -> Response[JobView]:
-    return reply(request, jobs.cancel(ctx, principal, job_id))
+def cancel_job(request: R, caller: Caller, job_id: FromPath[str]) -> Response[JobView]:
+    return reply(request, jobs.cancel(caller, job_id))
 
 
 @post("/jobs/{job_id:str}/retry", summary="Start a failed or cancelled job again", status_code=200)
-def retry_job(request: R, ctx: Context, principal: Principal, job_id: FromPath[str]) -> Response[JobView]:
-    return reply(request, jobs.retry(ctx, principal, job_id))
+def retry_job(request: R, caller: Caller, job_id: FromPath[str]) -> Response[JobView]:
+    return reply(request, jobs.retry(caller, job_id))
 
 
 @get("/repositories/{namespace:str}/{name:str}/versions/{selector:str}/reports", summary="Reports on a version")
 def list_reports(
     request: R,
-    ctx: Context,
-    principal: Principal,
-    namespace: FromPath[str],
-    name: FromPath[str],
-    selector: FromPath[str],
+    caller: Caller,
+    version: VersionPath,
 ) -> Response[ReportList]:
-    return reply(request, reports.list_all(ctx, principal, namespace, name, selector))
+    return reply(request, reports.list_all(caller, version))
 
 
 router = Router(

@@ -10,7 +10,8 @@ from sqlmodel import Session
 
 from lora_contract.errors import RegistryError
 from lora_contract.wire.jobs import JobList, JobProgress, JobProgressList, JobView
-from lora_registry.auth.principals import Principal, require
+from lora_registry.auth.caller import Caller
+from lora_registry.auth.principals import Principal
 from lora_registry.context import Context
 from lora_registry.db.tables import JobRow
 from lora_registry.jobs import store
@@ -23,38 +24,36 @@ from lora_registry.runtime.clock import iso
 MAX_RECORDS = 500
 
 
-def show(ctx: Context, principal: Principal, job_id: str) -> JobView:
-    with ctx.db.read() as session:
-        _own(session, principal, job_id)
-    return _views(ctx, [job_id])[0]
+def show(caller: Caller, job_id: str) -> JobView:
+    with caller.ctx.db.read() as session:
+        _own(session, caller.principal, job_id)
+    return _views(caller.ctx, [job_id])[0]
 
 
-def list_all(
-    ctx: Context, principal: Principal, *, kind: str | None, state: str | None, cursor: str | None, limit: int
-) -> JobList:
+def list_all(caller: Caller, *, kind: str | None, state: str | None, cursor: str | None, limit: int) -> JobList:
     """Newest first. A filter by state may leave a page short; follow `next_cursor`."""
     before = paging.decode(cursor, int, str)
-    with ctx.db.read() as session:
+    with caller.ctx.db.read() as session:
         rows = store.jobs(
             session,
-            namespace=principal.visible(),
+            namespace=caller.principal.visible(),
             kind=kind,
             before=(before[0], before[1]) if before else None,
             limit=limit,
         )
-    items = _views(ctx, [row.id for row in rows])
+    items = _views(caller.ctx, [row.id for row in rows])
     return JobList(
         items=[item for item in items if state in (None, item.state)],
         next_cursor=paging.encode(rows[-1].created_at, rows[-1].id) if len(rows) == limit else None,
     )
 
 
-def progress(ctx: Context, principal: Principal, job_id: str, *, offset: int) -> JobProgressList:
+def progress(caller: Caller, job_id: str, *, offset: int) -> JobProgressList:
     """The records from `offset` on that there are now."""
-    with ctx.db.read() as session:
-        _own(session, principal, job_id)
-    state = _status(ctx, job_id).state  # before the records: those of an ended job are then complete
-    records = list(islice(ctx.jobs.follow(job_id, offset, timeout=0.0), MAX_RECORDS))
+    with caller.ctx.db.read() as session:
+        _own(session, caller.principal, job_id)
+    state = _status(caller.ctx, job_id).state  # before the records: those of an ended job are then complete
+    records = list(islice(caller.ctx.jobs.follow(job_id, offset, timeout=0.0), MAX_RECORDS))
     return JobProgressList(
         state=state,
         items=[
@@ -72,21 +71,21 @@ def progress(ctx: Context, principal: Principal, job_id: str, *, offset: int) ->
     )
 
 
-def cancel(ctx: Context, principal: Principal, job_id: str) -> JobView:
-    _require_writer(ctx, principal, job_id)
-    ctx.jobs.cancel(job_id)
-    return show(ctx, principal, job_id)
+def cancel(caller: Caller, job_id: str) -> JobView:
+    _require_writer(caller, job_id)
+    caller.ctx.jobs.cancel(job_id)
+    return show(caller, job_id)
 
 
-def retry(ctx: Context, principal: Principal, job_id: str) -> JobView:
-    _require_writer(ctx, principal, job_id)
-    ctx.jobs.retry(job_id)
-    return show(ctx, principal, job_id)
+def retry(caller: Caller, job_id: str) -> JobView:
+    _require_writer(caller, job_id)
+    caller.ctx.jobs.retry(job_id)
+    return show(caller, job_id)
 
 
-def _require_writer(ctx: Context, principal: Principal, job_id: str) -> None:
-    with ctx.db.read() as session:
-        require(principal, "writer", _own(session, principal, job_id).namespace)
+def _require_writer(caller: Caller, job_id: str) -> None:
+    with caller.ctx.db.read() as session:
+        caller.require("writer", _own(session, caller.principal, job_id).namespace)
 
 
 def _own(session: Session, principal: Principal, job_id: str) -> JobRow:

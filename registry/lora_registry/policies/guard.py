@@ -18,20 +18,21 @@ from lora_registry.jobs import store as work
 from lora_registry.policies import store
 from lora_registry.policies.datasets import EvaluationSets, evaluation_sets, validation_key
 from lora_registry.repositories import resolve
+from lora_registry.repositories.paths import RepositoryPath
 from lora_registry.runtime.clock import now
 
 DAY: Final = 24 * 3600 * 1_000_000
 """Microseconds."""
 
 
-def policy_of(session: Session, namespace: str, name: str, tag: str) -> tuple[PolicyRow, Policy] | None:
+def policy_of(session: Session, path: RepositoryPath, tag: str) -> tuple[PolicyRow, Policy] | None:
     """The explicit policy of a tag, the most specific of those that match; None if none does."""
     policies = {
         row.pattern: (row, row.body)
-        for row in store.present_policies(session, [namespace, "*"])
+        for row in store.present_policies(session, [path.namespace, "*"])
         if row.body is not None
     }  # fmt: skip
-    pattern = governing(policies, namespace, name, tag)
+    pattern = governing(policies, path.namespace, path.name, tag)
     if pattern is None:
         return None
     row, body = policies[pattern]
@@ -61,7 +62,7 @@ def check_move(
     if repo.kind != "adapter":
         return
     store.hold_policies(session)
-    found = policy_of(session, repo.namespace, repo.name, tag)
+    found = policy_of(session, RepositoryPath(repo.namespace, repo.name), tag)
     if found is None:
         return
     row, policy = found

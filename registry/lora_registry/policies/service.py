@@ -8,8 +8,7 @@ from typing import Any
 from lora_contract.errors import RegistryError
 from lora_contract.policy import Policy, parse_pattern, parse_policy
 from lora_contract.wire.gates import PolicyList, PolicyRequest, PolicyView
-from lora_registry.auth.principals import Principal, require
-from lora_registry.context import Context
+from lora_registry.auth.caller import Caller
 from lora_registry.db.tables import PolicyRow
 from lora_registry.events import audit
 from lora_registry.policies import store
@@ -19,7 +18,7 @@ from lora_registry.runtime.clock import iso, now
 EVERYWHERE = "*"
 
 
-def put(ctx: Context, principal: Principal, request: PolicyRequest) -> PolicyView:
+def put(caller: Caller, request: PolicyRequest) -> PolicyView:
     """Set or lift a pattern's policy; the same document again changes nothing. Its evaluation sets must be there.
 
     Raises `invalid-request`, `not-found`, `forbidden`: a pattern for more than one namespace is for administrators of
@@ -27,12 +26,12 @@ def put(ctx: Context, principal: Principal, request: PolicyRequest) -> PolicyVie
     """
     namespace = parse_pattern(request.pattern)[0]
     scope = EVERYWHERE if "*" in namespace else namespace
-    require(principal, "admin", scope)
+    caller.require("admin", scope)
     policy = None if request.document is None else read(request.document)
-    with ctx.db.write() as session:
+    with caller.ctx.db.write() as session:
         store.hold_policies(session, exclusive=True)
         if policy is not None:
-            evaluation_sets(session, principal, policy)
+            evaluation_sets(session, caller.principal, policy)
         digest = None if policy is None else str(policy.digest)
         before = next(iter(store.policy_history(session, request.pattern)), None)
         if (before is None and digest is None) or (before is not None and before.digest == digest):
@@ -44,14 +43,14 @@ def put(ctx: Context, principal: Principal, request: PolicyRequest) -> PolicyVie
                 number=(before.number if before else 0) + 1,
                 digest=digest,
                 body=None if policy is None else policy.to_bytes(),
-                author=principal.name,
+                author=caller.principal.name,
                 created_at=now(),
             )
             session.add(row)
             audit.record(
                 session,
                 "policy-set" if policy is not None else "policy-lifted",
-                principal=principal,
+                principal=caller.principal,
                 namespace=scope,
                 subject=request.pattern,
                 number=row.number,
@@ -75,15 +74,15 @@ def read(document: Any) -> Policy:
     return policy
 
 
-def list_all(ctx: Context, principal: Principal, *, pattern: str | None) -> PolicyList:
+def list_all(caller: Caller, *, pattern: str | None) -> PolicyList:
     """The policies in force, by pattern; of one pattern, all that it ever had, newest first."""
-    with ctx.db.read() as session:
+    with caller.ctx.db.read() as session:
         if pattern is not None:
             namespace = parse_pattern(pattern)[0]
             if "*" not in namespace:
-                require(principal, "reader", namespace)
+                caller.require("reader", namespace)
             return PolicyList([_view(row) for row in store.policy_history(session, pattern)])
-        visible = principal.visible()
+        visible = caller.principal.visible()
         rows = store.present_policies(session, None if visible is None else [visible, EVERYWHERE])
         return PolicyList([_view(row) for row in rows if row.body is not None])
 

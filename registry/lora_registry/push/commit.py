@@ -12,14 +12,15 @@ from lora_contract.errors import RegistryError
 from lora_contract.findings import Finding, refuse
 from lora_contract.manifest import FileEntry, Manifest
 from lora_contract.wire.catalog import CommitRequest, CommitResult
-from lora_registry.auth.principals import Principal, require
+from lora_registry.auth.caller import Caller
+from lora_registry.auth.principals import Principal
 from lora_registry.bases import service as bases
-from lora_registry.context import Context
 from lora_registry.jobs import enqueue
 from lora_registry.push import check
 from lora_registry.push import store as upload_rows
 from lora_registry.repositories import resolve, store, views
 from lora_registry.repositories.insert import Draft, check_target, insert
+from lora_registry.repositories.paths import RepositoryPath
 from lora_registry.runtime.faults import fault_point
 from lora_registry.tags import service as tags
 
@@ -27,48 +28,46 @@ MAX_TEXT = 4096
 MAX_META = 64
 
 
-def commit(ctx: Context, principal: Principal, namespace: str, name: str, request: CommitRequest) -> CommitResult:
+def commit(caller: Caller, path: RepositoryPath, request: CommitRequest) -> CommitResult:
     """Make a version of an upload session. The same content again is the same version.
 
     Raises `rejected` and `base-mismatch` with all findings, `not-found`, `conflict`, `tag-protected`.
     """
-    require(principal, "writer", namespace)
+    caller.require("writer", path.namespace)
     _check_texts(request)
     for tag in request.tags:
         reference.check_tag(tag)
-    draft, findings = _draft(ctx, principal, namespace, name, request)
+    draft, findings = _draft(caller, path, request)
     fault_point("commit.checked")
-    with ctx.db.write() as session:
-        repo, version, created = insert(session, principal, namespace, name, draft)
+    with caller.ctx.db.write() as session:
+        repo, version, created = insert(session, caller.principal, path, draft)
         for alias in request.aliases:
             bases.add_alias(session, repo, alias)
         for tag in request.tags:
             tags.set_in_transaction(
-                session, principal, repo, tag, version, expect=tags.UNCONDITIONAL, reason=request.message
+                session, caller.principal, repo, tag, version, expect=tags.UNCONDITIONAL, reason=request.message
             )
-        job = enqueue.inspect(ctx, session, principal, repo, version) if created else None
+        job = enqueue.inspect(caller, session, repo, version) if created else None
         upload_rows.remove(session, request.session)
         fault_point("commit.before")
         view = views.version(session, repo, version)
     fault_point("commit.after")
     with suppress(RegistryError):  # what stays is swept later; the version is committed
-        ctx.blobs.discard_upload(request.session)
+        caller.ctx.blobs.discard_upload(request.session)
     return CommitResult(version=view, created=created, findings=findings, job=job)
 
 
-def _draft(
-    ctx: Context, principal: Principal, namespace: str, name: str, request: CommitRequest
-) -> tuple[Draft, list[Finding]]:
+def _draft(caller: Caller, path: RepositoryPath, request: CommitRequest) -> tuple[Draft, list[Finding]]:
     """Check what was uploaded. Reads the blobs and the base; writes nothing."""
     files = tuple(sorted(FileEntry(file.path, file.size, Digest.parse(file.digest)) for file in request.files))
     if request.weights_absent and request.kind != "base":
         raise RegistryError("invalid-request", "Only a base may be registered without its weights.")
-    with ctx.db.read() as session:
-        check_target(store.repository(session, namespace, name), namespace, name, request.kind)
-        stored = _stored(principal, namespace, name, request, files, session)
-        parents = tuple(resolve.by_text(session, principal, text)[1].id for text in request.parents)
-        pin = _pin(session, principal, request)
-    outcome = check.by_kind(ctx, request, files, pin)
+    with caller.ctx.db.read() as session:
+        check_target(store.repository(session, path), path, request.kind)
+        stored = _stored(caller.principal, path, request, files, session)
+        parents = tuple(resolve.by_text(session, caller.principal, text)[1].id for text in request.parents)
+        pin = _pin(session, caller.principal, request)
+    outcome = check.by_kind(caller.ctx, request, files, pin)
     refuse(outcome.findings)
     manifest = Manifest(
         kind=request.kind,
@@ -93,8 +92,7 @@ def _draft(
 
 def _stored(
     principal: Principal,
-    namespace: str,
-    name: str,
+    path: RepositoryPath,
     request: CommitRequest,
     files: tuple[FileEntry, ...],
     session: Session,
@@ -108,7 +106,7 @@ def _stored(
     known = (
         row is not None
         and row.author == principal.name
-        and (row.namespace, row.name, row.kind) == (namespace, name, request.kind)
+        and (row.namespace, row.name, row.kind) == (path.namespace, path.name, request.kind)
     )
     announced = upload_rows.files(session, request.session) if known else []
     sizes = {file.digest: (file.size, file.stored) for file in announced}
@@ -127,7 +125,7 @@ def _stored(
         elif not known:
             raise RegistryError(
                 "not-found",
-                f"There is no upload session {request.session[:40]!r} for {namespace}/{name}.",
+                f"There is no upload session {request.session[:40]!r} for {path}.",
                 hint="Push again: it opens a new one.",
             )
         else:

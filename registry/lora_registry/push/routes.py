@@ -13,14 +13,14 @@ from litestar.openapi.spec.enums import OpenAPIFormat, OpenAPIType
 from lora_contract.digest import Digest
 from lora_contract.wire.catalog import CommitRequest, CommitResult
 from lora_contract.wire.uploads import UploadRequest, UploadSession
-from lora_registry.auth.principals import Principal
-from lora_registry.context import Context
+from lora_registry.auth.caller import Caller
 from lora_registry.http.answers import reply
 from lora_registry.http.bodies import from_thread
 from lora_registry.http.handlers import FromPath, IdempotencyKey, JSONBody, delete, get, post
 from lora_registry.http.idempotency import once
 from lora_registry.http.problems import RESPONSES
 from lora_registry.push import commit, sessions
+from lora_registry.repositories.paths import RepositoryPath
 
 R = Request[Any, Any, Any]
 
@@ -38,21 +38,20 @@ class RawBody(Operation):
 @post("/uploads", summary="Open an upload session")
 def open_session(
     request: R,
-    ctx: Context,
-    principal: Principal,
+    caller: Caller,
     data: JSONBody[UploadRequest],
 ) -> Response[UploadSession]:
-    return reply(request, sessions.open_session(ctx, principal, data), status=201)
+    return reply(request, sessions.open_session(caller, data), status=201)
 
 
 @get("/uploads/{upload_id:str}", summary="What a session still needs")
-def show_session(request: R, ctx: Context, principal: Principal, upload_id: FromPath[str]) -> Response[UploadSession]:
-    return reply(request, sessions.show(ctx, principal, upload_id))
+def show_session(request: R, caller: Caller, upload_id: FromPath[str]) -> Response[UploadSession]:
+    return reply(request, sessions.show(caller, upload_id))
 
 
 @delete("/uploads/{upload_id:str}", summary="Abandon a session")
-def abandon_session(ctx: Context, principal: Principal, upload_id: FromPath[str]) -> None:
-    sessions.abandon(ctx, principal, upload_id)
+def abandon_session(caller: Caller, upload_id: FromPath[str]) -> None:
+    sessions.abandon(caller, upload_id)
 
 
 @async_put(
@@ -63,13 +62,11 @@ def abandon_session(ctx: Context, principal: Principal, upload_id: FromPath[str]
     operation_class=RawBody,
     request_max_body_size=None,
 )
-async def receive_blob(
-    request: R, ctx: Context, principal: Principal, upload_id: FromPath[str], digest: FromPath[str]
-) -> None:
+async def receive_blob(request: R, caller: Caller, upload_id: FromPath[str], digest: FromPath[str]) -> None:
     wanted = Digest.parse(digest)
 
     def receive() -> None:
-        sessions.receive(ctx, principal, upload_id, wanted, from_thread(request))
+        sessions.receive(caller, upload_id, wanted, from_thread(request))
 
     await anyio.to_thread.run_sync(receive)
 
@@ -77,25 +74,23 @@ async def receive_blob(
 @post(
     "/uploads/{upload_id:str}/blobs/{digest:str}/complete", summary="Take what a presigned PUT stored", status_code=204
 )
-def complete_blob(ctx: Context, principal: Principal, upload_id: FromPath[str], digest: FromPath[str]) -> None:
-    sessions.complete(ctx, principal, upload_id, Digest.parse(digest))
+def complete_blob(caller: Caller, upload_id: FromPath[str], digest: FromPath[str]) -> None:
+    sessions.complete(caller, upload_id, Digest.parse(digest))
 
 
 @post("/repositories/{namespace:str}/{name:str}/versions", summary="Commit an upload as a version")
 def commit_version(
     request: R,
-    ctx: Context,
-    principal: Principal,
-    namespace: FromPath[str],
-    name: FromPath[str],
+    caller: Caller,
+    repository: RepositoryPath,
     data: JSONBody[CommitRequest],
     idempotency_key: IdempotencyKey = None,
 ) -> Response[CommitResult]:
     def run() -> tuple[int, CommitResult]:
-        result = commit.commit(ctx, principal, namespace, name, data)
+        result = commit.commit(caller, repository, data)
         return (201 if result.created else 200), result
 
-    status, result = once(ctx, principal, idempotency_key, (request.url.path, data), CommitResult, run)
+    status, result = once(caller, idempotency_key, (request.url.path, data), CommitResult, run)
     return reply(request, result, status=status)
 
 

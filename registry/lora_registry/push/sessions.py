@@ -13,32 +13,35 @@ from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_contract.manifest import MAX_FILES, FileEntry
 from lora_contract.wire.uploads import UploadRequest, UploadSession, UploadTarget
-from lora_registry.auth.principals import Principal, require
+from lora_registry.auth.caller import Caller
+from lora_registry.auth.principals import Principal
 from lora_registry.context import Context
 from lora_registry.db.tables import UploadFile, UploadSessionRow
 from lora_registry.push import store
 from lora_registry.repositories import store as catalog
 from lora_registry.repositories.insert import check_target
+from lora_registry.repositories.paths import RepositoryPath
 from lora_registry.runtime.clock import iso, new_id, now
 from lora_registry.runtime.faults import fault_point
 
 
-def open_session(ctx: Context, principal: Principal, request: UploadRequest) -> UploadSession:
+def open_session(caller: Caller, request: UploadRequest) -> UploadSession:
     """Open a session for these files.
 
     Raises `forbidden`, `deleted`, `conflict` (a repository of another kind), `too-large`, `rejected`.
     """
-    reference.check_namespace(request.namespace)
-    reference.check_name(request.name)
-    require(principal, "writer", request.namespace)
+    path = RepositoryPath(request.namespace, request.name)
+    reference.check_namespace(path.namespace)
+    reference.check_name(path.name)
+    caller.require("writer", request.namespace)
     entries = [FileEntry(file.path, file.size, Digest.parse(file.digest)) for file in request.files]
     if not 0 < len(entries) <= MAX_FILES:
         raise RegistryError("rejected", f"An upload announces 1 to {MAX_FILES} files, not {len(entries)}.")
     sizes: dict[str, int] = {}
     for entry in entries:
-        if entry.size > ctx.settings.max_file_bytes:
+        if entry.size > caller.ctx.settings.max_file_bytes:
             raise RegistryError(
-                "too-large", f"{entry.path} has {entry.size} bytes; the limit is {ctx.settings.max_file_bytes}."
+                "too-large", f"{entry.path} has {entry.size} bytes; the limit is {caller.ctx.settings.max_file_bytes}."
             )
         if sizes.setdefault(str(entry.digest), entry.size) != entry.size:
             raise RegistryError("invalid-request", f"{entry.digest.short} is announced with two sizes.")
@@ -48,55 +51,53 @@ def open_session(ctx: Context, principal: Principal, request: UploadRequest) -> 
         namespace=request.namespace,
         name=request.name,
         kind=request.kind,
-        author=principal.name,
+        author=caller.principal.name,
         created_at=at,
-        expires_at=at + ctx.settings.upload_seconds * 1_000_000,
+        expires_at=at + caller.ctx.settings.upload_seconds * 1_000_000,
     )
-    with ctx.db.write() as session:
-        check_target(
-            catalog.repository(session, request.namespace, request.name), request.namespace, request.name, request.kind
-        )
+    with caller.ctx.db.write() as session:
+        check_target(catalog.repository(session, path), path, request.kind)
         session.add(row)
         session.flush()
         for digest, size in sorted(sizes.items()):
-            stored = catalog.readable_blob(session, digest, principal.visible()) == size
+            stored = catalog.readable_blob(session, digest, caller.principal.visible()) == size
             session.add(UploadFile(session_id=row.id, digest=digest, size=size, stored=stored))
-    return show(ctx, principal, row.id)
+    return show(caller, row.id)
 
 
-def show(ctx: Context, principal: Principal, upload_id: str) -> UploadSession:
+def show(caller: Caller, upload_id: str) -> UploadSession:
     """The session with what is still needed, and fresh presigned requests where the store has them."""
-    with ctx.db.read() as session:
-        row = _own(store.session_row(session, upload_id), principal, upload_id)
+    with caller.ctx.db.read() as session:
+        row = _own(store.session_row(session, upload_id), caller.principal, upload_id)
         files = store.files(session, upload_id)
     return UploadSession(
-        id=row.id, expires_at=iso(row.expires_at), blobs=[_target(ctx, row.id, file) for file in files]
+        id=row.id, expires_at=iso(row.expires_at), blobs=[_target(caller.ctx, row.id, file) for file in files]
     )
 
 
-def receive(ctx: Context, principal: Principal, upload_id: str, digest: Digest, chunks: Iterable[bytes]) -> None:
+def receive(caller: Caller, upload_id: str, digest: Digest, chunks: Iterable[bytes]) -> None:
     """Take a blob's bytes. Raises `digest-mismatch`, `size-mismatch`, `not-found`; then nothing is kept."""
-    expected = _announced(ctx, principal, upload_id, digest)
-    ctx.blobs.put(chunks, digest=digest, size=expected.size)
+    expected = _announced(caller, upload_id, digest)
+    caller.ctx.blobs.put(chunks, digest=digest, size=expected.size)
     fault_point("upload.stored")
-    _record(ctx, upload_id, digest, expected.size)
+    _record(caller.ctx, upload_id, digest, expected.size)
 
 
-def complete(ctx: Context, principal: Principal, upload_id: str, digest: Digest) -> None:
+def complete(caller: Caller, upload_id: str, digest: Digest) -> None:
     """After a presigned PUT: check what the store has, and take it. The client's word counts for nothing."""
-    expected = _announced(ctx, principal, upload_id, digest)
+    expected = _announced(caller, upload_id, digest)
     if expected.stored:
         return
-    ctx.blobs.adopt(upload_id, digest=digest, size=expected.size)
+    caller.ctx.blobs.adopt(upload_id, digest=digest, size=expected.size)
     fault_point("upload.adopted")
-    _record(ctx, upload_id, digest, expected.size)
+    _record(caller.ctx, upload_id, digest, expected.size)
 
 
-def abandon(ctx: Context, principal: Principal, upload_id: str) -> None:
-    with ctx.db.read() as session:
-        _own(store.session_row(session, upload_id), principal, upload_id)
-    ctx.blobs.discard_upload(upload_id)
-    with ctx.db.write() as session:
+def abandon(caller: Caller, upload_id: str) -> None:
+    with caller.ctx.db.read() as session:
+        _own(store.session_row(session, upload_id), caller.principal, upload_id)
+    caller.ctx.blobs.discard_upload(upload_id)
+    with caller.ctx.db.write() as session:
         store.remove(session, upload_id)
 
 
@@ -121,9 +122,9 @@ def _own(row: UploadSessionRow | None, principal: Principal, upload_id: str) -> 
     return row
 
 
-def _announced(ctx: Context, principal: Principal, upload_id: str, digest: Digest) -> UploadFile:
-    with ctx.db.read() as session:
-        _own(store.session_row(session, upload_id), principal, upload_id)
+def _announced(caller: Caller, upload_id: str, digest: Digest) -> UploadFile:
+    with caller.ctx.db.read() as session:
+        _own(store.session_row(session, upload_id), caller.principal, upload_id)
         row = store.file(session, upload_id, str(digest))
     if row is None:
         raise RegistryError("not-found", f"The upload session does not announce {digest.short}.")

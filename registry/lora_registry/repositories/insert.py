@@ -15,6 +15,7 @@ from lora_registry.auth.principals import Principal
 from lora_registry.db.tables import BaseFingerprintRow, Repository, Version, VersionBlob, VersionEdge
 from lora_registry.events import audit
 from lora_registry.repositories import store
+from lora_registry.repositories.paths import RepositoryPath
 from lora_registry.runtime.clock import now
 from lora_registry.runtime.faults import fault_point
 
@@ -43,14 +44,14 @@ class Draft:
 
 
 def insert(
-    session: Session, principal: Principal, namespace: str, name: str, draft: Draft
+    session: Session, principal: Principal, path: RepositoryPath, draft: Draft
 ) -> tuple[Repository, Version, bool]:
     """Insert a draft as the next version of `namespace/name`, or find the version that has this content.
 
     Runs in the caller's transaction and takes the repository's lock. Returns whether the version is new.
     """
     kind, digest = draft.manifest.kind, str(draft.manifest.digest)
-    repo = _locked(session, principal, namespace, name, kind)
+    repo = _locked(session, principal, path, kind)
     existing = store.version_by_digest(session, repo.id, digest)
     if existing is not None and existing.deleted_at is None:
         return repo, existing, False
@@ -101,8 +102,8 @@ def insert(
         session,
         "version-committed",
         principal=principal,
-        namespace=namespace,
-        subject=f"{namespace}/{name}:v{version.number}",
+        namespace=path.namespace,
+        subject=f"{path}:v{version.number}",
         digest=digest,
     )
     session.flush()
@@ -121,33 +122,31 @@ def _check_origins(session: Session, draft: Draft) -> None:
         )
 
 
-def check_target(repo: Repository | None, namespace: str, name: str, kind: str) -> None:
+def check_target(repo: Repository | None, path: RepositoryPath, kind: str) -> None:
     """A version of `kind` may be added here. Raises `deleted`, `conflict`."""
     if repo is None:
         return
     if repo.deleted_at is not None:
-        raise RegistryError("deleted", f"{namespace}/{name} was deleted; its name is not given out again.")
+        raise RegistryError("deleted", f"{path} was deleted; its name is not given out again.")
     if repo.kind != kind:
-        raise RegistryError(
-            "conflict", f"{namespace}/{name} is of kind {repo.kind}, not {kind}.", hint="Choose another name."
-        )
+        raise RegistryError("conflict", f"{path} is of kind {repo.kind}, not {kind}.", hint="Choose another name.")
 
 
-def _locked(session: Session, principal: Principal, namespace: str, name: str, kind: str) -> Repository:
+def _locked(session: Session, principal: Principal, path: RepositoryPath, kind: str) -> Repository:
     """The repository, made where it is new, with its row locked."""
-    repo = store.repository(session, namespace, name, lock=True)
+    repo = store.repository(session, path, lock=True)
     if repo is None:
-        made = store.create_repository(session, namespace, name, kind, now())
-        repo = store.repository(session, namespace, name, lock=True)
+        made = store.create_repository(session, path, kind, now())
+        repo = store.repository(session, path, lock=True)
         assert repo is not None
         if made:
             audit.record(
                 session,
                 "repository-created",
                 principal=principal,
-                namespace=namespace,
-                subject=f"{namespace}/{name}",
+                namespace=path.namespace,
+                subject=str(path),
                 of=kind,
             )
-    check_target(repo, namespace, name, kind)
+    check_target(repo, path, kind)
     return repo

@@ -7,24 +7,22 @@ from typing import Literal
 from sqlmodel import Session
 
 from lora_contract.wire.catalog import Lineage, LineageEdge
-from lora_registry.auth.principals import Principal
-from lora_registry.context import Context
+from lora_registry.auth.caller import Caller
 from lora_registry.db.tables import Version
 from lora_registry.repositories import resolve, store, views
+from lora_registry.repositories.paths import VersionPath
 
 MAX_NODES = 2000
 Direction = Literal["up", "down", "both"]
 
 
-def show(
-    ctx: Context, principal: Principal, namespace: str, name: str, selector: str, *, direction: Direction
-) -> Lineage:
+def show(caller: Caller, path: VersionPath, *, direction: Direction) -> Lineage:
     """Breadth-first from one version, one query a level, at most MAX_NODES versions.
 
     Versions in namespaces that the caller may not read are left out, with the edges to them.
     """
-    with ctx.db.read() as session:
-        _, root = resolve.version(session, principal, namespace, name, selector)
+    with caller.ctx.db.read() as session:
+        _, root = resolve.version(session, caller.principal, path)
         edges: set[tuple[int, int, str]] = set()
         seen = {root.id}
         if direction in ("up", "both"):
@@ -32,7 +30,9 @@ def show(
         if direction in ("down", "both"):
             seen |= _walk(session, root, edges, up=False)
         rows = list(store.versions_by_id(session, seen).values())
-        refs = {key: ref for key, ref in views.refs(session, rows).items() if principal.may("reader", ref.namespace)}
+        refs = {
+            key: ref for key, ref in views.refs(session, rows).items() if caller.principal.may("reader", ref.namespace)
+        }
         keys = {key: f"{ref.namespace}/{ref.name}:v{ref.number}" for key, ref in refs.items()}
         return Lineage(
             root=keys[root.id],

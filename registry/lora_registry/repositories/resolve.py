@@ -13,36 +13,32 @@ from lora_contract.reference import Reference
 from lora_registry.auth.principals import Principal
 from lora_registry.db.tables import Repository, Version
 from lora_registry.repositories import store
+from lora_registry.repositories.paths import RepositoryPath, VersionPath
 from lora_registry.tags import store as tag_store
 
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}\Z")
 
 
-def repository(session: Session, principal: Principal, namespace: str, name: str, *, lock: bool = False) -> Repository:
+def repository(session: Session, principal: Principal, path: RepositoryPath, *, lock: bool = False) -> Repository:
     """A live repository that the caller may read. Raises `not-found`, `deleted`."""
-    reference.check_namespace(namespace)
-    reference.check_name(name)
-    row = store.repository(session, namespace, name, lock=lock) if principal.may("reader", namespace) else None
+    reference.check_namespace(path.namespace)
+    reference.check_name(path.name)
+    row = store.repository(session, path, lock=lock) if principal.may("reader", path.namespace) else None
     if row is None:
-        raise RegistryError("not-found", f"There is no repository {namespace}/{name}.")
+        raise RegistryError("not-found", f"There is no repository {path}.")
     if row.deleted_at is not None:
-        raise RegistryError("deleted", f"{namespace}/{name} was deleted.")
+        raise RegistryError("deleted", f"{path} was deleted.")
     return row
 
 
-def version(
-    session: Session, principal: Principal, namespace: str, name: str, selector: str
-) -> tuple[Repository, Version]:
-    """What `namespace/name:selector` means now. Raises `not-found`, `deleted`, `invalid-reference`, `conflict`.
-
-    A selector is `latest`, a tag, `vN`, `sha256:…`, `tag@sha256:…`, or a commit id of 40 hex digits.
-    """
-    repo = repository(session, principal, namespace, name)
-    return repo, in_repository(session, repo, selector)
+def version(session: Session, principal: Principal, path: VersionPath) -> tuple[Repository, Version]:
+    """What `namespace/name:selector` means now. Raises `not-found`, `deleted`, `invalid-reference`, `conflict`."""
+    repo = repository(session, principal, path.repository)
+    return repo, in_repository(session, repo, path.selector)
 
 
 def in_repository(session: Session, repo: Repository, selector: str) -> Version:
-    """The same in a repository that was found already."""
+    """The version that a selector means in a repository that was found already."""
     if _COMMIT.match(selector):
         found = store.version_by_commit(session, repo.id, selector)
         return _live(found, repo, f"commit {selector[:12]}")
@@ -51,7 +47,7 @@ def in_repository(session: Session, repo: Repository, selector: str) -> Version:
 
 def by_reference(session: Session, principal: Principal, ref: Reference) -> tuple[Repository, Version]:
     """The same for a parsed reference, which must have a namespace."""
-    repo = repository(session, principal, ref.namespace or reference.DEFAULT_NAMESPACE, ref.name)
+    repo = repository(session, principal, RepositoryPath(ref.namespace or reference.DEFAULT_NAMESPACE, ref.name))
     return repo, _select(session, repo, ref)
 
 

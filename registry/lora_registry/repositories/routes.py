@@ -16,8 +16,7 @@ from lora_contract.wire.catalog import (
     VersionView,
     YankRequest,
 )
-from lora_registry.auth.principals import Principal
-from lora_registry.context import Context
+from lora_registry.auth.caller import Caller
 from lora_registry.http.answers import matches, reply
 from lora_registry.http.bodies import send_blob, send_elsewhere
 from lora_registry.http.handlers import (
@@ -32,6 +31,7 @@ from lora_registry.http.handlers import (
 from lora_registry.http.problems import RESPONSES
 from lora_registry.repositories import lineage, versions
 from lora_registry.repositories import service as repositories
+from lora_registry.repositories.paths import RepositoryPath, VersionPath
 
 R = Request[Any, Any, Any]
 REPO = "/{namespace:str}/{name:str}"
@@ -47,8 +47,7 @@ ALSO = {
 @get("/", summary="List repositories")
 def list_repositories(
     request: R,
-    ctx: Context,
-    principal: Principal,
+    caller: Caller,
     kind: Text = None,
     namespace: Text = None,
     q: Text = None,
@@ -57,65 +56,53 @@ def list_repositories(
 ) -> Response[RepositoryList]:
     return reply(
         request,
-        repositories.list_all(ctx, principal, kind=kind, namespace=namespace, pattern=q, cursor=cursor, limit=limit),
+        repositories.list_all(caller, kind=kind, namespace=namespace, pattern=q, cursor=cursor, limit=limit),
     )
 
 
 @get(REPO, summary="Show a repository")
-def show_repository(
-    request: R, ctx: Context, principal: Principal, namespace: FromPath[str], name: FromPath[str]
-) -> Response[RepositoryView]:
-    return reply(request, repositories.show(ctx, principal, namespace, name))
+def show_repository(request: R, caller: Caller, repository: RepositoryPath) -> Response[RepositoryView]:
+    return reply(request, repositories.show(caller, repository))
 
 
 @delete(REPO, summary="Delete a repository, leaving a tombstone")
-def delete_repository(ctx: Context, principal: Principal, namespace: FromPath[str], name: FromPath[str]) -> None:
-    repositories.delete(ctx, principal, namespace, name)
+def delete_repository(caller: Caller, repository: RepositoryPath) -> None:
+    repositories.delete(caller, repository)
 
 
 @get(REPO + "/versions", summary="List versions, newest first")
 def list_versions(
     request: R,
-    ctx: Context,
-    principal: Principal,
-    namespace: FromPath[str],
-    name: FromPath[str],
+    caller: Caller,
+    repository: RepositoryPath,
     cursor: Text = None,
     limit: Limit = 100,
 ) -> Response[VersionList]:
-    return reply(request, versions.list_all(ctx, principal, namespace, name, cursor=cursor, limit=limit))
+    return reply(request, versions.list_all(caller, repository, cursor=cursor, limit=limit))
 
 
 @get(VERSION, summary="Show what a selector means")
 def show_version(
     request: R,
-    ctx: Context,
-    principal: Principal,
-    namespace: FromPath[str],
-    name: FromPath[str],
-    selector: FromPath[str],
+    caller: Caller,
+    version: VersionPath,
 ) -> Response[VersionView]:
-    view = versions.show(ctx, principal, namespace, name, selector)
+    view = versions.show(caller, version)
     return reply(request, view, headers={"X-Lora-Reg-Digest": view.digest})
 
 
 @delete(VERSION, summary="Delete a version, leaving a tombstone")
-def delete_version(
-    ctx: Context, principal: Principal, namespace: FromPath[str], name: FromPath[str], selector: FromPath[str]
-) -> None:
-    versions.delete(ctx, principal, namespace, name, selector)
+def delete_version(caller: Caller, version: VersionPath) -> None:
+    versions.delete(caller, version)
 
 
 @get(VERSION + "/manifest", summary="The manifest bytes", media_type="application/vnd.oci.image.manifest.v1+json")
 def show_manifest(
     request: R,
-    ctx: Context,
-    principal: Principal,
-    namespace: FromPath[str],
-    name: FromPath[str],
-    selector: FromPath[str],
+    caller: Caller,
+    version: VersionPath,
 ) -> Response[dict[str, Any]]:
-    body, digest = versions.manifest(ctx, principal, namespace, name, selector)
+    body, digest = versions.manifest(caller, version)
     headers = {"ETag": f'"{digest}"', "Cache-Control": "no-cache"}
     if matches(request.headers.get("if-none-match"), headers["ETag"]):
         return Response(None, status_code=304, headers=headers)  # type: ignore[arg-type]
@@ -132,61 +119,51 @@ def show_manifest(
 )
 def show_file(
     request: R,
-    ctx: Context,
-    principal: Principal,
-    namespace: FromPath[str],
-    name: FromPath[str],
-    selector: FromPath[str],
+    caller: Caller,
+    version: VersionPath,
     path: FromPath[str],
 ) -> Response[bytes]:
-    found = versions.locate(ctx, principal, namespace, name, selector, path.removeprefix("/"))
+    found = versions.locate(caller, version, path.removeprefix("/"))
     etag = f'"{found.digest.hex}"'
     headers = {"X-Lora-Reg-Digest": found.version, "Cache-Control": "no-cache"}
     if matches(request.headers.get("if-none-match"), etag):
         return Response(b"", status_code=304, headers={**headers, "ETag": etag})
-    if ctx.settings.presign and request.method == "GET":
-        presigned = ctx.blobs.presign_get(found.digest, filename=None, expires_in=ctx.settings.presign_seconds)
+    if caller.ctx.settings.presign and request.method == "GET":
+        presigned = caller.ctx.blobs.presign_get(
+            found.digest, filename=None, expires_in=caller.ctx.settings.presign_seconds
+        )
         if presigned is not None:
             return send_elsewhere(presigned.url, status=307, headers={**headers, "ETag": etag})
-    return send_blob(request, ctx.blobs, found.digest, found.size, headers=headers)
+    return send_blob(request, caller.ctx.blobs, found.digest, found.size, headers=headers)
 
 
 @get(VERSION + "/lineage", summary="What a version was made from, and what was made from it")
 def show_lineage(
     request: R,
-    ctx: Context,
-    principal: Principal,
-    namespace: FromPath[str],
-    name: FromPath[str],
-    selector: FromPath[str],
+    caller: Caller,
+    version: VersionPath,
     direction: Annotated[lineage.Direction, QueryParameter()] = "both",
 ) -> Response[Lineage]:
-    return reply(request, lineage.show(ctx, principal, namespace, name, selector, direction=direction))
+    return reply(request, lineage.show(caller, version, direction=direction))
 
 
 @put(VERSION + "/yank", summary="Mark a version as not to be used")
 def yank_version(
     request: R,
-    ctx: Context,
-    principal: Principal,
-    namespace: FromPath[str],
-    name: FromPath[str],
-    selector: FromPath[str],
+    caller: Caller,
+    version: VersionPath,
     data: JSONBody[YankRequest],
 ) -> Response[VersionView]:
-    return reply(request, versions.yank(ctx, principal, namespace, name, selector, data.reason))
+    return reply(request, versions.yank(caller, version, data.reason))
 
 
 @delete(VERSION + "/yank", summary="Lift a yank", status_code=200)
 def unyank_version(
     request: R,
-    ctx: Context,
-    principal: Principal,
-    namespace: FromPath[str],
-    name: FromPath[str],
-    selector: FromPath[str],
+    caller: Caller,
+    version: VersionPath,
 ) -> Response[VersionView]:
-    return reply(request, versions.yank(ctx, principal, namespace, name, selector, None))
+    return reply(request, versions.yank(caller, version, None))
 
 
 router = Router(

@@ -8,11 +8,11 @@ from typing import Final
 from lora_contract.errors import RegistryError
 from lora_contract.manifest import KINDS
 from lora_contract.wire.catalog import RepositoryList, RepositoryView
-from lora_registry.auth.principals import Principal, require
+from lora_registry.auth.caller import Caller
 from lora_registry.bases import store as base_store
-from lora_registry.context import Context
 from lora_registry.events import audit
 from lora_registry.repositories import resolve, store, views
+from lora_registry.repositories.paths import RepositoryPath
 from lora_registry.runtime import paging
 from lora_registry.runtime.clock import now
 from lora_registry.tags import store as tag_store
@@ -21,8 +21,7 @@ _PATTERN: Final = re.compile(r"[a-z0-9._*?/-]{1,200}\Z")
 
 
 def list_all(
-    ctx: Context,
-    principal: Principal,
+    caller: Caller,
     *,
     kind: str | None,
     namespace: str | None,
@@ -38,11 +37,11 @@ def list_all(
             "invalid-request",
             f"{pattern[:80]!r} is no pattern: lower-case letters, digits, '.', '_', '-', '/', '*' and '?'.",
         )
-    visible = principal.visible()
+    visible = caller.principal.visible()
     if visible is not None and namespace not in (None, visible):
         return RepositoryList(items=[])
     after = paging.decode(cursor, str, str)
-    with ctx.db.read() as session:
+    with caller.ctx.db.read() as session:
         rows = store.list_repositories(
             session,
             namespace=visible or namespace,
@@ -57,24 +56,24 @@ def list_all(
         )
 
 
-def show(ctx: Context, principal: Principal, namespace: str, name: str) -> RepositoryView:
-    with ctx.db.read() as session:
-        return views.repository(session, resolve.repository(session, principal, namespace, name))
+def show(caller: Caller, path: RepositoryPath) -> RepositoryView:
+    with caller.ctx.db.read() as session:
+        return views.repository(session, resolve.repository(session, caller.principal, path))
 
 
-def delete(ctx: Context, principal: Principal, namespace: str, name: str) -> None:
+def delete(caller: Caller, path: RepositoryPath) -> None:
     """Make a tombstone of a repository: its versions become unreachable and its name is never given out again.
 
     Raises `in-use` where a tag still points into it or a live version elsewhere was made from one of its versions.
     """
-    require(principal, "admin", namespace)
-    with ctx.db.write() as session:
-        repo = resolve.repository(session, principal, namespace, name, lock=True)
+    caller.require("admin", path.namespace)
+    with caller.ctx.db.write() as session:
+        repo = resolve.repository(session, caller.principal, path, lock=True)
         tags = tag_store.tags(session, [repo.id])
         if tags:
             raise RegistryError(
                 "in-use",
-                f"{namespace}/{name} has the tag {tags[0].name}.",
+                f"{path} has the tag {tags[0].name}.",
                 hint="Remove its tags with `lora-reg untag` first.",
             )
         at = now()
@@ -92,7 +91,11 @@ def delete(ctx: Context, principal: Principal, namespace: str, name: str) -> Non
         repo.deleted_at = at
         base_store.free_aliases(session, repo.id)
         audit.record(
-            session, "repository-deleted", principal=principal, namespace=namespace, subject=f"{namespace}/{name}"
+            session,
+            "repository-deleted",
+            principal=caller.principal,
+            namespace=path.namespace,
+            subject=str(path),
         )
 
 

@@ -9,12 +9,13 @@ from sqlmodel import Session, col, select
 
 from lora_registry.db.dialect import insert_ignore
 from lora_registry.db.tables import Repository, Version, VersionBlob, VersionEdge
+from lora_registry.repositories.paths import RepositoryPath
 
 
-def repository(session: Session, namespace: str, name: str, *, lock: bool = False) -> Repository | None:
+def repository(session: Session, path: RepositoryPath, *, lock: bool = False) -> Repository | None:
     """A repository, deleted ones too. lock: hold its row to the end of the transaction; who changes anything in a
     repository takes this lock first, so numbers have no gap and histories no fork."""
-    query = select(Repository).where(Repository.namespace == namespace, Repository.name == name)
+    query = select(Repository).where(Repository.namespace == path.namespace, Repository.name == path.name)
     return session.exec(query.with_for_update() if lock else query).first()
 
 
@@ -178,9 +179,9 @@ def live_children(session: Session, version_id: int, limit: int = 10) -> list[Ve
     return list(session.exec(query))
 
 
-def create_repository(session: Session, namespace: str, name: str, kind: str, at: int) -> bool:
+def create_repository(session: Session, path: RepositoryPath, kind: str, at: int) -> bool:
     """Insert a repository unless somebody else just did. Returns whether this call made it."""
-    values = {"namespace": namespace, "name": name, "kind": kind, "next_number": 1, "created_at": at}
+    values = {"namespace": path.namespace, "name": path.name, "kind": kind, "next_number": 1, "created_at": at}
     # Not by the row count: with an identity column psycopg's is unknown (-1).
     statement = insert_ignore(session, Repository).values(**values).returning(col(Repository.id))
     return session.connection().execute(statement).first() is not None

@@ -7,10 +7,10 @@ from typing import Any
 from litestar import Request, Response, Router
 
 from lora_contract.wire.signatures import SignatureList, SignatureView, SignRequest
-from lora_registry.auth.principals import Principal
-from lora_registry.context import Context
+from lora_registry.auth.caller import Caller
 from lora_registry.http.answers import reply
-from lora_registry.http.handlers import FromPath, JSONBody, Limit, Text, get, post
+from lora_registry.http.handlers import JSONBody, Limit, Text, get, post
+from lora_registry.repositories.paths import VersionPath
 from lora_registry.signatures import service as signatures
 
 R = Request[Any, Any, Any]
@@ -20,29 +20,23 @@ SIGNATURES = "/{namespace:str}/{name:str}/versions/{selector:str}/signatures"
 @post(SIGNATURES, summary="Add a signature of a version", status_code=200)
 def add_signature(
     request: R,
-    ctx: Context,
-    principal: Principal,
-    namespace: FromPath[str],
-    name: FromPath[str],
-    selector: FromPath[str],
+    caller: Caller,
+    version: VersionPath,
     data: JSONBody[SignRequest],
 ) -> Response[SignatureView]:
-    return reply(request, signatures.add(ctx, principal, namespace, name, selector, data))
+    return reply(request, signatures.add(caller, version, data))
 
 
 @get(SIGNATURES, summary="List the signatures of a version; with a key's id, the one of that key")
 def list_signatures(
     request: R,
-    ctx: Context,
-    principal: Principal,
-    namespace: FromPath[str],
-    name: FromPath[str],
-    selector: FromPath[str],
+    caller: Caller,
+    version: VersionPath,
     key: Text = None,
     cursor: Text = None,
     limit: Limit = 100,
 ) -> Response[SignatureList]:
-    found = signatures.list_all(ctx, principal, namespace, name, selector, key=key, cursor=cursor, limit=limit)
+    found = signatures.list_all(caller, version, key=key, cursor=cursor, limit=limit)
     return reply(request, found)
 
 

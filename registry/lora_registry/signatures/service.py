@@ -21,34 +21,32 @@ from lora_contract.signing import (
 )
 from lora_contract.signing.keys import of_der
 from lora_contract.wire.signatures import SignatureList, SignatureView, SignRequest
-from lora_registry.auth.principals import Principal, require
-from lora_registry.context import Context
+from lora_registry.auth.caller import Caller
 from lora_registry.db.tables import Repository, Version, VersionSignature
 from lora_registry.events import audit
 from lora_registry.repositories import resolve
+from lora_registry.repositories.paths import VersionPath
 from lora_registry.runtime import paging
 from lora_registry.runtime.clock import iso, now
 from lora_registry.signatures import store
 
 
-def add(
-    ctx: Context, principal: Principal, namespace: str, name: str, selector: str, request: SignRequest
-) -> SignatureView:
+def add(caller: Caller, path: VersionPath, request: SignRequest) -> SignatureView:
     """Keep a key's signature of a version; a second one of the same key changes nothing, and the first is answered.
 
     Raises `invalid-request` for a malformed key or envelope, `signature-mismatch` where the key did not sign this, or
     signed something else.
     """
-    require(principal, "writer", namespace)
+    caller.require("writer", path.namespace)
     key = parse_public_key(request.key)
     payload = payload_of(request.envelope)
     message = pae(PAYLOAD_TYPE, payload)
     signature = next((one for one in signatures_of(request.envelope) if verifies(key, message, one)), None)
     if signature is None:
         raise RegistryError("signature-mismatch", f"No signature of the envelope is by the key {key.key_id}.")
-    with ctx.db.write() as session:
-        repo = resolve.repository(session, principal, namespace, name, lock=True)
-        version = resolve.in_repository(session, repo, selector)
+    with caller.ctx.db.write() as session:
+        repo = resolve.repository(session, caller.principal, path.repository, lock=True)
+        version = resolve.in_repository(session, repo, path.selector)
         check_statement(payload, repo.namespace, repo.name, Digest.parse(version.digest))
         row = next(iter(store.signatures(session, version.id, key_ids=[key.key_id])), None)
         if row is None:
@@ -58,14 +56,14 @@ def add(
                 key=key.der,
                 statement=payload,
                 signature=signature,
-                author=principal.name,
+                author=caller.principal.name,
                 created_at=now(),
             )
             session.add(row)
             audit.record(
                 session,
                 "version-signed",
-                principal=principal,
+                principal=caller.principal,
                 namespace=repo.namespace,
                 subject=f"{repo.namespace}/{repo.name}:v{version.number}",
                 key=key.key_id,
@@ -75,11 +73,8 @@ def add(
 
 
 def list_all(
-    ctx: Context,
-    principal: Principal,
-    namespace: str,
-    name: str,
-    selector: str,
+    caller: Caller,
+    path: VersionPath,
     *,
     key: str | None,
     cursor: str | None,
@@ -87,8 +82,8 @@ def list_all(
 ) -> SignatureList:
     """In the order they came. key: the id of the one key whose signature is looked for."""
     after = paging.decode(cursor, int)
-    with ctx.db.read() as session:
-        _, version = resolve.version(session, principal, namespace, name, selector)
+    with caller.ctx.db.read() as session:
+        _, version = resolve.version(session, caller.principal, path)
         rows = store.signatures(
             session,
             version.id,

@@ -8,8 +8,7 @@ from litestar import Request, Response, Router
 
 from lora_contract.errors import RegistryError
 from lora_contract.wire.tags import ProtectRequest, RollbackRequest, TagHistory, TagList, TagRequest, TagView
-from lora_registry.auth.principals import Principal
-from lora_registry.context import Context
+from lora_registry.auth.caller import Caller
 from lora_registry.http.answers import reply
 from lora_registry.http.handlers import (
     FromPath,
@@ -25,6 +24,7 @@ from lora_registry.http.handlers import (
     put,
 )
 from lora_registry.http.idempotency import once
+from lora_registry.repositories.paths import RepositoryPath
 from lora_registry.tags import service as tags
 from lora_registry.tags.service import Precondition
 
@@ -34,70 +34,56 @@ TAG = REPO + "/tags/{tag:str}"
 
 
 @get(REPO + "/tags", summary="List tags")
-def list_tags(
-    request: R, ctx: Context, principal: Principal, namespace: FromPath[str], name: FromPath[str]
-) -> Response[TagList]:
-    return reply(request, tags.list_all(ctx, principal, namespace, name))
+def list_tags(request: R, caller: Caller, repository: RepositoryPath) -> Response[TagList]:
+    return reply(request, tags.list_all(caller, repository))
 
 
 @get(TAG, summary="Show a tag")
-def show_tag(
-    request: R, ctx: Context, principal: Principal, namespace: FromPath[str], name: FromPath[str], tag: FromPath[str]
-) -> Response[TagView]:
-    return _tag(request, tags.show(ctx, principal, namespace, name, tag))
+def show_tag(request: R, caller: Caller, repository: RepositoryPath, tag: FromPath[str]) -> Response[TagView]:
+    return _tag(request, tags.show(caller, repository, tag))
 
 
 @put(TAG, summary="Set a tag by compare-and-swap")
 def move_tag(
     request: R,
-    ctx: Context,
-    principal: Principal,
-    namespace: FromPath[str],
-    name: FromPath[str],
+    caller: Caller,
+    repository: RepositoryPath,
     tag: FromPath[str],
     data: JSONBody[TagRequest],
     if_match: IfMatch = None,
     if_none_match: IfNoneMatch = None,
 ) -> Response[TagView]:
     expect = _precondition(if_match, if_none_match)
-    return _tag(
-        request, tags.move(ctx, principal, namespace, name, tag, target=data.target, expect=expect, reason=data.reason)
-    )
+    return _tag(request, tags.move(caller, repository, tag, target=data.target, expect=expect, reason=data.reason))
 
 
 @delete(TAG, summary="Remove a tag")
 def remove_tag(
-    ctx: Context,
-    principal: Principal,
-    namespace: FromPath[str],
-    name: FromPath[str],
+    caller: Caller,
+    repository: RepositoryPath,
     tag: FromPath[str],
     if_match: IfMatch = None,
     reason: Text = None,
 ) -> None:
-    tags.remove(ctx, principal, namespace, name, tag, expect=_precondition(if_match, None), reason=reason or "")
+    tags.remove(caller, repository, tag, expect=_precondition(if_match, None), reason=reason or "")
 
 
 @put(TAG + "/protection", summary="Protect a tag, or lift it")
 def protect_tag(
     request: R,
-    ctx: Context,
-    principal: Principal,
-    namespace: FromPath[str],
-    name: FromPath[str],
+    caller: Caller,
+    repository: RepositoryPath,
     tag: FromPath[str],
     data: JSONBody[ProtectRequest],
 ) -> Response[TagView]:
-    return _tag(request, tags.protect(ctx, principal, namespace, name, tag, protected=data.protected))
+    return _tag(request, tags.protect(caller, repository, tag, protected=data.protected))
 
 
 @post(TAG + "/rollback", summary="Set a tag back to what it pointed to before", status_code=200)
 def rollback_tag(
     request: R,
-    ctx: Context,
-    principal: Principal,
-    namespace: FromPath[str],
-    name: FromPath[str],
+    caller: Caller,
+    repository: RepositoryPath,
     tag: FromPath[str],
     data: JSONBody[RollbackRequest],
     if_match: IfMatch = None,
@@ -106,27 +92,23 @@ def rollback_tag(
     expect = _precondition(if_match, None)
 
     def run() -> tuple[int, TagView]:
-        view = tags.rollback(ctx, principal, namespace, name, tag, to=data.to, expect=expect, reason=data.reason)
+        view = tags.rollback(caller, repository, tag, to=data.to, expect=expect, reason=data.reason)
         return 200, view
 
     # Done twice it would be undone: the one tag write that is not idempotent in itself.
-    return _tag(
-        request, once(ctx, principal, idempotency_key, (f"{request.url.path} {if_match}", data), TagView, run)[1]
-    )
+    return _tag(request, once(caller, idempotency_key, (f"{request.url.path} {if_match}", data), TagView, run)[1])
 
 
 @get(REPO + "/history", summary="The moves of tags, newest first")
 def show_history(
     request: R,
-    ctx: Context,
-    principal: Principal,
-    namespace: FromPath[str],
-    name: FromPath[str],
+    caller: Caller,
+    repository: RepositoryPath,
     tag: Text = None,
     cursor: Text = None,
     limit: Limit = 100,
 ) -> Response[TagHistory]:
-    return reply(request, tags.history(ctx, principal, namespace, name, tag=tag, cursor=cursor, limit=limit))
+    return reply(request, tags.history(caller, repository, tag=tag, cursor=cursor, limit=limit))
 
 
 def _tag(request: R, view: TagView) -> Response[TagView]:

@@ -9,13 +9,14 @@ from sqlmodel import Session
 from lora_contract import reference
 from lora_contract.errors import RegistryError
 from lora_contract.wire.tags import TagHistory, TagList, TagView
-from lora_registry.auth.principals import Principal, require
-from lora_registry.context import Context
+from lora_registry.auth.caller import Caller
+from lora_registry.auth.principals import Principal
 from lora_registry.db.tables import Repository, Tag, TagMove, Version
 from lora_registry.events import audit
 from lora_registry.policies import guard
 from lora_registry.repositories import resolve
 from lora_registry.repositories import store as version_store
+from lora_registry.repositories.paths import RepositoryPath, VersionPath
 from lora_registry.runtime import paging
 from lora_registry.runtime.clock import now
 from lora_registry.runtime.faults import fault_point
@@ -48,28 +49,26 @@ class GateDecision:
     forced: bool = False
 
 
-def show(ctx: Context, principal: Principal, namespace: str, name: str, tag: str) -> TagView:
-    with ctx.db.read() as session:
-        repo = resolve.repository(session, principal, namespace, name)
+def show(caller: Caller, path: RepositoryPath, tag: str) -> TagView:
+    with caller.ctx.db.read() as session:
+        repo = resolve.repository(session, caller.principal, path)
         row = _existing(session, repo, tag)
         return _view(session, repo, row)
 
 
-def list_all(ctx: Context, principal: Principal, namespace: str, name: str) -> TagList:
-    with ctx.db.read() as session:
-        repo = resolve.repository(session, principal, namespace, name)
+def list_all(caller: Caller, path: RepositoryPath) -> TagList:
+    with caller.ctx.db.read() as session:
+        repo = resolve.repository(session, caller.principal, path)
         rows = store.tags(session, [repo.id])
         targets = version_store.versions_by_id(session, (row.version_id for row in rows))
         return TagList(items=[views.tag(repo, row, targets[row.version_id]) for row in rows])
 
 
-def history(
-    ctx: Context, principal: Principal, namespace: str, name: str, *, tag: str | None, cursor: str | None, limit: int
-) -> TagHistory:
+def history(caller: Caller, path: RepositoryPath, *, tag: str | None, cursor: str | None, limit: int) -> TagHistory:
     """The moves of one tag or of all, newest first."""
     before = paging.decode(cursor, int)
-    with ctx.db.read() as session:
-        repo = resolve.repository(session, principal, namespace, name)
+    with caller.ctx.db.read() as session:
+        repo = resolve.repository(session, caller.principal, path)
         rows = store.moves(session, repo.id, name=tag, before=before[0] if before else None, limit=limit)
         return TagHistory(
             items=views.moves(session, rows),
@@ -78,10 +77,8 @@ def history(
 
 
 def move(
-    ctx: Context,
-    principal: Principal,
-    namespace: str,
-    name: str,
+    caller: Caller,
+    path: RepositoryPath,
     tag: str,
     *,
     target: str,
@@ -90,41 +87,39 @@ def move(
 ) -> TagView:
     """Set a tag to what `target` selects. Raises `tag-moved` with the present value, `tag-protected`, `not-found`."""
     reference.check_tag(tag)
-    require(principal, "writer", namespace)
-    with ctx.db.write() as session:
-        repo = resolve.repository(session, principal, namespace, name, lock=True)
-        _, version = resolve.version(session, principal, namespace, name, target)
-        row = set_in_transaction(session, principal, repo, tag, version, expect=expect, reason=reason)
+    caller.require("writer", path.namespace)
+    with caller.ctx.db.write() as session:
+        repo = resolve.repository(session, caller.principal, path, lock=True)
+        _, version = resolve.version(session, caller.principal, VersionPath(path, target))
+        row = set_in_transaction(session, caller.principal, repo, tag, version, expect=expect, reason=reason)
         fault_point("tag.before-commit")
         view = _view(session, repo, row)
     fault_point("tag.after-commit")
     return view
 
 
-def remove(
-    ctx: Context, principal: Principal, namespace: str, name: str, tag: str, *, expect: Precondition, reason: str
-) -> None:
-    require(principal, "writer", namespace)
-    with ctx.db.write() as session:
-        repo = resolve.repository(session, principal, namespace, name, lock=True)
+def remove(caller: Caller, path: RepositoryPath, tag: str, *, expect: Precondition, reason: str) -> None:
+    caller.require("writer", path.namespace)
+    with caller.ctx.db.write() as session:
+        repo = resolve.repository(session, caller.principal, path, lock=True)
         row = _existing(session, repo, tag)
         _check(session, repo, row, tag, expect)
-        _log(session, principal, repo, tag, row.generation + 1, row.version_id, None, reason)
+        _log(session, caller.principal, repo, tag, row.generation + 1, row.version_id, None, reason)
         session.delete(row)
 
 
-def protect(ctx: Context, principal: Principal, namespace: str, name: str, tag: str, *, protected: bool) -> TagView:
+def protect(caller: Caller, path: RepositoryPath, tag: str, *, protected: bool) -> TagView:
     """Only an administrator of the namespace protects a tag or lifts it."""
-    require(principal, "admin", namespace)
-    with ctx.db.write() as session:
-        repo = resolve.repository(session, principal, namespace, name, lock=True)
+    caller.require("admin", path.namespace)
+    with caller.ctx.db.write() as session:
+        repo = resolve.repository(session, caller.principal, path, lock=True)
         row = _existing(session, repo, tag)
         if row.protected != protected:
             row.protected = protected
             audit.record(
                 session,
                 "tag-protected" if protected else "tag-unprotected",
-                principal=principal,
+                principal=caller.principal,
                 namespace=repo.namespace,
                 subject=f"{repo.namespace}/{repo.name}:{tag}",
             )
@@ -132,10 +127,8 @@ def protect(ctx: Context, principal: Principal, namespace: str, name: str, tag: 
 
 
 def rollback(
-    ctx: Context,
-    principal: Principal,
-    namespace: str,
-    name: str,
+    caller: Caller,
+    path: RepositoryPath,
     tag: str,
     *,
     to: str | None,
@@ -143,9 +136,9 @@ def rollback(
     reason: str,
 ) -> TagView:
     """Set a tag back to what it pointed to before, or to `to`, where it must have pointed once."""
-    require(principal, "writer", namespace)
-    with ctx.db.write() as session:
-        repo = resolve.repository(session, principal, namespace, name, lock=True)
+    caller.require("writer", path.namespace)
+    with caller.ctx.db.write() as session:
+        repo = resolve.repository(session, caller.principal, path, lock=True)
         row = _existing(session, repo, tag)
         if to is None:
             before = store.previous_target(session, repo.id, tag, row.version_id)
@@ -155,7 +148,7 @@ def rollback(
                 )
             version = version_store.versions_by_id(session, [before])[before]
         else:
-            _, version = resolve.version(session, principal, namespace, name, to)
+            _, version = resolve.version(session, caller.principal, VersionPath(path, to))
             if not store.pointed_there(session, repo.id, tag, version.id):
                 raise RegistryError(
                     "conflict",
@@ -165,7 +158,7 @@ def rollback(
         # A rollback names the tag it undoes; the present generation is what it expects.
         stated = expect if expect.stated else Precondition(generation=row.generation)
         row = set_in_transaction(
-            session, principal, repo, tag, version, expect=stated, reason=reason or "rollback", back=True
+            session, caller.principal, repo, tag, version, expect=stated, reason=reason or "rollback", back=True
         )
         return _view(session, repo, row)
 

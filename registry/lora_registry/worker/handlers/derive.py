@@ -16,6 +16,7 @@ from lora_contract.errors import RegistryError
 from lora_contract.findings import refuse
 from lora_contract.manifest import FileEntry, Kind, Manifest
 from lora_contract.recipe import Recipe, parse_recipe
+from lora_registry.auth.caller import Caller
 from lora_registry.auth.principals import Principal
 from lora_registry.context import Context
 from lora_registry.db.tables import Report, Version
@@ -26,6 +27,7 @@ from lora_registry.push import check
 from lora_registry.push import store as uploads
 from lora_registry.repositories import store as catalog
 from lora_registry.repositories.insert import Derivation, Draft, insert
+from lora_registry.repositories.paths import RepositoryPath
 from lora_registry.runtime.clock import now
 from lora_registry.tags import service as tags
 
@@ -123,7 +125,7 @@ def commit(ctx: Context, session: Session, job_id: str, spec: dict[str, Any], re
     )
     namespace, _, name = recipe.target.partition("/")
     principal = Principal(spec["author"], "admin")
-    repo, version, created = insert(session, principal, namespace, name, draft)
+    repo, version, created = insert(session, principal, RepositoryPath(namespace, name), draft)
     for tag in spec["tags"]:
         tags.set_in_transaction(
             session, principal, repo, tag, version, expect=tags.UNCONDITIONAL, reason=spec["message"]
@@ -143,7 +145,7 @@ def commit(ctx: Context, session: Session, job_id: str, spec: dict[str, Any], re
                 created_at=now(),
             )
         )
-        enqueue.inspect(ctx, session, principal, repo, version)
+        enqueue.inspect(Caller(ctx, principal), session, repo, version)
     session.flush()
     return {"version": version.id, "digest": version.digest, "number": version.number, **result.told}
 
