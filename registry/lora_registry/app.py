@@ -1,4 +1,4 @@
-"""The service: settings in, ASGI application out. The only wiring."""
+"""The ASGI application over an open context: routers, dependencies, exception handlers."""
 
 from __future__ import annotations
 

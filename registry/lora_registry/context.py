@@ -1,4 +1,4 @@
-"""What the service is wired with. Made once in `app` or in a worker, handed down, never looked up."""
+"""The service's dependencies: made once, in `wiring`, and passed down."""
 
 from __future__ import annotations
 

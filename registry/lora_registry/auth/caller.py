@@ -1,4 +1,4 @@
-"""Who asks, and what the service answers with: the first argument of every service function."""
+"""The caller of a service function: its first argument."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is asking, and what they may do. Pure."""
+"""Principals and their rights. Pure."""
 
 from __future__ import annotations
 
@@ -27,6 +27,6 @@ class Principal:
 
 
 LOCAL: Final = Principal("local", "admin", anonymous=True)
-"""Everybody, on a service that asks for no token (loopback only)."""
+"""Every caller of a service without authentication (loopback only)."""
 
 WORKER: Final = Principal("worker", "admin")

@@ -22,9 +22,9 @@ _ALPHABET = string.ascii_letters + string.digits
 
 
 def create(session: Session, *, name: str, role: Role, namespace: str | None) -> str:
-    """Make a token and return it; it cannot be read again. Raises RegistryError `usage`, `exists`."""
+    """Create a token and return it; it cannot be read again. Raises RegistryError `usage`, `exists`."""
     if role not in RANK:
-        raise RegistryError("usage", f"{role!r} is no role; expected reader, writer or admin.")
+        raise RegistryError("usage", f"{role!r} is not a role; expected reader, writer or admin.")
     if namespace is not None:
         check_namespace(namespace)
     if not 0 < len(name) <= MAX_NAME or not name.isprintable():

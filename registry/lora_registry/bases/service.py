@@ -1,4 +1,7 @@
-"""Aliases: what trainers write for a base. The string in an adapter's config decides nothing; this table does."""
+"""Aliases and fingerprints of bases.
+
+An alias is a string that trainers write for a base. The string in an adapter's config decides nothing; aliases do.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,11 @@ MAX_ALIAS = 512
 
 
 def add_alias(session: Session, repo: Repository, text: str) -> None:
-    """Record an alias in the caller's transaction. Raises `exists` where another base of the namespace has it."""
+    """Record an alias in the caller's transaction. Raises `exists` if another base of the namespace has it."""
     if not text or len(text) > MAX_ALIAS or text != text.strip() or "\0" in text:
         raise RegistryError(
-            "invalid-request", f"{text[:80]!r} cannot be an alias: 1 to {MAX_ALIAS} characters, no white space around."
+            "invalid-request",
+            f"{text[:80]!r} cannot be an alias: 1 to {MAX_ALIAS} characters, no white space around.",
         )
     row = store.add_alias(session, repo.namespace, text, repo.id)
     if row.repository_id != repo.id:
@@ -28,7 +32,7 @@ def add_alias(session: Session, repo: Repository, text: str) -> None:
 
 
 def add_aliases(caller: Caller, path: RepositoryPath, aliases: list[str]) -> RepositoryView:
-    """Add aliases to a base. Raises `conflict` where the repository is no base."""
+    """Add aliases to a base. Raises `conflict` for a repository of another kind."""
     caller.require("writer", path.namespace)
     with caller.ctx.db.write() as session:
         repo = resolve.repository(session, caller.principal, path, lock=True)

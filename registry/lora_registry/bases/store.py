@@ -28,7 +28,7 @@ def rendered_templates(session: Session, version_ids: Iterable[int]) -> dict[int
 
 
 def by_alias(session: Session, text: str, *, namespace: str | None) -> Repository | None:
-    """The live base with this alias, in one namespace or (None) in any. None where there is none, or several."""
+    """The live base with this alias, in one namespace or (None) in any. None if there is no such base, or several."""
     query = (
         select(Repository)
         .join(BaseAlias, col(BaseAlias.repository_id) == col(Repository.id))
@@ -46,7 +46,7 @@ def fingerprint(session: Session, version_id: int) -> BaseFingerprintRow | None:
 
 
 def add_alias(session: Session, namespace: str, text: str, repository_id: int) -> BaseAlias:
-    """Insert an alias unless it is there; returns the row that holds it now, perhaps of another base."""
+    """Insert an alias unless it is there; returns the row that has it now, perhaps of another base."""
     values = {"namespace": namespace, "alias": text, "repository_id": repository_id}
     session.execute(insert_ignore(session, BaseAlias).values(**values))
     found = alias(session, namespace, text)

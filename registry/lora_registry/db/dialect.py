@@ -9,6 +9,6 @@ from sqlmodel import Session, SQLModel
 
 
 def insert_ignore(session: Session, table: type[SQLModel]) -> Any:
-    """`INSERT … ON CONFLICT DO NOTHING`: no error, and no aborted transaction, where the row is there already."""
+    """`INSERT … ON CONFLICT DO NOTHING`: no error, and no aborted transaction, if the row exists."""
     dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
     return dialect.insert(table).on_conflict_do_nothing()

@@ -1,4 +1,4 @@
-"""Bring a database to the newest schema, and tell whether it is there."""
+"""Upgrade a database to the newest schema, and check whether it has it."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def upgrade(engine: Engine) -> None:
 
 
 def is_current(engine: Engine) -> bool:
-    """True where the database has the newest revision."""
+    """True if the database has the newest revision."""
     with engine.connect() as connection:
         current = MigrationContext.configure(connection).get_current_revision()
     return current == ScriptDirectory.from_config(_config()).get_current_head()
 
 
 def require_current(engine: Engine) -> None:
-    """Raises RegistryError `unavailable` where the database has not the newest revision."""
+    """Raise RegistryError `unavailable` if the database does not have the newest revision."""
     if not is_current(engine):
         raise RegistryError(
             "unavailable", "The database is not at the newest schema.", hint="Run `lora-registry migrate`."
@@ -59,7 +59,7 @@ def make_revision(engine: Engine, message: str) -> None:
 
 
 def difference(engine: Engine) -> list[object]:
-    """What `alembic check` would report: empty where tables and migrations agree."""
+    """What `alembic check` would report: empty if tables and migrations agree."""
     config = _config()
     found: list[object] = []
 

@@ -1,4 +1,4 @@
-"""The unit of work. Nobody else commits."""
+"""The unit of work: the only code that commits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lora_contract.errors import RegistryError
 class Database:
     """Sessions over one engine.
 
-    `write()` is one transaction: committed where the block ends, rolled back where it raises. `read()` takes no
+    `write()` is one transaction: committed when the block ends, rolled back if it raises. `read()` takes no
     write lock; on SQLite it sees one snapshot, on PostgreSQL each statement sees what is committed.
     """
 

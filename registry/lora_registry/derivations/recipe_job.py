@@ -26,7 +26,7 @@ from lora_registry.jobs import store as work
 from lora_registry.repositories import resolve, store
 from lora_registry.repositories.insert import check_target
 from lora_registry.repositories.paths import RepositoryPath
-from lora_registry.tags import service as tags
+from lora_registry.tags import moves
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +112,8 @@ def _tag(caller: Caller, version_id: int, request: DeriveRequest) -> None:
         known = store.repositories_by_id(session, [version.repository_id])[version.repository_id]
         repo = resolve.repository(session, caller.principal, RepositoryPath(known.namespace, known.name), lock=True)
         for tag in request.tags:
-            tags.set_in_transaction(
-                session, caller.principal, repo, tag, version, expect=tags.UNCONDITIONAL, reason=request.message
+            moves.set_tag(
+                session, caller.principal, repo, tag, version, expect=moves.UNCONDITIONAL, reason=request.message
             )
 
 

@@ -1,1 +1,1 @@
-"""The gate: whether a version may have a tag, decided from reports by a policy, and the move that rests on it."""
+"""Gates: decide by a policy, from reports, whether a tag may move to a version, and promote the version."""

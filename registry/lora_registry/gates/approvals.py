@@ -1,4 +1,4 @@
-"""Approvals: a person's word for a version and a tag. Who promotes does not approve of it for themselves."""
+"""Approvals of a version for a tag. Approvals by the promoter do not count."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lora_registry.runtime.clock import iso, now
 
 
 def approve(caller: Caller, path: RepositoryPath, request: ApproveRequest) -> ApprovalView:
-    """Approve of a version for a tag; once more is a no-op. It counts for what the caller's role is now."""
+    """Approve a version for a tag. Repeating it is a no-op, unless the caller has another role by now."""
     reference.check_tag(request.tag)
     caller.require("reader", path.namespace)
     with caller.ctx.db.write() as session:

@@ -1,4 +1,4 @@
-"""Gate and promote: evaluate, store what was decided, and move the tag in the transaction that decided it."""
+"""Gate and promote: evaluate, store the decision, and move the tag in the same transaction."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ from lora_registry.jobs import service as jobs
 from lora_registry.repositories.paths import RepositoryPath
 from lora_registry.runtime.clock import now
 from lora_registry.runtime.faults import fault_point
-from lora_registry.tags import service as tags
-from lora_registry.tags import views
-from lora_registry.tags.service import GateDecision, Precondition
+from lora_registry.tags import moves, views
+from lora_registry.tags.moves import GateDecision, Precondition
 
 
 def gate(caller: Caller, path: RepositoryPath, request: GateRequest) -> GateView:
-    """Decide, or start what is missing for it. A decision is stored, unless its policy was only tried.
+    """Decide, or start the validations that are missing. Stores the decision, unless its policy was only tried.
 
-    Raises as `resolve_inputs` does, and `unsupported` where the base's weights are not stored.
+    Raises as `resolve_inputs` does, and `unsupported` if the base's weights are not stored.
     """
     caller.require("writer", path.namespace)
     with caller.ctx.db.write() as session:
@@ -57,19 +56,19 @@ def gate(caller: Caller, path: RepositoryPath, request: GateRequest) -> GateView
 
 
 def promote(caller: Caller, path: RepositoryPath, request: PromoteRequest) -> PromotionView:
-    """Gate and move in one transaction. Where something must be measured first it is started, and nothing moves.
+    """Gate, and move the tag in the same transaction. If validations are missing they are started, and nothing moves.
 
-    Raises `gate-refused` with what failed, `corrupt` where stored bytes are not what was evaluated, `tag-moved`,
-    `forbidden` for a force by another than an administrator.
+    Raises `gate-refused` with the failed checks, `corrupt` if stored bytes differ from what was evaluated, `tag-moved`,
+    and `forbidden` for `force` by anyone but an administrator.
     """
     caller.require("admin" if request.force else "writer", path.namespace)
     if request.force and not request.reason.strip():
-        raise RegistryError("invalid-request", "A promotion by force needs a reason, which is logged with it.")
+        raise RegistryError("invalid-request", "A forced promotion needs a reason, which is logged with it.")
     moved: TagView | None = None
     asked: dict[str, Any] = {"selector": request.version, "tag": request.tag, "data": request.data}
     with caller.ctx.db.read() as session:
         before = resolve_inputs(session, caller.principal, path, **asked)
-    # Outside of the transaction, which would hold the repository's lock for as long as that takes.
+    # Outside the transaction, which would otherwise hold the repository's lock for that long.
     intact.check(caller.ctx, before)
     with caller.ctx.db.write() as session:
         inputs = resolve_inputs(session, caller.principal, path, **asked, lock=True)
@@ -99,7 +98,7 @@ def _move(
     generation = request.expect_generation
     if generation is None:
         generation = inputs.row.generation if inputs.row is not None else 0
-    row = tags.set_in_transaction(
+    row = moves.set_tag(
         session,
         principal,
         inputs.repo,
@@ -142,7 +141,7 @@ def _record(
     forced: bool = False,
     reason: str = "",
 ) -> GateView:
-    """The view with the id of its row. The same question with the same answer is one row."""
+    """Store the decision, unless it equals the newest one. Returns the view with the decision's id."""
     forced = forced and not outcome.decision.allowed
     row = DecisionRow(
         version_id=inputs.version.id,

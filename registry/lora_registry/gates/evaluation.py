@@ -20,7 +20,7 @@ from lora_contract.policy import DEFAULT, Decision, GateFacts, Policy, decide
 from lora_contract.signing import parse_public_key
 from lora_contract.validation import ValidationKey, parse_validation
 from lora_registry.auth.principals import Principal
-from lora_registry.db.tables import Report, Repository, Tag, Version
+from lora_registry.db.tables import ReportRow, Repository, Tag, Version
 from lora_registry.jobs import enqueue
 from lora_registry.jobs import store as work
 from lora_registry.policies import guard
@@ -53,7 +53,7 @@ class GateInputs:
 
     Args:
         row: of the tag; None for a new tag.
-        holder: the version that the tag points to, None if that is `version` itself or the tag is new.
+        holder: the tag's present target; None if that is `version` itself or the tag is new.
         pattern: of the policy; None for the default policy and for one that is only tried.
         own: the validation of `version`.
         other: the validation of `holder`, to compare with.
@@ -82,7 +82,7 @@ class GateOutcome:
     """reports: ids of the reports there are, the version's own first. missing: validations without a report."""
 
     decision: Decision
-    own: Report | None
+    own: ReportRow | None
     reports: tuple[str, ...]
     missing: tuple[RequiredValidation, ...]
 

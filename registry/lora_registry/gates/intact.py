@@ -1,4 +1,4 @@
-"""Whether what was evaluated is still what is stored: read once more before a tag moves to it."""
+"""Check that the stored bytes are still those that were evaluated, before a tag moves to them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lora_registry.gates.evaluation import GateInputs
 from lora_registry.repositories import store
 
 LARGEST_BASE: Final = 256 << 20
-"""Bytes of a base that a promotion reads; a larger one is re-hashed by each validation on it, and by `fsck`."""
+"""Largest base, in bytes, that a promotion reads; a larger one is hashed by each validation on it, and by `fsck`."""
 
 
 def check(ctx: Context, inputs: GateInputs) -> None:
@@ -37,5 +37,5 @@ def _read(ctx: Context, file: VersionBlob) -> None:
         if error.kind.retryable:
             raise
         raise RegistryError(
-            "corrupt", f"{file.path} is not what was pushed and evaluated: {error.detail} The tag stays where it is."
+            "corrupt", f"{file.path} is not what was pushed and evaluated: {error.detail} The tag was not moved."
         ) from error

@@ -48,7 +48,7 @@ def ask_gate(
     return reply(request, view, status=202 if view.allowed is None else 200)
 
 
-@post(REPO + "/approvals", summary="Approve of a version for a tag", status_code=200)
+@post(REPO + "/approvals", summary="Approve a version for a tag", status_code=200)
 def approve(
     request: R,
     caller: Caller,

@@ -1,4 +1,4 @@
-"""Asking for validations: the same version, base, sets and suite are the same job."""
+"""Start validations. The same version, base, sets and suite are the same job."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from lora_registry.policies.datasets import EvaluationSets, evaluation_sets
 from lora_registry.repositories import resolve
 
 SMALL_BASE: Final = 10**9
-"""Bytes of a base that a processor is fast enough for."""
+"""Largest base, in bytes, that a CPU validates fast enough."""
 
 
 def submit(caller: Caller, request: ValidateRequest) -> JobView:
-    """Start a validation or find it. Raises `not-found`, `conflict`, `unsupported`, `forbidden`."""
+    """Start a validation, or find its job. Raises `not-found`, `conflict`, `unsupported`, `forbidden`."""
     with caller.ctx.db.write() as session:
         repo, version = resolve.by_text(session, caller.principal, request.version)
         caller.require("writer", repo.namespace)
@@ -47,7 +47,7 @@ def start(
     missing: Sequence[RequiredValidation],
     sets: EvaluationSets,
 ) -> None:
-    """Enqueue validations in the caller's transaction. A reader may look at what is there, and start nothing."""
+    """Enqueue validations in the caller's transaction. Needs a writer: a reader may only read reports."""
     caller.require("writer", repo.namespace)
     named = [
         (role, dataset.version.id, dataset.label)
@@ -59,12 +59,12 @@ def start(
 
 
 def queue(session: Session, base: Version) -> Queue:
-    """Where a validation runs: on a worker for GPUs if one lives and the base is large enough to gain by it."""
+    """The queue of a validation: `gpu` if a GPU worker is alive and the base is large enough to profit from it."""
     return "gpu" if base.size > SMALL_BASE and "gpu" in served(session) else "cpu"
 
 
 def again(ctx: Context, job_ids: Iterable[str]) -> None:
-    """Start those once more that failed or were cancelled."""
+    """Restart jobs that failed or were cancelled."""
     for job_id in job_ids:
         status = ctx.jobs.status(job_id)
         if status is not None and status.state in ("failed", "cancelled"):

@@ -1,4 +1,4 @@
-"""Answers: JSON with an ETag, and 304 where the caller has it already."""
+"""JSON responses with an ETag, and 304 if the caller has that version already."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors become RFC 9457 problem documents: the one exception handler."""
+"""Exception handlers: errors become RFC 9457 problem documents."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RESPONSES: Final = {
     status: ResponseSpec(Problem, media_type=MEDIA_TYPE, generate_examples=False, description="A problem (RFC 9457).")
     for status in STATUSES
 }
-"""Every status that the table of errors can give, for the OpenAPI document."""
+"""Every status in the table of errors, for the OpenAPI document."""
 
 _BY_STATUS: Final[dict[int, ErrorCode]] = {
     400: "invalid-request",
@@ -61,7 +61,7 @@ def http_error(request: Request[Any, Any, Any], error: HTTPException) -> Respons
 
 
 def any_error(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
-    """Whatever else: logged whole, answered without a word of it."""
+    """Any other exception: logged in full, reported without details."""
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return _answer(RegistryError("internal", "The service failed."))
 

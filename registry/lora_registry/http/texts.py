@@ -1,4 +1,4 @@
-"""NUL characters: JSON and URLs can carry them, PostgreSQL stores none, and no text of ours has any."""
+"""Refuse NUL characters: JSON and URLs can carry them, PostgreSQL cannot store them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _ESCAPED_NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
 async def refuse_nul_in_url(request: Request[Any, Any, Any]) -> None:
-    """Raises `invalid-request` where the path or the query holds a NUL character."""
+    """Raise `invalid-request` if the path or the query contains a NUL character."""
     if "\0" in request.scope["path"] or b"%00" in request.scope["query_string"]:
-        raise RegistryError("invalid-request", "The URL holds a NUL character.")
+        raise RegistryError("invalid-request", "The URL contains a NUL character.")
 
 
 async def refuse_nul_in_body(request: Request[Any, Any, Any]) -> None:
-    """The same for the URL and a body of JSON, where NUL stands as an escape."""
+    """The same for the URL and a JSON body, in which NUL is an escape."""
     await refuse_nul_in_url(request)
     if _ESCAPED_NUL.search(await request.body()):
-        raise RegistryError("invalid-request", "A text of the body holds a NUL character.")
+        raise RegistryError("invalid-request", "A text of the body contains a NUL character.")

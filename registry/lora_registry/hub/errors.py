@@ -1,6 +1,6 @@
-"""Errors as Hub clients know them: `X-Error-Code` decides which exception they raise, `X-Error-Message` what it says.
+"""Errors for Hub clients: `X-Error-Code` decides which exception they raise, `X-Error-Message` is its text.
 
-A RegistryError carries the Hub's code in `facts["hub"]`, set where it is known which of the three things is missing.
+A RegistryError carries the Hub's code in `facts["hub"]`, if it is known what is missing: repository, revision or file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _BY_STATUS: Final[dict[int, ErrorCode]] = {413: "too-large", 405: "method-not-al
 
 
 def repo_not_found(repo_id: str) -> RegistryError:
-    """Also for what the caller may not read: the answer is the same."""
+    """Also for repositories that the caller may not read: both get the same answer."""
     return RegistryError(
         "not-found",
         f"There is no repository {repo_id[:200]!r} that you may read.",
@@ -32,7 +32,7 @@ def repo_not_found(repo_id: str) -> RegistryError:
 
 
 def revision_not_found(detail: str) -> RegistryError:
-    """The one answer that stops clients that have the files in their cache already."""
+    """The only error at which clients do not fall back to files in their cache."""
     hint = "Revisions are main, tags, v1 and so on, and commits of 40 hex digits."
     return RegistryError("not-found", detail, hint=hint, hub="RevisionNotFound")
 
@@ -59,27 +59,27 @@ def answer(request: Request[Any, Any, Any], error: RegistryError) -> Response[An
 
 
 def framework_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
-    """What the framework found wrong: a body that is too large, a client that left."""
+    """An error of the framework: a body that is too large, a client that disconnected."""
     code = _BY_STATUS.get(error.status_code, "invalid-request" if error.status_code < 500 else "internal")
     return answer(request, RegistryError(code, error.detail))
 
 
 def any_error(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
-    """Whatever else: logged whole, answered without a word of it."""
+    """Any other exception: logged in full, reported without details."""
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return _response(RegistryError("internal", "The service failed."))
 
 
 def _response(error: RegistryError) -> Response[Any]:
     kind, request_id = error.kind, new_id()[:16]
-    # The Hub has no 410 for a model; a client would not know what it means.
+    # The Hub never answers 410 for a model; clients would not understand it.
     status = 404 if error.code == "deleted" else kind.status
     headers = {
         "X-Error-Message": header_text(f"{error.detail} {error.hint}"),
         "X-Request-Id": request_id,
         "Cache-Control": "no-store",
     }
-    # Never a bare 401: over http, clients take it for anything.
+    # Never a bare 401: clients misread it over plain http.
     if hub := error.facts.get("hub", "RepoNotFound" if status == 401 else None):
         headers["X-Error-Code"] = hub
     if commit := error.facts.get("commit"):
@@ -93,6 +93,6 @@ def _response(error: RegistryError) -> Response[Any]:
 
 
 def header_text(text: str) -> str:
-    """Text of people (reasons, names) as the value of a header: one line of printable ASCII."""
+    """Free text (reasons, names) as the value of a header: one line of printable ASCII."""
     line = " ".join(text.split())
     return "".join(c if " " <= c <= "~" else "?" for c in line)[:MAX_HEADER]

@@ -1,7 +1,7 @@
-"""From our structs to the Hub's JSON and headers. Pure.
+"""Convert our structs to the Hub's JSON and headers. Pure.
 
-Every file is described as an LFS file: its ETag and its `lfs` are the sha256 that we hold, and its `oid` is the git
-object id of the LFS pointer that git would hold in its place. So all three are true, and clients that verify a
+Every file is described as an LFS file: its ETag and its `lfs` are the sha256 that we store, and its `oid` is the git
+object id of the LFS pointer that git would store in its place. So all three are true, and clients that verify a
 download compare the sha256 of every file, small ones too.
 """
 
@@ -15,7 +15,7 @@ from lora_contract.digest import Digest
 from lora_contract.wire.catalog import RepositoryView, VersionFile, VersionView
 from lora_registry.auth.principals import RANK, Principal
 from lora_registry.hub import errors
-from lora_registry.hub.revisions import Contents
+from lora_registry.hub.revisions import RevisionInfo
 
 Json = dict[str, Any]
 
@@ -27,7 +27,7 @@ def model(repo: RepositoryView, *, private: bool) -> Json:
     return _model(f"{repo.namespace}/{repo.name}", repo.namespace, repo.kind, repo.created_at, private)
 
 
-def model_info(repo_id: str, version: Contents, *, private: bool, blobs: bool) -> Json:
+def model_info(repo_id: str, version: RevisionInfo, *, private: bool, blobs: bool) -> Json:
     """A version as a model. repo_id: the id that was asked for, so that an alias stays one in later requests.
 
     blobs: with size and sha256 of each file.
@@ -48,12 +48,12 @@ def model_info(repo_id: str, version: Contents, *, private: bool, blobs: bool) -
 
 
 def tags_of(kind: str) -> list[str]:
-    """What `filter=` of a list compares with."""
+    """Tags that `filter=` of a list compares with."""
     return [kind, LIBRARY[kind]]
 
 
 def tree(files: Sequence[VersionFile], *, path: str, recursive: bool) -> list[Json] | None:
-    """Files and folders under a folder ('' for the root), by path. None where there is no such folder."""
+    """Files and folders under a folder ('' for the root), by path. None if there is no such folder."""
     prefix = f"{path}/" if path else ""
     below = [file for file in files if file.path.startswith(prefix)]
     if path and not below:
@@ -70,7 +70,7 @@ def tree(files: Sequence[VersionFile], *, path: str, recursive: bool) -> list[Js
 
 
 def paths_info(files: Sequence[VersionFile], paths: Iterable[str]) -> list[Json]:
-    """What is there of these paths, in their order; unknown ones are left out."""
+    """The files and folders at these paths, in their order; unknown paths are skipped."""
     known = {file.path: file for file in files}
     result = []
     for path in dict.fromkeys(path.strip("/") for path in paths):
@@ -113,7 +113,7 @@ def whoami(principal: Principal) -> Json:
 
 
 def file_headers(*, commit: str, digest: Digest, size: int, yanked: str | None) -> dict[str, str]:
-    """What tells a client the version, the name of the file in its cache, and the size."""
+    """Headers for a client: the version, the name of the file in its cache, and the size."""
     return {
         "X-Repo-Commit": commit,
         "X-Linked-Etag": f'"{digest.hex}"',
@@ -123,7 +123,7 @@ def file_headers(*, commit: str, digest: Digest, size: int, yanked: str | None) 
 
 
 def warning(yanked: str | None) -> dict[str, str]:
-    """Clients print it once for each topic, which is what stands before the semicolon."""
+    """Clients print it once for each topic, the part before the semicolon."""
     return {} if yanked is None else {"X-HF-Warning": "yanked; " + errors.header_text(yanked or "no reason given")}
 
 
@@ -156,7 +156,7 @@ def _file(file: VersionFile) -> Json:
 
 
 def _folder(path: str, files: Sequence[VersionFile]) -> Json:
-    """A folder's oid is no git object's: clients want one that changes with the content, and no more."""
+    """A folder's oid is not a git object id: clients only need one that changes with the content."""
     content = "".join(f"{file.path}\0{file.digest}\n" for file in files if file.path.startswith(path + "/"))
     return {"type": "directory", "path": path, "size": 0, "oid": _git_id(content.encode())}
 

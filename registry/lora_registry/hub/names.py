@@ -1,8 +1,8 @@
-"""What repository ids and revisions of Hub clients mean in our words. Pure.
+"""Translate repository ids and revisions of Hub clients to our references. Pure.
 
 Most inference servers can name a repository but no revision. For them a tag or a version may stand in the id itself:
-`team/adapter.prod` and `team/adapter.v12` are `team/adapter` with another `main`, as long as no repository has that
-very name.
+`team/adapter.prod` and `team/adapter.v12` are `team/adapter` with another `main`, unless a repository has exactly that
+name.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ _EXACT: Final = re.compile(r"(?:v[1-9][0-9]{0,17}|[0-9a-f]{40})\Z")
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """A repository that an id may mean. pin: the selector that stands for `main`, None for the newest version."""
+class RepositoryCandidate:
+    """A repository that an id may name. pin: the selector of `main`; None for the newest version."""
 
     namespace: str
     name: str
     pin: str | None = None
 
 
-def targets(repo_id: str) -> list[Target]:
-    """What an id may mean, the longest repository name first; nothing where it cannot be a name of ours."""
+def targets(repo_id: str) -> list[RepositoryCandidate]:
+    """The repositories that an id may name, the longest name first; empty if it cannot be one of ours."""
     namespace, _, name = repo_id.rpartition("/")
     namespace = namespace or reference.DEFAULT_NAMESPACE
     if not _is(reference.check_namespace, namespace):
         return []
-    found = [Target(namespace, name)] if _is(reference.check_name, name) else []
+    found = [RepositoryCandidate(namespace, name)] if _is(reference.check_name, name) else []
     cut = name.rfind(".")
     while cut > 0:
         head, tail = name[:cut], name[cut + 1 :]
         if _is(reference.check_name, head) and selector(tail) is not None:
-            found.append(Target(namespace, head, tail))
+            found.append(RepositoryCandidate(namespace, head, tail))
         cut = name.rfind(".", 0, cut)
     return found
 
 
 def selector(revision: str) -> str | None:
-    """The native selector of a revision: LATEST, a tag, `vN` or a commit of 40 hex digits. None where it is none."""
+    """The native selector of a revision: LATEST, a tag, `vN` or a commit of 40 hex digits. None for any other text."""
     if revision in ("main", "refs/heads/main", LATEST):
         return LATEST
     if revision.startswith("refs/tags/"):

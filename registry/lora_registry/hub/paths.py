@@ -1,4 +1,4 @@
-"""From the path of a request to what it asks. Pure.
+"""Parse the path of a request. Pure.
 
 Read from the raw path and not by the framework's router, for two reasons: the router decodes `%2F` before it matches,
 so the revision `feat%2Fx` of one file would become the revision `feat` of another; and repository ids have one part or
@@ -26,7 +26,7 @@ WITHOUT_REVISION: Final[dict[str, Verb]] = {"refs": "refs", "auth-check": "auth-
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request. repo: the id as it was asked for, of one part or two. revision: unquoted, `main` where the path names
+    """A request. repo: the id as it was asked for, of one part or two. revision: unquoted, `main` if the path names
     none. path: of a file or folder, '' for the root. paths: what a body asks about. channel: the tag that stands for
     `main`."""
 
@@ -39,7 +39,7 @@ class Call:
 
 
 def parse(raw: str) -> Call | None:
-    """Read the quoted path after `/hf/`. None where the dialect has no such path."""
+    """Read the quoted path after `/hf/`. None if the dialect has no such path."""
     try:
         parts = [unquote(part, errors="strict") for part in raw.rstrip("/").split("/")]
     except UnicodeDecodeError:
@@ -72,7 +72,7 @@ def _parse(parts: list[str]) -> Call | None:
 
 
 def _about(parts: list[str]) -> Call | None:
-    """What follows `api/models/`. The longer id wins where both readings make sense, but for `name/refs`."""
+    """Parse what follows `api/models/`. If both readings make sense the longer id wins, except in `name/refs`."""
     for length in (2, 1):
         if len(parts) <= length:
             continue

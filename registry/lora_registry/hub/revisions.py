@@ -1,4 +1,4 @@
-"""From an id and a revision, as a Hub client names them, to a version. Says which of the two is missing.
+"""Resolve a Hub client's id and revision to a version. The error says which of the two is missing.
 
 What `main` is, which ids are aliases, and what a yanked version answers is reasoned in
 docs/decisions/0004-hub-dialect.md.
@@ -21,7 +21,7 @@ from lora_registry.hub import errors, names
 from lora_registry.hub.paths import Call
 from lora_registry.repositories import resolve, store, views
 from lora_registry.repositories.paths import RepositoryPath
-from lora_registry.repositories.versions import Located
+from lora_registry.repositories.versions import FileLocation
 from lora_registry.runtime.clock import iso
 from lora_registry.tags import store as tag_store
 
@@ -31,11 +31,11 @@ MAX_NUMBERS = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Contents:
+class RevisionInfo:
     """A version as Hub clients see it. Times are RFC 3339.
 
     files: those that can be downloaded; a base may have been registered without its weights. base: `namespace/name`.
-    yanked: the reason, None where it is not yanked.
+    yanked: the reason, None if it is not yanked.
     """
 
     namespace: str
@@ -50,8 +50,8 @@ class Contents:
     yanked: str | None
 
 
-def show(caller: Caller, call: Call) -> Contents:
-    """What a call means. Raises `not-found` as the Hub's RepoNotFound or RevisionNotFound; so do all of these."""
+def show(caller: Caller, call: Call) -> RevisionInfo:
+    """The version that a call names. Raises `not-found` as RepoNotFound or RevisionNotFound, as all of these do."""
     with caller.ctx.db.read() as session:
         repo, version = _find(session, caller.principal, call)
         rows = store.files_of(session, [version.id]).get(version.id, [])
@@ -60,7 +60,7 @@ def show(caller: Caller, call: Call) -> Contents:
             pinned = store.versions_by_id(session, [version.base_version_id])
             (ref,) = views.refs(session, list(pinned.values())).values()
             base = f"{ref.namespace}/{ref.name}"
-        return Contents(
+        return RevisionInfo(
             namespace=repo.namespace,
             kind=repo.kind,
             number=version.number,
@@ -74,8 +74,8 @@ def show(caller: Caller, call: Call) -> Contents:
         )
 
 
-def locate(caller: Caller, call: Call) -> tuple[Located, str | None]:
-    """Where a file is, and the reason where its version is yanked. Raises EntryNotFound too."""
+def locate(caller: Caller, call: Call) -> tuple[FileLocation, str | None]:
+    """Locate a file; also return the reason if its version is yanked. Raises EntryNotFound too."""
     with caller.ctx.db.read() as session:
         repo, version = _find(session, caller.principal, call)
         row = store.file(session, version.id, call.path)
@@ -83,12 +83,12 @@ def locate(caller: Caller, call: Call) -> tuple[Located, str | None]:
         why = "has no file" if row is None else "was registered without"
         detail = f"{repo.namespace}/{repo.name}:v{version.number} {why} {call.path[:200]!r}."
         raise errors.entry_not_found(detail, commit=version.commit_id)
-    found = Located(row.path, Digest.parse(row.digest), row.size, version.digest, version.commit_id)
+    found = FileLocation(row.path, Digest.parse(row.digest), row.size, version.digest, version.commit_id)
     return found, version.yanked_reason
 
 
 def refs(caller: Caller, call: Call) -> tuple[str | None, list[tuple[str, str]]]:
-    """The commit of `main` (None where nothing may be served as such), and name and commit of every tag and version.
+    """The commit of `main` (None if no version may be served as `main`), and name and commit of every tag and version.
 
     Tags on a yanked version are left out, as they cannot be resolved.
     """
@@ -111,14 +111,14 @@ def refs(caller: Caller, call: Call) -> tuple[str | None, list[tuple[str, str]]]
 
 
 def place(caller: Caller, call: Call) -> tuple[RepositoryPath, int]:
-    """The repository and the number of the version that a call means."""
+    """The repository and the number of the version that a call names."""
     with caller.ctx.db.read() as session:
         repo, version = _find(session, caller.principal, call)
         return RepositoryPath(repo.namespace, repo.name), version.number
 
 
 def namespace(caller: Caller, call: Call) -> str:
-    """The namespace of the repository that a call means, which need not have a version."""
+    """The namespace of the repository that a call names, which may have no version."""
     with caller.ctx.db.read() as session:
         return _repository(session, caller.principal, call.repo)[0].namespace
 
@@ -127,11 +127,11 @@ def _find(session: Session, principal: Principal, call: Call) -> tuple[Repositor
     repo, pin = _repository(session, principal, call.repo)
     where, wanted = f"{repo.namespace}/{repo.name}", names.selector(call.revision)
     if wanted is None:
-        raise errors.revision_not_found(f"{call.revision[:200]!r} is no revision of {where}.")
+        raise errors.revision_not_found(f"{call.revision[:200]!r} is not a revision of {where}.")
     if wanted == names.LATEST and pin is not None:
         wanted = pin
     elif wanted == names.LATEST and call.channel is not None:
-        # A base is no stage of a rollout: it is needed under every channel, and few people tag one.
+        # A base is not a stage of a rollout: every channel needs it, and few people tag one.
         tagged = repo.kind != "base" or tag_store.tag(session, repo.id, call.channel) is not None
         wanted = call.channel if tagged else names.LATEST
     try:
@@ -146,10 +146,10 @@ def _find(session: Session, principal: Principal, call: Call) -> tuple[Repositor
 
 
 def _repository(session: Session, principal: Principal, repo_id: str) -> tuple[Repository, str | None]:
-    """The repository that an id means, and what stands for its `main`.
+    """The repository that an id names, and the selector of its `main`.
 
-    A name of ours comes first, then the alias of a base (what adapters' configs hold, so clients ask for it here),
-    then a name with a tag or a version behind it.
+    A repository's own name comes first, then the alias of a base (adapters' configs contain it, so clients ask for it),
+    then a name with a tag or version suffix.
     """
     targets = names.targets(repo_id)
     for target in targets:
@@ -163,8 +163,8 @@ def _repository(session: Session, principal: Principal, repo_id: str) -> tuple[R
     raise errors.repo_not_found(repo_id)
 
 
-def _readable(session: Session, principal: Principal, target: names.Target) -> Repository | None:
-    """A live repository of models. Data sets are none."""
+def _readable(session: Session, principal: Principal, target: names.RepositoryCandidate) -> Repository | None:
+    """A live repository of any kind but dataset."""
     try:
         repo = resolve.repository(session, principal, RepositoryPath(target.namespace, target.name))
     except RegistryError as error:

@@ -49,7 +49,7 @@ class Paths(msgspec.Struct):
     request_max_body_size=MAX_BODY,
 )
 async def serve(request: R, ctx: Context) -> Response[Any]:
-    """Whatever a Hub client asks. The path is read raw: see `paths`."""
+    """Answer any request of a Hub client. The path is read raw: see `paths`."""
     raw = request.scope["raw_path"].decode("ascii", "replace")
     call = parse(raw.partition("/hf/")[2])
     if request.method not in ("GET", "HEAD") and not (call and call.verb == "paths-info" and request.method == "POST"):
@@ -90,7 +90,7 @@ def show_refs(request: R, caller: Caller, call: Call) -> Response[Any]:
 
 
 def list_commits(request: R, caller: Caller, call: Call) -> Response[Any]:
-    """The versions up to the one that is asked about, newest first."""
+    """The versions up to the requested one, newest first."""
     repository, number = revisions.place(caller, call)
     cursor = request.query_params.get("cursor") or paging.encode(number + 1)
     page = versions.list_all(caller, repository, cursor=cursor, limit=PAGE)
@@ -98,7 +98,7 @@ def list_commits(request: R, caller: Caller, call: Call) -> Response[Any]:
 
 
 def list_models(request: R, caller: Caller, _call: Call) -> Response[Any]:
-    """By name, whatever `sort` says. `search` is looked for in the name, or in the whole id where it has a '/'."""
+    """Always sorted by name. `search` matches the name, or the whole id if it contains a '/'."""
     search = request.query_params.get("search", "").strip().lower()
     wanted = set(request.query_params.getall("filter", []))
     try:
@@ -112,7 +112,7 @@ def list_models(request: R, caller: Caller, _call: Call) -> Response[Any]:
         )
     except RegistryError as error:
         if error.code == "invalid-request" and search:
-            return reply(request, [])  # no name of ours has such characters
+            return reply(request, [])  # no name here has such characters
         raise
     items = [
         mapping.model(repo, private=_private(caller))
@@ -134,7 +134,7 @@ def show_caller(request: R, caller: Caller, _call: Call) -> Response[Any]:
 
 
 def refuse_kind(_request: R, _caller: Caller, call: Call) -> Response[Any]:
-    """Data sets and spaces of the Hub: there are none here."""
+    """Datasets and spaces of the Hub, which this registry does not have."""
     raise errors.repo_not_found(call.repo)
 
 
@@ -191,11 +191,11 @@ def _paths(request: R, body: bytes) -> tuple[str, ...]:
             return msgspec.json.decode(body, type=Paths).paths
         return tuple(parse_qs(body.decode(), max_num_fields=10_000).get("paths", []))
     except ValueError as error:
-        raise RegistryError("invalid-request", "The body holds no list of paths.") from error
+        raise RegistryError("invalid-request", "The body is not a list of paths.") from error
 
 
 def _next(request: R, cursor: str | None) -> dict[str, str]:
-    """The Link to the next page: the same request from there on."""
+    """The Link header to the next page."""
     if cursor is None:
         return {}
     given = parse_qsl(request.scope["query_string"].decode("ascii", "replace"), keep_blank_values=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlmodel import Session, col, select
 
-from lora_registry.db.tables import JobRow, RecipeRow, Report
+from lora_registry.db.tables import JobRow, RecipeRow, ReportRow
 
 
 def recipe(session: Session, digest: str) -> RecipeRow | None:
@@ -40,10 +40,10 @@ def jobs(
     return list(session.exec(query))
 
 
-def reports(session: Session, version_id: int) -> list[Report]:
-    query = select(Report).where(Report.version_id == version_id).order_by(col(Report.created_at).desc())
+def reports(session: Session, version_id: int) -> list[ReportRow]:
+    query = select(ReportRow).where(ReportRow.version_id == version_id).order_by(col(ReportRow.created_at).desc())
     return list(session.exec(query))
 
 
-def report(session: Session, report_id: str) -> Report | None:
-    return session.get(Report, report_id)
+def report(session: Session, report_id: str) -> ReportRow | None:
+    return session.get(ReportRow, report_id)

@@ -51,13 +51,13 @@ def check_move(
 ) -> None:
     """Check a move of an adapter's tag that comes without a gate's decision.
 
-    A policy has allowed it if a stored decision says so under the present policy, beside the present holder, on the
-    evaluation sets that the policy names now, from a report of the present suite. Raises `tag-gated` if a policy
-    governs the tag and has not allowed the version.
+    A stored decision counts if it allowed the version under the present policy, compared with the present target, on
+    the evaluation sets that the policy names now, from a report of the present suite. Raises `tag-gated` if a policy
+    governs the tag and no decision counts.
 
     Args:
-        holder: id of the version that the tag points to; None for a new tag.
-        back: the move is a rollback, which may also go where an allowing decision once moved the tag.
+        holder: id of the tag's present target; None for a new tag.
+        back: the move is a rollback, which may also go to a version to which an allowing decision once moved the tag.
     """
     if repo.kind != "adapter":
         return
@@ -79,7 +79,7 @@ def check_move(
     raise RegistryError(
         "tag-gated",
         f"The policy {policy.name!r} of {row.pattern} governs {repo.namespace}/{repo.name}:{tag}, and it has not "
-        f"allowed v{version.number} as things stand.",
+        f"allowed v{version.number} under present conditions.",
     )
 
 
@@ -96,6 +96,6 @@ def _still_holds(
         return False
     key = validation_key(version, base, policy.precision, sets)
     if decision.report_id != enqueue.validation_job_id(version, key):
-        return False  # of an older suite
+        return False  # made by an older suite
     report = work.report(session, decision.report_id)
     return report is not None and (policy.fresh_days is None or now() - report.created_at <= policy.fresh_days * DAY)

@@ -15,12 +15,12 @@ from lora_registry.policies import service
 R = Request[Any, Any, Any]
 
 
-@get("/policies", summary="The policies in force; with a pattern, all that it ever had")
+@get("/policies", summary="The policies in force; with a pattern, its history")
 def list_policies(request: R, caller: Caller, pattern: Text = None) -> Response[PolicyList]:
     return reply(request, service.list_all(caller, pattern=pattern))
 
 
-@put("/policies", summary="Set or lift the policy of a pattern of tags")
+@put("/policies", summary="Set or remove the policy of a pattern of tags")
 def put_policy(request: R, caller: Caller, data: JSONBody[PolicyRequest]) -> Response[PolicyView]:
     return reply(request, service.put(caller, data))
 

@@ -1,4 +1,4 @@
-"""Policies as they are kept: a document for a pattern of tags, each change a further number, nothing overwritten."""
+"""Stored policies: a document for each pattern of tags. Each change adds a number; nothing is overwritten."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ EVERYWHERE = "*"
 
 
 def put(caller: Caller, request: PolicyRequest) -> PolicyView:
-    """Set or lift a pattern's policy; the same document again changes nothing. Its evaluation sets must be there.
+    """Set a pattern's policy, or remove it if the request has no document. Its evaluation sets must exist.
 
-    Raises `invalid-request`, `not-found`, `forbidden`: a pattern for more than one namespace is for administrators of
-    all of them.
+    The same document again changes nothing. Raises `invalid-request`, `not-found`, `forbidden`: only an administrator
+    of all namespaces sets a pattern for more than one.
     """
     namespace = parse_pattern(request.pattern)[0]
     scope = EVERYWHERE if "*" in namespace else namespace
@@ -62,20 +62,20 @@ def put(caller: Caller, request: PolicyRequest) -> PolicyView:
 
 
 def read(document: Any) -> Policy:
-    """A policy that a gate of this registry can decide by. Raises RegistryError `invalid-request`."""
+    """Parse a policy that a gate of this registry can decide by. Raises RegistryError `invalid-request`."""
     policy = parse_policy(document)
     if policy.behaviour.tasks:
         raise RegistryError(
             "invalid-request",
             "The policy asks for behaviour.tasks, which no report of a registry has: tasks of lm-evaluation-harness "
-            "hold Python that would be run, so that its jobs run none.",
-            hint="Judge by it where the tasks are: `lora-reg validate --local --tasks DIR --policy FILE`.",
+            "contain Python code, which jobs of a registry do not run.",
+            hint="Evaluate it where the tasks are: `lora-reg validate --local --tasks DIR --policy FILE`.",
         )
     return policy
 
 
 def list_all(caller: Caller, *, pattern: str | None) -> PolicyList:
-    """The policies in force, by pattern; of one pattern, all that it ever had, newest first."""
+    """The policies in force, by pattern; for a given pattern, its whole history, newest first."""
     with caller.ctx.db.read() as session:
         if pattern is not None:
             namespace = parse_pattern(pattern)[0]

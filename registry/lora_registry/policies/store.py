@@ -14,10 +14,10 @@ _ORDER: Final = 7305619
 
 
 def hold_policies(session: Session, *, exclusive: bool = False) -> None:
-    """Keep policies as they are to the end of the transaction, or, exclusively, be the one who changes them.
+    """Lock policies until the end of the transaction: shared to move a tag, exclusively to change a policy.
 
-    A tag that moves beside a change of its policy would otherwise move under the old one after the new one was
-    answered. On SQLite a transaction that writes is alone anyway.
+    Otherwise a tag that moves during a change of its policy could move under the old one after the new one was
+    acknowledged. On SQLite a writing transaction is alone anyway.
     """
     if session.get_bind().dialect.name == "postgresql":
         lock = func.pg_advisory_xact_lock if exclusive else func.pg_advisory_xact_lock_shared
@@ -25,7 +25,7 @@ def hold_policies(session: Session, *, exclusive: bool = False) -> None:
 
 
 def present_policies(session: Session, namespaces: Sequence[str] | None) -> list[PolicyRow]:
-    """The newest row of each pattern, lifted ones too, by pattern. namespaces: first parts; None: all."""
+    """The newest row of each pattern, by pattern, including removed policies. namespaces: first parts; None: all."""
     newest = select(PolicyRow.pattern, func.max(PolicyRow.number)).group_by(col(PolicyRow.pattern))
     if namespaces is not None:
         newest = newest.where(col(PolicyRow.namespace).in_(namespaces))
@@ -45,7 +45,7 @@ def policy_history(session: Session, pattern: str) -> list[PolicyRow]:
 def allowing(
     session: Session, *, version_id: int, tag: str, policy_digest: str, holder_version_id: int | None, limit: int = 100
 ) -> list[DecisionRow]:
-    """Decisions that allowed a version under this policy and beside this holder, newest first."""
+    """Decisions that allowed a version under this policy, compared with this target of the tag, newest first."""
     query = (
         select(DecisionRow)
         .where(
@@ -62,7 +62,7 @@ def allowing(
 
 
 def moved_by_allowance(session: Session, repository_id: int, tag: str, version_id: int) -> bool:
-    """Whether the tag was once moved to this version because a policy allowed it."""
+    """True if the tag was once moved to this version because a policy allowed it."""
     query = (
         select(TagMove.id)
         .join(DecisionRow, col(DecisionRow.id) == col(TagMove.decision_id))

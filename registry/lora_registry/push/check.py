@@ -1,4 +1,4 @@
-"""The server's half of the check: the same code as the client's, fed from the blob store."""
+"""Check uploaded files, with the code that the client uses too, reading from the blob store."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from lora_registry.repositories import store
 
 
 @dataclass(frozen=True, slots=True)
-class Pin:
+class PinnedBase:
     """The base that an adapter is checked against. names: its own name and its aliases."""
 
     version: Version
@@ -36,7 +36,7 @@ class Pin:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CheckResult:
     """config: ModelPack's technical metadata, a function of the content alone."""
 
     findings: list[Finding]
@@ -48,8 +48,8 @@ class Outcome:
 Reader = Callable[[str, int, int], bytes]
 
 
-def by_kind(ctx: Context, request: CommitRequest, files: tuple[FileEntry, ...], pin: Pin | None) -> Outcome:
-    """Check uploaded files as what they claim to be. Raises RegistryError for a request that makes no sense."""
+def by_kind(ctx: Context, request: CommitRequest, files: tuple[FileEntry, ...], pin: PinnedBase | None) -> CheckResult:
+    """Check uploaded files by the kind that the request names. Raises RegistryError for an inconsistent request."""
     match request.kind:
         case "adapter":
             assert pin is not None
@@ -76,8 +76,8 @@ def reader(blobs: BlobStore, files: tuple[FileEntry, ...]) -> Reader:
     return read
 
 
-def base_reader(blobs: BlobStore, pin: Pin) -> Callable[[BaseTensor, int, int], bytes] | None:
-    """`read(tensor, offset, length)`, the offset within the tensor; None where the base's weights are not stored."""
+def base_reader(blobs: BlobStore, pin: PinnedBase) -> Callable[[BaseTensor, int, int], bytes] | None:
+    """`read(tensor, offset, length)`, the offset within the tensor; None if the base's weights are not stored."""
     if pin.version.weights_absent:
         return None
 
@@ -89,8 +89,8 @@ def base_reader(blobs: BlobStore, pin: Pin) -> Callable[[BaseTensor, int, int], 
     return read
 
 
-def adapter(ctx: Context, files: tuple[FileEntry, ...], pin: Pin, *, accept_base: bool) -> Outcome:
-    """Check an adapter whose files are stored. accept_base: although its config names another base."""
+def adapter(ctx: Context, files: tuple[FileEntry, ...], pin: PinnedBase, *, accept_base: bool) -> CheckResult:
+    """Check an adapter whose files are stored. accept_base: accept a config that names another base."""
     result = check_adapter(
         [AdapterFile(entry.path, entry.size) for entry in files],
         reader(ctx.blobs, files),
@@ -100,11 +100,11 @@ def adapter(ctx: Context, files: tuple[FileEntry, ...], pin: Pin, *, accept_base
         read_base=base_reader(ctx.blobs, pin),
     )
     facts = None if result.facts is None else msgspec.to_builtins(result.facts)
-    return Outcome(result.findings, facts=facts, config={"format": "safetensors"})
+    return CheckResult(result.findings, facts=facts, config={"format": "safetensors"})
 
 
-def pinned(session: Session, version: Version) -> Pin:
-    """A version of a base as what adapters are checked against. Raises `conflict`, `corrupt`."""
+def pinned(session: Session, version: Version) -> PinnedBase:
+    """Read a base version as what adapters are checked against. Raises `conflict`, `corrupt`."""
     repo = store.repositories_by_id(session, [version.repository_id])[version.repository_id]
     if repo.kind != "base":
         raise RegistryError("conflict", f"{repo.namespace}/{repo.name} is of kind {repo.kind}, not base.")
@@ -113,11 +113,11 @@ def pinned(session: Session, version: Version) -> Pin:
         raise RegistryError("corrupt", f"The fingerprint of {repo.namespace}/{repo.name}:v{version.number} is missing.")
     names = {*base_store.aliases(session, repo.id), repo.name, f"{repo.namespace}/{repo.name}"}
     shards = {file.path: file for file in store.files_of(session, [version.id]).get(version.id, [])}
-    return Pin(version, row.body, frozenset(names), shards)
+    return PinnedBase(version, row.body, frozenset(names), shards)
 
 
-def _dataset(blobs: BlobStore, files: tuple[FileEntry, ...]) -> Outcome:
-    """An evaluation set: read once from what was stored, a line in memory at a time. Raises `rejected`."""
+def _dataset(blobs: BlobStore, files: tuple[FileEntry, ...]) -> CheckResult:
+    """Check an evaluation set, one line in memory at a time. Raises `rejected`."""
     if [entry.path for entry in files] != [dataset.FILE]:
         named = ", ".join(entry.path for entry in files)[:200]
         raise RegistryError("rejected", f"A dataset is one file {dataset.FILE}; found {named}.")
@@ -126,20 +126,20 @@ def _dataset(blobs: BlobStore, files: tuple[FileEntry, ...]) -> Outcome:
             "rejected", f"{dataset.FILE} has {files[0].size} bytes; a dataset has at most {dataset.MAX_BYTES}."
         )
     facts = dataset.check_dataset(blobs.stream(files[0].digest))
-    return Outcome([], facts=msgspec.to_builtins(facts), config={"format": "jsonl"})
+    return CheckResult([], facts=msgspec.to_builtins(facts), config={"format": "jsonl"})
 
 
-def _base(request: CommitRequest, files: tuple[FileEntry, ...], read: Reader) -> Outcome:
+def _base(request: CommitRequest, files: tuple[FileEntry, ...], read: Reader) -> CheckResult:
     table = {entry.path: (entry.size, str(entry.digest)) for entry in files}
     if not request.weights_absent:
         findings = list(check_base_files([AdapterFile(entry.path, entry.size) for entry in files], read))
         if any(finding.severity == "error" for finding in findings):
-            return Outcome(findings)
+            return CheckResult(findings)
         fingerprint = build_fingerprint(table, read)
     else:
         if request.fingerprint is None:
             raise RegistryError(
-                "invalid-request", "A base without its weights comes with the fingerprint that the client took."
+                "invalid-request", "A base without its weights needs the fingerprint that the client computed."
             )
         findings = []
         fingerprint = parse_fingerprint(msgspec.json.encode(request.fingerprint))
@@ -156,7 +156,7 @@ def _base(request: CommitRequest, files: tuple[FileEntry, ...], read: Reader) ->
         "fingerprint": str(fingerprint.digest),
         "dtypes": sorted({tensor.dtype for tensor in fingerprint.tensors}),
     }
-    return Outcome(
+    return CheckResult(
         findings,
         facts=facts,
         fingerprint=fingerprint,

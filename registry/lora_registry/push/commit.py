@@ -1,4 +1,4 @@
-"""From an upload session to a version: checked from what was stored, then committed in one transaction."""
+"""Commit an upload session as a version: check what was stored, then insert it in one transaction."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from lora_registry.repositories import resolve, store, views
 from lora_registry.repositories.insert import Draft, check_target, insert
 from lora_registry.repositories.paths import RepositoryPath
 from lora_registry.runtime.faults import fault_point
-from lora_registry.tags import service as tags
+from lora_registry.tags import moves
 
 MAX_TEXT = 4096
 MAX_META = 64
 
 
 def commit(caller: Caller, path: RepositoryPath, request: CommitRequest) -> CommitResult:
-    """Make a version of an upload session. The same content again is the same version.
+    """Commit an upload session as a version. The same content again is the same version.
 
     Raises `rejected` and `base-mismatch` with all findings, `not-found`, `conflict`, `tag-protected`.
     """
@@ -44,15 +44,15 @@ def commit(caller: Caller, path: RepositoryPath, request: CommitRequest) -> Comm
         for alias in request.aliases:
             bases.add_alias(session, repo, alias)
         for tag in request.tags:
-            tags.set_in_transaction(
-                session, caller.principal, repo, tag, version, expect=tags.UNCONDITIONAL, reason=request.message
+            moves.set_tag(
+                session, caller.principal, repo, tag, version, expect=moves.UNCONDITIONAL, reason=request.message
             )
         job = enqueue.inspect(caller, session, repo, version) if created else None
         upload_rows.remove(session, request.session)
         fault_point("commit.before")
         view = views.version(session, repo, version)
     fault_point("commit.after")
-    with suppress(RegistryError):  # what stays is swept later; the version is committed
+    with suppress(RegistryError):  # leftovers are swept later; the version is committed
         caller.ctx.blobs.discard_upload(request.session)
     return CommitResult(version=view, created=created, findings=findings, job=job)
 
@@ -97,10 +97,10 @@ def _stored(
     files: tuple[FileEntry, ...],
     session: Session,
 ) -> frozenset[str]:
-    """The digests whose bytes are in the store. Raises `not-found`, `rejected` where a file was not uploaded.
+    """The digests whose bytes are in the store. Raises `not-found`, and `rejected` if a file was not uploaded.
 
-    A commit whose answer was lost comes again when its session is gone: then the blobs that the caller can read in a
-    repository anyway do, and nothing else.
+    A client that lost the answer repeats the commit when its session is gone. Then only blobs count that the caller can
+    read in a repository anyway.
     """
     row = upload_rows.session_row(session, request.session)
     known = (
@@ -142,7 +142,7 @@ def _readable(session: Session, digest: str, principal: Principal) -> tuple[int,
     return None if size is None else (size, True)
 
 
-def _pin(session: Session, principal: Principal, request: CommitRequest) -> check.Pin | None:
+def _pin(session: Session, principal: Principal, request: CommitRequest) -> check.PinnedBase | None:
     if request.kind not in ("adapter", "model"):
         if request.base is not None:
             raise RegistryError("invalid-request", f"A version of kind {request.kind} has no base.")
@@ -152,8 +152,8 @@ def _pin(session: Session, principal: Principal, request: CommitRequest) -> chec
             return None
         raise RegistryError(
             "usage",
-            "An adapter names its base.",
-            hint="Give `--base NAME`; `lora-reg base list` shows what there is.",
+            "An adapter needs a base.",
+            hint="Give `--base NAME`; `lora-reg base list` lists the bases.",
         )
     _, version = resolve.by_text(session, principal, request.base)
     return check.pinned(session, version)
@@ -165,10 +165,10 @@ def _check_texts(request: CommitRequest) -> None:
     if len(request.meta) > MAX_META or any(len(k) > 128 or len(v) > MAX_TEXT for k, v in request.meta.items()):
         raise RegistryError(
             "too-large",
-            f"Metadata holds at most {MAX_META} pairs, keys up to 128 and values up to {MAX_TEXT} characters.",
+            f"Metadata has at most {MAX_META} pairs, keys up to 128 and values up to {MAX_TEXT} characters.",
         )
     texts = [request.message, *request.meta, *request.meta.values(), *request.aliases]
     if any("\0" in text for text in texts):
-        raise RegistryError("invalid-request", "A text holds a NUL character.")
+        raise RegistryError("invalid-request", "A text contains a NUL character.")
     if request.aliases and request.kind != "base":
         raise RegistryError("invalid-request", "Only a base has aliases.")

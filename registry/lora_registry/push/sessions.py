@@ -1,7 +1,7 @@
-"""Upload sessions: announce files, send what is lacking, then commit (in `push.commit`).
+"""Upload sessions: announce files, send the missing ones, then commit (in `push.commit`).
 
-A caller learns that a blob is here already only where a repository they may read holds it; otherwise the bytes are
-demanded again, so an answer never tells what another namespace has.
+A caller learns that a blob is stored already only if a repository that they may read has it; otherwise the bytes are
+requested again, so that no answer reveals what another namespace has.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def open_session(caller: Caller, request: UploadRequest) -> UploadSession:
 
 
 def show(caller: Caller, upload_id: str) -> UploadSession:
-    """The session with what is still needed, and fresh presigned requests where the store has them."""
+    """The session with what is still needed, and fresh presigned requests if the store supports them."""
     with caller.ctx.db.read() as session:
         row = _own(store.session_row(session, upload_id), caller.principal, upload_id)
         files = store.files(session, upload_id)
@@ -76,7 +76,7 @@ def show(caller: Caller, upload_id: str) -> UploadSession:
 
 
 def receive(caller: Caller, upload_id: str, digest: Digest, chunks: Iterable[bytes]) -> None:
-    """Take a blob's bytes. Raises `digest-mismatch`, `size-mismatch`, `not-found`; then nothing is kept."""
+    """Store a blob's bytes. Raises `digest-mismatch`, `size-mismatch`, `not-found`; then nothing is kept."""
     expected = _announced(caller, upload_id, digest)
     caller.ctx.blobs.put(chunks, digest=digest, size=expected.size)
     fault_point("upload.stored")
@@ -84,7 +84,7 @@ def receive(caller: Caller, upload_id: str, digest: Digest, chunks: Iterable[byt
 
 
 def complete(caller: Caller, upload_id: str, digest: Digest) -> None:
-    """After a presigned PUT: check what the store has, and take it. The client's word counts for nothing."""
+    """After a presigned PUT: check what the store received, and accept it. The client is not trusted."""
     expected = _announced(caller, upload_id, digest)
     if expected.stored:
         return
@@ -102,7 +102,7 @@ def abandon(caller: Caller, upload_id: str) -> None:
 
 
 def sweep(ctx: Context) -> int:
-    """Remove sessions whose time is over, and what they left in the store. Returns how many."""
+    """Remove expired sessions and what they left in the store. Returns their number."""
     with ctx.db.read() as session:
         ids = store.expired(session, now())
     for upload_id in ids:

@@ -1,4 +1,4 @@
-"""Inserting a version: the one place where a number is given."""
+"""Insert a version: the one place that assigns a number."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lora_registry.runtime.faults import fault_point
 
 @dataclass(frozen=True, slots=True)
 class Derivation:
-    """Where a derived version comes from: the recipe's digest and the ids of the versions that went in."""
+    """Origin of a derived version: the recipe's digest and the ids of the input versions."""
 
     recipe: str
     inputs: tuple[int, ...]
@@ -30,7 +30,7 @@ class Derivation:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A version that was checked and may be inserted. stored: digests whose bytes are in the store."""
+    """A checked version, ready to insert. stored: digests whose bytes are in the store."""
 
     manifest: Manifest
     stored: frozenset[str]
@@ -111,7 +111,7 @@ def insert(
 
 
 def _check_origins(session: Session, draft: Draft) -> None:
-    """What the version is made from is still there, and stays. Raises `deleted`."""
+    """Lock the versions that this one is made from. Raises `deleted` if one of them is gone."""
     ids = {draft.base_version_id, *draft.parent_ids, *(draft.derivation.inputs if draft.derivation else ())} - {None}
     held = store.hold_versions(session, (key for key in ids if key is not None))
     if any(version.deleted_at is not None for version in held):
@@ -123,17 +123,17 @@ def _check_origins(session: Session, draft: Draft) -> None:
 
 
 def check_target(repo: Repository | None, path: RepositoryPath, kind: str) -> None:
-    """A version of `kind` may be added here. Raises `deleted`, `conflict`."""
+    """Check that a version of `kind` may be added to this repository. Raises `deleted`, `conflict`."""
     if repo is None:
         return
     if repo.deleted_at is not None:
-        raise RegistryError("deleted", f"{path} was deleted; its name is not given out again.")
+        raise RegistryError("deleted", f"{path} was deleted; its name cannot be reused.")
     if repo.kind != kind:
         raise RegistryError("conflict", f"{path} is of kind {repo.kind}, not {kind}.", hint="Choose another name.")
 
 
 def _locked(session: Session, principal: Principal, path: RepositoryPath, kind: str) -> Repository:
-    """The repository, made where it is new, with its row locked."""
+    """The repository with its row locked, created if it is new."""
     repo = store.repository(session, path, lock=True)
     if repo is None:
         made = store.create_repository(session, path, kind, now())

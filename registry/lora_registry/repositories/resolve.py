@@ -1,4 +1,4 @@
-"""From a selector to a version. The one place where references get their meaning."""
+"""Resolve references and selectors to versions: the one place that gives them their meaning."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def in_repository(session: Session, repo: Repository, selector: str) -> Version:
 
 
 def by_reference(session: Session, principal: Principal, ref: Reference) -> tuple[Repository, Version]:
-    """The same for a parsed reference, which must have a namespace."""
+    """Resolve a parsed reference; without a namespace it means the default one."""
     repo = repository(session, principal, RepositoryPath(ref.namespace or reference.DEFAULT_NAMESPACE, ref.name))
     return repo, _select(session, repo, ref)
 
 
 def by_text(session: Session, principal: Principal, text: str) -> tuple[Repository, Version]:
-    """The same for the text of a reference; without a namespace it means the default one."""
+    """Resolve the text of a reference; without a namespace it means the default one."""
     return by_reference(session, principal, reference.parse(text).with_namespace(reference.DEFAULT_NAMESPACE))
 
 

@@ -1,4 +1,4 @@
-"""Routes of repositories, versions and lineage: decode, call one verb, encode."""
+"""Routes of repositories, versions and lineage."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ REPO = "/{namespace:str}/{name:str}"
 VERSION = REPO + "/versions/{selector:str}"
 ALSO = {
     206: ResponseSpec(bytes, media_type="application/octet-stream", generate_examples=False, description="A range"),
-    304: ResponseSpec(None, generate_examples=False, description="As the caller has it"),
+    304: ResponseSpec(None, generate_examples=False, description="Not modified"),
     307: ResponseSpec(None, generate_examples=False, description="The store serves it"),
 }
-"""What else a file may be answered with."""
+"""Further responses to a request for a file."""
 
 
 @get("/", summary="List repositories")
@@ -81,7 +81,7 @@ def list_versions(
     return reply(request, versions.list_all(caller, repository, cursor=cursor, limit=limit))
 
 
-@get(VERSION, summary="Show what a selector means")
+@get(VERSION, summary="Show the version that a selector names")
 def show_version(
     request: R,
     caller: Caller,
@@ -157,7 +157,7 @@ def yank_version(
     return reply(request, versions.yank(caller, version, data.reason))
 
 
-@delete(VERSION + "/yank", summary="Lift a yank", status_code=200)
+@delete(VERSION + "/yank", summary="Undo a yank", status_code=200)
 def unyank_version(
     request: R,
     caller: Caller,

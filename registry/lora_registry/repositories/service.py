@@ -31,11 +31,11 @@ def list_all(
 ) -> RepositoryList:
     """Repositories that the caller may read, by name. pattern: a glob over `namespace/name`, or over the name alone."""
     if kind is not None and kind not in KINDS:
-        raise RegistryError("invalid-request", f"{kind[:40]!r} is no kind; expected one of {', '.join(KINDS)}.")
+        raise RegistryError("invalid-request", f"{kind[:40]!r} is not a kind; expected one of {', '.join(KINDS)}.")
     if pattern is not None and not _PATTERN.match(pattern):
         raise RegistryError(
             "invalid-request",
-            f"{pattern[:80]!r} is no pattern: lower-case letters, digits, '.', '_', '-', '/', '*' and '?'.",
+            f"{pattern[:80]!r} is not a pattern: expected lower-case letters, digits, '.', '_', '-', '/', '*' and '?'.",
         )
     visible = caller.principal.visible()
     if visible is not None and namespace not in (None, visible):
@@ -62,9 +62,9 @@ def show(caller: Caller, path: RepositoryPath) -> RepositoryView:
 
 
 def delete(caller: Caller, path: RepositoryPath) -> None:
-    """Make a tombstone of a repository: its versions become unreachable and its name is never given out again.
+    """Turn a repository into a tombstone: its versions become unreachable and its name is never reused.
 
-    Raises `in-use` where a tag still points into it or a live version elsewhere was made from one of its versions.
+    Raises `in-use` if a tag still points into it, or a live version elsewhere was made from one of its versions.
     """
     caller.require("admin", path.namespace)
     with caller.ctx.db.write() as session:

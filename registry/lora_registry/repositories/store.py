@@ -13,8 +13,11 @@ from lora_registry.repositories.paths import RepositoryPath
 
 
 def repository(session: Session, path: RepositoryPath, *, lock: bool = False) -> Repository | None:
-    """A repository, deleted ones too. lock: hold its row to the end of the transaction; who changes anything in a
-    repository takes this lock first, so numbers have no gap and histories no fork."""
+    """A repository, even if deleted.
+
+    lock: lock its row until the end of the transaction. Every change inside a repository takes this lock first, so
+    numbers have no gap and histories no fork.
+    """
     query = select(Repository).where(Repository.namespace == path.namespace, Repository.name == path.name)
     return session.exec(query.with_for_update() if lock else query).first()
 
@@ -61,7 +64,7 @@ def live_versions(session: Session, repository_id: int) -> int:
 
 
 def newest(session: Session, repository_id: int) -> Version | None:
-    """The newest version that is neither deleted nor yanked; where all are yanked, the newest yanked one."""
+    """The newest version that is neither deleted nor yanked; if all are yanked, the newest of those."""
     query = (
         select(Version)
         .where(Version.repository_id == repository_id, col(Version.deleted_at).is_(None))
@@ -106,8 +109,11 @@ def versions_by_id(session: Session, ids: Iterable[int]) -> dict[int, Version]:
 
 
 def hold_versions(session: Session, ids: Iterable[int], *, exclusive: bool = False) -> list[Version]:
-    """Versions as they are now, kept so to the end of the transaction: who makes something from a version holds it,
-    who deletes it holds it exclusively before looking for what was made from it."""
+    """Read versions and lock them until the end of the transaction.
+
+    What derives from a version takes a shared lock; what deletes it takes an exclusive one before it looks for
+    versions made from it.
+    """
     query = select(Version).where(col(Version.id).in_(set(ids))).order_by(col(Version.id))
     query = query.with_for_update(read=not exclusive).execution_options(populate_existing=True)
     return list(session.exec(query))
@@ -148,7 +154,7 @@ def file(session: Session, version_id: int, path: str) -> VersionBlob | None:
 
 
 def readable_blob(session: Session, digest: str, namespace: str | None) -> int | None:
-    """The size of a blob that a live version in this namespace (None: in any) holds; None where there is none."""
+    """The size of a blob that a live version in this namespace (None: in any) has; None if there is no such version."""
     query = (
         select(VersionBlob.size)
         .join(Version, col(Version.id) == col(VersionBlob.version_id))
@@ -180,7 +186,7 @@ def live_children(session: Session, version_id: int, limit: int = 10) -> list[Ve
 
 
 def create_repository(session: Session, path: RepositoryPath, kind: str, at: int) -> bool:
-    """Insert a repository unless somebody else just did. Returns whether this call made it."""
+    """Insert a repository if it does not exist. Returns True if this call inserted it."""
     values = {"namespace": path.namespace, "name": path.name, "kind": kind, "next_number": 1, "created_at": at}
     # Not by the row count: with an identity column psycopg's is unknown (-1).
     statement = insert_ignore(session, Repository).values(**values).returning(col(Repository.id))

@@ -1,4 +1,4 @@
-"""Versions: show, list, yank, delete, and where their files are."""
+"""Versions: show, list, locate files, yank, delete."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from lora_registry.tags import store as tag_store
 
 
 @dataclass(frozen=True, slots=True)
-class Located:
-    """A file of a version: its blob, and the version's digest."""
+class FileLocation:
+    """The blob of a file. version: the version's digest."""
 
     path: str
     digest: Digest
@@ -52,8 +52,8 @@ def manifest(caller: Caller, path: VersionPath) -> tuple[bytes, str]:
         return version.manifest, version.digest
 
 
-def locate(caller: Caller, path: VersionPath, file: str) -> Located:
-    """Where a file is. Raises `not-found` where there is none, or where a base was registered without its weights."""
+def locate(caller: Caller, path: VersionPath, file: str) -> FileLocation:
+    """Locate a file. Raises `not-found` if the version has no such file, or was registered without its weights."""
     with caller.ctx.db.read() as session:
         repo, version = resolve.version(session, caller.principal, path)
         row = store.file(session, version.id, file)
@@ -66,11 +66,11 @@ def locate(caller: Caller, path: VersionPath, file: str) -> Located:
             f"{file} of {where} was never uploaded.",
             hint="The base was registered with --manifest-only; add it with its weights.",
         )
-    return Located(row.path, Digest.parse(row.digest), row.size, version.digest, version.commit_id)
+    return FileLocation(row.path, Digest.parse(row.digest), row.size, version.digest, version.commit_id)
 
 
 def yank(caller: Caller, path: VersionPath, reason: str | None) -> VersionView:
-    """Mark a version as not to be used (reason None lifts it). Tags keep pointing to it, `latest` passes it by."""
+    """Mark a version as not to be used; reason None undoes it. Tags keep pointing to it, `latest` skips it."""
     caller.require("writer", path.namespace)
     with caller.ctx.db.write() as session:
         resolve.repository(session, caller.principal, path.repository, lock=True)
@@ -90,9 +90,9 @@ def yank(caller: Caller, path: VersionPath, reason: str | None) -> VersionView:
 
 
 def delete(caller: Caller, path: VersionPath) -> None:
-    """Make a tombstone of a version: its number is never given out again.
+    """Turn a version into a tombstone: its number is never reused.
 
-    Raises `in-use` where a tag points to it, or a live version was made from it.
+    Raises `in-use` if a tag points to it, or a live version was made from it.
     """
     caller.require("admin", path.namespace)
     with caller.ctx.db.write() as session:

@@ -1,4 +1,4 @@
-"""Keyset cursors: where the last page ended, opaque to callers."""
+"""Keyset cursors: the key at which the last page ended, opaque to callers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def encode(*key: str | int) -> str:
 
 
 def decode(cursor: str | None, *types: type) -> tuple[Any, ...] | None:
-    """The key of a cursor; None where there is none. Raises RegistryError `invalid-request`."""
+    """The key of a cursor; None without a cursor. Raises RegistryError `invalid-request`."""
     if cursor is None:
         return None
     try:
@@ -38,4 +38,4 @@ def decode(cursor: str | None, *types: type) -> tuple[Any, ...] | None:
 
 
 def _bad(cursor: str) -> RegistryError:
-    return RegistryError("invalid-request", f"{cursor[:40]!r} is no cursor of this list; start again without one.")
+    return RegistryError("invalid-request", f"{cursor[:40]!r} is not a cursor of this list; start again without one.")

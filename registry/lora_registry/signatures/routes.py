@@ -1,4 +1,4 @@
-"""Routes of signatures: decode, call one verb, encode."""
+"""Routes of signatures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signatures of versions: kept as they came, never taken back, and verified again by whoever rests on them."""
+"""Signatures of versions: stored as received, never removed, and verified again before each use."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from lora_registry.signatures import store
 
 
 def add(caller: Caller, path: VersionPath, request: SignRequest) -> SignatureView:
-    """Keep a key's signature of a version; a second one of the same key changes nothing, and the first is answered.
+    """Store a key's signature of a version. If the key has signed it before, return the first signature.
 
-    Raises `invalid-request` for a malformed key or envelope, `signature-mismatch` where the key did not sign this, or
-    signed something else.
+    Raises `invalid-request` for a malformed key or envelope, `signature-mismatch` if the key did not sign this
+    version, or signed another.
     """
     caller.require("writer", path.namespace)
     key = parse_public_key(request.key)
@@ -80,7 +80,7 @@ def list_all(
     cursor: str | None,
     limit: int,
 ) -> SignatureList:
-    """In the order they came. key: the id of the one key whose signature is looked for."""
+    """Signatures in the order they arrived. key: the id of the only key to list."""
     after = paging.decode(cursor, int)
     with caller.ctx.db.read() as session:
         _, version = resolve.version(session, caller.principal, path)
@@ -98,7 +98,7 @@ def list_all(
 
 
 def signers(session: Session, repo: Repository, version: Version, keys: Sequence[PublicKey]) -> list[str]:
-    """The ids of those of `keys` that have signed exactly this version, by the stored bytes alone."""
+    """The ids of those `keys` that have signed exactly this version, verified from the stored bytes."""
     by_id = {key.key_id: key for key in keys}
     if not by_id:
         return []

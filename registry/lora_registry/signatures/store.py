@@ -17,7 +17,7 @@ def signatures(
     after: int = 0,
     limit: int | None = None,
 ) -> list[VersionSignature]:
-    """In the order they came. key_ids: of the keys that count; None: all. after: a row's id."""
+    """Signatures in the order they arrived. key_ids: None lists all keys. after: a row's id."""
     query = select(VersionSignature).where(VersionSignature.version_id == version_id, col(VersionSignature.id) > after)
     if key_ids is not None:
         query = query.where(col(VersionSignature.key_id).in_(key_ids))

@@ -1,4 +1,4 @@
-"""Routes of tags: decode, call one verb, encode. The preconditions of HTTP become what a caller expects of a tag."""
+"""Routes of tags. HTTP preconditions become a `Precondition`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from lora_registry.http.handlers import (
 from lora_registry.http.idempotency import once
 from lora_registry.repositories.paths import RepositoryPath
 from lora_registry.tags import service as tags
-from lora_registry.tags.service import Precondition
+from lora_registry.tags.moves import Precondition
 
 R = Request[Any, Any, Any]
 REPO = "/{namespace:str}/{name:str}"
@@ -68,7 +68,7 @@ def remove_tag(
     tags.remove(caller, repository, tag, expect=_precondition(if_match, None), reason=reason or "")
 
 
-@put(TAG + "/protection", summary="Protect a tag, or lift it")
+@put(TAG + "/protection", summary="Protect a tag, or remove its protection")
 def protect_tag(
     request: R,
     caller: Caller,
@@ -79,7 +79,7 @@ def protect_tag(
     return _tag(request, tags.protect(caller, repository, tag, protected=data.protected))
 
 
-@post(TAG + "/rollback", summary="Set a tag back to what it pointed to before", status_code=200)
+@post(TAG + "/rollback", summary="Set a tag back to its previous target", status_code=200)
 def rollback_tag(
     request: R,
     caller: Caller,
@@ -95,7 +95,7 @@ def rollback_tag(
         view = tags.rollback(caller, repository, tag, to=data.to, expect=expect, reason=data.reason)
         return 200, view
 
-    # Done twice it would be undone: the one tag write that is not idempotent in itself.
+    # Run twice it would undo itself: the one tag write that is not idempotent.
     return _tag(request, once(caller, idempotency_key, (f"{request.url.path} {if_match}", data), TagView, run)[1])
 
 
@@ -116,7 +116,7 @@ def _tag(request: R, view: TagView) -> Response[TagView]:
 
 
 def _precondition(if_match: str | None, if_none_match: str | None) -> Precondition:
-    """If-Match: "gen-N" and If-None-Match: * as an expectation. Raises `invalid-request` for anything else."""
+    """If-Match: "gen-N" and If-None-Match: * as a precondition. Raises `invalid-request` for anything else."""
     if if_none_match is not None:
         if if_none_match.strip() != "*" or if_match is not None:
             raise RegistryError("invalid-request", "A tag write takes If-None-Match: * alone, or If-Match.")

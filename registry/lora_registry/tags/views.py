@@ -25,6 +25,10 @@ def tag(repo: Repository, row: Tag, target: Version) -> TagView:
     )
 
 
+def current(session: Session, repo: Repository, row: Tag) -> TagView:
+    return tag(repo, row, store.versions_by_id(session, [row.version_id])[row.version_id])
+
+
 def moves(session: Session, rows: Sequence[TagMove]) -> list[TagEvent]:
     ids = {side for row in rows for side in (row.from_version_id, row.to_version_id) if side is not None}
     found = store.versions_by_id(session, ids)

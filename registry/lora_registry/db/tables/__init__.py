@@ -9,7 +9,7 @@ from lora_registry.db.tables.blobs import Blob, UploadFile, UploadSessionRow
 from lora_registry.db.tables.catalog import Repository, Tag, TagMove, Version, VersionBlob, VersionEdge
 from lora_registry.db.tables.gates import Approval, DecisionRow, PolicyRow, VersionSignature
 from lora_registry.db.tables.jobs import WorkerLease
-from lora_registry.db.tables.work import JobRow, RecipeRow, Report
+from lora_registry.db.tables.work import JobRow, RecipeRow, ReportRow
 
 __all__ = [
     "Approval",
@@ -22,7 +22,7 @@ __all__ = [
     "JobRow",
     "PolicyRow",
     "RecipeRow",
-    "Report",
+    "ReportRow",
     "Repository",
     "Tag",
     "TagMove",

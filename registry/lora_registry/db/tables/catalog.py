@@ -9,7 +9,7 @@ from lora_registry.db.tables.columns import foreign, moment, row_id
 
 
 class Repository(SQLModel, table=True):
-    """A name of one kind. Rows are never removed: a deleted name is a tombstone and is not given out again."""
+    """A name of one kind. Rows are never removed: a deleted name is a tombstone and is never reused."""
 
     __tablename__ = "repository"
     __table_args__ = (
@@ -23,7 +23,7 @@ class Repository(SQLModel, table=True):
     name: str = Field(max_length=64)
     kind: str = Field(max_length=16)
     next_number: int = 1
-    """The number that the next version gets; grows inside the transaction that inserts it, so there is no gap."""
+    """The next version's number; incremented in the transaction that inserts it, so there is no gap."""
     created_at: int = moment()
     deleted_at: int | None = moment(nullable=True)
 
@@ -124,7 +124,7 @@ class TagMove(SQLModel, table=True):
     from_version_id: int | None = foreign("version.id", nullable=True)
     to_version_id: int | None = foreign("version.id", nullable=True)
     decision_id: int | None = foreign("decision.id", nullable=True)
-    """The gate's decision that the move rests on; None where no policy was asked."""
+    """The gate's decision that allowed the move; None if no gate was involved."""
     reason: str = Field(default="", sa_type=Text)
     author: str = Field(max_length=128)
     at: int = moment()

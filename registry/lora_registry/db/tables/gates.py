@@ -9,7 +9,7 @@ from lora_registry.db.tables.columns import foreign, moment, row_id
 
 
 class PolicyRow(SQLModel, table=True):
-    """A document for a pattern of tags; the highest number of a pattern holds. body: canonical; None: it was lifted."""
+    """A document for a pattern of tags; the highest number of a pattern is in force. body: canonical; None: removed."""
 
     __tablename__ = "policy"
     __table_args__ = (
@@ -20,7 +20,7 @@ class PolicyRow(SQLModel, table=True):
 
     id: int = row_id()
     namespace: str = Field(max_length=96, index=True)
-    """The pattern's first part, `*` for any that holds one."""
+    """The pattern's first part, `*` if it contains one."""
     pattern: str = Field(max_length=300)
     number: int
     digest: str | None = Field(default=None, max_length=71)
@@ -30,7 +30,7 @@ class PolicyRow(SQLModel, table=True):
 
 
 class Approval(SQLModel, table=True):
-    """A person's word for a version and a tag. role: theirs when they gave it."""
+    """An approval of a version for a tag. role: the approver's at that time."""
 
     __tablename__ = "approval"
     __table_args__ = (UniqueConstraint("version_id", "tag", "author", "role"),)
@@ -45,7 +45,7 @@ class Approval(SQLModel, table=True):
 
 
 class VersionSignature(SQLModel, table=True):
-    """A key's signature of a version, one for each key. Valid when it came; whoever rests on it verifies it again."""
+    """A key's signature of a version, one for each key. Valid when it arrived; verified again before each use."""
 
     __tablename__ = "signature"
     __table_args__ = (UniqueConstraint("version_id", "key_id"),)
@@ -63,8 +63,10 @@ class VersionSignature(SQLModel, table=True):
 
 
 class DecisionRow(SQLModel, table=True):
-    """What a gate decided of a version and a tag, with all that it rests on by digest. allowed: by the policy alone.
-    forced: an administrator moved the tag although it was not allowed, for `reason`."""
+    """A gate's decision on a version and a tag, with the digests of all that it depends on.
+
+    allowed: by the policy alone. forced: an administrator moved the tag although it was not allowed, for `reason`.
+    """
 
     __tablename__ = "decision"
     __table_args__ = (Index("ix_decision_version_tag", "version_id", "tag"),)
@@ -74,10 +76,10 @@ class DecisionRow(SQLModel, table=True):
     tag: str = Field(max_length=128)
     base_digest: str = Field(max_length=71)
     holder_version_id: int | None = foreign("version.id", nullable=True)
-    """What the tag pointed to, where that was another version."""
+    """The tag's target, if that was another version."""
     policy_digest: str = Field(max_length=71)
     report_id: str | None = Field(default=None, max_length=160, foreign_key="report.id")
-    """On the version itself; None where it was forced before there was one."""
+    """On the version itself; None if it was forced before there was a report."""
     sets: str = Field(sa_type=Text)
     """Digests of the evaluation sets by role, as JSON."""
     allowed: bool

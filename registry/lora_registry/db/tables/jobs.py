@@ -7,10 +7,10 @@ from sqlmodel import Field, SQLModel
 
 
 class WorkerLease(SQLModel, table=True):
-    """One live worker process. Whoever has no row, or an expired one, is dead and its jobs are given to others.
+    """One live worker process. A worker without a row, or with an expired one, is considered dead.
 
     Times are microseconds by the database's clock, since workers' clocks differ. A lease ends `lease_us` after
-    `beat_at`: the holder says how long its silence means nothing, so that workers may be set differently.
+    `beat_at`: the worker itself sets how long it may be silent, so workers may have different settings.
     """
 
     __tablename__ = "worker_lease"

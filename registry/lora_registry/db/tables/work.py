@@ -34,7 +34,7 @@ class JobRow(SQLModel, table=True):
     result_version_id: int | None = foreign("version.id", nullable=True)
 
 
-class Report(SQLModel, table=True):
+class ReportRow(SQLModel, table=True):
     """What a validation found. One per job; immutable."""
 
     __tablename__ = "report"

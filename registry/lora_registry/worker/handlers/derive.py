@@ -19,7 +19,7 @@ from lora_contract.recipe import Recipe, parse_recipe
 from lora_registry.auth.caller import Caller
 from lora_registry.auth.principals import Principal
 from lora_registry.context import Context
-from lora_registry.db.tables import Report, Version
+from lora_registry.db.tables import ReportRow, Version
 from lora_registry.jobs import enqueue
 from lora_registry.jobs import store as work
 from lora_registry.jobs.engine.kinds import Handler, JobContext
@@ -29,7 +29,7 @@ from lora_registry.repositories import store as catalog
 from lora_registry.repositories.insert import Derivation, Draft, insert
 from lora_registry.repositories.paths import RepositoryPath
 from lora_registry.runtime.clock import now
-from lora_registry.tags import service as tags
+from lora_registry.tags import moves
 
 CHILD = "lora_registry.worker.children.derive"
 
@@ -127,16 +127,14 @@ def commit(ctx: Context, session: Session, job_id: str, spec: dict[str, Any], re
     principal = Principal(spec["author"], "admin")
     repo, version, created = insert(session, principal, RepositoryPath(namespace, name), draft)
     for tag in spec["tags"]:
-        tags.set_in_transaction(
-            session, principal, repo, tag, version, expect=tags.UNCONDITIONAL, reason=spec["message"]
-        )
+        moves.set_tag(session, principal, repo, tag, version, expect=moves.UNCONDITIONAL, reason=spec["message"])
     row = work.job(session, job_id)
     if row is not None:
         row.result_version_id = version.id
         session.add(row)
     if created:
         session.add(
-            Report(
+            ReportRow(
                 id=job_id,
                 kind=recipe.operation,
                 version_id=version.id,

@@ -7,7 +7,7 @@ from typing import Any
 from sqlmodel import Session
 
 from lora_registry.auth.principals import WORKER
-from lora_registry.db.tables import Report
+from lora_registry.db.tables import ReportRow
 from lora_registry.events import audit
 from lora_registry.repositories import store as catalog
 from lora_registry.runtime.clock import now
@@ -17,7 +17,7 @@ def add(session: Session, job_id: str, kind: str, version_id: int, *, passed: bo
     """Insert it; returns what the job's own result says of it. body: JSON."""
     version = catalog.versions_by_id(session, [version_id])[version_id]
     repo = catalog.repositories_by_id(session, [version.repository_id])[version.repository_id]
-    session.add(Report(id=job_id, kind=kind, version_id=version_id, passed=passed, body=body, created_at=now()))
+    session.add(ReportRow(id=job_id, kind=kind, version_id=version_id, passed=passed, body=body, created_at=now()))
     audit.record(
         session,
         "report-made",
