@@ -10,17 +10,6 @@ from urllib.parse import quote
 import httpx
 
 from lora_contract.reference import Reference
-from lora_contract.wire.catalog import (
-    AliasRequest,
-    CommitRequest,
-    CommitResult,
-    Lineage,
-    RepositoryList,
-    RepositoryView,
-    VersionList,
-    VersionView,
-    YankRequest,
-)
 from lora_contract.wire.common import Principal
 from lora_contract.wire.jobs import JobList, JobProgressList, JobView, ReportList
 from lora_contract.wire.operations import (
@@ -31,6 +20,17 @@ from lora_contract.wire.operations import (
     MergeRequest,
     ReproduceRequest,
     ResizeRequest,
+)
+from lora_contract.wire.repositories import (
+    AliasRequest,
+    CommitRequest,
+    CommitResult,
+    Lineage,
+    RepositoryList,
+    RepositoryView,
+    VersionList,
+    VersionView,
+    YankRequest,
 )
 from lora_contract.wire.tags import ProtectRequest, RollbackRequest, TagEvent, TagHistory, TagList, TagRequest, TagView
 from lora_contract.wire.uploads import UploadRequest, UploadSession

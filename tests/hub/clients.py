@@ -23,7 +23,7 @@ def python_with(version: str) -> str:
 
 
 def run(python: str, script: str, arguments: dict[str, Any], *, endpoint: str, home: Path, token: str = "") -> Any:
-    """The JSON that `tests/hf/<script>` prints. Raises AssertionError with what it said where it fails."""
+    """The JSON that `tests/hub/<script>` prints. Raises AssertionError with what it said where it fails."""
     passed = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "LORA_REG_", "PYTHON"))}
     environment = {
         **passed,

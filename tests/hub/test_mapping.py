@@ -5,7 +5,7 @@ import hashlib
 from huggingface_hub.hf_api import RepoFile, RepoFolder
 from huggingface_hub.utils.sha import git_hash
 
-from lora_contract.wire.catalog import VersionFile
+from lora_contract.wire.repositories import VersionFile
 from lora_registry.hub import mapping
 from lora_registry.hub.errors import header_text
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from lora_contract.findings import Finding
-from lora_contract.wire.catalog import VersionRef
 from lora_contract.wire.common import Response
+from lora_contract.wire.repositories import VersionRef
 
 
 class JobView(Response, frozen=True):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lora_contract.wire.catalog import VersionRef
 from lora_contract.wire.common import Request, Response
+from lora_contract.wire.repositories import VersionRef
 
 
 class TagRequest(Request, frozen=True):

@@ -9,7 +9,7 @@ import click
 from lora_reg.cli.state import Command, State, pass_state
 
 if TYPE_CHECKING:
-    from lora_contract.wire.catalog import RepositoryView
+    from lora_contract.wire.repositories import RepositoryView
     from lora_reg.cli.output import Output
 
 _KINDS = click.Choice(["base", "adapter", "model", "dataset"])

@@ -10,8 +10,8 @@ import click
 from lora_reg.cli.state import Command, State, pass_state
 
 if TYPE_CHECKING:
-    from lora_contract.wire.catalog import VersionView
     from lora_contract.wire.jobs import JobView
+    from lora_contract.wire.repositories import VersionView
     from lora_reg.client import Client
 
 SHOWN = 12

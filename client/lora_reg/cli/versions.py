@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import click
 
 from lora_contract.errors import RegistryError
-from lora_contract.wire.catalog import Lineage
+from lora_contract.wire.repositories import Lineage
 from lora_reg.cli.state import Command, State, pass_state
 from lora_reg.formatting import views
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from lora_contract.wire.catalog import Lineage
+from lora_contract.wire.repositories import Lineage
 from lora_reg.formatting import views
 
 MAX_LINES = 2000

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 
 from lora_contract.validation import Validation
-from lora_contract.wire.catalog import RepositoryView, VersionRef, VersionView
 from lora_contract.wire.jobs import JobView, ReportView
+from lora_contract.wire.repositories import RepositoryView, VersionRef, VersionView
 from lora_contract.wire.signatures import SignatureView
 from lora_contract.wire.tags import TagEvent, TagView
 from lora_reg.formatting.text import fields, plural, short, size, table, when

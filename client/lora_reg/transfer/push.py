@@ -18,7 +18,7 @@ from lora_contract.findings import Finding, refuse
 from lora_contract.fingerprint import build_fingerprint, check_base_files
 from lora_contract.manifest import Kind
 from lora_contract.reference import Reference
-from lora_contract.wire.catalog import CommitRequest, CommitResult, VersionView
+from lora_contract.wire.repositories import CommitRequest, CommitResult, VersionView
 from lora_contract.wire.uploads import FileSpec, UploadRequest
 from lora_reg.client import Client
 from lora_reg.progress import SILENT, Progress

@@ -8,7 +8,7 @@ from litestar import Request, Response, Router
 
 from lora_contract.base import BaseFingerprint
 from lora_contract.digest import Digest
-from lora_contract.wire.catalog import AliasRequest, RepositoryView
+from lora_contract.wire.repositories import AliasRequest, RepositoryView
 from lora_registry.auth.caller import Caller
 from lora_registry.bases import service
 from lora_registry.http.answers import matches, reply

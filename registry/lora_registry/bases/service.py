@@ -8,7 +8,7 @@ from __future__ import annotations
 from sqlmodel import Session
 
 from lora_contract.errors import RegistryError
-from lora_contract.wire.catalog import RepositoryView
+from lora_contract.wire.repositories import RepositoryView
 from lora_registry.auth.caller import Caller
 from lora_registry.bases import store
 from lora_registry.db.tables import Repository

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lora_contract.digest import Digest
-from lora_contract.wire.catalog import RepositoryView, VersionFile, VersionView
+from lora_contract.wire.repositories import RepositoryView, VersionFile, VersionView
 from lora_registry.auth.principals import RANK, Principal
 from lora_registry.hub import errors
 from lora_registry.hub.revisions import RevisionInfo

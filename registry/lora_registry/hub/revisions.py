@@ -12,7 +12,7 @@ from sqlmodel import Session
 
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
-from lora_contract.wire.catalog import VersionFile
+from lora_contract.wire.repositories import VersionFile
 from lora_registry.auth.caller import Caller
 from lora_registry.auth.principals import Principal
 from lora_registry.bases import store as base_store

@@ -16,7 +16,7 @@ from lora_contract.errors import RegistryError
 from lora_contract.findings import Finding
 from lora_contract.fingerprint import build_fingerprint, check_base_files
 from lora_contract.manifest import FileEntry
-from lora_contract.wire.catalog import CommitRequest
+from lora_contract.wire.repositories import CommitRequest
 from lora_registry.bases import store as base_store
 from lora_registry.blobs.protocols import BlobStore
 from lora_registry.blobs.window import Window

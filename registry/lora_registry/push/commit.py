@@ -11,7 +11,7 @@ from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_contract.findings import Finding, refuse
 from lora_contract.manifest import FileEntry, Manifest
-from lora_contract.wire.catalog import CommitRequest, CommitResult
+from lora_contract.wire.repositories import CommitRequest, CommitResult
 from lora_registry.auth.caller import Caller
 from lora_registry.auth.principals import Principal
 from lora_registry.bases import service as bases

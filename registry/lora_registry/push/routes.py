@@ -11,7 +11,7 @@ from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody, Sche
 from litestar.openapi.spec.enums import OpenAPIFormat, OpenAPIType
 
 from lora_contract.digest import Digest
-from lora_contract.wire.catalog import CommitRequest, CommitResult
+from lora_contract.wire.repositories import CommitRequest, CommitResult
 from lora_contract.wire.uploads import UploadRequest, UploadSession
 from lora_registry.auth.caller import Caller
 from lora_registry.http.answers import reply

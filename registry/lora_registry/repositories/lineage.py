@@ -6,7 +6,7 @@ from typing import Literal
 
 from sqlmodel import Session
 
-from lora_contract.wire.catalog import Lineage, LineageEdge
+from lora_contract.wire.repositories import Lineage, LineageEdge
 from lora_registry.auth.caller import Caller
 from lora_registry.db.tables import Version
 from lora_registry.repositories import resolve, store, views

@@ -8,7 +8,7 @@ from litestar import HttpMethod, Request, Response, Router, route
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import QueryParameter
 
-from lora_contract.wire.catalog import (
+from lora_contract.wire.repositories import (
     Lineage,
     RepositoryList,
     RepositoryView,

@@ -7,7 +7,7 @@ from typing import Final
 
 from lora_contract.errors import RegistryError
 from lora_contract.manifest import KINDS
-from lora_contract.wire.catalog import RepositoryList, RepositoryView
+from lora_contract.wire.repositories import RepositoryList, RepositoryView
 from lora_registry.auth.caller import Caller
 from lora_registry.bases import store as base_store
 from lora_registry.events import audit

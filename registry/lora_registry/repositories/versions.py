@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
-from lora_contract.wire.catalog import VersionList, VersionView
+from lora_contract.wire.repositories import VersionList, VersionView
 from lora_registry.auth.caller import Caller
 from lora_registry.events import audit
 from lora_registry.repositories import resolve, store, views

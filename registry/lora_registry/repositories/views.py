@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlmodel import Session
 
-from lora_contract.wire.catalog import RepositoryView, VersionFile, VersionRef, VersionView
+from lora_contract.wire.repositories import RepositoryView, VersionFile, VersionRef, VersionView
 from lora_registry.bases import store as base_store
 from lora_registry.db.tables import Repository, Version
 from lora_registry.jobs import store as work

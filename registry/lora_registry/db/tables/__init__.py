@@ -6,9 +6,9 @@ Times are microseconds since the epoch in UTC: the same number and the same orde
 from lora_registry.db.tables.access import AuditEvent, IdempotencyRecord, Token
 from lora_registry.db.tables.bases import BaseAlias, BaseFingerprintRow
 from lora_registry.db.tables.blobs import Blob, UploadFile, UploadSessionRow
-from lora_registry.db.tables.catalog import Repository, Tag, TagMove, Version, VersionBlob, VersionEdge
 from lora_registry.db.tables.gates import Approval, DecisionRow, PolicyRow, VersionSignature
 from lora_registry.db.tables.jobs import WorkerLease
+from lora_registry.db.tables.repositories import Repository, Tag, TagMove, Version, VersionBlob, VersionEdge
 from lora_registry.db.tables.work import JobRow, RecipeRow, ReportRow
 
 __all__ = [
