@@ -2,24 +2,24 @@ from __future__ import annotations
 
 import pytest
 
-from lora_registry.hub.names import LATEST, Target, is_exact, selector, targets
+from lora_registry.hub.names import LATEST, RepositoryCandidate, is_exact, selector, targets
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def test_an_id_of_one_part_is_in_the_default_namespace() -> None:
-    assert targets("gpt2") == [Target("default", "gpt2")]
+    assert targets("gpt2") == [RepositoryCandidate("default", "gpt2")]
 
 
 def test_dots_may_cut_off_a_tag_or_a_version() -> None:
     assert targets("team/a.v1.2.3") == [
-        Target("team", "a.v1.2.3"),
-        Target("team", "a.v1.2", "3"),
-        Target("team", "a.v1", "2.3"),
-        Target("team", "a", "v1.2.3"),
+        RepositoryCandidate("team", "a.v1.2.3"),
+        RepositoryCandidate("team", "a.v1.2", "3"),
+        RepositoryCandidate("team", "a.v1", "2.3"),
+        RepositoryCandidate("team", "a", "v1.2.3"),
     ]
-    assert targets("team/a.Prod") == [Target("team", "a", "Prod")]
-    assert targets("team/a.v12")[1] == Target("team", "a", "v12")
+    assert targets("team/a.Prod") == [RepositoryCandidate("team", "a", "Prod")]
+    assert targets("team/a.v12")[1] == RepositoryCandidate("team", "a", "v12")
 
 
 @pytest.mark.parametrize("text", ["Qwen/Qwen2", "team/", "te am/a", "team/-a", "../a", "team/A"])
@@ -29,7 +29,7 @@ def test_what_is_no_name_of_ours_means_nothing(text: str) -> None:
 
 def test_what_cannot_be_a_tag_is_not_cut_off() -> None:
     assert targets("team/a.V1") == []
-    assert targets("team/a.v0") == [Target("team", "a.v0")]
+    assert targets("team/a.v0") == [RepositoryCandidate("team", "a.v0")]
 
 
 @pytest.mark.parametrize(
