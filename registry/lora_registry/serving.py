@@ -22,7 +22,7 @@ from lora_registry.admin import migrate
 from lora_registry.app import create_app
 from lora_registry.db import migrate as schema
 from lora_registry.db.engine import make_engine, require_connection
-from lora_registry.jobs.child import die_with_parent
+from lora_registry.processes.attributes import die_with_parent
 from lora_registry.settings import Settings, environment, load
 from lora_registry.wiring import open_context
 

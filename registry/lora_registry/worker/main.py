@@ -23,6 +23,13 @@ DIFF = JobKind(enqueue.DIFF, timeout=6 * 3600)
 REPRODUCE = JobKind(enqueue.REPRODUCE, timeout=24 * 3600)
 DERIVED = {operation: JobKind(operation, timeout=24 * 3600) for operation in OPERATIONS}
 
+_CHILDREN = "lora_registry.worker.children."
+WARM = (
+    tuple(_CHILDREN + name for name in ("inspect", "diff", "derive", "merge")),
+    (f"{_CHILDREN}validate", "lora_kernels.validating.imports"),
+)
+"""Modules whose functions run in children, by the imports that they share: those of the first do without torch."""
+
 
 def work(settings: Settings, *, queues: tuple[str, ...], name: str | None, parent: int | None) -> NoReturn:
     """Run jobs until told to stop. Raises RegistryError `unavailable` where the database was not migrated."""
@@ -46,4 +53,5 @@ def work(settings: Settings, *, queues: tuple[str, ...], name: str | None, paren
         lease_seconds=settings.lease_seconds,
         beat_seconds=settings.lease_seconds / 6,
         parent_pid=parent,
+        warm=WARM,
     )

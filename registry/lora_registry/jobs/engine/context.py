@@ -10,9 +10,9 @@ from dbos import DBOS, PortableWorkflowError, SQLAlchemyDatasource
 from sqlalchemy.exc import OperationalError
 
 from lora_contract.errors import RegistryError
-from lora_registry.jobs.children import Children
 from lora_registry.jobs.engine.kinds import JobKind
 from lora_registry.jobs.engine.names import ALIVE_EVENT, PROGRESS_STREAM, from_portable, to_portable
+from lora_registry.processes.children import Children
 from lora_registry.runtime.faults import fault_point
 
 

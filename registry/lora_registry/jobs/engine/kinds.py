@@ -55,7 +55,7 @@ class JobContext(Protocol):
     def child(self, name: str, target: str, spec: dict[str, Any]) -> Any:
         """A step whose work, `module:function`, runs in a process of its own: `function(spec, report)`.
 
-        `report` is a `lora_registry.jobs.child.Report`. The process is killed when the job is cancelled, and with
+        `report` is a `lora_registry.processes.child.Report`. The process is killed when the job is cancelled, and with
         its worker. Its death is a `job-failed` that names the signal or exit status.
         """
 

@@ -17,13 +17,13 @@ from sqlalchemy.orm import sessionmaker
 from sqlmodel import Session
 
 from lora_contract.errors import RegistryError
-from lora_registry.jobs.child import die_with_parent
-from lora_registry.jobs.children import Children
 from lora_registry.jobs.engine import lease_store as store
 from lora_registry.jobs.engine.context import DbosContext
 from lora_registry.jobs.engine.kinds import Handler, JobKind
 from lora_registry.jobs.engine.lease import Heartbeat, Reaper
 from lora_registry.jobs.engine.names import APPLICATION, APPLICATION_VERSION, to_portable
+from lora_registry.processes.attributes import die_with_parent
+from lora_registry.processes.children import Children
 from lora_registry.runtime.faults import fault_point
 from lora_registry.runtime.signals import received
 
@@ -50,6 +50,7 @@ def run_worker(
     reap_seconds: float = 1.0,
     poll_seconds: float = 0.3,
     parent_pid: int | None = None,
+    warm: Sequence[Sequence[str]] = (),
 ) -> NoReturn:
     """Run jobs until SIGTERM or SIGINT; never returns. Call it in the main thread of a process of its own.
 
@@ -57,6 +58,7 @@ def run_worker(
     `host/uuid`, new at every start; a fixed one takes its own jobs up again at once after a restart, and is refused
     with RegistryError `conflict` while another live process holds it. concurrency: jobs of a queue at a time in one
     worker; the newest worker's figure holds for all. parent_pid: stop when this process, our parent, ends.
+    warm: groups of modules for `Children`.
 
     Exit status 0 after a signal (running jobs go on in another worker), EXIT_LEASE_LOST where the lease was lost.
     """
@@ -65,7 +67,7 @@ def run_worker(
     host = socket.gethostname()
     executor_id = executor_id or f"{host}/{uuid.uuid4()}"
     instance = str(uuid.uuid4())
-    children = Children()
+    children = Children(warm)
     stop = received(signal.SIGTERM, signal.SIGINT)
 
     claimed = store.claim(

@@ -18,7 +18,7 @@ from lora_contract.base import BaseFingerprint
 from lora_contract.fingerprint import build_fingerprint
 from lora_contract.recipe import ComposeRecipe, ConvertRecipe, ExtractRecipe, ResizeRecipe
 from lora_registry.blobs.protocols import BlobStore
-from lora_registry.jobs.child import Report
+from lora_registry.processes.child import Report
 from lora_registry.runtime.faults import fault_point
 from lora_registry.settings import load
 from lora_registry.worker import scratch

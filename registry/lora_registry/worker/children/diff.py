@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from lora_registry.jobs.child import Report
+from lora_registry.processes.child import Report
 from lora_registry.settings import load
 from lora_registry.worker import scratch
 from lora_registry.worker.children import sources

@@ -15,7 +15,7 @@ from lora_contract.findings import Finding
 from lora_contract.tensors import read_header
 from lora_kernels.validating.template import render_template
 from lora_registry.blobs.hashing import checked
-from lora_registry.jobs.child import Report
+from lora_registry.processes.child import Report
 from lora_registry.worker.children import sources
 from lora_registry.worker.children.norms import tensor_norms
 

@@ -26,7 +26,7 @@ from lora_kernels.merging import (
 )
 from lora_kernels.merging.stream import stream_pieces
 from lora_registry.blobs.protocols import BlobStore, Chunk, Stored
-from lora_registry.jobs.child import Report
+from lora_registry.processes.child import Report
 from lora_registry.runtime.faults import fault_point
 from lora_registry.worker.children import sources
 

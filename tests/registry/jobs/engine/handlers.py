@@ -13,8 +13,8 @@ from sqlalchemy.orm import registry
 from sqlmodel import Field, Session, SQLModel
 
 from lora_contract.errors import RegistryError
-from lora_registry.jobs.child import Report
 from lora_registry.jobs.engine.kinds import Handler, JobContext, JobKind, RetryPolicy
+from lora_registry.processes.child import Report
 
 
 class Apart(SQLModel, registry=registry()):

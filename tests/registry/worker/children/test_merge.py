@@ -18,7 +18,7 @@ from lora_contract.recipe import MergeRecipe, RecipeInput
 from lora_kernels.merging import merge_folder
 from lora_registry.blobs.local import LocalStore
 from lora_registry.blobs.protocols import BlobStore
-from lora_registry.jobs.child import Report
+from lora_registry.processes.child import Report
 from lora_registry.worker.children import merge as merge_child
 from lora_registry.worker.children import sources
 from tests.kernels.checkpoints import write_base

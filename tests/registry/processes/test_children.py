@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lora_contract.errors import RegistryError
-from lora_registry.jobs.children import Children
+from lora_registry.processes.children import Children
 
 
 class Sink:

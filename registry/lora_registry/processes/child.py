@@ -1,37 +1,35 @@
-"""The inside of a child process: `python -m lora_registry.jobs.child PIPE PARENT` runs one function and ends.
+"""The inside of a child process: runs one function and ends. Forked by `template`, or started by `python -m`.
 
-In: one JSON document `{"target": "module:function", "spec": …}` on stdin. Out: JSON lines on the pipe, each one of
-`{"progress": …}`, `{"log": …}`, and at the end `{"result": …}` or `{"error": …}`. Stdout is joined with stderr by the
-parent, so what a library prints cannot be taken for a message. Any other exception ends the process with a traceback.
+In: one JSON document `{"target": "module:function", "spec": …}` on stdin. Out: JSON lines on the pipe, first
+`{"started": pid}`, then each one of `{"progress": …}`, `{"log": …}`, and at the end `{"result": …}` or `{"error": …}`.
+Stdout is joined with stderr by the parent, so what a library prints cannot be taken for a message. Any other exception
+ends the process with a traceback.
 
 Imports neither the engine nor a database: the process holds only its pipe.
 """
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import json
 import os
-import signal
 import sys
 import threading
 from typing import Any
 
 from lora_contract.errors import RegistryError
-
-_PR_SET_PDEATHSIG = 1
+from lora_registry.processes.attributes import die_with_parent
 
 
 class Report:
-    """What the function tells its job. Cheap: call it per tensor; the parent passes on the newest, twice a second."""
+    """Messages to the job. Cheap: call it per tensor; the parent passes on the newest, twice a second."""
 
     def __init__(self, pipe: int) -> None:
         self._pipe = pipe
         self._lock = threading.Lock()
 
     def progress(self, message: str, *, done: int = 0, total: int | None = None, unit: str = "") -> None:
-        """How far the work is; done and total in `unit`, total None where it is not known."""
+        """How far the work is; done and total in `unit`, total None if it is not known."""
         self.send({"progress": {"message": message, "done": done, "total": total, "unit": unit}})
 
     def log(self, text: str) -> None:
@@ -45,29 +43,18 @@ class Report:
                 line = line[os.write(self._pipe, line) :]
 
 
-def die_with_parent(parent: int, *, sent: signal.Signals = signal.SIGKILL) -> None:
-    """Have the kernel send `sent` to this process when the thread that started it ends; exit if it already has.
-
-    parent: process id of the starter. Linux only.
-    """
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(sent), 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != parent:
-        os._exit(1)
-
-
 def resolve(target: str) -> Any:
     """The function that `module:function` names."""
     module, _, function = target.partition(":")
     return getattr(importlib.import_module(module), function)
 
 
-def main(arguments: list[str]) -> None:
-    pipe, parent = int(arguments[0]), int(arguments[1])
-    die_with_parent(parent)
+def run(pipe: int) -> None:
+    """Read the request from stdin, run its function, and report the result or the error on the pipe."""
     # Not for grandchildren: the parent reads until the last holder of the pipe has closed it.
     os.set_inheritable(pipe, False)
     report = Report(pipe)
+    report.send({"started": os.getpid()})
     request = json.load(sys.stdin)
     try:
         result = resolve(request["target"])(request["spec"], report)
@@ -82,4 +69,5 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    die_with_parent(int(sys.argv[2]))
+    run(int(sys.argv[1]))

@@ -1,0 +1,115 @@
+"""A running child process as its worker sees it: how it is fed, watched, killed and waited for."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+_LINGER: Final = 10.0
+
+
+class Pipes:
+    """Three pipes between worker and child: the request in, the output and the reports back."""
+
+    def __init__(self) -> None:
+        self.request_end, self.request = os.pipe()
+        self.output, self.output_end = os.pipe()
+        self.reports, self.reports_end = os.pipe()
+
+    @property
+    def ends(self) -> list[int]:
+        """The child's ends, in the order in which `template` takes them."""
+        return [self.request_end, self.output_end, self.reports_end]
+
+    def close_ends(self) -> None:
+        """Close the child's ends here, so that its own are the last."""
+        for end in self.ends:
+            os.close(end)
+
+    def close(self) -> None:
+        for end in (self.request, self.output, self.reports):
+            os.close(end)
+
+    def started(self, seconds: float) -> int | None:
+        """The process id that the child reports first; None if it ends, or says nothing for so long."""
+        # It writes no more than this before it has read its request.
+        if not select.select([self.reports], [], [], seconds)[0]:
+            return None
+        line = os.read(self.reports, 64)
+        return int(json.loads(line)["started"]) if line else None
+
+
+class Process:
+    """Nobody else may wait for the process: until `reap`, its number can be given to no other."""
+
+    def __init__(self, pid: int, pipes: Pipes, popen: subprocess.Popen[bytes] | None = None) -> None:
+        self.pid = pid
+        self.output, self.reports = pipes.output, pipes.reports
+        self.status: int | None = None
+        self._request = pipes.request
+        self._popen = popen
+
+    def send(self, request: dict[str, Any]) -> None:
+        # It may be dead already; then its exit status says why.
+        with suppress(BrokenPipeError), open(self._request, "wb") as stdin:
+            stdin.write(json.dumps(request).encode())
+
+    def has_ended(self) -> bool:
+        # Without reaping it: while it is a zombie its number is its own, and what it started can be killed by it.
+        try:
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:
+            return True  # reaped by the thread that waits for it
+
+    def close(self) -> None:
+        """Close the pipes of a child that was never sent a request."""
+        for end in (self._request, self.output, self.reports):
+            os.close(end)
+
+    def let_end(self) -> None:
+        """Wait a moment for its end."""
+        deadline = time.monotonic() + _LINGER
+        while not self.has_ended() and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def kill(self) -> None:
+        """Kill it and all that it started."""
+        if self.status is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    def reap(self) -> int:
+        """Wait for it; the exit status, or the number of the signal that killed it, negative."""
+        self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        if self._popen is not None:
+            self._popen.returncode = self.status
+        return self.status
+
+
+def execute(environment: Mapping[str, str]) -> Process:
+    """Start a child from nothing, with its own imports to do. Its life is tied to the thread that calls this."""
+    pipes = Pipes()
+    try:
+        popen = subprocess.Popen(
+            [sys.executable, "-m", "lora_registry.processes.child", str(pipes.reports_end), str(os.getpid())],
+            stdin=pipes.request_end,
+            stdout=pipes.output_end,
+            stderr=subprocess.STDOUT,
+            pass_fds=(pipes.reports_end,),
+            start_new_session=True,  # so that it can be killed with what it started; Ctrl-C is for the worker
+            env=environment,
+        )
+    except BaseException:
+        pipes.close()
+        raise
+    finally:
+        pipes.close_ends()
+    return Process(popen.pid, pipes, popen)

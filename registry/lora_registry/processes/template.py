@@ -1,0 +1,104 @@
+"""The inside of a warm process: `python -m lora_registry.processes.template SOCKET PARENT MODULE…`.
+
+Imports the modules, answers `ready` on its socket, and forks one child per message. A message carries three
+descriptors: the child's stdin, its output and its pipe for reports.
+
+A child is the worker's own: it is forked by a process between, whose end makes the worker, which adopts at that moment,
+its parent. So a child dies with its worker and outlives its template, only the worker waits for it, and its process id
+is given to no other process before that.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from lora_registry.processes import child
+from lora_registry.processes.attributes import die_with_parent
+
+READY: Final = b"ready"
+
+
+def main(channel: socket.socket, parent: int, modules: Sequence[str]) -> None:
+    """Serve until the worker closes the socket. Returns in each child as well, after its work."""
+    die_with_parent(parent)
+    for module in modules:
+        # The child imports it again and reports the error as its own.
+        with suppress(Exception):
+            importlib.import_module(module)
+    if (reason := unfit()) is not None:
+        channel.send(reason.encode())
+        return
+    gc.collect()
+    gc.freeze()  # a collection in a child would otherwise write to every page, and so copy it
+    channel.send(READY)
+    while True:
+        message, ends, _, _ = socket.recv_fds(channel, 16, 3)
+        if not message:
+            return
+        if fork_for(parent):
+            channel.close()
+            _run(*ends)
+            return
+        for end in ends:
+            os.close(end)
+
+
+def unfit() -> str | None:
+    """Why this process must not be forked; None if it can be."""
+    # OpenBLAS starts its threads when it is loaded, ends them before a fork, and starts them again when it is used.
+    if (pid := os.fork()) == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    if (threads := len(os.listdir("/proc/self/task"))) > 1:
+        return f"{threads} threads run in it"
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return "CUDA is initialized in it"
+    return None
+
+
+def fork_for(parent: int) -> bool:
+    """Fork a child of `parent`, in a session of its own. True in the child."""
+    try:
+        between = os.fork()
+    except OSError:
+        return False  # the worker sees the descriptors closed
+    if between:
+        os.waitpid(between, 0)
+        return False
+    between = os.getpid()
+    try:
+        last = os.fork() == 0
+    except OSError:
+        os._exit(1)
+    if not last:
+        os._exit(0)
+    while os.getppid() == between:
+        time.sleep(0.0005)
+    os.setsid()
+    die_with_parent(parent)
+    return True
+
+
+def _run(request: int, output: int, pipe: int) -> None:
+    os.dup2(request, 0)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(request)
+    os.close(output)
+    # torch draws from a fixed seed, and `random` seeds itself again after a fork.
+    if (numpy := sys.modules.get("numpy")) is not None:
+        numpy.random.seed()
+    child.run(pipe)
+
+
+if __name__ == "__main__":
+    main(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]), sys.argv[3:])
