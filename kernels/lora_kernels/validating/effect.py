@@ -13,7 +13,7 @@ from lora_contract.validation import LayerResult
 from lora_kernels.validating import contribution
 from lora_kernels.validating.agreement import divergence, top_agreement
 from lora_kernels.validating.losses import Encoded
-from lora_kernels.validating.pull import measure
+from lora_kernels.validating.module_ablation import measure
 
 WEIGHTS: Final = "adapter_model.safetensors"
 # PEFT stores a copy of an adapted embedding beside its factors; it is the base's own and has nothing to do.
@@ -30,10 +30,17 @@ def effect(
     before: Probes,
     after: Probes,
     records: Sequence[tuple[Encoded, float | None]] = (),
-    told: Callable[[int, int], None] = lambda _done, _total: None,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> LayerResult:
-    """model: of PEFT. header: of the adapter's file. before, after: log-probabilities of the probes. records: what it
-    was trained for, each with its nats of the base alone. told: passes over them done, of how many."""
+    """Compare the model with and without the adapter.
+
+    Args:
+        model: of PEFT.
+        header: of the adapter's file.
+        before, after: log-probabilities of the probes.
+        records: of the evaluation sets that it was trained for, each with its nats of the base alone.
+        progress: called with the passes over them done, and of how many.
+    """
     findings = _coverage(model, header)
     finite = all(np.isfinite(probe).all() for probe in after)
     facts: dict[str, Any] = {"keys": len(header.tensors), "finite": finite}
@@ -54,9 +61,9 @@ def effect(
                     "weak-effect", "warning", f"The outputs differ from the base's by {facts['divergence']:.1e} nats."
                 )
             )
-        if (pulls := measure(model, records, told)) is not None:
-            facts["pulls"] = contribution.facts(pulls)
-            findings += contribution.findings(pulls)
+        if (contributions := measure(model, records, progress)) is not None:
+            facts["pulls"] = contribution.facts(contributions)
+            findings += contribution.findings(contributions)
     return LayerResult("failed" if any(f.severity == "error" for f in findings) else "passed", findings, facts)
 
 

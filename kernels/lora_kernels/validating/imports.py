@@ -25,6 +25,7 @@ _MODULES: Final = (
     "lora_kernels.validating.numbers",
     "lora_kernels.validating.structure",
     "lora_kernels.validating.suite",
+    "lora_kernels.validating.threads",
     "lora_kernels.validating.tokenizer",
 )
 _TOUCH_CUDA: Final = ("peft", "lora_kernels.validating.effect")

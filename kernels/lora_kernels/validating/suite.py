@@ -41,6 +41,7 @@ def validate(subject: Subject, *, progress: Progress | None = None) -> Validatio
     from lora_kernels.validating.environment import environment
     from lora_kernels.validating.harness import opened
     from lora_kernels.validating.structure import structure
+    from lora_kernels.validating.threads import few_threads
 
     told = progress or (lambda _what, _done, _total: None)
     told("structure", 0, 1)
@@ -53,7 +54,8 @@ def validate(subject: Subject, *, progress: Progress | None = None) -> Validatio
         layers |= {layer: LayerResult("skipped", reason="the structure is broken.") for layer in _run(subject)}
     else:
         _read(subject, facts, layers)
-        with opened(subject.tasks if "behaviour" in _run(subject) else ()) as harness:
+        tasks_given = subject.tasks if "behaviour" in _run(subject) else ()
+        with opened(tasks_given) as harness, few_threads(subject.base, subject.precision):
             _measure(subject, layers, evaluations, answers, tasks, harness, told)
     return Validation(
         version=subject.version,
@@ -150,7 +152,7 @@ def _measure(
             for pair in zip(items, nats_of, strict=True)
         ]
         header = read_adapter(subject.adapter).header
-        layers["effect"] = effect(model, header, before, after, good_at, partial(told, "pull of each module"))
+        layers["effect"] = effect(model, header, before, after, good_at, partial(told, "ablation of each module"))
     if "behaviour" in run:
         asked = [one for one in subject.sets if one.role == "behaviour"]
         answers |= {one.digest: answered(model, tokenizer, one, told) for one in asked}

@@ -12,7 +12,7 @@ import pytest
 
 from lora_contract.findings import Finding
 from lora_kernels.validating import contribution, losses, models
-from lora_kernels.validating.pull import Pulls, measure
+from lora_kernels.validating.module_ablation import Contributions, measure
 from tests.support.command import TINY
 from tests.support.testbed import require_testbed
 
@@ -20,7 +20,7 @@ TOKENS = [100 + number for number in range(20)]
 NAMES = [f"layers.{number}" for number in range(12)]
 
 
-def pulls(whole: dict[str, float], half: dict[str, float], *, gain: float = 1.0) -> Pulls:
+def contributions(whole: dict[str, float], half: dict[str, float], *, gain: float = 1.0) -> Contributions:
     """Of modules that pull and help that much in nats per token, a little more or less in each record."""
     rng = np.random.default_rng(0)
 
@@ -28,7 +28,7 @@ def pulls(whole: dict[str, float], half: dict[str, float], *, gain: float = 1.0)
         rows = [[sign * values[name] * count * rng.normal(1, 0.1) for name in NAMES] for count in TOKENS]
         return [[float(value) for value in row] for row in rows]
 
-    return Pulls(NAMES, gain, table(whole, 1), table(half, -1), TOKENS)
+    return Contributions(NAMES, gain, table(whole, 1), table(half, -1), TOKENS)
 
 
 def said(
@@ -39,9 +39,9 @@ def said(
     without: dict[str, float] | None = None,
 ) -> list[Finding]:
     """without: nats per token by which the loss is higher without a module; 0 where nothing is said."""
-    found, more = pulls(whole, half, gain=gain), dict.fromkeys(NAMES, 0.0) | (without or {})
-    for names in (found.doubtful, *((name,) for name in NAMES)):
-        found.take_out(names, [sum(more[name] for name in names) * count for count in TOKENS])
+    found, more = contributions(whole, half, gain=gain), dict.fromkeys(NAMES, 0.0) | (without or {})
+    for names in (found.suspects, *((name,) for name in NAMES)):
+        found.ablate(names, [sum(more[name] for name in names) * count for count in TOKENS])
     return contribution.findings(found)
 
 
@@ -111,7 +111,7 @@ def test_what_is_worse_than_its_base_is_left_to_its_losses() -> None:
     assert said({**PULL, "layers.3": 0.05}, lost, gain=-1.0) == []
 
 
-Measured = tuple[Any, list[tuple[losses.Encoded, float | None]], Pulls | None]
+Measured = tuple[Any, list[tuple[losses.Encoded, float | None]], Contributions | None]
 
 
 @cache
@@ -139,7 +139,9 @@ def test_a_pull_is_the_derivative_of_the_loss(which: str) -> None:
     """Of one module, or of all together where `which` is empty, against a difference of losses."""
     model, pairs, found = measured("series-sql/v2", "sql")
     assert found is not None
-    layers = [layer for name, layer in model.get_base_model().named_modules() if name in found.pull and which in name]
+    layers = [
+        layer for name, layer in model.get_base_model().named_modules() if name in found.gradient and which in name
+    ]
     step, at = 1e-2, {}
     for factor in (1 - step, 1 + step):
         for layer in layers:
@@ -148,7 +150,7 @@ def test_a_pull_is_the_derivative_of_the_loss(which: str) -> None:
         for layer in layers:
             layer.scaling["default"] /= factor
     slope = (at[1 + step] - at[1 - step]) / (2 * step)
-    pull = found.pull[which] if which else found.together(list(found.pull))
+    pull = found.gradient[which] if which else found.joint_gradient(list(found.gradient))
     assert pull.mean == pytest.approx(slope, rel=0.02, abs=1e-5)
 
 
@@ -159,11 +161,11 @@ def test_a_pull_is_the_derivative_of_the_loss(which: str) -> None:
 def test_helps_sum_to_the_gain_for_every_type_that_wraps_layers(name: str, domain: str, modules: int) -> None:
     model, pairs, found = measured(name, domain)
     assert found is not None
-    assert len(found.pull) == modules
+    assert len(found.gradient) == modules
     base = sum(value or math.nan for _, value in pairs) / sum(item.tokens for item, _ in pairs)
     assert found.gain == pytest.approx(base - mean(model, pairs), rel=1e-5)
     # One point for the integral over all factors: the midpoint rule.
-    assert sum(help_.mean for help_ in found.help.values()) == pytest.approx(found.gain, rel=0.25)
+    assert sum(help_.mean for help_ in found.gain_at_half.values()) == pytest.approx(found.gain, rel=0.25)
 
 
 def test_a_module_that_helps_only_where_the_others_are_whole_is_taken_out_to_see_it() -> None:
@@ -172,8 +174,8 @@ def test_a_module_that_helps_only_where_the_others_are_whole_is_taken_out_to_see
         TINY / "base", TINY / "adapters" / "queries-v2", TINY / "data" / "queries_eval.jsonl"
     )
     assert found is not None
-    (one,) = found.doubtful
-    more = found.without[(one,)]
+    (one,) = found.suspects
+    more = found.ablation[(one,)]
     whole = mean(model, pairs)
     layer = model.get_base_model().get_submodule(one)
     layer.scaling["default"] = 0.0

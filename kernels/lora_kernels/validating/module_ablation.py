@@ -1,0 +1,207 @@
+"""What each module contributes to the loss: its gradient with respect to a gate, and its ablation.
+
+Each module's contribution to its layer is scaled by a gate α. One forward+backward pass gives the derivatives of the
+loss with respect to all gates.
+
+At α = 1 a gradient above 0 says that the loss would be lower if the module did a little less. Training ends where the
+gradient is about 0, or below if it ended early. A module whose sign or scale is wrong has a gradient of about what it
+costs, and alone; all modules have one if the whole update is too strong, or was trained on too little for too long.
+
+At α = 1/2 the gradients sum to about the loss of the adapter less that of the base, so each with its sign turned is the
+module's gain. A module whose factors were exchanged, or that was trained on another base, has little gradient and no
+gain.
+
+A gradient at one point may have the wrong sign for a module that helps only beside the whole others, and a module that
+memorized a little has a positive gradient and helps all the same. Those that seem not to help, or whose gradient is
+positive, are therefore ablated, and the rise of the loss without them is measured.
+
+None of it needs another version to compare with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain
+from typing import Any, Final
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lora_contract.statistics import FEWEST, LEVEL, Interval, paired
+from lora_kernels.validating.losses import Encoded, forward, losses, record_nats
+
+# A forward+backward pass costs about as much as four of losses, and there are two: on a quarter of the records they
+# cost about what the losses of base and adapter do on all of them.
+_FEW, _MANY, _PART = 16, 64, 4
+# Nats per token, and as a share of the gain: the larger of both is the smallest change that counts.
+LEAST: Final = 0.005
+SHARE: Final = 0.01
+# Of the kernels for attention the plain one alone sums in a fixed order on every device.
+_fixed_order = partial(sdpa_kernel, SDPBackend.MATH)
+# Modules that are ablated one at a time.
+_ABLATED = 8
+# Arguments that PEFT gives to its own layers and not to the layer below.
+_OF_PEFT: Final = frozenset({"adapter_names", "alora_offsets"})
+
+Progress = Callable[[int, int], None]
+Pair = tuple[Encoded, float]
+"""A record, and its nats of the base alone."""
+
+
+Table = list[list[float]]
+"""(records, modules)"""
+
+
+class Contributions:
+    """Contribution of each module, by its name in the base, in nats per token.
+
+    gradient: derivative of the loss at α = 1. gain_at_half: the same at α = 1/2, with its sign turned. inactive:
+    modules that change nothing. suspects: the others with no gain above 0. gain: loss of the base less that of the
+    adapter, on the same records. least: the smallest change that counts. ablation: rise of the loss, by the modules
+    ablated.
+    """
+
+    def __init__(self, names: Sequence[str], gain: float, at_one: Table, at_half: Table, tokens: list[int]) -> None:
+        self.gain = gain
+        self.least = max(LEAST, SHARE * gain)
+        self._tokens = tokens
+        self._at_one = dict(zip(names, zip(*at_one, strict=True), strict=True))
+        half = dict(zip(names, zip(*at_half, strict=True), strict=True))
+        self.gradient = {name: self._interval(column) for name, column in self._at_one.items()}
+        self.gain_at_half = {name: self._interval([-value for value in column]) for name, column in half.items()}
+        self.inactive = {name for name in names if not any(self._at_one[name]) and not any(half[name])}
+        active = [name for name in names if name not in self.inactive]
+        self.suspects = tuple(name for name in active if self.gain_at_half[name].mean <= 0)
+        self.ablation: dict[tuple[str, ...], Interval] = {}
+
+    def joint_gradient(self, names: Sequence[str]) -> Interval:
+        """The gradient of some modules with respect to one gate for all of them."""
+        rows = zip(*(self._at_one[name] for name in names), strict=True)
+        return self._interval([sum(row) for row in rows] or [0.0] * len(self._tokens))
+
+    def ablate(self, names: tuple[str, ...], rise: Sequence[float]) -> None:
+        """Add an ablation. rise: nats of each record without these modules, less those with all."""
+        self.ablation[names] = self._interval(rise)
+
+    def _interval(self, values: Sequence[float]) -> Interval:
+        found = paired(values, [0.0] * len(values), self._tokens, level=LEVEL)
+        assert found is not None  # as there are records enough
+        return found
+
+
+def measure(model: Any, records: Sequence[tuple[Encoded, float | None]], progress: Progress) -> Contributions | None:
+    """Measure the contributions of a PEFT model's modules.
+
+    Args:
+        model: of PEFT.
+        records: with their nats of the base alone.
+        progress: called with the passes done, and of how many.
+
+    Returns:
+        None if there is nothing to measure: fewer than FEWEST records, values that are not finite, or a type that wraps
+        no module, as prompts and prefixes do.
+    """
+    chosen = _spread([(item, base) for item, base in records if base is not None and item.tokens])
+    layers, items = _layers(model), [item for item, _ in chosen]
+    if not layers or len(chosen) < FEWEST:
+        return None
+    model.requires_grad_(False)
+    count = len(items)
+    nats, at_one = _gradients(model, layers, items, 1.0, lambda done: progress(done, 2 * count))
+    _, at_half = _gradients(model, layers, items, 0.5, lambda done: progress(count + done, 2 * count))
+    if not all(map(math.isfinite, chain(nats, *at_one, *at_half))):
+        return None
+    tokens = [item.tokens for item in items]
+    gain = (sum(base for _, base in chosen) - sum(nats)) / sum(tokens)
+    found = Contributions(list(layers), gain, at_one, at_half, tokens)
+    for names in _to_ablate(found):
+        without = _losses_without(model, {name: layers[name] for name in names}, items)
+        rise = [value - full for value, full in zip(without, nats, strict=True) if value is not None]
+        if len(rise) == len(items):
+            found.ablate(names, rise)
+    return found
+
+
+def _to_ablate(found: Contributions) -> list[tuple[str, ...]]:
+    """All suspects together, then the worst of them and of those with a positive gradient one at a time. Nothing of an
+    adapter that is worse than its base: it is refused for its losses."""
+    if found.gain <= 0:
+        return []
+    doubted = {*found.suspects, *(name for name, gradient in found.gradient.items() if gradient.low >= found.least)}
+    worst = sorted(doubted, key=lambda name: (found.gain_at_half[name].mean - found.gradient[name].mean, name))
+    return list(dict.fromkeys(names for names in [found.suspects, *((name,) for name in worst[:_ABLATED])] if names))
+
+
+def _losses_without(model: Any, ablated: dict[str, Any], items: Sequence[Encoded]) -> list[float | None]:
+    # The other modules have no gate at all: at α = 1 they give the same bits, for half the products.
+    with _gated(ablated, torch.zeros(len(ablated)), differentiate=False), _fixed_order():
+        return losses(model, items, lambda _done: None)
+
+
+def _gradients(
+    model: Any, layers: dict[str, Any], items: Sequence[Encoded], alpha: float, progress: Callable[[int], None]
+) -> tuple[list[float], Table]:
+    """Nats of each record, and their derivative with respect to the gate of each module, with all gates at `alpha`.
+
+    One record at a time: a gate is then one number whatever the shape that a module works in, and what is kept for the
+    backward pass is that of the longest record.
+    """
+    nats, table = [], []
+    for done, item in enumerate(items, 1):
+        gates = torch.full((len(layers),), alpha, requires_grad=True)
+        with _gated(layers, gates, differentiate=alpha != 1), _fixed_order():
+            value = record_nats(forward(model, [item.ids])[0], item)
+            (gradient,) = torch.autograd.grad(value, gates)
+        nats.append(float(value.detach()))
+        table.append(gradient.tolist())
+        progress(done)
+    return nats, table
+
+
+@contextmanager
+def _gated(layers: dict[str, Any], gates: torch.Tensor, *, differentiate: bool) -> Iterator[None]:
+    """Scale the contribution of each layer by its gate. A contribution is the output less that of the layer below, for
+    every type that wraps layers.
+
+    differentiate: whether gradients pass through the contributions. At α = 1 nothing is taken away, so that none needs
+    to, and outputs stay equal to the bit.
+    """
+
+    def hook(number: int, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: torch.Tensor) -> torch.Tensor:
+        below = layer.base_layer if hasattr(layer, "base_layer") else layer.original_module
+        with torch.set_grad_enabled(differentiate):
+            added = out - below(*args, **{name: value for name, value in kwargs.items() if name not in _OF_PEFT})
+        scaled: torch.Tensor = out + ((gates[number].to(added.device) - 1) * added.float()).to(out.dtype)
+        return scaled
+
+    handles = [
+        layer.register_forward_hook(partial(hook, number), with_kwargs=True)
+        for number, layer in enumerate(layers.values())
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _layers(model: Any) -> dict[str, Any]:
+    """Modules that the adapter wraps. Attention that is one module of torch returns more than one tensor: left out."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import ModulesToSaveWrapper
+
+    return {
+        name: module
+        for name, module in model.get_base_model().named_modules()
+        if isinstance(module, ModulesToSaveWrapper)
+        or (isinstance(module, BaseTunerLayer) and not isinstance(module.get_base_layer(), torch.nn.MultiheadAttention))
+    }
+
+
+def _spread(records: list[Pair]) -> list[Pair]:
+    """Some records of all sets, evenly spaced."""
+    count = min(max(len(records) // _PART, _FEW), _MANY, len(records))
+    return [records[number * len(records) // count] for number in range(count)]

@@ -1,0 +1,48 @@
+"""Work of children in these tests."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_registry.processes.child import Report
+
+
+def look(_spec: dict[str, Any], _report: Report) -> dict[str, Any]:
+    """What a child finds when it begins."""
+    return {
+        "pid": os.getpid(),
+        "parent": os.getppid(),
+        "session": os.getsid(0),
+        "threads": len(os.listdir("/proc/self/task")),
+        "descriptors": sorted(os.readlink(fd) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()),
+        "environment": dict(os.environ),
+        "forked": "lora_registry.processes.template" in sys.orig_argv,
+        "random": random.random(),
+        "numpy": float(np.random.random()),  # noqa: NPY002
+    }
+
+
+def threads(_spec: dict[str, Any], _report: Report) -> int:
+    """Leave threads behind, of Python and of BLAS."""
+    for _ in range(3):
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+    wide = np.ones((500, 500))
+    np.dot(wide, wide)
+    return len(os.listdir("/proc/self/task"))
+
+
+def wait(spec: dict[str, Any], report: Report) -> int:
+    """Until the file `spec["go"]` is there."""
+    Path(spec["begun"]).write_text(str(os.getpid()))
+    while not Path(spec["go"]).exists():
+        report.progress("waiting")
+        time.sleep(0.02)
+    return os.getpid()
