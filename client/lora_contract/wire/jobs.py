@@ -10,7 +10,14 @@ from lora_contract.wire.repositories import VersionRef
 
 
 class JobView(Response, frozen=True):
-    """state: queued, running, done, failed, cancelled. result: the version made, where the job made one."""
+    """A job.
+
+    Args:
+        state: queued, running, done, failed or cancelled.
+        waiting_for: why a queued job does not start, as a noun phrase ("a worker that takes jobs from the queue gpu;
+            none is running"); None if a live worker serves its queue, or if it is not queued.
+        result: the version that the job made, if any.
+    """
 
     id: str
     kind: str
@@ -21,6 +28,7 @@ class JobView(Response, frozen=True):
     title: str = ""
     worker: str | None = None
     attempts: int = 0
+    waiting_for: str | None = None
     error: str | None = None
     error_code: str | None = None
     result: VersionRef | None = None

@@ -31,11 +31,13 @@ def list_jobs(
     request: R,
     caller: Caller,
     kind: Text = None,
+    exclude_kind: Text = None,
     job_state: Annotated[State | None, QueryParameter(name="state")] = None,
     cursor: Text = None,
     limit: Limit = 50,
 ) -> Response[JobList]:
-    return reply(request, jobs.list_all(caller, kind=kind, state=job_state, cursor=cursor, limit=limit))
+    found = jobs.list_all(caller, kind=kind, exclude_kind=exclude_kind, state=job_state, cursor=cursor, limit=limit)
+    return reply(request, found)
 
 
 @get("/jobs/{job_id:str}", summary="Show a job")

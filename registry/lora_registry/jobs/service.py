@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from itertools import islice
+from typing import Final
 
 from sqlmodel import Session
 
@@ -15,22 +16,36 @@ from lora_registry.auth.principals import Principal
 from lora_registry.context import Context
 from lora_registry.db.tables import JobRow
 from lora_registry.jobs import store
+from lora_registry.jobs.engine.lease_store import served
 from lora_registry.jobs.engine.port import JobStatus
 from lora_registry.repositories import store as catalog
 from lora_registry.repositories import views
 from lora_registry.runtime import paging
 from lora_registry.runtime.clock import iso
 
-MAX_RECORDS = 500
+MAX_RECORDS: Final = 500
+MIN_PREFIX: Final = 6
+"""Characters of an id from which on it may be a prefix."""
+MAX_LISTED: Final = 5
+"""Jobs that an error about an ambiguous prefix names."""
 
 
 def show(caller: Caller, job_id: str) -> JobView:
+    """job_id: of this and the functions below: a whole id, or a prefix that only one visible job has."""
     with caller.ctx.db.read() as session:
-        _own(session, caller.principal, job_id)
-    return _views(caller.ctx, [job_id])[0]
+        row = _find(session, caller.principal, job_id)
+    return _views(caller.ctx, [row.id])[0]
 
 
-def list_all(caller: Caller, *, kind: str | None, state: str | None, cursor: str | None, limit: int) -> JobList:
+def list_all(
+    caller: Caller,
+    *,
+    kind: str | None,
+    exclude_kind: str | None,
+    state: str | None,
+    cursor: str | None,
+    limit: int,
+) -> JobList:
     """Newest first. A filter by state may leave a page short; follow `next_cursor`."""
     before = paging.decode(cursor, int, str)
     with caller.ctx.db.read() as session:
@@ -38,6 +53,7 @@ def list_all(caller: Caller, *, kind: str | None, state: str | None, cursor: str
             session,
             namespace=caller.principal.visible(),
             kind=kind,
+            exclude_kind=exclude_kind,
             before=(before[0], before[1]) if before else None,
             limit=limit,
         )
@@ -49,11 +65,11 @@ def list_all(caller: Caller, *, kind: str | None, state: str | None, cursor: str
 
 
 def progress(caller: Caller, job_id: str, *, offset: int) -> JobProgressList:
-    """The records from `offset` on that there are now."""
+    """Return the records there are now, from `offset` on."""
     with caller.ctx.db.read() as session:
-        _own(session, caller.principal, job_id)
-    state = _status(caller.ctx, job_id).state  # before the records: those of an ended job are then complete
-    records = list(islice(caller.ctx.jobs.follow(job_id, offset, timeout=0.0), MAX_RECORDS))
+        row = _find(session, caller.principal, job_id)
+    state = _status(caller.ctx, row.id).state  # before the records: those of an ended job are then complete
+    records = list(islice(caller.ctx.jobs.follow(row.id, offset, timeout=0.0), MAX_RECORDS))
     return JobProgressList(
         state=state,
         items=[
@@ -72,29 +88,45 @@ def progress(caller: Caller, job_id: str, *, offset: int) -> JobProgressList:
 
 
 def cancel(caller: Caller, job_id: str) -> JobView:
-    _require_writer(caller, job_id)
-    caller.ctx.jobs.cancel(job_id)
-    return show(caller, job_id)
+    row = _writable(caller, job_id)
+    caller.ctx.jobs.cancel(row.id)
+    return show(caller, row.id)
 
 
 def retry(caller: Caller, job_id: str) -> JobView:
-    _require_writer(caller, job_id)
-    caller.ctx.jobs.retry(job_id)
-    return show(caller, job_id)
+    row = _writable(caller, job_id)
+    caller.ctx.jobs.retry(row.id)
+    return show(caller, row.id)
 
 
-def _require_writer(caller: Caller, job_id: str) -> None:
+def _writable(caller: Caller, job_id: str) -> JobRow:
     with caller.ctx.db.read() as session:
-        caller.require("writer", _own(session, caller.principal, job_id).namespace)
+        row = _find(session, caller.principal, job_id)
+        caller.require("writer", row.namespace)
+        return row
 
 
-def _own(session: Session, principal: Principal, job_id: str) -> JobRow:
+def _find(session: Session, principal: Principal, job_id: str) -> JobRow:
+    """Raises `not-found`; `invalid-request` if several visible jobs have this prefix."""
     row = store.job(session, job_id)
-    if row is None or not principal.may("reader", row.namespace):
+    if row is not None and principal.may("reader", row.namespace):
+        return row
+    found = []
+    if len(job_id) >= MIN_PREFIX:
+        found = store.jobs_by_prefix(session, job_id, namespace=principal.visible(), limit=MAX_LISTED + 1)
+    if not found:
         raise RegistryError(
-            "not-found", f"There is no job {job_id[:80]!r}.", hint="`lora-reg job list` shows the jobs."
+            "not-found", f"There is no job {job_id[:80]!r}.", hint="List the jobs with `lora-reg job list`."
         )
-    return row
+    if len(found) > 1:
+        ids = ", ".join(one.id for one in found[:MAX_LISTED])
+        more = ", and others" if len(found) > MAX_LISTED else ""
+        raise RegistryError(
+            "invalid-request",
+            f"Several jobs begin with {job_id!r}: {ids}{more}.",
+            hint="Give more characters of the job's id.",
+        )
+    return found[0]
 
 
 def _status(ctx: Context, job_id: str) -> JobStatus:
@@ -109,15 +141,18 @@ def _views(ctx: Context, job_ids: Sequence[str]) -> list[JobView]:
     statuses = [_status(ctx, job_id) for job_id in job_ids]
     with ctx.db.read() as session:
         rows = [(store.job(session, job_id), status) for job_id, status in zip(job_ids, statuses, strict=True)]
-        return [_view(session, row, status) for row, status in rows if row is not None]
+        queues = served(session) if any(status.state == "queued" for status in statuses) else set()
+        return [_view(session, row, status, queues) for row, status in rows if row is not None]
 
 
-def _view(session: Session, row: JobRow, status: JobStatus) -> JobView:
+def _view(session: Session, row: JobRow, status: JobStatus, queues: Set[str]) -> JobView:
+    """queues: those that a live worker takes jobs from."""
     result = None
     if row.result_version_id is not None:
         found = catalog.versions_by_id(session, [row.result_version_id])
         result = views.refs(session, list(found.values()))[row.result_version_id]
     recipe = store.recipe(session, row.recipe_digest) if row.recipe_digest else None
+    waits = status.state == "queued" and status.queue not in queues
     return JobView(
         id=row.id,
         kind=row.kind,
@@ -128,6 +163,7 @@ def _view(session: Session, row: JobRow, status: JobStatus) -> JobView:
         title=row.title,
         worker=status.worker,
         attempts=status.attempts,
+        waiting_for=f"a worker that takes jobs from the queue {status.queue}; none is running" if waits else None,
         error=status.error,
         error_code=status.error_code,
         result=result,

@@ -23,8 +23,22 @@ def job(session: Session, job_id: str) -> JobRow | None:
     return session.get(JobRow, job_id)
 
 
+def jobs_by_prefix(session: Session, prefix: str, *, namespace: str | None, limit: int) -> list[JobRow]:
+    """Jobs whose ids begin with `prefix`, in the order of their ids."""
+    query = select(JobRow).where(col(JobRow.id).startswith(prefix, autoescape=True)).order_by(col(JobRow.id))
+    if namespace is not None:
+        query = query.where(JobRow.namespace == namespace)
+    return list(session.exec(query.limit(limit)))
+
+
 def jobs(
-    session: Session, *, namespace: str | None, kind: str | None, before: tuple[int, str] | None, limit: int
+    session: Session,
+    *,
+    namespace: str | None,
+    kind: str | None,
+    exclude_kind: str | None,
+    before: tuple[int, str] | None,
+    limit: int,
 ) -> list[JobRow]:
     """Newest first."""
     query = select(JobRow).order_by(col(JobRow.created_at).desc(), col(JobRow.id).desc()).limit(limit)
@@ -32,6 +46,8 @@ def jobs(
         query = query.where(JobRow.namespace == namespace)
     if kind is not None:
         query = query.where(JobRow.kind == kind)
+    if exclude_kind is not None:
+        query = query.where(JobRow.kind != exclude_kind)
     if before is not None:
         at, job_id = before
         query = query.where(
