@@ -1,6 +1,6 @@
-"""The main job, end to end, on the embedded default: what `make demo` runs.
+"""The main workflow, end to end, on the embedded default: `make demo` runs this.
 
-Starts the service on a temporary data folder and drives it with the commands that a person would type.
+Start the service on a temporary data folder and run the commands that a user would type.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ TINY = Path("examples/tiny")
 BIN = Path(sys.executable).parent
 READY_SECONDS = 30
 SAME_LOSS = 2e-3
-"""Nats per token. The merged model is stored in bfloat16, base+adapter are computed in float32."""
+"""In nats per token. The merged model is stored in bfloat16; base and adapter are evaluated in float32."""
 
 
 class Failed(Exception):
-    """A step did not do what it should."""
+    """A step of the demo failed."""
 
 
 def say(text: str = "") -> None:
@@ -41,7 +41,7 @@ def title(text: str) -> None:
 
 
 def run(*command: str, environment: dict[str, str], refused: bool = False) -> None:
-    """Show a command, run it, show what it says. refused: it must end with exit status 6."""
+    """Print a command and run it. refused: it must end with exit status 6."""
     say(f"$ lora-reg {shlex.join(command)}")
     done = subprocess.run([str(BIN / "lora-reg"), *command], env=environment, cwd=ROOT, check=False)
     if done.returncode != (6 if refused else 0):
@@ -51,7 +51,7 @@ def run(*command: str, environment: dict[str, str], refused: bool = False) -> No
 
 
 def evaluate(environment: dict[str, str], *arguments: str) -> float:
-    """Held-out loss in nats per token."""
+    """Return the held-out loss in nats per token."""
     command = [
         sys.executable,
         str(TINY / "evaluate.py"),
@@ -105,7 +105,7 @@ def tour(environment: dict[str, str], scratch: Path) -> None:
     title("A tag that inference servers follow")
     run("tag", "acme/queries:v2", "prod", "--reason", "better on held-out queries", environment=environment)
 
-    title("A merge, by a job")
+    title("A merge, as a job")
     run("merge", "acme/queries:prod", "--to", "acme/queries-merged", environment=environment)
 
     title("Pull by tag")
@@ -162,7 +162,7 @@ def main() -> int:
     bin_folder = BIN.relative_to(ROOT) if BIN.is_relative_to(ROOT) else BIN
     title("To go on by hand")
     say(f"  {bin_folder}/lora-registry serve --data {data}")
-    say(f"  {bin_folder}/lora-reg list                     # in another terminal; --help tells the rest")
+    say(f"  {bin_folder}/lora-reg list                     # in another terminal; see also --help")
     say(f"The data is in {scratch}; remove that folder when you are done.")
     return 0
 

@@ -35,7 +35,7 @@ def quiet_libraries() -> None:
 
     notices: Any = transformers_logging
     notices.disable_progress_bar()
-    # PEFT imports bitsandbytes, which tells about a kernel that no adapter here needs.
+    # PEFT imports bitsandbytes, which warns about a kernel that no adapter here needs.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # PEFT 0.21 calls what transformers 5 has renamed.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
@@ -66,7 +66,7 @@ def held_out_loss(model: Any, tokenizer: Any, records: Sequence[str], *, batch_s
 
     window = model.config.max_position_embeddings
     encoded = [[tokenizer.bos_token_id, *tokenizer.encode(text, add_special_tokens=False)][:window] for text in records]
-    # Records of like length share a batch, so that little of it is padding.
+    # Records of similar length share a batch, to keep padding small.
     encoded.sort(key=len)
     nats, predicted = 0.0, 0
     for start in range(0, len(encoded), batch_size):

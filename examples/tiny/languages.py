@@ -1,4 +1,4 @@
-"""Four small rule-made languages, each in two variants, from a seed alone.
+"""Four small rule-based languages, each in two variants, generated from a seed.
 
 `plain` is what the base model mostly reads. `house` is how one team writes the same kind of thing: other names, another
 notation, the same kind of rules below; the base sees it now and then. An adapter is trained on the house variant of one

@@ -1,9 +1,9 @@
-"""Make everything in this folder again: texts, tokenizer, base model, adapters, broken adapter, losses.
+"""Rebuild everything in this folder: texts, tokenizer, base model, adapters, broken adapter, losses.
 
     python -m examples.tiny.train [--out DIR]
 
 Run it from the root of the repository. It needs the `dev` extra, no network and a few minutes on two cores. The same
-machine and library versions give the same bytes again; another processor may differ in the last bits of the weights.
+machine and library versions give the same bytes; another processor may differ in the last bits of the weights.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ VOCABULARY = 768
 WINDOW = 256
 BATCH = 16
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-# The base reads a little of everything: this share of its records is in the house variant.
+# Share of the base's training records that is in the house variant.
 BASE_HOUSE_SHARE = 0.02
 HELD_OUT_BYTES = 20_000
 # domain -> (languages, share of the house variant)
@@ -72,7 +72,7 @@ ADAPTERS = {
         learning_rate=5e-3,
         lora={"r": 8, "lora_alpha": 16, "target_modules": ALL_LINEAR},
     ),
-    # A regression as they happen: the recipe of v2 with a learning rate that is far too high.
+    # A typical regression: the recipe of v2 with a much too high learning rate.
     "queries-v3": AdapterRecipe(
         domain="queries",
         steps=40,
@@ -117,7 +117,7 @@ def write_tokenizer(out: Path, texts: Iterator[str]) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
-    # One token per digit: sums and balances cannot be learnt from numbers that are cut at random places.
+    # One token per digit: sums and balances cannot be learned from numbers that are split at random positions.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
@@ -237,7 +237,7 @@ def write_adapter(out: Path, *, base: Path, recipe: AdapterRecipe, held_out: set
     texts = stream(languages, house=house, seed="adapters", without=held_out)
     trace = fit(adapted, tokenizer, texts, steps=recipe.steps, learning_rate=recipe.learning_rate)
     log.info("%s: training loss %.3f -> %.3f", out.name, trace[0], trace[-1])
-    # A trainer writes the Hub id of its base, not the folder it happened to load it from.
+    # A trainer writes the Hub id of its base, not the folder from which it was loaded.
     adapted.peft_config["default"].base_model_name_or_path = BASE_ID
     # The embeddings are not touched; False also keeps PEFT from asking the Hub for the base's vocabulary size.
     adapted.save_pretrained(str(out), save_embedding_layers=False)
@@ -294,7 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, recipe in ADAPTERS.items():
         write_adapter(out / "adapters" / name, base=out / "base", recipe=recipe, held_out=held_out)
     write_broken(out / "broken" / "overwrites-base-norm", sound=out / "adapters" / "queries-v1")
-    # safetensors leaves its files readable by their owner alone; a service runs as somebody else.
+    # safetensors makes its files readable by their owner only; a service runs as another user.
     for path in out.rglob("*.safetensors"):
         path.chmod(0o644)
     write_losses(out)
