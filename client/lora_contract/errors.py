@@ -1,7 +1,7 @@
 """The closed table of errors.
 
 One row per code gives the HTTP status, the exit status of the command line, whether a retry can help, and the hint:
-one sentence that says what to do. HTTP, the Hub dialect and the client read this table; nobody recognises an error
+one sentence that says what to do. HTTP, the Hub dialect and the client read this table; nothing recognises an error
 by its text. Exit statuses: 1 another failure, 2 wrong usage, 3 not found, 4 not signed in or not allowed,
 5 conflict, 6 refused by a check, 7 integrity, 8 still pending, 9 rate or quota, 10 server or storage unavailable.
 """
@@ -52,7 +52,7 @@ ErrorCode = Literal[
 
 @dataclass(frozen=True, slots=True)
 class ErrorKind:
-    """A row of the table. `hint` is one sentence, addressed to the person who met the error."""
+    """A row of the table. hint: one sentence for the person who meets the error."""
 
     status: int
     exit: int
@@ -61,48 +61,46 @@ class ErrorKind:
 
 
 ERRORS: Final[dict[ErrorCode, ErrorKind]] = {
-    "internal": ErrorKind(500, 1, "Try again; if it stays, report it with the request id.", True),
+    "internal": ErrorKind(500, 1, "Try again; if it persists, report it with the request id.", True),
     "usage": ErrorKind(400, 2, "Correct the request; the detail names what is wrong."),
     "invalid-request": ErrorKind(400, 2, "Correct the request; the detail names the field."),
     "invalid-reference": ErrorKind(400, 2, "Write it as [namespace/]name[:tag or :vN][@sha256:…], in lower case."),
     "not-found": ErrorKind(404, 3, "Check the spelling with `lora-reg list`."),
     "method-not-allowed": ErrorKind(405, 2, "Use a method that the API document lists for this path."),
-    "deleted": ErrorKind(410, 3, "It was deleted and its name is not given out again; choose another."),
+    "deleted": ErrorKind(410, 3, "It was deleted and its name cannot be reused; choose another."),
     "unauthenticated": ErrorKind(401, 4, "Sign in with `lora-reg login URL`, or set LORA_REG_TOKEN."),
-    "forbidden": ErrorKind(403, 4, "Ask an administrator for a token with the role that this needs."),
-    "conflict": ErrorKind(409, 5, "Look at the present state and decide again."),
-    "exists": ErrorKind(409, 5, "Choose another name, or use what is there."),
-    "tag-moved": ErrorKind(412, 5, "Somebody moved the tag meanwhile; look at `lora-reg history` and decide again."),
+    "forbidden": ErrorKind(403, 4, "Ask an administrator for a token with the required role."),
+    "conflict": ErrorKind(409, 5, "Check the current state and decide again."),
+    "exists": ErrorKind(409, 5, "Choose another name, or use the existing one."),
+    "tag-moved": ErrorKind(412, 5, "The tag was moved in the meantime; check `lora-reg history` and decide again."),
     "tag-protected": ErrorKind(428, 5, "The tag is protected: name the version it points to now with `--expect`."),
-    "in-use": ErrorKind(409, 5, "Move what refers to it first; the detail names it."),
-    "idempotency-mismatch": ErrorKind(422, 5, "Use a new Idempotency-Key for another request."),
-    "rejected": ErrorKind(422, 6, "Mend what the findings name and push again."),
+    "in-use": ErrorKind(409, 5, "Move or delete what refers to it first; the detail names it."),
+    "idempotency-mismatch": ErrorKind(422, 5, "Use a new Idempotency-Key for a different request."),
+    "rejected": ErrorKind(422, 6, "Fix the reported problems and push again."),
     "base-mismatch": ErrorKind(
         422, 6, "If it is this base under another name: `lora-reg base alias`; for this push alone: `--accept-base`."
     ),
-    "unsupported": ErrorKind(422, 6, "This adapter is stored and served, but this operation does not exist for it."),
-    "gate-refused": ErrorKind(422, 6, "Mend what was found, or ask for another policy."),
+    "unsupported": ErrorKind(422, 6, "This adapter can be stored and served, but does not support this operation."),
+    "gate-refused": ErrorKind(422, 6, "Fix the failed checks, or ask for another policy."),
     "tag-gated": ErrorKind(
-        409, 6, "A policy governs the tag: promote the version, which moves it where the gate allows."
+        409, 6, "A policy governs the tag: promote the version, which moves the tag if the gate allows it."
     ),
     "not-reproduced": ErrorKind(
-        409, 7, "The recipe gave other bytes: compare the versions of the libraries and the backend of both runs."
+        409, 7, "The recipe gave other bytes: compare library versions and backends of both runs."
     ),
     "digest-mismatch": ErrorKind(422, 7, "The bytes differ from their digest; send them again from an unchanged file."),
-    "size-mismatch": ErrorKind(422, 7, "The length differs from what was announced; send the whole file again."),
-    "signature-mismatch": ErrorKind(
-        422, 7, "Do not use what the signature should vouch for; sign this version with `lora-reg sign` if it is yours."
-    ),
+    "size-mismatch": ErrorKind(422, 7, "The length differs from the announced one; send the whole file again."),
+    "signature-mismatch": ErrorKind(422, 7, "Do not use this version; if it is yours, sign it with `lora-reg sign`."),
     "corrupt": ErrorKind(500, 7, "The stored bytes are damaged; ask an administrator to run `lora-registry fsck`."),
-    "job-failed": ErrorKind(409, 1, "Read `lora-reg job logs`, mend the cause and start it again."),
-    "pending": ErrorKind(202, 8, "It is still running; take the wait up again with `lora-reg job wait`."),
-    "too-large": ErrorKind(413, 9, "Send less at once; the detail names the limit."),
-    "rate-limited": ErrorKind(429, 9, "Wait as long as Retry-After says and try again.", True),
-    "unavailable": ErrorKind(503, 10, "Try again in a moment; if it stays, look at the service.", True),
+    "job-failed": ErrorKind(409, 1, "Read `lora-reg job logs`, fix the cause and start it again."),
+    "pending": ErrorKind(202, 8, "It is still running; resume waiting with `lora-reg job wait`."),
+    "too-large": ErrorKind(413, 9, "Send less at a time; the detail names the limit."),
+    "rate-limited": ErrorKind(429, 9, "Wait for the time in Retry-After and try again.", True),
+    "unavailable": ErrorKind(503, 10, "Try again in a moment; if it persists, check the service.", True),
     "storage-unavailable": ErrorKind(503, 10, "The blob store did not answer; try again in a moment.", True),
-    "local-io": ErrorKind(500, 1, "Look at the path, its permissions and the free space on its disk."),
+    "local-io": ErrorKind(500, 1, "Check the path, its permissions and the free space on its disk."),
     "precondition-failed": ErrorKind(412, 5, "Read it again and repeat with the new ETag."),
-    "range-not-satisfiable": ErrorKind(416, 2, "Ask for a range inside the file."),
+    "range-not-satisfiable": ErrorKind(416, 2, "Request a range inside the file."),
 }
 
 

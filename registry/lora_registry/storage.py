@@ -1,4 +1,4 @@
-"""From settings to the blob store. Apart from `wiring`, so that a job's child process need not load a database."""
+"""Open the blob store. Separate from `wiring`, so that a job's child process does not load a database."""
 
 from __future__ import annotations
 

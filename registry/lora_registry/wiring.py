@@ -1,4 +1,4 @@
-"""From settings to an open context: what the API process and the workers share."""
+"""Open the context from settings, for API processes and workers."""
 
 from __future__ import annotations
 

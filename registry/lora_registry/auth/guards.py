@@ -1,4 +1,4 @@
-"""From a request to its caller."""
+"""Authenticate a request."""
 
 from __future__ import annotations
 

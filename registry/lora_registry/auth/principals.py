@@ -11,7 +11,7 @@ RANK: Final[dict[str, int]] = {"reader": 1, "writer": 2, "admin": 3}
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """A caller. namespace None: the role holds in every namespace."""
+    """A caller. namespace None: the role applies to every namespace."""
 
     name: str
     role: Role

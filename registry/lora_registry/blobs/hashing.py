@@ -1,4 +1,4 @@
-"""Hash and count a stream while it passes."""
+"""Hash and count a stream as it is read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lora_registry.blobs.protocols import Chunk, Stored
 
 
 class Tally:
-    """The sha256 and the length, in bytes, of what has passed so far."""
+    """The sha256 and the length in bytes of the chunks so far."""
 
     def __init__(self) -> None:
         self._sha256 = hashlib.sha256()
@@ -29,7 +29,7 @@ class Tally:
     def over(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]: ...
 
     def over(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-        """Count each chunk and pass it on, as bytes: what was hashed stays so though a writer reuses its buffer."""
+        """Yield each chunk, hashed and copied to bytes, since a writer may reuse its buffer."""
         for chunk in chunks:
             given = chunk.data if isinstance(chunk, Stored) else chunk
             data = given if type(given) is bytes else bytes(given)
@@ -41,8 +41,8 @@ class Tally:
 def checked(chunks: Iterable[bytes], *, digest: Digest, size: int) -> Iterator[bytes]:
     """Pass the chunks on and end only if they were `size` bytes with this digest.
 
-    So a loop over it that comes to its end has verified what it wrote. Raises RegistryError `size-mismatch`, before
-    the first byte too many is passed on or at the end where bytes are missing, and `digest-mismatch` at the end.
+    So a loop over it that ends normally has verified what it wrote. Raises RegistryError `size-mismatch`, before the
+    first surplus byte or at the end if bytes are missing, and `digest-mismatch` at the end.
     """
     tally = Tally()
     for chunk in tally.over(chunks):

@@ -1,4 +1,4 @@
-"""Where everything lies in a store: the whole layout, in one place.
+"""The layout of a store: every key, in one place.
 
     <root folder, or bucket and prefix>
     ├── blobs/sha256/
@@ -37,7 +37,7 @@ def blob_key(digest: Digest) -> str:
 
 
 def upload_prefix(upload: str) -> str:
-    """`uploads/<session>/`. Raises RegistryError `invalid-request` where the session is no hex or UUID text."""
+    """`uploads/<session>/`. Raises RegistryError `invalid-request` if the session is not hex or a UUID."""
     if not _SESSION.match(upload):
         raise RegistryError(
             "invalid-request", f"{upload[:80]!r} is not an upload session: 8 to 64 hex digits and dashes."
@@ -46,17 +46,17 @@ def upload_prefix(upload: str) -> str:
 
 
 def upload_key(upload: str, digest: Digest) -> str:
-    """`uploads/<session>/<hex>`: where the bytes announced with this digest are put. Raises as upload_prefix."""
+    """`uploads/<session>/<hex>`: the upload of the blob announced with this digest. Raises as upload_prefix."""
     return upload_prefix(upload) + digest.hex
 
 
 def adopted_key(upload: str, digest: Digest) -> str:
-    """The empty mark beside it. Raises as upload_prefix."""
+    """The empty marker beside it. Raises as upload_prefix."""
     return upload_key(upload, digest) + ADOPTED
 
 
 def parse_blob_key(key: str) -> Digest | None:
-    """The digest of a blob's key, or None where the key is no blob's (nothing else should lie there, but may)."""
+    """The digest of a blob's key, or None if the key is not a blob's (there should be no others, but there may be)."""
     shard, _, name = key.removeprefix(BLOBS).partition("/")
     if not key.startswith(BLOBS) or not _HEX.match(name) or name[:2] != shard:
         return None

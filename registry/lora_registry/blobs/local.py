@@ -33,7 +33,7 @@ _SETTLED_AFTER: Final = 60.0
 
 
 class LocalStore:
-    """A BlobStore in the folder `root`, which is made if need be; raises `storage-unavailable` where it cannot be."""
+    """A BlobStore in the folder `root`, created if it is missing. Raises `storage-unavailable` if that fails."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -125,7 +125,7 @@ class LocalStore:
         return str(path) if path.exists() else None
 
     def sweep(self, *, older_than: float) -> int:
-        """Files of dead writers, known by their free lock, go at once; upload sessions after `older_than` seconds."""
+        """Remove files of dead writers (their lock is free) at once, upload sessions after `older_than` seconds."""
         removed = 0
         now = time.time()
         with _disk():
@@ -157,7 +157,7 @@ class LocalStore:
                 yield piece
 
     def _copied(self, descriptor: int, chunks: Iterable[Chunk]) -> Iterator[bytes | memoryview]:
-        """Have the kernel append what is stored already, and pass on what it left; all, where it cannot."""
+        """Let the kernel append bytes that are stored already; yield those that it could not, perhaps all."""
         with ExitStack() as stack:
             sources: dict[Digest, int | None] = {}
             for chunk in chunks:
@@ -175,7 +175,7 @@ class LocalStore:
 
     @contextmanager
     def _temporary(self) -> Iterator[tuple[Path, int]]:
-        """A locked file of our own under `tmp/`, gone at the end unless it was published."""
+        """A locked file under `tmp/`, removed at the end unless it was published."""
         path = self._tmp / f"put-{os.getpid()}-{secrets.token_hex(8)}"
         with _disk():
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -188,7 +188,7 @@ class LocalStore:
             os.close(descriptor)
 
     def _publish(self, path: Path, descriptor: int, digest: Digest) -> None:
-        """Content first, then the name, then the folder: after a power cut there is the whole blob or none."""
+        """Sync the content, then the name, then the folder: a power cut leaves the whole blob or none."""
         target = self._path(digest)
         with _disk():
             os.fchmod(descriptor, _READ_ONLY)
@@ -211,7 +211,7 @@ def _opened(path: Path) -> int | None:
 
 
 def _copy(source: int | None, target: int, chunk: Stored) -> int:
-    """Append bytes of a file within the file system, without copies where it can share blocks; returns how many.
+    """Append bytes of a file within the file system, without a copy if it can share blocks. Returns their number.
 
     Any refusal (another file system, an old kernel, a full disk) is 0: writing the bytes says what there is to say.
     """
@@ -224,7 +224,7 @@ def _copy(source: int | None, target: int, chunk: Stored) -> int:
 
 
 def _write(descriptor: int, chunks: Iterable[bytes | memoryview]) -> None:
-    """Write all, in pieces of at most PIECE. An OSError of the source itself passes through unchanged."""
+    """Write everything, at most PIECE bytes at a time. An OSError of the source itself passes through unchanged."""
     for chunk in chunks:
         view = memoryview(chunk)
         while view:
@@ -235,7 +235,7 @@ def _write(descriptor: int, chunks: Iterable[bytes | memoryview]) -> None:
 
 @contextmanager
 def _disk() -> Iterator[None]:
-    """Say what the file system refused, without naming its paths. Where a file may be missing, catch that inside."""
+    """Turn an OSError into `storage-unavailable` without naming paths. Catch a missing file inside."""
     try:
         yield
     except OSError as error:
@@ -247,13 +247,13 @@ def _disk() -> Iterator[None]:
             ) from error
         raise RegistryError(
             "storage-unavailable",
-            f"The folder that holds the blobs answered: {error.strerror}.",
+            f"The folder with the blobs cannot be used: {error.strerror}.",
             hint="Look at the permissions and the state of the disk under the data folder.",
         ) from error
 
 
 def _make_folder(folder: Path) -> None:
-    """Make it and the missing ones above, each made durable in its parent; others may do the same meanwhile."""
+    """Create a folder and its missing parents, each synced in its parent. Safe against concurrent calls."""
     if folder.is_dir():
         return
     _make_folder(folder.parent)

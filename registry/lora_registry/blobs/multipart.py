@@ -1,7 +1,7 @@
 """Objects in parts, with a constant amount of memory, and server-side copies.
 
-This is ours rather than boto3's transfer manager because an upload must be given up, not completed, when the last
-byte shows that the digest is wrong; and because that manager may choose the CRT, which ignores `endpoint_url`.
+boto3's transfer manager does not do: an upload must be aborted, not completed, when the last byte shows that the digest
+is wrong; and that manager may choose the CRT, which ignores `endpoint_url`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CHECKSUMS: Final = ("ChecksumCRC32", "ChecksumCRC32C", "ChecksumCRC64NVME", "Ch
 
 
 def part_size_for(size: int, wanted: int) -> int:
-    """The wanted part size, or as much more as keeps `size` bytes within the 10,000 parts that S3 allows."""
+    """The requested part size, or a larger one that keeps `size` bytes within the 10,000 parts that S3 allows."""
     least = -(-size // MAX_PARTS)
     return max(wanted, -(-least // MIB) * MIB)
 
@@ -43,9 +43,9 @@ def upload(
 ) -> str:
     """Store the chunks as one object and return its ETag.
 
-    The object appears when the chunks have ended well: an error that the iterator raises, like any other, gives the
-    upload up, and nothing of it stays. Holds `parallel` + 2 parts in memory. key_of: where the blob lies that a range
-    is copied from. Stores that copy no ranges are found out with the first one, which is then sent, as all others.
+    The object appears when the iterator ends without an error; any error aborts the upload and leaves nothing. Keeps
+    `parallel` + 2 parts in memory. key_of: the key of a blob that a range is copied from. If the store refuses to copy
+    the first range, that one and all others are sent.
     """
 
     def send(number: int, part: bytes | Range) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def upload(
                     under_way.append(pool.submit(send, number, part))
             sent.extend(future.result() for future in under_way)
         finally:
-            # No part may arrive after the upload was given up: a store could keep it for ever.
+            # No part may arrive after the abort: a store could keep it forever.
             pool.shutdown(wait=True, cancel_futures=True)
         return _complete(client, target, sorted(sent, key=lambda part: int(part["PartNumber"])))
     except BaseException:
@@ -119,7 +119,7 @@ def copy(
 
 
 def _part(number: int, answer: dict[str, Any]) -> dict[str, Any]:
-    """What completing needs to know of a part; a store that keeps checksums wants them told again."""
+    """The fields of a part that completion needs; a store with checksums requires them again."""
     checksums: dict[str, Any] = {name: answer[name] for name in _CHECKSUMS if name in answer}
     return {"PartNumber": number, "ETag": answer["ETag"], **checksums}
 
@@ -136,6 +136,6 @@ def _complete(client: Any, target: dict[str, str], parts: list[dict[str, Any]]) 
 
 
 def _give_up(client: Any, target: dict[str, str]) -> None:
-    # The error that brought us here is the one to report; `sweep` removes what stays.
+    # The first error is the one to report; `sweep` removes leftovers.
     with contextlib.suppress(RegistryError):
         call(client, "abort_multipart_upload", **target)

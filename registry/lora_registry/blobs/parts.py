@@ -1,4 +1,4 @@
-"""A stream cut into the parts of a multipart upload: bytes to send, and ranges that the store copies by itself.
+"""Cut a stream into the parts of a multipart upload: bytes to send, and ranges that the store copies itself.
 
 S3 takes parts of 5 MiB to 5 GiB, the last one may be shorter, and at most 10,000 of them. So a short piece before a run
 of stored bytes is filled up from that run, and a short run goes as bytes.
@@ -17,7 +17,7 @@ LEAST: Final = 5 * MIB
 
 
 class Range(NamedTuple):
-    """A part that is `length` bytes of a blob. data: those bytes, to be sent if the store does not copy; or None."""
+    """A part that is `length` bytes of a blob. data: those bytes, to send if the store cannot copy; or None."""
 
     digest: Digest
     offset: int
@@ -34,7 +34,7 @@ class Range(NamedTuple):
 
 
 class Cutter:
-    """Cuts one stream. `copies`: whether the store copies ranges; to be set once it was given the first one.
+    """Cut one stream. copies: True if the store copies ranges; set it after the first copy was tried.
 
     size: bytes of a body, and the shortest run worth a copy. limit: longest range, in bytes. Holds two bodies at most.
     """
@@ -108,7 +108,7 @@ class Cutter:
 
 
 class _Pieces:
-    """Views that will be one body. Bytes, not a bytearray: boto wraps them without another copy."""
+    """Views that are sent as one body. Bytes, not a bytearray: boto wraps them without another copy."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -119,7 +119,7 @@ class _Pieces:
         self.size += len(view)
 
     def joined(self) -> bytes:
-        """All of it, forgotten here."""
+        """Take all bytes and reset."""
         body = b"".join(self._pieces)
         self._pieces.clear()
         self.size = 0

@@ -1,4 +1,4 @@
-"""What a blob store promises, by role.
+"""Protocols of a blob store, by role.
 
 A blob is immutable: its name is its sha256. Uploads in progress lie under keys of their own and become a blob
 only when the digest of what was stored has been checked; so every reader sees whole blobs or none.
@@ -27,7 +27,7 @@ class Presigned(msgspec.Struct, frozen=True):
 
 
 class Stored(NamedTuple):
-    """Bytes of a stream that a blob of the same store holds from `offset` on: the store may copy them by itself.
+    """Bytes of a stream that a blob of the same store has from `offset` on, so that the store may copy them itself.
 
     data: those very bytes; the digest of the stream is taken from them.
     """
@@ -42,14 +42,14 @@ Chunk: TypeAlias = bytes | Stored
 
 class BlobReader(Protocol):
     def size(self, digest: Digest) -> int | None:
-        """Length in bytes, or None where there is no such blob."""
+        """Length in bytes, or None if there is no such blob."""
 
     def read(self, digest: Digest, offset: int = 0, length: int | None = None) -> bytes:
-        """Exactly `length` bytes from `offset` (to the end where None, of which `offset` may be the very last point).
+        """Exactly `length` bytes from `offset` (None: to the end; `offset` may be the end itself).
 
-        For headers and small files: what it returns is in memory as a whole.
+        For headers and small files: the result is in memory as a whole.
 
-        Raises RegistryError `not-found`, or `corrupt` where the blob is shorter than asked for.
+        Raises RegistryError `not-found`, or `corrupt` if the blob is shorter.
         """
 
     def stream(
@@ -58,7 +58,7 @@ class BlobReader(Protocol):
         """The same, in pieces of at most `chunk` bytes; memory does not grow with the blob.
 
         Errors known before the first byte are raised by the call, not by the first step of the iterator. The digest is
-        not checked here: whoever needs that hashes what passes (`hashing.checked`).
+        not checked here: see `hashing.checked`.
         """
 
 
@@ -66,30 +66,30 @@ class BlobWriter(Protocol):
     def put(self, chunks: Iterable[bytes], *, digest: Digest, size: int) -> None:
         """Store a blob from a stream, hashing while writing; visible only once length and digest are right.
 
-        Idempotent: putting what is there already is no error. Raises RegistryError `digest-mismatch`,
+        Idempotent: storing an existing blob is not an error. Raises RegistryError `digest-mismatch`,
         `size-mismatch`, `storage-unavailable`; in each case nothing becomes visible and nothing is left behind.
         """
 
     def put_unknown(self, chunks: Iterable[Chunk]) -> tuple[Digest, int]:
-        """Store a stream whose digest is not known before; returns digest and length. Same promises.
+        """Store a stream of unknown digest, with the same guarantees. Returns digest and length.
 
-        What is `Stored` need not travel: a folder has the kernel copy it, an S3 store copies long runs of it itself.
+        `Stored` ranges are not sent: a folder lets the kernel copy them, an S3 store copies long ones itself.
         """
 
     def adopt(self, upload: str, *, digest: Digest, size: int) -> None:
-        """Turn what a presigned upload left under `uploads/<upload>/<hex>` into a blob.
+        """Turn a finished presigned upload, `uploads/<upload>/<hex>`, into a blob.
 
-        Re-hashes what is stored, never trusts the client's word; then moves it to its key. Idempotent for this
-        session until `discard_upload`: it remembers what it brought. Raises `not-found` where this session uploaded
-        nothing, even if the blob exists (else one could claim the bytes of others by naming them), `digest-mismatch`
+        Hashes the stored bytes, since the client is not trusted, then moves them to their key. Idempotent for this
+        session until `discard_upload`: it remembers its uploads. Raises `not-found` if this session uploaded
+        nothing, even if the blob exists (or a client could claim others' bytes by their digest), `digest-mismatch`
         and `size-mismatch`, which remove the upload.
         """
 
     def discard_upload(self, upload: str) -> None:
-        """Remove all that was uploaded under this session, once its blobs are adopted or given up. Idempotent."""
+        """Remove all uploads of this session, after its blobs were adopted or abandoned. Idempotent."""
 
     def sweep(self, *, older_than: float) -> int:
-        """Remove what dead writers and forgotten sessions left; returns how many things went.
+        """Remove leftovers of dead writers and forgotten sessions. Returns their number.
 
         `older_than` is in seconds and must exceed the life of the longest upload. Blobs are never touched.
         """
@@ -107,28 +107,28 @@ class BlobLister(Protocol):
 
 class Presigner(Protocol):
     def presign_get(self, digest: Digest, *, filename: str | None, expires_in: int) -> Presigned | None:
-        """A GET for this blob (Range allowed), or None where the store has no presigned URLs.
+        """A GET for this blob (Range allowed), or None if the store has no presigned URLs.
 
         `filename` becomes the name under which a browser saves it. Does not ask whether the blob exists.
         `expires_in` is 1 second to 7 days, here and below.
         """
 
     def presign_put(self, upload: str, digest: Digest, *, size: int, expires_in: int) -> Presigned | None:
-        """A PUT bound to length and sha256, to `uploads/<upload>/<hex>`; it may be repeated while it lives.
+        """A PUT bound to length and sha256, to `uploads/<upload>/<hex>`; it may be repeated until it expires.
 
-        The request must carry `headers` as they are. None where there is no such thing: no presigned URLs, or a
-        size above what one PUT may carry.
+        The request must carry `headers` as they are. None if the store has no presigned URLs, or `size` exceeds the
+        limit of one PUT.
         """
 
 
 class BlobStore(BlobReader, BlobWriter, BlobDeleter, BlobLister, Presigner, Protocol):
-    """Everything together; what the service is wired with."""
+    """All roles together: the store of the service."""
 
     def check(self) -> None:
-        """Raise RegistryError `storage-unavailable` where the store does not answer. Cheap: for /readyz."""
+        """Raise RegistryError `storage-unavailable` if the store does not answer. Cheap: for /readyz."""
 
     def local_path(self, digest: Digest) -> str | None:
-        """The file of a blob where the store is a folder on this machine (for sendfile and mmap).
+        """The path of a blob if the store is a folder on this machine (for sendfile and mmap).
 
-        None where the store is no folder, or has no such blob.
+        None if the store is not a folder, or has no such blob.
         """

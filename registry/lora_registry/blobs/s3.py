@@ -1,8 +1,8 @@
 """Blobs in a bucket.
 
-What is written under a blob's key has been hashed before: short blobs in memory, long ones while their parts travel
-(an upload in parts becomes visible only when it is completed), uploads by clients before they are copied. Conditional
-puts spare a rewrite where the store has them; nothing depends on them, because equal keys mean equal bytes.
+Everything is hashed before it appears under a blob's key: short blobs in memory, long ones while their parts are sent
+(a multipart upload becomes visible only when it is completed), uploads by clients before they are copied. Conditional
+PUTs avoid rewriting existing blobs, if supported; nothing depends on them, because equal keys mean equal bytes.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class S3Store:
     ) -> Iterator[bytes]:
         refuse_negative(offset, length)
         if length == 0:
-            # An empty range has no form in HTTP.
+            # HTTP cannot express an empty range.
             span(digest=digest, size=self._must_have(digest), offset=offset, length=0)
             return iter(())
         key = keys.blob_key(digest)
@@ -67,7 +67,7 @@ class S3Store:
         except RegistryError as error:
             if error.code != "corrupt" or length is not None:
                 raise
-            # Nor has the range from the very end on; any later one is an error.
+            # Nor a range that starts at the end; a later start is an error.
             span(digest=digest, size=self._must_have(digest), offset=offset, length=None)
             return iter(())
         end = offset + int(answer["ContentLength"])
@@ -157,7 +157,7 @@ class S3Store:
             return None
         sha256 = _base64(digest)
         # Both are signed, so another length or another digest needs another signature; and a store that checks
-        # the digest refuses other bytes at the door. `adopt` hashes in any case.
+        # the digest refuses other bytes. `adopt` hashes in any case.
         headers = {"content-length": str(size), "x-amz-checksum-sha256": sha256}
         parameters = {"ContentLength": size, "ChecksumSHA256": sha256}
         return self._objects.presign("PUT", keys.upload_key(upload, digest), parameters, headers, expires_in)
@@ -169,7 +169,7 @@ class S3Store:
         return None
 
     def sweep(self, *, older_than: float) -> int:
-        """Uploads in parts that were never ended, and upload sessions, both by the store's clock."""
+        """Remove unfinished multipart uploads and old upload sessions, both by the store's clock."""
         limit = time.time() - older_than
         removed = 0
         for item in self._objects.list(keys.UPLOADS):
@@ -191,18 +191,18 @@ class S3Store:
         except StoreAnswered as error:
             if error.status == 412:
                 return
-            # 409: somebody is writing the same bytes now and may yet fail. 501: a store without conditions.
+            # 409: another request writes the same bytes and may still fail. 501: a store without conditional writes.
             if error.status not in (409, 501):
                 raise
             self._objects.put(keys.blob_key(digest), data, **parameters)
 
     def _check_length(self, key: str, size: int) -> None:
-        """A store that took a range for the whole object must not give a blob a wrong content."""
+        """Check an assembled object: a store that ignored the range of a copy must not give a blob wrong content."""
         head = self._objects.head(key)
         if head is None or int(head["ContentLength"]) != size:
             raise RegistryError(
                 "storage-unavailable",
-                f"The S3 store put {head and head['ContentLength']} bytes together where {size} were given to it.",
+                f"The S3 store put {head and head['ContentLength']} bytes together; expected {size}.",
             )
 
 

@@ -1,4 +1,4 @@
-"""The connection to an S3 store: the boto3 client, and what its errors mean to us."""
+"""The connection to an S3 store: the boto3 client, and its errors as RegistryErrors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def make_client(settings: S3Settings) -> Any:
             signature_version="s3v4",
             s3={"addressing_style": "path" if settings.path_style else "auto"},
             request_checksum_calculation=settings.checksums,
-            # Every reader of ours knows the sha256; a second checksum on the way would only cost time.
+            # Every reader here knows the sha256; a second checksum would only cost time.
             response_checksum_validation="when_required",
             connect_timeout=settings.connect_timeout,
             read_timeout=settings.read_timeout,
@@ -37,10 +37,10 @@ def make_client(settings: S3Settings) -> Any:
 
 
 def _notice_cut_answers(*, operation_model: Any, response_dict: dict[str, Any], **_: Any) -> None:
-    """Have an answer that lost its body on the way repeated, as boto has it for an error inside a 200.
+    """Retry a response that lost its body, as boto does for an error inside a 200.
 
-    botocore does not compare the length of what it parses with what was announced: a listing cut after its headers
-    reads as an empty bucket. Bodies that are streamed are compared where they are read.
+    botocore does not compare the length of what it parses with the announced one: a listing cut after its headers
+    reads as an empty bucket. Streamed bodies are compared by their readers.
     """
     body = response_dict["body"]
     if operation_model.http["method"] == "HEAD" or not isinstance(body, bytes):
@@ -64,10 +64,10 @@ class StoreAnswered(RegistryError):
 
 
 def call(client: Any, operation: str, **parameters: Any) -> Any:
-    """One request, by boto's method name; returns boto's answer.
+    """Send one request, by boto's method name. Returns boto's response.
 
-    Raises StoreAnswered where the store refused, and plain RegistryError `storage-unavailable` where it could not be
-    reached. boto's own text is dropped: it holds URLs, and for signature errors the key id and the signed request.
+    Raises StoreAnswered if the store refused, and plain RegistryError `storage-unavailable` if it could not be
+    reached. boto's own text is dropped: it contains URLs, and for signature errors the key id and the signed request.
     """
     try:
         return getattr(client, operation)(**parameters)
@@ -79,7 +79,7 @@ def call(client: Any, operation: str, **parameters: Any) -> Any:
 
 
 def unreachable(operation: str, error: Exception) -> RegistryError:
-    """For errors of the connection; names their kind only, since their text holds URLs."""
+    """An error of the connection; names only its kind, since its text contains URLs."""
     return RegistryError(
         "storage-unavailable", f"The S3 store could not be reached for {operation}: {type(error).__name__}."
     )

@@ -1,4 +1,4 @@
-"""Objects under a prefix of a bucket, by their keys: what `s3` makes blobs of."""
+"""Objects under a prefix of a bucket, by their keys, which `s3` turns into blobs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _RESUMES: Final = 3
 class Objects:
     """Keys are without `prefix`, which is empty or ends with a slash. Safe for many threads.
 
-    Raises RegistryError `storage-unavailable` where the store cannot be reached, StoreAnswered where it refuses.
+    Raises RegistryError `storage-unavailable` if the store cannot be reached, StoreAnswered if it refuses.
     """
 
     def __init__(self, *, bucket: str, prefix: str, client: Any, settings: S3Settings) -> None:
@@ -37,7 +37,7 @@ class Objects:
         self._call("put_object", key, Body=data, **parameters)
 
     def head(self, key: str) -> dict[str, Any] | None:
-        """What boto says of an object, None where there is none."""
+        """boto's description of an object; None if there is no such object."""
         try:
             head: dict[str, Any] = self._call("head_object", key)
         except StoreAnswered as error:
@@ -49,7 +49,7 @@ class Objects:
     def get(self, key: str, begin: int, end: int | None, *, etag: str | None = None) -> Any:
         """boto's answer, whose `Body` is a stream of the bytes from `begin` to before `end`, None for the last.
 
-        Raises RegistryError `not-found`; `corrupt` where it is shorter; `digest-mismatch` where it has another ETag.
+        Raises RegistryError `not-found`; `corrupt` if it is shorter; `digest-mismatch` if it has another ETag.
         """
         parameters: dict[str, Any] = {}
         if begin or end is not None:
@@ -70,7 +70,7 @@ class Objects:
     def pieces(
         self, answer: Any, key: str, position: int, end: int, chunk: int, *, etag: str | None = None
     ) -> Iterator[bytes]:
-        """The body of an answer of `get`, taken up again where the connection breaks: a blob does not change meanwhile.
+        """The body of an answer of `get`, resumed if the connection breaks, since a blob does not change.
 
         The first piece is empty, for `streams.begun`.
         """
@@ -94,7 +94,7 @@ class Objects:
             answer = self.get(key, position, end, etag=etag)
 
     def upload(self, key: str, chunks: Iterable[Chunk], size: int | None) -> str:
-        """In parts, chosen for `size` bytes where that is known. Returns the ETag."""
+        """Upload in parts, of a size that fits `size` bytes if known. Returns the ETag."""
         return multipart.upload(
             self._client,
             bucket=self._bucket,
@@ -107,7 +107,7 @@ class Objects:
         )
 
     def copy(self, source: str, key: str, *, size: int, etag: str) -> None:
-        """Inside the store. Raises RegistryError `digest-mismatch` where the source no longer has this ETag."""
+        """Copy inside the store. Raises RegistryError `digest-mismatch` if the source no longer has this ETag."""
         try:
             multipart.copy(
                 self._client,
@@ -132,7 +132,7 @@ class Objects:
                 raise
 
     def list(self, prefix: str) -> Iterator[dict[str, Any]]:
-        """Every object under it, in order of the keys; `Key` is without the store's own prefix."""
+        """Every object under a prefix, in order of the keys; `Key` is without the store's own prefix."""
         parameters = {"Bucket": self._bucket, "Prefix": self._prefix + prefix}
         while True:
             answer = call(self._client, "list_objects_v2", **parameters)
@@ -160,7 +160,7 @@ class Objects:
         return Presigned(method=method, url=url, headers=headers, expires_in=expires_in)
 
     def abort_uploads(self, *, before: float) -> int:
-        """Give up the uploads in parts that began before this moment, in seconds since 1970 by the store's clock."""
+        """Abort the multipart uploads that began before this moment, in seconds since 1970 by the store's clock."""
         aborted = 0
         pages = {"Bucket": self._bucket, "Prefix": self._prefix}
         while True:

@@ -17,20 +17,20 @@ class S3Settings:
     region: str | None = None
     """None: as boto3 finds it."""
     path_style: bool = False
-    """`host/bucket/key` rather than `bucket.host/key`: what most stores other than AWS want."""
+    """`host/bucket/key` rather than `bucket.host/key`: which most stores other than AWS expect."""
     checksums: Literal["when_supported", "when_required"] = "when_supported"
     """boto's `request_checksum_calculation`. Older stores (Ceph 16 over TLS) refuse what boto adds by default."""
     verify: str | bool = True
-    """Path of a CA bundle to trust instead of the system's; False trusts anybody."""
+    """Path of a CA bundle to trust instead of the system's; False trusts any certificate."""
     connect_timeout: float = 5.0
     """Seconds."""
     read_timeout: float = 60.0
     """Seconds without a byte."""
     attempts: int = 4
-    """In all, for each request, with boto's standard back-off."""
+    """Attempts for each request, with boto's standard back-off."""
     part_size: int = 8 * MIB
     """Bytes of a part of a multipart upload, and the size up to which a blob is sent in one PUT."""
     parallel_parts: int = 3
-    """Parts of one upload under way at a time; memory is this many parts and one more."""
+    """Concurrent parts of one upload; memory holds this many parts and one more."""
     single_copy_limit: int = 5 * 1024 * MIB
     """Largest object that one CopyObject or one PUT may carry (S3: 5 GiB)."""

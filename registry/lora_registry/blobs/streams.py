@@ -16,7 +16,7 @@ def refuse_negative(offset: int, length: int | None) -> None:
 def span(*, digest: Digest, size: int, offset: int, length: int | None) -> tuple[int, int]:
     """Begin and end of a range inside a blob of `size` bytes; `length` None means to the end.
 
-    Raises RegistryError `corrupt` where the blob is shorter than asked for: callers ask for what a manifest promises.
+    Raises RegistryError `corrupt` if the blob is shorter: callers ask for what a manifest promises.
     """
     refuse_negative(offset, length)
     end = size if length is None else offset + length
@@ -28,9 +28,9 @@ def span(*, digest: Digest, size: int, offset: int, length: int | None) -> tuple
 
 
 def begun(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Run a generator up to its first, empty, `yield`; what it raises before is raised here.
+    """Run a generator up to its first, empty, `yield`; an exception before that is raised here.
 
-    Once begun, a generator that is dropped closes what it holds; one that never ran would not.
+    A generator that has begun closes its resources when it is dropped; one that never ran does not.
     """
     first = next(pieces)
     assert first == b"", "the first yield only marks that everything is open"

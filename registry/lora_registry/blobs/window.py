@@ -1,4 +1,4 @@
-"""Small reads of a blob without a request each: what follows one read is fetched with it."""
+"""Small reads of a blob without a request each: a read also fetches what follows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ AHEAD: Final = 4 * 1024 * 1024
 
 
 class Window:
-    """Reads a blob of `size` bytes in any order, holding the last AHEAD bytes fetched. For one thread.
+    """Reads a blob of `size` bytes in any order, keeping the last AHEAD bytes fetched. For one thread.
 
     A check reads an adapter tensor by tensor; from an S3 store that would be a request for each.
     """
@@ -24,7 +24,7 @@ class Window:
         self._held = b""
 
     def read(self, offset: int, length: int) -> bytes:
-        """Exactly `length` bytes from `offset`. Raises RegistryError `corrupt` where the blob is shorter."""
+        """Exactly `length` bytes from `offset`. Raises RegistryError `corrupt` if the blob is shorter."""
         if length == 0:
             return b""
         if not (self._start <= offset and offset + length <= self._start + len(self._held)):

@@ -1,4 +1,4 @@
-"""What the two databases spell differently."""
+"""SQL that differs between the two databases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Engines for the two databases. Both see the same SQLAlchemy; this module holds what differs."""
+"""Engines for the two databases. Their differences are in this module."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def make_engine(url: str, *, pool_size: int = 10) -> Engine:
     fail with "database is locked" whatever the timeout, and the row locks that PostgreSQL gives are taken this way.
     """
     if not url.startswith("sqlite"):
-        # A process that is frozen inside a transaction must not hold its row locks for ever.
+        # A process that is frozen inside a transaction must not keep its row locks forever.
         options = {
             "options": f"-c idle_in_transaction_session_timeout={IDLE_TRANSACTION_MS}",
             "connect_timeout": CONNECT_SECONDS,
@@ -40,7 +40,7 @@ def make_engine(url: str, *, pool_size: int = 10) -> Engine:
         for pragma in (
             f"busy_timeout={BUSY_TIMEOUT_MS}",
             "journal_mode=WAL",
-            "synchronous=FULL",  # nothing acknowledged is lost, not even with the power
+            "synchronous=FULL",  # nothing acknowledged is lost, not even on a power cut
             "foreign_keys=ON",
         ):
             cursor.execute(f"PRAGMA {pragma}")

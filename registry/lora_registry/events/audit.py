@@ -1,4 +1,4 @@
-"""The log of what was done. Written in the transaction of the change itself, so none is lost and none invented."""
+"""The audit log. Events are written in the transaction of the change, so none is lost and none is made up."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def record(session: Session, kind: str, *, principal: Principal, namespace: str,
 
 @event.listens_for(Session, "before_commit")
 def _write(session: OrmSession) -> None:
-    """Give ids in the order of commits: a reader that goes by ids would pass one whose transaction is still open.
+    """Assign ids in the order of commits: otherwise a reader that goes by ids would skip one whose transaction is open.
 
-    The lock is the last one taken, so it makes no deadlock, and held for the commit alone.
+    The lock is the last one taken, so it cannot deadlock, and is held only for the commit.
     """
     pending = session.info.pop(_PENDING, None)
     if not pending:

@@ -15,7 +15,7 @@ from lora_registry.http.handlers import Limit, Text, get
 R = Request[Any, Any, Any]
 
 
-@get("/events", summary="What was done, in order")
+@get("/events", summary="List audit events, oldest first")
 def list_events(request: R, caller: Caller, after: Text = None, limit: Limit = 100) -> Response[EventList]:
     return reply(request, audit.read(caller, after=after, limit=limit))
 

@@ -1,4 +1,4 @@
-"""Bytes in and out, in constant memory: the request's body as an iterator for a thread, blobs with ranges."""
+"""Stream bodies in constant memory: a request's body as an iterator for a thread, blobs with ranges."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})\Z")
 
 
 def from_thread(request: Request[Any, Any, Any]) -> Iterator[bytes]:
-    """The request's body for a worker thread, in pieces of about CHUNK bytes; each piece is one trip to the loop."""
+    """The request's body for a worker thread, in chunks of about CHUNK bytes; each is one trip to the event loop."""
     stream = request.stream()
 
     async def piece() -> bytes:
@@ -39,7 +39,7 @@ def from_thread(request: Request[Any, Any, Any]) -> Iterator[bytes]:
 def send_blob(
     request: Request[Any, Any, Any], blobs: BlobStore, digest: Digest, size: int, *, headers: dict[str, str]
 ) -> Response[Any]:
-    """A blob, or the range of it that is asked for; HEAD has the headers alone. Never compressed.
+    """Send a blob, or the requested range of it; only headers for HEAD. Never compressed.
 
     Raises `range-not-satisfiable`. A range that cannot be read is ignored (RFC 9110, 14.2).
     """
@@ -77,13 +77,13 @@ def send_blob(
 
 
 def send_elsewhere(url: str, *, status: int, headers: dict[str, str]) -> Response[Any]:
-    """A redirect to a presigned URL, which is a secret while it lives: nothing keeps the answer."""
+    """Redirect to a presigned URL, which is a secret until it expires: the response must not be cached."""
     fields = {**headers, "Location": url, "Cache-Control": "no-store"}
     return Response(b"", status_code=status, headers=fields, media_type="application/octet-stream")
 
 
 def _may_range(request: Request[Any, Any, Any], digest: Digest) -> bool:
-    """If-Range: the range holds only for the bytes the caller has part of."""
+    """If-Range: the range applies only to the bytes that the caller has part of."""
     condition = request.headers.get("if-range")
     return condition is None or condition.strip('"') == digest.hex
 

@@ -1,4 +1,4 @@
-"""Route decorators with what every route of ours has: threads for sync code, documented problems, shared parameters."""
+"""Route decorators with the defaults of every route (threads for sync code, documented problems), shared parameters."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def delete(path: str, *, summary: str, status_code: int = 204) -> Decorator:
     return _delete(path, sync_to_thread=True, responses=RESPONSES, summary=summary, status_code=status_code)
 
 
-Limit: TypeAlias = Annotated[int, QueryParameter(ge=1, le=1000, description="How many items a page holds.")]
+Limit: TypeAlias = Annotated[int, QueryParameter(ge=1, le=1000, description="Maximum number of items of a page.")]
 Wait: TypeAlias = Annotated[float, QueryParameter(ge=0, le=30, description="Seconds to wait for something new.")]
 Text: TypeAlias = Annotated[str | None, QueryParameter()]
 IfMatch: TypeAlias = Annotated[str | None, HeaderParameter(name="If-Match")]

@@ -1,7 +1,7 @@
 """Idempotency-Key: a write that is sent twice is done once.
 
-The operations behind it are idempotent in themselves (the same content is the same version, the same recipe the same
-job), so a process killed between the work and the record does no harm when the request comes again.
+The operations themselves are idempotent (the same content is the same version, the same recipe the same job), so a
+process killed between the work and its record does no harm when the request is repeated.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def once(
     result: type[T],
     run: Callable[[], tuple[int, T]],
 ) -> tuple[int, T]:
-    """The status and answer that `run` gives, or gave before under the same key.
+    """Run once for each key: return the status and result of `run`, or those stored under the same key.
 
     request: the route and the decoded body; the same key with another one raises `idempotency-mismatch`.
     """

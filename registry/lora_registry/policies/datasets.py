@@ -26,7 +26,7 @@ class ResolvedDataset:
     Args:
         name: as the policy or the caller wrote it.
         label: `namespace/name:vN`.
-        answers: the dataset holds expected answers, so it has no loss.
+        answers: the dataset has expected answers, so no loss.
     """
 
     version: Version
@@ -72,7 +72,7 @@ def evaluation_sets(
         raise RegistryError("too-large", f"The request needs more than {MAX_SETS} evaluation sets.")
     behaviour = {digest: found for digest, found in asked.items() if found.answers}
     if wrong := [found.name for found in (*forgetting.values(), *ceilings.values()) if found.answers]:
-        raise RegistryError("conflict", f"{wrong[0]} holds expected answers, which have no loss.")
+        raise RegistryError("conflict", f"{wrong[0]} has expected answers, which have no loss.")
     quality = {digest: found for digest, found in asked.items() if not found.answers}
     return EvaluationSets({"quality": quality, "forgetting": forgetting, "behaviour": behaviour})
 

@@ -37,7 +37,7 @@ class PinnedBase:
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """config: ModelPack's technical metadata, a function of the content alone."""
+    """config: ModelPack's technical metadata, computed from the content alone."""
 
     findings: list[Finding]
     facts: dict[str, object] | None = None

@@ -26,7 +26,7 @@ R = Request[Any, Any, Any]
 
 
 class RawBody(Operation):
-    """The operation takes bytes, not JSON."""
+    """An operation with a body of bytes, not JSON."""
 
     def __post_init__(self) -> None:
         schema = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
@@ -72,7 +72,9 @@ async def receive_blob(request: R, caller: Caller, upload_id: FromPath[str], dig
 
 
 @post(
-    "/uploads/{upload_id:str}/blobs/{digest:str}/complete", summary="Take what a presigned PUT stored", status_code=204
+    "/uploads/{upload_id:str}/blobs/{digest:str}/complete",
+    summary="Accept the blob that a presigned PUT stored",
+    status_code=204,
 )
 def complete_blob(caller: Caller, upload_id: FromPath[str], digest: FromPath[str]) -> None:
     sessions.complete(caller, upload_id, Digest.parse(digest))

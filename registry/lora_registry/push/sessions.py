@@ -76,7 +76,7 @@ def show(caller: Caller, upload_id: str) -> UploadSession:
 
 
 def receive(caller: Caller, upload_id: str, digest: Digest, chunks: Iterable[bytes]) -> None:
-    """Store a blob's bytes. Raises `digest-mismatch`, `size-mismatch`, `not-found`; then nothing is kept."""
+    """Store a blob's bytes. Raises `digest-mismatch`, `size-mismatch`, `not-found`; then nothing is stored."""
     expected = _announced(caller, upload_id, digest)
     caller.ctx.blobs.put(chunks, digest=digest, size=expected.size)
     fault_point("upload.stored")

@@ -1,4 +1,4 @@
-"""Named queries on upload sessions and on the catalogue of blobs."""
+"""Named queries on upload sessions and on blobs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def mark_stored(session: Session, upload_id: str, digest: str) -> None:
 
 
 def remember_blob(session: Session, digest: str, size: int, at: int) -> None:
-    """Record a blob whose bytes were checked. Two uploads of the same bytes may come here at once."""
+    """Record a blob whose bytes were checked. Two uploads of the same bytes may do so at once."""
     session.execute(insert_ignore(session, Blob).values(digest=digest, size=size, created_at=at))
 
 

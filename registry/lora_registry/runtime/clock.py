@@ -18,5 +18,5 @@ def iso(moment: int) -> str:
 
 
 def new_id() -> str:
-    """32 hex digits that nobody can guess."""
+    """32 random hex digits that cannot be guessed."""
     return secrets.token_hex(16)

@@ -7,8 +7,8 @@
     name@stop       SIGSTOP instead: the process becomes a zombie owner until SIGCONT
     name:3@stop     both
 
-or several of these, by comma. Children inherit it, so a process that is started again would die again: where
-`LORA_REG_FAULT_ONCE` names a folder, each fault strikes one process alone and leaves a file of its name there.
+or several of these, by comma. Children inherit it, so a restarted process would die again. If `LORA_REG_FAULT_ONCE`
+names a folder, each fault strikes only one process and leaves a file of its name there.
 
 It is read once, when the module is imported. Unset, a point costs one comparison. Names are dotted lower-case
 words, from the coarse to the fine: `jobs.step.plan.after`.
@@ -56,7 +56,7 @@ def fault_point(name: str) -> None:
 
 
 def _first(name: str) -> bool:
-    """Whether this process is the one that the fault is for."""
+    """True if the fault is meant for this process."""
     if _once is None:
         return True
     try:

@@ -7,7 +7,7 @@ from queue import SimpleQueue
 
 
 def received(*numbers: signal.Signals) -> SimpleQueue[int]:
-    """A queue that each of these signals is put into from now on. Call it in the main thread.
+    """A queue that receives each of these signals from now on. Call it in the main thread.
 
     Not an Event: a handler runs in the main thread between two of its steps, and setting an Event that this thread is
     just about to wait for asks for a lock that it holds itself. `SimpleQueue.put` is made to be called so

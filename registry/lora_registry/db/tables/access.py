@@ -1,4 +1,4 @@
-"""Tokens, repeated requests, and the log of what was done."""
+"""Tokens, idempotency records, and the audit log."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lora_registry.db.tables.columns import moment, row_id
 
 
 class Token(SQLModel, table=True):
-    """A bearer token; only its sha256 is kept. namespace None: the role holds everywhere."""
+    """A bearer token; only its sha256 is kept. namespace None: the role applies everywhere."""
 
     __tablename__ = "token"
     __table_args__ = (CheckConstraint("role in ('reader', 'writer', 'admin')", name="role"),)
@@ -24,7 +24,7 @@ class Token(SQLModel, table=True):
 
 
 class IdempotencyRecord(SQLModel, table=True):
-    """The answer that was given under an Idempotency-Key, for a day. status 0: still in flight."""
+    """The response to a request with an Idempotency-Key, kept for a day. status 0: still in flight."""
 
     __tablename__ = "idempotency"
 
@@ -37,7 +37,7 @@ class IdempotencyRecord(SQLModel, table=True):
 
 
 class AuditEvent(SQLModel, table=True):
-    """A change that was committed, written in the same transaction."""
+    """A committed change, written in the same transaction."""
 
     __tablename__ = "event"
     __table_args__ = (Index("ix_event_namespace_id", "namespace", "id"),)

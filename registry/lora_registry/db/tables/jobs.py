@@ -1,4 +1,4 @@
-"""The lease that every job worker holds while it lives."""
+"""The lease of every live job worker."""
 
 from __future__ import annotations
 
