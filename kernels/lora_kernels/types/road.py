@@ -106,7 +106,7 @@ ROOM = Room(
     page=Page(
         "RoAd",
         "changes: R W and R b, R turning and scaling pairs of outputs; variants 1, 2, 4",
-        "band of group_size",
+        "block of group_size",
         "linear",
         "`_prepare_cols`",
     ),

@@ -24,4 +24,4 @@ def match(view: View, groups: Sequence[ModuleTensors]) -> Matches:
     return found
 
 
-ROOM = Room(match, page=Page("SHiRA", "adds numbers at stored places", "element", "linear", "`get_delta_weight`"))
+ROOM = Room(match, page=Page("SHiRA", "adds values at stored positions", "element", "linear", "`get_delta_weight`"))

@@ -50,7 +50,7 @@ ROOM = Room(
     match,
     page=Page(
         "Super-Tuning",
-        "adds numbers at stored places, and alpha/r B A if r is set",
+        "adds values at stored positions, and alpha/r B A if r is set",
         "element",
         "linear",
         "`supertuning.Linear.merge`",

@@ -67,7 +67,7 @@ ROOM = Room(
     match,
     page=Page(
         "trainable tokens",
-        "rows replaced; with a weight, that part of the way",
+        "rows replaced; with a weight, interpolated towards the stored rows",
         "element",
         "embeddings",
         "`TrainableTokensLayer.merge`",

@@ -79,7 +79,7 @@ ROOM = Room(
     updates=(IndexedProduct,),
     page=Page(
         "Uni-LoRA",
-        "adds B A, each element one of the shared numbers times a scale",
+        "adds B A, each element one of the shared values times a scale",
         "element",
         "linear, Conv1D",
         "`_get_lora_matrices`",

@@ -111,7 +111,7 @@ ROOM = Room(
     updates=(BankProduct,),
     page=Page(
         "VB-LoRA",
-        "adds B A of vectors of the bank, by the softmax of the top logits or by stored weights and places",
+        "adds B A of vectors of the bank, by the softmax of the top logits or by stored weights and positions",
         "element",
         "linear, Conv1D",
         "`_get_lora_matrices`",
