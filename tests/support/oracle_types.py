@@ -607,6 +607,20 @@ def beft(given: Given) -> Result:
     return Result(given.weight, np.abs(given.weight), 0, bias, size)
 
 
+def poly(given: Given) -> Result:
+    a, b = given.tensors["poly_lora_A"], given.tensors["poly_lora_B"]
+    logits = given.tensors["poly_router.module_logits"].reshape(a.shape[:2])
+    shares = 1 / (1 + np.exp(-logits))
+    shares = shares / (shares.sum(1, keepdims=True) + 1e-12)
+
+    def update(of: Callable[[Float64], Float64]) -> Float64:
+        down = np.concatenate([np.tensordot(shares[q], of(a[q]), axes=1) for q in range(len(a))])
+        up = np.concatenate([np.tensordot(shares[q], of(b[q]), axes=1) for q in range(len(b))], axis=1)
+        return (down @ up).T / a.shape[3]
+
+    return _plus(given, update(lambda x: x), update(np.abs), a.shape[3] + 2 * a.shape[1] + 6)
+
+
 SUFFIXES: dict[str, str] = {
     "ADALORA": r"(.+)\.(lora_[ABE])",
     "LOHA": r"(.+)\.(hada_\w+)",
@@ -636,6 +650,7 @@ SUFFIXES: dict[str, str] = {
     "RANDLORA": r"(.+)\.(randlora_\w+)",
     "TINYLORA": r"(.+)\.(tinylora_\w+)",
     "LN_TUNING": r"(.+)\.(ln_tuning_layers\.\w+)",
+    "POLY": r"(.+)\.(poly_[\w.]+)",
 }
 FORMULAS: dict[str, Formula] = {
     "ADALORA": adalora,
@@ -666,4 +681,5 @@ FORMULAS: dict[str, Formula] = {
     "RANDLORA": randlora,
     "TINYLORA": tinylora,
     "LN_TUNING": ln_tuning,
+    "POLY": poly,
 }

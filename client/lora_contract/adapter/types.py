@@ -248,7 +248,7 @@ TYPES: Final[dict[str, AdapterType]] = {
         room="trainable_tokens",
     ),
     "BEFT": AdapterType(slots=_slots(("beft_bias", (1, "out"), ("out",))), inert=("beft_bias",), room="beft"),
-    "POLY": AdapterType(prefix="poly_", mergeable=False, unmerged=f"{_ROUTED}: a router mixes its skills by the task"),
+    "POLY": AdapterType(prefix="poly_", inert=("poly_lora_A", "poly_lora_B"), room="poly"),
     "XLORA": AdapterType(
         prefix="xlora_",
         globals_=("internal_xlora_classifier.*",),

@@ -245,6 +245,10 @@ CASES = [
     ),
     Case("tinylora", lambda: peft.TinyLoraConfig(r=3, u=4, weight_tying=1.0, target_modules=["proj"]), ODD, size=0.5),
     Case("beft", lambda: peft.BeftConfig(target_modules=["proj"]), linears((8, 15000), bias=True)),
+    Case("poly", lambda: peft.PolyConfig(r=5, n_skills=3, target_modules=["proj"]), ODD, size=0.3),
+    Case(
+        "poly-splits", lambda: peft.PolyConfig(r=4, n_splits=4, target_modules=["proj"]), linears((96, 192)), size=0.3
+    ),
     Case("c3a-odd", lambda: peft.C3AConfig(block_size=5, target_modules=["proj"]), linears((105, 200)), size=0.5),
 ]
 

@@ -86,9 +86,24 @@ def adapter_folder(case: Case, folder: Path, dtype: str, seed: int = 0, stored: 
 def merged_by_peft(case: Case, adapters: list[Path]) -> dict[str, np.ndarray]:
     """The adapters loaded from their folders and merged one after the other, in float32."""
     model: nn.Module = _tree(case, "F32")
+    if case.config().peft_type == peft.PeftType.POLY:
+        return _applied(case, peft.PeftModel.from_pretrained(model, adapters[0]))
     for folder in adapters:
         model = peft.PeftModel.from_pretrained(model, folder).merge_and_unload()
     return {name: values.detach().numpy() for name, values in model.state_dict().items()}
+
+
+def _applied(case: Case, model: nn.Module) -> dict[str, np.ndarray]:
+    """What PEFT does not merge: the weights as the layers' answers to unit vectors, for the first task."""
+    state = {name: values.detach().numpy() for name, values in _tree(case, "F32").state_dict().items()}
+    for name, module in model.eval().named_modules():
+        if isinstance(module, peft.tuners.poly.Linear):
+            with torch.no_grad():
+                answers = module(torch.eye(module.in_features)[None], task_ids=torch.tensor([0]))[0]
+            if module.base_layer.bias is not None:
+                answers = answers - module.base_layer.bias
+            state[f"{name.removeprefix('base_model.model.')}.weight"] = answers.T.detach().numpy()
+    return state
 
 
 def unmerged(case: Case, adapter: Path, stored: str) -> Any:
