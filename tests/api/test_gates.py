@@ -326,7 +326,7 @@ def test_no_gate_decides_by_tasks_that_no_job_runs(room: Room) -> None:
     document = {"behaviour": {"tasks": {"pick.acc": 0.5}}}
     told = room.ask("v1", unique("tasks"), document=document)
     problem(told, "invalid-request")
-    assert "its jobs run none" in told.json()["detail"]
+    assert "which jobs of a registry do not run" in told.json()["detail"]
     assert "validate --local --tasks DIR" in told.json()["hint"]
 
 

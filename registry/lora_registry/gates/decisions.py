@@ -43,15 +43,14 @@ def gate(caller: Caller, path: RepositoryPath, request: GateRequest) -> GateView
             document=request.document,
             lock=True,
         )
-        outcome = evaluate(
-            session, inputs, store.approvals(session, inputs.version.id, inputs.tag, caller.principal.name)
-        )
+        outcome = evaluate(session, inputs, caller.principal.name)
         view = _view(inputs, outcome)
         if outcome.decision.allowed is None and request.start:
             need_weights(session, outcome.missing)
             validations.start(caller, session, inputs.repo, outcome.missing, inputs.sets)
         elif outcome.decision.allowed is not None and request.document is None:
-            view = _record(session, caller.principal, inputs, outcome, view)
+            decision = _record(session, caller.principal, inputs, outcome, view)
+            view = msgspec.structs.replace(view, decision=str(decision))
     return _with_jobs(caller, view, outcome, started=request.start)
 
 
@@ -72,19 +71,21 @@ def promote(caller: Caller, path: RepositoryPath, request: PromoteRequest) -> Pr
     intact.check(caller.ctx, before)
     with caller.ctx.db.write() as session:
         inputs = resolve_inputs(session, caller.principal, path, **asked, lock=True)
-        outcome = evaluate(
-            session, inputs, store.approvals(session, inputs.version.id, inputs.tag, caller.principal.name)
-        )
+        outcome = evaluate(session, inputs, caller.principal.name)
         view = _view(inputs, outcome)
         if outcome.decision.allowed is None and not request.force:
             need_weights(session, outcome.missing)
             validations.start(caller, session, inputs.repo, outcome.missing, inputs.sets)
         else:
-            view = _record(
+            decision = _record(
                 session, caller.principal, inputs, outcome, view, forced=request.force, reason=request.reason
             )
+            view = msgspec.structs.replace(view, decision=str(decision))
             if outcome.decision.allowed or request.force:
-                moved = _move(session, caller.principal, inputs, view, request, forced=not outcome.decision.allowed)
+                allowance = GateDecision(decision, outcome.reports, forced=not outcome.decision.allowed)
+                moved = _move(
+                    session, caller.principal, inputs, request, allowance, reason=request.reason or view.reason
+                )
         fault_point("promote.before-commit")
     fault_point("promote.after-commit")
     if moved is None and view.allowed is False:
@@ -93,7 +94,13 @@ def promote(caller: Caller, path: RepositoryPath, request: PromoteRequest) -> Pr
 
 
 def _move(
-    session: Session, principal: Principal, inputs: GateInputs, view: GateView, request: PromoteRequest, *, forced: bool
+    session: Session,
+    principal: Principal,
+    inputs: GateInputs,
+    request: PromoteRequest,
+    decision: GateDecision,
+    *,
+    reason: str,
 ) -> TagView:
     generation = request.expect_generation
     if generation is None:
@@ -105,8 +112,8 @@ def _move(
         inputs.tag,
         inputs.version,
         expect=Precondition(generation=generation) if generation else Precondition(absent=True),
-        reason=request.reason or view.reason,
-        decision=GateDecision(int(view.decision or 0), tuple(view.reports), forced=forced),
+        reason=reason,
+        decision=decision,
     )
     return views.tag(inputs.repo, row, inputs.version)
 
@@ -140,8 +147,8 @@ def _record(
     *,
     forced: bool = False,
     reason: str = "",
-) -> GateView:
-    """Store the decision, unless it equals the newest one. Returns the view with the decision's id."""
+) -> int:
+    """Store the decision, unless it equals the newest one. Returns its id."""
     forced = forced and not outcome.decision.allowed
     row = DecisionRow(
         version_id=inputs.version.id,
@@ -177,7 +184,7 @@ def _record(
             decision=str(row.id),
         )
         last = row
-    return msgspec.structs.replace(view, decision=str(last.id))
+    return last.id
 
 
 def _inputs(row: DecisionRow) -> tuple[object, ...]:

@@ -21,13 +21,15 @@ from lora_contract.signing import parse_public_key
 from lora_contract.validation import ValidationKey, parse_validation
 from lora_registry.auth.principals import Principal
 from lora_registry.db.tables import ReportRow, Repository, Tag, Version
+from lora_registry.gates import store
 from lora_registry.jobs import enqueue
 from lora_registry.jobs import store as work
 from lora_registry.policies import guard
 from lora_registry.policies import service as policies
 from lora_registry.policies import store as policy_store
 from lora_registry.policies.datasets import EvaluationSets, evaluation_sets
-from lora_registry.repositories import resolve, store
+from lora_registry.repositories import resolve
+from lora_registry.repositories import store as version_store
 from lora_registry.repositories.paths import RepositoryPath
 from lora_registry.runtime.clock import now
 from lora_registry.signatures import service as signatures
@@ -113,13 +115,12 @@ def resolve_inputs(
         policy = policies.read(document)
         digest = str(policy.digest)
     elif found is not None:
-        row, policy = found
-        digest, pattern = row.digest or "", row.pattern
+        policy, digest, pattern = found.policy, found.digest, found.pattern
     sets = evaluation_sets(session, principal, policy, data)
     tagged = tag_store.tag(session, repo.id, tag)
     holder = None
     if tagged is not None and tagged.version_id != version.id:
-        holder = store.versions_by_id(session, [tagged.version_id])[tagged.version_id]
+        holder = version_store.versions_by_id(session, [tagged.version_id])[tagged.version_id]
     other = None
     if holder is not None:
         holder_base = resolve.base_of(session, repo, holder)
@@ -128,8 +129,8 @@ def resolve_inputs(
     return GateInputs(repo, version, base, tag, tagged, holder, pattern, policy, digest, sets, own, other)
 
 
-def evaluate(session: Session, inputs: GateInputs, approvals: Sequence[tuple[str, str]]) -> GateOutcome:
-    """Decide from what is stored. approvals: name and role."""
+def evaluate(session: Session, inputs: GateInputs, promoter: str) -> GateOutcome:
+    """Decide from what is stored. promoter: the name whose own approval does not count."""
     rows = [work.report(session, required.job_id) for required in inputs.required]
     own = rows[0]
     theirs = rows[1] if inputs.other is not None else None
@@ -144,7 +145,7 @@ def evaluate(session: Session, inputs: GateInputs, approvals: Sequence[tuple[str
         if inputs.version.facts is None
         else msgspec.convert(json.loads(inputs.version.facts), AdapterFacts),
         meta=json.loads(inputs.version.meta),
-        approvals=list(approvals),
+        approvals=store.approvals(session, inputs.version.id, inputs.tag, promoter),
         signers=signatures.signers(
             session, inputs.repo, inputs.version, [parse_public_key(key) for key in inputs.policy.signatures.keys]
         ),
@@ -162,7 +163,7 @@ def need_weights(session: Session, required: Sequence[RequiredValidation]) -> No
     """Raise `unsupported` if a base that a validation has to run on was registered without its weights."""
     for base in (one.base for one in required):
         if base.weights_absent:
-            repo = store.repositories_by_id(session, [base.repository_id])[base.repository_id]
+            repo = version_store.repositories_by_id(session, [base.repository_id])[base.repository_id]
             raise RegistryError(
                 "unsupported",
                 f"{repo.namespace}/{repo.name}:v{base.number} was registered without its weights, so nothing can be "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -12,7 +13,7 @@ from lora_contract.errors import RegistryError
 from lora_contract.policy import Policy, governing
 from lora_contract.validation import Role
 from lora_registry.auth.principals import Principal
-from lora_registry.db.tables import DecisionRow, PolicyRow, Repository, Version
+from lora_registry.db.tables import DecisionRow, Repository, Version
 from lora_registry.jobs import enqueue
 from lora_registry.jobs import store as work
 from lora_registry.policies import store
@@ -25,18 +26,27 @@ DAY: Final = 24 * 3600 * 1_000_000
 """Microseconds."""
 
 
-def policy_of(session: Session, path: RepositoryPath, tag: str) -> tuple[PolicyRow, Policy] | None:
+@dataclass(frozen=True, slots=True)
+class GoverningPolicy:
+    """The policy of a tag, with the pattern that it is set for."""
+
+    pattern: str
+    digest: str
+    policy: Policy
+
+
+def policy_of(session: Session, path: RepositoryPath, tag: str) -> GoverningPolicy | None:
     """The explicit policy of a tag, the most specific of those that match; None if none does."""
-    policies = {
-        row.pattern: (row, row.body)
+    documents = {
+        row.pattern: (row.digest, row.body)
         for row in store.present_policies(session, [path.namespace, "*"])
-        if row.body is not None
-    }  # fmt: skip
-    pattern = governing(policies, path.namespace, path.name, tag)
+        if row.digest is not None and row.body is not None
+    }
+    pattern = governing(documents, path.namespace, path.name, tag)
     if pattern is None:
         return None
-    row, body = policies[pattern]
-    return row, msgspec.json.decode(body, type=Policy)
+    digest, body = documents[pattern]
+    return GoverningPolicy(pattern, digest, msgspec.json.decode(body, type=Policy))
 
 
 def check_move(
@@ -65,12 +75,12 @@ def check_move(
     found = policy_of(session, RepositoryPath(repo.namespace, repo.name), tag)
     if found is None:
         return
-    row, policy = found
+    policy = found.policy
     if back and store.moved_by_allowance(session, repo.id, tag, version.id):
         return
     base = resolve.base_of(session, repo, version)
     decisions = store.allowing(
-        session, version_id=version.id, tag=tag, policy_digest=row.digest or "", holder_version_id=holder
+        session, version_id=version.id, tag=tag, policy_digest=found.digest, holder_version_id=holder
     )
     if decisions:
         required = evaluation_sets(session, principal, policy)
@@ -78,7 +88,7 @@ def check_move(
             return
     raise RegistryError(
         "tag-gated",
-        f"The policy {policy.name!r} of {row.pattern} governs {repo.namespace}/{repo.name}:{tag}, and it has not "
+        f"The policy {policy.name!r} of {found.pattern} governs {repo.namespace}/{repo.name}:{tag}, and it has not "
         f"allowed v{version.number} under present conditions.",
     )
 
