@@ -118,7 +118,7 @@ def test_killed_at_every_step_of_a_commit(alone: Callable[..., Site]) -> None:
     again = push(site.client, "ns", "crash", "adapter", files, base=f"{SHARED}/base", **PUSH)
     assert (again.status_code, again.json()["created"], again.json()["version"]["number"]) == (200, False, 1)
     assert whole(site, path) == 1
-    assert "Every blob is as it was stored." in site.run("fsck")
+    assert "All blobs match their digests." in site.run("fsck")
 
 
 def test_killed_around_the_move_of_a_tag(alone: Callable[..., Site]) -> None:
