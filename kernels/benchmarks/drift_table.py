@@ -1,4 +1,4 @@
-"""What merging costs, as docs/validation.md shows it, made of `results/drift.json`."""
+"""The tables of docs/validation.md on merged against unmerged adapters, from `results/drift.json`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FORMS: Final = ("float32", "bfloat16", "float16", "nf4 base, bfloat16")
 
 
 def tables(results: Path = RESULTS) -> str:
-    """Nothing measured is nothing claimed."""
+    """Return the tables, or a sentence if nothing has been measured."""
     path = results / "drift.json"
     if not path.exists():
         return "Nothing has been measured yet.\n"
@@ -24,24 +24,25 @@ def tables(results: Path = RESULTS) -> str:
 def _lines(record: dict[str, Any]) -> Iterator[str]:
     probes, versions = record["probes"], record["versions"]
     yield (
-        f"Of `examples/tiny`, a Llama of a million parameters in bfloat16, and adapters that PEFT {versions['peft']} "
-        f"trained on it for {record['steps']}"
+        f"Base: `examples/tiny`, a Llama of a million parameters in bfloat16. Adapters: trained on it with PEFT "
+        f"{versions['peft']} for {record['steps']}"
     )
     yield (
-        f"steps, on {probes['texts']} held-out texts of {probes['tokens']} tokens; torch {versions['torch']}, "
-        f"{record['machine']['cpu']}. *does*: nats between the base and"
+        f"steps. Probes: {probes['texts']} held-out texts of {probes['tokens']} tokens. torch {versions['torch']}, "
+        f"{record['machine']['cpu']}. *effect*: nats between the"
     )
-    yield "the adapter. Then, for each type of the result: nats between the unmerged adapter and its merge, the share"
-    yield "of tokens after which both expect the same next one, and what was kept of the update where it is not all."
+    yield "base and the adapter. Then, for each output dtype: nats between the unmerged adapter and its merge, the"
+    yield "share of tokens after which both predict the same next token, and the share of the update that was kept,"
+    yield "if not all of it."
     yield ""
-    yield "| adapter | does | float32 | bfloat16 | float16 | onto NF4, bfloat16 |"
+    yield "| adapter | effect | float32 | bfloat16 | float16 | onto NF4, bfloat16 |"
     yield "|---|---|---|---|---|---|"
     for row in record["rows"]:
         label = row["label"] + (" †" if row["biased"] else "")
         forms = " | ".join(_form(row["forms"][name]) for name in _FORMS)
         yield f"| {label} | {row['effect']:.2f} | {forms} |"
     yield ""
-    yield "† on a copy of the base with biases on its attention, which the type needs. What has no merged form:"
+    yield "† on a copy of the base with attention biases, which the type needs. Types without a merged form:"
     yield ""
     yield "| types | why |"
     yield "|---|---|"
@@ -58,10 +59,11 @@ def _qlora(record: dict[str, Any]) -> Iterator[str]:
     yield (
         f"A QLoRA adapter: rank 8 on all linear layers, trained for {record['steps']} steps over the same base in NF4"
     )
-    yield "(bitsandbytes, blocks of 64, double quantization). What it was trained as is its base dequantized, and the"
-    yield f"adapter beside it: loss {record['loss']:.4f} (the base alone {record['base_loss']:.4f}). Against that:"
+    losses = f"loss {record['loss']:.4f} (the base alone {record['base_loss']:.4f})"
+    yield "(bitsandbytes, blocks of 64, double quantization). The reference is the model that was trained: the"
+    yield f"dequantized base with the unmerged adapter, {losses}."
     yield ""
-    yield "| served as | loss | nats from what was trained | same likeliest token |"
+    yield "| served as | loss | nats from the reference | same most likely token |"
     yield "|---|---|---|---|"
     for row in record["rows"]:
         share = _share(row["top_agreement"])

@@ -25,7 +25,7 @@ def with_tables(page: str, tables: str) -> str:
 
 
 def tables(results: Path = RESULTS) -> str:
-    """Nothing measured is nothing claimed."""
+    """Return the tables, or a sentence if nothing has been measured."""
     parts = []
     for name, render in (("merge", _merge), ("compose", _compose), ("sparse7b", _sparse)):
         path = results / f"{name}.json"
