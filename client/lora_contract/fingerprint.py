@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from lora_contract import canonical
 from lora_contract.adapter.files import TOKENIZER_FILES, AdapterFile, check_files
-from lora_contract.adapter.report import Report
+from lora_contract.adapter.report import CheckReport
 from lora_contract.base import BaseFingerprint, BaseTensor
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
@@ -30,7 +30,7 @@ ReadFile = Callable[[str, int, int], bytes]
 
 def check_base_files(files: Sequence[AdapterFile], read: ReadFile) -> list[Finding]:
     """What speaks against these files as a base: pickles, code, archives, names that do not belong, no weights."""
-    report = Report()
+    report = CheckReport()
     check_files(files, read, report, base=True)
     names = {file.path for file in files}
     if "config.json" not in names:

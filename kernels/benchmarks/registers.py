@@ -7,8 +7,8 @@ No GPU is needed, and none is measured: registers, spills and shared memory are 
 
 from __future__ import annotations
 
+from lora_kernels.ops.all_kernels import variants
 from lora_kernels.ops.aot import compile_variant
-from lora_kernels.ops.catalog import variants
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from lora_contract.adapter.facts import AdapterFacts, gather
 from lora_contract.adapter.files import AdapterFile, ReadFile, check_files, paths
 from lora_contract.adapter.numbers import ReadBase, check_values
 from lora_contract.adapter.patterns import hangs, targets
-from lora_contract.adapter.report import CONFIG, WEIGHTS, Report
+from lora_contract.adapter.report import CONFIG, WEIGHTS, CheckReport
 from lora_contract.adapter.scaling import ModuleScale, Scales, scales
 from lora_contract.adapter.structure import build
 from lora_contract.adapter.training import training_facts
@@ -56,7 +56,7 @@ def check_adapter(
     accept_base: take another id in the config for this base, this once. read_base: bytes of a base tensor by
     (tensor, offset, length); None where only the base's structure is registered. Raises what `read` raises.
     """
-    report = Report()
+    report = CheckReport()
     facts: AdapterFacts | None = None
     check_files(files, read, report)
     sizes = paths(files)
@@ -87,7 +87,7 @@ def _check_together(
     read: ReadFile,
     base: BaseFingerprint,
     read_base: ReadBase | None,
-    report: Report,
+    report: CheckReport,
 ) -> AdapterFacts | None:
     modules = modules_of(base)
     budget = Budget()
@@ -127,7 +127,7 @@ def _scales(config: AdapterConfig, modules: BaseModules, targeted: Callable[[str
     return of
 
 
-def _read_config(sizes: dict[str, int], read: ReadFile, report: Report) -> AdapterConfig | None:
+def _read_config(sizes: dict[str, int], read: ReadFile, report: CheckReport) -> AdapterConfig | None:
     size = sizes.get(CONFIG)
     if size is None:
         return None
@@ -142,7 +142,7 @@ def _read_config(sizes: dict[str, int], read: ReadFile, report: Report) -> Adapt
         return None
 
 
-def _read_header(sizes: dict[str, int], read: ReadFile, report: Report) -> Header | None:
+def _read_header(sizes: dict[str, int], read: ReadFile, report: CheckReport) -> Header | None:
     size = sizes.get(WEIGHTS)
     if size is None:
         return None
@@ -159,7 +159,7 @@ def _read_header(sizes: dict[str, int], read: ReadFile, report: Report) -> Heade
     return header
 
 
-def _check_base_name(config: AdapterConfig, aliases: Collection[str], accept: bool, report: Report) -> None:
+def _check_base_name(config: AdapterConfig, aliases: Collection[str], accept: bool, report: CheckReport) -> None:
     name = (config.base_model or "").rstrip("/")
     if not name:
         report.add("base-unnamed", f"{CONFIG} names no base model.", severity="note", file=CONFIG)
@@ -194,7 +194,7 @@ def is_local_path(name: str) -> bool:
     )
 
 
-def _check_init(config: AdapterConfig, report: Report) -> None:
+def _check_init(config: AdapterConfig, report: CheckReport) -> None:
     changed = lora.changes_base(config) if config.peft_type == "LORA" else None
     if changed is not None:
         report.add(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from lora_contract.adapter.config import AdapterConfig
 from lora_contract.adapter.patterns import ALL_LINEAR
-from lora_contract.adapter.report import CONFIG, Report
+from lora_contract.adapter.report import CONFIG, CheckReport
 from lora_contract.adapter.structure import Structure
 from lora_contract.adapter.types import TYPES
 from lora_contract.modules import BaseModule, BaseModules, is_output_name
@@ -17,7 +17,7 @@ def check_coverage(
     structure: Structure,
     modules: BaseModules,
     targeted: Callable[[str], bool],
-    report: Report,
+    report: CheckReport,
 ) -> None:
     """Modules in the file that are not targeted, targeted ones that are not in the file, targets that mean nothing."""
     kind = TYPES[config.peft_type]
@@ -69,7 +69,7 @@ def _check_missing(
     modules: BaseModules,
     targeted: Callable[[str], bool],
     everything: bool,
-    report: Report,
+    report: CheckReport,
 ) -> None:
     kind = TYPES[config.peft_type]
     roots = {_root(path) for path in held}

@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from lora_contract import canonical
-from lora_contract.adapter.report import CONFIG, WEIGHTS, Report
+from lora_contract.adapter.report import CONFIG, WEIGHTS, CheckReport
 from lora_contract.errors import RegistryError
 from lora_contract.manifest import MAX_FILES, check_path
 
@@ -101,7 +101,7 @@ class AdapterFile(msgspec.Struct, frozen=True):
     size: int
 
 
-def check_files(files: Sequence[AdapterFile], read: ReadFile, report: Report, *, base: bool = False) -> None:
+def check_files(files: Sequence[AdapterFile], read: ReadFile, report: CheckReport, *, base: bool = False) -> None:
     """Paths, the allow-list, content against the name, and small JSON files. `base`: by the rules of a base model."""
     if len(files) > MAX_FILES:
         report.add("too-many-files", f"There are {len(files)} files; at most {MAX_FILES} are taken.", file=None)
@@ -150,7 +150,7 @@ def _looks_like_text_pickle(head: bytes) -> bool:
     return head[:1] in b"c(" and b"\n" in head[:80] and (b"\n(" in head or b"\ntR" in head or b"\np0" in head)
 
 
-def _path_is_bad(path: str, report: Report) -> bool:
+def _path_is_bad(path: str, report: CheckReport) -> bool:
     try:
         check_path(path)
     except RegistryError as error:
@@ -159,7 +159,7 @@ def _path_is_bad(path: str, report: Report) -> bool:
     return False
 
 
-def _allowed(path: str, report: Report, *, base: bool) -> bool:
+def _allowed(path: str, report: CheckReport, *, base: bool) -> bool:
     lower = path.lower()
     what = "A base" if base else "An adapter"
     for suffixes, code, kind in (
@@ -190,7 +190,7 @@ def _allowed(path: str, report: Report, *, base: bool) -> bool:
     return False
 
 
-def _check_json(file: AdapterFile, read: ReadFile, report: Report) -> None:
+def _check_json(file: AdapterFile, read: ReadFile, report: CheckReport) -> None:
     if file.size > _MAX_SIDE_JSON:
         report.add(
             "file-too-large", f"{file.path} has {file.size} bytes, expected at most {_MAX_SIDE_JSON}.", file=file.path

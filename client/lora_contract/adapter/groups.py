@@ -6,7 +6,7 @@ from typing import Final
 
 from lora_contract.adapter import lora
 from lora_contract.adapter.config import AdapterConfig
-from lora_contract.adapter.report import CONFIG, Report
+from lora_contract.adapter.report import CONFIG, CheckReport
 from lora_contract.adapter.shapes import shape_fault
 from lora_contract.adapter.sizes import size_fault
 from lora_contract.adapter.slots import AdapterType, Slot
@@ -27,7 +27,12 @@ class AdaptedModule(ModuleTensors):
 
 
 def check_group(
-    group: AdaptedModule, config: AdapterConfig, kind: AdapterType, base: BaseFingerprint, rank: int, report: Report
+    group: AdaptedModule,
+    config: AdapterConfig,
+    kind: AdapterType,
+    base: BaseFingerprint,
+    rank: int,
+    report: CheckReport,
 ) -> None:
     module = group.module
     assert module is not None
@@ -86,7 +91,7 @@ def check_group(
         )
 
 
-def _check_halves(group: AdaptedModule, slots: tuple[Slot, ...], config: AdapterConfig, report: Report) -> None:
+def _check_halves(group: AdaptedModule, slots: tuple[Slot, ...], config: AdapterConfig, report: CheckReport) -> None:
     if config.use_dora and not any(suffix.startswith("lora_magnitude") for suffix in group.tensors):
         slots = (*slots, Slot("lora_magnitude_vector"))
     for slot in slots:
@@ -101,7 +106,7 @@ def _check_halves(group: AdaptedModule, slots: tuple[Slot, ...], config: Adapter
             )
 
 
-def _check_experts(group: AdaptedModule, module: BaseModule, report: Report) -> None:
+def _check_experts(group: AdaptedModule, module: BaseModule, report: CheckReport) -> None:
     a, b = group.tensors.get("lora_A.weight"), group.tensors.get("lora_B.weight")
     if a is None or b is None or len(a.shape) != 2 or len(b.shape) != 2:
         return
@@ -109,7 +114,7 @@ def _check_experts(group: AdaptedModule, module: BaseModule, report: Report) -> 
         wrong_shape(report, b, f"[*, {a.shape[0]}], and both a multiple of the {module.experts} experts")
 
 
-def check_dtype(tensor: TensorEntry, report: Report, *, integer: bool = False) -> bool:
+def check_dtype(tensor: TensorEntry, report: CheckReport, *, integer: bool = False) -> bool:
     if tensor.dtype in ADAPTER_DTYPES or (integer and tensor.dtype in ("I32", "I64", "I16", "U8")):
         return True
     report.add(
@@ -123,7 +128,7 @@ def check_dtype(tensor: TensorEntry, report: Report, *, integer: bool = False) -
     return False
 
 
-def wrong_shape(report: Report, tensor: TensorEntry, expected: str) -> None:
+def wrong_shape(report: CheckReport, tensor: TensorEntry, expected: str) -> None:
     report.add(
         "shape-mismatch",
         f"The tensor {tensor.name} has the shape {list(tensor.shape)}, expected {expected}.",

@@ -15,7 +15,7 @@ from lora_contract import values
 from lora_contract.adapter.config import AdapterConfig
 from lora_contract.adapter.files import ReadFile
 from lora_contract.adapter.groups import AdaptedModule
-from lora_contract.adapter.report import CONFIG, WEIGHTS, Report
+from lora_contract.adapter.report import CONFIG, WEIGHTS, CheckReport
 from lora_contract.adapter.scaling import Scales
 from lora_contract.adapter.slots import AdapterType
 from lora_contract.adapter.structure import Structure
@@ -47,7 +47,7 @@ def check_values(
     scale: Scales,
     read: ReadFile,
     read_base: ReadBase | None,
-    report: Report,
+    report: CheckReport,
 ) -> None:
     """Read every float tensor once; faults go to the report."""
     stats = {tensor.name: _scan(tensor, read, report) for tensor in header.tensors}
@@ -60,7 +60,7 @@ def check_values(
         _check_copy(tensor, parameter, read, read_base, report)
 
 
-def _scan(tensor: TensorEntry, read: ReadFile, report: Report) -> Stats:
+def _scan(tensor: TensorEntry, read: ReadFile, report: CheckReport) -> Stats:
     stats = Stats()
     size = DTYPE_BYTES[tensor.dtype]
     for offset in range(0, tensor.nbytes, CHUNK):
@@ -84,7 +84,7 @@ def _scan(tensor: TensorEntry, read: ReadFile, report: Report) -> Stats:
 
 
 def _check_products(
-    kind: AdapterType, structure: Structure, scale: Scales, stats: dict[str, Stats], report: Report
+    kind: AdapterType, structure: Structure, scale: Scales, stats: dict[str, Stats], report: CheckReport
 ) -> None:
     if not kind.factors:
         return
@@ -118,7 +118,7 @@ def _check_products(
 
 
 def _check_effect(
-    kind: AdapterType, structure: Structure, scale: Scales, stats: dict[str, Stats], report: Report
+    kind: AdapterType, structure: Structure, scale: Scales, stats: dict[str, Stats], report: CheckReport
 ) -> None:
     if structure.saved or structure.biases or structure.tokens or not structure.groups:
         return
@@ -145,7 +145,7 @@ def _check_effect(
         )
 
 
-def _check_indices(group: AdaptedModule, kind: AdapterType, read: ReadFile, report: Report) -> None:
+def _check_indices(group: AdaptedModule, kind: AdapterType, read: ReadFile, report: CheckReport) -> None:
     """Indices into the module's weight lie inside: on a GPU one that does not ends the whole process."""
     module = group.module
     if module is None or module.out is None or module.in_ is None:
@@ -189,7 +189,7 @@ def _inert(group: AdaptedModule, kind: AdapterType, stats: dict[str, Stats]) -> 
 
 
 def _check_copy(
-    tensor: TensorEntry, parameter: BaseTensor, read: ReadFile, read_base: ReadBase | None, report: Report
+    tensor: TensorEntry, parameter: BaseTensor, read: ReadFile, read_base: ReadBase | None, report: CheckReport
 ) -> None:
     """A tensor that PEFT loads over the base's: harmless only where it holds the base's own values."""
     why = None

@@ -10,7 +10,7 @@ WEIGHTS: str = "adapter_model.safetensors"
 _MOST_PER_CODE = 40
 
 
-class Report:
+class CheckReport:
     """Findings in the order they were made. Of each code the first 40 are kept, and the number of the rest."""
 
     def __init__(self) -> None:

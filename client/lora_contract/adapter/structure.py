@@ -13,7 +13,7 @@ import msgspec
 from lora_contract.adapter.config import AdapterConfig
 from lora_contract.adapter.groups import AdaptedModule, check_dtype, check_group, wrong_shape
 from lora_contract.adapter.names import PREFIX, ancestors, leaf_of
-from lora_contract.adapter.report import CONFIG, Report
+from lora_contract.adapter.report import CONFIG, CheckReport
 from lora_contract.adapter.scaling import Scales
 from lora_contract.adapter.slots import AdapterType
 from lora_contract.adapter.sorting import place_of
@@ -53,7 +53,7 @@ def build(
     base: BaseFingerprint,
     modules: BaseModules,
     scale: Scales,
-    report: Report,
+    report: CheckReport,
 ) -> Structure:
     """Place every tensor, then check each module's tensors together. Faults go to the report."""
     kind = TYPES[config.peft_type]
@@ -86,7 +86,7 @@ def _place(
     base: BaseFingerprint,
     modules: BaseModules,
     structure: Structure,
-    report: Report,
+    report: CheckReport,
 ) -> None:
     place = place_of(tensor.name, config.peft_type)
     if place == "shared":
@@ -133,7 +133,12 @@ def _place(
 
 
 def _place_base_parameter(
-    tensor: TensorEntry, rest: str, config: AdapterConfig, modules: BaseModules, structure: Structure, report: Report
+    tensor: TensorEntry,
+    rest: str,
+    config: AdapterConfig,
+    modules: BaseModules,
+    structure: Structure,
+    report: CheckReport,
 ) -> None:
     """A tensor that is named like a parameter of the base: a copy, a trained bias, or an attack."""
     plain = rest.replace(".base_layer.", ".")
@@ -194,7 +199,9 @@ def _is_saved(rest: str, config: AdapterConfig, base: BaseFingerprint) -> bool:
     return base.tied and pair and config.on("ensure_weight_tying") and any(map(_embedding_or_output, names))
 
 
-def _check_saved_complete(config: AdapterConfig, modules: BaseModules, structure: Structure, report: Report) -> None:
+def _check_saved_complete(
+    config: AdapterConfig, modules: BaseModules, structure: Structure, report: CheckReport
+) -> None:
     """PEFT looks up every parameter of a saved module in the file and fails where one is missing."""
     if not config.modules_to_save:
         return
@@ -216,7 +223,9 @@ def _embedding_or_output(name: str) -> bool:
     return is_embedding_name(name) or is_output_name(name)
 
 
-def _check_saved(tensor: TensorEntry, rest: str, config: AdapterConfig, modules: BaseModules, report: Report) -> None:
+def _check_saved(
+    tensor: TensorEntry, rest: str, config: AdapterConfig, modules: BaseModules, report: CheckReport
+) -> None:
     if not check_dtype(tensor, report):
         return
     path, _, leaf = rest.rpartition(".")
@@ -257,7 +266,7 @@ def _place_tokens(
     config: AdapterConfig,
     base: BaseFingerprint,
     structure: Structure,
-    report: Report,
+    report: CheckReport,
 ) -> None:
     structure.tokens.append(tensor)
     structure.token_modules.append(path)

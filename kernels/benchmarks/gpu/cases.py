@@ -23,10 +23,10 @@ from lora_kernels.ops import (
     tensor_stats_grouped,
     ties_merge,
 )
-from lora_kernels.ops.dare_merge import reference as dare_reference
-from lora_kernels.ops.merge_dora import reference as dora_reference
-from lora_kernels.ops.merge_low_rank import reference as merge_reference
-from lora_kernels.ops.merge_quantized import reference as quantized_reference
+from lora_kernels.ops.dare_merge import in_torch as dare_reference
+from lora_kernels.ops.merge_dora import in_torch as dora_reference
+from lora_kernels.ops.merge_low_rank import in_torch as merge_reference
+from lora_kernels.ops.merge_quantized import in_torch as quantized_reference
 from lora_kernels.ops.quantized import Quantized
 from lora_kernels.ops.testing import assert_close
 

@@ -34,7 +34,7 @@ class ChangeNorms(NamedTuple):
         return self.change / self.base if self.base > 0 else None
 
 
-class Change:
+class WeightChange:
     """float64(tuned) - float64(base) as a matrix, the first dimension against all others: a RowStream. For one
     thread."""
 

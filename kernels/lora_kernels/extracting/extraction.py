@@ -25,7 +25,7 @@ from lora_kernels.adapters.size import Size, stored_type
 from lora_kernels.checkpoint.folders import read_base
 from lora_kernels.checkpoint.records import Progress
 from lora_kernels.checkpoint.sources import FolderSource, Source
-from lora_kernels.extracting.change import Change
+from lora_kernels.extracting.change import WeightChange
 from lora_kernels.extracting.factors import Extracted, extract_module
 from lora_kernels.extracting.leftovers import reason, save_whole
 from lora_kernels.extracting.pairs import Pair, Pairs, pair_tensors
@@ -170,7 +170,7 @@ class _Run:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def _tensor(self, pair: Pair) -> Outcome:
-        change = Change(pair, *self._sources)
+        change = WeightChange(pair, *self._sources)
         if change.identical():
             return None
         norms = change.norms()

@@ -10,7 +10,7 @@ from lora_contract.modules import BaseModule
 from lora_kernels.adapters.low_rank import Kind, LowRankModule
 from lora_kernels.adapters.rounding import stored_values
 from lora_kernels.adapters.size import Size
-from lora_kernels.extracting.change import Change, ChangeNorms
+from lora_kernels.extracting.change import ChangeNorms, WeightChange
 from lora_kernels.extracting.report import ExtractedModule
 from lora_kernels.linalg.randomized import leading_triplets, residual
 
@@ -23,7 +23,7 @@ class Extracted(NamedTuple):
 
 
 def extract_module(
-    change: Change, norms: ChangeNorms, module: BaseModule, path: str, *, size: Size, seed: int, dtype: str
+    change: WeightChange, norms: ChangeNorms, module: BaseModule, path: str, *, size: Size, seed: int, dtype: str
 ) -> Extracted:
     """path: of the module in the running model. dtype: as stored, such as BF16."""
     name = change.pair.name

@@ -21,7 +21,7 @@ _SAVED_KINDS: Final = ("linear", "embedding", "norm", "conv")
 
 
 @dataclass
-class Saved:
+class SavedTensors:
     """tensors: of the fine-tune, by the name in the adapter. modules: for modules_to_save. biases: whether biases of
     adapted modules are among the tensors (`bias: lora_only`)."""
 
@@ -49,13 +49,13 @@ def save_whole(
     pairs: Mapping[str, Pair],
     base: BaseFingerprint,
     modules: BaseModules,
-) -> tuple[Saved, list[UnheldChange]]:
+) -> tuple[SavedTensors, list[UnheldChange]]:
     """What is stored for the changes, and the changes with what became of them.
 
     adapted: paths of the modules that have factors; their biases are stored as trained ones, all or none, as PEFT does.
     Modules are stored with all of their tensors: a loader expects them whole.
     """
-    saved = Saved()
+    saved = SavedTensors()
     told = []
     for change in changes:
         path, _, leaf = change.tensor.rpartition(".")

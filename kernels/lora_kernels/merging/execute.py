@@ -17,10 +17,10 @@ from lora_kernels.checkpoint.records import FileRecord
 from lora_kernels.checkpoint.sinks import FolderSink, Hashing, disk_full
 from lora_kernels.checkpoint.sources import FolderSource
 from lora_kernels.checkpoint.staging import FinishedFile, Staging
-from lora_kernels.merging.parts import Count, Shard, Unit, Work, stopped
 from lora_kernels.merging.plan import MergePlan
 from lora_kernels.merging.stats import TensorStats
 from lora_kernels.merging.stream import stream_shard
+from lora_kernels.merging.tasks import Count, MergeContext, Shard, Task, stopped
 from lora_kernels.merging.tensor import Buffers
 from lora_kernels.numeric.blas import one_thread
 
@@ -33,7 +33,7 @@ class Queue:
         self._shards = list(shards)
         self._staging = staging
 
-    def take(self) -> tuple[Shard, Unit, int] | None:
+    def take(self) -> tuple[Shard, Task, int] | None:
         """None where nothing is left to begin."""
         with self._lock:
             waiting = [shard for shard in self._shards if shard.waiting]
@@ -66,22 +66,24 @@ def execute(
 ) -> None:
     """Write the files of the result that `staging` lacks, without digests. count: told of bytes written, from any
     thread. Raises as `stream_shard`, and RegistryError `storage-unavailable` where the disk is full."""
-    work = Work(plan, staging.folder, base, adapters, count)
-    shards = [Shard(work, shard) for shard in plan.shards if shard.file not in staging.finished]
+    context = MergeContext(plan, staging.folder, base, adapters, count)
+    shards = [Shard(context, shard) for shard in plan.shards if shard.file not in staging.finished]
     queue = Queue(shards, staging)
 
     def run() -> None:
         buffers = Buffers()
-        while not work.stop.is_set() and (taken := queue.take()) is not None:
-            shard, unit, descriptor = taken
+        while not context.stop.is_set() and (taken := queue.take()) is not None:
+            shard, task, descriptor = taken
             with disk_full(shard.plan.file, shard.plan.size):
-                unit.run(descriptor, buffers)
+                task.run(descriptor, buffers)
             queue.done(shard)
 
     with ExitStack() as stack:
         for shard in shards:
             stack.callback(shard.close)
-        _in_threads([run] * min(threads or os.cpu_count() or 1, sum(len(shard.waiting) for shard in shards)), work.stop)
+        _in_threads(
+            [run] * min(threads or os.cpu_count() or 1, sum(len(shard.waiting) for shard in shards)), context.stop
+        )
 
 
 def execute_hashing(

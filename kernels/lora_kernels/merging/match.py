@@ -16,7 +16,7 @@ from lora_contract.base import BaseFingerprint
 from lora_contract.errors import RegistryError
 from lora_contract.modules import BaseModules
 from lora_kernels.checkpoint.folders import AdapterInput
-from lora_kernels.merging.saved import Saved
+from lora_kernels.merging.saved import SavedMatcher
 from lora_kernels.types.matching.change import Matches
 from lora_kernels.types.matching.tied import Tie
 from lora_kernels.types.matching.view import View, rejected
@@ -57,7 +57,7 @@ def match_adapter(
     tensors = sort_tensors(adapter.config.peft_type, adapter.header)
     view = View(adapter, base, modules, tensors.shared, tie)
     changes = room.match(view, tensors.modules)
-    saved = Saved(view, tensors.others)
+    saved = SavedMatcher(view, tensors.others)
     for entry in tensors.others:
         changes += saved.match(entry)
     _check_complete(view, changes)

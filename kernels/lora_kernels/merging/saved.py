@@ -19,7 +19,7 @@ from lora_kernels.types.matching.view import View, factor, rejected, shape
 BASE_LAYER: Final = ".base_layer."
 
 
-class Saved:
+class SavedMatcher:
     """Tells replacements from copies. A copy of the base's own weight changes nothing and is left out knowingly."""
 
     def __init__(self, view: View, entries: Sequence[TensorEntry]) -> None:

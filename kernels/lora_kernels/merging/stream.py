@@ -8,9 +8,9 @@ from typing import Final, NamedTuple
 from lora_kernels.checkpoint.factors import FactorReader
 from lora_kernels.checkpoint.sources import Source
 from lora_kernels.merging.plan import MergePlan, TensorPlan, copied_runs, shard_header
+from lora_kernels.merging.row_ranges import row_ranges
 from lora_kernels.merging.stats import TensorStats
 from lora_kernels.merging.tensor import Buffers, Sums, TensorMerge
-from lora_kernels.merging.units import row_ranges
 from lora_kernels.numeric.blas import on_one_thread
 
 COPY_BYTES: Final = 1 << 18

@@ -25,7 +25,7 @@ from lora_kernels.native import AddRound, add_round_bf16
 from lora_kernels.numeric.blocks import BLOCK, Block, block_rows, blocks, matrix
 from lora_kernels.numeric.dtypes import F32
 from lora_kernels.numeric.sums import UpdateSums
-from lora_kernels.types.forms.products import LowRank, sum_block
+from lora_kernels.types.forms.products import LowRankAddition, sum_block
 
 _SMALLEST_SUM: Final = 1e-30
 _LARGEST: Final = {"BF16": 3.3895313892515355e38, "F16": 65504.0, "F32": 3.4028234663852886e38}
@@ -139,7 +139,7 @@ class TensorMerge:
         return max(block_rows(self.columns, band=self._band), 1)
 
     @property
-    def low_rank(self) -> list[LowRank] | None:
+    def low_rank(self) -> list[LowRankAddition] | None:
         """The updates where the merge is what the loops in C do: low-rank ones of plain bfloat16, rounded to the
         nearest. Else None."""
         tensor = self.tensor
@@ -172,7 +172,7 @@ class TensorMerge:
             yield view
 
     def _fused(
-        self, add_round: AddRound, updates: list[LowRank], r0: int, r1: int, buffers: Buffers, sums: Sums
+        self, add_round: AddRound, updates: list[LowRankAddition], r0: int, r1: int, buffers: Buffers, sums: Sums
     ) -> Iterator[memoryview]:
         tensor, found = self.tensor, np.zeros(4)
         for block in blocks(r0, r1, self.columns, band=self._band):

@@ -13,7 +13,7 @@ from lora_kernels.merging.delta import Delta
 from lora_kernels.merging.tied_copies import check_copies
 from lora_kernels.numeric.blocks import Block, blocks
 from lora_kernels.numeric.dtypes import F32
-from lora_kernels.types.forms.products import LowRank, sum_block
+from lora_kernels.types.forms.products import LowRankAddition, sum_block
 from lora_kernels.types.updates import Additive, Inputs, Transform, Update
 
 
@@ -50,11 +50,11 @@ class Updates:
         return math.lcm(*bands) if bands else 0
 
     @property
-    def low_rank(self) -> list[LowRank] | None:
+    def low_rank(self) -> list[LowRankAddition] | None:
         """The updates where all of them are low-rank products, which most merges are; else None."""
         if len(self._steps) != 1 or not isinstance(self._steps[0][0], list):
             return None
-        found = [update for update in self._steps[0][0] if isinstance(update, LowRank)]
+        found = [update for update in self._steps[0][0] if isinstance(update, LowRankAddition)]
         return found if len(found) == len(self._steps[0][0]) else None
 
     def apply(self, block: Block, weight: F32, change: F32, new: F32, scratch: F32) -> None:

@@ -13,7 +13,7 @@ from lora_kernels.numeric.blocks import Block
 from lora_kernels.numeric.dtypes import F32, decode, encode, storage
 from lora_kernels.numeric.philox import random_bits, stream_key
 from lora_kernels.quantized import blockwise
-from lora_kernels.quantized.absmax import Nested, Plain, compress
+from lora_kernels.quantized.absmax import NestedAbsmax, PlainAbsmax, compress
 from lora_kernels.quantized.codes import NF4, dynamic_map
 from lora_kernels.quantized.layout import Nf4Form, nf4_state
 from lora_kernels.quantized.stochastic import round_bf16
@@ -79,14 +79,14 @@ class Nf4:
         refuse_nonfinite(tensor.name, absmax, "The merged weights hold")
         self._form = form
         self._key = stream_key(tensor.seed, tensor.name) if tensor.seed is not None else None
-        self._absmax = compress(absmax) if form.nested else Plain(absmax)
+        self._absmax = compress(absmax) if form.nested else PlainAbsmax(absmax)
         self.head = self._head(tensor)
 
     def _head(self, tensor: TensorPlan) -> bytes:
         known = self._absmax
         parts = [NF4.values.astype("<f4").tobytes()]
         offset = 0.0
-        if isinstance(known, Nested):
+        if isinstance(known, NestedAbsmax):
             offset = float(known.offset)
             parts += [
                 known.nested.astype("<f4").tobytes(),

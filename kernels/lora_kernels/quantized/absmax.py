@@ -28,7 +28,7 @@ class Absmax(Protocol):
 
 
 @dataclass(frozen=True)
-class Plain:
+class PlainAbsmax:
     """values: float32, one per block."""
 
     values: F32
@@ -38,7 +38,7 @@ class Plain:
 
 
 @dataclass(frozen=True)
-class Nested:
+class NestedAbsmax:
     """codes: uint8, one per block of the weight. nested: float32, one per `blocksize` of them. values: float32 (256,),
     by code. offset: the mean of all absmax."""
 
@@ -61,7 +61,7 @@ def mean(absmax: F32) -> np.float32:
     return np.float32(math.fsum(chain.from_iterable(parts)) / max(absmax.size, 1))
 
 
-def compress(absmax: F32, offset: np.float32 | None = None) -> Nested:
+def compress(absmax: F32, offset: np.float32 | None = None) -> NestedAbsmax:
     """Double quantization. absmax: finite. offset: None for the mean."""
     if offset is None:
         offset = mean(absmax)
@@ -75,7 +75,7 @@ def compress(absmax: F32, offset: np.float32 | None = None) -> Nested:
         nested[start : start + largest.size] = largest
         padded /= np.where(largest > 0, largest, np.float32(1))[:, None]
         codes[first : first + centred.size] = _nearest(padded.reshape(-1)[: centred.size])
-    return Nested(codes, nested, dynamic_map(), offset)
+    return NestedAbsmax(codes, nested, dynamic_map(), offset)
 
 
 def _nearest(scaled: F32) -> U8:

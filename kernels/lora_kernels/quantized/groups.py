@@ -13,7 +13,7 @@ from lora_contract.base import BaseFingerprint, BaseTensor
 from lora_contract.errors import RegistryError
 from lora_contract.fingerprint import ReadFile
 from lora_contract.tensors import DTYPE_NAMES, MAX_ELEMENTS
-from lora_kernels.quantized.layout import BLOCKSIZES, NestedParts, Part, Quantized
+from lora_kernels.quantized.layout import BLOCKSIZES, NestedParts, Quantized, StoredPart
 
 _STATE: Final = ".quant_state.bitsandbytes__"
 _PARTS: Final = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
@@ -154,7 +154,7 @@ def _part(
     dtypes: tuple[str, ...] = ("F32",),
     count: int | None = None,
     size: int | None = None,
-) -> Part:
+) -> StoredPart:
     """count: elements, size: bytes that the tensor must have."""
     tensor = tensors.get(name)
     if tensor is None:
@@ -168,8 +168,8 @@ def _part(
     return _as_part(tensor)
 
 
-def _as_part(tensor: BaseTensor) -> Part:
-    return Part(tensor.name, tensor.dtype, tensor.file, tensor.start, tensor.end)
+def _as_part(tensor: BaseTensor) -> StoredPart:
+    return StoredPart(tensor.name, tensor.dtype, tensor.file, tensor.start, tensor.end)
 
 
 def _shape(name: str, value: Any) -> tuple[int, ...]:

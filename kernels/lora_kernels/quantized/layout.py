@@ -24,7 +24,7 @@ _LONGEST_NUMBER: Final = -2.2250738585072014e-308
 Entry = tuple[str, str, tuple[int, ...]]
 
 
-class Part(msgspec.Struct, frozen=True):
+class StoredPart(msgspec.Struct, frozen=True):
     """A tensor that is part of a quantized weight. start / end: its bytes in the file, header included."""
 
     name: str
@@ -37,8 +37,8 @@ class Part(msgspec.Struct, frozen=True):
 class NestedParts(msgspec.Struct, frozen=True):
     """What double quantization adds. values: the 256 numbers of its codes. offset: the mean of the absmax."""
 
-    absmax: Part
-    values: Part
+    absmax: StoredPart
+    values: StoredPart
     blocksize: int
     offset: float
 
@@ -53,10 +53,10 @@ class Quantized(msgspec.Struct, frozen=True):
     scheme: str
     shape: tuple[int, ...]
     dtype: str
-    packed: Part
-    absmax: Part
+    packed: StoredPart
+    absmax: StoredPart
     blocksize: int = 0
-    values: Part | None = None
+    values: StoredPart | None = None
     nested: NestedParts | None = None
     others: tuple[str, ...] = ()
 

@@ -19,9 +19,9 @@ from lora_kernels.checkpoint.weights import Weights
 from lora_kernels.numeric.blocks import BLOCK, Block
 from lora_kernels.numeric.dtypes import F32
 from lora_kernels.quantized import blockwise, int8
-from lora_kernels.quantized.absmax import Absmax, Nested, Plain, compress
+from lora_kernels.quantized.absmax import Absmax, NestedAbsmax, PlainAbsmax, compress
 from lora_kernels.quantized.codes import CODEBOOKS, NF4, U8
-from lora_kernels.quantized.layout import Nf4Form, Part, Quantized
+from lora_kernels.quantized.layout import Nf4Form, Quantized, StoredPart
 
 QLORA: Final = Nf4Form()
 """Blocks of 64 and double quantization: what the QLoRA paper trains on, and most who follow it."""
@@ -133,14 +133,14 @@ def _row(first: int, stop: int, elements: int) -> Block:
 
 def _absmax(known: Quantized, source: Source) -> Absmax:
     if known.nested is None:
-        return Plain(_part(source, known.absmax, np.dtype("<f4")))
+        return PlainAbsmax(_part(source, known.absmax, np.dtype("<f4")))
     nested = known.nested
     codes: U8 = _part(source, known.absmax, np.dtype("u1"))
     scales, values = (_part(source, part, np.dtype("<f4")) for part in (nested.absmax, nested.values))
-    return Nested(codes, scales, values, np.float32(nested.offset), nested.blocksize)
+    return NestedAbsmax(codes, scales, values, np.float32(nested.offset), nested.blocksize)
 
 
-def _part(source: Source, part: Part, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+def _part(source: Source, part: StoredPart, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     raw = bytearray(part.end - part.start)
     source.read_into(part.file, part.start, memoryview(raw))
     return np.frombuffer(raw, dtype)

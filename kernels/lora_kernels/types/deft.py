@@ -18,7 +18,7 @@ from lora_kernels.types.room import Page, Room
 from lora_kernels.types.updates import Inputs, UpdateSpec
 
 if TYPE_CHECKING:
-    from lora_kernels.types.forms.products import WideLowRank
+    from lora_kernels.types.forms.products import WideLowRankAddition
 
 
 class Projected(UpdateSpec, frozen=True, tag="deft"):
@@ -31,7 +31,7 @@ class Projected(UpdateSpec, frozen=True, tag="deft"):
     r: Factor | None = None
     transposed: bool = False
 
-    def load(self, inputs: Inputs) -> WideLowRank:
+    def load(self, inputs: Inputs) -> WideLowRankAddition:
         left = inputs.wide(self.p)
         if self.method == "qr":
             left = np.linalg.qr(left)[0].astype(np.float64, copy=False)

@@ -21,7 +21,7 @@ from lora_kernels.types.updates import Inputs, UpdateSpec
 
 if TYPE_CHECKING:
     from lora_kernels.numeric.dtypes import F32, F64
-    from lora_kernels.types.forms.products import LowRank
+    from lora_kernels.types.forms.products import LowRankAddition
 
 
 class NormedProduct(UpdateSpec, frozen=True, tag="normed-low-rank"):
@@ -33,7 +33,7 @@ class NormedProduct(UpdateSpec, frozen=True, tag="normed-low-rank"):
     columns: Factor
     scale: float
 
-    def load(self, inputs: Inputs) -> LowRank:
+    def load(self, inputs: Inputs) -> LowRankAddition:
         a, b = inputs.reader.load(self.a), inputs.reader.load(self.b)
         strength = float(inputs.reader.load(self.strength)[0])
         length = strength / a.shape[0] / (_lengths(a, 1) * _lengths(b, 0))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lora_kernels.numeric.dtypes import F32, F64, Indices
 
 
-class Spectrum(UpdateSpec, frozen=True, tag="fourier"):
+class FourierSpectrum(UpdateSpec, frozen=True, tag="fourier"):
     """spectrum: (n). seed: of its places among `out` x `in_`. transposed: the tensor is stored (in, out)."""
 
     spectrum: Factor
@@ -70,7 +70,7 @@ def match(view: View, groups: Sequence[ModuleTensors]) -> Matches:
         (spectrum,) = needed(group, "fourierft_spectrum")
         to = target(view, group, "linear", conv1d=True)
         check_count(spectrum, to.out * to.in_)
-        update = Spectrum(
+        update = FourierSpectrum(
             spectrum=factor(spectrum),
             scale=view.scaled(number(view, spectrum, "scaling", 150.0)),
             seed=seed(view, spectrum),
@@ -84,7 +84,7 @@ def match(view: View, groups: Sequence[ModuleTensors]) -> Matches:
 
 ROOM = Room(
     match,
-    updates=(Spectrum,),
+    updates=(FourierSpectrum,),
     page=Page(
         "FourierFT",
         "adds scaling Re ifft2(spectrum), row by row",

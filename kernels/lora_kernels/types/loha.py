@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _TUCKER = ("hada_t1", "hada_t2")
 
 
-class Half(NamedTuple):
+class TuckerHalf(NamedTuple):
     """a (out, r) and b (r, in); or, with t (r, r, kernel…): a (r, out), b (r, in), the half being
     sum_ij t[i,j,k] a[i,out] b[j,in]."""
 
@@ -44,8 +44,8 @@ class Half(NamedTuple):
 
 
 class HadamardProduct(UpdateSpec, frozen=True, tag="hadamard"):
-    first: Half
-    second: Half
+    first: TuckerHalf
+    second: TuckerHalf
     scale: float
 
     def load(self, inputs: Inputs) -> Hadamard:
@@ -77,15 +77,15 @@ def match(view: View, groups: Sequence[ModuleTensors]) -> Matches:
     return found
 
 
-def _half(view: View, to: Target, a: TensorEntry, b: TensorEntry, t: TensorEntry | None) -> Half:
+def _half(view: View, to: Target, a: TensorEntry, b: TensorEntry, t: TensorEntry | None) -> TuckerHalf:
     rank = view.scale(to.path).r
     if t is None:
-        return Half(factor(shaped(a, to.out, rank)), factor(shaped(b, rank, to.in_)))
+        return TuckerHalf(factor(shaped(a, to.out, rank)), factor(shaped(b, rank, to.in_)))
     if to.kernel == 1 and len(to.weight.shape) == 2:
         raise rejected(f"{t.name} belongs to a convolution, but {to.path} is none", t)
     shaped(a, rank, to.out)
     shaped(b, rank, to.in_ // to.kernel)
-    return Half(factor(a), factor(b), factor(shaped(t, rank, rank, *tucker_kernel(to))))
+    return TuckerHalf(factor(a), factor(b), factor(shaped(t, rank, rank, *tucker_kernel(to))))
 
 
 ROOM = Room(

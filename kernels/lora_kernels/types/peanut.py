@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from lora_kernels.numeric.dtypes import F64
-    from lora_kernels.types.forms.products import WideLowRank
+    from lora_kernels.types.forms.products import WideLowRankAddition
 
 _ACTIVATIONS: Final[Mapping[str, Callable[[F64], npt.NDArray[Any]]]] = {
     "linear": lambda x: x,
@@ -43,7 +43,7 @@ class Network(UpdateSpec, frozen=True, tag="peanut"):
     activation: str
     scale: float
 
-    def load(self, inputs: Inputs) -> WideLowRank:
+    def load(self, inputs: Inputs) -> WideLowRankAddition:
         act = _ACTIVATIONS[self.activation]
         hidden = act(times_weight(inputs.wide(self.a), inputs, transposed=False))
         kept = []

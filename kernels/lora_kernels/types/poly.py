@@ -20,7 +20,7 @@ from lora_kernels.types.room import Page, Room
 from lora_kernels.types.updates import Inputs, UpdateSpec
 
 if TYPE_CHECKING:
-    from lora_kernels.types.forms.products import LowRank
+    from lora_kernels.types.forms.products import LowRankAddition
 
 # Beside the sum that PEFT divides by.
 _EPS = 1e-12
@@ -34,7 +34,7 @@ class MixedProduct(UpdateSpec, frozen=True, tag="poly"):
     logits: Factor
     scale: float
 
-    def load(self, inputs: Inputs) -> LowRank:
+    def load(self, inputs: Inputs) -> LowRankAddition:
         a, b, logits = inputs.wide(self.a), inputs.wide(self.b), inputs.wide(self.logits)
         shares = 0.5 * (1 + np.tanh(0.5 * logits)).reshape(a.shape[:2])
         shares /= shares.sum(1, keepdims=True) + _EPS

@@ -20,7 +20,7 @@ from lora_kernels.types.room import Page, Room
 from lora_kernels.types.updates import Inputs, UpdateSpec
 
 if TYPE_CHECKING:
-    from lora_kernels.types.forms.products import WideLowRank
+    from lora_kernels.types.forms.products import WideLowRankAddition
 
 
 class SharedBases(UpdateSpec, frozen=True, tag="many-bases"):
@@ -46,7 +46,7 @@ class SharedBases(UpdateSpec, frozen=True, tag="many-bases"):
     large: int
     turned: bool = False
 
-    def load(self, inputs: Inputs) -> WideLowRank:
+    def load(self, inputs: Inputs) -> WideLowRankAddition:
         lambdas, gammas = inputs.wide(self.lambdas), inputs.wide(self.gammas)
         rank, count = lambdas.shape
         small = gammas.shape[1]

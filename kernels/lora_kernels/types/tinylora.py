@@ -22,7 +22,7 @@ from lora_kernels.types.room import Page, Room
 from lora_kernels.types.updates import Inputs, UpdateSpec
 
 if TYPE_CHECKING:
-    from lora_kernels.types.forms.products import LowRank
+    from lora_kernels.types.forms.products import LowRankAddition
 
 
 class CoreProduct(UpdateSpec, frozen=True, tag="tiny-low-rank"):
@@ -35,7 +35,7 @@ class CoreProduct(UpdateSpec, frozen=True, tag="tiny-low-rank"):
     scale: float
     transposed: bool = False
 
-    def load(self, inputs: Inputs) -> LowRank:
+    def load(self, inputs: Inputs) -> LowRankAddition:
         core = np.tensordot(inputs.wide(self.v), inputs.wide(self.p), axes=1)
         a, b = (core @ inputs.wide(self.a)).astype(np.float32), inputs.reader.load(self.b)
         return product(a, b, self.scale, transposed=self.transposed)

@@ -19,10 +19,10 @@ from lora_kernels.types.updates import Inputs, UpdateSpec
 
 if TYPE_CHECKING:
     from lora_kernels.numeric.dtypes import F32
-    from lora_kernels.types.forms.products import LowRank
+    from lora_kernels.types.forms.products import LowRankAddition
 
 
-class Half(NamedTuple):
+class IndexedHalf(NamedTuple):
     """places: of each element among the shared numbers. scales: what these are multiplied by."""
 
     places: Factor
@@ -36,12 +36,12 @@ class IndexedProduct(UpdateSpec, frozen=True, tag="indexed-low-rank"):
     """numbers: (n), shared by all modules. a: (r, in). b: (out, r)."""
 
     numbers: Factor
-    a: Half
-    b: Half
+    a: IndexedHalf
+    b: IndexedHalf
     scale: float
     transposed: bool = False
 
-    def load(self, inputs: Inputs) -> LowRank:
+    def load(self, inputs: Inputs) -> LowRankAddition:
         numbers = inputs.reader.load(self.numbers)
         a, b = self.a.load(inputs, numbers), self.b.load(inputs, numbers)
         return product(a, b, self.scale, transposed=self.transposed)
@@ -69,9 +69,9 @@ def match(view: View, groups: Sequence[ModuleTensors]) -> Matches:
     return found
 
 
-def _half(group: ModuleTensors, name: str, rows: int, columns: int) -> Half:
+def _half(group: ModuleTensors, name: str, rows: int, columns: int) -> IndexedHalf:
     where, scales = needed(group, f"unilora_indices_{name}", f"unilora_scales_{name}")
-    return Half(places(shaped(where, rows, columns)), factor(shaped(scales, rows, columns)))
+    return IndexedHalf(places(shaped(where, rows, columns)), factor(shaped(scales, rows, columns)))
 
 
 ROOM = Room(

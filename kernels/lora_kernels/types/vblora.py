@@ -22,12 +22,12 @@ from lora_kernels.types.updates import Inputs, UpdateSpec
 
 if TYPE_CHECKING:
     from lora_kernels.numeric.dtypes import F32, F64, Indices
-    from lora_kernels.types.forms.products import LowRank
+    from lora_kernels.types.forms.products import LowRankAddition
 
 _BANK = "vblora_vector_bank"
 
 
-class Half(NamedTuple):
+class BankHalf(NamedTuple):
     """logits: (.., .., vectors), of which the largest count; or weights (.., .., top - 1) and places (.., .., top).
     For A (r, in / length, ..), for B (out / length, r, ..)."""
 
@@ -55,13 +55,13 @@ class BankProduct(UpdateSpec, frozen=True, tag="bank-low-rank"):
     """bank: (vectors, length). top: how many vectors make a part of a factor."""
 
     bank: Factor
-    a: Half
-    b: Half
+    a: BankHalf
+    b: BankHalf
     top: int
     scale: float
     transposed: bool = False
 
-    def load(self, inputs: Inputs) -> LowRank:
+    def load(self, inputs: Inputs) -> LowRankAddition:
         bank = inputs.wide(self.bank)
         a, b = self.a.mixed(inputs, bank, self.top), self.b.mixed(inputs, bank, self.top).transpose(0, 2, 1)
         a, b = a.reshape(len(a), -1), b.reshape(-1, b.shape[2])
@@ -96,14 +96,14 @@ def match(view: View, groups: Sequence[ModuleTensors]) -> Matches:
     return found
 
 
-def _half(view: View, group: ModuleTensors, to: Target, bank: TensorEntry, top: int, name: str) -> Half:
+def _half(view: View, group: ModuleTensors, to: Target, bank: TensorEntry, top: int, name: str) -> BankHalf:
     rank, (vectors, length) = view.config.r or 0, bank.shape
     tiles = (rank, to.in_ // length) if name == "A" else (to.out // length, rank)
     logits = f"vblora_logits_{name}"
     if logits in group.tensors:
-        return Half(logits=factor(shaped(group.tensors[logits], *tiles, vectors)))
+        return BankHalf(logits=factor(shaped(group.tensors[logits], *tiles, vectors)))
     weights, indices = needed(group, f"{logits}_topk_weights", f"{logits}_topk_indices")
-    return Half(weights=factor(shaped(weights, *tiles, top - 1)), places=places(shaped(indices, *tiles, top)))
+    return BankHalf(weights=factor(shaped(weights, *tiles, top - 1)), places=places(shaped(indices, *tiles, top)))
 
 
 ROOM = Room(

@@ -28,7 +28,7 @@ from lora_kernels.types.updates import Inputs, UpdateSpec
 
 if TYPE_CHECKING:
     from lora_kernels.numeric.dtypes import F32
-    from lora_kernels.types.forms.products import LowRank
+    from lora_kernels.types.forms.products import LowRankAddition
 
 # Half a gibibyte; rank 1024 on the largest models takes a quarter of it.
 _MOST_DRAWN: Final = 1 << 27
@@ -53,7 +53,7 @@ class DrawnProduct(UpdateSpec, frozen=True, tag="drawn-low-rank"):
     cut: tuple[int, int, int]
     transposed: bool = False
 
-    def load(self, inputs: Inputs) -> LowRank:
+    def load(self, inputs: Inputs) -> LowRankAddition:
         a, b = _drawn(self.seed, self.dtype, self.a, self.b)
         a, b = cut(a, b, self.cut)
         a = a * inputs.reader.load(self.rank).reshape(-1, 1)[: a.shape[0]]

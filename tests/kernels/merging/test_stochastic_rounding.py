@@ -14,7 +14,7 @@ import pytest
 from lora_contract.errors import RegistryError
 from lora_kernels.merging import merge_folder
 from lora_kernels.numeric.philox import random_bits
-from lora_kernels.quantized.absmax import Nested
+from lora_kernels.quantized.absmax import NestedAbsmax
 from lora_kernels.quantized.codes import NF4
 from lora_kernels.quantized.stochastic import between, round_bf16
 from tests.kernels.checkpoints import exact, matrix, pair, read_model, write_adapter, write_base
@@ -112,7 +112,7 @@ def test_the_mean_of_nf4_is_the_weight_also_with_double_quantization(tmp_path: P
         found.append(read_model(tmp_path / f"{seed}-wide")[f"{Q}.weight"][1].astype(np.float64))
     parts = [read_model(out)[f"{Q}.weight.{part}"][1] for part in ("absmax", "nested_absmax", "nested_quant_map")]
     (state,) = (raw.tobytes() for name, (_, raw) in read_model(out).items() if "quant_state" in name)
-    absmax = Nested(*parts, np.float32(json.loads(state)["nested_offset"])).of(0, 64).astype(np.float64)
+    absmax = NestedAbsmax(*parts, np.float32(json.loads(state)["nested_offset"])).of(0, 64).astype(np.float64)
     assert (absmax < 0).any() == (spread == 8)
     # What lies beyond the largest number of its block cannot be right in the mean.
     inside = np.abs(weight) <= np.abs(absmax)[:, None]

@@ -60,9 +60,9 @@ def decoded(weight: Quantized, *, kind: str = "nf4") -> torch.Tensor:
 
 def scales_of(weight: FourBit) -> absmax.Absmax:
     if weight.nested is None:
-        return absmax.Plain(weight.absmax.cpu().numpy())
+        return absmax.PlainAbsmax(weight.absmax.cpu().numpy())
     nested = weight.nested
-    return absmax.Nested(
+    return absmax.NestedAbsmax(
         weight.absmax.cpu().numpy(),
         nested.absmax.cpu().numpy(),
         nested.values.cpu().numpy(),

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
+from lora_kernels.ops.all_kernels import variants
 from lora_kernels.ops.aot import compile_variant
-from lora_kernels.ops.catalog import variants
 from lora_kernels.ops.dispatch import interpreted
 from lora_kernels.ops.quantized.kernel import DENSE, FOUR_BIT, INT8
 

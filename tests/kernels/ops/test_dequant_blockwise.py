@@ -12,7 +12,7 @@ from lora_kernels.ops import FourBit, Int8Rows, Nested, dequant_blockwise, table
 from lora_kernels.ops.configs import DEQUANTIZE
 from lora_kernels.ops.dequant_blockwise.kernel import dequant_blockwise_kernel
 from lora_kernels.ops.launch import ELEMENTS, options
-from lora_kernels.ops.quantized import reference
+from lora_kernels.ops.quantized import in_torch as reference
 from lora_kernels.ops.quantized.kernel import constants, parts
 from lora_kernels.ops.testing import Guarded, assert_close
 from tests.kernels.ops.inputs import BF16, FP16, FP32, bits, laid_out

@@ -10,7 +10,7 @@ from lora_contract.errors import RegistryError
 from lora_kernels.numeric.dtypes import decode, encode
 from lora_kernels.ops import LowRank, MergeJob, merge_low_rank, merge_low_rank_grouped
 from lora_kernels.ops.dispatch import interpreted
-from lora_kernels.ops.merge_low_rank import reference
+from lora_kernels.ops.merge_low_rank import in_torch as reference
 from lora_kernels.ops.testing import Guarded, assert_close
 from tests.kernels.ops.inputs import BF16, FP16, FP32, bits, laid_out, lora, loras, normal
 from tests.support.oracle import round_bf16

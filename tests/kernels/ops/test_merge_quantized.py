@@ -7,7 +7,7 @@ import torch
 
 from lora_contract.errors import RegistryError
 from lora_kernels.ops import LowRank, merge_low_rank, merge_quantized
-from lora_kernels.ops.merge_quantized import reference
+from lora_kernels.ops.merge_quantized import in_torch as reference
 from lora_kernels.ops.testing import Guarded, assert_close
 from tests.kernels.ops.inputs import BF16, FP16, FP32, laid_out, loras
 from tests.kernels.ops.quantized_inputs import decoded, four_bit, int8_rows

@@ -14,7 +14,7 @@ import torch
 
 from lora_contract.errors import RegistryError
 from lora_kernels.ops import dequant_blockwise, empty_nf4, merge_low_rank, requantize_nf4
-from lora_kernels.ops.requantize_nf4 import reference
+from lora_kernels.ops.requantize_nf4 import in_torch as reference
 from lora_kernels.ops.testing import assert_close
 from lora_kernels.quantized.codes import NF4_BOUNDS
 from tests.kernels.ops.inputs import BF16, FP16, FP32, laid_out, loras, normal, whole

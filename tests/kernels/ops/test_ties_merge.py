@@ -12,9 +12,9 @@ import torch
 from lora_contract.errors import RegistryError
 from lora_kernels.ops import LowRank, ties_merge
 from lora_kernels.ops.configs import SPARSE
-from lora_kernels.ops.sparse.reference import combine
+from lora_kernels.ops.sparse.in_torch import combine
 from lora_kernels.ops.testing import Guarded
-from lora_kernels.ops.ties_merge import reference
+from lora_kernels.ops.ties_merge import in_torch as reference
 from tests.kernels.ops.inputs import BF16, FP16, FP32, laid_out, loras, normal, whole
 
 WEIGHTS = [1.0, 0.5, -2.0, 0.7]

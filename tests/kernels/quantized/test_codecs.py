@@ -32,9 +32,9 @@ def quantized(values: np.ndarray, kind: str, blocksize: int, nested: bool):
 
 def scales(state) -> absmax.Absmax:
     if not state.nested:
-        return absmax.Plain(state.absmax.numpy())
+        return absmax.PlainAbsmax(state.absmax.numpy())
     nested = state.state2
-    return absmax.Nested(
+    return absmax.NestedAbsmax(
         state.absmax.numpy(),
         nested.absmax.numpy(),
         nested.code.numpy(),

@@ -20,9 +20,9 @@ from lora_kernels.linalg.spectral_norm import spectral_norm  # noqa: E402
 from lora_kernels.merging import merge_folder  # noqa: E402
 from lora_kernels.validating.numbers import LARGE, numbers  # noqa: E402
 from tests.kernels.checkpoints import matrix, pair, write_adapter, write_base, write_safetensors  # noqa: E402
-from tests.kernels.merging.lora_models import make_layers, parameters64, save_adapter  # noqa: E402
-from tests.kernels.merging.test_types import CASES, FC, IDENTITIES, places  # noqa: E402
-from tests.kernels.merging.type_cases import Case, adapter_folder, base_folder  # noqa: E402
+from tests.kernels.types.cases import Case, adapter_folder, base_folder  # noqa: E402
+from tests.kernels.types.lora.models import make_layers, parameters64, save_adapter  # noqa: E402
+from tests.kernels.types.test_types import CASES, FC, IDENTITIES, places  # noqa: E402
 from tests.support.oracle import Merged  # noqa: E402
 from tests.support.oracle_lora import merge_lora64, read_adapter64  # noqa: E402
 from tests.support.oracle_types import merge_types  # noqa: E402

@@ -53,7 +53,7 @@ def dare_merge(
 
         kernel.merge(w, adapters, out, weights=weights, density=density, keys=keys, method=majority_sign_method)
     else:
-        from lora_kernels.ops.dare_merge import reference
+        from lora_kernels.ops.dare_merge import in_torch as reference
 
         reference.merge(w, adapters, out, weights=weights, density=density, keys=keys, method=majority_sign_method)
     return out

@@ -43,7 +43,7 @@ def merge_dora(
 
         kernel.merge(w, adapter, magnitude, out)
     else:
-        from lora_kernels.ops.merge_dora import reference
+        from lora_kernels.ops.merge_dora import in_torch as reference
 
         reference.merge(w, adapter, magnitude, out)
     return out

@@ -86,7 +86,7 @@ def _implementation(backend: Backend) -> Callable[..., list[MergeStats | None]]:
         from lora_kernels.ops.merge_low_rank import kernel
 
         return kernel.merge
-    from lora_kernels.ops.merge_low_rank import reference
+    from lora_kernels.ops.merge_low_rank import in_torch as reference
 
     return reference.merge
 

@@ -44,6 +44,6 @@ def merge_quantized(
         from lora_kernels.ops.merge_quantized import kernel
 
         return Merged(out, kernel.merge(weight, adapters, out, stats=stats))
-    from lora_kernels.ops.merge_quantized import reference
+    from lora_kernels.ops.merge_quantized import in_torch as reference
 
     return Merged(out, reference.merge(weight, adapters, out, stats=stats))

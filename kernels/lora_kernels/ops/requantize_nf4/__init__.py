@@ -63,7 +63,7 @@ def requantize_nf4(
 
         kernel.requantize(weight, adapters, out)
     else:
-        from lora_kernels.ops.requantize_nf4 import reference
+        from lora_kernels.ops.requantize_nf4 import in_torch as reference
 
         reference.requantize(weight, adapters, out)
     return out
@@ -90,9 +90,3 @@ def empty_nf4(shape: tuple[int, int], *, blocksize: int, nested: bool, device: t
         blocksize=blocksize,
         nested=double,
     )
-
-
-def mean(absmax: torch.Tensor) -> torch.Tensor:
-    """float32 (), of float32 (n,): summed in float64, so that it is the mean rounded once but where that is within a
-    few units of float64 of a tie. 0 of none."""
-    return (absmax.sum(dtype=torch.float64) / max(absmax.numel(), 1)).float()

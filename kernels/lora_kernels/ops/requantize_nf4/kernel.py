@@ -33,7 +33,6 @@ from lora_kernels.ops.quantized.kernel import (
     scheme,
     types,
 )
-from lora_kernels.ops.requantize_nf4 import mean
 from lora_kernels.ops.requantize_nf4.blocks import (
     compress_kernel,
     divisor,
@@ -42,6 +41,7 @@ from lora_kernels.ops.requantize_nf4.blocks import (
     pack,
     quantize_blocks_kernel,
 )
+from lora_kernels.ops.requantize_nf4.mean import mean
 from lora_kernels.ops.tiles import delta_sum, job_of, place_of, tile_of
 from lora_kernels.quantized.codes import NF4_BOUNDS
 

@@ -35,7 +35,7 @@ def tensor_stats_grouped(tensors: Sequence[torch.Tensor], *, backend: Backend | 
 
             results |= zip(indices, kernel.summaries(chosen), strict=True)
         else:
-            from lora_kernels.ops.tensor_stats import reference
+            from lora_kernels.ops.tensor_stats import in_torch as reference
 
             results |= zip(indices, reference.summaries(chosen), strict=True)
     return [results[index] for index in range(len(tensors))]

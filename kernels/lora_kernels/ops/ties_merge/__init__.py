@@ -47,7 +47,7 @@ def ties_merge(
 
         kernel.merge(w, adapters, out, weights=weights, density=density, method=majority_sign_method)
     else:
-        from lora_kernels.ops.ties_merge import reference
+        from lora_kernels.ops.ties_merge import in_torch as reference
 
         reference.merge(w, adapters, out, weights=weights, density=density, method=majority_sign_method)
     return out

@@ -11,7 +11,7 @@ from lora_kernels.types.updates import Inputs, UpdateSpec
 
 if TYPE_CHECKING:
     from lora_kernels.numeric.dtypes import F32
-    from lora_kernels.types.forms.products import LowRank
+    from lora_kernels.types.forms.products import LowRankAddition
 
 
 class LowRankProduct(UpdateSpec, frozen=True, tag="low-rank"):
@@ -38,7 +38,7 @@ class LowRankProduct(UpdateSpec, frozen=True, tag="low-rank"):
     b_blocks: int = 1
     cut: tuple[int, int, int] | None = None
 
-    def load(self, inputs: Inputs) -> LowRank:
+    def load(self, inputs: Inputs) -> LowRankAddition:
         a = _block_diagonal(_matrix(inputs.reader.load(self.a)), self.a_blocks)
         b = _block_diagonal(_matrix(inputs.reader.load(self.b)), self.b_blocks)
         if self.cut is not None:
@@ -58,11 +58,11 @@ def cut(a: F32, b: F32, sizes: tuple[int, int, int]) -> tuple[F32, F32]:
     return a[:rank, :in_], b[:out, :rank]
 
 
-def product(a: F32, b: F32, scale: float, *, transposed: bool) -> LowRank:
+def product(a: F32, b: F32, scale: float, *, transposed: bool) -> LowRankAddition:
     """The update of A (r, in) and B (out, r). transposed: of a tensor that is stored (in, out)."""
-    from lora_kernels.types.forms.products import LowRank
+    from lora_kernels.types.forms.products import LowRankAddition
 
-    return LowRank(a.T, b.T, scale) if transposed else LowRank(b, a, scale)
+    return LowRankAddition(a.T, b.T, scale) if transposed else LowRankAddition(b, a, scale)
 
 
 def _matrix(values: F32) -> F32:

@@ -12,7 +12,7 @@ from lora_kernels.numeric.dtypes import F32, F64
 from lora_kernels.types.updates import Additive
 
 
-class LowRank(Additive):
+class LowRankAddition(Additive):
     """scale * left @ right, left (rows, r), right (r, columns). Holds both factors in memory, in float32; transposes
     are views, which BLAS reads as they are."""
 
@@ -41,7 +41,7 @@ class LowRank(Additive):
             np.multiply(out, self.scale, out=out)
 
 
-class WideLowRank(Additive):
+class WideLowRankAddition(Additive):
     """scale * left @ right in float64. left (rows, r), right (r, columns), of about as many ranks as the weight has, or
     of factors that cancel much of the weight: summed in float32, 1 element in 6,000 to 12,000 fell on the wrong side of
     a bfloat16 rounding."""

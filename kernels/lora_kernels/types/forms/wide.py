@@ -9,16 +9,16 @@ from lora_kernels.types.updates import Inputs
 
 if TYPE_CHECKING:
     from lora_kernels.numeric.dtypes import F64
-    from lora_kernels.types.forms.products import WideLowRank
+    from lora_kernels.types.forms.products import WideLowRankAddition
 
 
-def wide_product(left: F64, right: F64, scale: float, *, transposed: bool) -> WideLowRank:
+def wide_product(left: F64, right: F64, scale: float, *, transposed: bool) -> WideLowRankAddition:
     """The update left (out, r) @ right (r, in). transposed: of a tensor that is stored (in, out)."""
-    from lora_kernels.types.forms.products import WideLowRank
+    from lora_kernels.types.forms.products import WideLowRankAddition
 
     if transposed:
         left, right = right.T, left.T
-    return WideLowRank(left, right, scale)
+    return WideLowRankAddition(left, right, scale)
 
 
 def times_weight(left: F64, inputs: Inputs, *, transposed: bool) -> F64:

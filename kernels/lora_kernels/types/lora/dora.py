@@ -19,7 +19,7 @@ from lora_kernels.types.updates import Inputs, Reach, Transform, UpdateSpec
 
 if TYPE_CHECKING:
     from lora_kernels.numeric.dtypes import F32, F64
-    from lora_kernels.types.forms.products import LowRank
+    from lora_kernels.types.forms.products import LowRankAddition
 
 
 class DoraProduct(UpdateSpec, frozen=True, tag="dora"):
@@ -55,7 +55,7 @@ class Dora(Transform):
 
     reach: ClassVar[Reach] = "element"
 
-    def __init__(self, update: LowRank, factor: F32) -> None:
+    def __init__(self, update: LowRankAddition, factor: F32) -> None:
         self._update = update
         self._factor = factor
 
@@ -71,7 +71,7 @@ class RowDora(Transform):
 
     reach: ClassVar[Reach] = "row"
 
-    def __init__(self, update: LowRank, magnitude: F32, module: str) -> None:
+    def __init__(self, update: LowRankAddition, magnitude: F32, module: str) -> None:
         self._update = update
         self._magnitude = magnitude
         self._module = module
@@ -82,12 +82,12 @@ class RowDora(Transform):
         np.multiply(values, factor.reshape(-1, 1), out=values)
 
 
-def _unmerged(update: LowRank, inputs: Inputs) -> Iterator[tuple[Block, F32]]:
+def _unmerged(update: LowRankAddition, inputs: Inputs) -> Iterator[tuple[Block, F32]]:
     for block, weight in inputs.stored():
         yield block, np.add(weight, _product(update, block), out=weight)
 
 
-def _product(update: LowRank, block: Block) -> F32:
+def _product(update: LowRankAddition, block: Block) -> F32:
     out = np.empty(block.shape, np.float32)
     update.delta(block, out)
     return out

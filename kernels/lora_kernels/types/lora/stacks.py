@@ -16,7 +16,7 @@ from lora_kernels.types.updates import Additive, Inputs, UpdateSpec
 
 if TYPE_CHECKING:
     from lora_kernels.numeric.dtypes import F32
-    from lora_kernels.types.forms.products import LowRank
+    from lora_kernels.types.forms.products import LowRankAddition
 
 
 class ExpertStack(UpdateSpec, frozen=True, tag="experts"):
@@ -49,8 +49,8 @@ class ExpertPart(UpdateSpec, frozen=True, tag="expert"):
     def factors(self) -> Iterator[Factor]:
         return self.stack.factors
 
-    def load(self, inputs: Inputs) -> LowRank:
-        from lora_kernels.types.forms.products import LowRank
+    def load(self, inputs: Inputs) -> LowRankAddition:
+        from lora_kernels.types.forms.products import LowRankAddition
 
         stack = self.stack
         a, b = inputs.reader.keep(stack.a), inputs.reader.keep(stack.b)
@@ -58,8 +58,8 @@ class ExpertPart(UpdateSpec, frozen=True, tag="expert"):
         up = np.ascontiguousarray(up)
         rows = slice(*self.rows)
         if stack.transposed:
-            return LowRank(down.T[rows], up.T, stack.scale)
-        return LowRank(up[rows], down, stack.scale)
+            return LowRankAddition(down.T[rows], up.T, stack.scale)
+        return LowRankAddition(up[rows], down, stack.scale)
 
 
 class Experts(Additive):

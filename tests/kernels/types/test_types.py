@@ -14,7 +14,7 @@ from torch import nn  # noqa: E402
 
 from lora_kernels.merging import merge_folder  # noqa: E402
 from tests.kernels.checkpoints import read_model  # noqa: E402
-from tests.kernels.merging.type_cases import (  # noqa: E402
+from tests.kernels.types.cases import (  # noqa: E402
     Case,
     adapter_folder,
     base_folder,

@@ -9,7 +9,7 @@ import torch
 from lora_kernels.numeric.philox import keep_mask
 from lora_kernels.ops.low_rank import LowRank, delta_sum
 from lora_kernels.ops.sparse import MajoritySign
-from lora_kernels.ops.sparse.reference import combine
+from lora_kernels.ops.sparse.in_torch import combine
 
 
 def merge(

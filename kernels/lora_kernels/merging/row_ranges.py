@@ -10,7 +10,7 @@ from lora_kernels.numeric.blocks import block_rows, matrix
 from lora_kernels.types.forms.low_rank import LowRankProduct
 
 # Bytes of the result that one unit makes: enough for its overhead not to count, few enough to share out evenly.
-UNIT_BYTES: Final = 8 << 20
+TASK_BYTES: Final = 8 << 20
 
 
 def row_ranges(tensor: TensorPlan) -> Iterator[tuple[int, int]]:
@@ -24,9 +24,9 @@ def row_ranges(tensor: TensorPlan) -> Iterator[tuple[int, int]]:
         yield 0, rows
         return
     step = max(block_rows(columns), 1)
-    per_unit = max(UNIT_BYTES * rows // (tensor.end - tensor.start) // step, 1) * step
-    for start in range(0, rows, per_unit):
-        yield start, min(start + per_unit, rows)
+    per_task = max(TASK_BYTES * rows // (tensor.end - tensor.start) // step, 1) * step
+    for start in range(0, rows, per_task):
+        yield start, min(start + per_task, rows)
 
 
 def row_start(tensor: TensorPlan, row: int) -> int:

@@ -15,7 +15,7 @@ from peft.tuners.lora.config import BdLoraConfig, MontecloraConfig, VeloraConfig
 from lora_contract.errors import RegistryError
 from lora_kernels.merging import merge_folder
 from tests.kernels.checkpoints import matrix, pair, read_model, write_adapter, write_base, write_safetensors
-from tests.kernels.merging.lora_models import (
+from tests.kernels.types.lora.models import (
     assert_is_pefts,
     assert_merges,
     compare_folder,

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_kernels.merging import merge_folder
 from tests.kernels.checkpoints import read_model
-from tests.kernels.merging.lora_models import (
+from tests.kernels.types.lora.models import (
     adapted_logits,
     assert_merges,
     assert_same_logits,

@@ -13,9 +13,9 @@ from lora_kernels.checkpoint.factors import FactorReader
 from lora_kernels.checkpoint.sources import FolderSource
 from lora_kernels.merging.direct import copy, write_rows
 from lora_kernels.merging.plan import CopiedRun, MergePlan, ShardPlan, TensorPlan, copied_runs, shard_header
+from lora_kernels.merging.row_ranges import TASK_BYTES, row_ranges, row_start
 from lora_kernels.merging.stats import TensorStats
 from lora_kernels.merging.tensor import Buffers, Sums, TensorMerge
-from lora_kernels.merging.units import UNIT_BYTES, row_ranges, row_start
 
 # Writes of 128 to 256 KiB were five to ten times as fast as writes of megabytes where it was measured.
 COPY_BYTES: Final = 1 << 18
@@ -23,7 +23,7 @@ COPY_BYTES: Final = 1 << 18
 Count = Callable[[int], None]
 
 
-class Work:
+class MergeContext:
     """The sources of a merge, shared by all threads."""
 
     def __init__(
@@ -45,7 +45,7 @@ class Work:
 class Touched:
     """A tensor that is computed. Its factors are loaded by the first thread that comes and let go by the last."""
 
-    def __init__(self, work: Work, tensor: TensorPlan) -> None:
+    def __init__(self, work: MergeContext, tensor: TensorPlan) -> None:
         self._work = work
         self.tensor = tensor
         self._merge: TensorMerge | None = None
@@ -54,11 +54,11 @@ class Touched:
         self._left = 0
         self.stats: TensorStats | None = None
 
-    def units(self) -> list[Unit]:
+    def tasks(self) -> list[Task]:
         ranges = list(row_ranges(self.tensor))
         self._sums = [Sums() for _ in ranges]
         self._left = len(ranges)
-        return [RowRange(self, index, r0, r1) for index, (r0, r1) in enumerate(ranges)]
+        return [RowsTask(self, index, r0, r1) for index, (r0, r1) in enumerate(ranges)]
 
     def run(self, index: int, r0: int, r1: int, descriptor: int, buffers: Buffers) -> None:
         work, tensor = self._work, self.tensor
@@ -93,7 +93,7 @@ class Touched:
             work.count(len(view))
 
 
-class RowRange:
+class RowsTask:
     """Some rows of a touched tensor."""
 
     def __init__(self, touched: Touched, index: int, r0: int, r1: int) -> None:
@@ -103,10 +103,10 @@ class RowRange:
         self._touched.run(self._index, self._r0, self._r1, descriptor, buffers)
 
 
-class Copy:
+class CopyTask:
     """Bytes that go over as they are."""
 
-    def __init__(self, work: Work, file: str, source: int, target: int, size: int) -> None:
+    def __init__(self, work: MergeContext, file: str, source: int, target: int, size: int) -> None:
         self._work, self._file, self._source, self._target, self._size = work, file, source, target, size
 
     def run(self, descriptor: int, buffers: Buffers) -> None:
@@ -125,16 +125,16 @@ class Copy:
             work.count(len(view))
 
 
-Unit = RowRange | Copy
+Task = RowsTask | CopyTask
 
 
 class Shard:
     """A file of the result, and what is left to do of it."""
 
-    def __init__(self, work: Work, plan: ShardPlan) -> None:
+    def __init__(self, work: MergeContext, plan: ShardPlan) -> None:
         self.plan = plan
         self.touched: list[Touched] = []
-        self.waiting: deque[Unit] = deque()
+        self.waiting: deque[Task] = deque()
         self.running = 0
         self._work = work
         self._descriptor: int | None = None
@@ -162,15 +162,15 @@ class Shard:
         """Of what was merged, once all is done."""
         return [touched.stats for touched in self.touched if touched.stats is not None and touched.tensor.deltas]
 
-    def _tensor(self, tensor: TensorPlan) -> list[Unit]:
+    def _tensor(self, tensor: TensorPlan) -> list[Task]:
         self.touched.append(Touched(self._work, tensor))
-        return self.touched[-1].units()
+        return self.touched[-1].tasks()
 
-    def _copies(self, run: CopiedRun) -> list[Unit]:
+    def _copies(self, run: CopiedRun) -> list[Task]:
         size = run.source_end - run.source_start
         return [
-            Copy(self._work, run.source_file, run.source_start + at, run.start + at, min(UNIT_BYTES, size - at))
-            for at in range(0, size, UNIT_BYTES)
+            CopyTask(self._work, run.source_file, run.source_start + at, run.start + at, min(TASK_BYTES, size - at))
+            for at in range(0, size, TASK_BYTES)
         ]
 
 

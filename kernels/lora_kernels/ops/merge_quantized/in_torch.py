@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 
 from lora_kernels.ops.low_rank import LowRank
-from lora_kernels.ops.merge_low_rank import reference as merge_low_rank
+from lora_kernels.ops.merge_low_rank import in_torch as merge_low_rank
 from lora_kernels.ops.merge_low_rank.stats import MergeStats
 from lora_kernels.ops.quantized import Quantized
-from lora_kernels.ops.quantized.reference import dequantize
+from lora_kernels.ops.quantized.in_torch import dequantize
 
 
 def merge(

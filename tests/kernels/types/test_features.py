@@ -18,7 +18,7 @@ from lora_contract.errors import RegistryError  # noqa: E402
 from lora_kernels.merging import merge_folder  # noqa: E402
 from lora_kernels.numeric.torch_generator import TorchGenerator  # noqa: E402
 from tests.kernels.checkpoints import matrix, read_model, write_adapter, write_base  # noqa: E402
-from tests.kernels.merging.type_cases import (  # noqa: E402
+from tests.kernels.types.cases import (  # noqa: E402
     Case,
     adapter_folder,
     base_folder,

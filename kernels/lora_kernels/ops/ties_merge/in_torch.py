@@ -8,7 +8,7 @@ import torch
 
 from lora_kernels.ops.low_rank import LowRank, delta_sum
 from lora_kernels.ops.sparse import MajoritySign
-from lora_kernels.ops.sparse.reference import combine
+from lora_kernels.ops.sparse.in_torch import combine
 
 
 def merge(

@@ -8,8 +8,8 @@ import torch
 
 from lora_kernels.ops.low_rank import LowRank, delta_sum
 from lora_kernels.ops.quantized import FourBit, Nested, Quantized
-from lora_kernels.ops.quantized.reference import dequantize
-from lora_kernels.ops.requantize_nf4 import mean
+from lora_kernels.ops.quantized.in_torch import dequantize
+from lora_kernels.ops.requantize_nf4.mean import mean
 from lora_kernels.quantized.blockwise import SMALLEST
 from lora_kernels.quantized.codes import NF4_BOUNDS
 
