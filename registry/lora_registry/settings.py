@@ -34,6 +34,7 @@ class Settings:
     max_file_bytes: the largest file that a push may contain.
     s3_endpoint_url, s3_region, s3_path_style, s3_checksum, s3_ca_bundle: how boto3 reaches the store; None or empty:
     boto3's own defaults. s3_checksum is boto3's `request_checksum_calculation`.
+    preload: whether a worker imports torch and PEFT soon after its start, rather than for its first validation.
     lease_seconds: a worker that has not renewed its lease for this long is considered dead.
     log_level: the lowest level that is logged.
     """
@@ -53,6 +54,7 @@ class Settings:
     s3_path_style: bool = True
     s3_checksum: str = "when_supported"
     s3_ca_bundle: str | None = None
+    preload: bool = True
     lease_seconds: float = 30.0
     log_level: str = "INFO"
 

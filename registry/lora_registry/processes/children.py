@@ -71,6 +71,11 @@ class Children:
             raise reported(outcome["error"])
         return outcome["result"]
 
+    def preload(self) -> None:
+        """Start the warm processes of all groups, and return at once."""
+        for group in self._groups:
+            self._template(group[0])
+
     def templates(self) -> list[int]:
         """Process ids of the warm processes."""
         with self._lock:

@@ -54,4 +54,5 @@ def work(settings: Settings, *, queues: tuple[str, ...], name: str | None, paren
         beat_seconds=settings.lease_seconds / 6,
         parent_pid=parent,
         warm=WARM,
+        preload=settings.preload,
     )

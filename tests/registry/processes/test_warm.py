@@ -92,6 +92,14 @@ def test_children_are_forked_with_their_imports_done(children: Children) -> None
     assert first["numpy"] != second["numpy"]
 
 
+def test_preloaded_modules_are_imported_before_the_first_child(children: Children) -> None:
+    children.preload()
+    until(lambda: len(children.templates()) == 1)
+    before = children.templates()
+    assert look(children)["forked"]
+    assert children.templates() == before
+
+
 def test_a_child_has_no_way_to_the_database_and_none_to_a_hub(
     children: Children, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NoReturn
@@ -35,6 +36,9 @@ EXIT_LEASE_LOST: Final = 75
 SPARE_CONNECTIONS: Final = 8
 """For the reaper, the heartbeat and what the engine does by itself."""
 
+PRELOAD_AFTER: Final = 2.0
+"""Seconds after a worker's start: the jobs that wait for it come first."""
+
 DEFAULT_CONCURRENCY: Final[Mapping[str, int]] = {"orchestrate": 8, "cpu": 2, "gpu": 1}
 
 
@@ -51,6 +55,7 @@ def run_worker(
     poll_seconds: float = 0.3,
     parent_pid: int | None = None,
     warm: Sequence[Sequence[str]] = (),
+    preload: bool = False,
 ) -> NoReturn:
     """Run jobs until SIGTERM or SIGINT; never returns. Call it in the main thread of a process of its own.
 
@@ -58,7 +63,7 @@ def run_worker(
     `host/uuid`, new at every start; a fixed one takes its own jobs up again at once after a restart, and is refused
     with RegistryError `conflict` while another live process holds it. concurrency: jobs of a queue at a time in one
     worker; the newest worker's figure holds for all. parent_pid: stop when this process, our parent, ends.
-    warm: groups of modules for `Children`.
+    warm: groups of modules for `Children`. preload: whether they are imported soon rather than for their first child.
 
     Exit status 0 after a signal (running jobs go on in another worker), EXIT_LEASE_LOST where the lease was lost.
     """
@@ -120,6 +125,11 @@ def run_worker(
     )
     reaper.start()
     _log.info("Worker %s takes jobs from %s", executor_id, ", ".join(queues))
+
+    if preload:
+        later = threading.Timer(PRELOAD_AFTER, children.preload)
+        later.daemon = True
+        later.start()
 
     stop.get()
     # The engine's own shutdown waits for steps and then forgets them. Here the children die, nothing is recorded for
