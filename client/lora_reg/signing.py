@@ -180,5 +180,5 @@ def need_cryptography() -> None:
         raise RegistryError(
             "usage",
             "Signing and verifying need cryptography, which is not installed.",
-            hint="Install it with `pip install 'lora-reg[sign]'`.",
+            hint="Install lora-reg with the extra `sign`.",
         ) from error

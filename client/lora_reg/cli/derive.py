@@ -162,7 +162,7 @@ def kernels(module: str, what: str) -> Any:
         raise RegistryError(
             "usage",
             f"{what} on this machine needs {error.name or 'a package'}, which is not installed.",
-            hint="Install it with `pip install 'lora-reg[worker]'`.",
+            hint="Install lora-reg with the extra `worker`.",
         ) from error
 
 

@@ -70,7 +70,7 @@ def prepared() -> Iterator[None]:
         raise RegistryError(
             "usage",
             f"Tasks need lm-evaluation-harness; {error.name or 'a part of it'} is not installed.",
-            hint="Install it with `pip install 'lora-reg[harness]'`.",
+            hint="Install lora-reg with the extra `harness`.",
         ) from error
     config: Any = importlib.import_module("datasets.config")
     with tempfile.TemporaryDirectory(prefix="lora-reg-tasks-") as cache, _set(config, "HF_DATASETS_CACHE", cache):
