@@ -225,7 +225,7 @@ def test_without_the_harness_its_extra_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(RegistryError, match="lm-evaluation-harness") as told, opened([tmp_path]):
         pass
-    assert "lora-reg[harness]" in told.value.hint
+    assert "extra `harness`" in told.value.hint
 
 
 def test_no_folder_needs_no_harness() -> None:
