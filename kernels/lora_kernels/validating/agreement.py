@@ -1,4 +1,4 @@
-"""Merged against unmerged: what a merge makes of the adapter, in each type that it could be served in."""
+"""Merged against unmerged: how far a merge is from the adapter, in each dtype that it could be served in."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ ROUNDED: Final = 1e-2
 
 
 class Form(NamedTuple):
-    """A way to merge. bound: in nats, beyond which it is found to differ; None: what differs by the quantization of
-    the base as well is only told."""
+    """A way to merge. bound: divergence in nats above which there is a finding; None if the base's quantization differs
+    as well, which is reported only."""
 
     name: str
     dtype: str
@@ -69,18 +69,18 @@ def agreement(
     adapter: Path,
     ids: Sequence[Sequence[int]],
     unmerged: Probes,
-    told: Callable[[str], None],
+    progress: Callable[[str], None],
     *,
     precision: Precision = "float32",
 ) -> LayerResult:
-    """Merge in each form, and compare with what the adapter does unmerged. Types that have no merged form pass.
+    """Merge in each form and compare with the unmerged adapter. Types that have no merged form pass.
     precision: of the unmerged model."""
     findings: list[Finding] = []
     forms: dict[str, Any] = {}
-    # A merge is dense: what was NF4 is run in the type that NF4 is computed in.
+    # A merge is dense: in place of NF4 it runs in NF4's compute dtype.
     loaded = computed_in(precision)
     for name, dtype, onto, bound, severity in FORMS[precision]:
-        told(name)
+        progress(name)
         with TemporaryDirectory(prefix="lora-reg-merged-") as folder:
             try:
                 report = merge_folder(

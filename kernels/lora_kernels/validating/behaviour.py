@@ -1,4 +1,4 @@
-"""Answers to prompts, and whether they are what was expected. Greedy and one at a time: equal inputs, equal answers."""
+"""Answers to prompts, compared with what is expected. Greedy and one at a time: equal inputs give equal answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHOWN: Final = 5
 _CUT: Final = 400
 
 
-def answered(model: Any, tokenizer: Any, chosen: EvaluationSet, told: Callable[[str, int, int], None]) -> Answers:
+def answered(model: Any, tokenizer: Any, chosen: EvaluationSet, progress: Callable[[str, int, int], None]) -> Answers:
     """Ask every prompt of a set."""
     records = read_records(chosen.path)
     met = 0
@@ -33,13 +33,13 @@ def answered(model: Any, tokenizer: Any, chosen: EvaluationSet, told: Callable[[
         if meets(answer, record.expect):
             met += 1
         elif len(missed) < SHOWN:
-            missed.append({"record": number, "expected": _told(record.expect), "answer": answer[:_CUT]})
-        told(f"{chosen.name}, answers", number, len(records))
+            missed.append({"record": number, "expected": _expected(record.expect), "answer": answer[:_CUT]})
+        progress(f"{chosen.name}, answers", number, len(records))
     return Answers(chosen.name, met, len(records), missed)
 
 
 def meets(answer: str, expect: Expectation) -> bool:
-    """Whether an answer is as expected; a pattern or a schema that cannot be used is met by nothing."""
+    """Whether an answer is as expected; an invalid pattern or schema matches nothing."""
     text = answer.strip()
     if expect.exact is not None:
         return text == expect.exact.strip()
@@ -86,7 +86,7 @@ def _fetch_nothing(uri: str) -> Any:
     raise ValueError(f"{uri} is not fetched")
 
 
-def _told(expect: Expectation) -> str:
+def _expected(expect: Expectation) -> str:
     if expect.json_schema is not None:
         return "JSON of the schema"
     return f"exact: {expect.exact}"[:_CUT] if expect.exact is not None else f"regex: {expect.regex}"[:_CUT]

@@ -57,7 +57,7 @@ def measure(merge: TensorMerge) -> TensorChange:
 
 
 def _factors(merge: TensorMerge) -> tuple[F64, F64] | None:
-    """left (rows, r) and right (r, columns), scales included; None where the change is no such product, or of more
+    """left (rows, r) and right (r, columns), scales included; None if the change is not such a product, or of more
     ranks than the tensor has."""
     updates = merge.updates.low_rank if merge.updates is not None else None
     if not updates or sum(update.left.shape[1] for update in updates) > min(merge.rows, merge.columns):

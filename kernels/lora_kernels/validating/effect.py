@@ -1,4 +1,4 @@
-"""Whether the adapter does anything, whether all of it does, and whether all of it helps."""
+"""Whether the adapter has an effect, whether all of its tensors do, and whether each module improves the loss."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lora_kernels.validating.losses import Encoded
 from lora_kernels.validating.module_ablation import measure
 
 WEIGHTS: Final = "adapter_model.safetensors"
-# PEFT stores a copy of an adapted embedding beside its factors; it is the base's own and has nothing to do.
+# PEFT stores a copy of an adapted embedding beside its factors: the base's own weights, which have no effect.
 _COPY: Final = ".base_layer."
 # Nats. Of the test bed's adapters the one that learned least moves the probes by 0.1.
 WEAK: Final = 1e-6
@@ -68,7 +68,7 @@ def effect(
 
 
 def _coverage(model: Any, header: Header) -> list[Finding]:
-    """Keys of the file that PEFT has no place for, and places that the file has no key for: it passes over both."""
+    """Keys of the file that PEFT has no parameter for, and parameters without a key. PEFT ignores both."""
     from peft import get_peft_model_state_dict
 
     placed = set(get_peft_model_state_dict(model, save_embedding_layers=False))

@@ -1,5 +1,7 @@
-"""What lm-evaluation-harness runs in: no hub, no cache of an earlier run, nothing said, nothing written beside the
-tasks, and the folder of the tasks as the place from which paths are read. All of it is as before afterwards."""
+"""Isolated environment for lm-eval: offline, an empty cache, silent, no bytecode written, in the folder of the tasks.
+
+Everything is restored afterwards.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ _ENVIRONMENT: Final = {
     "DISABLE_MULTIPROC": "1",
 }
 
-# The libraries read their environment when they are imported, and these ever after.
+# The libraries read their environment once, on import; later changes must go to these constants.
 _CONSTANTS: Final = (
     ("huggingface_hub.constants", "HF_HUB_OFFLINE"),
     ("datasets.config", "HF_HUB_OFFLINE"),
@@ -34,11 +36,11 @@ _CONSTANTS: Final = (
     ("evaluate.config", "HF_EVALUATE_OFFLINE"),
 )
 
-_TALKERS: Final = ("lm_eval", "datasets", "evaluate")
+_NOISY_LOGGERS: Final = ("lm_eval", "datasets", "evaluate")
 
 
-class _Heard(logging.Handler):
-    """The last error that was logged: the harness logs the cause, and raises what follows from it."""
+class _LastError(logging.Handler):
+    """Keeps the last error logged: lm-eval logs the cause and raises its consequence."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -48,21 +50,21 @@ class _Heard(logging.Handler):
         self.last = record.getMessage()
 
 
-_heard = _Heard()
+_last_error = _LastError()
 
 
 def last_error() -> str:
-    """What was logged last as an error, in brackets and behind a space; empty where nothing was."""
-    said = " ".join(_heard.last.split())[:300]
-    return f" ({said})" if said else ""
+    """The last error logged, in brackets after a space; empty if there was none."""
+    message = " ".join(_last_error.last.split())[:300]
+    return f" ({message})" if message else ""
 
 
 @contextlib.contextmanager
 def prepared() -> Iterator[None]:
-    """Import the harness, and give it an empty cache for as long as its tasks are used. Raises RegistryError `usage`
-    where it is not installed."""
+    """Import lm-eval and give it an empty cache while its tasks are used. Raises RegistryError `usage` if it is not
+    installed."""
     try:
-        # Of an import the harness sets variables of its own.
+        # lm-eval sets environment variables on import.
         with models.quiet(), _environment({}):
             for name in ("lm_eval.evaluator", "lm_eval.tasks", "lm_eval.models.huggingface", "datasets", "evaluate"):
                 importlib.import_module(name)
@@ -79,7 +81,7 @@ def prepared() -> Iterator[None]:
 
 @contextlib.contextmanager
 def enclosed(folder: Path) -> Iterator[None]:
-    """Work in the folder of some tasks. What they print goes to stderr, as all talk does."""
+    """Work in the folder of some tasks. What they print goes to stderr."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(_environment(_ENVIRONMENT))
         for module, name in _CONSTANTS:
@@ -87,35 +89,35 @@ def enclosed(folder: Path) -> Iterator[None]:
         stack.enter_context(_set(sys, "dont_write_bytecode", value=True))
         stack.enter_context(contextlib.chdir(folder))
         stack.enter_context(models.quiet())
-        for name in _TALKERS:
+        for name in _NOISY_LOGGERS:
             stack.enter_context(_silent(logging.getLogger(name)))
-        _heard.last = ""
-        # Bars find stderr by its name when they begin.
+        _last_error.last = ""
+        # Progress bars look up sys.stderr when they start.
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
         yield
 
 
 def seed(number: int) -> None:
-    """All generators that a task may draw from."""
+    """Seed every generator that a task may draw from."""
     import numpy as np
     import torch
 
     random.seed(number)
-    np.random.seed(number)  # noqa: NPY002  # it is the one that others' code draws from
+    np.random.seed(number)  # noqa: NPY002  # tasks draw from the global generator
     torch.manual_seed(number)
 
 
 @contextlib.contextmanager
 def _silent(logger: logging.Logger) -> Iterator[None]:
-    level, spread, handlers = logger.level, logger.propagate, logger.handlers
+    level, propagate, handlers = logger.level, logger.propagate, logger.handlers
     logger.setLevel(logging.ERROR)
-    logger.propagate, logger.handlers = False, [_heard]
+    logger.propagate, logger.handlers = False, [_last_error]
     try:
         yield
     finally:
         logger.setLevel(level)
-        logger.propagate, logger.handlers = spread, handlers
+        logger.propagate, logger.handlers = propagate, handlers
 
 
 @contextlib.contextmanager

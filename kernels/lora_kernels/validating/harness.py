@@ -24,13 +24,13 @@ SEED: Final = 1234
 """Of examples that are drawn for a prompt, of sampling, and of all that a task's own Python draws."""
 
 RESAMPLES: Final = 100
-"""For the standard error of a metric that is no mean, such as F1."""
+"""For the standard error of a metric that is not a mean, such as F1."""
 
 # What the index of lm-evaluation-harness leaves out as well; Python writes the first by itself.
 _NO_CONTENT: Final = ("__pycache__", ".ipynb_checkpoints")
 
 Score = tuple[float | None, float | None]
-"""A metric and its standard error. None: not finite, or there is none."""
+"""A metric and its standard error. None: not finite, or missing."""
 
 Scores = dict[str, dict[str, Score]]
 """By task and metric."""
@@ -45,18 +45,18 @@ class _Folder:
 
 
 class Tasks:
-    """What is defined in some folders; nothing, where there are none."""
+    """The tasks defined in some folders."""
 
     def __init__(self, folders: Sequence[_Folder] = ()) -> None:
         self._folders = folders
         self._records: dict[str, int] = {}
 
-    def scores(self, model: Any, tokenizer: Any, told: Callable[[int, int], None]) -> Scores:
-        """Run every task, record by record. model, tokenizer: of transformers; neither is changed. told: folders that
-        are done, of how many. Raises RegistryError `usage` for a task that fails."""
+    def scores(self, model: Any, tokenizer: Any, progress: Callable[[int, int], None]) -> Scores:
+        """Run every task, record by record. model, tokenizer: of transformers; neither is changed. progress: called
+        with the folders done, and of how many. Raises RegistryError `usage` for a task that fails."""
         found: Scores = {}
         for number, folder in enumerate(self._folders):
-            told(number, len(self._folders))
+            progress(number, len(self._folders))
             found |= self._of(folder, model, tokenizer)
         return found
 
@@ -85,9 +85,9 @@ class Tasks:
             loaded = folder.manager.load(folder.items)
             for task in loaded["tasks"].values():
                 task.set_fewshot_seed(seed=SEED)
-            # The tokenizer is given a token for padding. In a larger batch a record's neighbours have part in its sums.
+            # lm-eval sets the tokenizer's padding token. In a larger batch a record's sums depend on its neighbours.
             harness = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=1)
-            # Not simple_evaluate, which asks the machine, git and a hub who they are, for seconds each time.
+            # Not simple_evaluate, which queries the machine, git and a hub for seconds each time.
             found = evaluate(lm=harness, task_dict=loaded, bootstrap_iters=RESAMPLES, log_samples=False)
         self._records |= {name: row["sample_len"] for name, row in found["results"].items() if "sample_len" in row}
         scores = {name: _scores(row) for name, row in found["results"].items()}
@@ -98,7 +98,7 @@ class Tasks:
 def opened(folders: Sequence[Path]) -> Iterator[Tasks]:
     """Read and prepare every task that is defined in the folders.
 
-    Raises RegistryError `usage`: lm_eval is not installed; a file that is no YAML, or that defines nothing and is
+    Raises RegistryError `usage`: lm_eval is not installed; a file that is not YAML, or that defines nothing and is
     included by none; a name twice; a task that cannot be prepared, as its data are not in the folder.
     """
     if not folders:
@@ -208,7 +208,7 @@ def _scores(row: dict[str, Any]) -> dict[str, Score]:
 
 
 def _number(value: Any) -> float | None:
-    """None for what is no finite number; the harness writes N/A where it has no error."""
+    """None for anything but a finite number; lm-eval writes N/A for a missing error."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -218,7 +218,7 @@ def _number(value: Any) -> float | None:
 
 @contextmanager
 def _blamed(path: Path, what: str) -> Iterator[None]:
-    """Whatever a task's own code and data raise is told as a fault of that folder."""
+    """Report whatever a task's own code and data raise as an error of that folder."""
     try:
         yield
     except RegistryError:

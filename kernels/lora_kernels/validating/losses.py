@@ -47,9 +47,9 @@ def encode(tokenizer: Any, records: Sequence[Record]) -> list[Encoded]:
     return [Encoded(tokenizer, record) for record in records]
 
 
-def losses(model: Any, items: Sequence[Encoded], told: Callable[[int], None]) -> list[float | None]:
-    """Sum of -log p over the predicted tokens of each record, each alone in the model's sight; None where it is not
-    finite. told: records done."""
+def losses(model: Any, items: Sequence[Encoded], progress: Callable[[int], None]) -> list[float | None]:
+    """Sum of -log p over the predicted tokens of each record, each in a context of its own; None if it is not finite.
+    progress: called with the records done."""
     order = sorted(range(len(items)), key=lambda index: len(items[index].ids))
     found: list[float | None] = [0.0] * len(items)
     for start in range(0, len(order), BATCH):
@@ -59,20 +59,20 @@ def losses(model: Any, items: Sequence[Encoded], told: Callable[[int], None]) ->
             for row, index in enumerate(some):
                 value = float(record_nats(logits[row], items[index]))
                 found[index] = value if math.isfinite(value) else None
-        told(min(start + BATCH, len(order)))
+        progress(min(start + BATCH, len(order)))
     return found
 
 
 def record_nats(logits: torch.Tensor, item: Encoded) -> torch.Tensor:
     """Sum of -log p over the predicted tokens of one record. logits: (tokens or more, vocabulary)."""
-    # Log-probabilities of float64: a sum of 500 tokens then differs by nothing that a threshold sees.
+    # In float64 the rounding of a sum of 500 log-probabilities is far below any threshold.
     predicted = logits[item.first - 1 : len(item.ids) - 1].double().log_softmax(-1)
     target = torch.tensor(item.ids[item.first :], device=predicted.device)
     return -predicted.gather(1, target[:, None]).sum()
 
 
 def probes(tokenizer: Any, items: Sequence[Encoded]) -> list[list[int]]:
-    """Token ids of a few texts: records of the evaluation sets where there are some, else texts of our own."""
+    """Token ids of a few texts: records of the evaluation sets if there are any, else built-in texts."""
     chosen = [item.ids[:64] for item in items[:PROBES]]
     return chosen or [Encoded(tokenizer, Record(text)).ids for text in _PROBE_TEXTS]
 
@@ -94,8 +94,8 @@ def _logits(model: Any, ids: Sequence[Sequence[int]]) -> torch.Tensor:
 
 
 def forward(model: Any, ids: Sequence[Sequence[int]]) -> torch.Tensor:
-    """(records, longest, vocabulary); behind the end of a shorter record stands what is not to be read. In a causal
-    model what is behind a token has no effect on it, so the filling needs no mask but the attention's."""
+    """Logits (records, longest, vocabulary); past the end of a shorter record they are meaningless. In a causal model
+    later tokens have no effect on earlier ones, so the padding needs no mask but the attention's."""
     longest = max(map(len, ids))
     padded = torch.zeros((len(ids), longest), dtype=torch.long)
     mask = torch.zeros((len(ids), longest), dtype=torch.long)

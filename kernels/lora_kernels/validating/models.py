@@ -1,6 +1,6 @@
 """The base and the adapter as their users load them: transformers and PEFT, nothing fetched, nothing executed.
 
-Both get folders, are told that files are local, and see an adapter only when its structure has passed: without its
+Both get folders, are progress that files are local, and see an adapter only when its structure has passed: without its
 weights PEFT would ask a hub for them.
 """
 
@@ -27,49 +27,49 @@ _ROUNDED: Final = {"BF16": "bfloat16", "F16": "float16"}
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what the libraries say to people: what matters of it is found by comparison."""
-    from transformers.utils import logging as talk_of_transformers
+    """Silence the warnings and progress bars of transformers, PEFT and bitsandbytes."""
+    from transformers.utils import logging as transformers_logging
 
-    # It looks for a faster kernel on a hub, and says at length that there is none.
+    # It looks for a faster kernel on a hub, and logs at length that there is none.
     logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
-    talk: Any = talk_of_transformers
-    level = talk.get_verbosity()
-    talk.set_verbosity_error()
-    talk.disable_progress_bar()
+    library: Any = transformers_logging
+    level = library.get_verbosity()
+    library.set_verbosity_error()
+    library.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        talk.enable_progress_bar()
-        talk.set_verbosity(level)
+        library.enable_progress_bar()
+        library.set_verbosity(level)
 
 
 def device() -> torch.device:
-    """Where models are run: the GPU where there is one."""
+    """The device that models run on: the GPU if there is one."""
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def computed_in(precision: Precision) -> Precision:
-    """The type of products and sums. On a processor sums in bfloat16 depend on the number of threads, those in float32
-    do not: there NF4 is computed in float32."""
+    """The compute dtype. On a CPU, sums in bfloat16 depend on the number of threads and those in float32 do not, so NF4
+    is computed in float32 there."""
     if precision == "nf4":
         return "float32" if device().type == "cpu" else "bfloat16"
     return precision
 
 
 def load_base(folder: Path, precision: Precision = "float32") -> Any:
-    """A causal language model, to be evaluated, on `device`. A checkpoint that is itself quantized stays so, and
-    `precision` is what it is computed in."""
+    """Load a causal language model for evaluation, on `device`. A quantized checkpoint stays quantized; `precision` is
+    then its compute dtype."""
     import torch
     from transformers import AutoModelForCausalLM
 
     where = device()
     wide = getattr(torch, computed_in(precision))
     placed = where.type == "cuda" or precision == "nf4"
-    # Named and None, it would be taken for the checkpoint's own.
+    # An explicit None would replace the checkpoint's own config.
     quantized = {"quantization_config": _nf4(wide)} if precision == "nf4" else {}
     with quiet():
         model: Any = AutoModelForCausalLM.from_pretrained(
@@ -96,7 +96,7 @@ def _nf4(compute: torch.dtype) -> Any:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Raises RegistryError `unsupported` where the base has no tokenizer: nothing can then be read to it."""
+    """Load the base's tokenizer. Raises RegistryError `unsupported` if there is none."""
     from transformers import AutoTokenizer
 
     try:

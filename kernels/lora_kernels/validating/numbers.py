@@ -1,4 +1,4 @@
-"""The adapter's own numbers, module by module, beside the weights that it changes."""
+"""Norms and ranks of the adapter's update, module by module, relative to the weights it changes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lora_kernels.numeric.blas import one_thread
 from lora_kernels.types.forms.replace import Replacement
 from lora_kernels.validating.changes import DTYPES, TensorChange, measure
 
-# Of the norm of the update to that of the weight: an update as large as the weight is no longer a change of it.
+# Norm of the update, as a share of that of the weight: an update as large as the weight replaces it.
 LARGE: Final = 1.0
 # Of the same: types that compute a weight anew leave so much where they leave it as it was, by float32's rounding.
 NOTHING: Final = 2.0**-22

@@ -1,4 +1,4 @@
-"""The check of a push, once more, on folders: PEFT must not see a file that has not passed it."""
+"""The check of a push, repeated on folders: PEFT must not load a file that has not passed it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lora_kernels.validating.subject import Subject
 
 
 def structure(subject: Subject) -> tuple[LayerResult, AdapterFacts | None]:
-    """Names, shapes and values of the adapter against the base's tensors. facts: None where it could not be read."""
+    """Names, shapes and values of the adapter against the base's tensors. facts: None if it could not be read."""
     files = [
         AdapterFile(str(path.relative_to(subject.adapter)), path.lstat().st_size)
         for path in sorted(subject.adapter.rglob("*"))
@@ -29,7 +29,7 @@ def structure(subject: Subject) -> tuple[LayerResult, AdapterFacts | None]:
             accept_base=subject.base_names is None,
             read_base=partial(_tensor, base),
         )
-    # Where nobody said how the base is called, its name in the config says nothing.
+    # If no name of the base is given, its name in the config cannot be checked.
     findings = [f for f in found.findings if subject.base_names is not None or f.code != "base-mismatch"]
     state: State = "passed" if found.accepted else "failed"
     facts = {"tensors": found.facts.tensors, "max_rank": found.facts.max_rank} if found.facts else {}

@@ -20,9 +20,17 @@ class EvaluationSet:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """base, adapter: folders. version, base_digest: what the report is bound to. skip: layers that are not run, and
-    why. base_names: under which trainers know the base; None: whatever the adapter's config calls it. precision: what
-    the base is loaded as. tasks: folders of lm-evaluation-harness, which hold code that is run: the user's own."""
+    """An adapter on its base, and how to validate it.
+
+    Args:
+        base, adapter: folders.
+        version, base_digest: what the report is bound to.
+        sets: evaluation sets.
+        skip: layers not to run, and why.
+        base_names: names by which trainers know the base; None accepts whatever the adapter's config says.
+        precision: how the base is loaded.
+        tasks: folders of lm-evaluation-harness, whose code is run: the user's own.
+    """
 
     base: Path
     adapter: Path

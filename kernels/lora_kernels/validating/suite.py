@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lora_kernels.validating.harness import Tasks
 
 Progress = Callable[[str, int, int], None]
-"""(what is being done, done, of how many)"""
+"""(step, done, of how many)"""
 
 _RUN: Final[tuple[Layer, ...]] = (
     "tokenizer",
@@ -36,15 +36,15 @@ _RUN: Final[tuple[Layer, ...]] = (
 
 
 def validate(subject: Subject, *, progress: Progress | None = None) -> Validation:
-    """Run every layer that is not to be skipped. An adapter whose structure fails is not loaded, and the other layers
-    are skipped for that reason. Raises RegistryError for a base or an evaluation set that cannot be read."""
+    """Run every layer except those to skip. An adapter whose structure fails is not loaded, and the other layers are
+    skipped for that reason. Raises RegistryError for a base or an evaluation set that cannot be read."""
     from lora_kernels.validating.environment import environment
     from lora_kernels.validating.harness import opened
     from lora_kernels.validating.structure import structure
     from lora_kernels.validating.threads import few_threads
 
-    told = progress or (lambda _what, _done, _total: None)
-    told("structure", 0, 1)
+    progress = progress or (lambda _what, _done, _total: None)
+    progress("structure", 0, 1)
     result, facts = structure(subject)
     layers: dict[Layer, LayerResult] = {"structure": result}
     evaluations: list[Evaluation] = []
@@ -56,7 +56,7 @@ def validate(subject: Subject, *, progress: Progress | None = None) -> Validatio
         _read(subject, facts, layers)
         tasks_given = subject.tasks if "behaviour" in _run(subject) else ()
         with opened(tasks_given) as harness, few_threads(subject.base, subject.precision):
-            _measure(subject, layers, evaluations, answers, tasks, harness, told)
+            _measure(subject, layers, evaluations, answers, tasks, harness, progress)
     return Validation(
         version=subject.version,
         base=subject.base_digest,
@@ -71,7 +71,7 @@ def validate(subject: Subject, *, progress: Progress | None = None) -> Validatio
 
 
 def _read(subject: Subject, facts: AdapterFacts, layers: dict[Layer, LayerResult]) -> None:
-    """The layers for which nothing has to be loaded."""
+    """The layers that load no model."""
     from lora_kernels.checkpoint.folders import read_base
     from lora_kernels.validating.tokenizer import tokenizer
 
@@ -105,7 +105,7 @@ def _measure(
     answers: dict[str, Answers],
     tasks: dict[str, TaskResult],
     harness: Tasks,
-    told: Progress,
+    progress: Progress,
 ) -> None:
     from lora_kernels.checkpoint.folders import read_adapter
     from lora_kernels.validating import losses, models
@@ -117,7 +117,7 @@ def _measure(
     run = _run(subject)
     layers |= {layer: LayerResult("skipped", reason=why) for layer, why in subject.skip.items()}
     if "numbers" in run:
-        told("numbers", 0, 1)
+        progress("numbers", 0, 1)
         layers["numbers"] = numbers(subject.base, subject.adapter)
     tokenizer = models.load_tokenizer(subject.base)
     sets = [
@@ -130,12 +130,13 @@ def _measure(
 
     def pass_over(model: Any, who: str) -> list[list[float | None]]:
         return [
-            losses.losses(model, items, partial(_count, told, f"{one.name}, {who}", len(items))) for one, items in sets
+            losses.losses(model, items, partial(_count, progress, f"{one.name}, {who}", len(items)))
+            for one, items in sets
         ]
 
     model = models.load_base(subject.base, subject.precision)
     before, base_nats = losses.probe_logits(model, probes), pass_over(model, "base")
-    base_scores = harness.scores(model, tokenizer, partial(told, "tasks, base"))
+    base_scores = harness.scores(model, tokenizer, partial(progress, "tasks, base"))
     try:
         model = models.attach(model, subject.adapter)
     except RegistryError as error:
@@ -152,11 +153,11 @@ def _measure(
             for pair in zip(items, nats_of, strict=True)
         ]
         header = read_adapter(subject.adapter).header
-        layers["effect"] = effect(model, header, before, after, good_at, partial(told, "ablation of each module"))
+        layers["effect"] = effect(model, header, before, after, good_at, partial(progress, "ablation of each module"))
     if "behaviour" in run:
         asked = [one for one in subject.sets if one.role == "behaviour"]
-        answers |= {one.digest: answered(model, tokenizer, one, told) for one in asked}
-        scores = harness.scores(model, tokenizer, partial(told, "tasks, adapter"))
+        answers |= {one.digest: answered(model, tokenizer, one, progress) for one in asked}
+        scores = harness.scores(model, tokenizer, partial(progress, "tasks, adapter"))
         tasks |= harness.results(base_scores, scores)
         layers["behaviour"] = _behaviour(answers, tasks)
     del model
@@ -166,7 +167,7 @@ def _measure(
             subject.adapter,
             probes,
             after,
-            lambda form: told(f"merged to {form}", 0, 1),
+            lambda form: progress(f"merged to {form}", 0, 1),
             precision=subject.precision,
         )
     for (one, items), mine, theirs in zip(sets, nats, base_nats, strict=True):
@@ -175,12 +176,12 @@ def _measure(
     layers |= _losses(evaluations)
 
 
-def _count(told: Progress, what: str, total: int, done: int) -> None:
-    told(what, done, total)
+def _count(progress: Progress, what: str, total: int, done: int) -> None:
+    progress(what, done, total)
 
 
 def _losses(evaluations: list[Evaluation]) -> dict[Layer, LayerResult]:
-    """The layers of losses hold their evidence; whether it suffices is a policy's to say."""
+    """The layers of losses hold the evidence; whether it suffices is for a policy to decide."""
     by_role: dict[Role, list[Evaluation]] = defaultdict(list)
     for found in evaluations:
         by_role[found.role].append(found)
@@ -211,7 +212,7 @@ def _behaviour(answers: dict[str, Answers], tasks: dict[str, TaskResult]) -> Lay
 
 
 def _run(subject: Subject) -> list[Layer]:
-    """The layers that there is something to do for."""
+    """The layers to run."""
     roles: set[Layer] = {one.role for one in subject.sets}
     if subject.tasks:
         roles.add("behaviour")

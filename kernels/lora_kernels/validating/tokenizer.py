@@ -119,7 +119,7 @@ def _template(base: Path, ours: dict[str, Any], adapter: Path, theirs: dict[str,
         return []
     if source is None:
         return [Finding("chat-template-added", "note", "The adapter brings a chat template, and the base has none.")]
-    # The special tokens are the base's for both: that they differ is told by itself.
+    # The special tokens are the base's for both: a difference is a finding of its own.
     try:
         written, expected = render_template(own, ours), render_template(source, ours)
     except RegistryError as error:
@@ -152,7 +152,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Raises RegistryError `rejected` for what is no object of JSON."""
+    """Raises RegistryError `rejected` for a file that is not a JSON object."""
     try:
         return msgspec.json.decode(_bytes(path), type=dict[str, Any])
     except msgspec.MsgspecError as error:
