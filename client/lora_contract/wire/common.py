@@ -1,4 +1,4 @@
-"""What all of the API has: its path, the two roots of its structs, errors, and who is asking."""
+"""Shared by the whole API: its path, the base classes of its structs, problems, and the caller."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Problem(Response, frozen=True):
-    """RFC 9457. `code` is the row of `spec.errors.ERRORS`; `hint` its sentence or a better one."""
+    """RFC 9457. code: of `lora_contract.errors.ERRORS`. hint: of that row, or a more specific one."""
 
     type: str
     title: str
@@ -35,7 +35,7 @@ class Problem(Response, frozen=True):
 
 
 class Principal(Response, frozen=True):
-    """Who is asking. namespace None: the role holds everywhere. role: reader, writer or admin."""
+    """The caller. namespace None: the role applies to every namespace. role: reader, writer or admin."""
 
     name: str
     role: str

@@ -11,9 +11,11 @@ from lora_contract.wire.tags import TagView
 
 
 class ValidateRequest(Request, frozen=True):
-    """`POST /validations`: a job, or the one of the same digests. version: a reference to an adapter. data: evaluation
-    sets, whose losses are quality; general: sets of general text, on which an adapter is seen to forget. precision:
-    what the base is loaded as; None: by its size."""
+    """`POST /validations`: start a validation, or find the job of the same digests.
+
+    version: a reference to an adapter. data: task evaluation sets, for quality. general: sets of general text, to
+    measure forgetting. precision: of the loaded base; None: by its size.
+    """
 
     version: str
     data: list[str] = []
@@ -22,15 +24,18 @@ class ValidateRequest(Request, frozen=True):
 
 
 class PolicyRequest(Request, frozen=True):
-    """`PUT /policies`: what governs tags from now on. pattern: `namespace/name:tag`, each part with `*` for any text.
-    document: of `lora_contract.policy`; None lifts the pattern's policy."""
+    """`PUT /policies`: set or remove the policy of a pattern.
+
+    pattern: `namespace/name:tag`, each part with `*` for any text. document: see `lora_contract.policy`; None removes
+    the pattern's policy.
+    """
 
     pattern: str
     document: dict[str, Any] | None
 
 
 class PolicyView(Response, frozen=True):
-    """number: grows with each document of the pattern; the newest holds. digest, document None: it was lifted."""
+    """number: grows with each change of the pattern; the highest is in force. digest, document: None if removed."""
 
     pattern: str
     number: int
@@ -46,7 +51,7 @@ class PolicyList(Response, frozen=True):
 
 class GateRequest(Request, frozen=True):
     """`POST /repositories/{ns}/{name}/gates`. version: a selector. document: a policy to try instead of the one that
-    governs the tag; such a decision promotes nothing. start: enqueue the validations that are missing."""
+    governs the tag; such a decision allows no promotion. start: enqueue the validations that are missing."""
 
     version: str
     tag: str
@@ -56,7 +61,7 @@ class GateRequest(Request, frozen=True):
 
 
 class CheckView(Response, frozen=True):
-    """One line of a decision. state `missing`: there is nothing yet to judge. evidence: numbers for programs."""
+    """One line of a decision. state `missing`: the evidence is not there yet. evidence: numbers for programs."""
 
     rule: str
     state: Literal["passed", "failed", "warned", "missing"]
@@ -65,7 +70,7 @@ class CheckView(Response, frozen=True):
 
 
 class GateView(Response, frozen=True):
-    """allowed None: pending, `jobs` are what is waited for. holder: the version that the tag points to, by digest.
+    """allowed None: pending until `jobs` are done. holder: digest of the tag's present target.
     policy_pattern None: the default policy, or one that was only tried. reports: ids. reason: one sentence.
     decision: id of the stored decision; None while pending, or of a trial."""
 
@@ -89,7 +94,7 @@ class GateView(Response, frozen=True):
 
 
 class ApproveRequest(Request, frozen=True):
-    """`POST /repositories/{ns}/{name}/approvals`: the caller's word for a version (a selector) and a tag."""
+    """`POST /repositories/{ns}/{name}/approvals`: approve a version (a selector) for a tag."""
 
     version: str
     tag: str
@@ -97,7 +102,7 @@ class ApproveRequest(Request, frozen=True):
 
 
 class ApprovalView(Response, frozen=True):
-    """role: the caller's when it was given."""
+    """role: the approver's at the time of the approval."""
 
     namespace: str
     name: str
@@ -109,8 +114,9 @@ class ApprovalView(Response, frozen=True):
 
 
 class PromoteRequest(Request, frozen=True):
-    """`POST /repositories/{ns}/{name}/promotions`: gate and move in one transaction. expect_generation: of the tag; 0
-    for none yet; None takes what the gate saw. force: an administrator's, with its reason."""
+    """`POST /repositories/{ns}/{name}/promotions`: gate, and move the tag in the same transaction.
+    expect_generation: of the tag; 0: the tag is new; None: the generation that the gate read. force: move the tag even
+    if the gate refuses (administrators, with a reason)."""
 
     version: str
     tag: str

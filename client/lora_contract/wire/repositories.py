@@ -11,7 +11,7 @@ from lora_contract.wire.uploads import FileSpec
 
 
 class VersionRef(Response, frozen=True):
-    """A version in few words, as lists and lineage hold it."""
+    """A summary of a version, as in lists and lineage."""
 
     namespace: str
     name: str
@@ -30,7 +30,7 @@ class VersionFile(Response, frozen=True):
 class VersionView(Response, frozen=True):
     """A version. base: the pinned base version. facts: what the check found out about it (adapters, bases).
 
-    yanked: the reason, None where it is not yanked. tags: the tags that point to it now.
+    yanked: the reason; None if it is not yanked. tags: the tags that point to it now.
     """
 
     namespace: str
@@ -60,10 +60,10 @@ class VersionList(Response, frozen=True):
 
 
 class CommitRequest(Request, frozen=True):
-    """Turn an upload session into a version.
+    """Commit an upload session as a version.
 
     base: reference of the base version (adapters, models); a bare name pins its newest version. parents: versions
-    that this one continues. accept_base: take the base although the adapter names another (this push alone).
+    that this one continues. accept_base: accept the base even if the adapter's config names another, for this push.
     weights_absent / fingerprint: a base whose weights stay where they are; the fingerprint is then the client's.
     aliases: what trainers write for this base (bases only).
     """
@@ -83,7 +83,7 @@ class CommitRequest(Request, frozen=True):
 
 
 class CommitResult(Response, frozen=True):
-    """created: False where the same content was a version already (its message and metadata are unchanged)."""
+    """created: False if the same content was a version already, whose message and metadata stay unchanged."""
 
     version: VersionView
     created: bool

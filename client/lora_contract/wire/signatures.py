@@ -11,18 +11,18 @@ from lora_contract.wire.common import Request, Response
 
 
 class SignRequest(Request, frozen=True):
-    """`POST …/versions/{selector}/signatures`. envelope: with a signature by `key`; signatures by others are left out.
-    key: the public one, as PEM or as the base64 inside of it."""
+    """`POST …/versions/{selector}/signatures`. envelope: with a signature by `key`; others' signatures are ignored.
+    key: the public key, as PEM or its base64 body."""
 
     envelope: Envelope
     key: Annotated[str, Meta(max_length=1024)]
 
 
 class SignatureView(Response, frozen=True):
-    """A signature that was verified when it came: whoever sent it holds the key, and that says nothing of who they are.
+    """A signature that was verified on arrival: the signer had the key, which does not prove the signer's identity.
 
-    digest: the version's. key_id: `sha256:` of the key's SubjectPublicKeyInfo, which `key` is in base64. author: who
-    sent it.
+    digest: the version's. key_id: `sha256:` of the key's SubjectPublicKeyInfo, which `key` is in base64. author: the
+    sender.
     """
 
     digest: str
@@ -35,7 +35,7 @@ class SignatureView(Response, frozen=True):
 
 
 class SignatureList(Response, frozen=True):
-    """In the order they came."""
+    """In the order they arrived."""
 
     items: list[SignatureView]
     next_cursor: str | None = None

@@ -14,7 +14,7 @@ class TagRequest(Request, frozen=True):
 
 
 class RollbackRequest(Request, frozen=True):
-    """to: a selector; None: the version that the tag pointed to before the present one."""
+    """to: a selector; None: the tag's previous target."""
 
     to: str | None = None
     reason: str = ""

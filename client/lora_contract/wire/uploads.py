@@ -1,4 +1,4 @@
-"""Upload sessions: bytes on their way to the blob store."""
+"""Upload sessions."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class UploadRequest(Request, frozen=True):
 
 
 class UploadTarget(Response, frozen=True):
-    """Where one blob goes. state: `present` (nothing to send) or `needed`.
+    """How to send a blob. state: `present` (nothing to send) or `needed`.
 
-    url/headers/method: a presigned request straight to the store, to be followed by `…/complete`; None: PUT the
+    url/headers/method: a presigned request to the store, followed by `…/complete`; None: PUT the
     bytes to `/api/v1/uploads/{id}/blobs/{digest}`.
     """
 
