@@ -12,7 +12,7 @@ from lora_registry.context import Context
 from lora_registry.db import migrate as schema
 from lora_registry.db.engine import make_engine, require_connection
 from lora_registry.jobs.engine import client as engine_client
-from lora_registry.repositories import store as catalog
+from lora_registry.repositories import store as version_store
 from lora_registry.settings import Settings
 from lora_registry.storage import open_blobs
 from lora_registry.wiring import open_context
@@ -41,7 +41,7 @@ def fsck(settings: Settings) -> Iterator[tuple[str, str | None]]:
     """Yield the digest of each blob that a live version needs, and its problem or None."""
     ctx = _open(settings)
     with ctx.db.read() as session:
-        wanted = catalog.stored_blobs(session)
+        wanted = version_store.stored_blobs(session)
     for digest_text, size in wanted:
         digest = Digest.parse(digest_text)
         if ctx.blobs.size(digest) is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import msgspec
 from sqlmodel import Session
@@ -17,7 +16,7 @@ from lora_registry.auth.principals import Principal
 from lora_registry.db.tables import DecisionRow
 from lora_registry.events import audit
 from lora_registry.gates import intact, store, validations
-from lora_registry.gates.evaluation import GateInputs, GateOutcome, evaluate, need_weights, resolve_inputs
+from lora_registry.gates.evaluation import GateInputs, GateOutcome, GateQuestion, evaluate, need_weights, resolve_inputs
 from lora_registry.jobs import service as jobs
 from lora_registry.repositories.paths import RepositoryPath
 from lora_registry.runtime.clock import now
@@ -33,16 +32,8 @@ def gate(caller: Caller, path: RepositoryPath, request: GateRequest) -> GateView
     """
     caller.require("writer", path.namespace)
     with caller.ctx.db.write() as session:
-        inputs = resolve_inputs(
-            session,
-            caller.principal,
-            path,
-            selector=request.version,
-            tag=request.tag,
-            data=request.data,
-            document=request.document,
-            lock=True,
-        )
+        question = GateQuestion(request.version, request.tag, request.data, request.document)
+        inputs = resolve_inputs(session, caller.principal, path, question, lock=True)
         outcome = evaluate(session, inputs, caller.principal.name)
         view = _view(inputs, outcome)
         if outcome.decision.allowed is None and request.start:
@@ -64,13 +55,13 @@ def promote(caller: Caller, path: RepositoryPath, request: PromoteRequest) -> Pr
     if request.force and not request.reason.strip():
         raise RegistryError("invalid-request", "A forced promotion needs a reason, which is logged with it.")
     moved: TagView | None = None
-    asked: dict[str, Any] = {"selector": request.version, "tag": request.tag, "data": request.data}
+    question = GateQuestion(request.version, request.tag, request.data)
     with caller.ctx.db.read() as session:
-        before = resolve_inputs(session, caller.principal, path, **asked)
+        before = resolve_inputs(session, caller.principal, path, question)
     # Outside the transaction, which would otherwise hold the repository's lock for that long.
     intact.check(caller.ctx, before)
     with caller.ctx.db.write() as session:
-        inputs = resolve_inputs(session, caller.principal, path, **asked, lock=True)
+        inputs = resolve_inputs(session, caller.principal, path, question, lock=True)
         outcome = evaluate(session, inputs, caller.principal.name)
         view = _view(inputs, outcome)
         if outcome.decision.allowed is None and not request.force:

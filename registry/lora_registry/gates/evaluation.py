@@ -23,7 +23,7 @@ from lora_registry.auth.principals import Principal
 from lora_registry.db.tables import ReportRow, Repository, Tag, Version
 from lora_registry.gates import store
 from lora_registry.jobs import enqueue
-from lora_registry.jobs import store as work
+from lora_registry.jobs import store as job_store
 from lora_registry.policies import guard
 from lora_registry.policies import service as policies
 from lora_registry.policies import store as policy_store
@@ -47,6 +47,16 @@ class RequiredValidation:
     @property
     def job_id(self) -> str:
         return enqueue.validation_job_id(self.version, self.key)
+
+
+@dataclass(frozen=True, slots=True)
+class GateQuestion:
+    """What a gate is asked, unresolved. document: a policy to try instead of the tag's own."""
+
+    selector: str
+    tag: str
+    data: Sequence[str]
+    document: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,20 +103,18 @@ def resolve_inputs(
     session: Session,
     principal: Principal,
     path: RepositoryPath,
+    question: GateQuestion,
     *,
-    selector: str,
-    tag: str,
-    data: Sequence[str],
-    document: dict[str, Any] | None = None,
     lock: bool = False,
 ) -> GateInputs:
-    """Resolve what a gate is asked about. document: a policy to try instead of the tag's own.
+    """Resolve what a gate is asked. lock: lock the repository until the end of the transaction.
 
     Raises `not-found`, `deleted`, `invalid-reference`, `invalid-request`, and `conflict` for other kinds than adapters.
     """
+    tag, document = question.tag, question.document
     reference.check_tag(tag)
     repo = resolve.repository(session, principal, path, lock=lock)
-    version = resolve.in_repository(session, repo, selector)
+    version = resolve.in_repository(session, repo, question.selector)
     base = resolve.base_of(session, repo, version)
     policy_store.hold_policies(session)
     policy, digest, pattern = DEFAULT, str(DEFAULT.digest), None
@@ -116,7 +124,7 @@ def resolve_inputs(
         digest = str(policy.digest)
     elif found is not None:
         policy, digest, pattern = found.policy, found.digest, found.pattern
-    sets = evaluation_sets(session, principal, policy, data)
+    sets = evaluation_sets(session, principal, policy, question.data)
     tagged = tag_store.tag(session, repo.id, tag)
     holder = None
     if tagged is not None and tagged.version_id != version.id:
@@ -131,7 +139,7 @@ def resolve_inputs(
 
 def evaluate(session: Session, inputs: GateInputs, promoter: str) -> GateOutcome:
     """Decide from what is stored. promoter: the name whose own approval does not count."""
-    rows = [work.report(session, required.job_id) for required in inputs.required]
+    rows = [job_store.report(session, required.job_id) for required in inputs.required]
     own = rows[0]
     theirs = rows[1] if inputs.other is not None else None
     facts = GateFacts(

@@ -15,7 +15,7 @@ from lora_contract.validation import Role
 from lora_registry.auth.principals import Principal
 from lora_registry.db.tables import DecisionRow, Repository, Version
 from lora_registry.jobs import enqueue
-from lora_registry.jobs import store as work
+from lora_registry.jobs import store as job_store
 from lora_registry.policies import store
 from lora_registry.policies.datasets import EvaluationSets, evaluation_sets, validation_key
 from lora_registry.repositories import resolve
@@ -107,5 +107,5 @@ def _still_holds(
     key = validation_key(version, base, policy.precision, sets)
     if decision.report_id != enqueue.validation_job_id(version, key):
         return False  # made by an older suite
-    report = work.report(session, decision.report_id)
+    report = job_store.report(session, decision.report_id)
     return report is not None and (policy.fresh_days is None or now() - report.created_at <= policy.fresh_days * DAY)

@@ -18,7 +18,7 @@ from lora_registry.auth.principals import Principal
 from lora_registry.context import Context
 from lora_registry.db.tables import UploadFile, UploadSessionRow
 from lora_registry.push import store
-from lora_registry.repositories import store as catalog
+from lora_registry.repositories import store as version_store
 from lora_registry.repositories.insert import check_target
 from lora_registry.repositories.paths import RepositoryPath
 from lora_registry.runtime.clock import iso, new_id, now
@@ -56,11 +56,11 @@ def open_session(caller: Caller, request: UploadRequest) -> UploadSession:
         expires_at=at + caller.ctx.settings.upload_seconds * 1_000_000,
     )
     with caller.ctx.db.write() as session:
-        check_target(catalog.repository(session, path), path, request.kind)
+        check_target(version_store.repository(session, path), path, request.kind)
         session.add(row)
         session.flush()
         for digest, size in sorted(sizes.items()):
-            stored = catalog.readable_blob(session, digest, caller.principal.visible()) == size
+            stored = version_store.readable_blob(session, digest, caller.principal.visible()) == size
             session.add(UploadFile(session_id=row.id, digest=digest, size=size, stored=stored))
     return show(caller, row.id)
 

@@ -11,7 +11,7 @@ from sqlmodel import Session
 from lora_contract.wire.repositories import RepositoryView, VersionFile, VersionRef, VersionView
 from lora_registry.bases import store as base_store
 from lora_registry.db.tables import Repository, Version
-from lora_registry.jobs import store as work
+from lora_registry.jobs import store as job_store
 from lora_registry.repositories import store
 from lora_registry.runtime.clock import iso
 from lora_registry.tags import store as tag_store
@@ -68,7 +68,7 @@ def versions(session: Session, repo: Repository, rows: Sequence[Version]) -> lis
                 tags=tags.get(row.id, []),
                 base=names.get(row.base_version_id) if row.base_version_id else None,
                 parents=parents,
-                recipe=work.body(session, row.recipe_digest) if row.recipe_digest else None,
+                recipe=job_store.body(session, row.recipe_digest) if row.recipe_digest else None,
                 facts=_facts(row, rendered.get(row.id)),
                 yanked=row.yanked_reason,
                 weights_absent=row.weights_absent,
