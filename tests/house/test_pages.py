@@ -31,6 +31,16 @@ def test_every_path_of_a_map_exists(name: str) -> None:
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
+def test_every_path_of_a_page_exists() -> None:
+    missing = {
+        f"{page.relative_to(ROOT)}: {path}"
+        for page in PAGES
+        for path in re.findall(rf"`({PLACES}[\w./-]*)`", page.read_text("utf-8"))
+        if not (ROOT / path).exists()
+    }
+    assert missing == set()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_leads_to_a_page_and_a_heading(page: Path) -> None:
     broken = []
