@@ -8,7 +8,7 @@ from typing import Final
 
 import click
 
-from docs.generate.markdown import NOTE, block, document, table
+from docs.generate.markdown import NOTE, anchor, block, document, table
 
 _WIDTH: Final = 120
 
@@ -35,10 +35,21 @@ def _lines() -> Iterator[str]:
         context = click.Context(program, info_name=name)
         yield f"\n## {name}\n"
         yield from _text(program.help or "")
+        yield from _contents(program, name)
         for command in program.list_commands(context):
             found = program.get_command(context, command)
             if found is not None and not found.hidden:
                 yield from _command(found, context, command, shared)
+
+
+def _contents(program: click.Group, name: str) -> Iterator[str]:
+    """The sections of the program's help, with links to their commands."""
+    sections: dict[str, tuple[str, ...]] = getattr(program, "sections", {})
+    rows = (
+        [heading, ", ".join(f"[{command}](#{anchor(f'{name} {command}')})" for command in commands)]
+        for heading, commands in sections.items()
+    )
+    yield from table(["section", "commands"], rows)
 
 
 def _command(command: click.Command, parent: click.Context, name: str, shared: set[str]) -> Iterator[str]:
