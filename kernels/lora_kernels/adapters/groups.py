@@ -42,7 +42,7 @@ _TENSORS: Final = {
 
 @dataclass(frozen=True)
 class Extra:
-    """A tensor that is no factor.
+    """A tensor that is not a factor.
 
     kind: `saved`, a module of modules_to_save that replaces the base's; `bias`, a trained bias; `copy`, the base's own
     weight, which PEFT stores beside adapted embeddings. module: its path in the base.
@@ -138,7 +138,7 @@ def _extra(config: AdapterConfig, entry: TensorEntry, saved: Callable[[str], boo
             return Extra("saved", module, factor(entry))
         inner = inner.rpartition(".")[0]
     raise rejected(
-        f"{entry.name} is no {config.peft_type} tensor and its module is not in modules_to_save; it would overwrite "
-        "the base",
+        f"{entry.name} is not a tensor of a {config.peft_type} adapter and its module is not in modules_to_save; "
+        "it would overwrite the base",
         entry,
     )

@@ -48,7 +48,7 @@ class LowRankModule:
 
     An embedding is kept as PEFT stores it: dW is the transpose of what is added to the table (vocabulary, width).
     Of a convolution, dW is the kernel (out, in, kernel…) seen as a matrix of `outputs` rows. inputs: see ModuleShape;
-    None where it is (columns,).
+    None if it is (columns,).
     """
 
     module: str

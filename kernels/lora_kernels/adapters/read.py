@@ -35,7 +35,7 @@ class AdapterReader:
     """An adapter whose modules are read one at a time. Opening it reads no tensor; may be used from several threads if
     its source may.
 
-    modules: paths, sorted; those whose factors are empty are among them. extras: tensors that are no factors.
+    modules: paths, sorted; those whose factors are empty are among them. extras: tensors that are not factors.
     """
 
     def __init__(self, config: AdapterConfig, header: Header, source: Source, file: str) -> None:
@@ -54,7 +54,7 @@ class AdapterReader:
         return self._shapes[module]
 
     def load(self, module: str) -> LowRankModule:
-        """Read one module. Raises RegistryError `rejected` where a value is not finite, `corrupt` where the file is cut
+        """Read one module. Raises RegistryError `rejected` if a value is not finite, `corrupt` where the file is cut
         short."""
         shape, tensors = self._shapes[module], self._tensors[module]
         scale = self._scale(module).scale
@@ -115,7 +115,7 @@ def _lora(module: str, tensors: Tensors) -> ModuleShape:
     kind: Kind = "embedding" if embedding else "conv" if len(a.shape) > 2 else "linear"
     ones = (1,) * (len(a.shape) - 2)
     if len(a.shape) < 2 or (kind == "embedding" and ones) or b.shape != (*b.shape[:1], a.shape[0], *ones):
-        raise rejected(f"{a.name} {_text(a)} and {b.name} {_text(b)} are no pair (r, in) and (out, r)", b)
+        raise rejected(f"{a.name} {_text(a)} and {b.name} {_text(b)} are not a pair (r, in) and (out, r)", b)
     return ModuleShape(module, kind, a.shape[0], a.shape[1:], b.shape[0], _dtype(a, b))
 
 

@@ -46,10 +46,10 @@ class AdapterIdentity:
 
 
 class AdapterWriter:
-    """Takes modules in the order in which they shall stand in the file. For one thread.
+    """Write modules in the order in which they are added. For one thread.
 
-    identity: goes into the config at the end and may be exchanged until then. files: what was written, once the block
-    of `adapter_writer` has ended.
+    identity: is written to the config at the end and may be replaced until then. files: written, once the block of
+    `adapter_writer` has ended.
     """
 
     def __init__(self, spool: BinaryIO, identity: AdapterIdentity, dtype: str) -> None:
@@ -63,7 +63,7 @@ class AdapterWriter:
         self.size = 0
 
     def add(self, module: LowRankModule) -> None:
-        """Store a module, its scale multiplied into B. Raises RegistryError `rejected` where a value is not finite in
+        """Store a module, its scale multiplied into B. Raises RegistryError `rejected` if a value is not finite in
         the dtype of the file, `internal` for rank 0, which no loader takes."""
         if module.rank == 0:
             raise RegistryError("internal", f"{module.module} has rank 0; such a module is left out of a file.")
@@ -74,8 +74,8 @@ class AdapterWriter:
         self.ranks[module.module] = module.rank
 
     def replace(self, name: str, dtype: str, shape: tuple[int, ...], data: bytes | Iterable[Chunk]) -> None:
-        """Store a tensor that is no factor, such as one of modules_to_save, under its full name. data: its bytes, whole
-        or in chunks."""
+        """Store a tensor that is not a factor, such as one of modules_to_save, under its full name. data: its bytes,
+        whole or in chunks."""
         self._put(name, dtype, shape, [data] if isinstance(data, bytes) else data)
 
     def _encoded(self, name: str, values: F32) -> memoryview:
@@ -123,7 +123,7 @@ def adapter_writer(
     """A writer whose folder appears under `out_dir`, whole, when the block ends well.
 
     dtype: of the factors, as safetensors names it. needed: bytes that the weights will take at most, so that a disk
-    that is too small is found before the work. Raises RegistryError as `staged_folder` does, and `rejected` where no
+    that is too small is found before the work. Raises RegistryError as `staged_folder` does, and `rejected` if no
     module was added.
     """
     # The data is spooled first, since its header can be written only when all ranks are known: twice the space.

@@ -35,7 +35,7 @@ class FactorReader:
         return values
 
     def load(self, factor: Factor) -> F32:
-        """The whole tensor, of its own shape. Raises RegistryError `rejected` where a value is not finite."""
+        """The whole tensor, of its own shape. Raises RegistryError `rejected` if a value is not finite."""
         values = np.empty(factor.shape, np.float32)
         self.values(factor, 0, values)
         if not np.isfinite(values).all():
@@ -50,7 +50,7 @@ class FactorReader:
 
     def indices(self, factor: Factor, limits: Sequence[int]) -> Indices:
         """The whole tensor, of whole numbers. limits: for each of its first dimension, or for all: what they must be
-        below. Raises RegistryError `rejected` where one is not."""
+        below. Raises RegistryError `rejected` if one is not."""
         dtype = INTEGERS.get(factor.dtype)
         if dtype is None:
             raise RegistryError(

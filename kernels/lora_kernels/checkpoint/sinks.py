@@ -1,4 +1,4 @@
-"""Where the bytes of a merged checkpoint go."""
+"""Sinks for the bytes of a merged checkpoint."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Sink(Protocol):
 
 
 class Hashing:
-    """Iterates over chunks and hashes them on their way, so that a digest costs no second pass."""
+    """Iterates over chunks and hashes them, so that a digest costs no second pass."""
 
     def __init__(self, chunks: Iterable[Chunk]) -> None:
         self._chunks = chunks
@@ -42,7 +42,7 @@ class Hashing:
 
 
 class FolderSink:
-    """Files of a folder that is not visible under its final name yet (see `merging.staging`)."""
+    """Files of a folder that is not visible under its final name yet (see `checkpoint.staging`)."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -64,7 +64,7 @@ class FolderSink:
 
 @contextmanager
 def disk_full(path: str, size: int) -> Iterator[None]:
-    """Say what a failed write of a file of `size` bytes means. Raises RegistryError `storage-unavailable`."""
+    """Translate a failed write of a file of `size` bytes. Raises RegistryError `storage-unavailable`."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Where the bytes of checkpoints and adapters come from."""
+"""Sources of the bytes of checkpoints and adapters."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class FolderSource:
         self._open.close()
 
     def descriptor(self, path: str) -> int:
-        """The open file. Raises RegistryError `not-found` where it is missing or no regular file."""
+        """The open file. Raises RegistryError `not-found` if it is missing or not a regular file."""
         known = self._descriptors.get(path)
         if known is not None:
             return known
@@ -51,7 +51,7 @@ class FolderSource:
             ) from error
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
-            raise RegistryError("not-found", f"{self._folder / path} is no regular file.", path=path)
+            raise RegistryError("not-found", f"{self._folder / path} is not a regular file.", path=path)
         kept = self._descriptors.setdefault(path, descriptor)
         if kept != descriptor:
             os.close(descriptor)

@@ -1,4 +1,4 @@
-"""A result's folder before it has its final name: invisible, locked, kept where its files can be used again."""
+"""A result's folder before it has its final name: invisible, locked, kept if its files can be used again."""
 
 from __future__ import annotations
 
@@ -93,8 +93,8 @@ class Staging(Generic[_Notes]):
 
 
 def identity_of(plan: Any, folders: Sequence[str | os.PathLike[str]]) -> str:
-    """What makes two merges the same, so that one may go on with the files of the other: the plan, and the files of the
-    inputs by size, inode and time of change. 32 hex digits."""
+    """What makes two merges the same, so that one may resume with the files of the other: the plan, and the inputs'
+    files by size, inode and time of change. 32 hex digits."""
     files = [
         (str(entry.name), status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev)
         for folder in folders
@@ -176,7 +176,8 @@ def _check_space(final: Path, needed: int) -> None:
 
 
 def _locked(final: Path, key: str) -> tuple[Path, int]:
-    """A folder beside `final`, made or found by its key, and the lock on it. By another key where somebody has it."""
+    """A folder beside `final`, created or found by its key, and the lock on it; with another key if another process has
+    the lock."""
     folder = final.parent / f".{final.name}.{key}.partial"
     while True:
         folder.mkdir(exist_ok=True)

@@ -13,7 +13,7 @@ from lora_kernels.comparing.modules import Comparison, compare_modules, summed
 def compare_folders(
     before: Path, after: Path, progress: Callable[[int, int], None] = lambda _done, _total: None
 ) -> Comparison:
-    """progress: modules done, of how many. Raises RegistryError `unsupported` for types that are no low-rank product,
+    """progress: modules done, of how many. Raises RegistryError `unsupported` for types that are not low-rank products,
     `conflict` where a module has another shape."""
     with open_adapter(before) as one, open_adapter(after) as other:
         names = sorted({*one.modules, *other.modules})

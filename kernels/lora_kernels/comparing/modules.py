@@ -17,9 +17,9 @@ F64 = npt.NDArray[np.float64]
 
 class ModuleDiff(msgspec.Struct, frozen=True, kw_only=True):
     """before, after, difference: Frobenius norms of both updates and of what lies between them. cosine: of the updates
-    as vectors; None where one is zero. inputs, outputs: overlap of the spaces that are read from and written to.
+    as vectors; None if one is zero. inputs, outputs: overlap of the spaces that are read from and written to.
 
-    state: `same` where the factors are equal, `changed`, or `added` and `removed` where one adapter lacks the module.
+    state: `same` if the factors are equal, `changed`, or `added` and `removed` if one adapter lacks the module.
     """
 
     module: str
@@ -45,7 +45,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def compare_modules(before: LowRankModule | None, after: LowRankModule | None) -> ModuleDiff:
-    """Raises ValueError where both are None. The shapes of both must fit."""
+    """Raises ValueError if both are None. The shapes of both must fit."""
     known = before or after
     if known is None:
         raise ValueError("there is nothing to compare")
@@ -106,8 +106,8 @@ def _cosine(inner: float, *norms: float) -> float | None:
 
 
 def _overlaps(one: tuple[F64, F64], other: tuple[F64, F64]) -> tuple[float, float]:
-    """||U' V||_F^2 / min(i, j) of orthonormal bases of the row spaces and of the column spaces: 1 where one holds the
-    other, 0 where they are orthogonal (Hu et al. 2021, arXiv:2106.09685, section 7.2)."""
+    """||U' V||_F^2 / min(i, j) of orthonormal bases of the row spaces and of the column spaces: 1 if one holds the
+    other, 0 if they are orthogonal (Hu et al. 2021, arXiv:2106.09685, section 7.2)."""
     bases = []
     for left, right in (one, other):
         found = product_svd(left, right)

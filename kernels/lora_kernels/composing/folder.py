@@ -49,7 +49,7 @@ def compose_folders(
     bytes do not depend on it. progress: called with modules done and modules in all.
 
     Raises RegistryError as `check_parameters`, `open_adapter` and `adapter_writer` do; `rejected` where the inputs do
-    not fit each other, `unsupported` where one has more than factors, `invalid-request` for weights that are no
+    not fit each other, `unsupported` if one has more than factors, `invalid-request` for weights that are no
     numbers.
     """
     with ExitStack() as stack:
@@ -98,7 +98,7 @@ def compose_adapters(
 
     # At most the sum of the ranks of a module: `cat` and the exact sum take that.
     needed = DTYPE_BYTES[stored] * sum(shape.rank * (shape.columns + shape.outputs) for shape in shapes)
-    told: list[ComposedModule] = []
+    composed: list[ComposedModule] = []
     energies: list[tuple[float, float]] = []
     identity = _identity([reader for reader, _ in adapters])
     with (
@@ -112,9 +112,9 @@ def compose_adapters(
                 writer.add(result[1])
             if result is not None and kept is not None:
                 energies.append((result[0].energy, kept))
-            told.append(ComposedModule(path, inputs[path], rank, kept))
+            composed.append(ComposedModule(path, inputs[path], rank, kept))
             if progress is not None:
-                progress(len(told), len(inputs))
+                progress(len(composed), len(inputs))
     energy = math.fsum(energy for energy, _ in energies)
     chosen = find_method(method)
     return ComposeReport(
@@ -122,9 +122,9 @@ def compose_adapters(
         version=chosen.version,
         parameters=checked,
         seed=seed if chosen.seeded else None,
-        rank=max(module.rank for module in told),
+        rank=max(module.rank for module in composed),
         kept=math.fsum(part * kept for part, kept in energies) / energy if energy > 0 else None,
-        modules=tuple(told),
+        modules=tuple(composed),
         ignored=tuple(ignored),
         files=writer.files,
     )
@@ -135,17 +135,17 @@ def _check_weights(weights: Sequence[float]) -> None:
         raise RegistryError("invalid-request", "There is nothing to compose; give at least one adapter.")
     for weight in weights:
         if not math.isfinite(weight) or abs(weight) > float(np.finfo(np.float32).max):
-            raise RegistryError("invalid-request", f"The weight {weight} is no finite number.")
+            raise RegistryError("invalid-request", f"The weight {weight} is not a finite number.")
 
 
 def _ignored(index: int, reader: AdapterReader) -> list[str]:
-    """Tensors of an adapter that are no factors and change nothing. Raises RegistryError `unsupported` for others."""
+    """Tensors of an adapter that are not factors and change nothing. Raises RegistryError `unsupported` for others."""
     for extra in reader.extras:
         if extra.kind != "copy":
             what = "replaces modules whole (modules_to_save)" if extra.kind == "saved" else "trains biases"
             raise RegistryError(
                 "unsupported",
-                f"Adapter {index} {what}: {extra.factor.name} is no update that could be weighted.",
+                f"Adapter {index} {what}: {extra.factor.name} is not an update that could be weighted.",
                 hint="Merge it into the base by itself, or train it without that.",
                 adapter=index,
                 tensor=extra.factor.name,

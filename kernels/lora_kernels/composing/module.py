@@ -61,7 +61,7 @@ class Settings:
 
     @property
     def rank(self) -> int:
-        """As PEFT has it: where none is asked for, the largest one of all inputs, in every module."""
+        """As PEFT has it: if none is asked for, the largest one of all inputs, in every module."""
         return self.asked_rank or self.largest
 
     @property
@@ -75,7 +75,7 @@ class Settings:
 
 class Composed(NamedTuple):
     """b @ a, b (outputs, r), a (r, columns). energy: the squared norm of what was asked for, kept: the part of it that
-    b @ a holds; None where a method asks for no product."""
+    b @ a holds; None if a method asks for no product."""
 
     b: F32
     a: F32

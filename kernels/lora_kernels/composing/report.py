@@ -9,7 +9,7 @@ from lora_kernels.checkpoint.records import FileRecord
 
 
 class ComposedModule(msgspec.Struct, frozen=True):
-    """adapters: indices of the inputs that adapt the module. rank: of the result; 0 where nothing was left, and the
+    """adapters: indices of the inputs that adapt the module. rank: of the result; 0 if nothing was left, and the
     module got no factors. kept: the part of the squared norm of what the method asks for that the rank holds; None of
     methods that work on A and B apart, which ask for no product. Of `tsv` and `iso_c`, which change singular values:
     what their vectors held before."""

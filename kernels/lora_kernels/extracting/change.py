@@ -30,7 +30,7 @@ class ChangeNorms(NamedTuple):
 
     @property
     def relative(self) -> float | None:
-        """||change|| / ||base||; None where the base is zero."""
+        """||change|| / ||base||; None if the base is zero."""
         return self.change / self.base if self.base > 0 else None
 
 
@@ -60,7 +60,7 @@ class WeightChange:
         return True
 
     def norms(self) -> ChangeNorms:
-        """Raises RegistryError `rejected` where a value is not finite, `unsupported` where values are no floating-point
+        """Raises RegistryError `rejected` if a value is not finite, `unsupported` if values are not floating-point
         numbers."""
         if self.pair.base.dtype not in FLOAT_DTYPES:
             raise RegistryError(

@@ -75,13 +75,13 @@ def extract(
     `bfloat16` or `float16`. base_name: for the config. threads: tensors done at a time, None for one per processor; the
     bytes do not depend on it. progress: called with bytes compared and bytes in all, from several threads.
 
-    Raises RegistryError as `pair_tensors`, `choose` and `adapter_writer` do; `rejected` naming the tensor where values
-    are not finite, `corrupt` where a file is too short, `invalid-request` for options that do not fit and where no
+    Raises RegistryError as `pair_tensors`, `choose` and `adapter_writer` do; `rejected` naming the tensor if values
+    are not finite, `corrupt` if a file is too short, `invalid-request` for options that do not fit and if no
     target changed.
     """
     size = Size(rank, keep_energy, max_rank)
     run = _Run(tuned, tuned_source, base, base_source, size, targets, seed, stored_type(dtype))
-    # How much will be written shows only at the end: it is small beside the checkpoints, and a full disk is told then.
+    # The size of the result is known only at the end. It is small beside the checkpoints: a full disk is reported then.
     with adapter_writer(out_dir, run.identity(base_name), dtype=stored_type(dtype)) as writer:
         modules: list[ExtractedModule] = []
         unheld: list[UnheldChange] = []
@@ -89,7 +89,7 @@ def extract(
             for outcome in outcomes:
                 if isinstance(outcome, Extracted):
                     writer.add(outcome.factors)
-                    modules.append(outcome.told)
+                    modules.append(outcome.row)
                 elif outcome is not None:
                     unheld.append(outcome)
         if not modules:
@@ -154,11 +154,11 @@ class _Run:
     def outcomes(self, threads: int | None, progress: Progress | None) -> Generator[Outcome, None, None]:
         """What became of every pair, sorted by name."""
         pairs = self.paired.pairs.values()
-        told = _Told(sum(pair.base.end - pair.base.start for pair in pairs), progress)
+        counter = _Counter(sum(pair.base.end - pair.base.start for pair in pairs), progress)
 
         def one(pair: Pair) -> Outcome:
             outcome = self._tensor(pair)
-            told.add(pair.base.end - pair.base.start)
+            counter.add(pair.base.end - pair.base.start)
             return outcome
 
         with one_thread(), ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
@@ -184,7 +184,7 @@ class _Run:
         return extract_module(change, norms, module, path, size=self._size, seed=self._seed, dtype=self._dtype)
 
 
-class _Told:
+class _Counter:
     """Progress over all threads."""
 
     def __init__(self, total: int, progress: Progress | None) -> None:

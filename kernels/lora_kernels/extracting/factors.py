@@ -19,7 +19,7 @@ class Extracted(NamedTuple):
     """factors: of scale 1, with the values that the file holds."""
 
     factors: LowRankModule
-    told: ExtractedModule
+    row: ExtractedModule
 
 
 def extract_module(
@@ -37,7 +37,7 @@ def extract_module(
     # Embeddings add (B A)^T, and so do layers stored (in, out).
     a, b = (left.T, right.T) if kind == "embedding" or module.transposed else (right, left)
     inputs = change.pair.base.shape[1:] if kind == "conv" else None
-    told = ExtractedModule(
+    row = ExtractedModule(
         module=path,
         tensor=name,
         rank=len(root),
@@ -47,4 +47,4 @@ def extract_module(
         relative_change=norms.relative,
         exact=found.exact,
     )
-    return Extracted(LowRankModule(path, kind, a, b, inputs=inputs), told)
+    return Extracted(LowRankModule(path, kind, a, b, inputs=inputs), row)

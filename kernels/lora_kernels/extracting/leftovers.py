@@ -1,4 +1,4 @@
-"""What changed and has no factors: told, and by request stored whole, as PEFT's modules_to_save and trained biases."""
+"""Changes without factors: reported, and stored whole on request, as PEFT's modules_to_save and trained biases."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def save_whole(
     Modules are stored with all of their tensors: a loader expects them whole.
     """
     saved = SavedTensors()
-    told = []
+    changes_made = []
     for change in changes:
         path, _, leaf = change.tensor.rpartition(".")
         why = _unsavable(change.tensor, pairs, base, modules)
@@ -71,14 +71,14 @@ def save_whole(
                     for part in ("weight", "bias")
                     if f"{path}.{part}" in pairs
                 }
-        told.append(msgspec.structs.replace(change, saved=why is None, reason=why or change.reason))
+        changes_made.append(msgspec.structs.replace(change, saved=why is None, reason=why or change.reason))
     if saved.biases:
         saved.tensors |= {
             f"{PREFIX}{running_path(base, modules, path)}.base_layer.bias": pairs[f"{path}.bias"].tuned
             for path in sorted(adapted)
             if f"{path}.bias" in pairs
         }
-    return saved, told
+    return saved, changes_made
 
 
 def _unsavable(name: str, pairs: Mapping[str, Pair], base: BaseFingerprint, modules: BaseModules) -> str | None:

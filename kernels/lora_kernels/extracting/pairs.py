@@ -37,7 +37,7 @@ class Pairs(NamedTuple):
 
 def pair_tensors(tuned: BaseFingerprint, base: BaseFingerprint) -> Pairs:
     """Raises RegistryError `rejected` where a tensor stands on one side alone or has another shape there, and
-    `unsupported` where one is not stored as floating-point numbers."""
+    `unsupported` if one is not stored as floating-point numbers."""
     here, there = tuned.by_name(), base.by_name()
     alone = sorted(here.keys() ^ there.keys())
     derived = tuple(name for name in alone if name.endswith(_DERIVED))
@@ -54,7 +54,7 @@ def pair_tensors(tuned: BaseFingerprint, base: BaseFingerprint) -> Pairs:
 
 def _check(pair: Pair) -> None:
     tuned, base = pair
-    # Whole numbers are buffers, where both sides have them alike; anything else is quantized.
+    # Whole numbers are buffers, if both sides have them alike; anything else is quantized.
     if tuned.dtype != base.dtype or tuned.shape != base.shape:
         for tensor, side in ((tuned, "fine-tune"), (base, "base")):
             _refuse_quantized(tensor, side)

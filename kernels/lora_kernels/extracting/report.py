@@ -11,7 +11,7 @@ class ExtractedModule(msgspec.Struct, frozen=True):
     """A module of the adapter, D its change. Norms are Frobenius norms.
 
     kept_energy: 1 - residual_norm^2 / change_norm^2, of the factors as they are stored. residual_norm: ||D - B A||.
-    relative_change: ||D|| / ||W||, None where W is zero. exact: the decomposition was the exact one; else the
+    relative_change: ||D|| / ||W||, None if W is zero. exact: the decomposition was the exact one; else the
     randomized one, whose residual is a little above the best one where the spectrum hardly falls.
     """
 
@@ -41,7 +41,7 @@ class UnheldChange(msgspec.Struct, frozen=True):
 class ExtractReport(msgspec.Struct, frozen=True):
     """What `extract` did.
 
-    kept_energy: over all modules; None where no module changed. unheld: sorted by tensor. identical: tensors that did
+    kept_energy: over all modules; None if no module changed. unheld: sorted by tensor. identical: tensors that did
     not change. derived: tensors of one side alone that follow from the config.
     """
 

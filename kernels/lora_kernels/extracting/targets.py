@@ -22,7 +22,7 @@ def choose(base: BaseFingerprint, targets: Sequence[str] | str | None) -> dict[s
 
     targets: names as PEFT's target_modules takes them (whole paths, or their last segments), a regular expression over
     whole paths, "all-linear" (all linear layers but the output layer); None for all linear layers, the output layer too
-    where it has a weight of its own. Embeddings and convolutions only where they are named. Raises RegistryError
+    where it has a weight of its own. Embeddings and convolutions only if they are named. Raises RegistryError
     `invalid-request` where a name means no module, `unsupported` where it means one that cannot have factors.
     """
     modules = modules_of(base)

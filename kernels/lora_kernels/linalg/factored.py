@@ -48,7 +48,7 @@ def balanced(triplets: Triplets, rank: int) -> tuple[F64, F64]:
 
 
 def rank_for_energy(singular: F64, keep: float) -> int:
-    """The fewest leading singular values that hold the part `keep` of the sum of squares; 0 where that sum is 0."""
+    """The fewest leading singular values that hold the part `keep` of the sum of squares; 0 if that sum is 0."""
     held = np.cumsum(singular**2)
     if held.size == 0 or held[-1] == 0:
         return 0

@@ -40,7 +40,7 @@ class Held:
 
 
 def held_triplets(values: F32, rank: int, *, name: str) -> LeadingTriplets:
-    """At most `rank` triplets of values (rows, columns). name: keys the random start. Raises ValueError where the
+    """At most `rank` triplets of values (rows, columns). name: keys the random start. Raises ValueError if the
     values are not finite."""
     wide = values.shape[0] < values.shape[1]
     found = _tall(Held(values.T if wide else values), rank, name)
@@ -68,7 +68,7 @@ def _tall(matrix: Held, rank: int, name: str) -> LeadingTriplets:
 
 def _krylov(matrix: Held, rank: int, name: str) -> tuple[F64 | None, int]:
     """Orthonormal vectors (columns, rank) that span the leading right subspace, and how often the matrix was read. None
-    where they would take too many directions."""
+    if they would take too many directions."""
     side, width = matrix.columns, rank + OVERSAMPLING
     most = int(WIDEST * side) // width
     start = philox.uniform(philox.stream_key(0, name), 0, side * width).astype(np.float64).reshape(side, width) - 0.5

@@ -5,8 +5,8 @@ algorithms 4.4 and 5.1) on the row space: V = orth(D^T D V), a pass over the blo
 value decomposition of that thin matrix. Where the smaller side is small, or the rank is a large part of it, the Gram
 matrix of that side is decomposed instead, which is exact. All sums are float64.
 
-What is stated of the result is no estimate: D P for an orthogonal projector P has the squared error ||D||^2 - ||D P||^2
-whatever P is, and both norms are summed over the blocks.
+The stated error is exact, not an estimate: D P for an orthogonal projector P has the squared error
+||D||^2 - ||D P||^2 whatever P is, and both norms are summed over the blocks.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FIRST_WIDTH: Final = 32
 EXACT_SIDE: Final = 512
 # A sketch wider than this part of the smaller side costs more than the exact way.
 WIDEST_SKETCH: Final = 0.25
-# The iteration ends where a pass takes less than this part off the squared error (or the sum's last digits), or after
+# The iteration ends if a pass takes less than this part off the squared error (or the sum's last digits), or after
 # so many passes; a search for the width stops much earlier.
 ERROR_GAIN: Final = 1e-6
 LAST_DIGITS: Final = 1e-14
@@ -92,10 +92,10 @@ def leading_triplets(
     """The leading `rank` triplets, or as few as hold `keep_energy` (0 to 1) of ||D||^2, at most `max_rank`.
 
     One of rank and keep_energy is given. name: keys the sketch, with `seed`, so that a matrix gets the same one
-    whatever else is decomposed. exact_side: see EXACT_SIDE. Fewer triplets come back where the matrix has fewer rows or
+    whatever else is decomposed. exact_side: see EXACT_SIDE. Fewer triplets come back if the matrix has fewer rows or
     columns, and none of a zero matrix. Where the iteration ends before the subspace is the best one, which happens with
     spectra that hardly fall, a little less is kept than could be, or a few triplets more are needed; `kept` says the
-    truth. Raises ValueError where the matrix is not finite.
+    truth. Raises ValueError if the matrix is not finite.
     """
     if (rank is None) == (keep_energy is None):
         raise ValueError("one of rank and keep_energy")
@@ -128,7 +128,7 @@ def leading_triplets(
 
 
 def kept_energy(singular: F64, energy: float) -> float:
-    """The part of `energy` in these singular values; 1 where there is none."""
+    """The part of `energy` in these singular values; 1 if there is none."""
     return min(float(np.dot(singular, singular)) / energy, 1.0) if energy > 0 else 1.0
 
 
@@ -143,7 +143,7 @@ def residual(matrix: RowStream, left: npt.NDArray[np.floating], right: npt.NDArr
 
 
 def _wanted(energies: F64, energy: float, most: int, keep_energy: float | None) -> int | None:
-    """How many of the triplets with these squares of singular values are enough; None where there must be more."""
+    """How many of the triplets with these squares of singular values are enough; None if there must be more."""
     if keep_energy is None:
         return min(most, len(energies))
     reached = np.flatnonzero(np.cumsum(energies) >= keep_energy * energy)
@@ -250,7 +250,7 @@ def _energy(matrix: RowStream) -> float:
 
 
 def _square(block: F64) -> float:
-    """The sum of squares. Raises ValueError where it is not finite."""
+    """The sum of squares. Raises ValueError if it is not finite."""
     square = float(np.vdot(block, block))
     if not math.isfinite(square):
         raise ValueError("the matrix holds NaN, infinity or values whose squares are beyond float64")

@@ -31,7 +31,7 @@ class Spectrum(NamedTuple):
 
 
 def leading_product(left: F64, right: F64, rank: int | None) -> Spectrum:
-    """Of left (o, k) @ right (k, i), at most `rank` triplets; None for all that are no noise."""
+    """Of left (o, k) @ right (k, i), at most `rank` triplets; None for all that are not noise."""
     found = _by_gram(left, right, rank)
     if found is None:
         whole = product_svd(left, right)
@@ -42,7 +42,7 @@ def leading_product(left: F64, right: F64, rank: int | None) -> Spectrum:
 
 
 def _by_gram(left: F64, right: F64, rank: int | None) -> Spectrum | None:
-    """None where the factors are nearly dependent."""
+    """None if the factors are nearly dependent."""
     one, other = _root(left.T @ left), _root(right @ right.T)
     if one is None or other is None:
         return None
@@ -77,7 +77,7 @@ def _root(gram: F64) -> _Root | None:
 
 
 def _count(singular: F64, rank: int | None) -> int:
-    """How many of the falling singular values are wanted and are no noise."""
+    """How many of the falling singular values are wanted and are not noise."""
     if not len(singular) or singular[0] == 0:
         return 0
     real = int(np.count_nonzero(singular > NOISE * singular[0]))

@@ -22,7 +22,7 @@ MAX_STEPS: Final = 96
 
 def spectral_norm(values: F32, *, name: str) -> float | None:
     """Of values (rows, columns), which are scaled in place and no longer of use. name: keys the start, so that a matrix
-    gets the same figure whatever else is measured. None where MAX_STEPS are not enough, and of what is not finite."""
+    gets the same figure whatever else is measured. None if MAX_STEPS are not enough, and of what is not finite."""
     largest = max(float(values.max()), -float(values.min())) if values.size else 0.0
     if largest == 0 or not np.isfinite(largest):
         return 0.0 if largest == 0 else None
@@ -50,7 +50,7 @@ def _largest_eigenvalue(tall: F32, name: str) -> float | None:
         beside[step] = np.linalg.norm(image)
         inner = np.diag(diagonal[: step + 1]) + np.diag(beside[:step], 1) + np.diag(beside[:step], -1)
         eigenvalues, vectors = np.linalg.eigh(inner)
-        # What the Gram matrix makes of the approximate eigenvector beside the directions known so far. Where they are
+        # What the Gram matrix makes of the approximate eigenvector beside the directions known so far. If they are
         # all that there are, what is left is rounding.
         if step + 1 == side or beside[step] * abs(vectors[-1, -1]) <= RESIDUAL * eigenvalues[-1]:
             return max(float(eigenvalues[-1]), 0.0)

@@ -1,4 +1,4 @@
-"""Rows and bytes from file to file in one call, where nothing but C has to see them."""
+"""Merge rows and copy bytes from file to file in one call to C."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lora_kernels.numeric.blocks import block_rows
 def write_rows(
     merge: TensorMerge, base: FolderSource, descriptor: int, position: int, r0: int, r1: int, sums: Sums
 ) -> bool:
-    """Do what `merge.chunks(r0, r1, …)` would yield, and write it at `position`. False where that is not possible, or
+    """Do what `merge.chunks(r0, r1, …)` would yield, and write it at `position`. False if that is not possible, or
     did not go well: `sums` is as it was, and the chunks tell what was wrong."""
     tensor, columns = merge.tensor, merge.columns
     merge_rows, updates, step = merge_rows_bf16(), merge.low_rank, block_rows(columns)

@@ -1,7 +1,7 @@
 """Run a plan over a folder: ranges of rows and of untouched bytes, written in place by all processors at once.
 
-The units of work come from the plan alone and their sums are joined in its order, so that neither the bytes nor the
-report depend on how many threads there are.
+The tasks follow from the plan alone and their sums are added in its order, so that neither the bytes nor the report
+depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lora_kernels.numeric.blas import one_thread
 
 
 class Queue:
-    """Hands units out: of the file that fewest threads are at, since writes to one file wait for each other."""
+    """Hand out tasks: of the file that fewest threads write to, since writes to one file wait for each other."""
 
     def __init__(self, shards: Sequence[Shard], staging: Staging[tuple[TensorStats, ...]]) -> None:
         self._lock = threading.Lock()
@@ -34,7 +34,7 @@ class Queue:
         self._staging = staging
 
     def take(self) -> tuple[Shard, Task, int] | None:
-        """None where nothing is left to begin."""
+        """The next task; None if none is left."""
         with self._lock:
             waiting = [shard for shard in self._shards if shard.waiting]
             if not waiting:
@@ -46,7 +46,7 @@ class Queue:
             return shard, shard.waiting.popleft(), descriptor
 
     def done(self, shard: Shard) -> None:
-        """One unit of a file is."""
+        """Finish a file when its last task is done."""
         with self._lock:
             shard.running -= 1
             if shard.running or shard.waiting:
@@ -64,7 +64,7 @@ def execute(
     threads: int | None,
     count: Count,
 ) -> None:
-    """Write the files of the result that `staging` lacks, without digests. count: told of bytes written, from any
+    """Write the files of the result that `staging` lacks, without digests. count: called with bytes written, from any
     thread. Raises as `stream_shard`, and RegistryError `storage-unavailable` where the disk is full."""
     context = MergeContext(plan, staging.folder, base, adapters, count)
     shards = [Shard(context, shard) for shard in plan.shards if shard.file not in staging.finished]
@@ -122,7 +122,7 @@ def execute_hashing(
 
 
 def _in_threads(runs: Sequence[Callable[[], None]], stop: threading.Event) -> None:
-    """Until all are through, or one failed: the others are told to stop, and its error is raised."""
+    """Run all, or stop all when one fails, and raise its error."""
     with ExitStack() as stack:
         stack.enter_context(one_thread())
         pool = stack.enter_context(ThreadPoolExecutor(max(len(runs), 1)))

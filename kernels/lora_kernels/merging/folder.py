@@ -21,7 +21,7 @@ from lora_kernels.merging.stats import MIN_KEPT, MergeReport, TensorStats, check
 from lora_kernels.quantized.groups import read_quantized
 from lora_kernels.types.matching.tied import untied_config
 
-# What belongs to a model beside its weights. Its README tells of the base, not of the result, and stays behind.
+# The files of a model beside its weights. Its README describes the base, not the result, and is not copied.
 _CARRIED_SUFFIXES: Final = frozenset({".json", ".jinja", ".txt", ".model", ".tiktoken"})
 _CARRIED_STEMS: Final = ("LICENSE", "LICENCE", "NOTICE")
 
@@ -43,11 +43,11 @@ def merge_folder(
     """Merge adapter folders, each with its weight, into a copy of a base model's folder.
 
     The result has the base's files and index; it appears under `out_dir` whole or not at all. dtype, onto, rounding,
-    seed: see `plan_merge`. min_kept: see `check_kept`. digests: hash the weight files on their way, which takes longer
+    seed: see `plan_merge`. min_kept: see `check_kept`. digests: hash the weight files while writing, which takes longer
     than all the rest. threads: None for one per processor; the bytes do not depend on it. progress: called with bytes
     written and bytes in all, from several threads. Raises RegistryError as `read_quantized`, `plan_merge`,
     `stream_shard`, `check_kept` and `resumable_folder` do, and `not-found` for files that are missing. Interrupted, or
-    out of space, the same call goes on behind the files that were finished.
+    out of space, the same call resumes after the last completed file.
     """
     plan, index = _plan(base_dir, adapters, dtype=dtype, onto=onto, rounding=rounding, seed=seed)
     folders = [folder for folder, _ in adapters]
@@ -96,8 +96,8 @@ def merged_index(index: dict[str, Any], plan: MergePlan) -> dict[str, Any]:
 
 
 def merged_config(config: dict[str, Any], plan: MergePlan) -> dict[str, Any]:
-    """The base's config.json, naming the output dtype where one was asked for, how the result is quantized where that
-    is not the base's way, and an output layer that is no longer tied. The very same object where nothing is changed."""
+    """The base's config.json, naming the output dtype if one was asked for, how the result is quantized if that
+    is not the base's way, and an output layer that is no longer tied. The very same object if nothing is changed."""
     if plan.untied is not None:
         config = untied_config(config)
     if plan.quantization != "keep":

@@ -32,7 +32,7 @@ METADATA: Final = {"format": "pt"}
 class TensorPlan(msgspec.Struct, frozen=True):
     """A tensor of the result. source_*: its bytes in a file of the base; start / end: its bytes in the result's file.
 
-    columns: width of the tensor seen as a matrix where it is not the product of all dimensions but the first.
+    columns: width of the tensor seen as a matrix if it is not the product of all dimensions but the first.
     quantized: how the base stores it, where not as `source_dtype`, which dequantizing it gives. through_nf4: what is
     added to is not the weight itself, but what NF4 leaves of it. seed: of stochastic rounding, None for the nearest.
     form: of a tensor that is written quantized, the result's `dtype` being NF4 then.
@@ -56,7 +56,7 @@ class TensorPlan(msgspec.Struct, frozen=True):
 
     @property
     def copied(self) -> bool:
-        """Goes over byte by byte."""
+        """Is copied byte by byte."""
         plain = self.quantized is None and not self.through_nf4
         return plain and not self.deltas and self.dtype == self.source_dtype
 
@@ -67,7 +67,7 @@ class TensorPlan(msgspec.Struct, frozen=True):
 
 
 class CopiedRun(NamedTuple):
-    """Neighbouring tensors that go over byte by byte. start: of the run in the result's file."""
+    """Neighbouring tensors that are copied byte by byte. start: of the run in the result's file."""
 
     source_file: str
     source_start: int
@@ -94,8 +94,8 @@ class AdapterPlan(msgspec.Struct, frozen=True):
 
 
 class MergePlan(msgspec.Struct, frozen=True):
-    """All of a merge. dtype: as asked for, None where every tensor keeps its own. untied: the output layer's weight,
-    where the base shares it with the embedding and the result does not. onto, rounding, seed: see `plan_merge`.
+    """All of a merge. dtype: as asked for, None if every tensor keeps its own. untied: the output layer's weight,
+    if the base shares it with the embedding and the result does not. onto, rounding, seed: see `plan_merge`.
     quantization: the result's `quantization_config`, None for none, "keep" for what the base's config says."""
 
     shards: tuple[ShardPlan, ...]
@@ -255,7 +255,7 @@ def _entries(name: str, shape: tuple[int, ...], dtype: str, form: Nf4Form | None
 
 
 def _untied(deltas: dict[str, list[Delta]], tie: Tie | None) -> BaseTensor | None:
-    """The output layer's weight where it is changed otherwise than the embedding's, so that both must part. Where both
+    """The output layer's weight if it is changed otherwise than the embedding's, so that both must part. If both
     are changed alike they stay one tensor, and the changes are left with the embedding's."""
     if tie is None or tie.head is None:
         return None

@@ -53,8 +53,8 @@ class Precision:
         if onto == "nf4" and quantized:
             raise RegistryError(
                 "invalid-request",
-                "The base is stored quantized, so that adapters are added to what it holds; NF4 of it is no base that "
-                "anything was trained on.",
+                "The base is stored quantized, so that adapters are added to what it holds; NF4 of it is not a base "
+                "that anything was trained on.",
                 hint="Leave the option out.",
             )
         transposed = [module for _, module in sorted(modules.modules.items()) if module.transposed]
@@ -70,7 +70,7 @@ class Precision:
         return cls(quantized, linear, skipped, output, _main_dtype(base.tensors), onto, rounding)
 
     def check(self, touched: Collection[str], base: BaseFingerprint) -> None:
-        """Raises RegistryError `invalid-request` where no touched tensor is written in a type for which there is
+        """Raises RegistryError `invalid-request` if no touched tensor is written in a type for which there is
         stochastic rounding, or one is in another that rounds."""
         if self.rounding == "nearest" or not touched:
             return
@@ -100,7 +100,7 @@ class Precision:
         return dtype
 
     def form(self, tensor: BaseTensor) -> Nf4Form | None:
-        """How a tensor is written quantized: as the base has it where that is NF4. None where it is not."""
+        """How a tensor is written quantized: as the base has it if that is NF4. None if it is not."""
         if self.output != "NF4":
             return None
         known = self.quantized.get(tensor.name)

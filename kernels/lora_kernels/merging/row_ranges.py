@@ -1,4 +1,4 @@
-"""How the work on a tensor is shared out: ranges of rows that follow from the plan alone."""
+"""Ranges of rows, one for each task on a tensor. They follow from the plan alone."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from lora_kernels.merging.plan import TensorPlan
 from lora_kernels.numeric.blocks import block_rows, matrix
 from lora_kernels.types.forms.low_rank import LowRankProduct
 
-# Bytes of the result that one unit makes: enough for its overhead not to count, few enough to share out evenly.
+# Bytes of the result that a task writes: many enough for its overhead not to count, few enough to balance threads.
 TASK_BYTES: Final = 8 << 20
 
 
 def row_ranges(tensor: TensorPlan) -> Iterator[tuple[int, int]]:
-    """(r0, r1) of its rows as a matrix, in order; one of all rows where some of them may have to stay together."""
+    """(r0, r1) of its rows as a matrix, in order; one of all rows if some of them may have to stay together."""
     rows, columns = matrix(tensor.shape, tensor.columns)
     if (
         not rows

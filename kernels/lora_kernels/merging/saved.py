@@ -49,8 +49,8 @@ class SavedMatcher:
         tied = entry in (self._embedding, self._head)
         if not trained_bias and not tied and not self._is_saved(module):
             raise rejected(
-                f"{entry.name} is no {view.config.peft_type} tensor and its module is not in modules_to_save; it "
-                "would overwrite the base",
+                f"{entry.name} is not a tensor of a {view.config.peft_type} adapter and its module is not in "
+                "modules_to_save; it would overwrite the base",
                 entry,
             )
         what = "A trained bias" if trained_bias else "A module in modules_to_save"
@@ -77,7 +77,7 @@ class SavedMatcher:
         return view.both(change, [(new, self._head)] if self._head is not None else [])
 
     def _entry_of(self, weight: BaseTensor | None, entries: Sequence[TensorEntry]) -> TensorEntry | None:
-        """The saved tensor that replaces a weight; None where there is none."""
+        """The saved tensor that replaces a weight; None if there is none."""
         for entry in entries:
             owner = self._view.modules.resolve(_plain(entry).removesuffix(".weight"))
             if weight is None or BASE_LAYER in entry.name or owner is None or owner.weight is None:

@@ -1,4 +1,4 @@
-"""What became of an adapter in a merge: how much of it survived the rounding, tensor by tensor and in all.
+"""How much of an adapter survived the rounding of a merge, by tensor and in total.
 
 kept = <realised update, dW> / <dW, dW>, where the realised update is what the stored weights really changed by; the
 cosine is between the two. Both are 1 without rounding. Sums of squares are kept, so that parts can be added up.

@@ -34,10 +34,15 @@ def stream_pieces(
 ) -> Iterator[Piece]:
     """The bytes of a file of the result, `shard_size(plan, file)` in all.
 
-    A piece is a view of a buffer that the next one overwrites: use or copy it before going on. base: knows the base's
-    files by the plan's names; adapters: one source per adapter of the plan. on_tensor: told of each touched tensor once
-    it is done. Raises RegistryError `rejected` naming the tensor whose merged values are not finite in the output type,
-    `corrupt` where a file is shorter than its header says.
+    A piece is a view of a buffer that the next one overwrites: use or copy it before taking the next.
+
+    Args:
+        base: has the base's files under the plan's names.
+        adapters: one source per adapter of the plan.
+        on_tensor: called with each touched tensor when it is done.
+
+    Raises RegistryError `rejected` naming the tensor whose merged values are not finite in the output type, `corrupt`
+    if a file is shorter than its header says.
     """
     shard = plan.shard(file)
     readers = [FactorReader(source, known.file) for source, known in zip(adapters, plan.adapters, strict=True)]

@@ -1,4 +1,4 @@
-"""The parts of a merge's work: ranges of rows, ranges of untouched bytes, and the files that they belong to."""
+"""The tasks of a merge: ranges of rows, ranges of untouched bytes, and the files that they belong to."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class MergeContext:
 
 
 class Touched:
-    """A tensor that is computed. Its factors are loaded by the first thread that comes and let go by the last."""
+    """A tensor that is computed. Its factors are loaded by its first task and released by its last."""
 
     def __init__(self, work: MergeContext, tensor: TensorPlan) -> None:
         self._work = work
@@ -94,7 +94,7 @@ class Touched:
 
 
 class RowsTask:
-    """Some rows of a touched tensor."""
+    """Compute some rows of a touched tensor."""
 
     def __init__(self, touched: Touched, index: int, r0: int, r1: int) -> None:
         self._touched, self._index, self._r0, self._r1 = touched, index, r0, r1
@@ -104,7 +104,7 @@ class RowsTask:
 
 
 class CopyTask:
-    """Bytes that go over as they are."""
+    """Copy bytes unchanged."""
 
     def __init__(self, work: MergeContext, file: str, source: int, target: int, size: int) -> None:
         self._work, self._file, self._source, self._target, self._size = work, file, source, target, size
@@ -129,7 +129,7 @@ Task = RowsTask | CopyTask
 
 
 class Shard:
-    """A file of the result, and what is left to do of it."""
+    """A file of the result and its remaining tasks."""
 
     def __init__(self, work: MergeContext, plan: ShardPlan) -> None:
         self.plan = plan
@@ -142,7 +142,7 @@ class Shard:
             self.waiting.extend(self._copies(run) if isinstance(run, CopiedRun) else self._tensor(run))
 
     def open(self) -> int:
-        """To be called under the lock of the queue. The header is written at once."""
+        """Open the file and write its header. Call it with the queue's lock held."""
         if self._descriptor is None:
             path = self._work.folder / self.plan.file
             path.parent.mkdir(parents=True, exist_ok=True)

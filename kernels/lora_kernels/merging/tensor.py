@@ -1,4 +1,5 @@
-"""One tensor of the result, or some of its rows: new weights rounded once to the output type, and what became of dW.
+"""One tensor of the result, or some of its rows: new weights rounded once to the output type, and
+how much of dW survived rounding.
 
 W_new = round(float32(W) + dW), dW formed first, in float32 and in the order of the adapters; then one addition, then
 one rounding. Blocks have a fixed size and BLAS runs on one thread, so the bytes depend on the plan and the processor's
@@ -72,9 +73,9 @@ class Sums:
         self.max_delta = 0.0
 
     def add(self, weight: F32, change: F32 | None, stored: F32) -> bool:
-        """Take in a block; `stored` is overwritten. False where the stored values or the update are not finite.
+        """Take in a block; `stored` is overwritten. False if the stored values or the update are not finite.
 
-        change: None where nothing was added and only the type changed.
+        change: None if nothing was added and only the type changed.
         """
         realised = np.subtract(stored, weight, out=stored).reshape(-1)
         rr = float(np.dot(realised, realised))
@@ -150,8 +151,8 @@ class TensorMerge:
 
     def chunks(self, r0: int, r1: int, buffers: Buffers, sums: Sums) -> Iterator[memoryview]:
         """The bytes of the rows r0:r1, each chunk valid until the next; what precedes the elements comes with the first
-        row. Raises RegistryError `rejected`, naming the tensor, where values are not finite in the output type,
-        `corrupt` where a file is too short."""
+        row. Raises RegistryError `rejected`, naming the tensor, if values are not finite in the output type,
+        `corrupt` if a file is too short."""
         add_round, updates = add_round_bf16(), self.low_rank
         if add_round is not None and updates is not None:
             yield from self._fused(add_round, updates, r0, r1, buffers, sums)
@@ -201,7 +202,7 @@ class TensorMerge:
             yield block, weights.read(block, buffers.of(block)[0])
 
     def merged(self, r0: int, r1: int, buffers: Buffers) -> Iterator[tuple[Block, F32, F32 | None, F32]]:
-        """Block, weight before, change (None where there is none) and weight after, not yet rounded to the output
+        """Block, weight before, change (None if there is none) and weight after, not yet rounded to the output
         type, valid until the next. r0: a multiple of `step`. Raises RegistryError `corrupt`."""
         weights = self._open()
         for block in blocks(r0, r1, self.columns, band=self._band):
@@ -215,7 +216,7 @@ class TensorMerge:
             yield block, weight, change if self.updates is not None else None, new
 
     def stats(self, sums: Sums) -> TensorStats:
-        """What became of the update. sums: over all rows."""
+        """How much of the update survived rounding. sums: over all rows."""
         return TensorStats(
             name=self.tensor.name,
             kind="replace" if self.updates is not None and self.updates.replaces else "update",

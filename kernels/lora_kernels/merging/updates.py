@@ -45,7 +45,7 @@ class Updates:
 
     @property
     def band(self) -> int:
-        """Rows that no block may part; 0 where an element depends on no other."""
+        """Rows that no block may part; 0 if an element depends on no other."""
         bands = [step.band for step, _ in self._steps if isinstance(step, Transform) and step.reach == "row"]
         return math.lcm(*bands) if bands else 0
 

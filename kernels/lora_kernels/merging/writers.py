@@ -29,7 +29,7 @@ class Writer(Protocol):
     """What precedes the elements."""
 
     def size(self, elements: int) -> int:
-        """Bytes of so many elements."""
+        """Size in bytes."""
 
     def encode(self, new: F32, block: Block, out: memoryview, bits: U32) -> None:
         """Store the block's values. out: of `size`. bits: scratch, at least as many as the elements."""
@@ -70,7 +70,7 @@ class Nf4:
     """
 
     def __init__(self, tensor: TensorPlan, form: Nf4Form, merged: Iterator[tuple[Block, F32]]) -> None:
-        """merged: all new values, for a first pass. Raises RegistryError `rejected` where they are not finite."""
+        """merged: all new values, for a first pass. Raises RegistryError `rejected` if they are not finite."""
         found = []
         for _, values in merged:
             flat = values.reshape(-1)

@@ -33,8 +33,8 @@ class MergeRows(Protocol):
         sums: npt.NDArray[np.float64],
     ) -> bool:
         """source, target: descriptor and offset. updates: at least one, all of the same rows. sums: as of
-        `add_round_bf16`. False where a file could not be read or written or a value is not finite: the rows are then
-        to be done again by whoever can tell what it was, and sums mean nothing."""
+        `add_round_bf16`. False if a file could not be read or written or a value is not finite: the
+        caller must redo the rows on the slow path, which raises the precise error; sums are undefined."""
 
 
 # Columns of a panel, as in product.c.
@@ -50,7 +50,7 @@ def add_round_bf16() -> AddRound | None:
 
     weight, out: bytes of bfloat16 elements, out writable. product: float32, contiguous, as many elements. sums: four
     float64: <dW, dW>, <realised, dW> and <realised, realised> are added to the first three, the last is raised to the
-    largest |dW|. False where a value is not finite; then out and sums mean nothing. None where there is no library.
+    largest |dW|. False if a value is not finite; then out and sums mean nothing. None if there is no library.
     """
     function = _function("lora_add_round_bf16")
     if function is None:
@@ -81,7 +81,7 @@ def product() -> Product | None:
     """(left, panels, out): out = left @ right, each element a chain of fused multiply-adds in the order of the rank.
 
     left: float32 (rows, r), any strides. panels: of `panels`, of a `right` (r, columns). out: float32 (rows, columns),
-    contiguous. None where there is no library.
+    contiguous. None if there is no library.
     """
     function = _function("lora_product")
     if function is None:
@@ -129,7 +129,7 @@ class LowRankUpdate(NamedTuple):
 
 @cache
 def merge_rows_bf16() -> MergeRows | None:
-    """`MergeRows`, or None where there is no library."""
+    """`MergeRows`, or None if there is no library."""
     function = _function("lora_merge_rows_bf16")
     if function is None:
         return None
@@ -174,7 +174,7 @@ def merge_rows_bf16() -> MergeRows | None:
 @cache
 def copy_bytes() -> CopyBytes | None:
     """(source, target, bytes, memory) -> done: bytes from file to file, each a descriptor and an offset, through the
-    writable `memory`. False as of `MergeRows`. None where there is no library."""
+    writable `memory`. False as of `MergeRows`. None if there is no library."""
     function = _function("lora_copy")
     if function is None:
         return None
@@ -210,7 +210,7 @@ def _library() -> ctypes.CDLL | None:
 
 
 def _function(name: str) -> Any:
-    """None where there is no library, or an older one."""
+    """None if there is no library, or an older one."""
     return getattr(_library(), name, None)
 
 

@@ -1,4 +1,4 @@
-/* What the parts of the library have of each other. */
+/* Shared declarations. */
 #ifndef LORA_NATIVE_H
 #define LORA_NATIVE_H
 

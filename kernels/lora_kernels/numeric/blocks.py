@@ -43,7 +43,7 @@ def matrix(shape: tuple[int, ...], columns: int | None = None) -> tuple[int, int
 
 
 def block_rows(columns: int, *, band: int = 0) -> int:
-    """Rows of a block; 0 where a block is a piece of one row. band: rows that are never parted; 0 to part even one."""
+    """Rows of a block; 0 if a block is a piece of one row. band: rows that are never parted; 0 to part even one."""
     rows = BLOCK // columns if columns else 1
     return max(rows // band, 1) * band if band else rows
 

@@ -1,6 +1,6 @@
 """What torch's CPU generator gives, without torch: projections and places that an adapter's file only names by a seed.
 
-`torch.Generator("cpu")` is a Mersenne Twister (MT19937) seeded by one number, of which numpy has a twin. Results are
+`torch.Generator("cpu")` is a Mersenne Twister (MT19937) seeded by one number, which numpy implements too. Results are
 equal bit for bit to those of torch 2.13 on a processor with fused multiply-add, which torch's `uniform_` uses.
 """
 

@@ -66,7 +66,7 @@ def _four_bit(
     raw = read(state.file, state.start, state.end - state.start)
     facts = canonical.loads_strict(raw, what=state.name, max_bytes=_MAX_STATE, max_depth=3)
     if not isinstance(facts, dict):
-        _bad(name, "has a quant_state that is no JSON object")
+        _bad(name, "has a quant_state that is not a JSON object")
     if facts.get("quant_type") != scheme:
         _bad(name, f"has a quant_state that says {str(facts.get('quant_type'))[:40]!r} under the name of {scheme}")
     shape = _shape(name, facts.get("shape"))
@@ -109,7 +109,7 @@ def _int8(
 ) -> Quantized:
     weight = tensors.get(name)
     if weight is None or weight.dtype != "I8" or len(weight.shape) != 2:
-        _bad(name, f"is no matrix of I8, although there is a {scale.name}")
+        _bad(name, f"is not a matrix of I8, although there is a {scale.name}")
     others = []
     layout = tensors.get(f"{name}_format")
     if layout is not None:
@@ -179,7 +179,7 @@ def _shape(name: str, value: Any) -> tuple[int, ...]:
         or not all(type(size) is int and 1 <= size <= MAX_ELEMENTS for size in value)
         or math.prod(value) > MAX_ELEMENTS
     ):
-        _bad(name, "has a quant_state whose shape is no list of a few positive whole numbers")
+        _bad(name, "has a quant_state whose shape is not a list of a few positive whole numbers")
     return tuple(value)
 
 

@@ -22,20 +22,20 @@ def convert_folder(
 ) -> ConvertReport:
     """Write the adapter folder `out_dir`, whole or not at all.
 
-    Each module's scale goes into its B: exactly where it is a power of two, else with one rounding to the stored type.
+    Each module's scale goes into its B: exactly if it is a power of two, else with one rounding to the stored type.
     uniform_rank: fill all factors up with zeros to the largest rank, for engines that ignore rank_pattern. dtype: as of
     `resize_folder`. Raises RegistryError as `open_adapter` and `adapter_writer` do: adapters whose factors are no
-    update of the base (PiSSA and the like) say the way out; `rejected` where a value is not finite.
+    update of the base (PiSSA and the like) have a hint; `rejected` if a value is not finite.
     """
     modules: list[ConvertedModule] = []
     with rewriting(adapter_dir, out_dir, stored_type(dtype) if dtype is not None else None) as rewrite:
         ranks = {path: rewrite.reader.shape(path).rank for path in rewrite.reader.modules}
         uniform = max(ranks.values(), default=0) if uniform_rank else 0
         with closing(rewrite.each(lambda path: _module(rewrite, path, uniform), None, None)) as outcomes:
-            for factors, told in outcomes:
+            for factors, row in outcomes:
                 if factors.rank:
                     rewrite.writer.add(factors)
-                    modules.append(told)
+                    modules.append(row)
         extras = rewrite.extras()
     return ConvertReport(
         rank=max(rewrite.writer.ranks.values()),
@@ -52,7 +52,7 @@ def _module(rewrite: Rewrite, path: str, uniform: int) -> tuple[LowRankModule, C
     module = rewrite.reader.load(path)
     b, a = wide(module)
     factors = rewrite.factors(module, b, a)
-    told = ConvertedModule(path, module.rank, module.scale, relative_error((b, a), factors) if module.rank else 0.0)
+    row = ConvertedModule(path, module.rank, module.scale, relative_error((b, a), factors) if module.rank else 0.0)
     missing = max(uniform - module.rank, 0) if module.rank else 0
     padded = np.pad(factors.a, ((0, missing), (0, 0))), np.pad(factors.b, ((0, 0), (0, missing)))
-    return LowRankModule(path, module.kind, *padded, inputs=module.inputs), told
+    return LowRankModule(path, module.kind, *padded, inputs=module.inputs), row

@@ -34,7 +34,7 @@ class ResizeReport(msgspec.Struct, frozen=True):
 
 class ConvertedModule(msgspec.Struct, frozen=True):
     """scale: that was folded into B. rank: of the factors, zeros of a uniform rank not counted. relative_error: as of
-    ResizedModule; 0 where the same product is stored exactly, one rounding of B else."""
+    ResizedModule; 0 if the same product is stored exactly, one rounding of B else."""
 
     module: str
     rank: int

@@ -31,7 +31,7 @@ def resize_folder(
     `bfloat16` or `float16`, None for the adapter's own. threads: modules done at a time; the bytes do not depend on it.
     progress: called with modules done and modules in all.
 
-    Raises RegistryError as `open_adapter`, `Size` and `adapter_writer` do, and `rejected` where values are not finite,
+    Raises RegistryError as `open_adapter`, `Size` and `adapter_writer` do, and `rejected` if values are not finite,
     before or after rounding.
     """
     size = Size(rank, keep_energy)
@@ -39,12 +39,12 @@ def resize_folder(
     dropped: list[str] = []
     with rewriting(adapter_dir, out_dir, stored_type(dtype) if dtype is not None else None) as rewrite:
         with closing(rewrite.each(lambda path: _module(rewrite, path, size), threads, progress)) as outcomes:
-            for factors, told in outcomes:
+            for factors, row in outcomes:
                 if factors is None:
-                    dropped.append(told.module)
+                    dropped.append(row.module)
                 else:
                     rewrite.writer.add(factors)
-                    modules.append(told)
+                    modules.append(row)
         extras = rewrite.extras()
     energy = math.fsum(module.update_norm**2 for module in modules)
     lost = math.fsum((module.update_norm * module.relative_error) ** 2 for module in modules)
@@ -60,7 +60,7 @@ def resize_folder(
 
 
 def _module(rewrite: Rewrite, path: str, size: Size) -> tuple[LowRankModule | None, ResizedModule]:
-    """The factors are None where the update is zero."""
+    """The factors are None if the update is zero."""
     module = rewrite.reader.load(path)
     b, a = wide(module)
     norm = product_norm(b, a) if module.rank else 0.0

@@ -55,7 +55,7 @@ class Rewrite:
         )
 
     def extras(self) -> tuple[str, ...]:
-        """Take over the tensors that are no factors, as they are; their names."""
+        """Take over the tensors that are not factors, as they are; their names."""
         for extra in self.reader.extras:
             tensor = extra.factor
             self.reader.check_finite(tensor)
@@ -85,7 +85,7 @@ def wide(module: LowRankModule) -> tuple[F64, F64]:
 
 
 def relative_error(before: tuple[F64, F64], after: LowRankModule) -> float:
-    """||b a - b' a'|| / ||b a||; 0 where the factors are the same, or the product was zero."""
+    """||b a - b' a'|| / ||b a||; 0 if the factors are the same, or the product was zero."""
     now = after.b.astype(np.float64), after.a.astype(np.float64)
     if all(np.array_equal(*pair) for pair in zip(before, now, strict=True)):
         return 0.0

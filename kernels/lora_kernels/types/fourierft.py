@@ -56,7 +56,7 @@ class Fourier(Additive):
     def delta(self, block: Block, out: F32) -> None:
         rows, columns = self._shape
         for row in range(block.r0, block.r1):
-            # Whole turns are taken off in integers, where they cost no digits.
+            # Whole turns are removed as integers, which costs no digits.
             terms = self._spectrum * np.exp(2j * np.pi / rows * (self._u * row % rows))
             line = np.zeros(columns, np.complex128)
             line[self._columns] = np.add.reduceat(terms, self._starts)

@@ -64,7 +64,7 @@ def match(view: View, groups: Sequence[ModuleTensors]) -> Matches:
         a, b, p = needed(group, "tinylora_A", "tinylora_B", "tinylora_P")
         to = target(view, group, "linear", conv1d=True)
         if len(a.shape) != 2 or len(v.shape) != 1:
-            raise rejected(f"{a.name} {shape(a)} and {v.name} {shape(v)} are no matrix and vector", a)
+            raise rejected(f"{a.name} {shape(a)} and {v.name} {shape(v)} are not a matrix and a vector", a)
         rank = a.shape[0]
         update = CoreProduct(
             a=factor(shaped(a, rank, to.in_)),

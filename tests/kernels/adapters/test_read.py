@@ -106,10 +106,13 @@ def test_what_is_no_low_rank_update_is_refused_by_name(tmp_path: Path, config: d
     [
         (lambda t: t.pop(f"{Q}.lora_A.weight"), r"q_proj\.lora_B\.weight has no lora_A beside it"),
         (lambda t: t.pop(f"{Q}.lora_B.weight"), r"q_proj\.lora_A\.weight has no lora_B beside it"),
-        (lambda t: t.update({f"{Q}.lora_B.weight": ("F32", matrix(8, 3, seed=1))}), "8 x 3 are no pair"),
-        (lambda t: t.update({f"{Q}.lora_A.weight": ("F32", matrix(4, seed=1))}), "are no pair"),
+        (lambda t: t.update({f"{Q}.lora_B.weight": ("F32", matrix(8, 3, seed=1))}), "8 x 3 are not a pair"),
+        (lambda t: t.update({f"{Q}.lora_A.weight": ("F32", matrix(4, seed=1))}), "are not a pair"),
         (lambda t: t.update({f"{Q}.lora_A.weight": ("I64", np.ones((4, 8)))}), "has the type I64"),
-        (lambda t: t.update({"model.norm.weight": ("F32", matrix(8, seed=1))}), r"norm\.weight is no LORA tensor"),
+        (
+            lambda t: t.update({"model.norm.weight": ("F32", matrix(8, seed=1))}),
+            r"norm\.weight is not a tensor of a LORA adapter",
+        ),
         (lambda t: t.update(pair(V, out=8, in_=8, r=5, seed=1)), "has rank 5, but .* rank 4"),
     ],
 )

@@ -197,7 +197,7 @@ def test_fan_in_fan_out_on_an_unknown_layout_is_refused(base: Path, tmp_path: Pa
         ({f"{Q}.lora_B.weight": PAIR[f"{Q}.lora_B.weight"]}, {}, "rejected", "no lora_A"),
         (pair(Q, out=12, in_=16, r=4, seed=1), {}, "rejected", "12 x 16"),
         (pair(Q, out=16, in_=16, r=3, seed=1), {}, "rejected", "rank 3"),
-        ({**pair(Q, out=16, in_=16, r=4, seed=1), f"{Q}.lora_B.weight": ("F32", matrix(16, 5, seed=1))}, {}, "rejected", "no pair"),
+        ({**pair(Q, out=16, in_=16, r=4, seed=1), f"{Q}.lora_B.weight": ("F32", matrix(16, 5, seed=1))}, {}, "rejected", "not a pair"),
         ({**PAIR, "model.norm.weight": ("BF16", matrix(16, seed=1))}, {}, "rejected", "overwrite the base"),
         ({**PAIR, "score.weight": ("BF16", matrix(3, 16, seed=1))}, {"modules_to_save": ["score"]}, "rejected", "does not have"),
         ({**PAIR, "lm_head.weight": ("BF16", matrix(51, 16, seed=1))}, {"modules_to_save": ["lm_head"]}, "rejected", "51 x 16"),

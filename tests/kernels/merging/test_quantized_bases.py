@@ -192,7 +192,7 @@ def test_damaged_groups_are_refused(damage: str, quantized: Callable[[str], Path
         ("SCB", torch.ones(63), "63 numbers"),
         ("SCB", torch.ones(64, dtype=torch.float16), "expected F32"),
         ("weight_format", torch.tensor(1, dtype=torch.uint8), "row by row"),
-        ("weight", torch.zeros(64, 64), "no matrix of I8"),
+        ("weight", torch.zeros(64, 64), "not a matrix of I8"),
     ],
 )
 def test_damaged_int8_is_refused(

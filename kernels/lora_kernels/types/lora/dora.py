@@ -102,7 +102,7 @@ def _squares(values: F32, axis: int) -> F64:
 
 
 def _factor(magnitude: F32, squares: F64, module: str) -> F32:
-    """Raises RegistryError `rejected` where an output has no direction, which PEFT makes NaN."""
+    """Raises RegistryError `rejected` if an output has no direction, which PEFT makes NaN."""
     if not squares.all():
         raise RegistryError(
             "rejected",

@@ -102,7 +102,7 @@ def _parameters(view: View, module: BaseModule) -> dict[str, _Parameter]:
 
 
 def _joined(view: View, module: BaseModule, name: str, leaves: tuple[str, ...]) -> _Parameter | None:
-    """The weights of modules of single experts, seen as one parameter; None where one is missing or of another size."""
+    """The weights of modules of single experts, seen as one parameter; None if one is missing or of another size."""
     parts: list[_Part] = []
     sizes = set()
     for expert in range(module.experts):
@@ -133,7 +133,7 @@ def _match_parameter(view: View, path: str, parameter: _Parameter, group: Module
     experts = parameter.experts
     if a.shape[0] != b.shape[1] or a.shape[0] != experts * scale.r:
         raise rejected(
-            f"{a.name} {shape(a)} and {b.name} {shape(b)} are no pair for {experts} experts of rank {scale.r}", b
+            f"{a.name} {shape(a)} and {b.name} {shape(b)} are not a pair for {experts} experts of rank {scale.r}", b
         )
     stack = ExpertStack(
         a=factor(a),
@@ -165,7 +165,7 @@ def _takes_rows(view: View, path: str, parameter: _Parameter, a: TensorEntry, b:
     """Whether A takes in what the rows of an expert's weight stand for.
 
     Before 0.19 PEFT read every parameter as (experts, in, out), from then on as (experts, out, in) but for modules that
-    say that they are transposed (PEFT pull request 2521). Where rows and columns differ the shapes tell.
+    say that they are transposed (PEFT pull request 2521). If rows and columns differ, the shapes decide.
     """
     rows, columns = parameter.rows, parameter.columns
     taken, given = a.shape[1], b.shape[0]

@@ -14,7 +14,7 @@ class Layout:
     """Which linear weights are stored (in, out).
 
     PEFT goes by the layer's class and corrects `fan_in_fan_out` after it, so the flag says nothing about a module. A
-    base of a type that is known is taken as it stores; for others the flag is believed where no update of the adapter
+    base of a type that is known is taken as it stores; for others the flag is believed if no update of the adapter
     contradicts it.
     """
 

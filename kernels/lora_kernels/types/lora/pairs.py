@@ -108,13 +108,13 @@ def _transposed(
     layout: Layout,
     blocks: dict[str, int],
 ) -> bool:
-    """Check the shapes of a pair; True where the update is added transposed (weights stored (in, out), embeddings)."""
+    """Check the shapes of a pair; True if the update is added transposed (weights stored (in, out), embeddings)."""
     if found.kind == "conv":
         _check_convolution(weight, a, b, found.path)
         return False
     rank = b.shape[1] * blocks.get("B", 1) if len(b.shape) == 2 else -1
     if len(a.shape) != 2 or a.shape[0] != rank:
-        raise rejected(f"{a.name} {shape(a)} and {b.name} {shape(b)} are no pair (r, in) and (out, r)", b)
+        raise rejected(f"{a.name} {shape(a)} and {b.name} {shape(b)} are not a pair (r, in) and (out, r)", b)
     if len(weight.shape) != 2:
         raise rejected(f"{weight.name} has the shape {shape(weight)}; a LoRA pair needs a matrix", a)
     rows, columns = weight.shape
@@ -134,7 +134,7 @@ def _check_convolution(weight: BaseTensor, a: TensorEntry, b: TensorEntry, modul
     """A has the kernel's size, B a kernel of 1: A flattened behind r and B make the flattened kernel."""
     if len(a.shape) != len(weight.shape) or len(b.shape) != len(weight.shape) or any(size != 1 for size in b.shape[2:]):
         raise rejected(
-            f"{a.name} {shape(a)} and {b.name} {shape(b)} are no pair (r, in, kernel…) and (out, r, 1…) for "
+            f"{a.name} {shape(a)} and {b.name} {shape(b)} are not a pair (r, in, kernel…) and (out, r, 1…) for "
             f"{weight.name} ({shape(weight)})",
             b,
         )

@@ -32,7 +32,7 @@ def check_rest(view: View, group: ModuleTensors, used: set[str]) -> None:
 
 
 def magnitude(view: View, group: ModuleTensors, weight: BaseTensor, *, transposed: bool) -> TensorEntry | None:
-    """The magnitudes of DoRA, one per output; None where the module has none."""
+    """The magnitudes of DoRA, one per output; None if the module has none."""
     found = next((group.tensors[suffix] for suffix in _MAGNITUDES if suffix in group.tensors), None)
     if found is None:
         if view.config.use_dora:

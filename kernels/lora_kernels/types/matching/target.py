@@ -19,7 +19,7 @@ _INTEGERS: Final = ("U8", "I16", "I32", "I64")
 
 class Target(NamedTuple):
     """A weight seen as a linear map, `out` x `in_`; a convolution's kernel is counted into `in_`. transposed: it is
-    stored (in, out). bias: None where the module has none."""
+    stored (in, out). bias: None if the module has none."""
 
     path: str
     weight: BaseTensor
@@ -51,7 +51,7 @@ def target(view: View, group: ModuleTensors, *kinds: str, conv1d: bool = False) 
 
 
 def needed(group: ModuleTensors, *suffixes: str) -> tuple[TensorEntry, ...]:
-    """The group's tensors of these suffixes. Raises RegistryError `rejected` where one is missing."""
+    """The group's tensors of these suffixes. Raises RegistryError `rejected` if one is missing."""
     for suffix in suffixes:
         if suffix not in group.tensors:
             present = group.first
@@ -86,7 +86,7 @@ def bias_change(view: View, to: Target, bias: BaseTensor, update: UpdateSpec) ->
 
 
 def places(entry: TensorEntry) -> Factor:
-    """A tensor of indices. Raises RegistryError `rejected` where it holds no whole numbers."""
+    """A tensor of indices. Raises RegistryError `rejected` where it does not hold whole numbers."""
     if entry.dtype not in _INTEGERS:
         raise rejected(f"{entry.name} has the type {entry.dtype}; expected one of {', '.join(_INTEGERS)}", entry)
     return Factor.of(entry)

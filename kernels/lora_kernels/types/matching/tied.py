@@ -2,7 +2,7 @@
 
 An adapter is trained on one of the two layers, or on both apart, although they are one tensor; only where PEFT ties the
 adapter's own tensors too (`ensure_weight_tying`, trainable tokens) is the update one of both. So the head counts as a
-tensor of its own while adapters are matched, and the result is untied where its updates differ from the embedding's.
+tensor of its own while adapters are matched, and the result is untied if its updates differ from the embedding's.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _HEADLESS: Final = ("Model", "ForSequenceClassification", "ForTokenClassificatio
 
 @dataclass(frozen=True)
 class Tie:
-    """head: the output layer's weight, of the base's files or, where they hold none, the embedding's bytes under its
-    name; None where it is not known what the model calls it. stored: the base's files hold it."""
+    """head: the output layer's weight, of the base's files or, if they hold none, the embedding's bytes under its
+    name; None if it is not known what the model calls it. stored: the base's files hold it."""
 
     embedding: BaseModule
     weight: BaseTensor

@@ -46,7 +46,7 @@ class View:
 
     @cached_property
     def peft_version(self) -> tuple[int, int] | None:
-        """Of the PEFT that saved the adapter, major and minor; None where the config does not tell (before 0.18)."""
+        """Of the PEFT that saved the adapter, major and minor; None if the config does not say (before 0.18)."""
         parts = (self.config.peft_version or "").split(".")
         if len(parts) < 2 or not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts[:2]):
             return None
@@ -59,7 +59,7 @@ class View:
     def module(self, path: str, entry: TensorEntry, *kinds: str) -> tuple[BaseModule, BaseTensor]:
         """The base's module of that path and the tensor of its weight. kinds: that the type can be merged into.
 
-        Raises RegistryError `rejected` where there is none, `unsupported` for another kind, a weight that is stored
+        Raises RegistryError `rejected` if there is none, `unsupported` for another kind, a weight that is stored
         quantized, and modules that share their weight with another one.
         """
         found = self.modules.resolve(path)
@@ -77,7 +77,7 @@ class View:
         return found, self.untied(found, found.weight, entry)
 
     def untied(self, module: BaseModule, weight: BaseTensor, entry: TensorEntry) -> BaseTensor:
-        """The tensor that a change of the module's weight is made to, the head's own where the base ties it."""
+        """The tensor that a change of the module's weight is made to, the head's own if the base ties it."""
         tie = self.tie
         if tie is None or not tie.concerns(module):
             return weight
@@ -111,7 +111,7 @@ class View:
 
 
 def split_tied(view: View, groups: Sequence[ModuleTensors]) -> tuple[list[ModuleTensors], ModuleTensors | None]:
-    """The groups without the output layer's, and that one, where both it and the tied embedding have one."""
+    """The groups without the output layer's, and that one, if both it and the tied embedding have one."""
     tie = view.tie
     found = {group.path: view.modules.resolve(group.path) for group in groups}
     if tie is None or all(module is None or module.path != tie.embedding.path for module in found.values()):
