@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.made
 
-.PHONY: setup demo test bench check format docs dist clean
+.PHONY: setup demo test test-fast bench check format docs dist clean
 
 setup: $(STAMP)
 
@@ -19,9 +19,21 @@ $(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard kernels/lora_
 demo: setup
 	@$(BIN)/python examples/demo.py
 
+# One process more than there are cores, for some tests wait for kills and leases. tests/support/order.py says which tests
+# run in one process, and which begin.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$(( $$(nproc) + 1 ))
+
 test: setup
-# In the order of the folders, so that a folder's service ends with it: idle ones take time from the rest.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(PYTEST) --durations=20
+
+# The loop while writing code. It covers the contract; the client's command line and transfers against the service in a
+# thread, over SQLite and a folder; the routes and services of the registry in the same way; the blob store of a folder;
+# and the kernels, with random models. Not covered: jobs and workers, PostgreSQL and S3, processes that are killed, Hub
+# clients, trained models, compiled and interpreted Triton kernels, the README, the examples (tests/support/order.py).
+FAST := $(addprefix tests/,contract client api registry blobs kernels)
+
+test-fast: setup
+	$(PYTEST) --fast $(FAST)
 
 # SUITE=merge, compose, sparse7b, drift, gpu or all. RUNS=1 is a trial that writes nothing. Needs 30 GB of disk and an idle machine.
 SUITE ?= all

@@ -1,7 +1,9 @@
 import os
 import signal
+from pathlib import Path
 
 import hypothesis
+import pytest
 
 pytest_plugins = ["tests.support.postgres"]
 
@@ -15,3 +17,31 @@ os.environ.setdefault("LORA_REG_PRELOAD", "false")
 
 # A shell that starts this in the background without job control has SIGINT ignored, in all that is started here too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# bitsandbytes compiles some functions for its CPU with inductor, in 20 s, and calls them as they are if it cannot: the
+# same bits at once.
+os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+
+# Compiled kernels, by the digest of their source: with the checkout rather than with the user.
+os.environ.setdefault("TRITON_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".cache" / "triton"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="Only what needs no server, no worker and no trained model.")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    from tests.support.order import fast, rank
+
+    items.sort(key=lambda item: rank(item.nodeid))
+    if config.getoption("fast"):
+        kept = [item for item in items if fast(item.nodeid, worker=item.get_closest_marker("worker") is not None)]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+        items[:] = kept
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    from tests.support.order import ByUnit
+
+    return ByUnit(config, log)

@@ -13,24 +13,44 @@ Sites = Callable[..., Site]
 
 @pytest.fixture(scope="package")
 def sites(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sites]:
-    """Running services by their options, each started once in this process and shared by all tests here.
+    """Services by their options, each a thread of this process, started once and shared by all tests here.
 
-    arguments: those of `lora-registry serve`. The service is a process if there are any, else a thread without a worker.
-    worker: have a worker beside the thread. It looks at everything that is pushed there: ask for it only if jobs must run.
+    worker: have a worker beside it. It looks at everything that is pushed there: ask for it only if jobs must run.
     """
     found: dict[object, Site] = {}
     with ExitStack() as stack:
 
-        def get(database: str, *, auth: str = "none", arguments: tuple[str, ...] = (), worker: bool = False) -> Site:
-            key = (database, auth, arguments, worker)
+        def get(database: str, *, auth: str = "none", worker: bool = False) -> Site:
+            key = (database, auth, worker)
             if key not in found:
                 server = request.getfixturevalue("postgres_server") if database == "postgresql" else ""
-                folder, extra = tmp_path_factory.mktemp(database), {"LORA_REG_AUTH": auth}
-                site = stack.enter_context(open_site(database, folder, server, extra=extra, arguments=arguments))
-                site.start() if arguments else site.serve()
+                extra = {"LORA_REG_AUTH": auth}
+                found[key] = stack.enter_context(
+                    open_site(database, tmp_path_factory.mktemp(database), server, extra=extra)
+                )
+                found[key].serve()
                 if worker:
-                    site.worker()
-                found[key] = site
+                    found[key].worker()
+            return found[key]
+
+        yield get
+
+
+@pytest.fixture(scope="module")
+def processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sites]:
+    """Services that are processes of `lora-registry serve --workers N`, by database and N, for the tests of one file."""
+    found: dict[object, Site] = {}
+    with ExitStack() as stack:
+
+        def get(database: str, number: int) -> Site:
+            key = (database, number)
+            if key not in found:
+                server = request.getfixturevalue("postgres_server") if database == "postgresql" else ""
+                arguments = ("--workers", str(number))
+                found[key] = stack.enter_context(
+                    open_site(database, tmp_path_factory.mktemp(database), server, arguments=arguments)
+                )
+                found[key].start()
             return found[key]
 
         yield get

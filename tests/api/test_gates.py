@@ -21,6 +21,8 @@ from tests.support.command import ALIAS, TINY
 from tests.support.push import push
 from tests.support.signing import Signer
 
+pytestmark = pytest.mark.worker
+
 API = "/api/v1"
 QUERIES = (TINY / "data" / "queries_eval.jsonl").read_bytes()
 

@@ -27,9 +27,9 @@ def _maps(pid: int) -> str:
 
 
 def test_the_api_process_holds_no_tensor_library(
-    sites: Sites, database: str, record_property: pytest.RecordProperty
+    processes: Sites, database: str, record_property: pytest.RecordProperty
 ) -> None:
-    site = sites(database, arguments=("--workers", "1"))
+    site = processes(database, 1)
     site.need_base()
     site.repository()
     pid = site.service.process.pid

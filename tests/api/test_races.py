@@ -17,8 +17,8 @@ from tests.support.push import describe, push, upload
 
 
 @pytest.fixture(params=[1, 2], ids=["one-process", "two-processes"])
-def busy(sites: Sites, database: str, request: pytest.FixtureRequest) -> Site:
-    found = sites(database, arguments=("--workers", "2") if request.param == 2 else ())
+def busy(sites: Sites, processes: Sites, database: str, request: pytest.FixtureRequest) -> Site:
+    found = sites(database) if request.param == 1 else processes(database, request.param)
     found.need_base()
     return found
 

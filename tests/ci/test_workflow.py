@@ -25,7 +25,7 @@ SCRIPT = CI / "promote.sh"
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     folder = tmp_path_factory.mktemp("ci")
-    with service.running(folder / "data") as running:
+    with service.in_process(folder / "data") as running, service.worker(running, folder / "worker.log"):
         user = Home(folder / "home", running.url)
         user.ok("base", "add", "tiny", TINY / "base", "--alias", ALIAS)
         user.ok("dataset", "add", "acme/eval", TINY / "data" / "queries_eval.jsonl")

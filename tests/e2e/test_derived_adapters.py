@@ -31,7 +31,7 @@ LOGS, QUERIES = (TINY / "adapters" / name for name in ("logs", "queries-v1"))
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     """A user of a service that holds the tiny base and two adapters of different ranks, patterns and scales."""
     folder = tmp_path_factory.mktemp("derived")
-    with service.running(folder / "data") as running:
+    with service.in_process(folder / "data") as running, service.worker(running, folder / "worker.log"):
         user = Home(folder / "home", running.url)
         user.ok("base", "add", "tiny", TINY / "base", "--alias", ALIAS)
         for name, source in (("logs", LOGS), ("queries", QUERIES)):

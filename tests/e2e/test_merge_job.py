@@ -34,7 +34,7 @@ NOT_MERGED = {"prefix-python": "PREFIX_TUNING"}
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     """A user of a service that holds the testbed's base."""
     folder, testbed = tmp_path_factory.mktemp("merge"), require_testbed()
-    with service.running(folder / "data") as running:
+    with service.in_process(folder / "data") as running, service.worker(running, folder / "worker.log"):
         user = Home(folder / "home", running.url)
         added = user.run("base", "add", "tiny", testbed / "base", "--alias", "lora-reg-fixture/tiny-llama-4m")
         assert added.status == 0, added.err
@@ -80,7 +80,9 @@ def test_what_cannot_be_merged_yet_says_so_by_name(home: Home, adapter: str) -> 
 
 
 @pytest.mark.parametrize("shards", [1, 2])
-def test_a_head_that_is_tied_to_the_embedding_becomes_a_tensor_of_its_own(tmp_path: Path, shards: int) -> None:
+def test_a_head_that_is_tied_to_the_embedding_becomes_a_tensor_of_its_own(
+    home: Home, tmp_path: Path, shards: int
+) -> None:
     base = adapters.make_base(tmp_path / "base", tied=True, shards=shards)
     draft = adapters.make_draft(adapters.fingerprint_of(base), rank=4, targets=["q_proj", "lm_head"])
     head = "base_model.model.lm_head.lora_"
@@ -89,16 +91,15 @@ def test_a_head_that_is_tied_to_the_embedding_becomes_a_tensor_of_its_own(tmp_pa
         f"{head}B.weight": adapters.values((96, 4), seed="B", scale=0.5),
     }
     adapter = draft.write(tmp_path / "adapter")
-    with service.running(tmp_path / "data") as running:
-        user = Home(tmp_path / "home", running.url)
-        for command in (
-            ("base", "add", "tied", base, "--alias", "lora-reg-fixture/small"),
-            ("push", adapter, "oracle/head", "--base", "tied"),
-            ("merge", "oracle/head", "--to", "oracle/merged"),
-            ("pull", "oracle/merged", "-o", tmp_path / "merged"),
-        ):
-            done = user.run(*command)
-            assert done.status == 0, done.err
+    space = f"tied-{shards}"
+    for command in (
+        ("base", "add", f"{space}/base", base, "--alias", "lora-reg-fixture/small"),
+        ("push", adapter, f"{space}/head", "--base", f"{space}/base"),
+        ("merge", f"{space}/head", "--to", f"{space}/merged"),
+        ("pull", f"{space}/merged", "-o", tmp_path / "merged"),
+    ):
+        done = home.run(*command)
+        assert done.status == 0, done.err
     before, after = read_checkpoint(base), read_checkpoint(tmp_path / "merged")
     assert after.keys() == {*before, "lm_head.weight"}
     name = "model.embed_tokens.weight"

@@ -21,7 +21,8 @@ import numpy as np
 import pytest
 import torch
 
-REPORT = "LORA_KERNELS_TEST_REPORT"
+from tests.kernels.ops.interpreter import REPORT
+
 IN_CHILD = REPORT in os.environ
 ELSEWHERE = not (IN_CHILD or torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1")
 
@@ -34,6 +35,7 @@ class Ran(NamedTuple):
 
 
 _ran: dict[Path, Ran] = {}
+_interpreters: dict[pytest.Config, subprocess.Popen[str]] = {}
 
 
 @pytest.fixture
@@ -67,22 +69,37 @@ def _run_file(pyfuncitem: pytest.Function) -> Ran:
         if item.path == pyfuncitem.path and isinstance(item, pytest.Function) and "device" in item.fixturenames
     ]
     options = ["-p", "no:cacheprovider", f"--confcutdir={Path(__file__).parent}"]
-    # Plugins that these tests do not need take longer to load than most of them to run.
-    settings = {"TRITON_INTERPRET": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.jsonl"
-        child = subprocess.run(
-            [sys.executable, "-m", "pytest", *options, *chosen],
-            cwd=pyfuncitem.config.rootpath,
-            env=os.environ | settings | {REPORT: str(report)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
+        report, log = Path(folder) / "report.jsonl", Path(folder) / "log"
+        request = {"arguments": [*options, *chosen], "report": str(report), "log": str(log)}
+        interpreter = _interpreter(pyfuncitem.config)
+        assert interpreter.stdin
+        assert interpreter.stdout
+        interpreter.stdin.write(json.dumps(request) + "\n")
+        interpreter.stdin.flush()
+        status = interpreter.stdout.readline().strip()
         lines = report.read_text(encoding="utf-8").splitlines() if report.exists() else []
+        said = log.read_text(encoding="utf-8") if log.exists() else ""
     results = {name: (outcome, text) for name, outcome, text in map(json.loads, lines)}
-    return Ran(results, f"The child ended with {child.returncode} and no result of this test:\n{child.stdout}")
+    return Ran(results, f"The child ended with {status} and no result of this test:\n{said}")
+
+
+def _interpreter(config: pytest.Config) -> subprocess.Popen[str]:
+    """The process that runs them, started with the first; it ends with its input."""
+    if config not in _interpreters:
+        # Plugins that these tests do not need take longer to load than most of them to run.
+        settings = {"TRITON_INTERPRET": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
+        path = os.pathsep.join(str(config.rootpath / folder) for folder in (".", "client", "registry", "kernels"))
+        _interpreters[config] = subprocess.Popen(
+            [sys.executable, "-m", "tests.kernels.ops.interpreter"],
+            cwd=config.rootpath,
+            env=os.environ | settings | {"PYTHONPATH": path},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        config.add_cleanup(_interpreters[config].communicate)
+    return _interpreters[config]
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
