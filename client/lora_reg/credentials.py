@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from lora_contract.errors import RegistryError
+from lora_reg.disk import replace_file
 
 FILE: Final = "credentials.json"
 
@@ -71,13 +72,5 @@ def forget(folder: Path, server: str) -> bool:
 def _write(folder: Path, credentials: Credentials) -> None:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     document = {"current": credentials.current, "servers": credentials.servers}
-    staged = folder / f".{FILE}.{secrets.token_hex(6)}"
-    descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(document, file, indent=1, sort_keys=True)
-            file.flush()
-            os.fsync(file.fileno())
-        staged.replace(folder / FILE)
-    finally:
-        staged.unlink(missing_ok=True)
+    data = json.dumps(document, indent=1, sort_keys=True).encode()
+    replace_file(folder / FILE, data, staged=folder / f".{FILE}.{secrets.token_hex(6)}", mode=0o600)

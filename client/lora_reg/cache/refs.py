@@ -13,7 +13,8 @@ import msgspec
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_contract.reference import Reference
-from lora_reg.cache.store import Cache, write_synced
+from lora_reg.cache.store import Cache
+from lora_reg.disk import replace_file
 
 SCHEMA: Final = "lora-reg/ref/1"
 
@@ -55,9 +56,7 @@ def write(cache: Cache, server: str, ref: Reference, *, digest: Digest, number: 
     target = _path(cache, server, ref)
     target.parent.mkdir(parents=True, exist_ok=True)
     with cache.staging() as folder:
-        staged = folder / "ref"
-        write_synced(staged, msgspec.json.encode(entry))
-        staged.replace(target)
+        replace_file(target, msgspec.json.encode(entry), staged=folder / "ref")
 
 
 def _path(cache: Cache, server: str, ref: Reference) -> Path:

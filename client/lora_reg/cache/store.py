@@ -22,9 +22,9 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from lora_contract.digest import Digest
-from lora_contract.errors import RegistryError
 from lora_contract.manifest import FileEntry, Manifest, parse
 from lora_reg.cache.lock import locked
+from lora_reg.disk import check_space, publish_folder, replace_file, sync_folder
 
 
 class Cache:
@@ -66,7 +66,7 @@ class Cache:
         """Store a small verified blob."""
         with self.staging() as folder:
             staged = folder / "blob"
-            write_synced(staged, data)
+            replace_file(staged, data, staged=folder / "new")
             self.adopt(staged, digest)
 
     def manifest(self, digest: Digest) -> Manifest | None:
@@ -100,57 +100,15 @@ class Cache:
                 place = staged / entry.path
                 place.parent.mkdir(parents=True, exist_ok=True)
                 _link(self.blob(entry.digest), place)
-            for folder in (staged, *(path for path in staged.rglob("*") if path.is_dir())):
-                sync_folder(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             if os.path.lexists(target):
                 target.rename(staging / "damaged")
-            staged.rename(target)
-            sync_folder(target.parent)
+            publish_folder(staged, target, occupied=False)
         return target
 
     def check_space(self, needed: int) -> None:
         """Raise `storage-unavailable` where the disk has no room for so many more bytes."""
         check_space(self.root, needed)
-
-
-def check_space(folder: Path, needed: int) -> None:
-    """Raise `storage-unavailable` where the disk below `folder` (or its nearest parent) lacks `needed` bytes."""
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise no_space(folder, needed - free)
-
-
-def no_space(path: Path, missing: int) -> RegistryError:
-    return RegistryError(
-        "storage-unavailable",
-        f"The disk of {path} is full: {missing} more bytes are needed.",
-        hint="Free some space, or name another folder with LORA_REG_CACHE or -o.",
-    )
-
-
-def write_synced(path: Path, data: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder last, where the system can."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -5,7 +5,6 @@ What was written where is kept in the cache, not in the folder: what comes out i
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import hashlib
 import os
@@ -20,11 +19,10 @@ import msgspec
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_contract.manifest import FileEntry, Manifest
-from lora_reg.cache.store import Cache, check_space, sync_folder, write_synced
+from lora_reg.cache.store import Cache
+from lora_reg.disk import check_space, publish_folder, replace_file
 
 _CHUNK: Final = 1 << 20
-_AT_FDCWD: Final = -100
-_RENAME_EXCHANGE: Final = 2
 
 
 class Written(msgspec.Struct, frozen=True):
@@ -61,42 +59,20 @@ def write_folder(target: Path, digest: Digest, manifest: Manifest, cache: Cache)
     try:
         for entry in manifest.files:
             _copy(cache, entry, staged / entry.path)
-        for folder in (staged, *(path for path in staged.rglob("*") if path.is_dir())):
-            sync_folder(folder)
-        _swap(staged, target, occupied)
-        sync_folder(target.parent)
+        _publish(staged, target, occupied=occupied)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     _remember(cache, target, digest, manifest)
     return True
 
 
-def _swap(staged: Path, target: Path, occupied: bool) -> None:
-    """Give `staged` the name `target`; what was there takes the name `staged`."""
-    if not occupied:
-        try:
-            staged.rename(target)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                raise
-            raise _in_the_way(target, "was made by somebody else meanwhile") from error
-        return
-    if not _exchange(staged, target):
-        # Without an atomic exchange there is a moment without a folder, but never one with half of it.
-        aside = staged.with_suffix(".old")
-        target.rename(aside)
-        staged.rename(target)
-        aside.rename(staged)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Swap two names in one step (Linux: renameat2). False where the system cannot."""
+def _publish(staged: Path, target: Path, *, occupied: bool) -> None:
     try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError):
-        return False
-    names = os.fsencode(one), os.fsencode(other)
-    return bool(renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)
+        publish_folder(staged, target, occupied=occupied)
+    except OSError as error:
+        if occupied or error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        raise _in_the_way(target, "was made by somebody else meanwhile") from error
 
 
 def _copy(cache: Cache, entry: FileEntry, place: Path) -> None:
@@ -164,9 +140,7 @@ def _remember(cache: Cache, target: Path, digest: Digest, manifest: Manifest) ->
         return
     place.parent.mkdir(parents=True, exist_ok=True)
     with cache.staging() as folder:
-        staged = folder / "output"
-        write_synced(staged, data)
-        staged.replace(place)
+        replace_file(place, data, staged=folder / "output")
 
 
 def _record_path(cache: Cache, target: Path) -> Path:
