@@ -19,6 +19,7 @@ from lora_registry.jobs import enqueue
 from lora_registry.jobs import service as jobs
 from lora_registry.jobs.engine.lease_store import served
 from lora_registry.jobs.engine.port import Queue
+from lora_registry.jobs.specs import EvaluationSetSpec
 from lora_registry.policies.datasets import EvaluationSets, evaluation_sets
 from lora_registry.repositories import resolve
 
@@ -50,7 +51,7 @@ def start(
     """Enqueue validations in the caller's transaction. Needs a writer: a reader may only read reports."""
     caller.require("writer", repo.namespace)
     named = [
-        (role, dataset.version.id, dataset.label)
+        EvaluationSetSpec(role, dataset.version.id, dataset.label)
         for role, some in sets.by_role.items()
         for _, dataset in sorted(some.items())
     ]

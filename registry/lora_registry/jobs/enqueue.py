@@ -3,46 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
 
 from sqlmodel import Session
 
-from lora_contract.recipe import OPERATIONS, Recipe
-from lora_contract.validation import Role, ValidationKey
+from lora_contract.recipe import Recipe
+from lora_contract.validation import ValidationKey
 from lora_registry.auth.caller import Caller
 from lora_registry.auth.principals import Principal
 from lora_registry.context import Context
 from lora_registry.db.dialect import insert_ignore
 from lora_registry.db.tables import JobRow, RecipeRow, Repository, Version
+from lora_registry.jobs.engine.kinds import JobKind, SpecT
 from lora_registry.jobs.engine.port import Queue
+from lora_registry.jobs.specs import DERIVE, INSPECT, VALIDATE, DeriveSpec, EvaluationSetSpec, InspectSpec, ValidateSpec
 from lora_registry.runtime.clock import now
-
-INSPECT: Final = "inspect"
-VALIDATE: Final = "validate"
-DIFF: Final = "diff"
-REPRODUCE: Final = "reproduce"
-
-PRIORITY: Final[dict[str, int]] = {
-    INSPECT: 50,
-    DIFF: 60,
-    VALIDATE: 75,
-    **dict.fromkeys((*OPERATIONS, REPRODUCE), 100),
-}
-"""Low runs first: a check of a push takes a second and somebody waits for it."""
 
 
 def inspect(caller: Caller, session: Session, repo: Repository, version: Version) -> str:
     """Enqueue the first validation of a version; returns the job's id."""
-    job_id = f"{INSPECT}-{version.id}-{version.digest[7:23]}"
+    job_id = f"{INSPECT.name}-{version.id}-{version.digest[7:23]}"
     title = f"inspect {repo.namespace}/{repo.name}:v{version.number}"
-    _row(session, caller.principal, job_id, INSPECT, repo.namespace, title, subject=version.id)
-    _start(caller.ctx, session, job_id, INSPECT, {"version": version.id, "digest": version.digest}, "cpu")
+    _row(session, caller.principal, job_id, INSPECT.name, repo.namespace, title, subject=version.id)
+    _start(caller.ctx, session, INSPECT, InspectSpec(version.id), job_id)
     return job_id
 
 
 def validation_job_id(version: Version, key: ValidationKey) -> str:
     """The id of the job and of its report. Of a row, since another repository may hold the same content."""
-    return f"{VALIDATE}-{version.id}-{key.digest.hex}"
+    return f"{VALIDATE.name}-{version.id}-{key.digest.hex}"
 
 
 def validate(
@@ -51,16 +39,16 @@ def validate(
     repo: Repository,
     version: Version,
     key: ValidationKey,
-    sets: Sequence[tuple[Role, int, str]],
+    sets: Sequence[EvaluationSetSpec],
     queue: Queue,
 ) -> None:
-    """Enqueue a validation; the same one again is a no-op. sets: role, id of the version, and how it is called."""
-    names = ", ".join(dict.fromkeys(name for _, _, name in sets))
+    """Enqueue a validation; the same one again is a no-op."""
+    names = ", ".join(dict.fromkeys(one.name for one in sets))
     title = f"validate {repo.namespace}/{repo.name}:v{version.number}" + (f" on {names}" if names else "")
     job_id = validation_job_id(version, key)
-    _row(session, caller.principal, job_id, VALIDATE, repo.namespace, title, subject=version.id)
-    spec = {"version": version.id, "sets": [list(one) for one in sets], "precision": key.precision}
-    _start(caller.ctx, session, job_id, VALIDATE, spec, queue)
+    _row(session, caller.principal, job_id, VALIDATE.name, repo.namespace, title, subject=version.id)
+    spec = ValidateSpec(version.id, tuple(sets), key.precision)
+    _start(caller.ctx, session, VALIDATE, spec, job_id, queue)
 
 
 def examine(
@@ -68,14 +56,15 @@ def examine(
     session: Session,
     repo: Repository,
     version: Version,
-    kind: str,
+    kind: JobKind[SpecT],
+    spec: SpecT,
+    *,
     job_id: str,
     title: str,
-    spec: dict[str, Any],
 ) -> None:
-    """Enqueue a job whose report is on a version; the same id again is a no-op. spec: beside the version's id."""
-    _row(session, caller.principal, job_id, kind, repo.namespace, title, subject=version.id)
-    _start(caller.ctx, session, job_id, kind, {"version": version.id, **spec}, "cpu")
+    """Enqueue a job whose report is on `version`; the same id again is a no-op."""
+    _row(session, caller.principal, job_id, kind.name, repo.namespace, title, subject=version.id)
+    _start(caller.ctx, session, kind, spec, job_id)
 
 
 def derived_job_id(recipe: Recipe, attempt: int = 1) -> str:
@@ -100,15 +89,15 @@ def derive(
     digest = str(recipe.digest)
     session.execute(insert_ignore(session, RecipeRow).values(digest=digest, body=recipe.to_bytes(), created_at=now()))
     _row(session, caller.principal, job_id, recipe.operation, namespace, title, recipe=digest)
-    spec = {
-        "recipe": digest,
-        "base": base,
-        "inputs": list(inputs),
-        "tags": tags,
-        "message": message,
-        "author": caller.principal.name,
-    }
-    _start(caller.ctx, session, job_id, recipe.operation, spec, "cpu")
+    spec = DeriveSpec(
+        recipe=digest,
+        base=base,
+        inputs=tuple(inputs),
+        tags=tuple(tags),
+        message=message,
+        author=caller.principal.name,
+    )
+    _start(caller.ctx, session, DERIVE[recipe.operation], spec, job_id)
 
 
 def _row(
@@ -136,6 +125,8 @@ def _row(
     )
 
 
-def _start(ctx: Context, session: Session, job_id: str, kind: str, spec: dict[str, Any], queue: Queue) -> None:
+def _start(
+    ctx: Context, session: Session, kind: JobKind[SpecT], spec: SpecT, job_id: str, queue: Queue = "cpu"
+) -> None:
     session.flush()
-    ctx.jobs.enqueue(session, kind=kind, job_id=job_id, spec=spec, queue=queue, priority=PRIORITY[kind])
+    ctx.jobs.enqueue(session, kind, spec, job_id=job_id, queue=queue)

@@ -19,9 +19,10 @@ from typing import Any
 
 from lora_contract.errors import RegistryError
 from lora_registry.processes.attributes import die_with_parent
+from lora_registry.runtime.typed import decode, encode, input_type
 
 
-class Report:
+class ChildReporter:
     """Messages to the job. Cheap: call it per tensor; the parent passes on the newest, twice a second."""
 
     def __init__(self, pipe: int) -> None:
@@ -53,11 +54,12 @@ def run(pipe: int) -> None:
     """Read the request from stdin, run its function, and report the result or the error on the pipe."""
     # Not for grandchildren: the parent reads until the last holder of the pipe has closed it.
     os.set_inheritable(pipe, False)
-    report = Report(pipe)
+    report = ChildReporter(pipe)
     report.send({"started": os.getpid()})
     request = json.load(sys.stdin)
     try:
-        result = resolve(request["target"])(request["spec"], report)
+        function = resolve(request["target"])
+        result = encode(function(decode(request["spec"], input_type(function)), report))
     except RegistryError as error:
         facts = {"code": error.code, "detail": error.detail, "hint": error.hint, "facts": error.facts}
         report.send({"error": facts})

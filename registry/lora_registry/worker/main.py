@@ -5,23 +5,15 @@ from __future__ import annotations
 import os
 from typing import NoReturn
 
-from lora_contract.recipe import OPERATIONS
 from lora_registry.db import migrate
 from lora_registry.db.engine import require_connection
-from lora_registry.jobs import enqueue
-from lora_registry.jobs.engine.kinds import JobKind
+from lora_registry.jobs.engine.kinds import handled
 from lora_registry.jobs.engine.worker_process import run_worker
+from lora_registry.jobs.specs import DERIVE, DIFF, INSPECT, REPRODUCE, VALIDATE
 from lora_registry.settings import Settings, environment
 from lora_registry.wiring import open_context
 from lora_registry.worker import housekeeping
-from lora_registry.worker.handlers import derive, inspect, merge, reproduce, validate
-from lora_registry.worker.handlers import diff as compare
-
-INSPECT = JobKind(enqueue.INSPECT, timeout=6 * 3600)
-VALIDATE = JobKind(enqueue.VALIDATE, timeout=24 * 3600)
-DIFF = JobKind(enqueue.DIFF, timeout=6 * 3600)
-REPRODUCE = JobKind(enqueue.REPRODUCE, timeout=24 * 3600)
-DERIVED = {operation: JobKind(operation, timeout=24 * 3600) for operation in OPERATIONS}
+from lora_registry.worker.handlers import derive, diff, inspect, merge, reproduce, validate
 
 _CHILDREN = "lora_registry.worker.children."
 WARM = (
@@ -40,14 +32,16 @@ def work(settings: Settings, *, queues: tuple[str, ...], name: str | None, paren
     housekeeping.start(ctx)
     run_worker(
         ctx.db.engine,
-        {
-            INSPECT: inspect.handler(ctx),
-            VALIDATE: validate.handler(ctx),
-            DIFF: compare.handler(ctx),
-            REPRODUCE: reproduce.handler(ctx),
-            **{kind: derive.adapter_handler(ctx) for kind in DERIVED.values()},
-            DERIVED["merge"]: merge.handler(ctx),
-        },
+        [
+            handled(INSPECT, inspect.handler(ctx)),
+            handled(VALIDATE, validate.handler(ctx)),
+            handled(DIFF, diff.handler(ctx)),
+            handled(REPRODUCE, reproduce.handler(ctx)),
+            *(
+                handled(kind, merge.handler(ctx) if operation == "merge" else derive.handler(ctx))
+                for operation, kind in DERIVE.items()
+            ),
+        ],
         queues=queues,
         executor_id=name,
         lease_seconds=settings.lease_seconds,

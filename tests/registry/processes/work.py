@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from lora_registry.processes.child import Report
+from lora_registry.processes.child import ChildReporter
 
 
-def look(_spec: dict[str, Any], _report: Report) -> dict[str, Any]:
+def look(_spec: dict[str, Any], _report: ChildReporter) -> dict[str, Any]:
     """What a child finds when it begins."""
     return {
         "pid": os.getpid(),
@@ -30,7 +30,7 @@ def look(_spec: dict[str, Any], _report: Report) -> dict[str, Any]:
     }
 
 
-def threads(_spec: dict[str, Any], _report: Report) -> int:
+def threads(_spec: dict[str, Any], _report: ChildReporter) -> int:
     """Leave threads behind, of Python and of BLAS."""
     for _ in range(3):
         threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
@@ -39,7 +39,7 @@ def threads(_spec: dict[str, Any], _report: Report) -> int:
     return len(os.listdir("/proc/self/task"))
 
 
-def wait(spec: dict[str, Any], report: Report) -> int:
+def wait(spec: dict[str, Any], report: ChildReporter) -> int:
     """Until the file `spec["go"]` is there."""
     Path(spec["begun"]).write_text(str(os.getpid()))
     while not Path(spec["go"]).exists():

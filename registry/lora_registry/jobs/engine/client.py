@@ -23,8 +23,10 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from lora_contract.errors import RegistryError
+from lora_registry.jobs.engine.kinds import JobKind, SpecT
 from lora_registry.jobs.engine.names import APPLICATION, APPLICATION_VERSION, PROGRESS_STREAM, from_portable
 from lora_registry.jobs.engine.port import TERMINAL, JobStatus, Progress, Queue, State
+from lora_registry.runtime.typed import encode
 
 _STATES: Final[dict[str, State]] = {
     "DELAYED": "queued",
@@ -90,26 +92,27 @@ class DbosEngine:
     def enqueue(
         self,
         session: Session,
+        kind: JobKind[SpecT],
+        spec: SpecT,
         *,
-        kind: str,
         job_id: str,
-        spec: dict[str, Any],
-        queue: Queue,
-        priority: int = 100,
+        queue: Queue = "cpu",
     ) -> None:
         options: EnqueueOptions = {
-            "workflow_name": kind,
+            "workflow_name": kind.name,
             "workflow_id": job_id,
             "queue_name": queue,
             "app_version": APPLICATION_VERSION,
-            "priority": priority,
+            "priority": kind.priority,
             # The engine forgets the queue of a cancelled job.
             "attributes": {"queue": queue},
         }
         try:
-            self._client.enqueue_in_transaction(session, options, spec)
+            self._client.enqueue_in_transaction(session, options, encode(spec))
         except dbos_error.DBOSConflictingWorkflowError as error:
-            raise RegistryError("conflict", f"The job {job_id} exists and is of another kind than {kind}.") from error
+            raise RegistryError(
+                "conflict", f"The job {job_id} exists and is of another kind than {kind.name}."
+            ) from error
 
     def status(self, job_id: str) -> JobStatus | None:
         with _answering():

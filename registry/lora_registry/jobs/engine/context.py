@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Concatenate
 
 from dbos import DBOS, PortableWorkflowError, SQLAlchemyDatasource
 from sqlalchemy.exc import OperationalError
+from sqlmodel import Session
 
 from lora_contract.errors import RegistryError
-from lora_registry.jobs.engine.kinds import JobKind
+from lora_registry.jobs.engine.kinds import InputT, JobKind, P, ResultT
 from lora_registry.jobs.engine.names import ALIVE_EVENT, PROGRESS_STREAM, from_portable, to_portable
+from lora_registry.processes.child import ChildReporter
 from lora_registry.processes.children import Children
 from lora_registry.runtime.faults import fault_point
+from lora_registry.runtime.typed import decode, encode, result_type, target_of
 
 
 class DbosContext:
     """A `JobContext`. One per run of a job, used by the one thread that runs it."""
 
     def __init__(
-        self, *, job_id: str, kind: JobKind, datasource: SQLAlchemyDatasource, isolation: str, children: Children
+        self, *, job_id: str, kind: JobKind[Any], datasource: SQLAlchemyDatasource, isolation: str, children: Children
     ) -> None:
         self.job_id = job_id
         self.kind = kind
@@ -29,10 +32,26 @@ class DbosContext:
         self._children = children
         self._in_transaction = False
 
-    def step(self, name: str, fn: Callable[..., Any], *args: Any) -> Any:
+    def step(self, name: str, fn: Callable[P, ResultT], *args: P.args, **kwargs: P.kwargs) -> ResultT:
+        kind = result_type(fn)
+        result: ResultT = decode(self._step(name, lambda: encode(fn(*args, **kwargs))), kind)
+        return result
+
+    def child(self, name: str, fn: Callable[[InputT, ChildReporter], ResultT], data: InputT) -> ResultT:
+        sink, target, kind = _StepSink(self, name), target_of(fn), result_type(fn)
+
+        def work() -> Any:
+            return self._children.run(name=name, target=target, spec=encode(data), sink=sink, timeout=self.kind.timeout)
+
+        result: ResultT = decode(self._step(name, work), kind)
+        return result
+
+    def _step(self, name: str, work: Callable[[], Any]) -> Any:
+        """work: returns what JSON has, as it is checkpointed."""
+
         def body() -> Any:
             fault_point(f"jobs.step.{name}.before")
-            result = self._tried(name, lambda: fn(*args))
+            result = self._tried(name, work)
             fault_point(f"jobs.step.{name}.after")
             return result
 
@@ -43,19 +62,19 @@ class DbosContext:
         fault_point(f"jobs.step.{name}.recorded")
         return result
 
-    def child(self, name: str, target: str, spec: dict[str, Any]) -> Any:
-        sink = _StepSink(self, name)
-        return self.step(
-            name,
-            lambda: self._children.run(name=name, target=target, spec=spec, sink=sink, timeout=self.kind.timeout),
-        )
+    def transaction(
+        self, name: str, fn: Callable[Concatenate[Session, P], ResultT], *args: P.args, **kwargs: P.kwargs
+    ) -> ResultT:
+        kind = result_type(fn)
+        result: ResultT = decode(self._transaction(name, lambda session: encode(fn(session, *args, **kwargs))), kind)
+        return result
 
-    def transaction(self, name: str, fn: Callable[..., Any], *args: Any) -> Any:
+    def _transaction(self, name: str, work: Callable[[Session], Any]) -> Any:
         def body() -> Any:
             fault_point(f"jobs.transaction.{name}.before")
             self._in_transaction = True
             try:
-                result = fn(self._datasource.sql_session(), *args)
+                result = work(self._datasource.sql_session())  # type: ignore[arg-type]  # of sessionmaker(class_=Session)
             except RegistryError as error:
                 raise to_portable(error) from error
             finally:

@@ -11,6 +11,8 @@ from typing import Any, Literal, Protocol
 import msgspec
 from sqlalchemy.orm import Session
 
+from lora_registry.jobs.engine.kinds import JobKind, SpecT
+
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 TERMINAL: tuple[State, ...] = ("done", "failed", "cancelled")
 Queue = Literal["orchestrate", "cpu", "gpu"]
@@ -54,7 +56,7 @@ class Progress(msgspec.Struct, frozen=True):
 
 class JobEngine(Protocol):
     def enqueue(
-        self, session: Session, *, kind: str, job_id: str, spec: dict[str, Any], queue: Queue, priority: int = 100
+        self, session: Session, kind: JobKind[SpecT], spec: SpecT, *, job_id: str, queue: Queue = "cpu"
     ) -> None:
         """Enqueue inside the caller's transaction: the job exists if and only if the transaction commits.
 

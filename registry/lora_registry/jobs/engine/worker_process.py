@@ -20,13 +20,14 @@ from sqlmodel import Session
 from lora_contract.errors import RegistryError
 from lora_registry.jobs.engine import lease_store as store
 from lora_registry.jobs.engine.context import DbosContext
-from lora_registry.jobs.engine.kinds import Handler, JobKind
+from lora_registry.jobs.engine.kinds import Handled
 from lora_registry.jobs.engine.lease import Heartbeat, Reaper
 from lora_registry.jobs.engine.names import APPLICATION, APPLICATION_VERSION, to_portable
 from lora_registry.processes.attributes import die_with_parent
 from lora_registry.processes.children import Children
 from lora_registry.runtime.faults import fault_point
 from lora_registry.runtime.signals import received
+from lora_registry.runtime.typed import decode, encode
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ DEFAULT_CONCURRENCY: Final[Mapping[str, int]] = {"orchestrate": 8, "cpu": 2, "gp
 
 def run_worker(
     engine: Engine,
-    handlers: Mapping[JobKind, Handler],
+    handlers: Sequence[Handled],
     *,
     queues: Sequence[str] = ("orchestrate", "cpu"),
     executor_id: str | None = None,
@@ -147,7 +148,7 @@ def run_worker(
 
 def _launch(
     engine: Engine,
-    handlers: Mapping[JobKind, Handler],
+    handlers: Sequence[Handled],
     *,
     executor_id: str,
     children: Children,
@@ -181,25 +182,25 @@ def _launch(
     )
     # As in the service, whose functions run here too. SQLite knows only the one level.
     isolation = "SERIALIZABLE" if engine.dialect.name == "sqlite" else "READ COMMITTED"
-    for kind, handler in handlers.items():
-        _register(kind, handler, datasource=datasource, isolation=isolation, children=children)
+    for one in handlers:
+        _register(one, datasource=datasource, isolation=isolation, children=children)
     DBOS.listen_queues(list(queues))
     DBOS.launch()
 
 
-def _register(
-    kind: JobKind, handler: Handler, *, datasource: SQLAlchemyDatasource, isolation: str, children: Children
-) -> None:
+def _register(one: Handled, *, datasource: SQLAlchemyDatasource, isolation: str, children: Children) -> None:
+    kind = one.kind
+
     # The engine counts what comes after the first start.
     @DBOS.workflow(name=kind.name, max_recovery_attempts=kind.max_attempts - 1)
-    def run(spec: dict[str, Any]) -> dict[str, Any]:
+    def run(spec: Any) -> Any:
         assert DBOS.workflow_id is not None
         fault_point("jobs.job.started")
         context = DbosContext(
             job_id=DBOS.workflow_id, kind=kind, datasource=datasource, isolation=isolation, children=children
         )
         try:
-            result = handler(context, spec)
+            result = encode(one.handler(context, decode(spec, kind.spec)))
         except RegistryError as error:
             raise to_portable(error) from error
         fault_point("jobs.job.finished")

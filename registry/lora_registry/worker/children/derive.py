@@ -1,79 +1,113 @@
-"""The heavy half of the operations whose result is an adapter, run in child processes.
+"""The child of the operations whose result is an adapter: compose, resize, convert, extract.
 
-Adapters are small: they are fetched into a working folder. Checkpoints are streamed from the blob store. What comes out
-is written to the working folder and stored from there.
+Adapters are small: they are fetched into a working folder. Checkpoints are streamed from the blob store. The result is
+written to the working folder and stored from there.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from lora_contract.base import BaseFingerprint
+from lora_contract.errors import RegistryError
 from lora_contract.fingerprint import build_fingerprint
-from lora_contract.recipe import ComposeRecipe, ConvertRecipe, ExtractRecipe, ResizeRecipe
+from lora_contract.recipe import ComposeRecipe, ConvertRecipe, ExtractRecipe, MergeRecipe, Recipe, ResizeRecipe
 from lora_registry.blobs.protocols import BlobStore
-from lora_registry.processes.child import Report
+from lora_registry.processes.child import ChildReporter
 from lora_registry.runtime.faults import fault_point
 from lora_registry.settings import load
 from lora_registry.worker import scratch
-from lora_registry.worker.children import sources
+from lora_registry.worker.children import files
 
 PIECE = 256 * 1024
 
 
+class DeriveInput(msgspec.Struct, frozen=True):
+    """A recipe with the files of the versions that it names. inputs: in the recipe's order."""
+
+    recipe: Recipe
+    base: files.Files
+    inputs: tuple[files.Files, ...]
+
+
+class DerivedFiles(msgspec.Struct, frozen=True):
+    """The files of the result, and the kernel's report on it as JSON."""
+
+    files: tuple[files.MadeFile, ...]
+    report: str
+
+
+def report_body(made: msgspec.Struct) -> str:
+    """A report of a kernel, as it is stored."""
+    return json.dumps(msgspec.to_builtins(made), sort_keys=True)
+
+
 @dataclass(frozen=True, slots=True)
-class Work:
-    """A child's working folder. inputs: a folder for each adapter that goes in. result: where the kernels write."""
+class WorkFolder:
+    """A child's working folder. inputs: a folder for each input adapter. result: where the kernels write."""
 
     blobs: BlobStore
-    report: Report
+    reporter: ChildReporter
     inputs: list[Path]
     result: Path
 
     def progress(self, message: str, unit: str) -> Callable[[int, int], None]:
-        """For kernels that tell what is done and what there is in all, from any thread."""
+        """A callback for kernels, which call it with (done, total) from any thread."""
 
-        def tell(done: int, total: int) -> None:
+        def report(done: int, total: int) -> None:
             fault_point(f"{message}.progress")
-            self.report.progress(message, done=done, total=total, unit=unit)
+            self.reporter.progress(message, done=done, total=total, unit=unit)
 
-        return tell
+        return report
 
-    def stored(self, made: msgspec.Struct) -> dict[str, Any]:
-        """Store the files of the result; returns them, and what the kernels have told of it."""
-        files = []
+    def stored(self, made: msgspec.Struct) -> DerivedFiles:
+        """Store the files of the result. made: the kernel's report."""
+        stored = []
         for path in sorted(path for path in self.result.rglob("*") if path.is_file()):
             fault_point("derive.store")
             digest, size = self.blobs.put_unknown(_pieces(path))
-            files.append({"path": path.relative_to(self.result).as_posix(), "size": size, "digest": str(digest)})
-        return {"files": files, "report": msgspec.to_builtins(made)}
+            stored.append(files.MadeFile(path.relative_to(self.result).as_posix(), size, str(digest)))
+        return DerivedFiles(tuple(stored), report_body(made))
+
+
+def derive(data: DeriveInput, reporter: ChildReporter) -> DerivedFiles:
+    """Make the adapter of any recipe but a merge's. Raises the kernels' RegistryErrors."""
+    match data.recipe:
+        case ComposeRecipe() as recipe:
+            return _compose(recipe, data, reporter)
+        case ResizeRecipe() as recipe:
+            return _resize(recipe, data, reporter)
+        case ConvertRecipe() as recipe:
+            return _convert(recipe, data, reporter)
+        case ExtractRecipe() as recipe:
+            return _extract(recipe, data, reporter)
+        case MergeRecipe():
+            raise RegistryError("internal", "A merge does not make an adapter.")
 
 
 @contextmanager
-def working(spec: dict[str, Any], report: Report) -> Iterator[Work]:
-    """Fetch the adapters that go in, each checked against its digest; the folder is gone at the end."""
-    blobs = sources.blobs()
+def _working(inputs: tuple[files.Files, ...], reporter: ChildReporter) -> Iterator[WorkFolder]:
+    """Fetch the input adapters, each file checked against its digest; the folder is gone at the end."""
+    blobs = files.blobs()
     with scratch.folder(load().data) as folder:
-        inputs = []
-        for number, files in enumerate(spec["inputs"]):
-            inputs.append(folder / f"input-{number}")
-            sources.fetch(blobs, files, inputs[-1])
+        folders = []
+        for number, one in enumerate(inputs):
+            folders.append(folder / f"input-{number}")
+            files.fetch(blobs, one, folders[-1])
         fault_point("derive.fetched")
-        yield Work(blobs, report, inputs, folder / "result")
+        yield WorkFolder(blobs, reporter, folders, folder / "result")
 
 
-def compose(spec: dict[str, Any], report: Report) -> dict[str, Any]:
-    """Raises RegistryError where the method cannot do with these adapters."""
+def _compose(recipe: ComposeRecipe, data: DeriveInput, reporter: ChildReporter) -> DerivedFiles:
     from lora_kernels.composing import compose_folders
 
-    recipe = msgspec.convert(spec["recipe"], ComposeRecipe)
-    with working(spec, report) as work:
+    with _working(data.inputs, reporter) as work:
         made = compose_folders(
             [(folder, item.weight) for folder, item in zip(work.inputs, recipe.inputs, strict=True)],
             work.result,
@@ -86,11 +120,10 @@ def compose(spec: dict[str, Any], report: Report) -> dict[str, Any]:
         return work.stored(made)
 
 
-def resize(spec: dict[str, Any], report: Report) -> dict[str, Any]:
+def _resize(recipe: ResizeRecipe, data: DeriveInput, reporter: ChildReporter) -> DerivedFiles:
     from lora_kernels.resizing import resize_folder
 
-    recipe = msgspec.convert(spec["recipe"], ResizeRecipe)
-    with working(spec, report) as work:
+    with _working(data.inputs, reporter) as work:
         made = resize_folder(
             work.inputs[0],
             work.result,
@@ -102,28 +135,26 @@ def resize(spec: dict[str, Any], report: Report) -> dict[str, Any]:
         return work.stored(made)
 
 
-def convert(spec: dict[str, Any], report: Report) -> dict[str, Any]:
+def _convert(recipe: ConvertRecipe, data: DeriveInput, reporter: ChildReporter) -> DerivedFiles:
     from lora_kernels.resizing import convert_folder
 
-    recipe = msgspec.convert(spec["recipe"], ConvertRecipe)
-    with working(spec, report) as work:
+    with _working(data.inputs, reporter) as work:
         made = convert_folder(work.inputs[0], work.result, uniform_rank=recipe.uniform_rank, dtype=recipe.dtype)
         return work.stored(made)
 
 
-def extract(spec: dict[str, Any], report: Report) -> dict[str, Any]:
-    """Raises RegistryError where the two checkpoints are not of one model."""
+def _extract(recipe: ExtractRecipe, data: DeriveInput, reporter: ChildReporter) -> DerivedFiles:
+    """Raises RegistryError if the two checkpoints are not of one model."""
     from lora_kernels.extracting import extract as run
 
-    recipe = msgspec.convert(spec["recipe"], ExtractRecipe)
-    blobs = sources.blobs()
-    tuned, base = spec["inputs"][0], spec["base"]
-    with working({**spec, "inputs": []}, report) as work:
+    blobs = files.blobs()
+    tuned, base = data.inputs[0], data.base
+    with _working((), reporter) as work:
         made = run(
             _fingerprint(blobs, tuned),
-            sources.ThreadSource(blobs, tuned),
+            files.ThreadSource(blobs, tuned),
             _fingerprint(blobs, base),
-            sources.ThreadSource(blobs, base),
+            files.ThreadSource(blobs, base),
             work.result,
             rank=recipe.rank,
             keep_energy=recipe.keep_energy,
@@ -138,9 +169,9 @@ def extract(spec: dict[str, Any], report: Report) -> dict[str, Any]:
         return work.stored(made)
 
 
-def _fingerprint(blobs: BlobStore, files: sources.Files) -> BaseFingerprint:
-    known = {path: (int(size), str(digest)) for path, (digest, size) in files.items()}
-    return build_fingerprint(known, sources.reader(blobs, files))
+def _fingerprint(blobs: BlobStore, stored: files.Files) -> BaseFingerprint:
+    known = {path: (file.size, file.digest) for path, file in stored.items()}
+    return build_fingerprint(known, files.reader(blobs, stored))
 
 
 def _pieces(path: Path) -> Iterator[bytes]:

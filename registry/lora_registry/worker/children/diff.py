@@ -1,29 +1,32 @@
-"""The reading half of `diff`."""
+"""The child of `diff`: compares two adapters."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
-from lora_registry.processes.child import Report
+from lora_kernels.comparing import Comparison, compare_folders
+from lora_registry.processes.child import ChildReporter
 from lora_registry.settings import load
 from lora_registry.worker import scratch
-from lora_registry.worker.children import sources
+from lora_registry.worker.children import files
 
 
-def compare(spec: dict[str, Any], report: Report) -> dict[str, Any]:
-    """A `Comparison` as JSON values. Raises RegistryError `unsupported`, `conflict`."""
-    from lora_kernels.comparing import compare_folders
+class DiffInput(msgspec.Struct, frozen=True):
+    """other: digest of the version that the files of `before` belong to."""
 
-    blobs = sources.blobs()
+    before: files.Files
+    after: files.Files
+    other: str
+
+
+def compare(data: DiffInput, reporter: ChildReporter) -> Comparison:
+    """Raises RegistryError `unsupported`, `conflict`."""
+    blobs = files.blobs()
     with scratch.folder(load().data) as folder:
-        for name in ("before", "after"):
-            sources.fetch(blobs, spec[name], folder / name)
-        made = compare_folders(
+        files.fetch(blobs, data.before, folder / "before")
+        files.fetch(blobs, data.after, folder / "after")
+        return compare_folders(
             folder / "before",
             folder / "after",
-            lambda done, total: report.progress("compare", done=done, total=total, unit="modules"),
+            lambda done, total: reporter.progress("compare", done=done, total=total, unit="modules"),
         )
-        found: dict[str, Any] = msgspec.to_builtins(made)
-        return found

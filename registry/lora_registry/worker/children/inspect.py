@@ -1,4 +1,4 @@
-"""The reading half of `inspect`: digests, finite values, norms per module, the rendered chat template."""
+"""The child of `inspect`: reads digests, finite values, norms per module, the rendered chat template."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from lora_contract.adapter.config import parse_config
 from lora_contract.digest import Digest
@@ -15,24 +16,55 @@ from lora_contract.findings import Finding
 from lora_contract.tensors import read_header
 from lora_kernels.validating.template import render_template
 from lora_registry.blobs.hashing import checked
-from lora_registry.processes.child import Report
-from lora_registry.worker.children import sources
+from lora_registry.processes.child import ChildReporter
+from lora_registry.worker.children import files
 from lora_registry.worker.children.norms import tensor_norms
 
 WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
 
 
-def examine(spec: dict[str, Any], report: Report) -> dict[str, Any]:
-    """Read every stored file of a version once; returns `findings` and what was measured."""
-    blobs = sources.blobs()
-    files: sources.Files = spec["files"]
+class InspectInput(msgspec.Struct, frozen=True):
+    kind: str
+    files: files.Files
+
+
+class MeasuredTensor(msgspec.Struct, frozen=True):
+    """norm, max: Frobenius norm and largest absolute value of the finite elements."""
+
+    tensor: str
+    dtype: str
+    shape: tuple[int, ...]
+    norm: float
+    max: float
+
+
+class Inspection(msgspec.Struct, frozen=True):
+    """The body of the report. What was not measured is left out of it.
+
+    bytes, files: how many there are. modules, peft_type: of an adapter. rendered_template: of a base, the digest of its
+    chat template on a fixed conversation; None if it has no template.
+    """
+
+    bytes: int
+    files: int
+    findings: tuple[Finding, ...]
+    modules: tuple[MeasuredTensor, ...] | UnsetType = UNSET
+    peft_type: str | UnsetType = UNSET
+    rendered_template: str | UnsetType | None = UNSET
+
+
+def examine(data: InspectInput, reporter: ChildReporter) -> Inspection:
+    """Read every stored file of a version once."""
+    blobs = files.blobs()
     findings: list[Finding] = []
-    total, done = sum(sources.sizes(files).values()), 0
-    for path, (digest, size) in sorted(files.items()):
+    total, done = sum(files.sizes(data.files).values()), 0
+    for path, stored in sorted(data.files.items()):
+        digest = Digest.parse(stored.digest)
         try:
-            for piece in checked(blobs.stream(Digest.parse(digest)), digest=Digest.parse(digest), size=size):
+            for piece in checked(blobs.stream(digest), digest=digest, size=stored.size):
                 done += len(piece)
-                report.progress(f"re-hash {path}", done=done, total=total, unit="bytes")
+                reporter.progress(f"re-hash {path}", done=done, total=total, unit="bytes")
         except RegistryError as error:
             findings.append(
                 Finding(
@@ -42,22 +74,21 @@ def examine(spec: dict[str, Any], report: Report) -> dict[str, Any]:
                     file=path,
                 )
             )
-    result: dict[str, Any] = {"bytes": total, "files": len(files)}
-    read = sources.reader(blobs, files)
-    if not findings and spec["kind"] == "adapter":
-        result["modules"] = _modules(read, int(files[WEIGHTS][1]), findings, report)
-        result["peft_type"] = parse_config(
-            read("adapter_config.json", 0, int(files["adapter_config.json"][1]))
-        ).peft_type
-    if not findings and spec["kind"] == "base":
-        result["rendered_template"] = _template(read, files, findings)
-    result["findings"] = msgspec.to_builtins(findings)
-    return result
+    read = files.reader(blobs, data.files)
+    modules: tuple[MeasuredTensor, ...] | UnsetType = UNSET
+    peft_type: str | UnsetType = UNSET
+    template: str | UnsetType | None = UNSET
+    if not findings and data.kind == "adapter":
+        modules = _modules(read, data.files[WEIGHTS].size, findings, reporter)
+        peft_type = parse_config(read(CONFIG, 0, data.files[CONFIG].size)).peft_type
+    elif not findings and data.kind == "base":
+        template = _template(read, data.files, findings)
+    return Inspection(total, len(data.files), tuple(findings), modules, peft_type, template)
 
 
 def _modules(
-    read: Callable[[str, int, int], bytes], size: int, findings: list[Finding], report: Report
-) -> list[dict[str, Any]]:
+    read: Callable[[str, int, int], bytes], size: int, findings: list[Finding], reporter: ChildReporter
+) -> tuple[MeasuredTensor, ...]:
     """Frobenius norm, largest absolute value and count of non-finite elements of each tensor."""
     header = read_header(read, WEIGHTS, size)
     rows = []
@@ -73,27 +104,19 @@ def _modules(
                     where=entry.name,
                 )
             )
-        rows.append(
-            {
-                "tensor": entry.name,
-                "dtype": entry.dtype,
-                "shape": list(entry.shape),
-                "norm": measured.norm,
-                "max": measured.largest,
-            }
-        )
-        report.progress("measure tensors", done=number + 1, total=len(header.tensors), unit="tensors")
-    return rows
+        rows.append(MeasuredTensor(entry.name, entry.dtype, entry.shape, measured.norm, measured.largest))
+        reporter.progress("measure tensors", done=number + 1, total=len(header.tensors), unit="tensors")
+    return tuple(rows)
 
 
-def _template(read: Callable[[str, int, int], bytes], files: sources.Files, findings: list[Finding]) -> str | None:
-    """The digest of the chat template on a fixed conversation; None where the base has no template."""
+def _template(read: Callable[[str, int, int], bytes], stored: files.Files, findings: list[Finding]) -> str | None:
+    """The digest of the chat template on a fixed conversation; None if the base has no template."""
     source = None
-    if "chat_template.jinja" in files:
-        source = read("chat_template.jinja", 0, int(files["chat_template.jinja"][1])).decode("utf-8", "replace")
+    if "chat_template.jinja" in stored:
+        source = read("chat_template.jinja", 0, stored["chat_template.jinja"].size).decode("utf-8", "replace")
     config: dict[str, Any] = {}
-    if "tokenizer_config.json" in files:
-        config = json.loads(read("tokenizer_config.json", 0, int(files["tokenizer_config.json"][1])))
+    if "tokenizer_config.json" in stored:
+        config = json.loads(read("tokenizer_config.json", 0, stored["tokenizer_config.json"].size))
         if source is None and isinstance(config.get("chat_template"), str):
             source = config["chat_template"]
     if source is None:

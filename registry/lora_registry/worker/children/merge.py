@@ -1,8 +1,11 @@
-"""The heavy half of a merge, run in child processes: plan, merge one file, write the files beside the weights."""
+"""The children of a merge. One plans it and writes the files beside the weights; then one for each weight file merges
+it. The plan is made once: it is the result of its step, checkpointed, and what the others begin with."""
 
 from __future__ import annotations
 
+import base64
 import json
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,39 +29,78 @@ from lora_kernels.merging import (
 )
 from lora_kernels.merging.stream import stream_pieces
 from lora_registry.blobs.protocols import BlobStore, Chunk, Stored
-from lora_registry.processes.child import Report
+from lora_registry.processes.child import ChildReporter
 from lora_registry.runtime.faults import fault_point
-from lora_registry.worker.children import sources
+from lora_registry.worker.children import files
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 INDEX = "model.safetensors.index.json"
 
 
-def plan(spec: dict[str, Any], report: Report) -> dict[str, Any]:
-    """The files of the result, in order. Raises RegistryError where the adapters do not fit or cannot be merged."""
-    made = _plan(spec, sources.blobs())
+class MergeInput(msgspec.Struct, frozen=True):
+    """A recipe with the files of the versions that it names. inputs: in the recipe's order."""
+
+    recipe: MergeRecipe
+    base: files.Files
+    inputs: tuple[files.Files, ...]
+
+
+class PlannedFile(msgspec.Struct, frozen=True):
+    """A weight file of the result. plan: the merge's plan with this file alone, packed by `pack`."""
+
+    file: str
+    plan: str
+
+
+class PlannedMerge(msgspec.Struct, frozen=True):
+    """weights: to be merged, in this order. side_files: the files beside them, already stored."""
+
+    weights: tuple[PlannedFile, ...]
+    side_files: tuple[files.MadeFile, ...]
+
+
+class ShardInput(msgspec.Struct, frozen=True):
+    planned: PlannedFile
+    base: files.Files
+    inputs: tuple[files.Files, ...]
+
+
+class MergedFile(files.MadeFile, frozen=True, kw_only=True):
+    """tensors: those that the adapters touched."""
+
+    tensors: tuple[TensorStats, ...]
+
+
+def plan(data: MergeInput, reporter: ChildReporter) -> PlannedMerge:
+    """Plan from headers alone. Raises RegistryError if the adapters do not fit or cannot be merged."""
+    blobs = files.blobs()
+    made = _plan(data, blobs)
+    weights = []
     for shard in made.shards:
         touched = sum(bool(tensor.deltas) for tensor in shard.tensors)
-        report.log(f"{shard.file}: {len(shard.tensors)} tensors, {touched} touched, {shard.size} bytes")
-    return {"files": [shard.file for shard in made.shards]}
+        reporter.log(f"{shard.file}: {len(shard.tensors)} tensors, {touched} touched, {shard.size} bytes")
+        weights.append(PlannedFile(shard.file, pack(msgspec.structs.replace(made, shards=(shard,)))))
+    side = _side_files(data.base, made, blobs)
+    reporter.log(f"{len(side)} files beside the weights")
+    return PlannedMerge(tuple(weights), side)
 
 
-def shard(spec: dict[str, Any], report: Report) -> dict[str, Any]:
-    """Merge one file and stream it into the blob store; returns path, size, digest and what became of each tensor.
+def merge_shard(data: ShardInput, reporter: ChildReporter) -> MergedFile:
+    """Merge one file and stream it into the blob store.
 
     What the adapters leave alone is the base's own bytes, which the store may copy by itself.
     """
-    blobs = sources.blobs()
-    made = _plan(spec, blobs)
-    file, total = spec["file"], shard_size(made, spec["file"])
-    digests = {path: Digest.parse(digest) for path, (digest, _) in spec["base"].items()}
+    blobs = files.blobs()
+    made, file = unpack(data.planned.plan), data.planned.file
+    total = shard_size(made, file)
+    digests = {path: Digest.parse(stored.digest) for path, stored in data.base.items()}
     tensors: list[TensorStats] = []
     stream = stream_pieces(
         made,
         file,
-        base=_source(blobs, spec["base"]),
-        adapters=[_source(blobs, files) for files in spec["inputs"]],
+        base=_source(blobs, data.base),
+        adapters=[_source(blobs, adapter) for adapter in data.inputs],
         on_tensor=tensors.append,
     )
 
@@ -68,43 +110,48 @@ def shard(spec: dict[str, Any], report: Report) -> dict[str, Any]:
             yield bytes(view) if origin is None else Stored(view, digests[origin[0]], origin[1])
             done += len(view)
             fault_point("merge.piece")
-            report.progress(file, done=done, total=total, unit="bytes")
+            reporter.progress(file, done=done, total=total, unit="bytes")
 
     digest, size = blobs.put_unknown(pieces())
-    return {"path": file, "size": size, "digest": str(digest), "tensors": msgspec.to_builtins(tensors)}
+    return MergedFile(file, size, str(digest), tensors=tuple(tensors))
 
 
-def side_files(spec: dict[str, Any], report: Report) -> dict[str, Any]:
+def pack(made: MergePlan) -> str:
+    """A plan as text for a checkpoint: a plan of ten thousand tensors is megabytes of JSON that repeats itself."""
+    return base64.b85encode(zlib.compress(msgspec.json.encode(made), 6)).decode()
+
+
+def unpack(text: str) -> MergePlan:
+    return msgspec.json.decode(zlib.decompress(base64.b85decode(text)), type=MergePlan)
+
+
+def _side_files(base: files.Files, made: MergePlan, blobs: BlobStore) -> tuple[files.MadeFile, ...]:
     """Index and config of the result; tokenizer and licence files are the base's own blobs."""
-    blobs = sources.blobs()
-    made = _plan(spec, blobs)
-    read = sources.reader(blobs, spec["base"])
-    files = []
-    for path, (digest, size) in spec["base"].items():
+    read = files.reader(blobs, base)
+    side = []
+    for path, stored in base.items():
         if path.endswith(".safetensors") or path.lower() == "readme.md":
             continue
         if path == INDEX:
-            files.append(_store(blobs, path, merged_index(json.loads(read(path, 0, size)), made)))
+            side.append(_store(blobs, path, merged_index(json.loads(read(path, 0, stored.size)), made)))
             continue
-        config = json.loads(read(path, 0, size)) if path == "config.json" else None
+        config = json.loads(read(path, 0, stored.size)) if path == "config.json" else None
         if config is not None and (merged := merged_config(config, made)) is not config:
-            files.append(_store(blobs, path, merged))
+            side.append(_store(blobs, path, merged))
         else:
-            files.append({"path": path, "size": size, "digest": digest})
-    report.log(f"{len(files)} files beside the weights")
-    return {"files": files}
+            side.append(files.MadeFile(path, stored.size, stored.digest))
+    return tuple(side)
 
 
-def _plan(spec: dict[str, Any], blobs: BlobStore) -> MergePlan:
-    base = {path: (int(size), digest) for path, (digest, size) in spec["base"].items()}
-    read_base = sources.reader(blobs, spec["base"])
-    fingerprint = build_fingerprint(base, read_base)
-    recipe = _recipe(spec)
+def _plan(data: MergeInput, blobs: BlobStore) -> MergePlan:
+    read_base = files.reader(blobs, data.base)
+    fingerprint = build_fingerprint({path: (file.size, file.digest) for path, file in data.base.items()}, read_base)
+    recipe = data.recipe
     adapters = []
-    for files, item in zip(spec["inputs"], recipe.inputs, strict=True):
-        read = sources.reader(blobs, files)
-        config = parse_config(read(CONFIG, 0, int(files[CONFIG][1])))
-        header = read_header(read, WEIGHTS, int(files[WEIGHTS][1]))
+    for stored, item in zip(data.inputs, recipe.inputs, strict=True):
+        read = files.reader(blobs, stored)
+        config = parse_config(read(CONFIG, 0, stored[CONFIG].size))
+        header = read_header(read, WEIGHTS, stored[WEIGHTS].size)
         adapters.append(AdapterInput(config=config, header=header, weight=item.weight, file=WEIGHTS))
     return plan_merge(
         fingerprint,
@@ -117,16 +164,12 @@ def _plan(spec: dict[str, Any], blobs: BlobStore) -> MergePlan:
     )
 
 
-def _recipe(spec: dict[str, Any]) -> MergeRecipe:
-    return msgspec.convert(spec["recipe"], MergeRecipe)
+def _source(blobs: BlobStore, stored: files.Files) -> RangeSource:
+    return RangeSource(files.reader(blobs, stored), sizes=files.sizes(stored))
 
 
-def _source(blobs: BlobStore, files: sources.Files) -> RangeSource:
-    return RangeSource(sources.reader(blobs, files), sizes=sources.sizes(files))
-
-
-def _store(blobs: BlobStore, path: str, document: dict[str, Any]) -> dict[str, Any]:
+def _store(blobs: BlobStore, path: str, document: dict[str, Any]) -> files.MadeFile:
     body = (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
     digest = Digest.of(body)
     blobs.put([body], digest=digest, size=len(body))
-    return {"path": path, "size": len(body), "digest": str(digest)}
+    return files.MadeFile(path, len(body), str(digest))

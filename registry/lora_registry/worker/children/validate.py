@@ -1,42 +1,60 @@
-"""The heavy half of `validate`: everything is fetched into a working folder, each file checked against its digest, and
-loaded from there with the libraries that users of the adapter have."""
+"""The child of `validate`: fetches everything into a working folder, each file checked against its digest, and loads it
+with the libraries that users of the adapter have."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import msgspec
 
 from lora_contract.dataset import FILE
-from lora_registry.processes.child import Report
+from lora_contract.validation import Precision, Role, Validation
+from lora_registry.processes.child import ChildReporter
 from lora_registry.settings import load
 from lora_registry.worker import scratch
-from lora_registry.worker.children import sources
+from lora_registry.worker.children import files
 
 
-def measure(spec: dict[str, Any], report: Report) -> dict[str, Any]:
-    """A `Validation` as JSON values. Raises RegistryError `corrupt` where stored bytes differ from their digest."""
+class EvaluationSetInput(msgspec.Struct, frozen=True):
+    """name: how the request called the set. digest: of its version."""
+
+    role: Role
+    digest: str
+    name: str
+    files: files.Files
+
+
+class ValidateInput(msgspec.Struct, frozen=True):
+    """version, base: digests of the adapter's version and of its base's."""
+
+    version: str
+    base: str
+    precision: Precision
+    adapter_files: files.Files
+    base_files: files.Files
+    sets: tuple[EvaluationSetInput, ...]
+
+
+def measure(data: ValidateInput, reporter: ChildReporter) -> Validation:
+    """Raises RegistryError `corrupt` if stored bytes differ from their digest."""
     from lora_kernels.validating import EvaluationSet, Subject, validate
 
-    blobs = sources.blobs()
+    blobs = files.blobs()
     with scratch.folder(load().data) as folder:
-        sources.fetch(blobs, spec["base_files"], folder / "base")
-        sources.fetch(blobs, spec["adapter_files"], folder / "adapter")
+        files.fetch(blobs, data.base_files, folder / "base")
+        files.fetch(blobs, data.adapter_files, folder / "adapter")
         sets = []
-        for number, given in enumerate(spec["sets"]):
-            sources.fetch(blobs, given["files"], folder / f"set-{number}")
-            sets.append(EvaluationSet(given["role"], given["digest"], given["name"], folder / f"set-{number}" / FILE))
+        for number, given in enumerate(data.sets):
+            files.fetch(blobs, given.files, folder / f"set-{number}")
+            sets.append(EvaluationSet(given.role, given.digest, given.name, folder / f"set-{number}" / FILE))
 
-        def told(what: str, done: int, total: int) -> None:
-            report.progress(what, done=done, total=total, unit="records" if total > 1 else "")
+        def progress(what: str, done: int, total: int) -> None:
+            reporter.progress(what, done=done, total=total, unit="records" if total > 1 else "")
 
         subject = Subject(
             folder / "base",
             folder / "adapter",
-            spec["version"],
-            spec["base"],
+            data.version,
+            data.base,
             tuple(sets),
-            precision=spec["precision"],
+            precision=data.precision,
         )
-        found: dict[str, Any] = msgspec.to_builtins(validate(subject, progress=told))
-        return found
+        return validate(subject, progress=progress)

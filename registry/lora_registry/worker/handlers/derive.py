@@ -1,14 +1,14 @@
-"""From a recipe to a version, for every operation: gather what goes in, have a child make the files, commit them with
+"""From a recipe to a version, for every operation: gather the inputs, have a child make the files, commit them with
 their lineage, report and tags in one transaction."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 from sqlmodel import Session
 
 from lora_contract.digest import Digest
@@ -23,6 +23,7 @@ from lora_registry.db.tables import ReportRow, Version
 from lora_registry.jobs import enqueue
 from lora_registry.jobs import store as work
 from lora_registry.jobs.engine.kinds import Handler, JobContext
+from lora_registry.jobs.specs import DeriveSpec, Ingredients
 from lora_registry.push import check
 from lora_registry.push import store as uploads
 from lora_registry.repositories import store as catalog
@@ -30,66 +31,58 @@ from lora_registry.repositories.insert import Derivation, Draft, insert
 from lora_registry.repositories.paths import RepositoryPath
 from lora_registry.runtime.clock import now
 from lora_registry.tags import moves
-
-CHILD = "lora_registry.worker.children.derive"
-
-Files = list[dict[str, Any]]
-"""Of a result, each `path`, `size`, `digest`: their bytes are in the store."""
+from lora_registry.worker.children import derive as child
+from lora_registry.worker.children.derive import DerivedFiles, DeriveInput
+from lora_registry.worker.children.files import MadeFile
+from lora_registry.worker.handlers.stored import stored_files
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What is committed. facts: shown with the version. report: all that was found, kept under the job's id.
-
-    told: what of it the job's own result repeats.
-    """
+    """What is committed. facts: shown with the version. report: JSON, kept under the job's id. kept: of a merge."""
 
     kind: Kind
-    files: Files
+    files: tuple[MadeFile, ...]
     facts: dict[str, Any]
-    report: dict[str, Any]
-    told: dict[str, Any]
+    report: str
+    kept: float | UnsetType | None = UNSET
 
 
-def adapter_handler(ctx: Context) -> Handler:
+class Committed(msgspec.Struct, frozen=True):
+    """The result of a job that makes a version: its row, its digest and its number."""
+
+    version: int
+    digest: str
+    number: int
+    kept: float | UnsetType | None = UNSET
+
+
+def handler(ctx: Context) -> Handler[DeriveSpec]:
     """The handler of the operations whose result is an adapter, over an open context."""
 
-    def run(job: JobContext, spec: dict[str, Any]) -> dict[str, Any]:
-        inputs = job.step("inputs", lambda: gather(ctx, spec))
-        made = make(job, job.kind.name, inputs)
-        facts = job.step("check", lambda: _checked(ctx, spec["base"], made["files"]))
-        result = Result("adapter", made["files"], facts, made["report"], {})
-        committed: dict[str, Any] = job.transaction(
-            "commit", lambda session: commit(ctx, session, job.job_id, spec, result)
-        )
-        return committed
+    def run(job: JobContext, spec: DeriveSpec) -> Committed:
+        made = make(job, job.step("inputs", gather, ctx, spec))
+        facts = job.step("check", _checked, ctx, spec.base, made.files)
+        result = Result("adapter", made.files, facts, made.report)
+        return job.transaction("commit", commit, ctx, job.job_id, spec, result)
 
     return run
 
 
-def make(job: JobContext, operation: str, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The files of an adapter that an operation makes, in the store, and what was told of the work."""
-    made: dict[str, Any] = job.child(operation, f"{CHILD}:{operation}", inputs)
-    return made
+def make(job: JobContext, data: DeriveInput) -> DerivedFiles:
+    """Have a child make the adapter of a recipe and store its files."""
+    return job.child(data.recipe.operation, child.derive, data)
 
 
-def gather(ctx: Context, spec: dict[str, Any]) -> dict[str, Any]:
-    """What the child processes need: the recipe, and digests and sizes of all files that go in."""
+def gather(ctx: Context, spec: Ingredients) -> DeriveInput:
+    """The recipe, and digests and sizes of all files of its inputs."""
     with ctx.db.read() as session:
-        recipe = _recipe(session, spec["recipe"])
-        versions = _versions(session, spec)
-        files = {
-            version_id: {file.path: [file.digest, file.size] for file in rows if file.stored}
-            for version_id, rows in catalog.files_of(session, versions).items()
-        }
-        return {
-            "recipe": msgspec.to_builtins(recipe),
-            "base": files[spec["base"]],
-            "inputs": [files[version_id] for version_id in spec["inputs"]],
-        }
+        recipe = _recipe(session, spec.recipe)
+        files = stored_files(session, list(_versions(session, spec)))
+        return DeriveInput(recipe, files[spec.base], tuple(files[version_id] for version_id in spec.inputs))
 
 
-def _checked(ctx: Context, base_id: int, files: Files) -> dict[str, Any]:
+def _checked(ctx: Context, base_id: int, files: Sequence[MadeFile]) -> dict[str, Any]:
     """A derived adapter passes the check that a pushed one passes; returns its facts. Raises `rejected`."""
     with ctx.db.read() as session:
         pin = check.pinned(session, catalog.versions_by_id(session, [base_id])[base_id])
@@ -98,9 +91,9 @@ def _checked(ctx: Context, base_id: int, files: Files) -> dict[str, Any]:
     return outcome.facts or {}
 
 
-def commit(ctx: Context, session: Session, job_id: str, spec: dict[str, Any], result: Result) -> dict[str, Any]:
+def commit(session: Session, ctx: Context, job_id: str, spec: DeriveSpec, result: Result) -> Committed:
     """Make the result a version, or find the one that has its content; sets the tags and the job's result."""
-    recipe = _recipe(session, spec["recipe"])
+    recipe = _recipe(session, spec.recipe)
     _versions(session, spec)
     entries = _entries(result.files)
     for entry in entries:
@@ -115,19 +108,19 @@ def commit(ctx: Context, session: Session, job_id: str, spec: dict[str, Any], re
     draft = Draft(
         manifest=manifest,
         stored=frozenset(str(entry.digest) for entry in entries),
-        base_version_id=spec["base"],
+        base_version_id=spec.base,
         parent_ids=(),
         facts=result.facts,
         fingerprint=None,
-        message=spec["message"],
+        message=spec.message,
         meta={},
-        derivation=Derivation(str(recipe.digest), tuple(spec["inputs"])),
+        derivation=Derivation(str(recipe.digest), spec.inputs),
     )
     namespace, _, name = recipe.target.partition("/")
-    principal = Principal(spec["author"], "admin")
+    principal = Principal(spec.author, "admin")
     repo, version, created = insert(session, principal, RepositoryPath(namespace, name), draft)
-    for tag in spec["tags"]:
-        moves.set_tag(session, principal, repo, tag, version, expect=moves.UNCONDITIONAL, reason=spec["message"])
+    for tag in spec.tags:
+        moves.set_tag(session, principal, repo, tag, version, expect=moves.UNCONDITIONAL, reason=spec.message)
     row = work.job(session, job_id)
     if row is not None:
         row.result_version_id = version.id
@@ -139,17 +132,17 @@ def commit(ctx: Context, session: Session, job_id: str, spec: dict[str, Any], re
                 kind=recipe.operation,
                 version_id=version.id,
                 passed=True,
-                body=json.dumps(result.report, sort_keys=True),
+                body=result.report,
                 created_at=now(),
             )
         )
         enqueue.inspect(Caller(ctx, principal), session, repo, version)
     session.flush()
-    return {"version": version.id, "digest": version.digest, "number": version.number, **result.told}
+    return Committed(version.id, version.digest, version.number, result.kept)
 
 
-def _entries(files: Sequence[dict[str, Any]]) -> tuple[FileEntry, ...]:
-    return tuple(sorted(FileEntry(file["path"], file["size"], Digest.parse(file["digest"])) for file in files))
+def _entries(files: Sequence[MadeFile]) -> tuple[FileEntry, ...]:
+    return tuple(sorted(FileEntry(file.path, file.size, Digest.parse(file.digest)) for file in files))
 
 
 def _recipe(session: Session, digest: str) -> Recipe:
@@ -159,9 +152,9 @@ def _recipe(session: Session, digest: str) -> Recipe:
     return parse_recipe(row.body)
 
 
-def _versions(session: Session, spec: dict[str, Any]) -> dict[int, Version]:
-    """The base and what else goes in. Raises RegistryError `deleted` where one is gone since the job was asked for."""
-    found = catalog.versions_by_id(session, [spec["base"], *spec["inputs"]])
+def _versions(session: Session, spec: Ingredients) -> dict[int, Version]:
+    """The base and the other inputs. Raises RegistryError `deleted` if one was deleted after the request."""
+    found = catalog.versions_by_id(session, [spec.base, *spec.inputs])
     for version in found.values():
         if version.deleted_at is not None:
             raise RegistryError("deleted", f"An input of the job, {version.digest}, was deleted meanwhile.")

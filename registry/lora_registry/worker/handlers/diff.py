@@ -3,38 +3,31 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from lora_registry.context import Context
 from lora_registry.jobs.engine.kinds import Handler, JobContext
+from lora_registry.jobs.specs import DiffSpec
 from lora_registry.repositories import store as catalog
+from lora_registry.runtime.typed import encode
+from lora_registry.worker.children import diff as child
 from lora_registry.worker.handlers import report
+from lora_registry.worker.handlers.stored import stored_files
 
-CHILD = "lora_registry.worker.children.diff"
 
-
-def handler(ctx: Context) -> Handler:
+def handler(ctx: Context) -> Handler[DiffSpec]:
     """The handler of `diff` over an open context."""
 
-    def run(job: JobContext, spec: dict[str, Any]) -> dict[str, Any]:
-        inputs: dict[str, Any] = job.step("inputs", lambda: _inputs(ctx, spec["before"], spec["version"]))
-        found = job.child("compare", f"{CHILD}:compare", inputs)
-        body = json.dumps({"other": inputs["other"], **found}, sort_keys=True)
-        told: dict[str, Any] = job.transaction(
-            "report",
-            lambda session: report.add(session, job.job_id, "diff", spec["version"], passed=True, body=body),
-        )
-        return told
+    def run(job: JobContext, spec: DiffSpec) -> report.ReportMade:
+        data = job.step("inputs", _input, ctx, spec)
+        found = job.child("compare", child.compare, data)
+        body = json.dumps({"other": data.other, **encode(found)}, sort_keys=True)
+        return job.transaction("report", report.add, job.job_id, "diff", spec.version, passed=True, body=body)
 
     return run
 
 
-def _inputs(ctx: Context, before: int, after: int) -> dict[str, Any]:
+def _input(ctx: Context, spec: DiffSpec) -> child.DiffInput:
     with ctx.db.read() as session:
-        files = catalog.files_of(session, [before, after])
-        table = {
-            version: {file.path: [file.digest, file.size] for file in files[version] if file.stored}
-            for version in (before, after)
-        }
-        other = catalog.versions_by_id(session, [before])[before].digest
-        return {"before": table[before], "after": table[after], "other": other}
+        files = stored_files(session, [spec.before, spec.version])
+        other = catalog.versions_by_id(session, [spec.before])[spec.before].digest
+        return child.DiffInput(files[spec.before], files[spec.version], other)

@@ -2,58 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import msgspec
-
-from lora_kernels.merging import TensorStats, check_kept, merge_report
+from lora_contract.errors import RegistryError
+from lora_contract.recipe import MergeRecipe
+from lora_kernels.merging import MergeReport, check_kept, merge_report
 from lora_registry.context import Context
 from lora_registry.jobs.engine.kinds import Handler, JobContext
-from lora_registry.worker.handlers.derive import Files, Result, commit, gather
+from lora_registry.jobs.specs import DeriveSpec
+from lora_registry.worker.children import merge as child
+from lora_registry.worker.children.derive import DeriveInput, report_body
+from lora_registry.worker.children.files import MadeFile
+from lora_registry.worker.handlers.derive import Committed, Result, commit, gather
 
-CHILD = "lora_registry.worker.children.merge"
 
-
-def handler(ctx: Context) -> Handler:
+def handler(ctx: Context) -> Handler[DeriveSpec]:
     """The handler of `merge` over an open context."""
 
-    def run(job: JobContext, spec: dict[str, Any]) -> dict[str, Any]:
-        inputs = job.step("inputs", lambda: gather(ctx, spec))
-        files, report = make(job, inputs)
+    def run(job: JobContext, spec: DeriveSpec) -> Committed:
+        files, report = make(job, job.step("inputs", gather, ctx, spec))
         facts = {
             "operation": job.kind.name,
-            "kept": report["kept"],
-            "cosine": report["cosine"],
-            "tensors": len(report["tensors"]),
+            "kept": report.kept,
+            "cosine": report.cosine,
+            "tensors": len(report.tensors),
         }
-        made = Result("model", files, facts, report, {"kept": report["kept"]})
-        result: dict[str, Any] = job.transaction("commit", lambda session: commit(ctx, session, job.job_id, spec, made))
-        return result
+        made = Result("model", files, facts, report_body(report), kept=report.kept)
+        return job.transaction("commit", commit, ctx, job.job_id, spec, made)
 
     return run
 
 
-def make(job: JobContext, inputs: dict[str, Any]) -> tuple[Files, dict[str, Any]]:
-    """The files of the merged checkpoint, in the store, and the merge's report. Raises RegistryError `rejected`."""
-    plan = job.child("plan", f"{CHILD}:plan", inputs)
-    merged = []
-    for number, file in enumerate(plan["files"]):
-        job.progress(
-            "merge",
-            f"{file} ({number + 1} of {len(plan['files'])})",
-            done=number,
-            total=len(plan["files"]),
-            unit="files",
-        )
-        merged.append(job.child(f"merge {file}", f"{CHILD}:shard", {**inputs, "file": file}))
-    report = job.step("judge", _judge, merged, inputs["recipe"]["allow_loss"])
-    side = job.child("side files", f"{CHILD}:side_files", inputs)
-    return [*merged, *side["files"]], report
+def make(job: JobContext, data: DeriveInput) -> tuple[tuple[MadeFile, ...], MergeReport]:
+    """Store the files of the merged checkpoint. Raises RegistryError `rejected`."""
+    if not isinstance(data.recipe, MergeRecipe):
+        raise RegistryError("internal", f"A recipe of {data.recipe.operation} is not a merge.")
+    planned = job.child("plan", child.plan, child.MergeInput(data.recipe, data.base, data.inputs))
+    merged, count = [], len(planned.weights)
+    for number, weights in enumerate(planned.weights):
+        job.progress("merge", f"{weights.file} ({number + 1} of {count})", done=number, total=count, unit="files")
+        shard = child.ShardInput(weights, data.base, data.inputs)
+        merged.append(job.child(f"merge {weights.file}", child.merge_shard, shard))
+    report = job.step("judge", _judge, merged, data.recipe.allow_loss)
+    return (*merged, *planned.side_files), report
 
 
-def _judge(merged: list[dict[str, Any]], allow_loss: bool) -> dict[str, Any]:
+def _judge(merged: list[child.MergedFile], allow_loss: bool) -> MergeReport:
     """Refuse a merge that loses the adapter in rounding. Raises RegistryError `rejected`."""
-    stats = [msgspec.convert(item, TensorStats) for file in merged for item in file["tensors"]]
+    stats = [tensor for file in merged for tensor in file.tensors]
     check_kept(stats, **({"min_kept": None} if allow_loss else {}))
-    report: dict[str, Any] = msgspec.to_builtins(merge_report(stats, files=[], ignored=[]))
-    return report
+    return merge_report(stats, files=[], ignored=[])

@@ -1,9 +1,8 @@
-"""The report of a job, and the event that says so, in the job's transaction."""
+"""The report of a job and the event of it, in the job's transaction."""
 
 from __future__ import annotations
 
-from typing import Any
-
+import msgspec
 from sqlmodel import Session
 
 from lora_registry.auth.principals import WORKER
@@ -13,8 +12,15 @@ from lora_registry.repositories import store as catalog
 from lora_registry.runtime.clock import now
 
 
-def add(session: Session, job_id: str, kind: str, version_id: int, *, passed: bool, body: str) -> dict[str, Any]:
-    """Insert it; returns what the job's own result says of it. body: JSON."""
+class ReportMade(msgspec.Struct, frozen=True):
+    """The result of a job that makes a report. report: its id."""
+
+    report: str
+    passed: bool
+
+
+def add(session: Session, job_id: str, kind: str, version_id: int, *, passed: bool, body: str) -> ReportMade:
+    """Insert a report. body: JSON."""
     version = catalog.versions_by_id(session, [version_id])[version_id]
     repo = catalog.repositories_by_id(session, [version.repository_id])[version.repository_id]
     session.add(ReportRow(id=job_id, kind=kind, version_id=version_id, passed=passed, body=body, created_at=now()))
@@ -28,4 +34,4 @@ def add(session: Session, job_id: str, kind: str, version_id: int, *, passed: bo
         passed=passed,
     )
     session.flush()
-    return {"report": job_id, "passed": passed}
+    return ReportMade(job_id, passed)

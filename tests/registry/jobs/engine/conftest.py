@@ -21,7 +21,7 @@ from lora_registry.db.tables.jobs import WorkerLease
 from lora_registry.jobs.engine.client import DbosEngine, migrate
 from lora_registry.jobs.engine.lease_store import create_table
 from lora_registry.jobs.engine.port import JobStatus
-from tests.registry.jobs.engine.handlers import Outcome
+from tests.registry.jobs.engine.handlers import KINDS, Outcome
 from tests.support.postgres import fresh_database
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -83,9 +83,9 @@ class Site:
         with Session(self.database) as session:
             self.jobs.enqueue(
                 session,
-                kind=kind,
+                KINDS[kind],
+                {"journal": str(self.journal(job_id)), **spec},
                 job_id=job_id,
-                spec={"journal": str(self.journal(job_id)), **spec},
                 queue=queue,
             )
             session.commit()

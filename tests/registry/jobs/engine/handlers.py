@@ -13,8 +13,8 @@ from sqlalchemy.orm import registry
 from sqlmodel import Field, Session, SQLModel
 
 from lora_contract.errors import RegistryError
-from lora_registry.jobs.engine.kinds import Handler, JobContext, JobKind, RetryPolicy
-from lora_registry.processes.child import Report
+from lora_registry.jobs.engine.kinds import JobContext, JobKind, RetryPolicy, handled
+from lora_registry.processes.child import ChildReporter
 
 
 class Apart(SQLModel, registry=registry()):
@@ -70,14 +70,14 @@ def full(ctx: JobContext, spec: dict[str, Any]) -> dict[str, Any]:
     """plan (step), execute (child process), check (step), commit (transaction)."""
     ctx.progress("plan", "begins")
     plan = ctx.step("plan", _pause, ctx, spec, "plan")
-    made = ctx.child("execute", "tests.registry.jobs.engine.handlers:execute", spec)
+    made = ctx.child("execute", execute, spec)
     ctx.log("half of it is done")
     check = ctx.step("check", _pause, ctx, spec, "check")
     row = ctx.transaction("commit", _commit, ctx.job_id, spec)
     return {"plan": plan, "made": made, "check": check, "row": row}
 
 
-def execute(spec: dict[str, Any], report: Report) -> dict[str, Any]:
+def execute(spec: dict[str, Any], report: ChildReporter) -> dict[str, Any]:
     """The child's work: `spec["tensors"]` turns of `spec["pace"]` seconds, or until the journal's `.go` is there.
 
     `spec["fate"]` is how it fails.
@@ -112,7 +112,7 @@ def execute(spec: dict[str, Any], report: Report) -> dict[str, Any]:
     return {"tensors": total}
 
 
-def large(spec: dict[str, Any], report: Report) -> dict[str, Any]:
+def large(spec: dict[str, Any], report: ChildReporter) -> dict[str, Any]:
     """Gives back more than any pipe holds, after as much talk."""
     print("x" * 300_000)
     for done in range(2000):
@@ -120,7 +120,7 @@ def large(spec: dict[str, Any], report: Report) -> dict[str, Any]:
     return {"back": spec["text"]}
 
 
-def with_offspring(_spec: dict[str, Any], _report: Report) -> dict[str, Any]:
+def with_offspring(_spec: dict[str, Any], _report: ChildReporter) -> dict[str, Any]:
     """Ends without a result while a process that it started still holds its output."""
     pid = subprocess.Popen(["sleep", "60"]).pid
     print(f"started {pid}", flush=True)
@@ -163,11 +163,12 @@ def broken(_ctx: JobContext, _spec: dict[str, Any]) -> dict[str, Any]:
 
 _QUICK = RetryPolicy(attempts=3, first_delay=0.1, backoff=2.0)
 
-HANDLERS: dict[JobKind, Handler] = {
-    JobKind("full", timeout=30.0, retry=_QUICK): full,
-    JobKind("poison", max_attempts=2, retry=_QUICK): full,
-    JobKind("hasty", timeout=3.0, retry=_QUICK): full,
-    JobKind("flaky", retry=_QUICK): flaky,
-    JobKind("commits", retry=_QUICK): commits,
-    JobKind("broken"): broken,
-}
+HANDLERS = [
+    handled(JobKind("full", dict[str, Any], timeout=30.0, retry=_QUICK), full),
+    handled(JobKind("poison", dict[str, Any], max_attempts=2, retry=_QUICK), full),
+    handled(JobKind("hasty", dict[str, Any], timeout=3.0, retry=_QUICK), full),
+    handled(JobKind("flaky", dict[str, Any], retry=_QUICK), flaky),
+    handled(JobKind("commits", dict[str, Any], retry=_QUICK), commits),
+    handled(JobKind("broken", dict[str, Any]), broken),
+]
+KINDS = {one.kind.name: one.kind for one in HANDLERS}

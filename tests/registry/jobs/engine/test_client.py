@@ -20,13 +20,13 @@ from sqlmodel import Session
 from lora_contract.errors import RegistryError
 from lora_registry.jobs.engine.client import DbosEngine, migrate
 from tests.registry.jobs.engine.conftest import Site
-from tests.registry.jobs.engine.handlers import Outcome
+from tests.registry.jobs.engine.handlers import KINDS, Outcome
 
 
 def test_a_job_exists_if_and_only_if_its_transaction_commits(site: Site) -> None:
     def enqueue(session: Session) -> None:
         session.add(Outcome(job_id="a", pid=0))
-        site.jobs.enqueue(session, kind="full", job_id="a", spec={"journal": "x"}, queue="cpu")
+        site.jobs.enqueue(session, KINDS["full"], {"journal": "x"}, job_id="a")
 
     with Session(site.database) as session:
         enqueue(session)
@@ -44,7 +44,7 @@ def test_a_job_exists_if_and_only_if_its_transaction_commits(site: Site) -> None
 def test_the_same_id_is_the_same_job(site: Site) -> None:
     site.enqueue("a", mark=1)
     with Session(site.database) as session:
-        site.jobs.enqueue(session, kind="full", job_id="a", spec={"mark": 2}, queue="cpu")
+        site.jobs.enqueue(session, KINDS["full"], {"mark": 2}, job_id="a")
         session.add(Outcome(job_id="a", pid=0))  # the transaction is still good
         session.commit()
     assert site.rows("a") == 1

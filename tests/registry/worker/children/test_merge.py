@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 
@@ -18,9 +17,9 @@ from lora_contract.recipe import MergeRecipe, RecipeInput
 from lora_kernels.merging import merge_folder
 from lora_registry.blobs.local import LocalStore
 from lora_registry.blobs.protocols import BlobStore
-from lora_registry.processes.child import Report
+from lora_registry.processes.child import ChildReporter
 from lora_registry.worker.children import merge as merge_child
-from lora_registry.worker.children import sources
+from lora_registry.worker.children.files import Files, StoredFile, ThreadSource
 from tests.kernels.checkpoints import write_base
 from tests.support.adapters import fingerprint_of_files, make_draft, read_folder
 from tests.support.faults import FaultProxy
@@ -63,11 +62,11 @@ def server(request: pytest.FixtureRequest) -> S3Server:
 
 
 @pytest.fixture
-def silent() -> Iterator[Report]:
+def silent() -> Iterator[ChildReporter]:
     reading, writing = os.pipe()
     os.close(reading)
 
-    class Silent(Report):
+    class Silent(ChildReporter):
         def send(self, message: dict[str, Any]) -> None:
             pass
 
@@ -75,16 +74,16 @@ def silent() -> Iterator[Report]:
     os.close(writing)
 
 
-def put(store: BlobStore, files: dict[str, bytes]) -> dict[str, list[Any]]:
-    def one(data: bytes) -> list[Any]:
+def put(store: BlobStore, files: dict[str, bytes]) -> Files:
+    def one(data: bytes) -> StoredFile:
         digest, size = store.put_unknown(data[begin : begin + MIB] for begin in range(0, len(data), MIB))
-        return [str(digest), size]
+        return StoredFile(str(digest), size)
 
     return {path: one(data) for path, data in files.items()}
 
 
 def test_a_merge_sends_the_touched_tensors_alone(
-    server: S3Server, base: Path, silent: Report, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    server: S3Server, base: Path, silent: ChildReporter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     files = read_folder(base)
     draft = make_draft(fingerprint_of_files(files), rank=2, seed=4, targets=["q_proj", "v_proj"])
@@ -97,20 +96,17 @@ def test_a_merge_sends_the_touched_tensors_alone(
         recipe = MergeRecipe(
             operation_version=1, base=str(Digest.of(b"")), inputs=(RecipeInput(str(Digest.of(b"")), 1.0),), target="a/b"
         )
-        spec = {
-            "recipe": msgspec.to_builtins(recipe),
-            "base": put(store, files),
-            "inputs": [put(store, draft.files())],
-            "file": "model.safetensors",
-        }
+        data = merge_child.MergeInput(recipe, put(store, files), (put(store, draft.files()),))
         monkeypatch.setenv("LORA_REG_STORAGE_URL", f"s3://{BUCKET}/{prefix}")
         monkeypatch.setenv("LORA_REG_S3_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
         monkeypatch.setenv("LORA_REG_S3_REGION", "us-east-1")
+        (planned,) = merge_child.plan(data, silent).weights
+        assert planned.file == "model.safetensors"
         proxy.reset()
-        made = merge_child.shard(spec, silent)
+        made = merge_child.merge_shard(merge_child.ShardInput(planned, data.base, data.inputs), silent)
         sent = proxy.passed[True]
-    assert (made["digest"], made["size"]) == (str(Digest.of(expected)), len(expected))
-    assert store.read(Digest.parse(made["digest"])) == expected
+    assert (made.digest, made.size) == (str(Digest.of(expected)), len(expected))
+    assert store.read(Digest.parse(made.digest)) == expected
     assert len(expected) > 14 * MIB
     # A part has at least 5 MiB, so a short header before a long run takes so much of the run with it.
     assert sent < 7.5 * MIB, f"{sent} of {len(expected)} bytes were sent"
@@ -119,7 +115,7 @@ def test_a_merge_sends_the_touched_tensors_alone(
 def test_one_source_for_many_threads(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     data = np.random.default_rng(5).bytes(3_000_000)
-    source = sources.ThreadSource(store, put(store, {"a": data, "b": data[::-1]}))
+    source = ThreadSource(store, put(store, {"a": data, "b": data[::-1]}))
 
     def look(number: int) -> bool:
         path, whole = ("a", data) if number % 2 else ("b", data[::-1])

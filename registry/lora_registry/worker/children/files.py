@@ -1,11 +1,13 @@
-"""Files of versions for a child process: it holds no database, so its job hands it digests and sizes."""
+"""Files of versions for a child process: it has no database, so its handler passes digests and sizes."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
+
+import msgspec
 
 from lora_contract.digest import Digest
 from lora_kernels.merging import RangeSource
@@ -15,8 +17,24 @@ from lora_registry.blobs.window import Window
 from lora_registry.settings import load
 from lora_registry.storage import open_blobs
 
-Files = Mapping[str, Any]
-"""path -> [digest, size]: JSON, as a job's step returns it."""
+
+class StoredFile(msgspec.Struct, frozen=True, array_like=True):
+    """A blob of the store: a file of a version under whatever path."""
+
+    digest: str
+    size: int
+
+
+Files: TypeAlias = dict[str, StoredFile]
+"""The stored files of a version, by their paths."""
+
+
+class MadeFile(msgspec.Struct, frozen=True):
+    """A file of a result; its bytes are in the store."""
+
+    path: str
+    size: int
+    digest: str
 
 
 def blobs() -> BlobStore:
@@ -26,7 +44,7 @@ def blobs() -> BlobStore:
 
 def reader(store: BlobStore, files: Files) -> Callable[[str, int, int], bytes]:
     """`read(path, offset, length)` over the files of a version, for one thread."""
-    windows = {path: Window(store, Digest.parse(digest), int(size)) for path, (digest, size) in files.items()}
+    windows = {path: Window(store, Digest.parse(file.digest), file.size) for path, file in files.items()}
 
     def read(path: str, offset: int, length: int) -> bytes:
         return windows[path].read(offset, length)
@@ -35,17 +53,17 @@ def reader(store: BlobStore, files: Files) -> Callable[[str, int, int], bytes]:
 
 
 def sizes(files: Files) -> dict[str, int]:
-    return {path: int(size) for path, (_, size) in files.items()}
+    return {path: file.size for path, file in files.items()}
 
 
 def fetch(store: BlobStore, files: Files, folder: Path) -> None:
-    """Write the files of a version, each checked against its digest. Raises RegistryError where one differs."""
-    for path, (text, size) in files.items():
-        digest = Digest.parse(text)
+    """Write the files of a version, each checked against its digest. Raises RegistryError if one differs."""
+    for path, stored in files.items():
+        digest = Digest.parse(stored.digest)
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("xb") as file:
-            for piece in checked(store.stream(digest), digest=digest, size=int(size)):
+            for piece in checked(store.stream(digest), digest=digest, size=stored.size):
                 file.write(piece)
 
 
@@ -58,7 +76,7 @@ class ThreadSource:
         self._local = threading.local()
 
     def read_into(self, path: str, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` from `offset` of a file. Raises RegistryError `corrupt` where it ends before."""
+        """Fill `buffer` from `offset` of a file. Raises RegistryError `corrupt` if it ends before."""
         source: RangeSource | None = getattr(self._local, "source", None)
         if source is None:
             source = RangeSource(reader(self._store, self._files), sizes=sizes(self._files))

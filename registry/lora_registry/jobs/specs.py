@@ -1,0 +1,68 @@
+"""The kinds of jobs, each with the struct that a request hands to the worker. Versions are ids of rows."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from lora_contract.recipe import OPERATIONS, Operation
+from lora_contract.validation import Precision, Role
+from lora_registry.jobs.engine.kinds import JobKind
+
+HOUR: Final = 3600.0
+
+
+class InspectSpec(msgspec.Struct, frozen=True):
+    version: int
+
+
+class EvaluationSetSpec(msgspec.Struct, frozen=True):
+    """name: how the request called the evaluation set."""
+
+    role: Role
+    version: int
+    name: str
+
+
+class ValidateSpec(msgspec.Struct, frozen=True):
+    version: int
+    sets: tuple[EvaluationSetSpec, ...]
+    precision: Precision
+
+
+class DiffSpec(msgspec.Struct, frozen=True):
+    """The report is on `version`, the later of both."""
+
+    before: int
+    version: int
+
+
+class Ingredients(msgspec.Struct, frozen=True, kw_only=True):
+    """A recipe by its digest, and the versions that its digests stand for: others may hold the same content."""
+
+    recipe: str
+    base: int
+    inputs: tuple[int, ...]
+
+
+class DeriveSpec(Ingredients, frozen=True, kw_only=True):
+    """author: name of the principal who asked."""
+
+    tags: tuple[str, ...]
+    message: str
+    author: str
+
+
+class ReproduceSpec(Ingredients, frozen=True, kw_only=True):
+    version: int
+
+
+# An inspection takes a second and somebody waits for it.
+INSPECT: Final = JobKind("inspect", InspectSpec, priority=50, timeout=6 * HOUR)
+DIFF: Final = JobKind("diff", DiffSpec, priority=60, timeout=6 * HOUR)
+VALIDATE: Final = JobKind("validate", ValidateSpec, priority=75, timeout=24 * HOUR)
+REPRODUCE: Final = JobKind("reproduce", ReproduceSpec, timeout=24 * HOUR)
+DERIVE: Final[dict[Operation, JobKind[DeriveSpec]]] = {
+    operation: JobKind(operation, DeriveSpec, timeout=24 * HOUR) for operation in OPERATIONS
+}
