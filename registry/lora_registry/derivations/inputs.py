@@ -1,4 +1,4 @@
-"""What goes into a derived version: references become versions, and adapters the base that they pin."""
+"""Inputs of a derived version: resolves references to versions, and adapters to the base that they pin."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Adapters:
 
 
 def adapters(session: Session, principal: Principal, items: Sequence[WeightedAdapter]) -> Adapters:
-    """Pin every adapter by digest. Raises `conflict` where one is no adapter or pins another base than the first."""
+    """Pin every adapter by digest. Raises `conflict` if one is not an adapter or pins another base than the first."""
     if not 0 < len(items) <= MAX_ADAPTERS:
-        raise RegistryError("invalid-request", f"1 to {MAX_ADAPTERS} adapters go in, not {len(items)}.")
+        raise RegistryError("invalid-request", f"Expected 1 to {MAX_ADAPTERS} adapters, not {len(items)}.")
     pins: dict[str, str] = {}
     bases: dict[str, Version] = {}
     inputs, ids = [], []
@@ -60,7 +60,7 @@ def adapters(session: Session, principal: Principal, items: Sequence[WeightedAda
 
 
 def need_weights(version: Version, what: str, hint: str) -> None:
-    """Raises `unsupported` where the checkpoint's bytes are not in the store."""
+    """Raise `unsupported` if the checkpoint's bytes are not in the store."""
     if version.weights_absent:
         raise RegistryError(
             "unsupported",

@@ -51,8 +51,8 @@ def submit(
     """Start a job, or find the one of the same recipe; one that failed or was cancelled is started again.
 
     kind: of the result. resolved: pins the inputs, given a session and the target's `namespace/name`. Tags are set when
-    the job is done, or at once where it is done already; a job that is under way keeps the tags it was first asked for
-    with. Raises `not-found`, `conflict` (bases differ, target of another kind), `unsupported`, `invalid-request`.
+    the job is done, or at once if it is done already; a job that is queued or running keeps the tags of its first
+    request. Raises `not-found`, `conflict` (bases differ, target of another kind), `unsupported`, `invalid-request`.
     """
     target = reference.parse(request.to).with_namespace(reference.DEFAULT_NAMESPACE)
     if not target.is_bare:
@@ -90,9 +90,9 @@ def submit(
 
 
 def _job(ctx: Context, recipe: Recipe) -> tuple[str, int | None]:
-    """The id of the recipe's job, and the version that it has made; None where it has made none yet.
+    """The id of the recipe's job, and the version that it has made; None if it has made none yet.
 
-    A job whose result was deleted has had its day: the same recipe is then another job.
+    If the result of a job was deleted, the same recipe is another job.
     """
     with ctx.db.read() as session:
         for attempt in count(1):

@@ -1,4 +1,4 @@
-"""Asking for work: the row that says what a job is about and the engine's job, in the caller's transaction."""
+"""Enqueue jobs: the row that says what a job is about and the engine's job, in the caller's transaction."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def examine(
 
 
 def derived_job_id(recipe: Recipe, attempt: int = 1) -> str:
-    """attempt: grows where the result of the one before was deleted."""
+    """attempt: counts up each time the previous result was deleted."""
     return f"{recipe.operation}-{recipe.digest.hex}" + (f"-{attempt}" if attempt > 1 else "")
 
 

@@ -23,8 +23,8 @@ def list_all(caller: Caller, path: VersionPath) -> ReportList:
         for row in store.reports(session, version.id):
             body = json.loads(row.body)
             layers = body.get("layers", {}).values()
-            told = body.pop("findings", [finding for layer in layers for finding in layer["findings"]])
-            findings = msgspec.convert(told, list[Finding])
+            found = body.pop("findings", [finding for layer in layers for finding in layer["findings"]])
+            findings = msgspec.convert(found, list[Finding])
             items.append(
                 ReportView(
                     id=row.id,

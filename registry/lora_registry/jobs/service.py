@@ -1,4 +1,4 @@
-"""Jobs as callers see them: our row says what it is about, the engine says how it stands."""
+"""Jobs as callers see them: our row says what a job is about, the engine knows its state."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lora_registry.runtime.clock import iso
 
 MAX_RECORDS: Final = 500
 MIN_PREFIX: Final = 6
-"""Characters of an id from which on it may be a prefix."""
+"""Least number of characters of a prefix."""
 MAX_LISTED: Final = 5
 """Jobs that an error about an ambiguous prefix names."""
 
@@ -132,12 +132,12 @@ def _find(session: Session, principal: Principal, job_id: str) -> JobRow:
 def _status(ctx: Context, job_id: str) -> JobStatus:
     status = ctx.jobs.status(job_id)
     if status is None:
-        raise RegistryError("not-found", f"The engine does not know the job {job_id[:80]!r} any more.")
+        raise RegistryError("not-found", f"The job engine no longer has the job {job_id[:80]!r}.")
     return status
 
 
 def _views(ctx: Context, job_ids: Sequence[str]) -> list[JobView]:
-    """The engine's word first, then our rows: what a job that is done has made is then there to be read."""
+    """Ask the engine first, then read our rows: the result of a job that is done is then in them."""
     statuses = [_status(ctx, job_id) for job_id in job_ids]
     with ctx.db.read() as session:
         rows = [(store.job(session, job_id), status) for job_id, status in zip(job_ids, statuses, strict=True)]

@@ -58,7 +58,7 @@ class ReproduceSpec(Ingredients, frozen=True, kw_only=True):
     version: int
 
 
-# An inspection takes a second and somebody waits for it.
+# An inspection takes a second, and a person waits for it.
 INSPECT: Final = JobKind("inspect", InspectSpec, priority=50, timeout=6 * HOUR)
 DIFF: Final = JobKind("diff", DiffSpec, priority=60, timeout=6 * HOUR)
 VALIDATE: Final = JobKind("validate", ValidateSpec, priority=75, timeout=24 * HOUR)

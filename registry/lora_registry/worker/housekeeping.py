@@ -1,4 +1,4 @@
-"""What a worker does beside jobs: remove uploads whose time is over, and what killed processes left on the disk.
+"""Housekeeping beside jobs: remove expired uploads, and what killed processes left on the disk.
 
 Idempotent, so every worker may do it.
 """
@@ -29,7 +29,7 @@ def _keep(ctx: Context) -> NoReturn:
     while True:
         try:
             removed = sessions.sweep(ctx)
-            # Past the session's end by an hour: whoever is still sending then has lost the session anyway.
+            # An hour past the session's end: a client that is still sending then has lost the session anyway.
             ctx.blobs.sweep(older_than=ctx.settings.upload_seconds + 3600)
             scratch.sweep(ctx.settings.data)
         except RegistryError as error:

@@ -20,11 +20,11 @@ WARM = (
     tuple(_CHILDREN + name for name in ("inspect", "diff", "derive", "merge")),
     (f"{_CHILDREN}validate", "lora_kernels.validating.imports"),
 )
-"""Modules whose functions run in children, by the imports that they share: those of the first do without torch."""
+"""Modules whose functions run in children, grouped by shared imports: the first group does not need torch."""
 
 
 def work(settings: Settings, *, queues: tuple[str, ...], name: str | None, parent: int | None) -> NoReturn:
-    """Run jobs until told to stop. Raises RegistryError `unavailable` where the database was not migrated."""
+    """Run jobs until a signal stops the worker. Raises RegistryError `unavailable` if the database was not migrated."""
     os.environ.update(environment(settings))  # the children of jobs read their settings there
     ctx = open_context(settings)
     require_connection(ctx.db.engine)

@@ -1,7 +1,7 @@
 """Working folders of child processes, on the disk of the data folder.
 
-A child may be killed at any moment. Its folder is told from a living one's by the lock that goes with the process:
-whoever opens a folder of its own, and the worker now and then, removes those whose lock is free.
+A child may be killed at any moment. Its folder is recognized by its lock, which is released with the process: a child
+that opens its own folder, and the worker now and then, removes those that are not locked.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ NAME: Final = "scratch"
 
 @contextmanager
 def folder(data: Path) -> Iterator[Path]:
-    """An empty folder under `data`, gone at the end of the block; where the process is killed, with the next one."""
+    """An empty folder under `data`, removed at the end of the block, or with the next one if the
+    process is killed."""
     made = data / NAME / f"{os.getpid()}-{secrets.token_hex(4)}"
     with _registering(data):
         _sweep(data)

@@ -172,7 +172,7 @@ class DbosEngine:
                     job_id, start_step=begin, application_version=APPLICATION_VERSION, queue_name=status.queue
                 )
             except dbos_error.DBOSException as error:
-                raise RegistryError("conflict", f"The job {job_id} was started again by somebody else.") from error
+                raise RegistryError("conflict", f"The job {job_id} was already restarted by another caller.") from error
 
     def close(self) -> None:
         self._client.destroy()

@@ -112,7 +112,7 @@ class DbosContext:
         self.progress("log", text)
 
     def alive(self) -> None:
-        """Raise where the job is no longer ours. An event is one row, overwritten, where a stream would grow."""
+        """Raise if the job is no longer ours. An event is one row, overwritten; a stream would grow."""
         DBOS.set_event(ALIVE_EVENT, time.time())
 
     def _tried(self, name: str, work: Callable[[], Any]) -> Any:

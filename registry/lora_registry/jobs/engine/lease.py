@@ -1,8 +1,9 @@
-"""The failure detector: each worker beats on a lease, and each gives the jobs of the dead to the living.
+"""The failure detector: each worker beats on a lease, and each gives the jobs of expired leases to live workers.
 
-The engine takes a dead process's jobs up again only when a process with the same id starts. Here every worker looks,
+The engine resumes a dead process's jobs only when a process with the same id starts. Here every worker looks,
 once a tick, for running jobs whose worker holds no lease, and puts them back on their queue. That is idempotent and
-needs no leader. Taking a living worker for dead costs one repeated step, never a second result: the engine fences.
+needs no leader. If a live worker's lease expires, one step is repeated; a second result is impossible, since the engine
+fences.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 class Heartbeat(threading.Thread):
-    """Renews the lease every `beat_seconds`; calls `on_lost` once where it is gone or could not be renewed in time."""
+    """Renews the lease every `beat_seconds`; calls `on_lost` once if it is gone or could not be renewed in time."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """The SQL of the worker leases. All times are the database's own.
 
 Each write is one statement that commits itself: a worker that is frozen while it beats must not hold the lock of its
-row, for which those who would take its jobs over wait.
+row, which the workers that take its jobs over wait for.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _reading(engine: Engine) -> Connection:
 
 
 def claim(engine: Engine, *, executor_id: str, instance: str, host: str, queues: str, lease_seconds: float) -> bool:
-    """Take the lease if it is free, expired or already `instance`'s. False where another live instance holds it."""
+    """Take the lease if it is free, expired or already `instance`'s. Return False if another live instance holds it."""
     values: dict[str, Any] = {
         "instance": instance,
         "host": host,
@@ -62,7 +62,7 @@ def claim(engine: Engine, *, executor_id: str, instance: str, host: str, queues:
 
 
 def beat(engine: Engine, *, executor_id: str, instance: str) -> bool:
-    """Renew the lease. False where the row is gone or another's: the jobs of this worker have been given away."""
+    """Renew the lease. Return False if the row is gone or another's: this worker's jobs have been given to others."""
     statement = update(WorkerLease).where(_executor == executor_id, _instance == instance).values(beat_at=_now(engine))
     with autocommitting(engine).connect() as connection:
         renewed = connection.execute(statement).rowcount == 1
@@ -77,7 +77,7 @@ def release(engine: Engine, *, executor_id: str, instance: str) -> None:
 
 
 def drop_expired(engine: Engine, *, but: str) -> list[str]:
-    """Delete the expired leases other than `but`'s, and say whose they were.
+    """Delete the expired leases other than `but`'s; return the executor ids of their workers.
 
     A worker that slept past its lease finds its row gone, and so learns that its jobs are no longer its own.
     """
@@ -97,11 +97,11 @@ def holders(engine: Engine) -> set[str]:
 
 
 def served(session: Session) -> set[str]:
-    """Queues that a live worker takes jobs from."""
+    """Return the queues that a live worker takes jobs from."""
     alive = select(col(WorkerLease.queues)).where(_beat + _lease >= _now(session.get_bind()))
     return {queue for queues in session.execute(alive).scalars() for queue in queues.split(",")}
 
 
 def create_table(engine: Engine) -> None:
-    """For tests and tools without Alembic: create the lease table where it is missing."""
+    """For tests and tools without Alembic: create the lease table if it is missing."""
     SQLModel.metadata.create_all(engine, tables=[SQLModel.metadata.tables[WorkerLease.__tablename__]])

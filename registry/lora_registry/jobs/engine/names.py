@@ -1,4 +1,4 @@
-"""What the client side and the worker side must agree on."""
+"""Names and error forms on which the client side and the worker side must agree."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lora_contract.errors import RegistryError, known_code
 APPLICATION: Final = "lora-reg"
 
 # Pinned: by default it is a hash of the workflows' source, and any edit would strand the jobs that are running.
-# Raise it only when a running job could not go on under the new code.
+# Raise it only if a running job could not continue under the new code.
 APPLICATION_VERSION: Final = "1"
 
 PROGRESS_STREAM: Final = "progress"
@@ -25,8 +25,8 @@ def to_portable(error: RegistryError) -> PortableWorkflowError:
 
 
 def from_portable(error: PortableWorkflowError) -> RegistryError:
-    """The same error back. Whatever was no RegistryError was a fault of ours: code `job-failed`."""
-    # The name does not tell: read back, it is the name of the portable class.
+    """The same error back. Anything but a RegistryError is a bug of ours: code `job-failed`."""
+    # The name says nothing here: read back, it is the name of the portable class.
     code = known_code(error.code)
     if code is None or not isinstance(error.data, dict) or error.data.keys() != {"hint", "facts"}:
         return RegistryError("job-failed", f"{error.name}: {error.message}")

@@ -1,6 +1,6 @@
-"""The narrow port that stands before the engine: what the service and the workers may ask of it.
+"""The port before the job engine: everything that the service asks of it.
 
-A job's id is chosen by the caller (`<kind>-<recipe digest>` or the like): the same id is the same job, for ever.
+A job's id is chosen by the caller (`<kind>-<recipe digest>` or the like): the same id is always the same job.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class JobStatus(msgspec.Struct, frozen=True):
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """One progress record. `offset` counts from 0 and takes a follower up again after a lost connection.
+    """One progress record. `offset` counts from 0; a follower resumes from it after a lost connection.
 
-    done/total: units of work (`unit`, such as "bytes" or "tensors"); total None where it is not known.
+    done/total: units of work (`unit`, such as "bytes" or "tensors"); total None if unknown.
     A step that runs again after a crash repeats records: read them as states, not as increments.
     """
 
@@ -77,7 +77,7 @@ class JobEngine(Protocol):
         """Progress records from `offset` on, until the job has ended or `timeout` seconds passed without one."""
 
     def retry(self, job_id: str) -> None:
-        """Start a job that failed or was cancelled once more, under the same id. Finished steps are not repeated
-        where their results are kept. Raises RegistryError `conflict` where the job is not failed or cancelled."""
+        """Restart a job that failed or was cancelled, under the same id. Finished steps are not repeated
+        if their results are kept. Raises RegistryError `conflict` unless the job is failed or cancelled."""
 
     def close(self) -> None: ...

@@ -1,4 +1,4 @@
-"""The worker process: takes jobs from queues and runs their handlers until it is told to stop."""
+"""The worker process: takes jobs from queues and runs their handlers until a signal stops it."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ def run_worker(
     """Run jobs until SIGTERM or SIGINT; never returns. Call it in the main thread of a process of its own.
 
     engine: of our database, whose URL the job engine uses too; `migrate` must have run. executor_id: None gives
-    `host/uuid`, new at every start; a fixed one takes its own jobs up again at once after a restart, and is refused
+    `host/uuid`, new at every start; a fixed one resumes its own jobs at once after a restart, and is refused
     with RegistryError `conflict` while another live process holds it. concurrency: jobs of a queue at a time in one
     worker; the newest worker's figure holds for all. parent_pid: stop when this process, our parent, ends.
     warm: groups of modules for `Children`. preload: whether they are imported soon rather than for their first child.
 
-    Exit status 0 after a signal (running jobs go on in another worker), EXIT_LEASE_LOST where the lease was lost.
+    Exit status 0 after a signal (running jobs go on in another worker), EXIT_LEASE_LOST if the lease was lost.
     """
     if parent_pid is not None:
         die_with_parent(parent_pid, sent=signal.SIGTERM)
@@ -101,7 +101,7 @@ def run_worker(
         on_lost=lost,
     )
     heartbeat.start()
-    # Whoever is inside a transaction of ours on SQLite holds the write lock and asks the engine, on a connection of its
+    # A thread inside a transaction of ours on SQLite holds the write lock and asks the engine, on a connection of its
     # own, whether the job is still its own. With fewer connections than threads that wait for the lock, neither goes
     # on until the lock's wait of 30 seconds is over.
     connections = SPARE_CONNECTIONS + 2 * len(queues) + sum(concurrency.get(queue, 1) for queue in queues)
@@ -134,7 +134,7 @@ def run_worker(
 
     stop.get()
     # The engine's own shutdown waits for steps and then forgets them. Here the children die, nothing is recorded for
-    # their steps, and the lease goes last, so that nobody takes a job over while we still work on it.
+    # their steps, and the lease goes last, so that no other worker takes a job over while we still work on it.
     reaper.stop()
     children.stop()
     heartbeat.stop()
@@ -160,7 +160,7 @@ def _launch(
     serializer = DBOSPortableJSONSerializer()
     sessions = sessionmaker(class_=Session, expire_on_commit=False)
     # Around the commit, after the engine has looked whether the job is still ours and before it notes the step as
-    # done: the places where a result could be doubled.
+    # done: the points at which a crash could duplicate a result.
     event.listen(sessions, "before_commit", lambda _session: fault_point("jobs.transaction.checkpointed"))
     event.listen(sessions, "after_commit", lambda _session: fault_point("jobs.transaction.committed"))
     config: DBOSConfig = {
@@ -216,5 +216,5 @@ def _running_executors() -> set[str]:
 
 
 def _recover(executor_ids: list[str]) -> None:
-    # The one private name we use; a test fails where it goes. See the lease module for why it is needed.
+    # The one private name we use; a test fails if it is removed. See the lease module for why it is needed.
     DBOS._recover_pending_workflows(executor_ids)

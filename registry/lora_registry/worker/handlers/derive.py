@@ -83,7 +83,7 @@ def gather(ctx: Context, spec: Ingredients) -> DeriveInput:
 
 
 def _checked(ctx: Context, base_id: int, files: Sequence[MadeFile]) -> dict[str, Any]:
-    """A derived adapter passes the check that a pushed one passes; returns its facts. Raises `rejected`."""
+    """Check a derived adapter as a pushed one is checked; return its facts. Raises `rejected`."""
     with ctx.db.read() as session:
         pin = check.pinned(session, catalog.versions_by_id(session, [base_id])[base_id])
     outcome = check.adapter(ctx, _entries(files), pin, accept_base=True)
@@ -92,7 +92,7 @@ def _checked(ctx: Context, base_id: int, files: Sequence[MadeFile]) -> dict[str,
 
 
 def commit(session: Session, ctx: Context, job_id: str, spec: DeriveSpec, result: Result) -> Committed:
-    """Make the result a version, or find the one that has its content; sets the tags and the job's result."""
+    """Commit the result as a version, or find the one that has its content; set the tags and the job's result."""
     recipe = _recipe(session, spec.recipe)
     _versions(session, spec)
     entries = _entries(result.files)
@@ -148,7 +148,7 @@ def _entries(files: Sequence[MadeFile]) -> tuple[FileEntry, ...]:
 def _recipe(session: Session, digest: str) -> Recipe:
     row = work.recipe(session, digest)
     if row is None:
-        raise RegistryError("not-found", f"The recipe {digest} is gone.")
+        raise RegistryError("not-found", f"The recipe {digest} is missing.")
     return parse_recipe(row.body)
 
 
@@ -157,5 +157,5 @@ def _versions(session: Session, spec: Ingredients) -> dict[int, Version]:
     found = catalog.versions_by_id(session, [spec.base, *spec.inputs])
     for version in found.values():
         if version.deleted_at is not None:
-            raise RegistryError("deleted", f"An input of the job, {version.digest}, was deleted meanwhile.")
+            raise RegistryError("deleted", f"An input of the job, {version.digest}, was deleted after the request.")
     return found
