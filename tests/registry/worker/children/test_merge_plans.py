@@ -13,8 +13,8 @@ from lora_kernels.checkpoint.folders import read_adapter, read_base  # noqa: E40
 from lora_kernels.merging import plan_merge  # noqa: E402
 from lora_kernels.types.table import ROOMS  # noqa: E402
 from lora_registry.worker.children.merge import pack, unpack  # noqa: E402
-from tests.kernels.merging.test_types import CASES  # noqa: E402
-from tests.kernels.merging.type_cases import adapter_folder, base_folder  # noqa: E402
+from tests.kernels.types.cases import adapter_folder, base_folder  # noqa: E402
+from tests.kernels.types.test_types import CASES  # noqa: E402
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::RuntimeWarning")
