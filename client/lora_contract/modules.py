@@ -12,6 +12,7 @@ from typing import Final, Literal, TypeVar
 import msgspec
 
 from lora_contract.base import BaseFingerprint, BaseTensor
+from lora_contract.sharing import Sharing, sharing
 
 Kind = Literal["linear", "embedding", "norm", "conv", "experts", "mha"]
 
@@ -71,12 +72,15 @@ class BaseModule(msgspec.Struct, frozen=True):
 
 
 class BaseModules(msgspec.Struct, frozen=True):
-    """All modules by path, and every parameter by name."""
+    """All modules by path, and every parameter by name. sharing: which of them are one tensor. aliases: paths and names
+    of the running model by those in the files, and the other way round, where the class tells."""
 
     modules: dict[str, BaseModule]
     parameters: dict[str, BaseTensor]
     roots: frozenset[str]
     containers: frozenset[str]
+    sharing: Sharing = Sharing()
+    aliases: dict[str, str] = {}
 
     def resolve(self, path: str) -> BaseModule | None:
         """The module that an adapter's path means; None where the base has none.
@@ -94,6 +98,26 @@ class BaseModules(msgspec.Struct, frozen=True):
         """Whether modules of the base lie below a path."""
         return path in self.containers
 
+    def is_output(self, path: str) -> bool:
+        """Whether a path is the output layer's; by its name for classes that are not known to have one."""
+        output = self.sharing.output
+        if output is None:
+            return is_output_name(path)
+        owner = output.rpartition(".")[0]
+        found = self.resolve(owner)
+        return path in (owner, owner.rpartition(".")[2], found.path if found is not None else None)
+
+    def holds_vocabulary(self, path: str) -> bool:
+        """Whether a path, or its last segment alone, is an embedding's or the output layer's."""
+        module = self.resolve(path)
+        return (module is not None and module.kind == "embedding") or is_embedding_name(path) or self.is_output(path)
+
+    def input_embedding(self) -> BaseModule | None:
+        """The embedding of the token ids: the class's, or the first by the usual names; None if there is none."""
+        known = self.sharing.embedding
+        found = self.resolve(known.rpartition(".")[0]) if known is not None else None
+        return found if found is not None else input_embedding(self.modules)
+
     def attention_of(self, path: str) -> str | None:
         """The packed attention (`nn.MultiheadAttention`) whose output projection a path is; None for other paths."""
         parent, _, leaf = path.rpartition(".")
@@ -102,6 +126,8 @@ class BaseModules(msgspec.Struct, frozen=True):
 
     def _resolve(self, path: str, table: Mapping[str, _T]) -> _T | None:
         found = table.get(path)
+        if found is None and path in self.aliases:
+            found = table.get(self.aliases[path])
         if found is not None:
             return found
         for here, there in _RENAMES:
@@ -137,10 +163,15 @@ def modules_of(fingerprint: BaseFingerprint) -> BaseModules:
         elif len(tensor.shape) == 3 and path and path not in modules:
             modules[path] = BaseModule(path, "experts", None, None, False, tensor, experts=tensor.shape[0])
     modules.update(_expert_containers(modules))
-    modules.update(_tied(fingerprint, modules))
     roots = frozenset(name.partition(".")[0] for name in parameters)
+    plain = BaseModules(modules=modules, parameters=parameters, roots=roots, containers=frozenset())
+    shared = sharing(fingerprint, plain.resolve_parameter)
+    embedding = plain.resolve(shared.embedding.rpartition(".")[0]) if shared.embedding is not None else None
+    if embedding is not None and embedding.kind == "linear":
+        modules[embedding.path] = msgspec.structs.replace(embedding, kind="embedding", transposed=False)
+    modules.update(_without_tensor(shared, modules) if shared.unknown is None else _tied(fingerprint, modules))
     containers = frozenset(path[:end] for path in modules for end in _dots(path))
-    return BaseModules(modules=modules, parameters=parameters, roots=roots, containers=containers)
+    return BaseModules(modules, parameters, roots, containers, shared, _aliases(shared))
 
 
 def is_embedding_name(path: str) -> bool:
@@ -186,8 +217,33 @@ def _expert_containers(modules: Mapping[str, BaseModule]) -> dict[str, BaseModul
     }
 
 
+def _without_tensor(shared: Sharing, modules: Mapping[str, BaseModule]) -> dict[str, BaseModule]:
+    """The modules whose weight is a tensor that the files hold under another's name."""
+    added: dict[str, BaseModule] = {}
+    for group in shared.groups:
+        held = group.held
+        owner = modules.get(held.name.rpartition(".")[0])
+        for member in group.members:
+            path, _, leaf = member.name.rpartition(".")
+            if member.tensor is None and leaf == "weight" and owner is not None:
+                kind: Kind = "linear" if member.name == shared.output else owner.kind
+                if member.name == shared.embedding:
+                    kind = "embedding"
+                added[path] = BaseModule(path, kind, owner.out, owner.in_, owner.has_bias, held)
+    return added
+
+
+def _aliases(shared: Sharing) -> dict[str, str]:
+    """Names of parameters and paths of modules that differ between the running model and its files, both ways."""
+    found: dict[str, str] = {}
+    for name, stored in shared.aliases.items():
+        for here, there in ((name, stored), (name.rpartition(".")[0], stored.rpartition(".")[0])):
+            found[here], found[there] = there, here
+    return found
+
+
 def _tied(fingerprint: BaseFingerprint, modules: Mapping[str, BaseModule]) -> dict[str, BaseModule]:
-    """The output layer, and the inner embeddings of an encoder-decoder, where they share the input embedding."""
+    """What an unknown class most likely shares: its output layer, the inner embeddings of an encoder-decoder."""
     added: dict[str, BaseModule] = {}
     shared = modules.get("shared")
     if shared is not None:
@@ -202,7 +258,11 @@ def _tied(fingerprint: BaseFingerprint, modules: Mapping[str, BaseModule]) -> di
 
 
 def input_embedding(modules: Mapping[str, BaseModule]) -> BaseModule | None:
-    """The embedding of the token ids: the first by the usual names, None where there is none."""
+    """The embedding of the token ids: the first by the usual names, None if there is none.
+
+    Fingerprints record its rows, so that their digests depend on these names; elsewhere the class decides
+    (`BaseModules.input_embedding`).
+    """
     for leaf in ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "shared", "tokens_embed"):
         found = [path for path in modules if path == leaf or path.endswith(f".{leaf}")]
         if found:

@@ -9,7 +9,7 @@ from lora_contract.adapter.patterns import ALL_LINEAR
 from lora_contract.adapter.report import CONFIG, CheckReport
 from lora_contract.adapter.structure import Structure
 from lora_contract.adapter.types import TYPES
-from lora_contract.modules import BaseModule, BaseModules, is_output_name
+from lora_contract.modules import BaseModule, BaseModules
 
 
 def check_coverage(
@@ -53,9 +53,9 @@ def names(config: AdapterConfig, modules: BaseModules, targeted: Callable[[str],
             "" in owners and module is not None and module.kind == "experts"
         ):
             return True
-        if _tied_partner(config, module):
+        if _tied_partner(config, module, modules):
             return True
-        if not config.target_modules or (everything and module is not None and is_output_name(path)):
+        if not config.target_modules or (everything and module is not None and modules.is_output(path)):
             return False
         attention = modules.attention_of(path)
         return targeted(path) or (attention is not None and targeted(attention))
@@ -80,7 +80,7 @@ def _check_missing(
         for path, module in modules.modules.items()
         if module.kind in adapted
         and path not in held
-        and not (everything and is_output_name(path))
+        and not (everything and modules.is_output(path))
         and (experts or ".experts." not in path)
         and targeted(path)
     ]
@@ -113,9 +113,9 @@ def _owns(owner: str, path: str) -> bool:
     return bool(owner) and (path == owner or path.endswith(f".{owner}"))
 
 
-def _tied_partner(config: AdapterConfig, module: BaseModule | None) -> bool:
+def _tied_partner(config: AdapterConfig, module: BaseModule | None, modules: BaseModules) -> bool:
     """With ensure_weight_tying PEFT adapts the output layer along with the embedding it shares a weight with."""
-    return config.on("ensure_weight_tying") and module is not None and is_output_name(module.path)
+    return config.on("ensure_weight_tying") and module is not None and modules.is_output(module.path)
 
 
 def _root(path: str) -> str:

@@ -20,7 +20,7 @@ from lora_contract.adapter.sorting import place_of
 from lora_contract.adapter.types import TYPES
 from lora_contract.adapter.virtual_tokens import prompt_fault
 from lora_contract.base import BaseFingerprint, BaseTensor
-from lora_contract.modules import BaseModule, BaseModules, input_embedding, is_embedding_name, is_output_name
+from lora_contract.modules import BaseModule, BaseModules
 from lora_contract.tensors import Header, TensorEntry
 
 _HEADS: Final = {
@@ -65,7 +65,7 @@ def build(
             check_group(group, config, kind, base, scale(group.path).r, report)
     _check_saved_complete(config, modules, structure, report)
     if kind.prompt:
-        embedding = input_embedding(modules.modules)
+        embedding = modules.input_embedding()
         width = None if embedding is None else embedding.in_
         fault = prompt_fault(config, {tensor.name: tensor.shape for tensor in structure.globals_}, width, base.config)
         if fault is not None:
@@ -125,7 +125,7 @@ def _place(
         group = structure.groups.setdefault((path, nested), AdaptedModule(path, nested, {}, module))
         group.tensors[suffix] = tensor
         return
-    if _is_saved(rest, config, base):
+    if _is_saved(rest, config, base, modules):
         structure.saved.append(tensor)
         _check_saved(tensor, rest, config, modules, report)
         return
@@ -173,7 +173,7 @@ def _place_base_parameter(
             wrong_shape(report, tensor, f"{list(parameter.shape)} as in the base")
         return
     path = plain.rpartition(".")[0]
-    embedding = leaf == "weight" and (is_embedding_name(path) or is_output_name(path))
+    embedding = leaf == "weight" and modules.holds_vocabulary(path)
     if wrapped or embedding:
         structure.copies.append((tensor, parameter))
         return
@@ -187,7 +187,7 @@ def _place_base_parameter(
     )
 
 
-def _is_saved(rest: str, config: AdapterConfig, base: BaseFingerprint) -> bool:
+def _is_saved(rest: str, config: AdapterConfig, base: BaseFingerprint, modules: BaseModules) -> bool:
     names = config.modules_to_save
     if not names:
         return False
@@ -195,8 +195,9 @@ def _is_saved(rest: str, config: AdapterConfig, base: BaseFingerprint) -> bool:
         return True
     # With ensure_weight_tying PEFT saves the tied partner of a saved embedding too.
     path = rest.rpartition(".")[0]
-    pair = is_embedding_name(path) or is_output_name(path)
-    return base.tied and pair and config.on("ensure_weight_tying") and any(map(_embedding_or_output, names))
+    pair = modules.holds_vocabulary(path)
+    tied = bool(modules.sharing.groups) or base.tied
+    return tied and pair and config.on("ensure_weight_tying") and any(map(modules.holds_vocabulary, names))
 
 
 def _check_saved_complete(
@@ -217,10 +218,6 @@ def _check_saved_complete(
                 expected=f"{PREFIX}{name}",
                 hint="Save the adapter again; a part of it is missing.",
             )
-
-
-def _embedding_or_output(name: str) -> bool:
-    return is_embedding_name(name) or is_output_name(name)
 
 
 def _check_saved(
@@ -245,7 +242,7 @@ def _check_saved(
         )
         return
     if tensor.shape != parameter.shape:
-        rows = leaf == "weight" and (is_embedding_name(path) or is_output_name(path))
+        rows = leaf == "weight" and modules.holds_vocabulary(path)
         if rows and tensor.shape[1:] == parameter.shape[1:]:
             report.add(
                 "vocabulary-rows",

@@ -86,7 +86,7 @@ def _unsavable(name: str, pairs: Mapping[str, Pair], base: BaseFingerprint, modu
     module = modules.modules.get(path)
     if module is None or module.kind not in _SAVED_KINDS or leaf not in ("weight", "bias"):
         return "no parameter of a module that PEFT can save"
-    if shared(base, module):
+    if shared(modules, module):
         return "shared by the output layer and the input embedding"
     stored = [pairs[part].tuned for part in (f"{path}.weight", f"{path}.bias") if part in pairs]
     if any(tensor.dtype not in ADAPTER_DTYPES for tensor in stored):

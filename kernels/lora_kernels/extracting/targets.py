@@ -8,7 +8,7 @@ from typing import Final
 from lora_contract.adapter.patterns import ALL_LINEAR, names_module
 from lora_contract.base import BaseFingerprint
 from lora_contract.errors import RegistryError
-from lora_contract.modules import BaseModule, BaseModules, is_output_name, modules_of
+from lora_contract.modules import BaseModule, BaseModules, modules_of
 
 # Prefixes on disk that transformers renames while loading: which name a module has in memory depends on its version.
 _RENAMED: Final = ("language_model.", "visual.", "vision_tower.", "multi_modal_projector.")
@@ -28,8 +28,8 @@ def choose(base: BaseFingerprint, targets: Sequence[str] | str | None) -> dict[s
     modules = modules_of(base)
     if targets is None or (isinstance(targets, str) and targets.lower() == ALL_LINEAR):
         linear = [module for module in modules.modules.values() if module.kind == "linear" and _owns(module)]
-        inner = targets is not None or ties(base)
-        chosen = [module for module in linear if not (inner and is_output_name(module.path))]
+        inner = targets is not None or ties(modules)
+        chosen = [module for module in linear if not (inner and modules.is_output(module.path))]
     else:
         chosen = _named(base, modules, [targets] if isinstance(targets, str) else targets, isinstance(targets, str))
     return {f"{module.path}.weight": module for module in sorted(chosen, key=lambda module: module.path)}
@@ -51,22 +51,24 @@ def running_path(base: BaseFingerprint, modules: BaseModules, path: str) -> str:
     return prefixed(base, modules, path)
 
 
-def ties(base: BaseFingerprint) -> bool:
-    """Whether a loader gives output layer and input embedding one weight, whatever the files hold."""
-    nested = base.config.get("text_config")
-    configs = (base.config, nested if isinstance(nested, dict) else {})
-    return base.tied or any(part.get("tie_word_embeddings") is True for part in configs)
+def ties(modules: BaseModules) -> bool:
+    """Whether a loader gives several layers one weight, whatever the files hold, or may do so."""
+    return bool(modules.sharing.groups) or modules.sharing.unknown is not None
 
 
-def shared(base: BaseFingerprint, module: BaseModule) -> bool:
-    """Whether a module's weight is another one's too."""
-    return ties(base) and (module.kind == "embedding" or is_output_name(module.path))
+def shared(modules: BaseModules, module: BaseModule) -> bool:
+    """Whether a module's weight is another one's too, or may be."""
+    sharing = modules.sharing
+    if sharing.unknown is not None:
+        return modules.holds_vocabulary(module.path)
+    held = {member.tensor.name for group in sharing.groups for member in group.members if member.tensor is not None}
+    return f"{module.path}.weight" in held
 
 
 def prefixed(base: BaseFingerprint, modules: BaseModules, path: str) -> str:
     """`running_path` without its refusals, for comparing names."""
     prefix = _PREFIXES.get(base.model_type)
-    return path if prefix is None or prefix in modules.roots or is_output_name(path) else f"{prefix}.{path}"
+    return path if prefix is None or prefix in modules.roots or modules.is_output(path) else f"{prefix}.{path}"
 
 
 def _named(base: BaseFingerprint, modules: BaseModules, names: Sequence[str], pattern: bool) -> list[BaseModule]:
@@ -84,7 +86,7 @@ def _named(base: BaseFingerprint, modules: BaseModules, names: Sequence[str], pa
                 hint="Name modules by their path or its last segment, such as q_proj.",
             )
         for module in meant:
-            if not _owns(module) or module.kind not in _KINDS or shared(base, module):
+            if not _owns(module) or module.kind not in _KINDS or shared(modules, module):
                 raise _unfit(module)
             found[module.path] = module
     return list(found.values())

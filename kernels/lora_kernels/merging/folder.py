@@ -99,7 +99,7 @@ def merged_config(config: dict[str, Any], plan: MergePlan) -> dict[str, Any]:
     """The base's config.json, naming the output dtype if one was asked for, how the result is quantized if that
     is not the base's way, and an output layer that is no longer tied. The very same object if nothing is changed."""
     if plan.untied is not None:
-        config = untied_config(config)
+        config = untied_config(config, plan.untied_configs)
     if plan.quantization != "keep":
         config = {key: value for key, value in config.items() if key != "quantization_config"}
         if plan.quantization is not None:

@@ -18,7 +18,7 @@ from lora_contract.modules import BaseModules
 from lora_kernels.checkpoint.folders import AdapterInput
 from lora_kernels.merging.saved import SavedMatcher
 from lora_kernels.types.matching.change import Matches
-from lora_kernels.types.matching.tied import Tie
+from lora_kernels.types.matching.tied import Tie, refuse_shared
 from lora_kernels.types.matching.view import View, rejected
 from lora_kernels.types.refused import not_possible
 from lora_kernels.types.room import Room
@@ -61,6 +61,7 @@ def match_adapter(
     for entry in tensors.others:
         changes += saved.match(entry)
     _check_complete(view, changes)
+    refuse_shared(changes, base, modules, tie)
     return Matched(changes, tuple(sorted(view.ignored)))
 
 

@@ -95,13 +95,15 @@ class AdapterPlan(msgspec.Struct, frozen=True):
 
 class MergePlan(msgspec.Struct, frozen=True):
     """All of a merge. dtype: as asked for, None if every tensor keeps its own. untied: the output layer's weight,
-    if the base shares it with the embedding and the result does not. onto, rounding, seed: see `plan_merge`.
+    if the base shares it with the embedding and the result does not. untied_configs: paths of the nested
+    configs that say so. onto, rounding, seed: see `plan_merge`.
     quantization: the result's `quantization_config`, None for none, "keep" for what the base's config says."""
 
     shards: tuple[ShardPlan, ...]
     adapters: tuple[AdapterPlan, ...]
     dtype: str | None
     untied: str | None = None
+    untied_configs: tuple[str, ...] = ()
     onto: str = "fp"
     rounding: str = "nearest"
     seed: int = 0
@@ -149,7 +151,7 @@ def plan_merge(
     raw, base = base, logical_base(base, quantized)
     modules = modules_of(base)
     precision = Precision.of(base, modules, quantized, dtype=dtype, onto=onto, rounding=rounding)
-    tie = tie_of(base, modules)
+    tie = tie_of(modules)
     deltas: dict[str, list[Delta]] = {}
     plans = []
     for index, adapter in enumerate(adapters):
@@ -157,14 +159,13 @@ def plan_merge(
         for change in matched.changes:
             deltas.setdefault(change.tensor, []).append(Delta.of(index, change))
         plans.append(AdapterPlan(adapter.file, adapter.config.peft_type, adapter.weight, matched.ignored))
-    head = _untied(deltas, tie)
+    parted = tie if tie is not None and _part(deltas, tie) else None
     _refuse_conflicts(deltas)
     precision.check(deltas, base)
     quantization = precision.quantization()
     precision, stored = precision.settle(raw, base, deltas)
     files: dict[str, list[BaseTensor]] = {}
-    untied = [head] if head is not None and tie is not None and not tie.stored else []
-    for tensor in (*stored, *untied):
+    for tensor in (*stored, *(parted.written if parted is not None else ())):
         files.setdefault(tensor.file, []).append(tensor)
     drawn = seed if rounding == "stochastic" else None
     shards = [
@@ -174,7 +175,8 @@ def plan_merge(
         shards=tuple(shards),
         adapters=tuple(plans),
         dtype=dtype,
-        untied=head.name if head is not None else None,
+        untied=parted.head.weight.name if parted is not None else None,
+        untied_configs=parted.configs if parted is not None else (),
         onto=onto,
         rounding=rounding,
         seed=seed,
@@ -254,16 +256,14 @@ def _entries(name: str, shape: tuple[int, ...], dtype: str, form: Nf4Form | None
     return [(name, dtype, shape)] if form is None else nf4_entries(name, shape, form)
 
 
-def _untied(deltas: dict[str, list[Delta]], tie: Tie | None) -> BaseTensor | None:
-    """The output layer's weight if it is changed otherwise than the embedding's, so that both must part. If both
-    are changed alike they stay one tensor, and the changes are left with the embedding's."""
-    if tie is None or tie.head is None:
-        return None
-    if deltas.get(tie.head.name) != deltas.get(tie.weight.name):
-        return tie.head
-    if not tie.stored:
-        deltas.pop(tie.head.name, None)
-    return None
+def _part(deltas: dict[str, list[Delta]], tie: Tie) -> bool:
+    """Whether the two layers are changed otherwise than each other, so that they must part. If both are changed alike
+    they stay one tensor, and the changes are left with the one that the base's files hold."""
+    if deltas.get(tie.head.weight.name) != deltas.get(tie.embedding.weight.name):
+        return True
+    if tie.absent is not None:
+        deltas.pop(tie.absent.name, None)
+    return False
 
 
 def _columns(tensor: str, deltas: Sequence[Delta]) -> int | None:

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 from lora_contract.base import BaseFingerprint, BaseTensor
 from lora_contract.errors import RegistryError
-from lora_contract.modules import BaseModule, BaseModules, is_output_name
+from lora_contract.modules import BaseModule, BaseModules
 from lora_contract.tensors import DTYPE_BYTES, DTYPE_NAMES, FLOAT_DTYPES
 from lora_kernels.quantized.layout import Nf4Form, Quantized
 
@@ -161,7 +161,7 @@ def _linear(modules: BaseModules, quantized: Mapping[str, Quantized]) -> tuple[f
     for path, module in modules.modules.items():
         if module.weight is None or not _linear_layer(path, module):
             continue
-        if is_output_name(path) and module.weight.name not in quantized:
+        if modules.is_output(path) and module.weight.name not in quantized:
             skipped.add(path)
         else:
             found.add(module.weight.name)

@@ -28,8 +28,10 @@ class SavedMatcher:
         tie = view.tie
         # With ensure_weight_tying PEFT saves one module under the names of both.
         tied = tie is not None and view.config.on("ensure_weight_tying")
-        self._embedding = self._entry_of(tie.weight, entries) if tied and tie is not None else None
-        self._head = self._entry_of(tie.head, entries) if self._embedding is not None and tie is not None else None
+        self._embedding = self._entry_of(tie.embedding.weight, entries) if tied and tie is not None else None
+        self._head = (
+            self._entry_of(tie.head.weight, entries) if self._embedding is not None and tie is not None else None
+        )
 
     def match(self, entry: TensorEntry) -> Matches:
         """The replacement that a tensor is; empty for a copy. Raises RegistryError `rejected` for anything else."""
@@ -55,10 +57,18 @@ class SavedMatcher:
             )
         what = "A trained bias" if trained_bias else "A module in modules_to_save"
         target = self._target(name)
+        if target is None and (partners := view.modules.sharing.partners(name)):
+            raise RegistryError(
+                "unsupported",
+                f"{entry.name} replaces {name}, which the base ties to {', '.join(partners)} and does not hold.",
+                hint="Serve the adapter unmerged, or untie the base first and register it as a base of its own.",
+                module=module,
+                tensor=entry.name,
+            )
         if target is None:
             raise rejected(f"{entry.name} replaces {name}, which the base does not have", entry)
         if owner is not None and name.endswith(".weight"):
-            target = view.untied(owner, target, entry)
+            target = view.untied(owner, target)
         if target.shape != entry.shape:
             raise rejected(f"{entry.name} has the shape {shape(entry)}, but {target.name} has {shape(target)}", entry)
         if view.adapter.weight != 1:
@@ -82,7 +92,7 @@ class SavedMatcher:
             owner = self._view.modules.resolve(_plain(entry).removesuffix(".weight"))
             if weight is None or BASE_LAYER in entry.name or owner is None or owner.weight is None:
                 continue
-            if self._view.untied(owner, owner.weight, entry).name == weight.name:
+            if self._view.untied(owner, owner.weight).name == weight.name:
                 return entry
         return None
 

@@ -1,87 +1,178 @@
 """A base whose output layer is its input embedding: what an adapter changes of it, and what of that both layers share.
 
 An adapter is trained on one of the two layers, or on both apart, although they are one tensor; only where PEFT ties the
-adapter's own tensors too (`ensure_weight_tying`, trainable tokens) is the update one of both. So the head counts as a
-tensor of its own while adapters are matched, and the result is untied if its updates differ from the embedding's.
+adapter's own tensors too (`ensure_weight_tying`, trainable tokens) is the update one of both. So either counts as a
+tensor of its own while adapters are matched, and the result is untied where their updates differ.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
 
 from lora_contract.base import BaseFingerprint, BaseTensor
-from lora_contract.modules import BaseModule, BaseModules, input_embedding
+from lora_contract.errors import RegistryError
+from lora_contract.modules import BaseModule, BaseModules
+from lora_contract.sharing import KEY, Group, Member, nested, vocabularies
+from lora_kernels.types.forms.replace import Replacement
+from lora_kernels.types.matching.change import Change
 
-# Names of the head by the embedding's, in models that have no other layers tied to them.
-_HEADS: Final = {"embed_tokens": "lm_head", "wte": "lm_head", "word_embeddings": "lm_head", "embed_in": "embed_out"}
-_HEAD_NAMES: Final = frozenset({"lm_head", "embed_out", "output", "output_projection"})
-# Where the head's name carries the prefix that the embedding's has.
-_WRAPPED: Final = "language_model.model."
-_GENERATING: Final = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-_HEADLESS: Final = ("Model", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+# Settings that a config may hold beside those that the class reads.
+_TEXT: Final = "text_config"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One of the two layers. weight: of the base's files or, if they hold none, the other's bytes under its name."""
+
+    paths: tuple[str, ...]
+    weight: BaseTensor
 
 
 @dataclass(frozen=True)
 class Tie:
-    """head: the output layer's weight, of the base's files or, if they hold none, the embedding's bytes under its
-    name; None if it is not known what the model calls it. stored: the base's files hold it."""
+    """absent: the weight that the base's files do not hold, None if they hold both. companions: further tensors that
+    the files need once nothing is tied. configs: paths of the nested configs that say so."""
 
-    embedding: BaseModule
-    weight: BaseTensor
-    head: BaseTensor | None
-    stored: bool
+    embedding: Layer
+    head: Layer
+    absent: BaseTensor | None
+    companions: tuple[BaseTensor, ...] = ()
+    configs: tuple[str, ...] = ("",)
 
     def is_head(self, module: BaseModule) -> bool:
-        return is_head(module, self.embedding)
+        return module.path in self.head.paths
 
-    def concerns(self, module: BaseModule) -> bool:
-        """Whether the module is one of those that share a weight."""
-        return self.is_head(module) or (module.weight is not None and module.weight.name == self.weight.name)
+    def is_embedding(self, module: BaseModule) -> bool:
+        return module.path in self.embedding.paths
+
+    @property
+    def written(self) -> tuple[BaseTensor, ...]:
+        """The tensors that the result holds beside the base's once the layers have parted."""
+        return (*((self.absent,) if self.absent is not None else ()), *self.companions)
 
 
-def tie_of(base: BaseFingerprint, modules: BaseModules) -> Tie | None:
-    """None for a base whose layers share no weight, or that has no output layer."""
-    embedding = input_embedding(modules.modules)
-    if embedding is None or embedding.weight is None or not _tied(base):
+def tie_of(modules: BaseModules) -> Tie | None:
+    """None for a base whose two layers share no weight, or cannot be parted."""
+    shared = modules.sharing
+    pairs = [group for group in shared.groups if group.member(shared.output) is not None and len(group.members) == 2]
+    if len(pairs) != 1 or shared.patterns or shared.unknown is not None:
         return None
-    generating = base.architecture.endswith(_GENERATING)
-    if base.architecture.endswith(_HEADLESS) and not generating:
+    pair = pairs[0]
+    others = [group for group in shared.groups if group is not pair]
+    if not pair.by or any(len(group.members) != 2 for group in others):
         return None
-    stored = [
-        module.weight
-        for _, module in sorted(modules.modules.items())
-        if is_head(module, embedding) and module.weight is not None and module.weight.name != embedding.weight.name
-    ]
-    if stored:
-        return Tie(embedding, embedding.weight, stored[0] if len(stored) == 1 else None, stored=True)
-    name = _HEADS.get(embedding.path.rpartition(".")[2])
-    if name is None or not generating:
-        return Tie(embedding, embedding.weight, None, stored=False)
-    prefix = "language_model." if embedding.path.startswith(_WRAPPED) else ""
-    head = msgspec.structs.replace(embedding.weight, name=f"{prefix}{name}.weight")
-    return Tie(embedding, embedding.weight, head, stored=False)
+    head = pair.member(shared.output)
+    embedding = next(member for member in pair.members if member is not head)
+    if head is None or len(pair.held.shape) != 2:
+        return None
+    absent = [_named(pair, member) for member in pair.members if member.tensor is None]
+    companions = [_named(group, member) for group in others for member in group.members if member.tensor is None]
+    configs = {"", *(path for group in shared.groups for path in group.by)}
+    return Tie(
+        embedding=_layer(pair, embedding),
+        head=_layer(pair, head),
+        absent=absent[0] if absent else None,
+        companions=tuple(companions),
+        configs=tuple(sorted(configs)),
+    )
 
 
-def is_head(module: BaseModule, embedding: BaseModule) -> bool:
-    """Whether a module is the output layer, of an embedding's size."""
-    named = module.path.rpartition(".")[2] in _HEAD_NAMES and module.path != embedding.path
-    return named and (module.out, module.in_) == (embedding.out, embedding.in_)
+def refuse_shared(changes: Iterable[Change], base: BaseFingerprint, modules: BaseModules, tie: Tie | None) -> None:
+    """Raises RegistryError `unsupported` if a change is one of a tensor that other parameters share, or may share."""
+    shared = modules.sharing
+    parted = {tie.embedding.weight.name, tie.head.weight.name} if tie is not None else set()
+    sharing = {
+        member.tensor.name: group for group in shared.groups for member in group.members if member.tensor is not None
+    }
+    sizes = vocabularies(base.config) if shared.unknown is not None else set()
+    tensors = base.by_name()
+    found = modules.input_embedding() if shared.computed else None
+    computed = found.path if found is not None else None
+    for change in changes:
+        name = change.tensor
+        if not isinstance(change.update, Replacement):
+            _refuse_uncalled(name, change, modules, computed)
+        if name in parted:
+            continue
+        group = sharing.get(name)
+        if group is not None:
+            others = [member.name for member in group.members if member.stored != name]
+            raise _refused(name, change, ", ".join(others), base.architecture)
+        if shared.matches({name, f"{change.module}.weight", f"{change.module}.bias"}):
+            raise _refused(name, change, "a layer that is used more than once", base.architecture)
+        tensor = tensors.get(name)
+        if shared.unknown is not None and tensor is not None and _vocabulary(tensor, modules, sizes):
+            raise RegistryError(
+                "unsupported",
+                f"{name} may share its weight with another layer: it is not known what is tied in {shared.unknown}; "
+                "merged, the change might reach both layers, which is another model than the one trained.",
+                hint=f"Serve the adapter unmerged, or, if nothing is tied, register a base whose config.json says "
+                f'"{KEY}": false.',
+                module=change.module,
+                tensor=name,
+            )
 
 
-def untied_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The config of the model once its output layer has a weight of its own."""
-    result = {**config, "tie_word_embeddings": False}
-    nested = config.get("text_config")
-    if isinstance(nested, dict):
-        result["text_config"] = {**nested, "tie_word_embeddings": False}
+def _refuse_uncalled(name: str, change: Change, modules: BaseModules, computed: str | None) -> None:
+    """PEFT adds to what a module gives; that is a change of its weight only if the model calls the module for it."""
+    path = name.removesuffix(".weight")
+    why = None
+    if computed is not None and path == computed:
+        why = "gives more than the rows of its weight, such as their norm"
+    elif modules.sharing.bypasses(change.module) or modules.sharing.bypasses(path):
+        why = "is never called by the model, which reads its weight: the adapter has no effect there unmerged"
+    if why is not None:
+        raise RegistryError(
+            "unsupported",
+            f"{change.module} {why}; merged, the change would make another model than the one trained.",
+            hint="Serve the adapter unmerged, or train the module in modules_to_save.",
+            module=change.module,
+            tensor=name,
+        )
+
+
+def untied_config(config: dict[str, Any], paths: Iterable[str] = ("",)) -> dict[str, Any]:
+    """The config of the model once its output layer has a weight of its own. paths: of the settings that govern it."""
+    result = {**config, KEY: False}
+    for path in sorted({*paths, _TEXT} - {""}):
+        if nested(config, path):
+            result = _set(result, path.split("."))
     return result
 
 
-def _tied(base: BaseFingerprint) -> bool:
-    """A checkpoint may hold an output layer that its config ties away again when it is loaded."""
-    nested = base.config.get("text_config")
-    configs = (base.config, nested if isinstance(nested, dict) else {})
-    return base.tied or any(part.get("tie_word_embeddings") is True for part in configs)
+def _set(config: dict[str, Any], path: list[str]) -> dict[str, Any]:
+    if not path:
+        return {**config, KEY: False}
+    return {**config, path[0]: _set(config[path[0]], path[1:])}
+
+
+def _layer(group: Group, member: Member) -> Layer:
+    return Layer(member.paths, member.tensor if member.tensor is not None else _named(group, member))
+
+
+def _named(group: Group, member: Member) -> BaseTensor:
+    return msgspec.structs.replace(group.held, name=member.stored)
+
+
+def _vocabulary(tensor: BaseTensor, modules: BaseModules, sizes: set[int]) -> bool:
+    """Whether a tensor is, by its shape or its module, an embedding or an output layer."""
+    path = tensor.name.rpartition(".")[0]
+    module = modules.modules.get(path)
+    named = module is not None and (module.kind == "embedding" or modules.is_output(path))
+    return named or bool(sizes.intersection(tensor.shape))
+
+
+def _refused(name: str, change: Change, others: str, architecture: str) -> RegistryError:
+    return RegistryError(
+        "unsupported",
+        f"{change.module} shares the weight {name} with {others}; in a model of the architecture {architecture} it is "
+        "not known how to part them: merged, the change would reach all of them, which is another model than the one "
+        "trained.",
+        hint="Serve the adapter unmerged, or untie the base first and register it as a base of its own.",
+        module=change.module,
+        tensor=name,
+    )

@@ -59,8 +59,8 @@ class View:
     def module(self, path: str, entry: TensorEntry, *kinds: str) -> tuple[BaseModule, BaseTensor]:
         """The base's module of that path and the tensor of its weight. kinds: that the type can be merged into.
 
-        Raises RegistryError `rejected` if there is none, `unsupported` for another kind, a weight that is stored
-        quantized, and modules that share their weight with another one.
+        Raises RegistryError `rejected` if there is none, `unsupported` for another kind and for a weight that is
+        stored quantized.
         """
         found = self.modules.resolve(path)
         if found is None:
@@ -74,24 +74,14 @@ class View:
                 hint="Merge onto the full-precision base.",
                 module=path,
             )
-        return found, self.untied(found, found.weight, entry)
+        return found, self.untied(found, found.weight)
 
-    def untied(self, module: BaseModule, weight: BaseTensor, entry: TensorEntry) -> BaseTensor:
-        """The tensor that a change of the module's weight is made to, the head's own if the base ties it."""
+    def untied(self, module: BaseModule, weight: BaseTensor) -> BaseTensor:
+        """The tensor that a change of the module's weight is made to: each of two tied layers has its own."""
         tie = self.tie
-        if tie is None or not tie.concerns(module):
+        if tie is None:
             return weight
-        if tie.head is None or (not tie.is_head(module) and module.path != tie.embedding.path):
-            raise RegistryError(
-                "unsupported",
-                f"{entry.name} changes {module.path}, which shares its weight with {tie.embedding.path}; in a model of "
-                f"the architecture {self.base.architecture or 'unknown'} it is not known how to part them: merged, the "
-                "change would reach both, which is another model than the one trained.",
-                hint="Serve the adapter unmerged, or untie the base first and register it as a base of its own.",
-                module=module.path,
-                tensor=entry.name,
-            )
-        return tie.head if tie.is_head(module) else weight
+        return tie.head.weight if tie.is_head(module) else tie.embedding.weight if tie.is_embedding(module) else weight
 
     def both(self, change: Change, copies: Sequence[tuple[Factor, TensorEntry]] = ()) -> Matches:
         """A change of an embedding is one of the output layer that is tied to it, too; any other change stays as it is.
@@ -100,21 +90,21 @@ class View:
         once compared.
         """
         tie = self.tie
-        if tie is None or tie.head is None or change.tensor != tie.weight.name:
+        if tie is None or change.tensor != tie.embedding.weight.name:
             return [change]
         for original, entry in copies:
             if entry.shape not in (original.shape, original.shape[::-1]):
                 raise rejected(f"{entry.name} has the shape {shape(entry)}; it should repeat {original.name}", entry)
             self.ignored.append(entry.name)
         tied = replace(change, copies=tuple(TiedCopy(original, factor(entry)) for original, entry in copies))
-        return [tied, replace(tied, tensor=tie.head.name)]
+        return [tied, replace(tied, tensor=tie.head.weight.name)]
 
 
 def split_tied(view: View, groups: Sequence[ModuleTensors]) -> tuple[list[ModuleTensors], ModuleTensors | None]:
     """The groups without the output layer's, and that one, if both it and the tied embedding have one."""
     tie = view.tie
     found = {group.path: view.modules.resolve(group.path) for group in groups}
-    if tie is None or all(module is None or module.path != tie.embedding.path for module in found.values()):
+    if tie is None or all(module is None or not tie.is_embedding(module) for module in found.values()):
         return list(groups), None
     heads = [group for group in groups if (module := found[group.path]) is not None and tie.is_head(module)]
     if len(heads) != 1:

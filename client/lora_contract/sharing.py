@@ -1,0 +1,166 @@
+"""Which parameters of a base share a tensor, from the structure of its class, its config and the names in its files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from lora_contract.architectures import Architecture, TiedGroup, architecture
+from lora_contract.base import BaseFingerprint, BaseTensor
+
+KEY: Final = "tie_word_embeddings"
+_VOCABULARIES: Final = ("vocab_size", "n_words", "num_embeddings")
+
+
+class Member(msgspec.Struct, frozen=True):
+    """A parameter of a group. name: in the running model. stored: its name in the files, which it has or would have.
+    tensor: None if the files do not hold it."""
+
+    name: str
+    stored: str
+    tensor: BaseTensor | None
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The paths of its module, in the running model and in the files."""
+        return tuple(dict.fromkeys(name.rpartition(".")[0] for name in (self.name, self.stored)))
+
+
+class Group(msgspec.Struct, frozen=True):
+    """Parameters that share a tensor, or may. by: paths of the configs whose setting governs that."""
+
+    members: tuple[Member, ...]
+    by: tuple[str, ...]
+
+    @property
+    def held(self) -> BaseTensor:
+        """The tensor that stands for members without one."""
+        return next(member.tensor for member in self.members if member.tensor is not None)
+
+    def member(self, name: str | None) -> Member | None:
+        return next((member for member in self.members if member.name == name), None)
+
+
+class Sharing(msgspec.Struct, frozen=True):
+    """groups: those of which a tensor is in the files. embedding, output: the weights of input embedding and output
+    layer in the running model. patterns: of further shared parameters. computed: the input embedding gives more than
+    its rows. bypassed: patterns of modules that are never called. unknown: why it cannot be said what else shares
+    a tensor; None if it can."""
+
+    groups: tuple[Group, ...] = ()
+    embedding: str | None = None
+    output: str | None = None
+    aliases: dict[str, str] = {}
+    patterns: tuple[str, ...] = ()
+    computed: bool = False
+    bypassed: tuple[str, ...] = ()
+    unknown: str | None = None
+
+    def bypasses(self, path: str) -> bool:
+        """Whether the model uses the weight of the module at a path without calling the module."""
+        return any(re.fullmatch(pattern, path) for pattern in self.bypassed)
+
+    def partners(self, name: str) -> list[str]:
+        """The other parameters of the group that one of the running model is in; none if it is in none."""
+        groups = [group for group in self.groups if group.member(name) is not None]
+        return [member.name for group in groups for member in group.members if member.name != name]
+
+    def matches(self, names: set[str]) -> bool:
+        """Whether one of the names is a parameter that `patterns` names."""
+        return any(re.match(pattern, name) for pattern in self.patterns for name in names)
+
+
+def sharing(base: BaseFingerprint, resolve: Callable[[str], BaseTensor | None]) -> Sharing:
+    """resolve: the tensor in the files of a parameter of the running model; None if they hold none."""
+    known = architecture(base.architecture)
+    if known is None:
+        return Sharing(unknown=None if _untied(base.config) else _unknown(base.architecture))
+    strange = [path for path, kind in known.nested.items() if nested(base.config, path).get("model_type", kind) != kind]
+    if strange:
+        kind = nested(base.config, strange[0])["model_type"]
+        return Sharing(unknown=f"{base.architecture} with {strange[0]} of the type {kind}")
+    found, unknown = [], None
+    for group in known.groups:
+        members = tuple(_members(group, known, resolve))
+        if _off(group, members, base.config):
+            continue
+        if all(member.tensor is None for member in members):
+            unknown = f"{base.architecture} without {members[0].name}" if known.output in group.members else unknown
+        elif len({member.tensor.shape for member in members if member.tensor is not None}) == 1:
+            found.append(Group(members, group.by))
+    return Sharing(
+        groups=tuple(found),
+        embedding=known.embedding,
+        output=known.output,
+        aliases=known.stored,
+        patterns=known.patterns,
+        computed=known.computed,
+        bypassed=known.bypassed,
+        unknown=unknown,
+    )
+
+
+def vocabularies(config: Mapping[str, Any]) -> set[int]:
+    """Sizes of all vocabularies that a config names."""
+    found: set[int] = set()
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            found |= vocabularies(value)
+        elif isinstance(value, int) and not isinstance(value, bool) and key.endswith(_VOCABULARIES):
+            found.add(value)
+    return found
+
+
+def nested(config: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+    """The nested config at a path; an empty one where it is left to its defaults."""
+    part: Any = config
+    for name in path.split(".") if path else ():
+        part = part.get(name) if isinstance(part, Mapping) else None
+    return part if isinstance(part, Mapping) else {}
+
+
+def _members(group: TiedGroup, known: Architecture, resolve: Callable[[str], BaseTensor | None]) -> Iterator[Member]:
+    """Each member, one that is missing named as checkpoints do whose others are."""
+    renamed = True
+    tensors: dict[str, BaseTensor | None] = {}
+    for name in group.members:
+        stored = known.stored.get(name, name)
+        tensors[name] = resolve(stored) or resolve(name)
+        tensor = tensors[name]
+        if stored != name and tensor is not None:
+            renamed = tensor.name != name
+    for name, tensor in tensors.items():
+        stored = known.stored.get(name, name) if renamed else name
+        yield Member(name, stored if tensor is None else tensor.name, tensor)
+
+
+def _off(group: TiedGroup, members: tuple[Member, ...], config: Mapping[str, Any]) -> bool:
+    """Whether the config unties a group. In doubt it is tied: what is no longer so is only made two tensors."""
+    said = [nested(config, path).get(KEY) for path in group.by]
+    if True in (*said, config.get(KEY)) or not group.by:
+        return False
+    if group.every and None in said:
+        return not group.default and all(member.tensor is not None for member in members)
+    if False in said:
+        return len(members) == 2 or all(member.tensor is not None for member in members)
+    return not group.default and all(member.tensor is not None for member in members)
+
+
+def _untied(config: Mapping[str, Any]) -> bool:
+    """Whether a config says itself that nothing is tied."""
+    return config.get(KEY) is False and True not in set(_said(config))
+
+
+def _said(config: Mapping[str, Any]) -> Iterator[bool]:
+    for key, value in config.items():
+        if key == KEY and isinstance(value, bool):
+            yield value
+        elif isinstance(value, Mapping):
+            yield from _said(value)
+
+
+def _unknown(name: str) -> str:
+    return f"the architecture {name}" if name else "a config that names no architecture"
