@@ -29,7 +29,7 @@ STEPS_OF_A_MERGE = (
     "jobs.step.plan.after",
     "jobs.child.merge model-00001-of-00002.safetensors.started",
     "jobs.step.merge model-00002-of-00002.safetensors.after",
-    "jobs.step.side files.recorded",
+    "jobs.step.judge.recorded",
     "jobs.transaction.commit.before",
     "commit.inserted",
     "jobs.transaction.commit.written",
