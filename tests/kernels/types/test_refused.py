@@ -64,10 +64,6 @@ SHIRA = {"shira_weight": f32(2), "shira_indices": i32([0, 23], [0, 11])}
 # Type, tensors of the module (those with a dot: of the whole model; with a dash: of another module), config, what the
 # error must name.
 HOSTILE: list[tuple[str, Tensors, dict[str, Any], str]] = [
-    ("POLY", {"poly_lora_A": f32(1, 2, IN, 4), "poly_lora_B": f32(1, 2, 4, OUT)}, {}, "no poly_router.module_logits"),
-    ("POLY", {"poly_lora_A": f32(1, 2, IN, 4), "poly_lora_B": f32(1, 2, 4, OUT), "poly_router.module_logits": f32(3, 2)}, {"n_tasks": 3}, "POLY with n_tasks = 3"),
-    ("POLY", {"poly_lora_A": f32(5, 2, 2, 4), "poly_lora_B": f32(5, 2, 4, 4), "poly_router.module_logits": f32(1, 10)}, {}, "poly_lora_A has the shape 5 x 2 x 2 x 4"),
-    ("POLY", {"poly_lora_A": f32(2, 2, 6, 4), "poly_lora_B": f32(2, 2, 4, 12), "poly_router.module_logits": f32(1, 3)}, {}, "module_logits has the shape 1 x 3"),
     ("ADALORA", {"lora_A": f32(4, IN), "lora_B": f32(OUT, 4)}, {}, "no lora_E"),
     ("ADALORA", {"lora_A": f32(4, IN), "lora_B": f32(OUT, 3), "lora_E": f32(4, 1)}, {}, "lora_B has the shape 24 x 3"),
     ("ADALORA", {"lora_A": f32(4), "lora_B": f32(OUT, 4), "lora_E": f32(4, 1)}, {}, "lora_A has the shape 4"),
@@ -161,6 +157,10 @@ HOSTILE: list[tuple[str, Tensors, dict[str, Any], str]] = [
     ("C3A", {"-features.conv.c3a_kernel": f32(4, 2, 6)}, {}, "C3A on a module of kind conv"),
     ("MISS", {"base_layer.miss_block": f32(4, OUT)}, {}, "on top of another adapter"),
     ("HRA", {"-model.layers.7.proj.hra_u": f32(IN, 4)}, {}, "which the base does not have"),
+    ("POLY", {"poly_lora_A": f32(1, 2, IN, 4), "poly_lora_B": f32(1, 2, 4, OUT)}, {}, "no poly_router.module_logits"),
+    ("POLY", {"poly_lora_A": f32(1, 2, IN, 4), "poly_lora_B": f32(1, 2, 4, OUT), "poly_router.module_logits": f32(3, 2)}, {"n_tasks": 3}, "POLY with n_tasks = 3"),
+    ("POLY", {"poly_lora_A": f32(5, 2, 2, 4), "poly_lora_B": f32(5, 2, 4, 4), "poly_router.module_logits": f32(1, 10)}, {}, "poly_lora_A has the shape 5 x 2 x 2 x 4"),
+    ("POLY", {"poly_lora_A": f32(2, 2, 6, 4), "poly_lora_B": f32(2, 2, 4, 12), "poly_router.module_logits": f32(1, 3)}, {}, "module_logits has the shape 1 x 3"),
 ]  # fmt: skip
 
 
