@@ -12,7 +12,7 @@ from lora_contract.wire.jobs import ReportView
 
 
 def changed_config(before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Any]]:
-    """Keys of adapter_config.json whose values differ; None where one lacks the key."""
+    """Keys of adapter_config.json whose values differ; None if one config lacks the key."""
     return [
         {"key": key, "before": before.get(key), "after": after.get(key)}
         for key in sorted({*before, *after})
@@ -21,7 +21,7 @@ def changed_config(before: dict[str, Any], after: dict[str, Any]) -> list[dict[s
 
 
 def side_by_side(before: Sequence[ReportView], after: Sequence[ReportView]) -> list[dict[str, Any]]:
-    """Losses in nats per token on the evaluation sets that both were validated on, with their interval."""
+    """Losses in nats per token on the datasets that both were validated on, with the interval of the difference."""
     from lora_contract.statistics import paired
 
     one, other = (_evaluations(reports) for reports in (before, after))
@@ -45,7 +45,7 @@ def side_by_side(before: Sequence[ReportView], after: Sequence[ReportView]) -> l
 
 
 def _evaluations(reports: Sequence[ReportView]) -> dict[str, Any]:
-    """By dataset, of the newest report that has it."""
+    """Evaluations by dataset, each from the newest report that has it."""
     found: dict[str, Any] = {}
     for view in reports:
         if view.kind == "validate":

@@ -1,4 +1,4 @@
-"""Progress as a callback, so that the library says nothing on a terminal by itself."""
+"""Progress as a callback, so that the library prints nothing by itself."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """What long work tells. Calls may come from several threads."""
+    """Receives the progress of long work. Calls may come from several threads."""
 
     def begin(self, what: str, total: int | None, *, unit: str = "B") -> None:
-        """A phase starts. total: how much there is of `unit` (B: bytes); None where it is not known."""
+        """Start a phase. total: the amount of work in `unit` (B: bytes); None if it is not known."""
 
     def advance(self, amount: int) -> None:
-        """So much more is done; negative where a part has to be done again."""
+        """Add to the work done; negative if a part has to be repeated."""
 
     def say(self, text: str) -> None:
-        """A step was reached, in a few words."""
+        """Name the current step in a few words."""
 
     def end(self) -> None:
-        """The phase is over."""
+        """End the phase."""
 
 
 class Silent:
-    """Tells nobody."""
+    """Reports nothing."""
 
     def begin(self, what: str, total: int | None, *, unit: str = "B") -> None:
         pass

@@ -14,50 +14,69 @@ from lora_reg.client import POLL_SECONDS, Client
 ENDED: Final = frozenset({"done", "failed", "cancelled"})
 ROUNDS: Final = 8
 """How often a gate is asked: the tag's target may change during a wait, and then another version must be measured."""
+UNCLAIMED_SECONDS: Final = 5.0
 _PAUSE: Final = 0.2
 
 A = TypeVar("A")
 
 
 def follow(
-    client: Client, job_id: str, *, timeout: float | None = None, tell: Callable[[JobProgress], None] | None = None
+    client: Client,
+    job_id: str,
+    *,
+    timeout: float | None = None,
+    report: Callable[[JobProgress], None] | None = None,
+    unclaimed: Callable[[JobView], None] | None = None,
 ) -> JobView:
-    """Wait until a job has ended, well or not. tell: called with every item of its progress, from the first on.
+    """Wait until a job has ended, whether it succeeded or not.
 
-    timeout: seconds, None for ever. Raises `pending` when they are over; the job goes on.
+    Args:
+        client: of the registry.
+        job_id: the job's id, or a prefix of it that no other job's id has.
+        timeout: seconds; None waits forever. Raises `pending` when they are over; the job continues.
+        report: called with each progress record, from the first.
+        unclaimed: called once if no worker has taken the job after UNCLAIMED_SECONDS.
     """
-    deadline = None if timeout is None else time.monotonic() + timeout
+    begun = time.monotonic()
+    deadline = None if timeout is None else begun + timeout
     offset = 0
     while True:
         left = POLL_SECONDS if deadline is None else max(0.0, deadline - time.monotonic())
         asked = time.monotonic()
-        page = client.job_progress(job_id, offset=offset, wait=int(min(left, POLL_SECONDS)))
+        # While it may be unclaimed, polls are short, so that a person hears of it soon.
+        patience = POLL_SECONDS if unclaimed is None else 1
+        page = client.job_progress(job_id, offset=offset, wait=int(min(left, patience)))
+        if page.state != "queued":
+            unclaimed = None
+        elif unclaimed is not None and asked - begun >= UNCLAIMED_SECONDS:
+            unclaimed(client.job(job_id))
+            unclaimed = None
         for item in page.items:
             offset = item.offset + 1
-            if tell is not None:
-                tell(item)
+            if report is not None:
+                report(item)
         if not page.items:
             if page.state in ENDED:
                 return client.job(job_id)
             if deadline is not None and time.monotonic() >= deadline:
                 raise RegistryError(
                     "pending",
-                    f"The job {job_id} is {page.state} after {timeout:g} seconds.",
-                    hint=f"It goes on; take the wait up again with `lora-reg job wait {job_id}`.",
+                    f"The job is {page.state} after {timeout:g} seconds.",
+                    hint=f"The job is still running; resume waiting with `lora-reg job wait {job_id}`.",
                 )
             if time.monotonic() - asked < _PAUSE:
                 time.sleep(_PAUSE)
 
 
 def require_done(job: JobView) -> JobView:
-    """The job, where it ended well. Raises with the job's own code where it is one of the table, else `job-failed`."""
+    """Return the job if it is done. Raises RegistryError with the job's own code if it is known, else `job-failed`."""
     if job.state == "done":
         return job
     if job.state == "cancelled":
         raise RegistryError(
             "job-failed",
             f"The job {job.id} was cancelled.",
-            hint=f"Start it again with `lora-reg job retry {job.id}`.",
+            hint=f"Restart it with `lora-reg job retry {job.id}`.",
         )
     code = known_code(job.error_code) or "job-failed"
     detail = job.error or f"The job {job.id} failed."
@@ -66,7 +85,7 @@ def require_done(job: JobView) -> JobView:
         detail,
         hint=None
         if code != "job-failed"
-        else f"Read `lora-reg job logs {job.id}`, mend the cause, then `lora-reg job retry {job.id}`.",
+        else f"Read `lora-reg job logs {job.id}`, fix the cause, then `lora-reg job retry {job.id}`.",
     )
 
 

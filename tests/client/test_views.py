@@ -6,7 +6,7 @@ import msgspec
 
 from lora_contract.validation import LayerResult, TaskMetric, TaskResult, Validation
 from lora_contract.wire.jobs import ReportView
-from lora_reg.formatting import views
+from lora_reg.formatting import reports as views
 
 
 def test_a_report_shows_each_metric_of_its_tasks() -> None:

@@ -1,1 +1,1 @@
-"""The cache on this machine: blobs by digest, snapshots by version, and what references meant when last asked."""
+"""The local cache: blobs by digest, snapshots by version, and the last resolved version of each reference."""

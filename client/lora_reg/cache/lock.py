@@ -1,4 +1,4 @@
-"""Locks between processes, by file. The kernel frees one when its holder dies, however it dies."""
+"""File locks between processes. The kernel releases a lock when its holder dies."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _LONGEST_WAIT: Final = 0.25
 
 
 class Interrupted(Exception):
-    """The wait was given up because `stop` was set."""
+    """The wait ended because `stop` was set."""
 
 
 @contextmanager
 def locked(path: Path, stop: threading.Event | None = None) -> Iterator[bool]:
-    """Hold the lock of this name; waits for other holders, threads of this process among them.
+    """Hold the lock of this name. Waits for other holders, including threads of this process.
 
-    Gives False, holding nothing, where the file system has no locks: the caller then works in a place of its own.
+    Yields False, without a lock, if the file system does not support locks: the caller then works on files of its own.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

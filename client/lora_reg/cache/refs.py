@@ -1,4 +1,4 @@
-"""What a reference meant when the server was last asked: for conditional requests and for `--offline`."""
+"""The last resolved version of each reference: for conditional requests and for `--offline`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SCHEMA: Final = "lora-reg/ref/1"
 
 
 class Resolved(msgspec.Struct, frozen=True):
-    """reference: with its namespace. number: of the version. etag: as the server gave it. at: RFC 3339, UTC."""
+    """What the server answered. reference: with its namespace. yanked: the reason. at: RFC 3339, UTC."""
 
     server: str
     reference: str
@@ -29,11 +29,12 @@ class Resolved(msgspec.Struct, frozen=True):
     etag: str
     at: str
     schema: str = SCHEMA
+    yanked: str | None = None
 
 
 def read(cache: Cache, server: str, ref: Reference) -> Resolved | None:
-    """What the reference meant last; None where it was never asked, or the file is damaged or of another reference
-    (two tags that differ only in case, on a file system that does not)."""
+    """The last answer; None if the reference was never resolved, or the file is damaged or of another reference (two
+    tags that differ only in case, on a case-insensitive file system)."""
     try:
         found = msgspec.json.decode(_path(cache, server, ref).read_bytes(), type=Resolved)
         Digest.parse(found.digest)
@@ -43,14 +44,24 @@ def read(cache: Cache, server: str, ref: Reference) -> Resolved | None:
     return found if same else None
 
 
-def write(cache: Cache, server: str, ref: Reference, *, digest: Digest, number: int, etag: str) -> None:
-    """Remember what the reference means now; the last writer wins."""
+def write(
+    cache: Cache,
+    server: str,
+    ref: Reference,
+    *,
+    digest: Digest,
+    number: int,
+    etag: str,
+    yanked: str | None = None,
+) -> None:
+    """Store what the reference means now; the last writer wins."""
     entry = Resolved(
         server=server,
         reference=str(ref),
         digest=str(digest),
         number=number,
         etag=etag,
+        yanked=yanked,
         at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
     )
     target = _path(cache, server, ref)

@@ -1,10 +1,10 @@
-"""The cache's folder.
+"""The folder of the cache.
 
-    blobs/sha256/ab/abcdef…               bytes by digest, read-only; there only when whole and verified
-    downloads/abcdef….part                bytes that are still arriving; taken up again where they end
+    blobs/sha256/ab/abcdef…               bytes by digest, read-only; complete and verified
+    downloads/abcdef….part                unfinished downloads, which are resumed
     snapshots/<namespace>/<name>/<commit>/ a version as a folder, its files linked to the blobs
-    refs/<server>/<namespace>/<name>/     what a selector meant when it was last asked
-    outputs/                              what was written where by `pull -o`
+    refs/<server>/<namespace>/<name>/     the last resolved version of each selector
+    outputs/                              what `pull -o` wrote, by folder
     locks/                                one file per lock
 
 Any number of processes may use it at once: everything becomes visible by one rename.
@@ -28,7 +28,7 @@ from lora_reg.disk import check_space, publish_folder, replace_file, sync_folder
 
 
 class Cache:
-    """The cache in one folder, which is made when it is first written to."""
+    """The cache in one folder, which is created by the first write."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -43,19 +43,19 @@ class Cache:
         return locked(self.root / "locks" / f"{name}.lock", stop)
 
     def has(self, digest: Digest, size: int) -> bool:
-        """Whether the blob is here, whole. A file of another length is damaged and counts as missing."""
+        """Whether the complete blob is here. A file of another size is damaged and counts as missing."""
         try:
             return self.blob(digest).stat().st_size == size
         except FileNotFoundError:
             return False
 
     def missing(self, entries: Iterable[FileEntry]) -> list[FileEntry]:
-        """The entries whose blobs are not here, each digest once."""
+        """The entries whose blobs are missing, each digest once."""
         lacking = {entry.digest: entry for entry in entries if not self.has(entry.digest, entry.size)}
         return sorted(lacking.values())
 
     def adopt(self, staged: Path, digest: Digest) -> None:
-        """Make a verified file the blob. It becomes read-only and visible in one step."""
+        """Turn a verified file into the blob, read-only and visible in one step."""
         target = self.blob(digest)
         target.parent.mkdir(parents=True, exist_ok=True)
         staged.chmod(0o444)
@@ -70,7 +70,7 @@ class Cache:
             self.adopt(staged, digest)
 
     def manifest(self, digest: Digest) -> Manifest | None:
-        """A version's manifest, None where it is not here or damaged."""
+        """A version's manifest; None if it is missing or damaged."""
         try:
             data = self.blob(digest).read_bytes()
         except FileNotFoundError:
@@ -79,7 +79,7 @@ class Cache:
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
-        """A folder of one's own on the same file system, removed at the end."""
+        """A private folder on the same file system, removed at the end."""
         folder = self.root / "tmp" / secrets.token_hex(8)
         folder.mkdir(parents=True)
         try:
@@ -88,7 +88,7 @@ class Cache:
             shutil.rmtree(folder, ignore_errors=True)
 
     def snapshot(self, namespace: str, name: str, digest: Digest, manifest: Manifest) -> Path:
-        """The version as a folder, made where it is not there yet or damaged. All blobs must be here."""
+        """The version as a folder, made if it is missing or damaged. All blobs must be here."""
         target = self.root / "snapshots" / namespace / name / digest.commit
         if _is_whole(target, manifest):
             return target
@@ -107,12 +107,12 @@ class Cache:
         return target
 
     def check_space(self, needed: int) -> None:
-        """Raise `storage-unavailable` where the disk has no room for so many more bytes."""
+        """Raise `storage-unavailable` if the disk has less than `needed` bytes free."""
         check_space(self.root, needed)
 
 
 def _link(source: Path, target: Path) -> None:
-    """A hard link, or a copy where the file system has none or the source has too many."""
+    """Link a file, or copy it if the file system has no hard links or the source has too many."""
     try:
         os.link(source, target)
     except OSError as error:

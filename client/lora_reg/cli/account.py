@@ -9,15 +9,18 @@ import click
 from lora_reg.cli.state import Command, State, pass_state
 
 
-@click.command(cls=Command)
+@click.command(
+    cls=Command,
+    examples=("lora-reg login https://registry.example.com", "lora-reg login URL --token-stdin < token.txt"),
+)
 @click.argument("url")
 @click.option("--token-stdin", is_flag=True, help="Read the token from the first line of stdin.")
 @pass_state
 def login(state: State, url: str, token_stdin: bool) -> None:
-    """Sign in to a registry and make it the one that commands talk to.
+    """Sign in to a registry and make it the default.
 
-    The token is asked for without showing it, or taken from --token or from stdin. It is tried before it is kept, in a
-    file that only you can read. A registry that needs no token takes an empty one.
+    The token is prompted for without echo, or taken from --token or stdin. It is verified before it is saved, in a file
+    that only you can read. For a registry that needs no token, enter an empty one.
     """
     from lora_reg import credentials
     from lora_reg.client import Client
@@ -39,13 +42,13 @@ def _ask(server: str, token_stdin: bool) -> str:
         return sys.stdin.readline().strip()
     if not sys.stdin.isatty():
         raise RegistryError(
-            "usage", "There is no terminal to ask for the token on.", hint="Pipe it in and add --token-stdin."
+            "usage", "There is no terminal to prompt for the token.", hint="Pipe it in and add --token-stdin."
         )
     answer = click.prompt(f"Token for {server}", hide_input=True, default="", show_default=False, err=True)
     return str(answer).strip()
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, examples=("lora-reg logout",))
 @pass_state
 def logout(state: State) -> None:
     """Forget the token of a registry."""
@@ -54,14 +57,14 @@ def logout(state: State) -> None:
 
     server = state.settings().server
     known = credentials.forget(config_folder(), server)
-    human = [f"Signed out of {server}." if known else f"There was nothing stored for {server}."]
+    human = [f"Signed out of {server}." if known else f"No token is stored for {server}."]
     state.output().result("lora-reg/logout/1", {"server": server, "was_signed_in": known}, human=human, quiet=[server])
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, examples=("lora-reg whoami",))
 @pass_state
 def whoami(state: State) -> None:
-    """Show who the registry takes you for."""
+    """Show the authenticated user."""
     client = state.client()
     who = client.whoami()
     where = f" in {who.namespace}" if who.namespace else ""

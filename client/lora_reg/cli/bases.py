@@ -9,22 +9,27 @@ from lora_reg.cli.state import LazyGroup, State, pass_state
 
 @click.group(cls=LazyGroup)
 def base() -> None:
-    """Base models: add, alias, list, show."""
+    """Manage base models."""
 
 
-@base.command()
+@base.command(
+    examples=(
+        "lora-reg base add llama-2-7b ./Llama-2-7b-hf --alias meta-llama/Llama-2-7b-hf",
+        "lora-reg base add llama-2-70b ./Llama-2-70b-hf --manifest-only",
+    )
+)
 @click.argument("name")
 @click.argument("folder", metavar="DIR")
-@click.option("--manifest-only", is_flag=True, help="Register its structure without uploading its weights.")
+@click.option("--manifest-only", is_flag=True, help="Register the structure without uploading the weights.")
 @click.option(
     "--alias",
     "aliases",
     multiple=True,
     metavar="A",
-    help="What trainers call it, e.g. meta-llama/Llama-2-7b-hf; may be repeated.",
+    help="Name of this base in adapter_config.json, e.g. meta-llama/Llama-2-7b-hf; may be repeated.",
 )
-@click.option("--tag", "tags", multiple=True, metavar="T", help="A tag to set on the version; may be repeated.")
-@click.option("--message", "-m", default="", help="A word on this version.")
+@click.option("--tag", "tags", multiple=True, metavar="T", help="Tag to set on the version; may be repeated.")
+@click.option("--message", "-m", default="", metavar="TEXT", help="Version message.")
 @pass_state
 def add(
     state: State,
@@ -37,10 +42,10 @@ def add(
 ) -> None:
     """Register a base model from its folder: config, safetensors, tokenizer.
 
-    Its fingerprint (config, every tensor's name, shape and dtype, the sha256 of every file) is what adapters are
-    checked against and pinned to.
+    Adapters are checked against its fingerprint and pinned to it: config, name, shape and dtype of every tensor, and
+    the sha256 of every file.
     """
-    from lora_reg.cli.push import tell
+    from lora_reg.cli.push import print_pushed
     from lora_reg.transfer.push import add_base
 
     pushed = add_base(
@@ -53,17 +58,17 @@ def add(
         message=message,
         progress=state.progress(),
     )
-    tell(state.output(), "lora-reg/base-add/1", pushed, then=f"lora-reg push DIR --base {name}")
+    print_pushed(state.output(), "lora-reg/base-add/1", pushed, then=f"lora-reg push DIR --base {name}")
 
 
-@base.command()
+@base.command(examples=("lora-reg base alias llama-2-7b meta-llama/Llama-2-7b-hf",))
 @click.argument("name")
 @click.argument("aliases", nargs=-1, required=True, metavar="A...")
 @pass_state
 def alias(state: State, name: str, aliases: tuple[str, ...]) -> None:
-    """Add what trainers write for this base.
+    """Add an alias (base_model_name_or_path) for this base.
 
-    The string in an adapter's config decides nothing by itself; it must be an alias of the base that a push names.
+    The name in an adapter's config does not select a base. A push checks that it is an alias of the base it names.
     """
     from lora_reg.formatting import views
 
@@ -71,22 +76,22 @@ def alias(state: State, name: str, aliases: tuple[str, ...]) -> None:
     state.output().result("lora-reg/repository/1", view, human=views.repository(view), quiet=view.aliases)
 
 
-@base.command("list")
+@base.command("list", examples=("lora-reg base list",))
 @click.argument("pattern", required=False)
 @pass_state
 def list_(state: State, pattern: str | None) -> None:
-    """List the base models that adapters can be pushed against."""
-    from lora_reg.cli.browse import tell_repositories
+    """List base models."""
+    from lora_reg.cli.browse import print_repositories
 
     found = list(state.client().repositories(pattern=pattern, kind="base"))
-    tell_repositories(state.output(), found, "There is no base yet.", "lora-reg base add NAME DIR")
+    print_repositories(state.output(), found, "There are no bases yet.", "lora-reg base add NAME DIR")
 
 
-@base.command()
+@base.command(examples=("lora-reg base show llama-2-7b",))
 @click.argument("name")
 @pass_state
 def show(state: State, name: str) -> None:
-    """Show a base: its aliases, versions, and what its newest version holds."""
+    """Show a base: its aliases, its versions, and the files of the newest one."""
     from lora_contract.errors import RegistryError
     from lora_reg.formatting import views
 

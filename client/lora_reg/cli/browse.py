@@ -1,4 +1,4 @@
-"""list, show, history, report."""
+"""list, show, history."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 _KINDS = click.Choice(["base", "adapter", "model", "dataset"])
 
 
-@click.command("list", cls=Command)
+@click.command("list", cls=Command, examples=("lora-reg list", "lora-reg list 'acme/sql-*' --kind adapter"))
 @click.argument("pattern", required=False)
-@click.option("--kind", type=_KINDS, help="Only repositories of this kind.")
-@click.option("--limit", type=click.IntRange(1), help="At most so many.")
+@click.option("--kind", type=_KINDS, help="List repositories of this kind only.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Maximum number of repositories.")
 @pass_state
 def list_(state: State, pattern: str | None, kind: str | None, limit: int | None) -> None:
     """List repositories.
@@ -26,12 +26,12 @@ def list_(state: State, pattern: str | None, kind: str | None, limit: int | None
     PATTERN is a glob such as 'acme/sql-*'.
     """
     found = list(state.client().repositories(pattern=pattern, kind=kind, limit=limit))
-    nothing = f"Nothing matches {pattern!r}." if pattern else "There is nothing yet."
-    tell_repositories(state.output(), found, nothing, "lora-reg push DIR --base NAME")
+    nothing = f"No repository matches {pattern!r}." if pattern else "There are no repositories yet."
+    print_repositories(state.output(), found, nothing, "lora-reg push DIR --base NAME")
 
 
-def tell_repositories(output: Output, found: list[RepositoryView], nothing: str, then: str) -> None:
-    """A list of repositories; where it is empty, a word and the command that fills it."""
+def print_repositories(output: Output, found: list[RepositoryView], nothing: str, then: str) -> None:
+    """Print a list of repositories. If it is empty, print `nothing` and the command that adds the first."""
     from lora_reg.formatting import views
 
     if not found:
@@ -45,7 +45,7 @@ def tell_repositories(output: Output, found: list[RepositoryView], nothing: str,
     )
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, examples=("lora-reg show acme/sql-writer:prod",))
 @click.argument("ref")
 @pass_state
 def show(state: State, ref: str) -> None:
@@ -64,14 +64,14 @@ def show(state: State, ref: str) -> None:
     )
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, examples=("lora-reg history acme/sql-writer", "lora-reg history acme/sql-writer:prod"))
 @click.argument("name")
-@click.option("--limit", type=click.IntRange(1), help="At most so many of each.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Maximum number of versions, and of moves.")
 @pass_state
 def history(state: State, name: str, limit: int | None) -> None:
-    """Show a repository's versions and the moves of its tags, newest first.
+    """Show the versions of a repository and the moves of its tags.
 
-    NAME:TAG shows the moves of one tag alone.
+    The newest are first. NAME:TAG shows only the moves of one tag.
     """
     from lora_reg.formatting import views
 
@@ -85,23 +85,4 @@ def history(state: State, name: str, limit: int | None) -> None:
         {"repository": ref.repository, "tag": ref.tag, "versions": versions, "moves": moves},
         human=[*views.versions(versions), *blank, *views.moves(moves)],
         quiet=[views.name_of(view) for view in versions] or [str(move.to_digest or "-") for move in moves],
-    )
-
-
-@click.command(cls=Command)
-@click.argument("ref")
-@pass_state
-def report(state: State, ref: str) -> None:
-    """Show what validations found out about a version."""
-    from lora_reg.formatting import views
-
-    found = state.client().reports(ref).items
-    output = state.output()
-    if not found:
-        output.note(f"There is no report about {ref} yet.")
-    output.result(
-        "lora-reg/report-list/1",
-        {"items": found},
-        human=[line for view in found for line in views.report(view)],
-        quiet=[view.id for view in found],
     )

@@ -1,6 +1,6 @@
 """compose: adapters of one base into one adapter, by a job of the registry or on this machine.
 
-The methods, their parameters and their words are those of `lora_contract.methods`.
+Methods, parameters and their help come from `lora_contract.methods`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import click
 
 from lora_contract.methods import DEFAULT_METHOD, METHODS, Method, Parameter, check_parameters, find_method
 from lora_reg.cli.derive import DTYPES, Counted, F, Where, by_job, kernels, weighted, weighted_folders, where_options
-from lora_reg.cli.losses import of_job, tell_here
+from lora_reg.cli.losses import of_job, print_local
 from lora_reg.cli.state import Command, State, pass_state
 from lora_reg.formatting.text import plural, table
 
@@ -23,15 +23,29 @@ _TYPES: Final[dict[str, Any]] = {"number": click.FLOAT, "integer": click.INT}
 
 
 def parameter_options(command: F) -> F:
-    """An option for each name of a parameter in the table. A name has one type whatever the method, while its range and
-    its meaning are the method's own: `check_parameters` sees to the one, `--methods` tells the other."""
+    """Add an option for each parameter name in the table.
+
+    A name has one type in all methods. Its range depends on the method and is checked by `check_parameters`.
+    """
     known = {parameter.name: parameter for method in METHODS.values() for parameter in method.parameters}
     for name, parameter in sorted(known.items(), reverse=True):
-        users = [method.name for method in METHODS.values() if name in {own.name for own in method.parameters}]
         kind = click.Choice(parameter.choices) if parameter.kind == "choice" else _TYPES[parameter.kind]
-        option = click.option(f"--{name.replace('_', '-')}", name, type=kind, help=f"Of {', '.join(users)}.")
+        option = click.option(f"--{name.replace('_', '-')}", name, type=kind, help=_help(name))
         command = option(command)
     return command
+
+
+def _help(name: str) -> str:
+    """The meaning of a parameter from the table; several if methods differ, with the methods of each."""
+    meanings: dict[str, list[str]] = {}
+    for method in METHODS.values():
+        for own in method.parameters:
+            if own.name == name:
+                meanings.setdefault(own.meaning, []).append(method.name)
+    if len(meanings) == 1:
+        (meaning, users), *_ = meanings.items()
+        return f"{meaning[0].upper()}{meaning[1:]} ({', '.join(users)})."
+    return "; ".join(f"{', '.join(users)}: {meaning}" for meaning, users in meanings.items()) + "."
 
 
 def _list_methods(state: State) -> None:
@@ -40,12 +54,12 @@ def _list_methods(state: State) -> None:
     state.output().result(
         "lora-reg/methods/1",
         {"methods": to_object(list(METHODS.values()))},
-        human=[line for method in METHODS.values() for line in _told(method)],
+        human=[line for method in METHODS.values() for line in _description(method)],
         quiet=list(METHODS),
     )
 
 
-def _told(method: Method) -> list[str]:
+def _description(method: Method) -> list[str]:
     seeded = "; seeded" if method.seeded else ""
     rows = [(f"--{own.name.replace('_', '-')}", own.range, _default(own), own.meaning) for own in method.parameters]
     return [
@@ -60,7 +74,14 @@ def _default(parameter: Parameter) -> str:
     return parameter.otherwise if parameter.default is None else str(parameter.default)
 
 
-@click.command(cls=Command)
+@click.command(
+    cls=Command,
+    examples=(
+        "lora-reg compose acme/sql=0.7 acme/docs=0.3 --method ties --density 0.5 --to acme/both",
+        "lora-reg compose --local ./sql ./docs --method cat -o ./both",
+        "lora-reg compose --methods",
+    ),
+)
 @click.argument("adapters", nargs=-1, metavar="REF[=W]...")
 @click.option(
     "--method",
@@ -68,12 +89,12 @@ def _default(parameter: Parameter) -> str:
     default=DEFAULT_METHOD,
     show_default=True,
     metavar="NAME",
-    help="How; --methods tells of each.",
+    help="Composition method; --methods lists them.",
 )
-@click.option("--methods", "listing", is_flag=True, help="List the methods and their parameters, and do nothing else.")
+@click.option("--methods", "listing", is_flag=True, help="List methods and parameters, and exit.")
 @parameter_options
-@click.option("--seed", type=click.IntRange(0), help="Of the methods that draw random numbers; 0 without it.")
-@click.option("--dtype", type=DTYPES, help="Of the factors; without it, the widest of the adapters'.")
+@click.option("--seed", type=click.IntRange(0), help="Seed of methods that draw random numbers (default: 0).")
+@click.option("--dtype", type=DTYPES, help="Output dtype of the factors (default: the widest of the inputs).")
 @where_options
 @pass_state
 def compose(
@@ -89,8 +110,8 @@ def compose(
 ) -> None:
     """Compose adapters of one base into one adapter.
 
-    W is the adapter's weight, 1 where it is not given. The same composition asked for again is the same job and the
-    same result. On this machine: --local ADAPTER_DIR[=W]... -o DIR.
+    W is the weight of the adapter (default: 1). The same composition requested again is the same job with the same
+    result. To compose folders on this machine: --local ADAPTER_DIR[=W]... -o DIR.
     """
     if listing:
         _list_methods(state)
@@ -99,7 +120,7 @@ def compose(
         raise click.UsageError("Missing argument 'REF[=W]...'.")
     chosen = find_method(method)
     if seed is not None and not chosen.seeded:
-        raise click.UsageError(f"--seed does not go with {method}, which draws no random numbers.")
+        raise click.UsageError(f"--seed has no effect on {method}, which draws no random numbers.")
     parameters = check_parameters(method, {name: value for name, value in given.items() if value is not None})
     output = where.here()
     if output is None:
@@ -120,7 +141,7 @@ def compose(
         )
     finally:
         progress.end()
-    tell_here(state, "compose", output, report)
+    print_local(state, "compose", output, report)
 
 
 def _by_job(

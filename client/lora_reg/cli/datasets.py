@@ -9,44 +9,44 @@ from lora_reg.cli.state import LazyGroup, State, pass_state
 
 @click.group(cls=LazyGroup)
 def dataset() -> None:
-    """Evaluation sets: add, list, show."""
+    """Manage datasets for evaluation."""
 
 
-@dataset.command()
+@dataset.command(examples=("lora-reg dataset add acme/sql-eval ./sql_eval.jsonl",))
 @click.argument("name")
 @click.argument("file", metavar="FILE")
-@click.option("--tag", "tags", multiple=True, metavar="T", help="A tag to set on the version; may be repeated.")
-@click.option("--message", "-m", default="", help="A word on this version.")
+@click.option("--tag", "tags", multiple=True, metavar="T", help="Tag to set on the version; may be repeated.")
+@click.option("--message", "-m", default="", metavar="TEXT", help="Version message.")
 @pass_state
 def add(state: State, name: str, file: str, tags: tuple[str, ...], message: str) -> None:
-    """Push an evaluation set as a version.
+    """Push a dataset as a version.
 
     FILE is JSON lines, each an object with `text`, or with `prompt` and `completion`.
     """
-    from lora_reg.cli.push import tell
+    from lora_reg.cli.push import print_pushed
     from lora_reg.transfer.push import add_dataset
 
     pushed = add_dataset(state.client(), name, file, tags=tags, message=message, progress=state.progress())
     then = f"lora-reg validate REF --data {name}"
-    tell(state.output(), "lora-reg/dataset-add/1", pushed, then=then)
+    print_pushed(state.output(), "lora-reg/dataset-add/1", pushed, then=then)
 
 
-@dataset.command("list")
+@dataset.command("list", examples=("lora-reg dataset list",))
 @click.argument("pattern", required=False)
 @pass_state
 def list_(state: State, pattern: str | None) -> None:
-    """List the evaluation sets."""
-    from lora_reg.cli.browse import tell_repositories
+    """List datasets."""
+    from lora_reg.cli.browse import print_repositories
 
     found = list(state.client().repositories(pattern=pattern, kind="dataset"))
-    tell_repositories(state.output(), found, "There is no evaluation set yet.", "lora-reg dataset add NAME FILE")
+    print_repositories(state.output(), found, "There are no datasets yet.", "lora-reg dataset add NAME FILE")
 
 
-@dataset.command()
+@dataset.command(examples=("lora-reg dataset show acme/sql-eval",))
 @click.argument("name")
 @pass_state
 def show(state: State, name: str) -> None:
-    """Show an evaluation set: its versions, and how many records of which form there are."""
+    """Show a dataset: its versions, and the number and form of its records."""
     from lora_contract.errors import RegistryError
     from lora_reg.formatting import views
 

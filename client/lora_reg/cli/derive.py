@@ -1,4 +1,4 @@
-"""What merge, compose, extract and resize share: their options, the wait for their job, work on this machine."""
+"""Shared by merge, compose, extract and resize: options, waiting for the job, work on this machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DTYPES = click.Choice(OUTPUT_DTYPES)
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """What becomes of the result. By a job: to, tags, message, detach, timeout; on this machine: local and output."""
+    """Destination of the result. Of a job: to, tags, message, detach, timeout; on this machine: local and output."""
 
     to: str | None
     tags: tuple[str, ...]
@@ -39,11 +39,11 @@ class Where:
     output: str | None
 
     def here(self) -> Path | None:
-        """The folder to write where the work is done on this machine. Raises UsageError where options do not agree."""
+        """The folder to write if the work is done on this machine, else None. Raises UsageError if options conflict."""
         if not self.local:
             refuse({"--output": self.output}, "a job")
             if self.to is None:
-                raise click.UsageError("--to REF says where the result goes.")
+                raise click.UsageError("--to REF is missing: the repository of the result.")
             return None
         refuse(
             {
@@ -61,23 +61,23 @@ class Where:
 
 
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
-    click.option("--to", metavar="REF", help="The repository that the result becomes a version of."),
-    click.option("--tag", "tags", multiple=True, metavar="T", help="A tag to set on the result; may be repeated."),
-    click.option("--message", "-m", default="", help="A word on the result."),
-    click.option("--detach", is_flag=True, help="Do not wait; print the job's id."),
+    click.option("--to", metavar="REF", help="Repository that the result is committed to."),
+    click.option("--tag", "tags", multiple=True, metavar="T", help="Tag to set on the result; may be repeated."),
+    click.option("--message", "-m", default="", metavar="TEXT", help="Version message of the result."),
+    click.option("--detach", is_flag=True, help="Do not wait for the job; print its id."),
     click.option(
         "--timeout",
         type=click.FloatRange(0),
         metavar="SECONDS",
-        help="Stop waiting after so long, with exit status 8; the job goes on.",
+        help="Stop waiting after this time, with exit status 8; the job continues.",
     ),
-    click.option("--local", is_flag=True, help="Work on folders of this machine, without a registry; needs -o DIR."),
-    click.option("--output", "-o", metavar="DIR", help="With --local: the folder to write."),
+    click.option("--local", is_flag=True, help="Work on local folders, without a registry; needs -o DIR."),
+    click.option("--output", "-o", metavar="DIR", help="With --local: folder to write."),
 )
 
 
 def where_options(command: F) -> F:
-    """The options of `Where`, handed to the command as `where`."""
+    """Add the options of `Where`, passed to the command as `where`."""
 
     @functools.wraps(command)
     def run(*args: Any, **given: Any) -> Any:
@@ -87,7 +87,7 @@ def where_options(command: F) -> F:
 
     for option in reversed(_OPTIONS):
         run = option(run)
-    return run  # type: ignore[return-value]  # the same but for the options
+    return run  # type: ignore[return-value]  # the same but for its options
 
 
 def by_job(
@@ -98,30 +98,35 @@ def by_job(
     schema: str,
     shown: Callable[[Client, JobView], list[str]] = lambda _client, _job: [],
 ) -> None:
-    """Ask for a job and wait for it. submit: sends the request, given `to`, `tags` and `message` of it.
+    """Submit a job, wait for it, and print its result.
 
-    shown: lines for people on a result.
+    Args:
+        submit: sends the request; called with its `to`, `tags` and `message`.
+        schema: of the JSON document.
+        shown: more lines about the result, for people.
     """
-    from lora_reg.cli.jobs import tell, watch
+    from lora_reg.cli.jobs import print_job, watch
     from lora_reg.formatting import views
+    from lora_reg.formatting.jobs import ended
+    from lora_reg.formatting.text import short_id
     from lora_reg.waiting import require_done
 
     client, output = state.client(), state.output()
     target = client.parse(where.to or "")
     if target.is_pinned:
         raise click.UsageError(
-            f"--to {where.to}: the version's number is given by the server; name the repository alone."
+            f"--to {where.to} names a version; the server assigns version numbers. Name only the repository."
         )
     tags = list(dict.fromkeys((*where.tags, *((target.tag,) if target.tag else ()))))
     job = submit(client, {"to": target.repository, "tags": tags, "message": where.message})
     if where.detach:
-        tell(state, job)
-        output.next(f"lora-reg job wait {job.id}")
+        print_job(state, job)
+        output.next(f"lora-reg job wait {short_id(job.id)}")
         return
-    output.note(f"job {job.id}")
+    output.note(f"job {short_id(job.id)}")
     job = require_done(job if job.state == "done" else watch(state, client, job.id, timeout=where.timeout))
     name = views.name_of(job.result) if job.result else job.id
-    human = [views.label(job.result) if job.result else f"{job.id}  {job.state}"]
+    human: list[str] = [ended(job)]
     if output.mode == "human":
         human += shown(client, job)
     output.result(schema, {"job": job, "version": job.result}, human=human, quiet=[name])
@@ -130,7 +135,7 @@ def by_job(
 
 
 class Counted:
-    """What kernels tell, done and in all, from several threads, as steps of a bar."""
+    """The progress callback of the kernels (done, total; from several threads) as a phase of a bar."""
 
     def __init__(self, progress: Progress, what: str, unit: str = "B") -> None:
         self._progress = progress
@@ -150,9 +155,9 @@ class Counted:
 
 
 def kernels(module: str, what: str) -> Any:
-    """A module of the kernels. By name: the client does not depend on them, and is installed without them.
+    """Import a module of the kernels by its name. The client can be installed without them.
 
-    what: the work, for the sentence of the RegistryError `usage` that says what is missing.
+    what: the work, for the message. Raises RegistryError `usage` if a package is missing.
     """
     from importlib import import_module
 
@@ -167,25 +172,25 @@ def kernels(module: str, what: str) -> Any:
 
 
 def need_folders(*folders: Path) -> None:
-    """Raises RegistryError `usage` where one is missing."""
+    """Raises RegistryError `usage` if one is missing."""
     for folder in folders:
         if not folder.is_dir():
             raise RegistryError(
                 "usage",
-                f"There is no folder {str(folder)!r}.",
-                hint="Name folders; references are for jobs, without --local.",
+                f"{str(folder)!r} is not a folder.",
+                hint="With --local, name folders; without it, references.",
             )
 
 
 def refuse(given: dict[str, Any], what: str) -> None:
-    """Raises UsageError for options that were given and do not go with `what`."""
+    """Raises UsageError for options that were given but cannot be used with `what`."""
     for option, value in given.items():
         if value:
-            raise click.UsageError(f"{option} does not go with {what}.")
+            raise click.UsageError(f"{option} cannot be used with {what}.")
 
 
 def weighted(text: str, *, folders: bool = False) -> tuple[str, float]:
-    """Split `REF=W`. A folder may have '=' in its name: what exists as it stands is taken whole."""
+    """Split `REF=W`. A folder may have '=' in its name: an existing folder is not split."""
     name, equals, weight = text.rpartition("=")
     if not equals or (folders and Path(text).is_dir()):
         return text, 1.0
@@ -199,7 +204,7 @@ def weighted(text: str, *, folders: bool = False) -> tuple[str, float]:
 
 
 def weighted_folders(texts: tuple[str, ...]) -> list[tuple[Path, float]]:
-    """Folders with their weights, all of which exist."""
+    """Folders with their weights. Raises RegistryError `usage` if one is missing."""
     found = [(Path(name), weight) for name, weight in (weighted(text, folders=True) for text in texts)]
     need_folders(*(folder for folder, _ in found))
     return found

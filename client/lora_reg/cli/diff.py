@@ -15,23 +15,32 @@ if TYPE_CHECKING:
     from lora_reg.client import Client
 
 SHOWN = 12
+"""Modules that are shown; `--json` prints all of them."""
+
 _TIMEOUT = click.option(
-    "--timeout", type=click.FloatRange(0), metavar="SECONDS", help="Stop waiting after so long, with exit status 8."
+    "--timeout", type=click.FloatRange(0), metavar="SECONDS", help="Stop waiting after this time, with exit status 8."
 )
 
 
-@click.command(cls=Command)
+@click.command(
+    cls=Command,
+    examples=(
+        "lora-reg diff acme/sql-writer:v1 acme/sql-writer:v2",
+        "lora-reg diff acme/sql-writer:prod acme/sql-writer:candidate --plot changes.png",
+        "lora-reg diff --local ./before ./after",
+    ),
+)
 @click.argument("before", metavar="REF")
 @click.argument("after", metavar="REF")
-@click.option("--plot", metavar="FILE", help="Draw a heat map of the changes, module by layer, as PNG or SVG.")
-@click.option("--local", is_flag=True, help="Compare two folders on this machine.")
+@click.option("--plot", metavar="FILE", help="Draw a heat map of the changes by module and layer, as PNG or SVG.")
+@click.option("--local", is_flag=True, help="Compare two local folders.")
 @_TIMEOUT
 @pass_state
 def diff(state: State, before: str, after: str, plot: str | None, local: bool, timeout: float | None) -> None:
-    """Show what changed between two adapters: files, config, losses, and every module from its factors.
+    """Compare two adapters: files, config, losses and modules.
 
-    Overlap is that of the spaces which both updates read from (inputs) and write to (outputs): 1 is the same, 0 is
-    orthogonal.
+    INPUTS and OUTPUTS are the overlap of the subspaces that both updates read from and write to: 1 is the same
+    subspace, 0 is orthogonal.
     """
     from lora_reg.comparing import changed_config, side_by_side
     from lora_reg.formatting.comparison import modules
@@ -63,32 +72,40 @@ def diff(state: State, before: str, after: str, plot: str | None, local: bool, t
         from lora_reg.formatting.plots import heat_map
 
         heat_map(document["comparison"]["modules"], Path(plot), title=f"{Path(before).name} to {Path(after).name}")
+        state.output().note(f"plot written to {Path(plot).resolve()}")
     names = [row["module"] for row in document["comparison"]["modules"] if row["state"] != "same"]
     state.output().result("lora-reg/diff/1", document, human=human, quiet=names)
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, examples=("lora-reg reproduce acme/both:v1",))
 @click.argument("ref")
 @_TIMEOUT
 @pass_state
 def reproduce(state: State, ref: str, timeout: float | None) -> int:
-    """Derive a version again from its lineage and compare digests; exit 7 where they differ."""
+    """Run the recipe of a version again and compare digests.
+
+    The exit status is 7 if a file differs.
+    """
     from lora_contract.errors import ERRORS
-    from lora_reg.formatting.text import short, table
+    from lora_reg.formatting.text import Word, short, table
 
     client = state.client()
     view = client.version(ref)
     job = client.reproduce(_name(view))
     report = _report(state, client, job, _name(view), timeout)
     rows = [
-        ("same" if file["expected"] == file["found"] else "DIFFERS", file["path"], short(file["expected"] or "-"))
+        (
+            Word("same", "good") if file["expected"] == file["found"] else Word("DIFFERS", "bad"),
+            short(file["expected"] or "-"),
+            file["path"],
+        )
         for file in report.body["files"]
     ]
     name = f"{view.namespace}/{view.name}:v{view.number}"
     state.output().result(
         "lora-reg/reproduction/1",
         {"version": view, "reproduced": report.passed, **report.body},
-        human=[*table(("", "FILE", "DIGEST"), rows), f"{name}  {'reproduced' if report.passed else 'not reproduced'}"],
+        human=[*table(("", "DIGEST", "FILE"), rows), f"{name}  {'reproduced' if report.passed else 'not reproduced'}"],
         quiet=[name] if report.passed else [],
     )
     return 0 if report.passed else ERRORS["not-reproduced"].exit
@@ -124,7 +141,7 @@ def _config(client: Client, view: VersionView) -> dict[str, Any]:
 
 
 def _files(before: VersionView, after: VersionView) -> list[dict[str, Any]]:
-    """Files that are not the same in both: their digests, None where one lacks it."""
+    """Files that differ, with their digests; None if one version lacks the file."""
     one, other = ({file.path: str(file.digest) for file in view.files} for view in (before, after))
     return [
         {"path": path, "before": one.get(path), "after": other.get(path)}
@@ -136,10 +153,11 @@ def _files(before: VersionView, after: VersionView) -> list[dict[str, Any]]:
 def _heads(document: dict[str, Any]) -> list[str]:
     from lora_reg.formatting.comparison import losses
     from lora_reg.formatting.text import short, table
+    from lora_reg.formatting.views import cut
 
-    files = [(file["path"], short(file["before"] or "-"), short(file["after"] or "-")) for file in document["files"]]
-    config = [(row["key"], str(row["before"])[:40], str(row["after"])[:40]) for row in document["config"]]
-    parts = (table(("FILE", "BEFORE", "AFTER"), files), table(("CONFIG", "BEFORE", "AFTER"), config))
+    files = [(short(file["before"] or "-"), short(file["after"] or "-"), file["path"]) for file in document["files"]]
+    config = [(row["key"], cut(str(row["before"]), 30), cut(str(row["after"]), 120)) for row in document["config"]]
+    parts = (table(("BEFORE", "AFTER", "FILE"), files), table(("CONFIG", "BEFORE", "AFTER"), config))
     return [line for part in (*parts, losses(document["losses"])) if part for line in (*part, "")]
 
 

@@ -9,7 +9,7 @@ import click
 
 from lora_contract.errors import RegistryError
 from lora_reg.cli.derive import DTYPES, Counted, Where, by_job, kernels, need_folders, where_options
-from lora_reg.cli.losses import of_job, tell_here
+from lora_reg.cli.losses import of_job, print_local
 from lora_reg.cli.state import Command, State, pass_state
 
 if TYPE_CHECKING:
@@ -17,27 +17,40 @@ if TYPE_CHECKING:
     from lora_reg.client import Client
 
 
-@click.command(cls=Command)
+@click.command(
+    cls=Command,
+    examples=(
+        "lora-reg extract acme/tuned --base llama-2-7b --rank 16 --to acme/extracted",
+        "lora-reg extract --local ./tuned --base ./base --keep-energy 0.9 -o ./extracted",
+    ),
+)
 @click.argument("tuned", metavar="REF")
-@click.option("--base", required=True, metavar="REF", help="The base that it was tuned from; a folder with --local.")
-@click.option("--rank", type=click.IntRange(1), metavar="R", help="The rank of every module.")
+@click.option(
+    "--base",
+    required=True,
+    metavar="REF",
+    help="Base that the checkpoint was fine-tuned from; with --local, its folder.",
+)
+@click.option("--rank", type=click.IntRange(1), metavar="R", help="Rank of every module.")
 @click.option(
     "--keep-energy",
     type=click.FloatRange(0, 1, min_open=True),
     metavar="X",
-    help="Instead of --rank: for each module the least rank that keeps this share of its change, such as 0.9.",
+    help="Instead of --rank: for each module, the smallest rank that keeps this share of its change, e.g. 0.9.",
 )
-@click.option("--max-rank", type=click.IntRange(1), metavar="R", help="With --keep-energy: the greatest rank.")
+@click.option("--max-rank", type=click.IntRange(1), metavar="R", help="With --keep-energy: maximum rank.")
 @click.option(
     "--target",
     "targets",
     multiple=True,
     metavar="NAME",
-    help="A module by its path or its last segment; may be repeated. Without it, all linear layers.",
+    help="Module to extract, by its path or last segment; may be repeated (default: all linear layers).",
 )
-@click.option("--save-changed", is_flag=True, help="Keep whole what changed and cannot have factors.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the randomized decomposition.")
-@click.option("--dtype", type=DTYPES, default="float32", show_default=True, help="Of the factors.")
+@click.option(
+    "--save-changed", is_flag=True, help="Store changed tensors that cannot be factorized in full (modules_to_save)."
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the randomized SVD.")
+@click.option("--dtype", type=DTYPES, default="float32", show_default=True, help="Output dtype of the factors.")
 @where_options
 @pass_state
 def extract(
@@ -53,15 +66,15 @@ def extract(
     seed: int,
     dtype: str,
 ) -> None:
-    """Make an adapter of the difference between a fine-tune and its base.
+    """Extract an adapter from a fine-tune and its base.
 
-    REF is a fine-tuned checkpoint: a model, or a base that was added with `lora-reg base add`. On this machine:
-    --local TUNED_DIR --base BASE_DIR -o DIR.
+    REF is a fine-tuned checkpoint: a model, or a base added with `lora-reg base add`. To extract from folders on this
+    machine: --local TUNED_DIR --base BASE_DIR -o DIR.
     """
     if (rank is None) == (keep_energy is None):
         raise click.UsageError("Give either --rank R or --keep-energy X.")
     if max_rank is not None and keep_energy is None:
-        raise click.UsageError("--max-rank goes with --keep-energy.")
+        raise click.UsageError("--max-rank needs --keep-energy.")
     options: dict[str, Any] = {
         "rank": rank,
         "keep_energy": keep_energy,
@@ -82,7 +95,7 @@ def extract(
         report = extracting.extract_folders(tuned, base, output, progress=Counted(progress, "Extracting"), **options)
     finally:
         progress.end()
-    tell_here(state, "extract", output, report)
+    print_local(state, "extract", output, report)
 
 
 def _by_job(state: State, where: Where, tuned: str, base: str, options: dict[str, Any]) -> None:
@@ -92,7 +105,7 @@ def _by_job(state: State, where: Where, tuned: str, base: str, options: dict[str
         raise RegistryError(
             "usage",
             f"{tuned} is a folder; a job extracts from a version of the registry.",
-            hint="Add the fine-tune with `lora-reg base add NAME DIR`, or extract on this machine with --local.",
+            hint="Add the checkpoint with `lora-reg base add NAME DIR`, or extract on this machine with --local.",
         )
 
     def submit(client: Client, target: dict[str, Any]) -> JobView:

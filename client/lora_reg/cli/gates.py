@@ -16,33 +16,39 @@ if TYPE_CHECKING:
     from lora_reg.client import Client
 
 _TIMEOUT = click.option(
-    "--timeout", type=click.FloatRange(0), metavar="SECONDS", help="Stop waiting after so long, with exit status 8."
+    "--timeout", type=click.FloatRange(0), metavar="SECONDS", help="Stop waiting after this time, with exit status 8."
 )
-_DATA = click.option("--data", multiple=True, metavar="REF", help="A further evaluation set; may be repeated.")
+_DATA = click.option("--data", multiple=True, metavar="REF", help="Additional dataset to evaluate on; may be repeated.")
 
 
-@click.command(cls=Command)
+@click.command(
+    cls=Command,
+    examples=(
+        "lora-reg gate acme/sql-writer:candidate --for prod",
+        "lora-reg gate acme/sql-writer:v3 --for prod --data acme/sql-eval --format junit > gate.xml",
+    ),
+)
 @click.argument("ref")
-@click.option("--for", "tag", required=True, metavar="TAG", help="The tag that the version shall have.")
+@click.option("--for", "tag", required=True, metavar="TAG", help="Tag that the version is to get.")
 @_DATA
-@click.option("--policy", "policy_file", metavar="FILE", help="Try this policy instead; nothing is promoted by it.")
+@click.option("--policy", "policy_file", metavar="FILE", help="Try this policy instead; it promotes nothing.")
 @click.option(
     "--format",
     "form",
     type=click.Choice(["text", "json", "junit", "github"]),
     default="text",
     show_default=True,
-    help="How it is told.",
+    help="Output format.",
 )
 @_TIMEOUT
 @pass_state
 def gate(
     state: State, ref: str, tag: str, data: tuple[str, ...], policy_file: str | None, form: str, timeout: float | None
 ) -> int:
-    """Ask whether a version may have a tag; exit 6 where it may not.
+    """Decide whether a version may get a tag; exit 0 or 6.
 
-    Validations that are missing are run first. The tag's policy decides, or the default one; `github` writes
-    annotations, and a summary to the file that GITHUB_STEP_SUMMARY names.
+    Missing validations are run first. The policy of the tag decides, or the default policy. The format `github` prints
+    annotations and appends a summary to the file GITHUB_STEP_SUMMARY.
     """
     from lora_reg.cli.jobs import watch
     from lora_reg.cli.policies import read
@@ -57,19 +63,19 @@ def gate(
         lambda answer: answer,
         partial(watch, state, client, timeout=timeout),
     )
-    _tell(state, view, form, data)
+    _print(state, view, form, data)
     return _status(view)
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, examples=("lora-reg approve acme/sql-writer:v3 --for prod --reason 'reviewed by QA'",))
 @click.argument("ref")
-@click.option("--for", "tag", required=True, metavar="TAG", help="The tag that the version may have.")
-@click.option("--reason", default="", help="Why, for the log.")
+@click.option("--for", "tag", required=True, metavar="TAG", help="Tag that the version may get.")
+@click.option("--reason", default="", metavar="TEXT", help="Reason, kept with the approval.")
 @pass_state
 def approve(state: State, ref: str, tag: str, reason: str) -> None:
-    """Give your word that a version may have a tag.
+    """Approve a version for a tag.
 
-    It counts where a policy asks for approvals, and not for a promotion of your own.
+    Policies may require approvals. Approvals by the promoter do not count.
     """
     given = state.client().approve(ref, tag, reason=reason)
     name = f"{given.namespace}/{given.name}:v{given.number}"
@@ -81,15 +87,23 @@ def approve(state: State, ref: str, tag: str, reason: str) -> None:
     )
 
 
-@click.command(cls=Command)
+@click.command(
+    cls=Command,
+    examples=(
+        "lora-reg promote acme/sql-writer:candidate prod --data acme/sql-eval",
+        "lora-reg promote acme/sql-writer:v4 prod --expect v3",
+    ),
+)
 @click.argument("ref")
 @click.argument("tag")
 @_DATA
 @click.option(
-    "--expect", metavar="REF", help="Only if the tag points there now (`none`: only if there is no such tag)."
+    "--expect",
+    metavar="REF",
+    help="Promote only if the tag points to REF now (`none`: only if the tag does not exist).",
 )
-@click.option("--force", is_flag=True, help="Although the gate does not allow it: for administrators, with --reason.")
-@click.option("--reason", default="", help="Why, for the history.")
+@click.option("--force", is_flag=True, help="Promote even if the gate refuses (admin, needs --reason).")
+@click.option("--reason", default="", metavar="TEXT", help="Reason, kept in the history.")
 @_TIMEOUT
 @pass_state
 def promote(
@@ -102,9 +116,9 @@ def promote(
     reason: str,
     timeout: float | None,
 ) -> None:
-    """Gate a version and point the tag at it, in one transaction.
+    """Gate a version and move the tag to it, in one transaction.
 
-    The tag moves only where the gate allows it, and cites the report. Exit status 6 where it is refused.
+    The tag moves only if the gate allows it. The exit status is 6 if the gate refuses.
     """
     from lora_reg.cli.jobs import watch
     from lora_reg.cli.tags import expected_generation
@@ -113,7 +127,7 @@ def promote(
     from lora_reg.waiting import until_decided
 
     if force and not reason:
-        raise click.UsageError("--force needs --reason, which is logged with it.")
+        raise click.UsageError("--force needs --reason, which is logged.")
     client = state.client()
     subject = pinned(client, ref)
     generation = expected_generation(client, client.parse(ref), tag, expect)
@@ -123,7 +137,7 @@ def promote(
         partial(watch, state, client, timeout=timeout),
     )
     output, moved = state.output(), answer.tag
-    assert moved is not None  # a refusal is raised, and what is pending is waited for
+    assert moved is not None  # a refusal is raised, and a pending gate is waited for
     output.result(
         "lora-reg/promotion/1",
         answer,
@@ -134,21 +148,21 @@ def promote(
 
 
 def pinned(client: Client, ref: str) -> str:
-    """The version by its digest: what is asked for last is then what was asked for first."""
+    """The version by its digest, so that all requests of a command mean the same version."""
     view = client.version(ref)
     return f"{view.namespace}/{view.name}@{view.digest}"
 
 
-def _tell(state: State, view: GateView, form: str, data: tuple[str, ...]) -> None:
+def _print(state: State, view: GateView, form: str, data: tuple[str, ...]) -> None:
     from lora_reg.formatting import gate as text
     from lora_reg.formatting import github, junit
 
     output = state.output()
     if output.mode != "json" and form == "junit":
-        click.echo(junit.junit(view))
+        output.text(junit.junit(view))
         return
     if output.mode != "json" and form == "github":
-        click.echo("\n".join(github.workflow_commands(view)))
+        output.text("\n".join(github.workflow_commands(view)))
         if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
             with Path(summary).open("a", encoding="utf-8") as file:
                 file.write(github.summary(view))

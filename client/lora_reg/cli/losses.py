@@ -1,4 +1,4 @@
-"""What an operation lost of each module, worst first, from the report that the kernels made."""
+"""Results of operations with the approximation error of each module, from the report that the kernels made."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def of_job(client: Client, job: JobView) -> list[str]:
-    """The lines of the report that the job made with its version."""
+    """Lines of the report that the job made on its version."""
     from lora_reg.formatting.views import name_of
 
     if job.result is None:
@@ -24,8 +24,8 @@ def of_job(client: Client, job: JobView) -> list[str]:
     return next((lines(report.body) for report in reports if report.kind == job.kind), [])
 
 
-def tell_here(state: State, operation: str, output: Path, report: Any) -> None:
-    """The answer of an operation that was done on this machine. report: a struct of the kernels."""
+def print_local(state: State, operation: str, output: Path, report: Any) -> None:
+    """Print the result of an operation on this machine. report: a struct of the kernels."""
     from lora_reg.cli.output import to_object
 
     body = to_object(report)

@@ -19,7 +19,7 @@ from lora_reg.cli.derive import (
     weighted_folders,
     where_options,
 )
-from lora_reg.cli.merge_plan import tell_plan
+from lora_reg.cli.merge_plan import print_plan
 from lora_reg.cli.state import Command, State, pass_state
 from lora_reg.formatting.text import plural
 
@@ -28,20 +28,40 @@ if TYPE_CHECKING:
     from lora_reg.client import Client
 
 
-@click.command(cls=Command)
-@click.argument("adapters", nargs=-1, required=True, metavar="REF[=W]...")
-@click.option("--base", metavar="REF", help="The base to merge into; without it, the one that the first adapter pins.")
-@click.option(
-    "--dtype", type=click.Choice(MERGED_DTYPES), help="Of every touched tensor; without it, each keeps its own."
+@click.command(
+    cls=Command,
+    examples=(
+        "lora-reg merge acme/sql-writer:prod --to acme/sql-writer-merged",
+        "lora-reg merge acme/sql=0.7 acme/docs=0.3 --dtype bfloat16 --to acme/merged",
+        "lora-reg merge --local --base-dir ./base ./adapter -o ./merged",
+    ),
 )
-@click.option("--onto", type=click.Choice(["fp", "nf4"]), help="The base as it is, or what NF4 makes of it (QLoRA).")
-@click.option("--rounding", type=click.Choice(["nearest", "stochastic"]), help="To the output's type.")
-@click.option("--seed", type=click.IntRange(0), help="Of stochastic rounding.")
-@click.option("--allow-loss", is_flag=True, help="Take a result whose rounding loses much of the adapters.")
-@click.option("--base-dir", metavar="DIR", help="With --local: the folder of the base.")
-@click.option("--threads", type=click.IntRange(1), metavar="N", help="With --local; without it, one per processor.")
-@click.option("--digests", is_flag=True, help="With --local: hash the weight files on their way.")
-@click.option("--dry-run", is_flag=True, help="With --local: show what would be done, and do nothing.")
+@click.argument("adapters", nargs=-1, required=True, metavar="REF[=W]...")
+@click.option("--base", metavar="REF", help="Base to merge into (default: the base that the first adapter pins).")
+@click.option("--dtype", type=click.Choice(MERGED_DTYPES), help="Output dtype of merged tensors (default: unchanged).")
+@click.option(
+    "--onto",
+    type=click.Choice(["fp", "nf4"]),
+    help="Merge onto the full-precision base, or onto its NF4-dequantized weights (QLoRA).",
+)
+@click.option(
+    "--rounding",
+    type=click.Choice(["nearest", "stochastic"]),
+    help="Rounding mode when casting to the output dtype (default: nearest).",
+)
+@click.option("--seed", type=click.IntRange(0), help="Seed of stochastic rounding (default: 0).")
+@click.option(
+    "--allow-loss", is_flag=True, help="Allow a merge in which rounding discards more than half of the update."
+)
+@click.option("--base-dir", metavar="DIR", help="With --local: folder of the base.")
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    metavar="N",
+    help="With --local: number of threads (default: one per processor).",
+)
+@click.option("--digests", is_flag=True, help="With --local: compute SHA-256 of the output files.")
+@click.option("--dry-run", is_flag=True, help="With --local: print the plan and write nothing.")
 @where_options
 @pass_state
 def merge(
@@ -59,10 +79,10 @@ def merge(
     digests: bool,
     dry_run: bool,
 ) -> None:
-    """Merge adapters into their base, by a job or on this machine.
+    """Merge adapters into their base.
 
-    W is the adapter's weight in the sum, 1 where it is not given. The same merge asked for again is the same job and
-    the same result. On this machine: --local --base-dir DIR ADAPTER_DIR[=W]... -o DIR.
+    W is the weight of the adapter in the sum (default: 1). The same merge requested again is the same job with the same
+    result. To merge folders on this machine: --local --base-dir DIR ADAPTER_DIR[=W]... -o DIR.
     """
     here = {"--base-dir": base_dir, "--threads": threads, "--digests": digests, "--dry-run": dry_run}
     if not where.local:
@@ -77,7 +97,7 @@ def merge(
     given = {"dtype": dtype, "onto": onto, "rounding": rounding, "seed": seed}
     numbers = {name: value for name, value in given.items() if value is not None}
     if dry_run:
-        tell_plan(state, Path(base_dir), weighted_folders(adapters), numbers)
+        print_plan(state, Path(base_dir), weighted_folders(adapters), numbers)
         return
     output = where.here()
     assert output is not None
@@ -118,6 +138,6 @@ def _merge_here(state: State, base_dir: Path, adapters: tuple[str, ...], output:
     state.output().result(
         "lora-reg/merge-local/1",
         {"output": str(output), "report": report},
-        human=[f"{output}  {plural(len(report.files), 'file')}, {plural(len(report.tensors), 'tensor')} touched{kept}"],
+        human=[f"{output}  {plural(len(report.files), 'file')}, {plural(len(report.tensors), 'tensor')} changed{kept}"],
         quiet=[str(output)],
     )

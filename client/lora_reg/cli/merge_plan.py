@@ -1,4 +1,4 @@
-"""What a merge would do, shown before it is done."""
+"""merge --dry-run: the plan of a merge."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from lora_reg.cli.state import State
 
 
-def tell_plan(state: State, base_dir: Path, adapters: list[tuple[Path, float]], options: dict[str, Any]) -> None:
-    """Print the plan of a merge, made from the headers of its inputs: all of it as JSON, what is touched for people."""
+def print_plan(state: State, base_dir: Path, adapters: list[tuple[Path, float]], options: dict[str, Any]) -> None:
+    """Plan a merge from the headers of its inputs and print it: in full as JSON, the changed tensors for people."""
     need_folders(base_dir)
     plan = to_object(kernels("merging", "Merging").plan_folder(base_dir, adapters, **options))
     state.output().result("lora-reg/merge-plan/1", {"plan": plan}, human=lines(plan), quiet=touched_names(plan))

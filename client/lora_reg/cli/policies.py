@@ -1,4 +1,4 @@
-"""policy set, lift, show, test."""
+"""policy set, remove, show, test."""
 
 from __future__ import annotations
 
@@ -19,35 +19,36 @@ if TYPE_CHECKING:
 
 @click.group(cls=LazyGroup)
 def policy() -> None:
-    """What a version must show before a tag may move: set, lift, show, test."""
+    """Manage policies: what a version must show before a tag may move."""
 
 
-@policy.command("set")
+@policy.command("set", examples=("lora-reg policy set 'acme/*:prod' policy.toml",))
 @click.argument("pattern", metavar="PATTERN")
 @click.argument("file", metavar="FILE")
 @pass_state
 def set_(state: State, pattern: str, file: str) -> None:
-    """Let a policy govern the tags of a pattern, such as acme/*:prod.
+    """Set the policy of all tags that match a pattern, such as acme/*:prod.
 
-    FILE is TOML or JSON. Of several patterns the most specific one governs. A governed tag moves by `promote` alone.
+    FILE is TOML or JSON. If several patterns match a tag, the most specific one governs it. A governed tag moves only
+    with `promote`.
     """
-    _tell(state, state.client().set_policy(pattern, read(Path(file))))
+    _print(state, state.client().set_policy(pattern, read(Path(file))))
 
 
-@policy.command()
+@policy.command(examples=("lora-reg policy remove 'acme/*:prod'",))
 @click.argument("pattern", metavar="PATTERN")
 @pass_state
-def lift(state: State, pattern: str) -> None:
-    """Let the policy of a pattern govern no more; its history stays."""
+def remove(state: State, pattern: str) -> None:
+    """Remove the policy of a pattern; its history is kept."""
     view = state.client().set_policy(pattern, None)
-    state.output().result("lora-reg/policy/1", view, human=[f"{pattern}  lifted"], quiet=[pattern])
+    state.output().result("lora-reg/policy/1", view, human=[f"{pattern}  removed"], quiet=[pattern])
 
 
-@policy.command()
+@policy.command(examples=("lora-reg policy show", "lora-reg policy show 'acme/*:prod'"))
 @click.argument("pattern", metavar="[PATTERN]", required=False)
 @pass_state
 def show(state: State, pattern: str | None) -> None:
-    """Show the policies in force; with a pattern, its documents, newest first."""
+    """Show the policies in force; with a pattern, all its versions, newest first."""
     import json
 
     from lora_reg.formatting.text import short, table, when
@@ -56,13 +57,13 @@ def show(state: State, pattern: str | None) -> None:
     output = state.output()
     if not found:
         output.note(
-            f"{pattern} never had a policy." if pattern else "No tag has a policy of its own; gates use the default."
+            f"{pattern} has never had a policy." if pattern else "No policies are set; gates use the default policy."
         )
     rows = [
         (
             view.pattern,
             f"{view.number}",
-            (view.document or {}).get("name", "lifted"),
+            (view.document or {}).get("name", "removed"),
             short(view.digest or "-"),
             view.author,
             when(view.created_at),
@@ -81,20 +82,27 @@ def show(state: State, pattern: str | None) -> None:
     )
 
 
-@policy.command()
+@policy.command(examples=("lora-reg policy test policy.toml acme/sql-writer --run",))
 @click.argument("file", metavar="FILE")
 @click.argument("ref")
-@click.option("--for", "tag", default="prod", show_default=True, metavar="TAG", help="The tag to ask for.")
-@click.option("--data", multiple=True, metavar="REF", help="A further evaluation set; may be repeated.")
-@click.option("--last", type=click.IntRange(1, 1000), default=10, show_default=True, help="Of a bare NAME, so many.")
-@click.option("--run", is_flag=True, help="Run the validations that are missing.")
+@click.option("--for", "tag", default="prod", show_default=True, metavar="TAG", help="Tag to test for.")
+@click.option("--data", multiple=True, metavar="REF", help="Additional dataset to evaluate on; may be repeated.")
+@click.option(
+    "--last",
+    type=click.IntRange(1, 1000),
+    default=10,
+    show_default=True,
+    metavar="N",
+    help="Number of versions if REF is a bare NAME.",
+)
+@click.option("--run", is_flag=True, help="Run missing validations.")
 @pass_state
 def test(state: State, file: str, ref: str, tag: str, data: tuple[str, ...], last: int, run: bool) -> None:
-    """Try a policy on past versions and show what it would decide; nothing is stored and no tag moves.
+    """Test a policy on existing versions, without storing anything or moving a tag.
 
-    A bare NAME means its newest versions. Each is judged beside the version that holds the tag now.
+    A bare NAME means its newest versions. Each is compared with the version that the tag points to now.
     """
-    from lora_reg.formatting.text import table
+    from lora_reg.formatting.text import Word, table
 
     client = state.client()
     document = read(Path(file))
@@ -104,22 +112,22 @@ def test(state: State, file: str, ref: str, tag: str, data: tuple[str, ...], las
     else:
         names = [str(parsed)]
     found = [_tried(state, client, name, tag, data, document, run) for name in names]
-    words = {True: "allowed", False: "refused", None: "not measured"}
+    words = {True: Word("allowed", "good"), False: Word("refused", "bad"), None: Word("not measured", "warning")}
     output = state.output()
     output.result(
         "lora-reg/policy-test/1",
         {"items": found},
         human=table(
-            ("VERSION", "DECISION", "WHY"), [(f"v{view.number}", words[view.allowed], view.reason) for view in found]
+            ("VERSION", "DECISION", "REASON"), [(f"v{view.number}", words[view.allowed], view.reason) for view in found]
         ),
         quiet=[f"{view.namespace}/{view.name}:v{view.number}" for view in found if view.allowed],
     )
     if any(view.allowed is None for view in found):
-        output.note("Add --run to validate what was not measured.")
+        output.note("Add --run to run missing validations.")
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A policy document as written. Raises RegistryError `invalid-request` for what is neither JSON nor TOML."""
+    """Read a policy document. Raises RegistryError `invalid-request` if the file is neither JSON nor TOML."""
     from lora_contract import canonical
     from lora_contract.errors import RegistryError
 
@@ -130,9 +138,9 @@ def read(path: Path) -> dict[str, Any]:
         try:
             found = tomllib.loads(text.decode("utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise RegistryError("invalid-request", f"{path.name} is no TOML: {error}.") from error
+            raise RegistryError("invalid-request", f"{path.name} is not valid TOML: {error}.") from error
     if not isinstance(found, dict):
-        raise RegistryError("invalid-request", f"{path.name} is no policy: expected an object.")
+        raise RegistryError("invalid-request", f"{path.name} is not a policy: expected an object.")
     return found
 
 
@@ -148,7 +156,7 @@ def _tried(
     return until_decided(ask, lambda answer: answer, partial(watch, state, client))
 
 
-def _tell(state: State, view: PolicyView) -> None:
+def _print(state: State, view: PolicyView) -> None:
     name = (view.document or {}).get("name", "")
     state.output().result(
         "lora-reg/policy/1",

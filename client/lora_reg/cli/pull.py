@@ -7,29 +7,38 @@ import click
 from lora_reg.cli.state import Command, State, pass_state
 
 
-@click.command(cls=Command)
+@click.command(
+    cls=Command,
+    examples=(
+        "lora-reg pull acme/sql-writer:prod -o ./sql-writer",
+        "lora-reg pull acme/sql-writer:v3 --quiet",
+        "lora-reg pull acme/sql-writer:prod --offline",
+    ),
+)
 @click.argument("ref")
-@click.option("--output", "-o", "folder", metavar="DIR", help="Write the files there; without it, into the cache.")
-@click.option("--offline", is_flag=True, default=None, help="Ask nobody: serve what REF meant when it was last pulled.")
+@click.option("--output", "-o", "folder", metavar="DIR", help="Folder to write (default: a folder in the cache).")
 @click.option(
-    "--format", "form", type=click.Choice(["peft"]), default="peft", show_default=True, help="The form of the files."
+    "--offline", is_flag=True, default=None, help="Work offline, using the last resolved version in the cache."
+)
+@click.option(
+    "--format", "form", type=click.Choice(["peft"]), default="peft", show_default=True, help="Format of the files."
 )
 @pass_state
 def pull(state: State, ref: str, folder: str | None, offline: bool | None, form: str) -> None:
-    """Get a version into a folder or into the cache.
+    """Download a version into a folder or into the cache.
 
-    What comes out is byte for byte what went in. A broken download is taken up again; nothing is visible before its
-    digest is checked. When all is there already, one small request is all it costs.
+    The files are byte for byte those that were pushed. An interrupted download is resumed. Nothing becomes visible
+    before its digest is verified. If everything is cached, a pull costs one small request.
     """
     from lora_reg.formatting.text import plural, short, size
     from lora_reg.transfer.pull import pull as run
 
-    got = run(state.client(), ref, output=folder, offline=offline, progress=state.progress())
     output = state.output()
+    got = run(state.client(), ref, output=folder, offline=offline, progress=state.progress(), warn=output.warn)
     if got.yanked:
-        output.note(f"warning: this version was yanked: {got.yanked}")
+        output.warn(f"this version was yanked: {got.yanked}")
     if got.resolved_at:
-        output.note(f"note: offline; {got.reference} as it was at {got.resolved_at}.")
+        output.note(f"note: offline; {got.reference} as resolved at {got.resolved_at}.")
     number = f":v{got.number}" if got.number else ""
     output.result(
         "lora-reg/pull/1",

@@ -13,18 +13,24 @@ if TYPE_CHECKING:
     from lora_reg.transfer.push import Pushed
 
 
-@click.command(cls=Command)
+@click.command(
+    cls=Command,
+    examples=(
+        "lora-reg push ./adapter --base llama-2-7b acme/sql-writer --tag candidate",
+        "lora-reg push ./adapter --base llama-2-7b --dry-run",
+    ),
+)
 @click.argument("folder", metavar="DIR")
 @click.argument("ref", required=False)
-@click.option("--base", required=True, metavar="NAME", help="The base that the adapter was trained on.")
-@click.option("--tag", "tags", multiple=True, metavar="T", help="A tag to set on the version; may be repeated.")
-@click.option("--message", "-m", default="", help="A word on this version.")
-@click.option("--meta", multiple=True, metavar="K=V", help="Metadata to keep with it; may be repeated.")
+@click.option("--base", required=True, metavar="NAME", help="Base that the adapter was trained on.")
+@click.option("--tag", "tags", multiple=True, metavar="T", help="Tag to set on the version; may be repeated.")
+@click.option("--message", "-m", default="", metavar="TEXT", help="Version message.")
+@click.option("--meta", multiple=True, metavar="K=V", help="Metadata of the version; may be repeated.")
 @click.option(
-    "--parent", "parents", multiple=True, metavar="REF", help="A version that this one continues; may be repeated."
+    "--parent", "parents", multiple=True, metavar="REF", help="Version that training continued from; may be repeated."
 )
-@click.option("--dry-run", is_flag=True, help="Check only; send nothing.")
-@click.option("--accept-base", is_flag=True, help="Take the base although the adapter names another, for this push.")
+@click.option("--dry-run", is_flag=True, help="Check only; upload nothing.")
+@click.option("--accept-base", is_flag=True, help="Accept --base even if adapter_config.json names a different base.")
 @pass_state
 def push(
     state: State,
@@ -38,10 +44,10 @@ def push(
     dry_run: bool,
     accept_base: bool,
 ) -> None:
-    """Check an adapter against its base and push it as a version.
+    """Check an adapter against its base and push it as a new version.
 
-    DIR holds adapter_config.json and adapter_model.safetensors as PEFT saves them. REF is [namespace/]name, with or
-    without a tag to set; without it the folder's name is taken. The same content pushed again is the same version.
+    DIR holds adapter_config.json and adapter_model.safetensors as saved by PEFT. REF is [namespace/]name, optionally
+    with a tag to set (default: the name of the folder). Pushing the same content again gives the same version.
     """
     from lora_reg.transfer.push import push_adapter
 
@@ -58,17 +64,17 @@ def push(
         dry_run=dry_run,
         progress=state.progress(),
     )
-    tell(state.output(), "lora-reg/push/1", pushed)
+    print_pushed(state.output(), "lora-reg/push/1", pushed)
 
 
-def tell(output: Output, schema: str, pushed: Pushed, *, then: str | None = None) -> None:
-    """What a push did, and the command that is likely to come next."""
+def print_pushed(output: Output, schema: str, pushed: Pushed, *, then: str | None = None) -> None:
+    """Print the result of a push, and the command that is likely to come next."""
     from lora_reg.formatting import views
     from lora_reg.formatting.text import fields, plural, size
 
-    output.findings(finding for finding in pushed.findings)
+    output.findings(pushed.findings)
     for name in pushed.ignored:
-        output.note(f"  note: {name} was left out.")
+        output.note(f"note: {name} was left out.")
     held = f"{plural(len(pushed.files), 'file')}, {size(pushed.size)}"
     if pushed.result is None:
         output.result(
@@ -81,7 +87,7 @@ def tell(output: Output, schema: str, pushed: Pushed, *, then: str | None = None
                 "facts": pushed.facts,
                 "findings": pushed.findings,
             },
-            human=[f"{pushed.target}  may be pushed: {held}; nothing was sent"],
+            human=[f"{pushed.target}  can be pushed: {held}; nothing was uploaded"],
             quiet=[pushed.target],
         )
         return
@@ -99,12 +105,12 @@ def tell(output: Output, schema: str, pushed: Pushed, *, then: str | None = None
             "findings": pushed.findings,
         },
         human=[
-            f"{views.label(version)}  {'created' if result.created else 'already there'}",
+            f"{views.label(version)}  {'created' if result.created else 'exists already'}",
             *fields(
                 [
                     ("base", views.label(version.base) if version.base else None),
                     ("tags", ", ".join(version.tags)),
-                    ("files", f"{held}; {size(pushed.sent)} sent"),
+                    ("files", f"{held}; {size(pushed.sent)} uploaded"),
                 ]
             ),
         ],
@@ -118,6 +124,6 @@ def _pairs(meta: tuple[str, ...]) -> dict[str, str]:
     for text in meta:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise click.BadParameter(f"{text!r} is no K=V.", param_hint="--meta")
+            raise click.BadParameter(f"{text!r} is not K=V.", param_hint="--meta")
         pairs[key] = value
     return pairs

@@ -1,4 +1,4 @@
-"""resize: an adapter at another rank, or as plain LoRA, by a job of the registry or on this machine."""
+"""resize: change the rank of an adapter or convert it to plain LoRA, by a job or on this machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_reg.cli.derive import DTYPES, Counted, Where, by_job, kernels, need_folders, where_options
-from lora_reg.cli.losses import of_job, tell_here
+from lora_reg.cli.losses import of_job, print_local
 from lora_reg.cli.state import Command, State, pass_state
 
 if TYPE_CHECKING:
@@ -16,22 +16,30 @@ if TYPE_CHECKING:
     from lora_reg.client import Client
 
 
-@click.command(cls=Command)
+@click.command(
+    cls=Command,
+    examples=(
+        "lora-reg resize acme/sql-writer --rank 8 --to acme/sql-writer-small",
+        "lora-reg resize acme/sql-writer --plain --to acme/sql-writer-plain",
+        "lora-reg resize --local ./adapter --keep-energy 0.99 -o ./smaller",
+    ),
+)
 @click.argument("adapter", metavar="REF")
-@click.option("--rank", type=click.IntRange(1), metavar="R", help="The rank of every module.")
+@click.option("--rank", type=click.IntRange(1), metavar="R", help="Rank of every module.")
 @click.option(
     "--keep-energy",
     type=click.FloatRange(0, 1, min_open=True),
     metavar="X",
-    help="Instead of --rank: for each module the least rank that keeps this share of its update, such as 0.99.",
+    help="Instead of --rank: for each module, the smallest rank that keeps this share of its update, e.g. 0.99.",
 )
 @click.option(
     "--plain",
     is_flag=True,
-    help="Instead of a rank: the same product as plain LoRA, for engines that ignore rsLoRA and patterns.",
+    help="Instead of a rank: convert to plain LoRA with the same update, for engines that ignore rsLoRA and "
+    "rank patterns.",
 )
-@click.option("--uniform-rank", is_flag=True, help="With --plain: one rank for all modules, filled up with zeros.")
-@click.option("--dtype", type=DTYPES, help="Of the factors; without it, the adapter's own.")
+@click.option("--uniform-rank", is_flag=True, help="With --plain: one rank for all modules, padded with zeros.")
+@click.option("--dtype", type=DTYPES, help="Output dtype of the factors (default: unchanged).")
 @where_options
 @pass_state
 def resize(
@@ -44,14 +52,14 @@ def resize(
     uniform_rank: bool,
     dtype: str | None,
 ) -> None:
-    """Bring an adapter to another rank, or make it plain LoRA.
+    """Change the rank of an adapter, or convert it to plain LoRA.
 
-    What each module loses is told. On this machine: --local ADAPTER_DIR -o DIR.
+    Reports the approximation error of each module. To resize a folder on this machine: --local ADAPTER_DIR -o DIR.
     """
     if [rank is not None, keep_energy is not None, plain].count(True) != 1:
         raise click.UsageError("Give one of --rank R, --keep-energy X and --plain.")
     if uniform_rank and not plain:
-        raise click.UsageError("--uniform-rank goes with --plain.")
+        raise click.UsageError("--uniform-rank needs --plain.")
     options: dict[str, Any] = {"dtype": dtype}
     options |= {"uniform_rank": uniform_rank} if plain else {"rank": rank, "keep_energy": keep_energy}
     output = where.here()
@@ -70,7 +78,7 @@ def resize(
             )
     finally:
         progress.end()
-    tell_here(state, "convert" if plain else "resize", output, report)
+    print_local(state, "convert" if plain else "resize", output, report)
 
 
 def _by_job(state: State, where: Where, adapter: str, plain: bool, options: dict[str, Any]) -> None:

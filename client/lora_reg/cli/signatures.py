@@ -14,18 +14,20 @@ from lora_reg.cli.state import Command, State, pass_state
 PASSPHRASE: Final = "LORA_REG_KEY_PASSPHRASE"
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, examples=("lora-reg sign acme/sql-writer:v3 --key key.pem --dir ./adapter",))
 @click.argument("ref")
-@click.option("--key", "key_file", required=True, metavar="FILE", help="The private key, in PEM: Ed25519 or P-256.")
-@click.option("--dir", "folder", metavar="DIR", help="Sign only if the version's files are those of this folder.")
+@click.option("--key", "key_file", required=True, metavar="FILE", help="Private key in PEM format: Ed25519 or P-256.")
+@click.option(
+    "--dir", "folder", metavar="DIR", help="Sign only if the files of the version equal those in this folder."
+)
 @pass_state
 def sign(state: State, ref: str, key_file: str, folder: str | None) -> None:
     """Sign a version with a private key.
 
-    What is signed is the version's digest, which covers its files and its base, together with the repository's
-    name. With --dir it is made sure first that these are the files that you have. The passphrase of an encrypted key is
-    asked for, or taken from LORA_REG_KEY_PASSPHRASE. `openssl genpkey -algorithm ed25519 -aes256 -out KEY.pem` makes a
-    key, and `openssl pkey -in KEY.pem -pubout -out PUB.pem` its public half.
+    The signature covers the name of the repository and the digest of the version, which covers its files and its base.
+    The passphrase of an encrypted key is prompted for, or taken from LORA_REG_KEY_PASSPHRASE. `openssl genpkey
+    -algorithm ed25519 -aes256 -out KEY.pem` makes a key, and `openssl pkey -in KEY.pem -pubout -out PUB.pem` its public
+    half.
     """
     from lora_reg.signing import fetch_subject, load_private_key, make_envelope, public_half, require_same_files
 
@@ -45,19 +47,20 @@ def sign(state: State, ref: str, key_file: str, folder: str | None) -> None:
     output.next(f"lora-reg verify {subject.label} --key PUB.pem")
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, examples=("lora-reg verify acme/sql-writer:v3 --key pub.pem",))
 @click.argument("ref")
 @click.option(
     "--key", "key_files", required=True, multiple=True, metavar="FILE",
-    help="The public key, in PEM; may be repeated, and each must have signed.",
+    help="Public key in PEM format; may be repeated, and each must have signed.",
 )  # fmt: skip
 @pass_state
 def verify(state: State, ref: str, key_files: tuple[str, ...]) -> None:
-    """Check that a key has signed a version; exit 7 where it has not.
+    """Verify that a key has signed a version.
 
-    The manifest is hashed and the signature checked on this machine. Files are not fetched: a pull by the digest that
-    is printed checks them against that manifest.
+    The exit status is 7 if it has not. The manifest is hashed and the signature verified on this machine. Files are not
+    downloaded: a pull by the printed digest verifies them against that manifest.
     """
+    from lora_reg.formatting.text import Line, Word
     from lora_reg.signing import fetch_subject, load_public_key, need_cryptography, require_signed
 
     need_cryptography()
@@ -75,7 +78,10 @@ def verify(state: State, ref: str, key_files: tuple[str, ...]) -> None:
             "digest": str(subject.digest),
             "signatures": found,
         },
-        human=[f"{subject.label}  {subject.digest}", *(f"  signed by {key.key_id} ({key.algorithm})" for key in keys)],
+        human=[
+            f"{subject.label}  {subject.digest}",
+            *(Line("  ", Word("signed", "good"), f" by {key.key_id} ({key.algorithm})", hang=4) for key in keys),
+        ],
         quiet=[str(subject.reference)],
     )
     output.next(f"lora-reg pull {subject.reference}")
@@ -89,7 +95,7 @@ def _passphrase(file: str) -> str:
     if not sys.stdin.isatty():
         raise RegistryError(
             "usage",
-            f"{file} is encrypted, and there is no terminal to ask for its passphrase on.",
-            hint=f"Give it in {PASSPHRASE}.",
+            f"{file} is encrypted, and there is no terminal to prompt for its passphrase.",
+            hint=f"Set it in {PASSPHRASE}.",
         )
     return str(click.prompt(f"Passphrase of {file}", hide_input=True, err=True))

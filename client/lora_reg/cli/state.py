@@ -1,12 +1,15 @@
-"""What the global options said, and what commands make of it. Global options stand before or after the subcommand."""
+"""The global options, and the frame of commands and groups: help with examples, suggestions, late imports."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
+    from lora_contract.reference import Reference
     from lora_reg.cli.output import Output
     from lora_reg.client import Client
     from lora_reg.config import Settings
@@ -14,13 +17,14 @@ if TYPE_CHECKING:
 
 
 class State:
-    """One run of the program."""
+    """One run of the program. references: those the command has used, in order, for suggestions after `not-found`."""
 
     def __init__(self) -> None:
         self.json = False
         self.quiet = False
         self.server: str | None = None
         self.token: str | None = None
+        self.references: list[Reference] = []
 
     def output(self) -> Output:
         from lora_reg.cli.output import Output
@@ -33,9 +37,19 @@ class State:
         return load_settings(server=self.server, token=self.token)
 
     def client(self) -> Client:
+        """A client that is closed when the command ends."""
         from lora_reg.client import Client
 
-        client = Client(settings=self.settings())
+        used = self.references
+
+        class Recording(Client):
+            def parse(self, text: str | Reference) -> Reference:
+                parsed = super().parse(text)
+                if parsed not in used:
+                    used.append(parsed)
+                return parsed
+
+        client = Recording(settings=self.settings())
         click.get_current_context().call_on_close(client.close)
         return client
 
@@ -57,37 +71,53 @@ def global_options() -> list[click.Parameter]:
     """--json, --quiet, --server and --token, for a group or a command."""
     return [
         click.Option(
-            ["--json"], is_flag=True, expose_value=False, callback=_remember, help="One JSON document on stdout."
+            ["--json"], is_flag=True, expose_value=False, callback=_remember, help="Print one JSON document on stdout."
         ),
-        click.Option(["--quiet", "-q"], is_flag=True, expose_value=False, callback=_remember, help="Ids only."),
+        click.Option(["--quiet", "-q"], is_flag=True, expose_value=False, callback=_remember, help="Print ids only."),
         click.Option(
-            ["--server"], metavar="URL", expose_value=False, callback=_remember, help="The registry to talk to."
+            ["--server"], metavar="URL", expose_value=False, callback=_remember, help="Registry URL (LORA_REG_SERVER)."
         ),
         click.Option(
-            ["--token"], metavar="TOKEN", expose_value=False, callback=_remember, help="The token to show it."
+            ["--token"], metavar="TOKEN", expose_value=False, callback=_remember, help="API token (LORA_REG_TOKEN)."
         ),
     ]
 
 
 class Command(click.Command):
-    """A command that takes the global options too."""
+    """A command with the global options, and examples at the end of its help."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.examples = examples
         self.params.extend(global_options())
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.examples:
+            with formatter.section("Examples"):
+                for example in self.examples:
+                    formatter.write(f"{' ' * formatter.current_indent}{example}\n")
+        super().format_epilog(ctx, formatter)
 
 
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are used.
 
     table: name -> (`module:attribute`, the first line of its help), so that listing them imports nothing.
+    sections: heading -> names of commands, for the help.
     """
 
     command_class = Command
 
-    def __init__(self, *args: Any, table: dict[str, tuple[str, str]] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        table: Mapping[str, tuple[str, str]] | None = None,
+        sections: Mapping[str, Sequence[str]] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.table = table or {}
+        self.table = dict(table or {})
+        self.sections = dict(sections or {})
         self.params.extend(global_options())
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
@@ -103,9 +133,20 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-") and not ctx.resilient_parsing:
+            close = get_close_matches(name, self.list_commands(ctx), n=3)
+            ctx.fail(f"No such command {name!r}." + (f" Did you mean {' or '.join(close)}?" if close else ""))
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         if not self.table:
             super().format_commands(ctx, formatter)
             return
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in self.table.items()])
+        width = max(map(len, self.table))
+        for heading, names in (self.sections or {"Commands": list(self.table)}).items():
+            with formatter.section(heading):
+                formatter.write_dl([(name.ljust(width), self.table[name][1]) for name in names])

@@ -1,4 +1,4 @@
-"""tag, untag, rollback, protect, unprotect."""
+"""tag, tags, untag, rollback, protect, unprotect."""
 
 from __future__ import annotations
 
@@ -15,22 +15,50 @@ if TYPE_CHECKING:
     from lora_contract.reference import Reference
     from lora_reg.client import Client
 
-_EXPECT = "Only if the tag points there now (`none`: only if there is no such tag)."
+_EXPECT = "Move the tag only if it points to REF now (`none`: only if the tag does not exist)."
 _LOOKS_LIKE_SELECTOR = re.compile(r"v[1-9][0-9]*\Z|sha256:[0-9a-f]{64}\Z|latest\Z")
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, examples=("lora-reg tags acme/sql-writer",))
+@click.argument("name")
+@pass_state
+def tags(state: State, name: str) -> None:
+    """List the tags of a repository."""
+    client, output = state.client(), state.output()
+    ref = client.parse(name)
+    found = client.tags(ref).items
+    if not found:
+        output.note(f"{ref.repository} has no tags.")
+    output.result(
+        "lora-reg/tag-list/1",
+        {"items": found},
+        human=views.tags(found),
+        quiet=[f"{view.namespace}/{view.name}:{view.tag}" for view in found],
+    )
+
+
+@click.command(
+    cls=Command,
+    examples=(
+        "lora-reg tag acme/sql-writer:v3 prod",
+        "lora-reg tag acme/sql-writer:v3 prod --expect v2 --reason 'fewer errors'",
+        "lora-reg tags acme/sql-writer  # list them",
+    ),
+)
 @click.argument("ref")
 @click.argument("name", metavar="TAG")
 @click.option("--expect", metavar="REF", help=_EXPECT)
-@click.option("--reason", default="", help="Why, for the history.")
+@click.option("--reason", default="", metavar="TEXT", help="Reason, kept in the history.")
 @pass_state
 def tag(state: State, ref: str, name: str, expect: str | None, reason: str) -> None:
     """Point a tag at a version.
 
-    A tag moves by compare-and-swap: with --expect it moves only if nobody else has moved it meanwhile.
+    A tag moves by compare-and-swap: with --expect it moves only if no one else has moved it. `lora-reg tags NAME` lists
+    tags.
     """
     client = state.client()
+    if ref == "list" and "/" in name:
+        raise RegistryError("usage", f"{name!r} is not a tag.", hint=f"List its tags with `lora-reg tags {name}`.")
     target = client.parse(ref)
     generation = expected_generation(client, target, name, expect)
     moved = client.set_tag(
@@ -43,12 +71,12 @@ def tag(state: State, ref: str, name: str, expect: str | None, reason: str) -> N
     output.next(f"lora-reg pull {moved.namespace}/{moved.name}:{moved.tag}")
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, examples=("lora-reg untag acme/sql-writer:candidate",))
 @click.argument("name", metavar="NAME:TAG")
-@click.option("--expect", metavar="REF", help="Only if the tag points there now.")
+@click.option("--expect", metavar="REF", help="Remove the tag only if it points to REF now.")
 @pass_state
 def untag(state: State, name: str, expect: str | None) -> None:
-    """Remove a tag; its history stays."""
+    """Remove a tag; its history is kept."""
     client = state.client()
     ref, wanted = _tagged(client, name)
     client.remove_tag(ref, wanted, generation=None if expect is None else _generation(client, ref, wanted, expect))
@@ -56,10 +84,12 @@ def untag(state: State, name: str, expect: str | None) -> None:
     state.output().result("lora-reg/untag/1", {"removed": text}, human=[f"{text} removed"], quiet=[text])
 
 
-@click.command(cls=Command)
+@click.command(
+    cls=Command, examples=("lora-reg rollback acme/sql-writer:prod", "lora-reg rollback acme/sql-writer:prod --to v2")
+)
 @click.argument("name", metavar="NAME:TAG")
-@click.option("--to", metavar="REF", help="The version to go back to; without it, the one before the present one.")
-@click.option("--reason", default="", help="Why, for the history.")
+@click.option("--to", metavar="REF", help="Version to return to (default: the previous target of the tag).")
+@click.option("--reason", default="", metavar="TEXT", help="Reason, kept in the history.")
 @pass_state
 def rollback(state: State, name: str, to: str | None, reason: str) -> None:
     """Point a tag back at the version before."""
@@ -76,22 +106,22 @@ def rollback(state: State, name: str, to: str | None, reason: str) -> None:
     )
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, examples=("lora-reg protect acme/sql-writer:prod",))
 @click.argument("name", metavar="NAME:TAG")
 @pass_state
 def protect(state: State, name: str) -> None:
-    """Let a tag move only when the version it points to is named.
+    """Protect a tag: it moves only with --expect.
 
-    Such a tag moves with `lora-reg tag REF TAG --expect REF` alone.
+    The caller must name the present target: `lora-reg tag REF TAG --expect REF`.
     """
     _protect(state, name, True)
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, examples=("lora-reg unprotect acme/sql-writer:prod",))
 @click.argument("name", metavar="NAME:TAG")
 @pass_state
 def unprotect(state: State, name: str) -> None:
-    """Let a tag move freely again."""
+    """Remove the protection of a tag."""
     _protect(state, name, False)
 
 
@@ -106,12 +136,12 @@ def _protect(state: State, name: str, protected: bool) -> None:
 def _tagged(client: Client, name: str) -> tuple[Reference, str]:
     ref = client.parse(name)
     if ref.tag is None or ref.digest is not None:
-        raise RegistryError("usage", f"{name!r} names no tag; expected NAME:TAG.")
+        raise RegistryError("usage", f"{name!r} does not name a tag; expected NAME:TAG.")
     return ref, ref.tag
 
 
 def _selector(client: Client, repository: Reference, text: str) -> str:
-    """What stands for a version in `repository`: `v2`, a digest, or a reference into the same repository."""
+    """The selector that text means in `repository`: `v2`, a digest, or a reference into the same repository."""
     if _LOOKS_LIKE_SELECTOR.match(text):
         return text
     ref = client.parse(text)
@@ -125,14 +155,14 @@ def _selector(client: Client, repository: Reference, text: str) -> str:
 
 
 def expected_generation(client: Client, repository: Reference, tag: str, expect: str | None) -> int | None:
-    """What `--expect` says of a tag: 0 where there shall be none, None where anything may be. Raises `tag-moved`."""
+    """The generation that `--expect` requires: 0 if the tag must not exist, None if any will do. Raises `tag-moved`."""
     if expect is None or expect == "none":
         return None if expect is None else 0
     return _generation(client, repository, tag, expect)
 
 
 def _generation(client: Client, repository: Reference, tag: str, expect: str) -> int:
-    """The generation of a tag that points to `expect` now. Raises `tag-moved` where it points elsewhere."""
+    """The generation of a tag that points to `expect` now. Raises `tag-moved` if it points elsewhere."""
     present = client.tag(repository, tag)
     selector = _selector(client, repository, expect)
     expected = client.version(f"{repository.repository}{'@' if selector.startswith('sha256:') else ':'}{selector}")

@@ -1,4 +1,4 @@
-"""validate: what an adapter does on its base, and whether a policy would let it through. By a job, or here."""
+"""validate: measure an adapter on its base and judge it by a policy, by a job or on this machine."""
 
 from __future__ import annotations
 
@@ -18,34 +18,46 @@ if TYPE_CHECKING:
     from lora_reg.progress import Progress
 
     Names: TypeAlias = dict[Role, dict[str, str]]
-    """Evaluation sets by role and digest, and how they are called."""
+    """Names of datasets by role and digest."""
     Found: TypeAlias = tuple[Validation, Validation | None, Names]
-    """The report, that of the version in service, and what it was evaluated on."""
+    """The report, that of the version in service, and the datasets."""
 
 
-@click.command(cls=Command)
+@click.command(
+    cls=Command,
+    examples=(
+        "lora-reg validate acme/sql-writer:candidate --data acme/sql-eval --against acme/sql-writer:prod",
+        "lora-reg validate --local ./adapter --base-dir ./base --data eval.jsonl --plot losses.png",
+    ),
+)
 @click.argument("subject", metavar="REF|ADAPTER_DIR")
-@click.option("--data", multiple=True, metavar="REF", help="An evaluation set of what it should be good at.")
-@click.option("--general", multiple=True, metavar="REF", help="A set of other text, on which it is seen to forget.")
-@click.option("--against", metavar="REF", help="The adapter that is in service now.")
-@click.option("--policy", "policy_file", metavar="FILE", help="TOML or JSON; without it, the default policy.")
+@click.option("--data", multiple=True, metavar="REF", help="Task evaluation set; may be repeated.")
+@click.option(
+    "--general", multiple=True, metavar="REF", help="General-text set, to measure forgetting; may be repeated."
+)
+@click.option("--against", metavar="REF", help="Adapter in service now; the new one must not be worse.")
+@click.option(
+    "--policy", "policy_file", metavar="FILE", help="Policy to judge by, as TOML or JSON (default: the default policy)."
+)
 @click.option(
     "--precision",
     type=click.Choice(["float32", "bfloat16", "nf4"]),
-    help="What the base is loaded as; without it float32, or bfloat16 for more than 4 GB of weights.",
+    help="Precision to load the base in (default: float32, or bfloat16 above 4 GB of weights).",
 )
-@click.option("--plot", metavar="FILE", help="Draw the losses side by side, as PNG or SVG.")
-@click.option("--detach", is_flag=True, help="Do not wait; print the job's id.")
+@click.option("--plot", metavar="FILE", help="Plot the losses with their 95% intervals, as PNG or SVG.")
+@click.option("--detach", is_flag=True, help="Do not wait for the job; print its id.")
 @click.option(
-    "--timeout", type=click.FloatRange(0), metavar="SECONDS", help="Stop waiting after so long, with exit status 8."
+    "--timeout", type=click.FloatRange(0), metavar="SECONDS", help="Stop waiting after this time, with exit status 8."
 )
-@click.option("--local", is_flag=True, help="On this machine: ADAPTER_DIR, --data, --general and --against are paths.")
-@click.option("--base-dir", metavar="DIR", help="With --local: the folder of the base.")
+@click.option(
+    "--local", is_flag=True, help="Work on this machine; ADAPTER_DIR, --data, --general and --against are paths."
+)
+@click.option("--base-dir", metavar="DIR", help="With --local: folder of the base.")
 @click.option(
     "--tasks",
     multiple=True,
     metavar="DIR",
-    help="With --local: a folder of tasks of lm-evaluation-harness; their Python is run. May be repeated.",
+    help="With --local: folder of lm-evaluation-harness tasks, whose Python is run; may be repeated.",
 )
 @pass_state
 def validate(
@@ -63,15 +75,15 @@ def validate(
     base_dir: str | None,
     tasks: tuple[str, ...],
 ) -> int:
-    """Validate an adapter on its base and judge it by a policy; exit 6 where it is refused.
+    """Validate an adapter on its base and judge it by a policy.
 
-    An evaluation set is JSON lines of `text`, or of `prompt` and `completion`. With --against it must not be worse than
-    the adapter that is in service. No tag moves: that is what `gate` and `promote` are for.
+    The exit status is 6 if the policy refuses it. Evaluation sets are JSON lines of `text`, or of `prompt` and
+    `completion`. No tag moves: use `gate` and `promote` for that.
     """
     from lora_contract.errors import ERRORS
     from lora_contract.policy import DEFAULT, GateFacts, decide, parse_policy
     from lora_reg.cli.gates import pinned
-    from lora_reg.cli.jobs import tell as tell_job
+    from lora_reg.cli.jobs import print_job
     from lora_reg.cli.policies import read
 
     if plot is not None:
@@ -88,15 +100,15 @@ def validate(
     else:
         if tasks:
             raise click.UsageError(
-                "--tasks goes with --local alone: task files hold Python and templates that are run as they stand, "
-                "and a registry's job takes none."
+                "--tasks needs --local: task files contain Python and templates that would run on the registry's "
+                "workers."
             )
         refuse({"--base-dir": base_dir}, "a job")
         client = state.client()
         refs = [pinned(client, ref) for ref in (subject, against) if ref is not None]
         asked = [client.validate(ref, data=data, general=general, precision=precision) for ref in refs]
         if detach:
-            tell_job(state, asked[0])
+            print_job(state, asked[0])
             return 0
         found = _done(state, client, asked, refs, timeout)
     report, holder, names = found
@@ -109,7 +121,8 @@ def validate(
     )  # fmt: skip
     if plot is not None:
         _draw(report, holder, subject, against, Path(plot))
-    _tell(state, policy, report, decision)
+        state.output().note(f"plot written to {Path(plot).resolve()}")
+    _print(state, policy, report, decision)
     return 0 if decision.allowed else ERRORS["gate-refused"].exit
 
 
@@ -146,7 +159,7 @@ def _here(
     precision: Precision | None,
     tasks: tuple[str, ...],
 ) -> Found:
-    """Run everything on this machine. precision None: by the size of the base."""
+    """Run the validation on this machine. precision None: chosen by the size of the base."""
     from lora_contract.validation import usual_precision
 
     need_folders(base, folder, *map(Path, tasks), *([Path(against)] if against else []))
@@ -189,7 +202,7 @@ def _report(
     shown: str | None = None
     before = 0
 
-    def told(what: str, done: int, total: int) -> None:
+    def report_progress(what: str, done: int, total: int) -> None:
         nonlocal shown, before
         if what != shown:
             progress.begin(what, total if total > 1 else None, unit="records")
@@ -197,12 +210,12 @@ def _report(
         progress.advance(done - before)
         before = done
 
-    found: Validation = validating.validate(subject, progress=told)
+    found: Validation = validating.validate(subject, progress=report_progress)
     return found
 
 
 def _asks(path: Path) -> bool:
-    """Whether it is a set of expected answers. Raises RegistryError `rejected` for what is no evaluation set."""
+    """Whether the dataset has expected answers. Raises RegistryError `rejected` if it is not a dataset."""
     from lora_contract.dataset import check_dataset
 
     with path.open("rb") as file:
@@ -219,28 +232,43 @@ def _digest(path: Path) -> str:
 def _draw(report: Validation, holder: Validation | None, subject: str, against: str | None, file: Path) -> None:
     from lora_reg.formatting.plots import loss_bars
 
-    theirs = {found.dataset: found.loss for found in holder.evaluations} if holder else {}
+    theirs = {found.dataset: found for found in holder.evaluations} if holder else {}
     rows = []
     for found in report.evaluations:
-        bars = [("base", found.base_loss), (Path(subject).name, found.loss)]
-        if found.dataset in theirs:
-            bars.insert(1, (Path(against or "").name, theirs[found.dataset]))
+        bars = [
+            ("base", found.base_loss, _interval(found.base_nats, found.tokens)),
+            (Path(subject).name, found.loss, _interval(found.nats, found.tokens)),
+        ]
+        if (other := theirs.get(found.dataset)) is not None:
+            bars.insert(1, (Path(against or "").name, other.loss, _interval(other.nats, other.tokens)))
         rows.append((found.name, bars))
     loss_bars(rows, file, title=f"losses of {Path(subject).name}")
 
 
-def _tell(state: State, policy: Policy, report: Validation, decision: Decision) -> None:
-    from lora_reg.formatting.gate import checks
-    from lora_reg.formatting.views import tasks
+def _interval(nats: list[float | None], tokens: list[int]) -> tuple[float, float] | None:
+    """The 95% interval of a loss; None if there are too few records or a loss is not finite."""
+    from lora_contract.statistics import paired
 
-    verdict = "allowed" if decision.allowed else "refused"
+    finite = [value for value in nats if value is not None]
+    if len(finite) < len(nats):
+        return None
+    found = paired(finite, [0.0] * len(finite), tokens)
+    return (found.low, found.high) if found else None
+
+
+def _print(state: State, policy: Policy, report: Validation, decision: Decision) -> None:
+    from lora_reg.formatting.gate import checks
+    from lora_reg.formatting.reports import tasks
+    from lora_reg.formatting.text import Line, Word
+
+    verdict = Word("allowed", "good") if decision.allowed else Word("refused", "bad")
     state.output().result(
         "lora-reg/validation/1",
         {"allowed": decision.allowed, "policy": policy.name, "decision": decision, "report": report},
         human=[
             *checks(decision.checks),
             *tasks(report),
-            f"{verdict} by the policy {policy.name}: {decision.reason}",
+            Line(verdict, f" by the policy {policy.name}: {decision.reason}", hang=4),
         ],
         quiet=[verdict],
     )

@@ -10,17 +10,18 @@ from lora_contract.errors import RegistryError
 from lora_contract.wire.repositories import Lineage
 from lora_reg.cli.state import Command, State, pass_state
 from lora_reg.formatting import views
+from lora_reg.formatting.text import plural
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, examples=("lora-reg delete acme/sql-writer:v2", "lora-reg delete acme/old --yes"))
 @click.argument("ref")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
 @pass_state
 def delete(state: State, ref: str, yes: bool) -> None:
-    """Delete a version, or a whole repository, for good.
+    """Delete a version or a repository permanently.
 
     REF is NAME:vN or NAME@DIGEST for a version; NAME alone is the repository with all its versions. Numbers and names
-    are not given out again. What a tag points to, or something else is made from, stays.
+    are not reused. A version that a tag points to, or that another version was made from, cannot be deleted.
     """
     client = state.client()
     wanted = client.parse(ref)
@@ -28,7 +29,7 @@ def delete(state: State, ref: str, yes: bool) -> None:
     if wanted.tag is not None:
         raise RegistryError(
             "usage",
-            f"{ref!r} is a tag.",
+            f"{ref!r} is a tag, not a version.",
             hint=f"Remove the tag with `lora-reg untag {ref}`, or name the version as NAME:vN.",
         )
     if wanted.is_bare:
@@ -44,14 +45,14 @@ def delete(state: State, ref: str, yes: bool) -> None:
     output.result("lora-reg/delete/1", {"deleted": text}, human=[f"{text} deleted"], quiet=[text])
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, examples=("lora-reg yank acme/sql-writer:v2 --reason 'trained on the wrong data'",))
 @click.argument("ref")
-@click.option("--reason", required=True, metavar="S", help="Why; shown to everybody who pulls it.")
+@click.option("--reason", required=True, metavar="TEXT", help="Reason, shown to everyone who pulls the version.")
 @pass_state
 def yank(state: State, ref: str, reason: str) -> None:
-    """Warn everybody off a version, without removing it.
+    """Yank a version: it stays, but pulls of it print a warning.
 
-    Before, it is told what depends on the version: tags, and what was made from it.
+    Prints what depends on the version: tags, and versions made from it.
     """
     client, output = state.client(), state.output()
     for line in dependents(client.lineage(ref, direction="down"), client.version(ref).tags):
@@ -63,20 +64,20 @@ def yank(state: State, ref: str, reason: str) -> None:
 
 
 def dependents(found: Lineage, tags: Sequence[str]) -> list[str]:
-    """Who is concerned by a yank: tags that point to the version, and all that was made from it."""
+    """What a yank affects: tags that point to the version, and the versions made from it."""
     names = sorted(node for node in found.nodes if node != found.root)
-    lines = [f"note: the tag {tag} points to it." for tag in tags]
+    lines = [f"note: the tag {tag} points to this version." for tag in tags]
     if names:
         more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-        lines.append(f"note: {len(names)} versions depend on it: {', '.join(names[:8])}{more}.")
+        lines.append(f"note: {plural(len(names), 'version')} made from it: {', '.join(names[:8])}{more}.")
     return lines
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, examples=("lora-reg unyank acme/sql-writer:v2",))
 @click.argument("ref")
 @pass_state
 def unyank(state: State, ref: str) -> None:
-    """Take a yank back."""
+    """Undo a yank."""
     view = state.client().unyank(ref)
     state.output().result(
         "lora-reg/version/1", view, human=[f"{views.label(view)}  no longer yanked"], quiet=[views.name_of(view)]

@@ -26,16 +26,16 @@ def losses(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def modules(found: dict[str, Any], shown: int) -> list[str]:
-    """The modules that changed most, and what became of the others."""
+    """The modules that changed most, and the number of the others."""
     rows = [row for row in found["modules"] if row["state"] != "same"]
     same = len(found["modules"]) - len(rows)
     lines = table(
-        ("MODULE", "BEFORE", "AFTER", "DIFFERENCE", "COSINE", "INPUTS", "OUTPUTS"),
+        ("CHANGE", "BEFORE", "AFTER", "COSINE", "INPUTS", "OUTPUTS", "MODULE"),
         [
             (
-                row["module"],
-                *(f"{row[name]:.4g}" for name in ("before", "after", "difference")),
+                *(f"{row[name]:.4g}" for name in ("difference", "before", "after")),
                 *("-" if row[name] is None else f"{row[name]:.3f}" for name in ("cosine", "inputs", "outputs")),
+                row["module"],
             )
             for row in rows[:shown]
         ],
@@ -44,7 +44,7 @@ def modules(found: dict[str, Any], shown: int) -> list[str]:
         lines.append(f"and {plural(len(rows) - shown, 'module')} that changed less")
     cosine = "-" if found["cosine"] is None else f"{found['cosine']:.3f}"
     lines.append(
-        f"in all: {found['before']:.4g} to {found['after']:.4g}, difference {found['difference']:.4g}, cosine {cosine}"
-        + (f"; {plural(same, 'module')} the same" if same else "")
+        f"total: {found['before']:.4g} to {found['after']:.4g}, difference {found['difference']:.4g}, cosine {cosine}"
+        + (f"; {plural(same, 'module')} unchanged" if same else "")
     )
     return lines

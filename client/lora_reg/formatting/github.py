@@ -13,7 +13,7 @@ _COMMANDS = {"failed": "error", "warned": "warning", "missing": "warning"}
 
 
 def workflow_commands(view: GateView) -> list[str]:
-    """A line for each check that did not pass, and one for the decision."""
+    """One line for each check that did not pass, and one for the decision."""
     lines = [
         f"::{_COMMANDS[check.state]} title={_property(check.rule)}::{_data(check.message)}"
         for check in view.checks
@@ -24,9 +24,9 @@ def workflow_commands(view: GateView) -> list[str]:
 
 
 def summary(view: GateView) -> str:
-    """Markdown for the file that GITHUB_STEP_SUMMARY names."""
+    """Markdown for the file GITHUB_STEP_SUMMARY."""
     rows = [f"| {MARKS[check.state]} | {_cell(check.rule)} | {_cell(check.message)} |" for check in view.checks]
-    head = [f"### {_cell(verdict(view))}", "", "| | rule | what was found |", "|---|---|---|"]
+    head = [f"### {_cell(verdict(view))}", "", "| | rule | findings |", "|---|---|---|"]
     reports = ", ".join(f"`{report}`" for report in view.reports) or "none"
     return "\n".join([*head, *rows, "", f"Policy `{_cell(view.policy_name)}` {view.policy}; reports: {reports}.", ""])
 
@@ -40,7 +40,7 @@ def _property(text: str) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that cannot leave its cell or become markup."""
+    """Escape text so that it stays in its cell and is not markup."""
     escaped = clean(text).replace("\\", "\\\\")
     for character in "|<>`*_[]#":
         escaped = escaped.replace(character, "\\" + character)

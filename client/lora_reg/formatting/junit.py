@@ -13,7 +13,7 @@ from lora_reg.formatting.text import clean
 
 
 def junit(view: GateView) -> str:
-    """The document. missing: a failure too, for the gate is not passed; a warning is told as output."""
+    """The XML document. A missing check is a skipped test; a warning is output of a passed test."""
     counts = {state: sum(check.state == state for check in view.checks) for state in ("failed", "missing")}
     name = f"{view.namespace}/{view.name}:v{view.number} for {view.tag}"
     attributes = {

@@ -12,34 +12,34 @@ def lines(plan: dict[str, Any]) -> list[str]:
     changed = [tensor for tensor in tensors if tensor["deltas"] or tensor["dtype"] != tensor["source_dtype"]]
     files = [
         (
-            shard["file"],
             size(shard["size"]),
             str(len(shard["tensors"])),
             str(sum(bool(tensor["deltas"]) for tensor in shard["tensors"])),
+            shard["file"],
         )
         for shard in plan["shards"]
     ]
     rows = [
         (
-            tensor["name"],
+            ", ".join(sorted({str(delta["adapter"] + 1) for delta in tensor["deltas"]})) or "-",
             " x ".join(map(str, tensor["shape"])),
             _types(tensor),
-            ", ".join(sorted({str(delta["adapter"] + 1) for delta in tensor["deltas"]})) or "-",
+            tensor["name"],
         )
         for tensor in changed
     ]
     total, computed = (sum(tensor["end"] - tensor["start"] for tensor in group) for group in (tensors, changed))
     return [
-        *table(("FILE", "SIZE", "TENSORS", "TOUCHED"), files),
+        *table(("SIZE", "TENSORS", "CHANGED", "FILE"), files),
         "",
-        *table(("TENSOR", "SHAPE", "TYPE", "ADAPTERS"), rows),
+        *table(("ADAPTERS", "SHAPE", "DTYPE", "TENSOR"), rows),
         "",
         *(
             f"adapter {number}: {adapter['type']}, weight {adapter['weight']:g}"
-            + (f"; {plural(len(adapter['ignored']), 'tensor')} without effect left out" if adapter["ignored"] else "")
+            + (f"; {plural(len(adapter['ignored']), 'tensor')} without effect ignored" if adapter["ignored"] else "")
             for number, adapter in enumerate(plan["adapters"], 1)
         ),
-        f"{size(total - computed)} copied, {size(computed)} computed, {size(total)} in all; nothing was written",
+        f"{size(total - computed)} copied, {size(computed)} computed, {size(total)} in total; nothing was written",
     ]
 
 

@@ -1,4 +1,4 @@
-"""A heat map of what changed, module by layer, and losses side by side, as PNG or SVG."""
+"""Plots as PNG or SVG: a heat map of changes by module and layer, and losses with their intervals."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _SUFFIXES: Final = (".png", ".svg")
 
 
 def check(file: str) -> None:
-    """Before the work that the picture is of. Raises RegistryError `usage`."""
+    """Check the file name and the library before the work. Raises RegistryError `usage`."""
     if Path(file).suffix.lower() not in _SUFFIXES:
-        raise RegistryError("usage", f"{file!r} ends neither in .png nor in .svg.", hint="Name a PNG or SVG file.")
+        raise RegistryError("usage", f"{file!r} does not end in .png or .svg.", hint="Name a PNG or SVG file.")
     _library()
 
 
 def heat_map(rows: Sequence[dict[str, Any]], file: Path, *, title: str) -> None:
-    """rows: of a comparison. A cell is the norm of what lies between both updates of a module."""
+    """Plot the norm of the difference between the updates of each module. rows: of a comparison."""
     cells: dict[tuple[str, str], float] = {}
     for row in rows:
         layer = _LAYER.search(row["module"])
@@ -41,35 +41,55 @@ def heat_map(rows: Sequence[dict[str, Any]], file: Path, *, title: str) -> None:
     _save(figure, file)
 
 
-def loss_bars(rows: Sequence[tuple[str, list[tuple[str, float]]]], file: Path, *, title: str) -> None:
-    """rows: an evaluation set and its losses by who has them, in nats per token."""
-    names = list(dict.fromkeys(who for _, bars in rows for who, _ in bars))
+Bar = tuple[str, float, tuple[float, float] | None]
+
+
+def loss_bars(rows: Sequence[tuple[str, Sequence[Bar]]], file: Path, *, title: str) -> None:
+    """Plot losses in nats per token.
+
+    rows: a dataset and its bars, each the name of a model, its loss, and the loss's 95% interval if it is known.
+    """
+    names = list(dict.fromkeys(who for _, bars in rows for who, _, _ in bars))
     figure = _library()(figsize=(2.5 + 1.6 * len(rows), 3.6), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / max(len(names), 1)
     for number, who in enumerate(names):
-        found = [(place, dict(bars)[who]) for place, (_, bars) in enumerate(rows) if who in dict(bars)]
+        found = [(place, bar) for place, (_, bars) in enumerate(rows) for bar in bars if bar[0] == who]
         places = [place + (number - (len(names) - 1) / 2) * width for place, _ in found]
-        bars = axes.bar(places, [loss for _, loss in found], width, label=who)
-        axes.bar_label(bars, fmt="%.3f", fontsize=7)
+        bars = axes.bar(places, [loss for _, (_, loss, _) in found], width, label=who)
+        axes.bar_label(bars, fmt="%.3f", fontsize=7, label_type="center")
+        known = [(place, loss, *span) for place, (_, (_, loss, span)) in zip(places, found, strict=True) if span]
+        if known:
+            errors = [[loss - low for _, loss, low, _ in known], [high - loss for _, loss, _, high in known]]
+            axes.errorbar(
+                [place for place, *_ in known],
+                [loss for _, loss, *_ in known],
+                yerr=errors,
+                fmt="none",
+                ecolor="black",
+                capsize=3,
+                linewidth=1,
+            )
     axes.set_xticks(range(len(rows)), [name for name, _ in rows])
-    axes.set_ylabel("nats per token")
+    axes.set_ylabel("nats per token, 95% interval")
     axes.set_title(title, fontsize=9)
     axes.legend(fontsize=8)
     _save(figure, file)
 
 
 def _library() -> Any:
-    """matplotlib's Figure, which needs no display. Raises RegistryError `usage` where it is not installed."""
+    """matplotlib's Figure, which needs no display. Raises RegistryError `usage` if it is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise RegistryError(
-            "usage", "Drawing needs matplotlib, which is not installed.", hint="`pip install 'lora-reg[plot]'`"
+            "usage",
+            "Plots need matplotlib, which is not installed.",
+            hint="Install it with `pip install 'lora-reg[plot]'`.",
         ) from error
     return Figure
 
 
 def _save(figure: Any, file: Path) -> None:
-    """Without a date, so that the same numbers are the same picture."""
+    """Save without a date, so that the same numbers give the same file."""
     figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix.lower() == ".svg" else None)

@@ -1,24 +1,20 @@
-"""Wire structs as lines for people. Pure; what comes from a server is escaped by the output."""
+"""Repositories, versions, tags and signatures as lines. Pure; the output escapes what comes from a server."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
-import msgspec
-
-from lora_contract.validation import Validation
-from lora_contract.wire.jobs import JobView, ReportView
 from lora_contract.wire.repositories import RepositoryView, VersionRef, VersionView
 from lora_contract.wire.signatures import SignatureView
 from lora_contract.wire.tags import TagEvent, TagView
-from lora_reg.formatting.text import fields, plural, short, size, table, when
+from lora_reg.formatting.text import Word, fields, indented, plural, short, size, table, when
 
-_FACTS = {"base": "base as configured"}
+_FACTS: Final = {"base": "base as configured"}
 
 
 def name_of(version: VersionView | VersionRef) -> str:
-    """`namespace/name:vN`: short, and never means anything else."""
+    """`namespace/name:vN`, which always names this version."""
     return f"{version.namespace}/{version.name}:v{version.number}"
 
 
@@ -30,7 +26,7 @@ def version(view: VersionView) -> list[str]:
     lines = [f"{label(view)}  {view.kind}"]
     lines += fields(
         [
-            ("yanked", view.yanked),
+            ("yanked", Word(view.yanked, "warning") if view.yanked else None),
             ("base", label(view.base) if view.base else None),
             ("tags", ", ".join(view.tags)),
             ("message", view.message),
@@ -41,33 +37,30 @@ def version(view: VersionView) -> list[str]:
             ("parents", ", ".join(name_of(parent) for parent in view.parents)),
             ("weights", "not stored (--manifest-only)" if view.weights_absent else None),
             *((f"meta {key}", value) for key, value in sorted(view.meta.items())),
-            *((_FACTS.get(name, name.replace("_", " ")), _fact(value)) for name, value in (view.facts or {}).items()),
+            *((_FACTS.get(name, name.replace("_", " ")), fact(value)) for name, value in (view.facts or {}).items()),
         ]
     )
     lines.append(f"  {plural(len(view.files), 'file')}, {size(view.size)}")
-    lines += [
-        f"    {line}"
-        for line in table(("PATH", "SIZE", "DIGEST"), [(f.path, size(f.size), short(f.digest)) for f in view.files])
-    ]
-    return lines
+    files = [(size(file.size), short(file.digest), file.path) for file in view.files]
+    return lines + indented(table(("SIZE", "DIGEST", "PATH"), files), 4)
 
 
 def signatures(found: Iterable[SignatureView]) -> list[str]:
-    rows = [(one.key_id, one.algorithm, one.author, when(one.created_at)) for one in found]
-    return [f"    {line}" for line in table(("SIGNED BY THE KEY", "ALGORITHM", "SENT BY", "WHEN"), rows)]
+    rows = [(one.algorithm, one.author, when(one.created_at), one.key_id) for one in found]
+    return indented(table(("SIGNATURE", "SENT BY", "WHEN", "KEY"), rows), 4)
 
 
 def versions(views: Iterable[VersionView]) -> list[str]:
     return table(
-        ("VERSION", "DIGEST", "CREATED", "BY", "TAGS", "MESSAGE"),
+        ("VERSION", "TAGS", "DIGEST", "CREATED", "BY", "MESSAGE"),
         [
             (
-                f"v{view.number}" + (" (yanked)" if view.yanked else ""),
+                Word(f"v{view.number} (yanked)", "warning") if view.yanked else f"v{view.number}",
+                ", ".join(view.tags) or "-",
                 short(view.digest),
                 when(view.created_at),
                 view.author,
-                ",".join(view.tags),
-                _cut(view.message),
+                cut(view.message),
             )
             for view in views
         ],
@@ -83,7 +76,7 @@ def repositories(views: Iterable[RepositoryView]) -> list[str]:
                 view.kind,
                 str(view.versions),
                 f"v{view.latest.number}" if view.latest else "-",
-                ",".join(f"{tag}=v{number}" for tag, number in sorted(view.tags.items())),
+                ", ".join(f"{tag}=v{number}" for tag, number in sorted(view.tags.items())),
             )
             for view in views
         ],
@@ -111,6 +104,22 @@ def tag(view: TagView) -> str:
     )
 
 
+def tags(views: Iterable[TagView]) -> list[str]:
+    return table(
+        ("TAG", "VERSION", "DIGEST", "UPDATED", ""),
+        [
+            (
+                view.tag,
+                f"v{view.version.number}",
+                short(view.version.digest),
+                when(view.updated_at),
+                "protected" if view.protected else "",
+            )
+            for view in views
+        ],
+    )
+
+
 def moves(events: Sequence[TagEvent]) -> list[str]:
     return table(
         ("TAG", "MOVE", "WHEN", "BY", "REASON"),
@@ -120,109 +129,19 @@ def moves(events: Sequence[TagEvent]) -> list[str]:
                 f"{_number(event.from_number)} -> {_number(event.to_number)}",
                 when(event.at),
                 event.author,
-                _cut(event.reason),
+                cut(event.reason),
             )
             for event in events
         ],
     )
 
 
-def job(view: JobView) -> list[str]:
-    return [
-        f"{view.id}  {view.kind}  {view.state}",
-        *fields(
-            [
-                ("title", view.title),
-                ("result", label(view.result) if view.result else None),
-                ("error", view.error),
-                ("queue", view.queue),
-                ("worker", view.worker),
-                ("attempts", str(view.attempts)),
-                ("created", when(view.created_at)),
-                ("updated", when(view.updated_at)),
-            ]
-        ),
-    ]
-
-
-def jobs(views: Iterable[JobView]) -> list[str]:
-    return table(
-        ("ID", "KIND", "STATE", "TITLE", "RESULT", "UPDATED"),
-        [
-            (
-                view.id,
-                view.kind,
-                view.state,
-                _cut(view.title),
-                name_of(view.result) if view.result else "",
-                when(view.updated_at),
-            )
-            for view in views
-        ],
-    )
-
-
-def report(view: ReportView) -> list[str]:
-    head = [f"{view.kind}  {'passed' if view.passed else 'failed'}  {short(view.version)}"]
-    if view.kind == "validate":
-        return [*head, *_validation(view)]
-    lines = [*head]
-    lines += fields(
-        [
-            ("report", view.id),
-            ("created", when(view.created_at)),
-            *((name.replace("_", " "), _fact(value)) for name, value in view.body.items()),
-        ]
-    )
-    return lines + [f"  {finding.severity}: {finding.message}" for finding in view.findings]
-
-
-def _validation(view: ReportView) -> list[str]:
-    """What was measured: states of the layers, losses on each set."""
-    from lora_contract.policy.evidence import looked_at
-
-    found = msgspec.convert(view.body, Validation)
-    layers = [
-        (name, layer.state, layer.reason or "; ".join(f.message for f in layer.findings) or looked_at(name, layer))
-        for name, layer in found.layers.items()
-    ]
-    losses = [
-        (one.role, one.name, f"{one.base_loss:.4f}", f"{one.loss:.4f}", str(len(one.tokens)))
-        for one in found.evaluations
-    ]
-    answers = [(one.name, f"{one.met} of {one.asked}") for one in found.answers.values()]
-    parts = (
-        table(("LAYER", "STATE", "WHAT WAS FOUND"), layers),
-        table(("ROLE", "SET", "BASE", "LOSS", "RECORDS"), losses),
-        table(("SET", "ANSWERS AS EXPECTED"), answers),
-        tasks(found),
-    )
-    by = ", ".join(f"{name} {value}" for name, value in found.environment.items() if value)
-    told = fields([("report", view.id), ("created", when(view.created_at)), ("made by", by)])
-    return [*told, *(f"  {line}" for part in parts for line in part)]
-
-
-def tasks(found: Validation) -> list[str]:
-    """What tasks of lm-evaluation-harness measured; nothing where none was run."""
-    rows = [
-        (task, metric, _measured(one.base, one.base_stderr), _measured(one.value, one.stderr), str(result.records))
-        for task, result in found.tasks.items()
-        for metric, one in result.metrics.items()
-    ]
-    return table(("TASK", "METRIC", "BASE", "VALUE", "RECORDS"), rows) if rows else []
-
-
-def _measured(value: float | None, error: float | None) -> str:
-    told = "-" if value is None else f"{value:.4g}"
-    return told if error is None else f"{told} ± {error:.2g}"
-
-
 def _number(number: int | None) -> str:
     return "-" if number is None else f"v{number}"
 
 
-def _fact(value: Any) -> str | None:
-    """A fact in one line; long tables are counted, since `--json` has them whole."""
+def fact(value: Any) -> str | None:
+    """A fact in one line. Long tables are counted; `--json` prints them in full."""
     match value:
         case None | False | 0 | [] | {} | "":
             return None
@@ -240,5 +159,5 @@ def _fact(value: Any) -> str | None:
             return str(value)
 
 
-def _cut(text: str, length: int = 60) -> str:
+def cut(text: str, length: int = 60) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,10 +1,14 @@
-"""Pull: resolve, get the manifest, get the blobs that are missing, show them as a folder.
+"""Pull: resolve the reference, fetch the manifest and the missing blobs, and provide them as a folder.
 
-Nothing becomes visible before its digest is checked. When all is here already, the cost is one conditional request.
+Nothing becomes visible before its digest is verified. If everything is cached, the cost is one conditional request.
 """
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +26,16 @@ from lora_reg.transfer.folder import write_folder
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
-    """reference: as asked, with its namespace. number 0: not known (a digest asked for offline). fetched: bytes that
-    travelled. written False: everything stood there already. resolved_at: when the server was asked last, offline."""
+    """The result of a pull.
+
+    Attributes:
+        reference: as requested, with its namespace.
+        number: of the version; 0 if it is not known (a digest pulled offline).
+        fetched: bytes that were downloaded.
+        written: False if all files were there already.
+        yanked: the reason if the version is yanked.
+        resolved_at: offline, when the server was last asked.
+    """
 
     reference: str
     namespace: str
@@ -57,15 +69,34 @@ def pull(
     cache: Cache | None = None,
     offline: bool | None = None,
     progress: Progress = SILENT,
+    warn: Callable[[str], None] = lambda _text: None,
 ) -> Pulled:
-    """Get a version into the cache, or into the folder `output`.
+    """Download a version into the cache, or into the folder `output`.
 
-    cache None: the one of the settings. offline: ask nobody, serve what the reference meant last; None: as the
-    settings say. Raises `not-found`, `digest-mismatch`, `size-mismatch`, `exists` (the folder holds something else).
+    Args:
+        client: of the registry.
+        ref: reference of the version.
+        output: folder to write; None returns a folder in the cache, which must not be changed.
+        cache: None uses the cache of the settings.
+        offline: use the last resolved version, without a request; None: as the settings say.
+        progress: receives the progress of the download.
+        warn: called with a sentence if the cache cannot be written and the pull continues without it.
+
+    Raises RegistryError `not-found`, `digest-mismatch`, `size-mismatch`, `exists` (the folder contains other files).
     """
     wanted = client.parse(ref)
     cache = cache or Cache(client.settings.cache)
     offline = client.settings.offline if offline is None else offline
+    if output is None or offline or _writable(cache.root):
+        return _pull(client, wanted, output, cache, offline, progress)
+    warn(f"the cache {cache.root} is not writable; continuing without it.")
+    with _temporary(Path(output)) as temporary:
+        return _pull(client, wanted, output, temporary, offline, progress)
+
+
+def _pull(
+    client: Client, wanted: Reference, output: str | Path | None, cache: Cache, offline: bool, progress: Progress
+) -> Pulled:
     meaning = _last(client, wanted, cache) if offline else _ask(client, wanted, cache)
     version = Reference(wanted.name, wanted.namespace, digest=meaning.digest)
     manifest = _manifest(client, version, cache, offline)
@@ -73,13 +104,13 @@ def pull(
         raise RegistryError(
             "not-found",
             f"{version.repository} was registered with --manifest-only: its weights are not in the registry.",
-            hint="Get them from where the model was published.",
+            hint="Download them from the publisher of the model.",
         )
     missing = cache.missing(manifest.files)
     if missing and offline:
         raise RegistryError(
             "not-found",
-            f"{wanted} is not whole in the cache: {', '.join(entry.path for entry in missing[:5])} not there.",
+            f"{wanted} is not complete in the cache: {', '.join(entry.path for entry in missing[:5])} missing.",
             hint="Pull it once without --offline.",
         )
     fetched = fetch_blobs(client, version, missing, cache, progress) if missing else 0
@@ -89,7 +120,13 @@ def pull(
         path, written = Path(output), write_folder(Path(output), meaning.digest, manifest, cache)
     if meaning.asked:
         refs.write(
-            cache, client.settings.server, wanted, digest=meaning.digest, number=meaning.number, etag=meaning.etag
+            cache,
+            client.settings.server,
+            wanted,
+            digest=meaning.digest,
+            number=meaning.number,
+            etag=meaning.etag,
+            yanked=meaning.yanked,
         )
     return Pulled(
         reference=str(wanted),
@@ -107,27 +144,41 @@ def pull(
     )
 
 
+def _writable(folder: Path) -> bool:
+    """Whether a folder can be written to, or created if it is missing."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+@contextmanager
+def _temporary(output: Path) -> Iterator[Cache]:
+    """A cache for one pull, on the disk of the output."""
+    parent = output.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", suffix=".cache", dir=parent) as folder:
+        yield Cache(Path(folder))
+
+
 def _ask(client: Client, wanted: Reference, cache: Cache) -> _Meaning:
-    """Ask the server what the reference means, conditionally where the last answer is whole in the cache."""
+    """Ask the server what the reference means, conditionally if the last answer is complete in the cache."""
     last = refs.read(cache, client.settings.server, wanted)
     etag = last.etag if last and last.etag and _is_whole(cache, Digest.parse(last.digest)) else None
     view, etag = client.resolve(wanted, etag=etag)
     if view is None:
         assert last is not None
-        return _Meaning(Digest.parse(last.digest), last.number, asked=False)
+        return _Meaning(Digest.parse(last.digest), last.number, yanked=last.yanked, asked=False)
     digest = Digest.parse(view.digest)
     if wanted.digest is not None and digest != wanted.digest:
-        raise RegistryError(
-            "digest-mismatch", f"The server answered {digest.short} where {wanted.digest.short} was asked for."
-        )
+        raise RegistryError("digest-mismatch", f"The server answered {digest.short}; expected {wanted.digest.short}.")
     return _Meaning(digest, view.number, etag, view.yanked)
 
 
 def _last(client: Client, wanted: Reference, cache: Cache) -> _Meaning:
-    """What the reference meant when the server was last asked; a digest means itself."""
+    """The last resolved version of the reference; a digest needs no resolving."""
     last = refs.read(cache, client.settings.server, wanted)
     if last is not None:
-        return _Meaning(Digest.parse(last.digest), last.number, at=last.at, asked=False)
+        return _Meaning(Digest.parse(last.digest), last.number, yanked=last.yanked, at=last.at, asked=False)
     if wanted.digest is not None and wanted.tag is None and wanted.version is None:
         return _Meaning(wanted.digest, 0, asked=False)
     raise RegistryError(
@@ -155,8 +206,8 @@ def _manifest(client: Client, version: Reference, cache: Cache, offline: bool) -
     if Digest.of(data) != version.digest:
         raise RegistryError(
             "digest-mismatch",
-            f"The manifest that came has {Digest.of(data).short}, expected {version.digest.short}.",
-            hint="Pull again; if it stays, ask an administrator to run `lora-registry fsck`.",
+            f"The manifest has {Digest.of(data).short}; expected {version.digest.short}.",
+            hint="Pull again; if this persists, ask an administrator to run `lora-registry fsck`.",
         )
     cache.put(data, version.digest)
     return parse(data)
