@@ -1,7 +1,6 @@
 """lora-reg, the client: push, check, version and pull LoRA adapters.
 
-Names are loaded when they are first used, so that `import lora_reg` costs next to nothing and pulls in neither a
-network library nor a tensor library.
+Names are loaded on first use, so that `import lora_reg` is cheap and imports neither a network nor a tensor library.
 
     from lora_reg import Client, pull, push_adapter
 

@@ -1,4 +1,4 @@
-"""How the client of `/api/v1` calls: addresses, bodies, pages, and what is wrong with an answer."""
+"""Requests of the client of `/api/v1`: URLs, bodies, pages, and decoding of answers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Calls:
-    """A connection to one registry, as one caller."""
+    """A connection to one registry, with one token."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class Calls:
         headers: dict[str, str] | None = None,
         timeout: float | None = None,
     ) -> httpx.Response:
-        """A change. Its Idempotency-Key lets it be sent again after a broken connection without being done twice."""
+        """Send a change. Its Idempotency-Key makes it safe to send again after a broken connection."""
         sent = {"Idempotency-Key": secrets.token_hex(16), **(headers or {})}
         content = None
         if body is not None:
@@ -137,6 +137,6 @@ class Calls:
         except msgspec.MsgspecError as error:
             raise RegistryError(
                 "unavailable",
-                f"{place(response.url)} answered with something that is no {kind.__name__}: {error}.",
-                hint="Check that the address is a lora-registry and no older than this client.",
+                f"The answer of {place(response.url)} is not a {kind.__name__}: {error}.",
+                hint="Check that the server is a lora-registry and not older than this client.",
             ) from error

@@ -1,4 +1,4 @@
-"""The client of `/api/v1`: one short method per endpoint. Says nothing on a terminal, keeps nothing on disk."""
+"""The client of `/api/v1`: one method per endpoint. Prints nothing and stores nothing on disk."""
 
 from __future__ import annotations
 
@@ -38,20 +38,24 @@ from lora_reg.gate_calls import GateCalls
 from lora_reg.transport import Body
 
 COMMIT_SECONDS: Final = 3600.0
-"""A commit answers when every byte has been checked: minutes for a large base."""
+"""A commit answers after every byte was checked: minutes for a large base."""
 POLL_SECONDS: Final = 20
 
 
 class Client(GateCalls):
-    """One registry, as one caller.
+    """A client of one registry.
 
-    server, token, namespace: None takes them from the settings (environment, files). A reference without a namespace
-    means the one given here. Every method raises RegistryError with the code of the answer.
+    Args:
+        server, token, namespace: None takes them from the settings (environment, files). A reference without a
+            namespace gets this one.
+
+    Every method raises RegistryError with the code of the answer.
     """
 
-    # Who
+    # Caller
 
     def whoami(self) -> Principal:
+        """The authenticated caller."""
         return self._get("/whoami", Principal)
 
     # Repositories and versions
@@ -59,7 +63,7 @@ class Client(GateCalls):
     def repositories(
         self, *, pattern: str | None = None, kind: str | None = None, limit: int | None = None
     ) -> Iterator[RepositoryView]:
-        """Repositories in order, page by page. pattern: a glob such as `acme/sql-*`. limit None: all of them."""
+        """Repositories by name, fetched page by page. pattern: a glob such as `acme/sql-*`. limit None: all."""
         return self._pages("/repositories", RepositoryList, {"q": pattern, "kind": kind}, limit)
 
     def repository(self, ref: str | Reference) -> RepositoryView:
@@ -76,7 +80,7 @@ class Client(GateCalls):
         return self._get(self._version(ref), VersionView)
 
     def resolve(self, ref: str | Reference, *, etag: str | None = None) -> tuple[VersionView | None, str]:
-        """The version that a reference means now, and its ETag. None where it is still what `etag` stands for."""
+        """The version that a reference means now, and its ETag; None if it still has `etag`."""
         headers = {"If-None-Match": etag} if etag else {}
         response = self._call("GET", self._version(ref), headers=headers)
         if response.status_code == 304:
@@ -92,9 +96,9 @@ class Client(GateCalls):
     def file(
         self, ref: str | Reference, path: str, *, start: int = 0, end: int | None = None, whole: bool = False
     ) -> AbstractContextManager[httpx.Response]:
-        """A file of a version as a stream of bytes from `start` to before `end` (None: its end).
+        """Stream a file of a version from byte `start` to before `end` (None: to its end).
 
-        whole: ask without a range. A status of 416 is handed back.
+        whole: request it without a range. A response of status 416 is returned, not raised.
         """
         headers = {} if whole else {"Range": f"bytes={start}-{'' if end is None else end - 1}"}
         url = self._url(f"{self._version(ref)}/files/{quote(path)}")
@@ -138,8 +142,8 @@ class Client(GateCalls):
     ) -> TagView:
         """Point a tag at `target`, a selector in the same repository.
 
-        generation: only where the tag still has it; create: only where there is no such tag. Raises `tag-moved` with
-        the present value in `facts["current"]`, `tag-protected`.
+        generation: required of the tag. create: require that the tag does not exist. Raises `tag-moved` with the
+        present value in `facts["current"]`, `tag-protected`.
         """
         request = TagRequest(target=target, reason=reason)
         return self._put(self._tag(ref, tag), request, TagView, _expecting(generation, create))
@@ -153,12 +157,12 @@ class Client(GateCalls):
     def rollback(
         self, ref: str | Reference, tag: str, *, to: str | None = None, reason: str = "", generation: int | None = None
     ) -> TagView:
-        """Move a tag back. to: a selector; None: where it pointed before."""
+        """Move a tag back. to: a selector; None: its previous target."""
         request = RollbackRequest(to=to, reason=reason)
         return self._post(f"{self._tag(ref, tag)}/rollback", request, TagView, _expecting(generation, False))
 
     def history(self, ref: str | Reference, *, tag: str | None = None, limit: int | None = None) -> Iterator[TagEvent]:
-        """Moves of one tag, or of all, newest first."""
+        """Moves of one tag or of all tags, newest first."""
         return self._pages(f"{self._repository(ref)}/history", TagHistory, {"tag": tag}, limit)
 
     # Uploads and commits
@@ -167,7 +171,7 @@ class Client(GateCalls):
         return self._post("/uploads", request, UploadSession)
 
     def upload(self, upload_id: str) -> UploadSession:
-        """An upload session as it is now; its presigned URLs are fresh."""
+        """The present state of an upload session, with fresh presigned URLs."""
         return self._get(f"/uploads/{upload_id}", UploadSession)
 
     def abandon_upload(self, upload_id: str) -> None:
@@ -208,13 +212,15 @@ class Client(GateCalls):
         return self._post("/reproductions", ReproduceRequest(str(self.parse(ref))), JobView)
 
     def jobs(self, *, state: str | None = None, kind: str | None = None, limit: int | None = None) -> Iterator[JobView]:
+        """Jobs, newest first."""
         return self._pages("/jobs", JobList, {"state": state, "kind": kind}, limit)
 
     def job(self, job_id: str) -> JobView:
+        """A job by its id, or by a prefix of it that no other job's id has."""
         return self._get(f"/jobs/{quote(job_id, safe='')}", JobView)
 
     def job_progress(self, job_id: str, *, offset: int = 0, wait: int = 0) -> JobProgressList:
-        """Progress from `offset` on. wait: seconds that the server may hold the answer back until there is some."""
+        """Progress records from `offset`. wait: seconds that the server may wait for a new record."""
         params: dict[str, str | int | None] = {"offset": offset, "wait": wait}
         return self._get(f"/jobs/{quote(job_id, safe='')}/progress", JobProgressList, params)
 

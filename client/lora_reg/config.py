@@ -1,14 +1,14 @@
-"""Settings of the client, read once: flags before environment before `./.lora-reg.toml` before the user's folder.
+"""Settings of the client. Precedence: options, environment, `./.lora-reg.toml`, the user's config folder.
 
 | setting   | variable           | default                       |
 |-----------|--------------------|-------------------------------|
 | server    | LORA_REG_SERVER    | http://127.0.0.1:8750         |
-| token     | LORA_REG_TOKEN     | what `lora-reg login` stored  |
+| token     | LORA_REG_TOKEN     | stored by `lora-reg login`    |
 | namespace | LORA_REG_NAMESPACE | default                       |
 | cache     | LORA_REG_CACHE     | $XDG_CACHE_HOME/lora-reg      |
 | offline   | LORA_REG_OFFLINE   | false                         |
 
-A token stands in no TOML file: `lora-reg login` keeps it in a file that only its owner can read.
+A token is not read from TOML files: `lora-reg login` stores it in a file that only its owner can read.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _TRUTH: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """server: origin and path without a slash at the end. token None: none is sent."""
+    """server: origin and path without a trailing slash. token None: requests are sent without a token."""
 
     server: str = DEFAULT_SERVER
     token: str | None = field(default=None, repr=False)
@@ -59,10 +59,10 @@ def load_settings(
     environ: Mapping[str, str] | None = None,
     folder: Path | None = None,
 ) -> Settings:
-    """Settings from all sources; arguments are the flags, None where a flag is not given.
+    """Load settings from all sources; the first three arguments are options, None if not given.
 
-    folder: where `.lora-reg.toml` is looked for; None: the current one. Raises RegistryError `usage` for a file or a
-    value that cannot be read, `unauthenticated` for a credentials file that others can read.
+    folder: of `.lora-reg.toml`; None: the current folder. Raises RegistryError `usage` for an invalid file or value,
+    `unauthenticated` for a credentials file that others can read.
     """
     environ = os.environ if environ is None else environ
     config_home = config_folder(environ)
@@ -94,16 +94,16 @@ def cache_folder(environ: Mapping[str, str] | None = None) -> Path:
 
 
 def check_server(text: str) -> str:
-    """A server's address, without a slash at the end. Raises RegistryError `usage`."""
+    """Check a server URL and remove its trailing slash. Raises RegistryError `usage`."""
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise RegistryError(
-            "usage", f"{text[:200]!r} is no server address; expected http://HOST[:PORT] or https://HOST."
+            "usage", f"{text[:200]!r} is not a server URL; expected http://HOST[:PORT] or https://HOST."
         )
     if parts.username or parts.password or parts.query or parts.fragment:
         raise RegistryError(
             "usage",
-            f"The server address of {parts.hostname} holds a user, a query or a fragment.",
+            f"The server URL of {parts.hostname} contains a user, a query or a fragment.",
             hint="Sign in with `lora-reg login URL`.",
         )
     return text.rstrip("/")
@@ -112,7 +112,7 @@ def check_server(text: str) -> str:
 def _xdg(variable: str, fallback: str, environ: Mapping[str, str] | None) -> Path:
     environ = os.environ if environ is None else environ
     home = environ.get(variable, "")
-    # The XDG rules say that a relative path there is to be ignored.
+    # The XDG specification says to ignore relative paths.
     root = Path(home) if os.path.isabs(home) else Path(environ.get("HOME") or Path.home()) / fallback
     return root / "lora-reg"
 
@@ -128,7 +128,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         if key == "token":
             raise RegistryError(
                 "usage",
-                f"{path} holds a token, where others may read it.",
+                f"{path} contains a token, which others may read there.",
                 hint="Remove it there and use `lora-reg login URL`.",
             )
         if key not in KEYS:

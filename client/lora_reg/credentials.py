@@ -1,4 +1,4 @@
-"""Tokens by server, in a file that only its owner can read. Nothing here prints or logs one."""
+"""Tokens by server, in a file that only its owner can read. This module prints and logs none."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FILE: Final = "credentials.json"
 
 @dataclass(slots=True)
 class Credentials:
-    """current: the server that was signed in to last, None before the first time."""
+    """current: the server of the last login; None if there was none."""
 
     current: str | None = None
     servers: dict[str, dict[str, str]] = field(default_factory=dict, repr=False)
@@ -28,7 +28,7 @@ class Credentials:
 
 
 def read(folder: Path) -> Credentials:
-    """What is stored; empty where there is no file. Raises RegistryError `unauthenticated`, `usage`."""
+    """Read the stored tokens; empty if there is no file. Raises RegistryError `unauthenticated`, `usage`."""
     path = folder / FILE
     try:
         with path.open("rb") as file:
@@ -51,7 +51,7 @@ def read(folder: Path) -> Credentials:
 
 
 def store(folder: Path, server: str, token: str | None) -> None:
-    """Remember a server as the current one, with its token (None: it needs none)."""
+    """Make a server the current one and store its token (None: it needs none)."""
     credentials = read(folder)
     credentials.current = server
     credentials.servers[server] = {"token": token} if token else {}
@@ -59,7 +59,7 @@ def store(folder: Path, server: str, token: str | None) -> None:
 
 
 def forget(folder: Path, server: str) -> bool:
-    """Remove a server's token. Returns False where none was stored."""
+    """Remove a server's token. Returns False if none was stored."""
     credentials = read(folder)
     known = credentials.servers.pop(server, None) is not None
     if credentials.current == server:

@@ -26,7 +26,7 @@ from lora_reg.calls import Calls
 
 
 class GateCalls(Calls):
-    """One short method per endpoint. References of evaluation sets get the caller's namespace where they have none."""
+    """One method per endpoint. References of datasets without a namespace get the caller's."""
 
     def validate(
         self,
@@ -36,18 +36,18 @@ class GateCalls(Calls):
         general: Sequence[str] = (),
         precision: Precision | None = None,
     ) -> JobView:
-        """precision: what the base is loaded as; None: by its size."""
+        """Start a validation, or find it. precision: to load the base in; None: chosen by its size."""
         request = ValidateRequest(
             version=str(self.parse(ref)), data=self._full(data), general=self._full(general), precision=precision
         )
         return self._post("/validations", request, JobView)
 
     def policies(self, *, pattern: str | None = None) -> PolicyList:
-        """Those in force; with a pattern, all that it ever had, newest first."""
+        """The policies in force; with a pattern, all its versions, newest first."""
         return self._get("/policies", PolicyList, {"pattern": pattern})
 
     def set_policy(self, pattern: str, document: dict[str, Any] | None) -> PolicyView:
-        """document None: lift the pattern's policy."""
+        """Set the policy of a pattern; document None removes it."""
         return self._put("/policies", PolicyRequest(pattern=pattern, document=document), PolicyView)
 
     def gate(
@@ -59,7 +59,7 @@ class GateCalls(Calls):
         document: dict[str, Any] | None = None,
         start: bool = True,
     ) -> GateView:
-        """Ask whether a version may have a tag. document: a policy to try. start: validations that are missing."""
+        """Decide whether a version may get a tag. document: a policy to try. start: run missing validations."""
         request = GateRequest(
             version=self.parse(ref).selector(), tag=tag, data=self._full(data), document=document, start=start
         )
@@ -79,7 +79,7 @@ class GateCalls(Calls):
         force: bool = False,
         reason: str = "",
     ) -> PromotionView:
-        """Gate and move. generation: only where the tag still has it, 0 where it is new. Raises `gate-refused`."""
+        """Gate a version and move the tag. generation: required of the tag; 0 if it is new. Raises `gate-refused`."""
         request = PromoteRequest(
             version=self.parse(ref).selector(),
             tag=tag,
@@ -91,12 +91,12 @@ class GateCalls(Calls):
         return self._post(f"{self._repository(ref)}/promotions", request, PromotionView)
 
     def add_signature(self, ref: str | Reference, envelope: Envelope, key: PublicKey) -> SignatureView:
-        """Raises `signature-mismatch` where the key did not sign this version."""
+        """Add a signature. Raises `signature-mismatch` if the key did not sign this version."""
         request = SignRequest(envelope=envelope, key=key.text)
         return self._post(f"{self._version(ref)}/signatures", request, SignatureView)
 
     def signatures(self, ref: str | Reference, *, key_id: str | None = None) -> Iterator[SignatureView]:
-        """In the order they came. key_id: that of one key alone."""
+        """Signatures, oldest first. key_id: only those of one key."""
         return self._pages(f"{self._version(ref)}/signatures", SignatureList, {"key": key_id}, None)
 
     def _full(self, texts: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""From an answer that says no to a RegistryError with the row of the table."""
+"""Turn error responses and broken connections into RegistryErrors."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _BY_STATUS: Final[dict[int, ErrorCode]] = {
 
 
 def place(url: httpx.URL | str) -> str:
-    """A URL that may be shown: without the query, which may carry a signature."""
+    """A URL without its query, which may contain a signature."""
     parts = urlsplit(str(url))
     return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
 
 def from_answer(response: httpx.Response, body: bytes) -> RegistryError:
-    """The error of a registry's answer. Without a problem document the status decides."""
+    """The error in a registry's response. Without a problem document, the status decides."""
     try:
         problem = msgspec.json.decode(body, type=Problem)
     except msgspec.MsgspecError:
@@ -58,13 +58,13 @@ def from_answer(response: httpx.Response, body: bytes) -> RegistryError:
         facts["current"] = problem.current
     if problem.request_id:
         facts["request_id"] = problem.request_id
-    # A newer server may know more codes than this client: its sentences stay, the status picks the row.
+    # A newer server may know more codes than this client: its sentences are kept, the status picks the code.
     code = known_code(problem.code) or _BY_STATUS.get(response.status_code, "internal")
     return RegistryError(code, problem.detail, hint=problem.hint or None, **facts)
 
 
 def from_store(response: httpx.Response) -> RegistryError:
-    """The error of a blob store that a presigned URL led to. Its body is not shown: it may repeat the signature."""
+    """The error of a blob store behind a presigned URL. Its body is not shown: it may repeat the signature."""
     return RegistryError(
         "storage-unavailable",
         f"The blob store at {place(response.url)} answered {response.status_code}.",
@@ -73,12 +73,12 @@ def from_store(response: httpx.Response) -> RegistryError:
 
 
 def unreachable(url: str, error: httpx.HTTPError | httpx.InvalidURL, *, refused: bool) -> RegistryError:
-    """No answer at all. refused: nothing listens there."""
+    """No response. refused: the connection was refused."""
     if refused:
         return RegistryError(
             "unavailable",
-            f"Nothing answers at {place(url)}: {_reason(error)}.",
-            hint="Start it with `lora-registry serve`, or name another with --server or LORA_REG_SERVER.",
+            f"No service answers at {place(url)}: {_reason(error)}.",
+            hint="Start a service with `lora-registry serve`, or set its URL with --server or LORA_REG_SERVER.",
         )
     return RegistryError("unavailable", f"The connection to {place(url)} broke: {_reason(error)}.")
 

@@ -1,4 +1,4 @@
-"""Signing and verifying versions on this machine. Needs `cryptography`, which comes with the extra `sign`."""
+"""Sign and verify versions on this machine. Needs `cryptography`, which the extra `sign` installs."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A version as this machine has made sure of it. digest: of the manifest's bytes as they came. number: the server's
-    word, for people."""
+    """A version whose manifest this machine has hashed. digest: of the received manifest. number: as the server says,
+    for people."""
 
     namespace: str
     name: str
@@ -57,9 +57,9 @@ class Subject:
 
 
 def load_private_key(path: Path, passphrase: Callable[[], str]) -> PrivateKey:
-    """A private key in PEM. passphrase: asked only where the key is encrypted.
+    """Load a private key in PEM format. passphrase: called only if the key is encrypted.
 
-    Raises RegistryError `usage` for what is no such key, for a wrong passphrase, and without `cryptography`.
+    Raises RegistryError `usage` if it is not such a key, if the passphrase is wrong, and without `cryptography`.
     """
     need_cryptography()
     from cryptography.exceptions import UnsupportedAlgorithm
@@ -76,7 +76,7 @@ def load_private_key(path: Path, passphrase: Callable[[], str]) -> PrivateKey:
     except (ValueError, UnsupportedAlgorithm) as error:
         raise RegistryError(
             "usage",
-            f"{path} is no private key in PEM, or the passphrase is not the one it is encrypted with.",
+            f"{path} is not a private key in PEM format, or the passphrase is wrong.",
             hint="Make one with `openssl genpkey -algorithm ed25519 -aes256 -out KEY.pem`.",
         ) from error
     if isinstance(found, Ed25519PrivateKey):
@@ -85,13 +85,13 @@ def load_private_key(path: Path, passphrase: Callable[[], str]) -> PrivateKey:
         return found
     raise RegistryError(
         "usage",
-        f"{path} is a key of another kind; expected Ed25519, or ECDSA over P-256.",
+        f"{path} is a key of an unsupported type; expected Ed25519, or ECDSA with P-256.",
         hint="Make one with `openssl genpkey -algorithm ed25519 -aes256 -out KEY.pem`.",
     )
 
 
 def load_public_key(path: Path) -> PublicKey:
-    """Raises RegistryError `invalid-request` for what is no public key."""
+    """Load a public key in PEM format. Raises RegistryError `invalid-request` if it is not one."""
     return parse_public_key(path.read_text("utf-8", "replace"))
 
 
@@ -102,9 +102,9 @@ def public_half(key: PrivateKey) -> PublicKey:
 
 
 def fetch_subject(client: Client, ref: str | Reference) -> Subject:
-    """What a reference means, by the manifest's bytes and not by the server's word.
+    """Resolve a reference and hash its manifest, without trusting the server.
 
-    Raises `digest-mismatch` where the manifest is not what was answered, or not what the reference names.
+    Raises `digest-mismatch` if the manifest has not the digest of the answer, or not the one in the reference.
     """
     wanted = client.parse(ref)
     view = client.version(wanted)
@@ -114,14 +114,14 @@ def fetch_subject(client: Client, ref: str | Reference) -> Subject:
     if digest != named.digest or str(digest) != view.digest:
         raise RegistryError(
             "digest-mismatch",
-            f"The manifest of {wanted} that came has {digest}, expected {named.digest}.",
-            hint="Ask again; if it stays, ask an administrator to run `lora-registry fsck`.",
+            f"The received manifest of {wanted} has {digest}; expected {named.digest}.",
+            hint="Try again; if this persists, ask an administrator to run `lora-registry fsck`.",
         )
     return Subject(wanted.namespace or "", wanted.name, view.number, digest, parse(data))
 
 
 def require_same_files(subject: Subject, folder: Path) -> None:
-    """That the version's files are those of a folder. Raises `digest-mismatch` with the first that is not."""
+    """Require that a folder has the files of the version. Raises `digest-mismatch` with the first that differs."""
     for entry in subject.manifest.files:
         path = folder / entry.path
         if path.is_file():
@@ -129,18 +129,18 @@ def require_same_files(subject: Subject, folder: Path) -> None:
                 found = Digest(hashlib.file_digest(file, "sha256").hexdigest())
             if found == entry.digest:
                 continue
-            what = f"has {found.short} there and {entry.digest.short} in the registry"
+            what = f"has {found.short} in the folder and {entry.digest.short} in the registry"
         else:
             what = "is not there"
         raise RegistryError(
             "digest-mismatch",
-            f"{entry.path} {what}: {subject.label} is not what {folder} holds.",
-            hint="Push the folder, and sign the version that comes of it.",
+            f"{entry.path} {what}: {subject.label} differs from {folder}.",
+            hint="Push the folder, and sign the new version.",
         )
 
 
 def make_envelope(subject: Subject, key: PrivateKey) -> Envelope:
-    """Sign the statement about a version."""
+    """Sign the statement on a version."""
     from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePrivateKey
     from cryptography.hazmat.primitives.hashes import SHA256
 
@@ -151,7 +151,7 @@ def make_envelope(subject: Subject, key: PrivateKey) -> Envelope:
 
 
 def require_signed(client: Client, subject: Subject, keys: Sequence[PublicKey]) -> list[SignatureView]:
-    """The signature of each key. Raises `signature-mismatch` where one has not signed this version."""
+    """The signature of each key. Raises `signature-mismatch` if a key has not signed this version."""
     return [_signed(client, subject, key) for key in keys]
 
 
@@ -163,17 +163,17 @@ def _signed(client: Client, subject: Subject, key: PublicKey) -> SignatureView:
             check_statement(payload, subject.namespace, subject.name, subject.digest)
             signatures = signatures_of(view.envelope)
         except RegistryError as error:
-            why = f"The signature of {subject.label} by the key {key.key_id} does not count: {error.detail}"
+            why = f"The signature of {subject.label} by the key {key.key_id} is invalid: {error.detail}"
             continue
         message = pae(PAYLOAD_TYPE, payload)
         if any(verifies(key, message, signature) for signature in signatures):
             return view
-        why = f"The signature of {subject.label} that is said to be by the key {key.key_id} is not by it."
+        why = f"The signature of {subject.label} attributed to the key {key.key_id} was made by another key."
     raise RegistryError("signature-mismatch", why)
 
 
 def need_cryptography() -> None:
-    """Raises RegistryError `usage` where the extra is not installed."""
+    """Raises RegistryError `usage` if the extra is not installed."""
     try:
         import cryptography  # noqa: F401
     except ImportError as error:

@@ -1,8 +1,7 @@
 """One HTTP client: timeouts, retries, redirects, problem documents.
 
-Retried are connection errors, and answers whose code a retry can help, of requests that may be sent twice: all but a
-POST without an Idempotency-Key. A redirect is followed for reads only, and leaves the token behind when it leads to
-another origin.
+Connection errors and retryable responses are retried for all requests but a POST without an Idempotency-Key. Redirects
+are followed for reads only, and the token is not sent to another origin.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ Body = Callable[[], Iterator[bytes]]
 
 
 class Transport:
-    """Requests to one registry, and to the stores that it sends us to. Threads may share it."""
+    """Requests to one registry and to the stores that it redirects to. Thread-safe."""
 
     def __init__(self, server: str, token: str | None = None, *, sleep: Callable[[float], None] = time.sleep) -> None:
         self.server = server.rstrip("/")
@@ -60,10 +59,10 @@ class Transport:
         timeout: float | None = None,
         accept: tuple[int, ...] = (),
     ) -> httpx.Response:
-        """Send a request and read the whole answer.
+        """Send a request and read the whole response.
 
-        timeout: seconds of silence to bear, None for the default. accept: statuses of 400 and above to hand back.
-        Raises RegistryError with the code of the answer, or `unavailable`.
+        timeout: seconds without a byte; None for the default. accept: statuses of 400 and above to return. Raises
+        RegistryError with the code of the response, or `unavailable`.
         """
         return self._exchange(method, url, params, headers, content, timeout, accept, whole=True)
 
@@ -79,7 +78,7 @@ class Transport:
         timeout: float | None = None,
         accept: tuple[int, ...] = (),
     ) -> Iterator[httpx.Response]:
-        """Like `request`, with the body still to be read; where it breaks then, httpx tells."""
+        """Like `request`, with the body still to be read. Errors while reading it are those of httpx."""
         response = self._exchange(method, url, params, headers, content, timeout, accept, whole=False)
         try:
             yield response
@@ -114,8 +113,7 @@ class Transport:
                 refused = isinstance(error, httpx.ConnectError)
                 refusal = problems.unreachable(url, error, refused=refused and self._is_own(url))
                 refusal.__cause__ = error
-                # Where nothing ever answered it is most likely not running, and a silent server has been waited for
-                # long enough already: say so soon.
+                # A server that never answered is probably not running, and a silent one has used up its time.
                 hopeless = isinstance(error, httpx.TimeoutException) or (refused and not self._reached)
                 last = attempt >= (FEW if hopeless else ATTEMPTS)
             else:
@@ -168,7 +166,7 @@ class Transport:
 
 
 def _http_client(url: str) -> httpx.Client:
-    # Reading the CA bundle takes 20 ms, for nothing where the scheme is http. Loopback never goes through a proxy.
+    # Reading the CA bundle takes 20 ms, which http does not need. Loopback never goes through a proxy.
     return httpx.Client(
         verify=urlsplit(url).scheme == "https",
         mounts={f"all://{host}": None for host in _LOOPBACK},
@@ -178,7 +176,7 @@ def _http_client(url: str) -> httpx.Client:
 
 
 def _refusal(response: httpx.Response, *, own: bool) -> tuple[RegistryError, float | None]:
-    """The error of an answer and how long it asks to wait. The connection is given back."""
+    """The error of a response and its Retry-After. Closes the response."""
     try:
         body = b"".join(_bounded(response)) if own else b""
     except httpx.RequestError as broken:
@@ -200,7 +198,7 @@ def _bounded(response: httpx.Response) -> Iterator[bytes]:
 
 
 def _may_pass(error: RegistryError) -> bool:
-    """Whether another attempt may help. A store's 403 is a signature that has run out, and stays."""
+    """Whether another attempt may help. A store's 403 is an expired signature and is final."""
     if error.code == "storage-unavailable" and "status" in error.facts:
         return error.facts["status"] in (408, 429, 500, 502, 503, 504)
     return error.kind.retryable

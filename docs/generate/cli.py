@@ -67,6 +67,8 @@ def _command(command: click.Command, parent: click.Context, name: str, shared: s
     yield from block(formatter.getvalue().strip().removeprefix("Usage: "))
     options = [_option(param, context) for param in command.get_params(context)]
     yield from table(["option", "meaning"], (row for row in options if row[1] and row[0] not in shared))
+    if examples := getattr(command, "examples", ()):
+        yield from block("\n".join(examples))
     yield from _text(command.epilog or "")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import shlex
 import stat
 import subprocess
 import sys
@@ -17,8 +19,9 @@ import pytest
 
 from lora_contract.errors import RegistryError
 from lora_reg import __version__
-from lora_reg.cli.main import COMMANDS, cli
+from lora_reg.cli.main import COMMANDS, SECTIONS, cli
 from lora_reg.cli.output import Output, problem_document
+from lora_reg.cli.state import Command
 from lora_reg.formatting.text import clean, size, table
 from tests.support.command import TINY, Home, fresh
 from tests.support.front import Answer, Front
@@ -42,9 +45,46 @@ ALL = list(commands())
 
 def test_these_are_the_commands() -> None:
     assert [" ".join(path) for path, _ in ALL] == [
-        "login",
-        "logout",
-        "whoami",
+        "push",
+        "pull",
+        "list",
+        "show",
+        "validate",
+        "report",
+        "diff",
+        "merge",
+        "compose",
+        "extract",
+        "resize",
+        "lineage",
+        "reproduce",
+        "history",
+        "tags",
+        "tag",
+        "untag",
+        "rollback",
+        "protect",
+        "unprotect",
+        "yank",
+        "unyank",
+        "delete",
+        "sign",
+        "verify",
+        "gate",
+        "promote",
+        "approve",
+        "policy",
+        "policy set",
+        "policy remove",
+        "policy show",
+        "policy test",
+        "job",
+        "job list",
+        "job show",
+        "job logs",
+        "job cancel",
+        "job retry",
+        "job wait",
         "base",
         "base add",
         "base alias",
@@ -54,45 +94,13 @@ def test_these_are_the_commands() -> None:
         "dataset add",
         "dataset list",
         "dataset show",
-        "push",
-        "pull",
-        "list",
-        "show",
-        "history",
-        "lineage",
-        "diff",
-        "reproduce",
-        "report",
-        "tag",
-        "untag",
-        "rollback",
-        "protect",
-        "unprotect",
-        "delete",
-        "yank",
-        "unyank",
-        "merge",
-        "compose",
-        "extract",
-        "resize",
-        "validate",
-        "policy",
-        "policy set",
-        "policy lift",
-        "policy show",
-        "policy test",
-        "gate",
-        "approve",
-        "promote",
-        "sign",
-        "verify",
-        "job",
-        "job list",
-        "job show",
-        "job logs",
-        "job cancel",
-        "job retry",
-        "job wait",
+        "login",
+        "logout",
+        "whoami",
+        "cache",
+        "cache list",
+        "cache rm",
+        "completion",
     ]
 
 
@@ -109,6 +117,30 @@ def test_every_command_explains_itself(home: Home, path: tuple[str, ...], comman
     assert {"json", "quiet", "server", "token"} <= names
     shown = home.ok(*path, "--help").out
     assert shown.startswith(f"Usage: lora-reg {' '.join(path)} ")
+    if isinstance(command, Command):
+        assert command.examples, f"{' '.join(path)} has no example"
+        assert "Examples:" in shown
+
+
+@pytest.mark.parametrize(
+    "example", [example for _, command in ALL if isinstance(command, Command) for example in command.examples]
+)
+def test_examples_fit_a_terminal_and_parse(example: str) -> None:
+    assert len(example) <= 78
+    words = shlex.split(re.sub(r"^eval \"\$\((.*)\)\"$", r"\1", example), comments=True)
+    for stop in ("|", ">", "<"):
+        words = words[: words.index(stop)] if stop in words else words
+    assert words.pop(0) == "lora-reg"
+    context, command = click.Context(cli), cli
+    while isinstance(command, click.Group):
+        name, found, words = command.resolve_command(context, words)
+        assert found is not None
+        command, context = found, click.Context(found, parent=context, info_name=name)  # type: ignore[assignment]
+    command.parse_args(context, words)
+
+
+def test_every_command_stands_in_one_section() -> None:
+    assert [name for names in SECTIONS.values() for name in names] == list(COMMANDS)
 
 
 def test_the_list_of_commands_says_what_they_say() -> None:

@@ -56,13 +56,13 @@ def test_what_does_not_go_together_is_wrong_usage(home: Home, arguments: list[st
 def test_a_resize_tells_the_worst_modules_and_the_next_step(home: Home, name: str) -> None:
     done = home.ok("resize", name, "--rank", "2", "--to", f"{name}-small:candidate")
     lines = done.out.splitlines()
-    assert lines[0].startswith(f"{name}-small:v1  sha256:")
+    assert lines[0].startswith(f"done  {name}-small:v1  sha256:")
     assert "28 modules, " in lines[1]
-    assert lines[2].split() == ["MODULE", "RANK", "RELATIVE", "ERROR"]
+    assert lines[2].split() == ["ERROR", "RANK", "MODULE"]
     rows = [line.split() for line in lines[3:-1]]
     assert len(rows) == losses.WORST
     assert {rank for _, rank, _ in rows} == {"2"}
-    assert [float(error) for *_, error in rows] == sorted((float(error) for *_, error in rows), reverse=True)
+    assert [float(error) for error, *_ in rows] == sorted((float(error) for error, *_ in rows), reverse=True)
     assert "and 20 modules" in lines[-1]
     assert f"next: lora-reg pull {name}-small:v1 -o DIR" in done.err
     assert home.ok("resize", name, "--rank", "2", "--to", f"{name}-small", "-q").out == f"{name}-small:v1\n"
@@ -87,7 +87,7 @@ def test_a_composition_by_a_job_and_on_this_machine(home: Home, name: str, tmp_p
     home.ok("push", queries, "--base", "tiny", f"{name}-queries")
     options = ["--method", "dare_linear", "--density", "0.7", "--seed", "5"]
     done = home.ok("compose", f"{name}=0.5", f"{name}-queries=-0.25", *options, "--to", f"{name}-both")
-    assert done.out.splitlines()[0].startswith(f"{name}-both:v1  sha256:")
+    assert done.out.splitlines()[0].startswith(f"done  {name}-both:v1  sha256:")
     home.ok("pull", f"{name}-both", "-o", tmp_path / "by-job")
     home.ok("compose", "--local", f"{LOGS}=0.5", f"{queries}=-0.25", *options, "-o", tmp_path / "here")
     for path in sorted((tmp_path / "here").iterdir()):
@@ -136,9 +136,9 @@ def test_errors_are_read_from_what_the_kernels_tell() -> None:
     }
     assert [" ".join(line.split()) for line in losses.lines(body)] == [
         "3 modules, 75.0000% of the energy kept",
-        "MODULE RANK RELATIVE ERROR",
-        "b 2 5.00e-01",
-        "a 4 2.00e-01",
+        "ERROR RANK MODULE",
+        "5.00e-01 2 b",
+        "2.00e-01 4 a",
         "c 2 0.00e+00",
     ]
     assert losses.lines({"kept": None, "modules": [{"module": "a", "rank": 4, "kept": None}]}) == ["  1 module"]

@@ -61,6 +61,9 @@ def test_from_an_evaluation_set_to_a_tag(home: Home, few: Path, tmp_path: Path) 
     shown = home.ok("report", f"{name}:v2").out
     assert f"quality  {data}:v1" in shown
     assert re.search(r"effect +passed", shown)
+    assert "validate  measured  sha256:" in shown
+    assert re.search(r"prod +allowed +ours +On ", shown)
+    assert home.json("report", f"{name}:v2")["verdicts"][0]["decision"] is None  # a trial stores nothing
     strict = tmp_path / "strict.json"
     strict.write_text('{"name": "strict", "max_rank": 1}')
     refused = home.run("gate", f"{name}:v2", "--for", "prod", "--policy", strict)
@@ -68,7 +71,7 @@ def test_from_an_evaluation_set_to_a_tag(home: Home, few: Path, tmp_path: Path) 
     assert home.run("promote", f"{name}:v2", "prod", "--expect", "v2").status == 5
     assert home.ok("promote", f"{name}:v2", "prod", "--expect", "v1", "-q").out == f"{name}:prod\n"
     assert "approved for prod" in home.ok("approve", f"{name}:v2", "--for", "prod").out
-    assert home.ok("policy", "lift", f"{space}/*:prod").out == f"{space}/*:prod  lifted\n"
+    assert home.ok("policy", "remove", f"{space}/*:prod").out == f"{space}/*:prod  removed\n"
     assert home.run("promote", f"{name}:v1", "prod", "--force").status == 2
     forced = home.ok("promote", f"{name}:v1", "prod", "--data", data, "--force", "--reason", "demo")
     assert "-> v1" in forced.out

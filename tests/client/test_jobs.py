@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from lora_reg.formatting.text import short_id
 from tests.support.command import TINY, Home, fresh
 from tests.support.front import Answer, Front
 from tests.support.service import InProcess
@@ -54,6 +56,11 @@ def test_detach_then_wait(home: Home, name: str) -> None:
     assert waited["items"][0]["state"] == "done"
     assert home.json("job", "show", job)["result"]["name"] == "queries-merged"
     assert job in home.ok("job", "list", "-q", "--kind", "merge").out.split()
+    listed = home.ok("job", "list").out
+    assert re.search(rf"^done +{name}-merged:v1 +{short_id(job)} ", listed, re.MULTILINE)
+    assert "inspect" not in listed
+    assert "inspect-" in home.ok("job", "list", "--all").out
+    assert home.json("job", "show", short_id(job))["id"] == job
     logs = home.json("job", "logs", job)
     assert (logs["id"], logs["state"]) == (job, "done")
     assert logs["items"]
@@ -93,7 +100,7 @@ def test_an_interrupted_wait_leaves_the_job_and_says_how_to_go_on(home: Home, na
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert f"lora-reg job wait {job}" in err
+    assert f"lora-reg job wait {short_id(job)}" in err
     assert "Traceback" not in err
     home.ok("job", "wait", job)
 

@@ -22,8 +22,8 @@ def alone(tmp_path: Path) -> Home:
 def test_a_dry_run_shows_the_plan_and_writes_nothing(alone: Home, tmp_path: Path) -> None:
     said = alone.ok("merge", "--local", "--base-dir", BASE, f"{QUERIES}=0.5", "--dry-run", "--dtype", "float32")
     lines = said.out.splitlines()
-    assert lines[0].split() == ["FILE", "SIZE", "TENSORS", "TOUCHED"]
-    assert any(line.startswith("model.layers.0.self_attn.q_proj.weight") for line in lines)
+    assert lines[0].split() == ["SIZE", "TENSORS", "CHANGED", "FILE"]
+    assert any(line.endswith("  model.layers.0.self_attn.q_proj.weight") for line in lines)
     assert "adapter 1: LORA, weight 0.5" in lines
     assert lines[-1].endswith("nothing was written")
     plan = alone.json("merge", "--local", "--base-dir", BASE, f"{QUERIES}=0.5", "--dry-run")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import os
 import pkgutil
 import re
 import subprocess
@@ -79,3 +80,21 @@ def test_only_the_output_prints() -> None:
 def test_every_error_has_an_exit_status_of_the_table() -> None:
     assert {kind.exit for kind in ERRORS.values()} <= set(range(1, 11))
     assert importlib.import_module("lora_reg.cli.main").INTERRUPTED == 130
+
+
+def test_a_user_s_three_lines_have_types(tmp_path: Path) -> None:
+    """`py.typed` in every package, and lazy names that a type checker sees through."""
+    (tmp_path / "three.py").write_text(
+        'from lora_reg import Client\nc = Client("http://127.0.0.1:8750")\nreveal_type(c.whoami())\n'
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path / "cache"), "three.py"],
+        cwd=tmp_path,
+        env={**os.environ, "MYPYPATH": str(ROOT / "client")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert 'Revealed type is "lora_contract.wire.common.Principal"' in done.stdout
+    for package in ("client/lora_contract", "client/lora_reg", "registry/lora_registry", "kernels/lora_kernels"):
+        assert (ROOT / package / "py.typed").exists()

@@ -74,6 +74,21 @@ def test_rollback(home: Home, name: str) -> None:
     assert home.run("rollback", name).status == 2
 
 
+def test_tags_are_listed(home: Home, name: str) -> None:
+    assert "has no tags" in home.ok("tags", name).err
+    home.ok("tag", f"{name}:v1", "prod")
+    home.ok("tag", f"{name}:v2", "candidate")
+    home.ok("protect", f"{name}:prod")
+    assert home.ok("tags", name, "-q").out == f"{name}:candidate\n{name}:prod\n"
+    rows = [line.split() for line in home.ok("tags", name).out.splitlines()]
+    assert [(row[0], row[1], row[-1] == "protected") for row in rows[1:]] == [
+        ("candidate", "v2", False),
+        ("prod", "v1", True),
+    ]
+    said = home.run("tag", "list", name)
+    assert (said.status, f"lora-reg tags {name}" in said.err) == (2, True)
+
+
 @pytest.mark.parametrize("tag", ["latest", "v3", "a" * 40, "two words", ""])
 def test_a_tag_that_cannot_be_one(home: Home, name: str, tag: str) -> None:
     assert home.run("tag", f"{name}:v1", tag).status == 2
@@ -84,6 +99,9 @@ def test_yank_warns_and_is_taken_back(home: Home, name: str) -> None:
     home.ok("yank", f"{name}:v1", "--reason", "trained on the wrong data")
     said = home.ok("pull", f"{name}:v1")
     assert "warning: this version was yanked: trained on the wrong data" in said.err
+    # The second pull is answered by 304 and the third by the cache alone: both still know.
+    for again in (home.ok("pull", f"{name}:v1"), home.ok("pull", f"{name}:v1", "--offline")):
+        assert "warning: this version was yanked: trained on the wrong data" in again.err
     home.ok("unyank", f"{name}:v1")
     assert "yanked" not in home.ok("pull", f"{name}:v1").err
 

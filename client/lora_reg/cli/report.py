@@ -9,8 +9,8 @@ import click
 from lora_reg.cli.state import Command, State, pass_state
 
 if TYPE_CHECKING:
-    from lora_contract.wire.repositories import VersionView
     from lora_contract.wire.gates import GateView
+    from lora_contract.wire.repositories import VersionView
     from lora_reg.client import Client
 
 

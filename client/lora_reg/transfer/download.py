@@ -1,4 +1,4 @@
-"""Blobs into the cache: several at once, taken up again where they broke off, hashed while they are written."""
+"""Download blobs into the cache: in parallel, resumed after a break, hashed while they are written."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from lora_reg.progress import Progress
 
 PARALLEL: Final = 4
 BREAKS: Final = 5
-"""How often in a row a connection may break without a byte having come before it is given up."""
+"""Consecutive broken connections without a new byte before the download fails."""
 CHUNK: Final = 1 << 20
-_HINT: Final = "Pull again; if it stays, ask an administrator to run `lora-registry fsck`."
+_HINT: Final = "Pull again; if this persists, ask an administrator to run `lora-registry fsck`."
 
 
 def fetch_blobs(client: Client, ref: Reference, entries: list[FileEntry], cache: Cache, progress: Progress) -> int:
-    """Get these files of a version (`ref` names its digest) into the cache. Returns the bytes that travelled.
+    """Download files of a version (`ref` has its digest) into the cache. Returns the bytes received.
 
-    Raises RegistryError `digest-mismatch`, `size-mismatch`, `storage-unavailable`, `unavailable`; nothing of the
-    file concerned is visible then.
+    Raises RegistryError `digest-mismatch`, `size-mismatch`, `storage-unavailable`, `unavailable`; the file in question
+    is not visible then.
     """
     cache.check_space(sum(entry.size - _present(cache.part(entry.digest)) for entry in entries))
     stop = threading.Event()
-    progress.begin("Fetching", sum(entry.size for entry in entries))
+    progress.begin("Downloading", sum(entry.size for entry in entries))
     pool = ThreadPoolExecutor(PARALLEL)
     try:
         tasks = [pool.submit(_fetch, client, ref, entry, cache, progress, stop) for entry in entries]
@@ -61,14 +61,14 @@ def _fetch(
             return 0
         part = cache.part(entry.digest)
         if not held:
-            # Without a lock another process may write there too.
+            # Without a lock another process may write to the same file.
             part = part.with_name(f"{entry.digest.hex}.{secrets.token_hex(6)}.part")
         part.parent.mkdir(parents=True, exist_ok=True)
         with closing(_Transfer(client, ref, entry, part, progress, stop)) as transfer:
             begun = transfer.resume()
             transfer.run()
             if transfer.hex != entry.digest.hex and begun:
-                # What lay there from before may be what is wrong: once more, from nothing.
+                # The bytes of an earlier download may be the wrong ones: once more from the start.
                 transfer.restart()
                 transfer.run()
             transfer.sync()
@@ -76,7 +76,7 @@ def _fetch(
             part.unlink(missing_ok=True)
             raise RegistryError(
                 "digest-mismatch",
-                f"{entry.path}: the bytes that came have sha256 {transfer.hex[:12]}, expected {entry.digest.hex[:12]}.",
+                f"{entry.path}: the received bytes have sha256 {transfer.hex[:12]}; expected {entry.digest.hex[:12]}.",
                 hint=_HINT,
             )
         cache.adopt(part, entry.digest)
@@ -84,7 +84,7 @@ def _fetch(
 
 
 class _Transfer:
-    """One file on its way: how much is there, and the running hash of just that."""
+    """The download of one file: the bytes so far, and their running hash."""
 
     def __init__(
         self, client: Client, ref: Reference, entry: FileEntry, part: Path, progress: Progress, stop: threading.Event
@@ -97,14 +97,14 @@ class _Transfer:
         self._hash = hashlib.sha256()
         self._at = 0
         self.received = 0
-        """Bytes that travelled."""
+        """Bytes received over the network."""
 
     @property
     def hex(self) -> str:
         return self._hash.hexdigest()
 
     def resume(self) -> int:
-        """Hash what is there from before. Returns how much that is."""
+        """Hash the bytes of an earlier download. Returns their number."""
         if os.fstat(self._file.fileno()).st_size > self._entry.size:
             self._file.truncate(0)
         while piece := self._file.read(CHUNK):
@@ -112,7 +112,7 @@ class _Transfer:
         return self._at
 
     def restart(self) -> None:
-        """Forget what is there."""
+        """Discard all bytes."""
         self._progress.advance(-self._at)
         self._file.seek(0)
         self._file.truncate(0)
@@ -126,7 +126,7 @@ class _Transfer:
         self._file.close()
 
     def run(self) -> None:
-        """Receive until the file is whole. Raises `size-mismatch`, `unavailable`, what the answers say."""
+        """Receive until the file is complete. Raises `size-mismatch`, `unavailable`, or the error of a response."""
         breaks = 0
         furthest = self._at
         while self._at < self._entry.size:
@@ -135,13 +135,13 @@ class _Transfer:
                 self._receive()
             except httpx.RequestError as error:
                 broke = error
-            # Further than ever before, not than a moment ago: a file that always ends early and starts anew ends too.
+            # Compared with the furthest ever: a download that always breaks early and restarts must fail too.
             breaks = 0 if self._at > furthest else breaks + 1
             furthest = max(furthest, self._at)
             if self._at < self._entry.size and breaks >= BREAKS:
                 if isinstance(broke, httpx.HTTPError):
                     raise unreachable(self._client.transport.server, broke, refused=False) from broke
-                raise self._wrong_size(f"ends after {self._at}")
+                raise self._wrong_size(f"ended after {self._at}")
             if breaks:
                 self._stop.wait(0.1 * 2**breaks)
             if self._stop.is_set():
@@ -151,17 +151,17 @@ class _Transfer:
         start = self._at
         with self._client.file(self._ref, self._entry.path, start=start, whole=start == 0) as response:
             if start and response.status_code != 206:
-                # The range was not served: 200 brings the whole file, 416 nothing.
+                # The range was not served: 200 sends the whole file, 416 nothing.
                 self.restart()
             elif start and not response.headers.get("content-range", "").startswith(f"bytes {start}-"):
-                raise RegistryError("unavailable", f"{place(response.url)} sent another range than was asked for.")
+                raise RegistryError("unavailable", f"{place(response.url)} sent a different range than requested.")
             if response.status_code == 416:
                 return
             for piece in response.iter_raw():
                 if self._stop.is_set():
                     raise Interrupted
                 if self._at + len(piece) > self._entry.size:
-                    raise self._wrong_size("goes on after that")
+                    raise self._wrong_size("was longer")
                 self._write(piece)
 
     def _write(self, piece: bytes) -> None:
@@ -179,7 +179,7 @@ class _Transfer:
     def _wrong_size(self, how: str) -> RegistryError:
         return RegistryError(
             "size-mismatch",
-            f"{self._entry.path} should have {self._entry.size} bytes; what came {how}.",
+            f"{self._entry.path} should have {self._entry.size} bytes; the response {how}.",
             hint=_HINT,
         )
 

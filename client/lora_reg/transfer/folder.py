@@ -1,6 +1,6 @@
-"""A version written out as a folder: whole or not at all, and never over something that is not ours.
+"""Write a version to a folder: completely or not at all, and never over files that a pull did not write.
 
-What was written where is kept in the cache, not in the folder: what comes out is byte for byte what went in.
+Records of what was written are kept in the cache, not in the folder, which holds only the files of the version.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CHUNK: Final = 1 << 20
 
 
 class Written(msgspec.Struct, frozen=True):
-    """A folder that we wrote. files: path -> (digest, size, inode, time of change in ns) when it was written."""
+    """A folder that a pull wrote. files: path -> (digest, size, inode, mtime in ns) when it was written."""
 
     path: str
     digest: str
@@ -34,10 +34,10 @@ class Written(msgspec.Struct, frozen=True):
 
 
 def write_folder(target: Path, digest: Digest, manifest: Manifest, cache: Cache) -> bool:
-    """Write the version's files below `target`. Returns False where they stand there already.
+    """Write the files of the version to `target`. Returns False if they are there already.
 
-    A folder that an earlier pull wrote, and nobody has changed since, is replaced. Raises `exists` for anything else
-    that is in the way, `digest-mismatch` where a blob of the cache is damaged (it is removed then).
+    A folder that an earlier pull wrote, unchanged since, is replaced. Raises `exists` for any other existing file or
+    folder, `digest-mismatch` if a blob in the cache is damaged (it is then removed).
     """
     target = Path(os.path.realpath(target))
     record = _record(cache, target)
@@ -50,7 +50,7 @@ def write_folder(target: Path, digest: Digest, manifest: Manifest, cache: Cache)
             _remember(cache, target, digest, manifest)
             return False
         if record is None:
-            raise _in_the_way(target, "is there already and holds other files")
+            raise _in_the_way(target, "exists and contains other files")
         if found != {path: kept[0] for path, kept in record.files.items()}:
             raise _in_the_way(target, "was changed since it was pulled")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -72,11 +72,11 @@ def _publish(staged: Path, target: Path, *, occupied: bool) -> None:
     except OSError as error:
         if occupied or error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
-        raise _in_the_way(target, "was made by somebody else meanwhile") from error
+        raise _in_the_way(target, "was created by another process meanwhile") from error
 
 
 def _copy(cache: Cache, entry: FileEntry, place: Path) -> None:
-    """Copy a blob out of the cache, hashing what is copied."""
+    """Copy a blob out of the cache and verify its digest."""
     place.parent.mkdir(parents=True, exist_ok=True)
     blob = cache.blob(entry.digest)
     state = hashlib.sha256()
@@ -95,8 +95,10 @@ def _copy(cache: Cache, entry: FileEntry, place: Path) -> None:
 
 
 def _look(target: Path, record: Written | None) -> dict[str, str]:
-    """Digests of what lies in the folder, by path; `link` and `other` for what is no regular file. A file that is as
-    we wrote it, by inode, size and time, is not read again."""
+    """Digests of the files in a folder, by path; `link` and `other` for entries that are not regular files.
+
+    A file with the recorded inode, size and mtime is not read again.
+    """
     found: dict[str, str] = {}
     for path, entry in _walk(target, ""):
         status = entry.stat(follow_symlinks=False)
@@ -148,4 +150,4 @@ def _record_path(cache: Cache, target: Path) -> Path:
 
 
 def _in_the_way(target: Path, how: str) -> RegistryError:
-    return RegistryError("exists", f"{target} {how}.", hint="Choose another folder with -o, or move that one away.")
+    return RegistryError("exists", f"{target} {how}.", hint="Choose another folder with -o, or move this one away.")

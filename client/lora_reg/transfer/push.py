@@ -1,4 +1,4 @@
-"""Push: check here, send what is lacking, commit. The server checks again, by the same code, from what it stored."""
+"""Push: check locally, upload missing blobs, commit. The server repeats the checks on what it stored."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from lora_reg.transfer.upload import send_blobs
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
-    """What a push did. result None: a dry run. sent: bytes that had to travel. size: bytes of all files."""
+    """The result of a push. result None: a dry run. sent: bytes uploaded. size: bytes of all files."""
 
     target: str
     result: CommitResult | None
@@ -42,7 +42,7 @@ class Pushed:
 
 @dataclass(frozen=True, slots=True)
 class PinnedBase:
-    """A base as a push needs it. names: every name under which trainers know it."""
+    """A base and its fingerprint. names: its name and aliases."""
 
     view: VersionView
     fingerprint: BaseFingerprint
@@ -67,11 +67,22 @@ def push_adapter(
     dry_run: bool = False,
     progress: Progress = SILENT,
 ) -> Pushed:
-    """Push an adapter's folder as a version.
+    """Push the folder of an adapter as a version.
 
-    base: reference of the base it was trained on. to: the repository, with or without a tag to set; None: named like
-    the folder. parents: versions that it continues. accept_base: take `base` although the adapter names another.
-    dry_run: check only. Raises RegistryError `rejected` or `base-mismatch` with all findings before a byte is sent.
+    Args:
+        client: of the registry.
+        folder: with adapter_config.json and adapter_model.safetensors.
+        base: reference of the base that the adapter was trained on.
+        to: repository, optionally with a tag to set; None: the name of the folder.
+        tags: to set on the version.
+        message: of the version.
+        meta: metadata of the version.
+        parents: versions that training continued from.
+        accept_base: accept `base` even if the adapter's config names a different one.
+        dry_run: check only.
+        progress: receives the progress.
+
+    Raises RegistryError `rejected` or `base-mismatch` with all findings before a byte is uploaded.
     """
     target, tags = _target(client, folder, to, tags)
     scan = scan_folder(Path(folder))
@@ -88,7 +99,7 @@ def push_adapter(
     refuse(findings)
     facts = None if result.facts is None else msgspec.to_builtins(result.facts)
     if dry_run:
-        return _told(target, scan, findings, facts)
+        return _pushed(target, scan, findings, facts)
     digests = scan.hash(progress)
     specs = _specs(scan, digests)
     request = CommitRequest(
@@ -103,7 +114,7 @@ def push_adapter(
         accept_base=accept_base,
     )
     committed, sent = _send_and_commit(client, target, scan, specs, request, progress)
-    return _told(target, scan, findings, facts, committed, sent)
+    return _pushed(target, scan, findings, facts, committed, sent)
 
 
 def add_base(
@@ -117,7 +128,7 @@ def add_base(
     message: str = "",
     progress: Progress = SILENT,
 ) -> Pushed:
-    """Register a base model from its folder. manifest_only: its structure and small files, but not its weights.
+    """Register a base model from its folder. manifest_only: upload its structure and small files, not its weights.
 
     Raises RegistryError `rejected` with all findings.
     """
@@ -142,7 +153,7 @@ def add_base(
     )
     sent_specs = [spec for spec in specs if not (manifest_only and spec.path.endswith(".safetensors"))]
     committed, sent = _send_and_commit(client, target, scan, sent_specs, request, progress)
-    return _told(target, scan, findings, None, committed, sent)
+    return _pushed(target, scan, findings, None, committed, sent)
 
 
 def add_dataset(
@@ -154,18 +165,18 @@ def add_dataset(
     message: str = "",
     progress: Progress = SILENT,
 ) -> Pushed:
-    """Push an evaluation set, a file of JSON lines, as a version. Raises RegistryError `rejected` naming the line."""
+    """Push a dataset, a file of JSON lines, as a version. Raises RegistryError `rejected`, which names the line."""
     target, tags = _target(client, file, name, tags)
     scan = scan_file(Path(file), dataset.FILE)
     facts = dataset.check_dataset(scan.files[0].chunks())
     specs = _specs(scan, scan.hash(progress))
     request = CommitRequest(session="", kind="dataset", files=specs, tags=list(tags), message=message)
     committed, sent = _send_and_commit(client, target, scan, specs, request, progress)
-    return _told(target, scan, (), msgspec.to_builtins(facts), committed, sent)
+    return _pushed(target, scan, (), msgspec.to_builtins(facts), committed, sent)
 
 
 def pin_base(client: Client, base: str) -> PinnedBase:
-    """Look up a base and its fingerprint. Raises `not-found`, `conflict` where it is no base, `digest-mismatch`."""
+    """Look up a base and its fingerprint. Raises `not-found`, `conflict` if it is not a base, `digest-mismatch`."""
     try:
         view = client.version(base)
         repository = client.repository(base)
@@ -202,7 +213,7 @@ def _base_reader(client: Client, pinned: PinnedBase) -> Any:
             data = response.read()
         if len(data) != length:
             raise RegistryError(
-                "size-mismatch", f"{tensor.file} of the base: {len(data)} bytes came where {length} were asked for."
+                "size-mismatch", f"{tensor.file} of the base: received {len(data)} bytes; expected {length}."
             )
         return data
 
@@ -210,7 +221,7 @@ def _base_reader(client: Client, pinned: PinnedBase) -> Any:
 
 
 def _target(client: Client, folder: str | Path, to: str | None, tags: Sequence[str]) -> tuple[Reference, list[str]]:
-    """The repository to push to, and the tags: those given and the one of the reference."""
+    """The repository to push to, and the tags: those given and that of the reference."""
     if to is None:
         name = Path(folder).resolve().name
         try:
@@ -218,13 +229,13 @@ def _target(client: Client, folder: str | Path, to: str | None, tags: Sequence[s
         except RegistryError as error:
             raise RegistryError(
                 "usage",
-                f"The folder's name {name!r} cannot be the name of a repository.",
-                hint="Give one: push DIR --base BASE NAMESPACE/NAME.",
+                f"The name of the folder, {name!r}, is not a valid repository name.",
+                hint="Name the repository: push DIR --base BASE NAMESPACE/NAME.",
             ) from error
     parsed = client.parse(to)
     if parsed.is_pinned:
         raise RegistryError(
-            "usage", f"{to!r} names a version; its number is given by the server.", hint="Name the repository alone."
+            "usage", f"{to!r} names a version; the server assigns version numbers.", hint="Name only the repository."
         )
     wanted = [reference.check_tag(tag) for tag in (*tags, *((parsed.tag,) if parsed.tag else ()))]
     return Reference(parsed.name, parsed.namespace), list(dict.fromkeys(wanted))
@@ -250,7 +261,7 @@ def _send_and_commit(
         progress.end()
 
 
-def _told(
+def _pushed(
     target: Reference,
     scan: Scan,
     findings: Sequence[Finding],

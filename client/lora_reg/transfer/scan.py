@@ -1,4 +1,4 @@
-"""What a folder holds, seen without following a link and without opening anything but regular files."""
+"""List a folder without following links and without opening anything but regular files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lora_reg.progress import SILENT, Progress
 
 CHUNK: Final = 1 << 20
 HOUSEKEEPING: Final = frozenset({".git", ".gitattributes", ".gitignore", ".cache", ".DS_Store", ".huggingface"})
-"""Left behind by git, huggingface_hub and file managers; never part of a version and never opened."""
+"""Files of git, huggingface_hub and file managers; never part of a version and never opened."""
 
 _OPEN: Final = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 _NOFOLLOW: Final = getattr(os, "O_NOFOLLOW", 0)
@@ -39,7 +39,7 @@ class LocalFile:
     follow: bool
 
     def open(self) -> int:
-        """A descriptor of the file as scanned. Raises RegistryError `digest-mismatch` where it is another by now."""
+        """Open the file. Raises RegistryError `digest-mismatch` if it has changed since the scan."""
         try:
             descriptor = os.open(self.location, _OPEN | (0 if self.follow else _NOFOLLOW))
         except OSError as error:
@@ -50,7 +50,7 @@ class LocalFile:
         return descriptor
 
     def chunks(self) -> Iterator[bytes]:
-        """Its bytes, in pieces. Raises RegistryError `digest-mismatch` where it has changed."""
+        """Yield its bytes. Raises RegistryError `digest-mismatch` if it has changed since the scan."""
         with os.fdopen(self.open(), "rb", buffering=0) as file:
             while piece := file.read(CHUNK):
                 yield piece
@@ -58,7 +58,7 @@ class LocalFile:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """files: sorted by path. findings: what is no regular file. ignored: housekeeping that was left out."""
+    """The files of a folder, sorted by path. findings: on other entries. ignored: housekeeping files left out."""
 
     folder: Path
     files: tuple[LocalFile, ...]
@@ -66,7 +66,7 @@ class Scan:
     ignored: tuple[str, ...]
 
     def reader(self) -> Reader:
-        """`read(path, offset, length)` for the checks; exactly that many bytes, or RegistryError."""
+        """A function `read(path, offset, length)` for the checks; returns exactly that many bytes or raises."""
         table = {file.path: file for file in self.files}
 
         def read(path: str, offset: int, length: int) -> bytes:
@@ -81,7 +81,7 @@ class Scan:
         return read
 
     def hash(self, progress: Progress = SILENT) -> dict[str, Digest]:
-        """The digest of every file, by path, read once each in constant memory."""
+        """The digest of every file by path. Each file is read once, in constant memory."""
 
         def digest(file: LocalFile) -> tuple[str, Digest]:
             state = hashlib.sha256()
@@ -99,7 +99,7 @@ class Scan:
 
 
 def scan_file(location: Path, path: str) -> Scan:
-    """One file, which is `path` in the version. Raises RegistryError `usage` for what is no regular file."""
+    """Scan one file, which is `path` in the version. Raises RegistryError `usage` if it is not a regular file."""
     try:
         status = location.stat()
     except OSError as error:
@@ -111,9 +111,9 @@ def scan_file(location: Path, path: str) -> Scan:
 
 
 def scan_folder(folder: Path, *, follow_links: bool = False) -> Scan:
-    """List a folder. follow_links: take links to regular files for the files (a base out of a download cache).
+    """List a folder. follow_links: treat links to regular files as files (a base in a download cache).
 
-    Raises RegistryError `usage` where there is nothing, `rejected` where it is no folder.
+    Raises RegistryError `usage` if it does not exist, `rejected` if it is not a folder.
     """
     root = _require_folder(folder)
     files: list[LocalFile] = []
@@ -160,7 +160,7 @@ def _place(
         try:
             status = entry.stat()
         except OSError:
-            findings.append(_finding(path, "is a link that leads nowhere", "link"))
+            findings.append(_finding(path, "is a broken link", "link"))
             return
     if stat.S_ISREG(status.st_mode):
         files.append(LocalFile(path, Path(entry.path), status.st_size, _stamp(status), linked))
@@ -173,13 +173,13 @@ def _place(
 def _require_folder(folder: Path) -> Path:
     if not os.path.lexists(folder):
         raise RegistryError(
-            "usage", f"There is no folder {str(folder)!r}.", hint="Name the folder that holds the files."
+            "usage", f"There is no folder {str(folder)!r}.", hint="Name the folder of the adapter or base."
         )
     if folder.is_dir():
         return folder.resolve()
     kind = "an archive" if folder.name.lower().endswith(_ARCHIVES) else _kind(folder.lstat().st_mode, False)
     message = f"{folder} is {kind}, and a folder is expected: archives are never unpacked."
-    hint = "Unpack it yourself, look at what is in it, and name the folder."
+    hint = "Unpack it, review its files, and name the folder."
     finding = Finding(
         code="not-a-folder", severity="error", message=message, found=kind, expected="a folder", hint=hint
     )
@@ -233,7 +233,7 @@ def _finding(path: str, what: str, code: str) -> Finding:
         file=path,
         found=what,
         expected="a regular file",
-        hint="Replace it by the file itself, or leave it out.",
+        hint="Replace it with the file itself, or remove it.",
     )
 
 
@@ -241,5 +241,5 @@ def _changed(path: str, how: str) -> RegistryError:
     return RegistryError(
         "digest-mismatch",
         f"{path} changed while it was read: {how}.",
-        hint="Push again when nothing writes to the folder.",
+        hint="Push again when no process writes to the folder.",
     )

@@ -1,4 +1,4 @@
-"""Sending what the registry lacks: several blobs at once, straight to the store where it says so."""
+"""Upload the blobs that the registry needs, in parallel, directly to the store if it provides URLs."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ PARALLEL: Final = 4
 
 
 class Stopped(Exception):
-    """Another transfer failed, or the user interrupted: this one is given up."""
+    """Another upload failed, or the user interrupted: this one stops."""
 
 
 def send_blobs(client: Client, session: UploadSession, files: Mapping[str, LocalFile], progress: Progress) -> int:
-    """Send the blobs that the session needs; `files` by digest. Returns the bytes sent.
+    """Upload the blobs that the session needs; `files` by digest. Returns the bytes uploaded.
 
-    Raises RegistryError of the first blob that failed; the others are given up.
+    Raises the RegistryError of the first blob that failed; the others stop.
     """
     needed = [target for target in session.blobs if target.state != "present"]
     stop = threading.Event()
-    progress.begin("Sending", sum(target.size for target in needed))
+    progress.begin("Uploading", sum(target.size for target in needed))
     pool = ThreadPoolExecutor(PARALLEL)
     try:
         tasks = [
@@ -57,7 +57,7 @@ def _send(
                 sent += len(piece)
                 progress.advance(len(piece))
         except GeneratorExit:
-            # The request broke and will be sent anew from the first byte.
+            # The request broke and will be sent again from the first byte.
             progress.advance(-sent)
             raise
 
@@ -69,7 +69,7 @@ def _send(
     except RegistryError as error:
         if error.facts.get("status") not in (401, 403):
             raise
-        # The signature ran out while earlier blobs were sent: the session gives a fresh one.
+        # The signature expired during earlier uploads: the session has a fresh one.
         _put_to_store(client, _fresh(client, upload_id, target), body)
     client.complete_blob(upload_id, target.digest)
 
@@ -85,5 +85,5 @@ def _fresh(client: Client, upload_id: str, target: UploadTarget) -> UploadTarget
         if candidate.digest == target.digest and candidate.url is not None:
             return candidate
     raise RegistryError(
-        "storage-unavailable", f"The store refused {target.digest[:19]} and no other way to send it was given."
+        "storage-unavailable", f"The store refused {target.digest[:19]}, and the session has no fresh URL for it."
     )
