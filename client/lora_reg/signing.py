@@ -76,7 +76,7 @@ def load_private_key(path: Path, passphrase: Callable[[], str]) -> PrivateKey:
     except (ValueError, UnsupportedAlgorithm) as error:
         raise RegistryError(
             "usage",
-            f"{path} is not a private key in PEM format, or the passphrase is wrong.",
+            f"{path} is not a private key in PEM format, or the passphrase does not match.",
             hint="Make one with `openssl genpkey -algorithm ed25519 -aes256 -out KEY.pem`.",
         ) from error
     if isinstance(found, Ed25519PrivateKey):

@@ -57,8 +57,8 @@ def test_the_plan_is_what_is_done(alone: Home, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["a/b", "--to", "a/c", "--dry-run"], "--dry-run does not go with a merge by a job"),
-        (["a/b", "--to", "a/c", "--threads", "2"], "--threads does not go with a merge by a job"),
+        (["a/b", "--to", "a/c", "--dry-run"], "--dry-run cannot be used with a merge by a job"),
+        (["a/b", "--to", "a/c", "--threads", "2"], "--threads cannot be used with a merge by a job"),
         (["a/b", "--local", "--dry-run"], "--local needs --base-dir"),
         (["a/b", "--local", "--base-dir", str(BASE)], "--local needs -o DIR"),
         (["a/b", "--local", "--base-dir", str(BASE), "-o", "x", "--threads", "0"], "--threads"),

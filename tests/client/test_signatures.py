@@ -130,7 +130,7 @@ def test_what_is_signed_can_be_held_against_a_folder(home: Home, pushed: str, tm
     [
         (["sign", "a/b"], 2, "--key"),
         (["sign", "a/b", "--key", "nowhere.pem"], 1, "nowhere.pem"),
-        (["sign", "a/b", "--key", "{public}"], 2, "no private key"),
+        (["sign", "a/b", "--key", "{public}"], 2, "not a private key"),
         (["sign", "a/b", "--key", "{secret}"], 3, "no repository"),
         (["verify", "a/b"], 2, "--key"),
         (["verify", "a/b", "--key", "{secret}"], 2, "private key, where a public one belongs"),

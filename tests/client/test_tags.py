@@ -131,7 +131,7 @@ def test_lists_are_filtered_and_followed_to_their_end(home: Home, name: str, mon
     assert len(home.json("list", "--limit", "1")["items"]) == 1
     said = home.ok("list", f"{namespace}/nothing*")
     assert said.out == ""
-    assert "Nothing matches" in said.err
+    assert "No repository matches" in said.err
 
 
 def test_lineage(home: Home, name: str) -> None:

@@ -101,8 +101,8 @@ def test_a_rank_beyond_the_policy_is_refused(alone: Home, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        ([*BASE], 2, "--base-dir does not go with a job"),
-        (["--tasks", "somewhere"], 2, "--tasks goes with --local alone"),
+        ([*BASE], 2, "--base-dir cannot be used with a job"),
+        (["--tasks", "somewhere"], 2, "--tasks needs --local"),
         (["--local", *BASE, "--tasks", "nowhere"], 2, "There is no folder"),
         (["--local"], 2, "--base-dir"),
         (["--local", "--base-dir", "nowhere"], 2, "There is no folder"),

@@ -177,7 +177,7 @@ def need_folders(*folders: Path) -> None:
         if not folder.is_dir():
             raise RegistryError(
                 "usage",
-                f"{str(folder)!r} is not a folder.",
+                f"There is no folder {str(folder)!r}.",
                 hint="With --local, name folders; without it, references.",
             )
 

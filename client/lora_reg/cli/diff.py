@@ -26,7 +26,7 @@ _TIMEOUT = click.option(
     cls=Command,
     examples=(
         "lora-reg diff acme/sql-writer:v1 acme/sql-writer:v2",
-        "lora-reg diff acme/sql-writer:prod acme/sql-writer:candidate --plot changes.png",
+        "lora-reg diff acme/sql:prod acme/sql:candidate --plot changes.png",
         "lora-reg diff --local ./before ./after",
     ),
 )

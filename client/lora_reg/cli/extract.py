@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     cls=Command,
     examples=(
         "lora-reg extract acme/tuned --base llama-2-7b --rank 16 --to acme/extracted",
-        "lora-reg extract --local ./tuned --base ./base --keep-energy 0.9 -o ./extracted",
+        "lora-reg extract --local ./tuned --base ./base --keep-energy 0.9 -o ./lora",
     ),
 )
 @click.argument("tuned", metavar="REF")

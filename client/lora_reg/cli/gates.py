@@ -25,7 +25,7 @@ _DATA = click.option("--data", multiple=True, metavar="REF", help="Additional da
     cls=Command,
     examples=(
         "lora-reg gate acme/sql-writer:candidate --for prod",
-        "lora-reg gate acme/sql-writer:v3 --for prod --data acme/sql-eval --format junit > gate.xml",
+        "lora-reg gate acme/sql-writer:v3 --for prod --format junit > gate.xml",
     ),
 )
 @click.argument("ref")

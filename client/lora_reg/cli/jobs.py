@@ -191,11 +191,13 @@ def watch(state: State, client: Client, job_id: str, *, timeout: float | None = 
 
 
 def warn_unclaimed(state: State, view: JobView) -> None:
-    """Say that no worker has taken a job."""
-    state.output().warn(
-        f"no worker has taken the job from the queue {view.queue} yet; start one with "
-        f"`lora-registry worker --queues {view.queue}`, or wait for a busy one."
-    )
+    """Say why a job has not started: no worker serves its queue, or all of them are busy."""
+    if view.waiting_for:
+        state.output().warn(
+            f"the job waits for {view.waiting_for}; start one with `lora-registry worker --queues {view.queue}`."
+        )
+    else:
+        state.output().note(f"note: the job waits in the queue {view.queue}: all its workers are busy.")
 
 
 def interruptible(state: State, job_id: str, wait_for: Callable[[], JobView]) -> JobView:

@@ -20,13 +20,15 @@ _SHOWN: Final = 3
 
 def with_suggestion(error: RegistryError, state: State) -> RegistryError:
     """The error with names that are close to the first reference that the registry does not know."""
-    if error.code != "not-found" or not state.references:
+    # The target of a push or a merge need not exist: only references that the error names are looked at.
+    named = [reference for reference in state.references if reference.repository in error.detail]
+    if error.code != "not-found" or not named:
         return error
     from lora_reg.client import Client
 
     try:
         with Client(settings=state.settings()) as client:
-            found = next(filter(None, (_close(client, reference) for reference in state.references[:8])), None)
+            found = next(filter(None, (_close(client, reference) for reference in named)), None)
     except RegistryError:
         return error
     if found is None:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 @click.command(
     cls=Command,
     examples=(
-        "lora-reg validate acme/sql-writer:candidate --data acme/sql-eval --against acme/sql-writer:prod",
-        "lora-reg validate --local ./adapter --base-dir ./base --data eval.jsonl --plot losses.png",
+        "lora-reg validate acme/sql:v4 --data acme/sql-eval --against acme/sql:prod",
+        "lora-reg validate --local ./adapter --base-dir ./base --data eval.jsonl",
     ),
 )
 @click.argument("subject", metavar="REF|ADAPTER_DIR")

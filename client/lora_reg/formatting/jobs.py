@@ -26,6 +26,12 @@ def job(view: JobView) -> list[str]:
                 ("error", Word(view.error, "bad") if view.error else None),
                 ("title", view.title),
                 ("id", view.id),
+                (
+                    "waiting for",
+                    Word(f"{view.waiting_for}: `lora-registry worker --queues {view.queue}` starts one", "warning")
+                    if view.waiting_for
+                    else None,
+                ),
                 ("queue", view.queue),
                 ("worker", view.worker),
                 ("attempts", str(view.attempts)),
@@ -34,6 +40,12 @@ def job(view: JobView) -> list[str]:
             ]
         ),
     ]
+
+
+def _waiting_for(view: JobView) -> Word | None:
+    if view.waiting_for is None:
+        return None
+    return Word(f"{view.waiting_for}; start one with `lora-registry worker --queues {view.queue}`", "warning")
 
 
 def jobs(views: Iterable[JobView]) -> list[str]:

@@ -5,7 +5,6 @@ Nothing becomes visible before its digest is verified. If everything is cached, 
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -145,10 +144,13 @@ def _pull(
 
 
 def _writable(folder: Path) -> bool:
-    """Whether a folder can be written to, or created if it is missing."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    """Whether files can be created in a folder, which is created if it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 @contextmanager
