@@ -68,7 +68,7 @@ def pull(
     cache: Cache | None = None,
     offline: bool | None = None,
     progress: Progress = SILENT,
-    warn: Callable[[str], None] = lambda _text: None,
+    warn: Callable[[str], None] | None = None,
 ) -> Pulled:
     """Download a version into the cache, or into the folder `output`.
 
@@ -88,7 +88,8 @@ def pull(
     offline = client.settings.offline if offline is None else offline
     if output is None or offline or _writable(cache.root):
         return _pull(client, wanted, output, cache, offline, progress)
-    warn(f"the cache {cache.root} is not writable; continuing without it.")
+    if warn is not None:
+        warn(f"the cache {cache.root} is not writable; continuing without it.")
     with _temporary(Path(output)) as temporary:
         return _pull(client, wanted, output, temporary, offline, progress)
 
