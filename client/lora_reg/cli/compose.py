@@ -77,7 +77,7 @@ def _default(parameter: Parameter) -> str:
 @click.command(
     cls=Command,
     examples=(
-        "lora-reg compose acme/a=0.7 acme/b=0.3 --method ties --density 0.5 --to acme/ab",
+        "lora-reg compose acme/a=0.7 acme/b=0.3 --method ties --density 0.5 --to acme/c",
         "lora-reg compose --local ./sql ./docs --method cat -o ./both",
         "lora-reg compose --methods",
     ),
