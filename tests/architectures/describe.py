@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
+import ast
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -112,13 +114,14 @@ def _computed(embedding: Any) -> bool:
 
 
 def _bypassed(model: Any) -> list[str]:
-    """Paths, as regular expressions, of layers whose weight the code of their owner reads and which it does not call."""
+    """Paths, as regular expressions, of layers whose weight the code of their owner reads and which it does not call, or not always."""
     found: set[str] = set()
     for path, owner in model.named_modules():
         source = _source(type(owner))
         for name, child in owner.named_children():
-            layer = isinstance(child, torch.nn.Linear | torch.nn.Embedding)
-            if layer and re.search(_READ.format(name), source) and not re.search(rf"self\.{name}\(", source):
+            read = re.search(_READ.format(name), source) and not re.search(rf"self\.{name}\(", source)
+            multiplied = re.search(rf"self\.{name}\.weight @|@ self\.{name}\.weight", source)
+            if isinstance(child, torch.nn.Linear | torch.nn.Embedding) and (read or multiplied):
                 found.add(re.sub(r"\d+", r"\\d+", re.escape(f"{path}.{name}".removeprefix("."))))
     return sorted(found)
 
@@ -128,8 +131,18 @@ _READ: Final = r"self\.{}\.weight\b(?!\.(?:dtype|device|shape|size|data|new))"
 
 @cache
 def _source(kind: type) -> str:
+    """The code of a class and of those of transformers' models that it inherits from."""
     classes = [each for each in kind.__mro__ if each.__module__.startswith("transformers.models.")]
-    return "\n".join(inspect.getsource(each) for each in classes)
+    return "\n".join(_bodies(each.__module__).get(each.__qualname__, "") for each in classes)
+
+
+@cache
+def _bodies(module: str) -> dict[str, str]:
+    """The code of each class of a module; `inspect.getsource` parses the whole module for every class."""
+    text = Path(sys.modules[module].__file__ or "").read_text(encoding="utf-8")
+    lines = text.splitlines()
+    found = [node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)]
+    return {node.name: "\n".join(lines[node.lineno - 1 : node.end_lineno]) for node in found}
 
 
 def _nested(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -32,8 +32,11 @@ _INTRODUCTION: Final = """\
 What a merge into each architecture of transformers {version} gives, found by merging adapters into a tiny random model
 of it (`python -m tests.architectures.table` writes this page; a test compares it). *equal*: the merged model, loaded
 from its files, has the outputs and the parameters of the adapted model that was not merged, in float32; *equal
-(weights)*: the parameters, no inputs having been made up. *refused*: the merge ends with the reason. *-*: there is no
-such layer. Nothing else was found; a merge that gives another model than the one trained is a bug.
+(weights)*: the parameters alone, because no inputs could be made up. *refused*: the merge ends with an error that names
+the layer (*names differ on disk*: transformers renames it on loading; *shared by more layers*: they cannot be separated;
+*a layer is never called*: the model reads its weight, and an adapter has no effect there; *more than its rows*: the
+embedding's output is normalized, and PEFT adds after that). *-*: there is no such layer. A merge that gives another
+model than the one trained is a bug; none is known.
 
 *linear*: LoRA on every linear layer but the output layer. *embedding*: LoRA on the input embedding. *output layer*:
 LoRA on it. *saved module*: the input embedding in `modules_to_save`, beside LoRA on a linear layer.
@@ -43,7 +46,11 @@ LoRA on it. *saved module*: the input embedding in `modules_to_save`, beside LoR
 _SHORT: Final = {
     "which the base does not have": "refused: names differ on disk",
     "shares the weight": "refused: shared by more layers",
+    "which the base ties to": "refused: shared by more layers",
     "may share its weight": "refused: not known what is tied",
+    "is never called by the model": "refused: a layer is never called",
+    "gives more than the rows": "refused: more than its rows",
+    "but target_parameters": "refused: parameters of experts differ",
 }
 
 
@@ -59,7 +66,8 @@ def cell(outcome: str) -> str:
         return next((short for part, short in _SHORT.items() if part in outcome), outcome.replace("|", "/"))
     if outcome.startswith("not covered: no "):
         return "-"
-    return outcome.replace("|", "/")
+    text = outcome.replace("|", "/")
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def line(name: str, outcomes: Mapping[str, str]) -> str:
