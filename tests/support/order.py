@@ -14,6 +14,7 @@ APART: Final = (
     "tests/api/test_crash.py",
     "tests/api/test_document.py",
     "tests/api/test_gate_crash.py",
+    "tests/architectures/test_sweep.py",
     "tests/house/test_readme.py",
     "tests/kernels/validating/test_suite.py",
 )
@@ -34,6 +35,7 @@ FIRST: Final = (
     "tests/kernels/validating/",
     "tests/client/",
     "tests/examples/",
+    "tests/architectures/",
     "tests/kernels/",
     "tests/blobs/",
 )
