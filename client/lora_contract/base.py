@@ -5,7 +5,7 @@ Canonical JSON, so its digest is stable; the base version's manifest carries tha
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -13,11 +13,9 @@ from lora_contract import canonical
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 
-ModuleKind = Literal["linear", "embedding", "norm", "conv", "other"]
-
 
 class BaseTensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A tensor of the base. `start`/`end` are byte offsets in `file` itself (header included)."""
+    """A tensor of the base. start, end: byte offsets in `file`, header included."""
 
     name: str
     dtype: str
@@ -28,11 +26,15 @@ class BaseTensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BaseFingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything about a base that a check needs, without its weights.
+    """Everything about a base that a check needs, except its weights.
 
-    tensors: sorted by name. files: path -> `sha256:` digest. config: the parsed config.json. tied: output
-    embedding shares the input embedding's storage. tokenizer / chat_template: digests of their canonical content,
-    None where the base ships none. embedding_rows: rows of the input embedding, None where there is none.
+    Args:
+        config: the parsed config.json.
+        tensors: sorted by name.
+        files: `sha256:` digests by path.
+        embedding_rows: rows of the input embedding; None if there is none.
+        tied: the output layer shares the weight of the input embedding.
+        tokenizer, chat_template: digests of their canonical content; None if the base ships none.
     """
 
     architecture: str
@@ -61,7 +63,7 @@ MAX_FINGERPRINT_BYTES = 256 * 1024 * 1024
 
 
 def parse_fingerprint(data: bytes) -> BaseFingerprint:
-    """Read fingerprint bytes. Raises RegistryError `rejected`."""
+    """Parse the bytes of a fingerprint. Raises RegistryError `rejected`."""
     document = canonical.loads_strict(data, what="The base fingerprint", max_bytes=MAX_FINGERPRINT_BYTES)
     try:
         return msgspec.convert(document, BaseFingerprint)

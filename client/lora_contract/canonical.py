@@ -2,8 +2,8 @@
 
 Canonical bytes: UTF-8, object keys sorted by code point, no white space, no NaN or infinity, integers as digits,
 floats in Python's shortest round-trip form. The same value gives the same bytes in every process, so a digest of
-them is an identity (DESIGN: recipe, manifest). This is the rule of RFC 8785 but for the form of floats, which
-manifests do not contain and recipes carry as decimal numbers.
+them is an identity (of recipes and manifests). This is RFC 8785 except for the format of floats, which manifests do
+not contain and recipes carry as decimal numbers.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ MAX_DEPTH = 32
 
 
 def dumps(value: Any) -> bytes:
-    """Canonical bytes of a JSON value (dict with str keys, list, str, int, float, bool, None).
+    """Encode a JSON value (dict with str keys, list, str, int, float, bool, None) as canonical bytes.
 
-    Raises RegistryError `invalid-request` for NaN, infinity or a value that is not JSON.
+    Raises RegistryError `invalid-request` for NaN, infinity and values that are not JSON.
     """
     try:
         text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -40,18 +40,18 @@ def loads_strict(data: bytes | bytearray | memoryview, *, what: str, max_bytes: 
     `what` names the document in the message. Raises RegistryError `rejected`.
     """
     if len(data) > max_bytes:
-        raise RegistryError("rejected", f"{what} has {len(data)} bytes; at most {max_bytes} are read.")
+        raise RegistryError("rejected", f"{what} has {len(data)} bytes; the maximum is {max_bytes}.")
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for key, value in items:
             if key in result:
-                raise RegistryError("rejected", f"{what} names the key {key[:80]!r} twice; each key may stand once.")
+                raise RegistryError("rejected", f"{what} contains the key {key[:80]!r} twice; keys must be unique.")
             result[key] = value
         return result
 
     def constant(name: str) -> Any:
-        raise RegistryError("rejected", f"{what} holds {name}, which is no JSON number.")
+        raise RegistryError("rejected", f"{what} contains {name}, which is not a JSON number.")
 
     raw = bytes(data)
     if _depth(raw) > max_depth:
@@ -74,8 +74,8 @@ _NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
 def _depth(raw: bytes) -> int:
     """The deepest nesting of brackets outside strings, found without recursion.
 
-    Escapes go first (left to right, so `\\\\"` ends a string and `\\"` does not); then every second part between
-    quotes lies outside of strings. Text that is no JSON may be counted wrongly; the parser refuses it.
+    Escapes are removed first (left to right, so `\\\\"` ends a string and `\\"` does not); then every second segment
+    between quotes lies outside strings. The count may be wrong for text that is not JSON, which the parser refuses.
     """
     outside = b"".join(raw.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
     deepest = depth = 0

@@ -1,9 +1,9 @@
-"""The closed table of errors.
+"""The closed table of error codes.
 
 One row per code gives the HTTP status, the exit status of the command line, whether a retry can help, and the hint:
-one sentence that says what to do. HTTP, the Hub dialect and the client read this table; nothing recognises an error
-by its text. Exit statuses: 1 another failure, 2 wrong usage, 3 not found, 4 not signed in or not allowed,
-5 conflict, 6 refused by a check, 7 integrity, 8 still pending, 9 rate or quota, 10 server or storage unavailable.
+one sentence that says what to do. HTTP, the Hub dialect and the client read this table; no code identifies an error by
+its text. Exit statuses: 1 other failure, 2 usage error, 3 not found, 4 not signed in or not allowed, 5 conflict,
+6 refused by a check, 7 integrity, 8 still pending, 9 rate limit or quota, 10 server or storage unavailable.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ ErrorCode = Literal[
     "precondition-failed",
     "range-not-satisfiable",
 ]
-"""Every code there is, in the order of the table below; a type checker follows each to where it is raised."""
+"""All codes, in the order of the table below; a type checker verifies the code of each raise."""
 
 
 @dataclass(frozen=True, slots=True)
 class ErrorKind:
-    """A row of the table. hint: one sentence for the person who meets the error."""
+    """A row of the table. hint: one sentence that says what to do."""
 
     status: int
     exit: int
@@ -105,17 +105,18 @@ ERRORS: Final[dict[ErrorCode, ErrorKind]] = {
 
 
 def known_code(code: object) -> ErrorCode | None:
-    """The code that came from outside (a problem document, a job, a child process), None if this version has no such
-    code: a newer peer may send others."""
+    """Narrow a code from outside (a problem document, a job, a child process); None if this version does not know it:
+    a newer peer may send others."""
     return next((known for known in ERRORS if known == code), None)
 
 
 class RegistryError(Exception):
-    """An error with a code of the table.
+    """An error with a code of the table. `str()` is the detail and the hint.
 
-    `detail` is one sentence: what was found and what was expected. `facts` are JSON values for programs
-    (`findings`, `current`, ...). `hint` replaces the table's sentence if the place knows better. As text: detail and
-    hint; what prints the hint on a line of its own prints `detail` and not the error.
+    Args:
+        detail: one sentence: what was found and what was expected.
+        hint: replaces the hint of the table.
+        facts: JSON values for programs (`findings`, `current`, ...).
     """
 
     def __init__(self, code: ErrorCode, detail: str, *, hint: str | None = None, **facts: Any) -> None:

@@ -1,4 +1,4 @@
-"""Findings: what a check has to say, structured, all of it and not the first only."""
+"""Findings: the structured results of a check, which reports all problems rather than the first."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ Severity = Literal["error", "warning", "note"]
 
 
 class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One finding. `message` is one sentence that holds the other fields; `code` is stable, kebab-case.
+    """One result of a check.
 
-    where: the tensor, module or config key; None where the finding is about a file or the whole.
+    Args:
+        code: stable, in kebab case.
+        message: one sentence that includes the other fields.
+        where: the tensor, module or config key; None if the finding concerns a file or the whole adapter.
     """
 
     code: str
@@ -29,17 +32,15 @@ class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def refuse(findings: Sequence[Finding]) -> None:
-    """Raise RegistryError `rejected` with all findings if one of them is an error.
-
-    `base-mismatch` is raised instead if that is the only error, since its hint differs.
-    """
+    """Raise RegistryError `rejected` with all findings if one of them is an error, or `base-mismatch` if that is the
+    only kind of error, since its hint differs."""
     errors = [finding for finding in findings if finding.severity == "error"]
     if not errors:
         return
     first = errors[0]
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    named = all(finding.code == "base-mismatch" for finding in errors)
-    code: ErrorCode = "base-mismatch" if named else "rejected"
+    only_base = all(finding.code == "base-mismatch" for finding in errors)
+    code: ErrorCode = "base-mismatch" if only_base else "rejected"
     raise RegistryError(
         code,
         first.message + more,

@@ -1,16 +1,16 @@
-"""Building a base fingerprint from the files of a base model: config, tensors by name, tokenizer, chat template.
+"""Base fingerprints, built from the files of a base model: config, tensors by name, tokenizer, chat template.
 
-Pure functions over `read(path, offset, length)`: nothing but headers and small JSON files is read.
+Pure functions over `read(path, offset, length)`; only headers and small JSON files are read.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from lora_contract import canonical
-from lora_contract.adapter.files import TOKENIZER_FILES, AdapterFile, check_files
+from lora_contract.adapter.files import TOKENIZER_FILES, AdapterFile, ReadFile, check_files
 from lora_contract.adapter.report import CheckReport
 from lora_contract.base import BaseFingerprint, BaseTensor
 from lora_contract.digest import Digest
@@ -25,22 +25,22 @@ _MAX_CONFIG: Final = 16 * 1024 * 1024
 _MAX_INDEX: Final = 128 * 1024 * 1024
 _TEMPLATE_FILES: Final = ("chat_template.jinja", "chat_template.json")
 
-ReadFile = Callable[[str, int, int], bytes]
-
 
 def check_base_files(files: Sequence[AdapterFile], read: ReadFile) -> list[Finding]:
-    """What speaks against these files as a base: pickles, code, archives, names that do not belong, no weights."""
+    """Find problems of these files as a base: pickles, code, archives, unexpected names, missing weights."""
     report = CheckReport()
     check_files(files, read, report, base=True)
     names = {file.path for file in files}
     if "config.json" not in names:
         report.add(
-            "file-missing", "There is no config.json; a base is config.json and safetensors files.", file="config.json"
+            "file-missing",
+            "config.json is missing; a base consists of config.json and safetensors files.",
+            file="config.json",
         )
     if not any(name.endswith(".safetensors") for name in names):
         report.add(
             "file-missing",
-            "There is no safetensors file; a base is config.json and safetensors files.",
+            "There are no safetensors files; a base consists of config.json and safetensors files.",
             file=SINGLE,
             hint="Save the model with save_pretrained(safe_serialization=True).",
         )
@@ -48,16 +48,16 @@ def check_base_files(files: Sequence[AdapterFile], read: ReadFile) -> list[Findi
 
 
 def build_fingerprint(files: Mapping[str, tuple[int, str]], read: ReadFile) -> BaseFingerprint:
-    """Build the fingerprint from (size, digest `sha256:…`) by path.
+    """Build the fingerprint from (size, `sha256:` digest) by path.
 
-    Refused with RegistryError `rejected`: no config.json, weights other than safetensors, an index that disagrees
-    with the shards, a tensor in two shards.
+    Raises RegistryError `rejected` for a missing config.json, weights other than safetensors, an index that disagrees
+    with the shards, and a tensor in two shards.
     """
     config = _json("config.json", files, read, _MAX_CONFIG)
     if not isinstance(config, dict):
-        raise _bad("config.json is no object")
+        raise _bad("config.json is not a JSON object")
     if config.get("auto_map"):
-        raise _bad("config.json holds auto_map: the model needs code of its own, which is never run")
+        raise _bad("config.json contains auto_map: the model needs custom code, which is never run")
     tensors = _tensors(files, read)
     tied = _tied(config, tensors)
     fingerprint = BaseFingerprint(
@@ -90,32 +90,32 @@ def build_fingerprint(files: Mapping[str, tuple[int, str]], read: ReadFile) -> B
 def _tensors(files: Mapping[str, tuple[int, str]], read: ReadFile) -> dict[str, BaseTensor]:
     pickles = [path for path in files if path.endswith((".bin", ".pt", ".pth", ".ckpt"))]
     if pickles:
-        raise _bad(f"{pickles[0]} is no safetensors file and is never opened")
+        raise _bad(f"{pickles[0]} is not a safetensors file and is never opened")
     indexed = _index(files, read) if INDEX in files else None
     shards = sorted(set(indexed.values())) if indexed is not None else [SINGLE]
-    stray = [path for path in files if path.endswith(".safetensors") and path not in shards]
-    if stray:
-        raise _bad(f"{stray[0]} belongs to no part of the model: expected {', '.join(shards[:4])}")
+    unexpected = [path for path in files if path.endswith(".safetensors") and path not in shards]
+    if unexpected:
+        raise _bad(f"{unexpected[0]} is not a shard of the model: expected {', '.join(shards[:4])}")
     tensors: dict[str, BaseTensor] = {}
     for shard in shards:
         if shard not in files:
-            raise _bad(f"there is no {shard}" + (f", which {INDEX} names" if indexed is not None else ""))
+            raise _bad(f"{shard} is missing" + (f", which {INDEX} lists" if indexed is not None else ""))
         size = files[shard][0]
         for tensor in read_header(read, shard, size).tensors:
             if tensor.name in tensors:
-                raise _bad(f"the tensor {tensor.name} stands in {tensors[tensor.name].file} and in {shard}")
+                raise _bad(f"the tensor {tensor.name} is in both {tensors[tensor.name].file} and {shard}")
             if indexed is not None and indexed.get(tensor.name) != shard:
                 raise _bad(
-                    f"{shard} holds the tensor {tensor.name}, which {INDEX} places in {indexed.get(tensor.name)}"
+                    f"{shard} contains the tensor {tensor.name}, which {INDEX} places in {indexed.get(tensor.name)}"
                 )
             tensors[tensor.name] = BaseTensor(
                 tensor.name, tensor.dtype, tensor.shape, shard, tensor.file_start, tensor.file_end
             )
     missing = [name for name in indexed or () if name not in tensors]
     if missing:
-        raise _bad(f"{INDEX} names the tensor {missing[0]}, which no shard holds")
+        raise _bad(f"{INDEX} lists the tensor {missing[0]}, which is in none of the shards")
     if not tensors:
-        raise _bad("the model has no tensor")
+        raise _bad("the model has no tensors")
     return tensors
 
 
@@ -127,23 +127,25 @@ def _index(files: Mapping[str, tuple[int, str]], read: ReadFile) -> dict[str, st
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not shard.endswith(".safetensors") or "/" in shard or "\\" in shard:
             raise _bad(
-                f"{INDEX} places the tensor {name[:200]} in {str(shard)[:80]!r}, which is no safetensors file beside it"
+                f"{INDEX} places the tensor {name[:200]} in {str(shard)[:80]!r}, not in a safetensors file beside it"
             )
     return weight_map
 
 
 def _tied(config: dict[str, Any], tensors: Mapping[str, BaseTensor]) -> bool:
-    """Whether the output layer shares the input embedding: said by the config (or left to its default), and no
-    tensor of the output layer stands in the files."""
+    """Whether the output layer shares the input embedding: the config does not deny it, and the files have no tensor
+    of the output layer."""
     nested = config.get("text_config")
-    said = config.get("tie_word_embeddings", nested.get("tie_word_embeddings") if isinstance(nested, dict) else None)
+    configured = config.get(
+        "tie_word_embeddings", nested.get("tie_word_embeddings") if isinstance(nested, dict) else None
+    )
     has_output = any(name.endswith(("lm_head.weight", "embed_out.weight", "lm_head.qweight")) for name in tensors)
     has_embedding = any(name.endswith(("embed_tokens.weight", "wte.weight", "shared.weight")) for name in tensors)
-    return said is not False and not has_output and has_embedding
+    return configured is not False and not has_output and has_embedding
 
 
 def _tokenizer(files: Mapping[str, tuple[int, str]]) -> str | None:
-    """The digest of the canonical list of the tokenizer's files, without the chat template's; None where none."""
+    """The digest of the canonical list of the tokenizer's files, except the chat template; None if there are none."""
     found = [
         [path, digest]
         for path, (_, digest) in sorted(files.items())
@@ -153,7 +155,7 @@ def _tokenizer(files: Mapping[str, tuple[int, str]]) -> str | None:
 
 
 def _chat_template(files: Mapping[str, tuple[int, str]], read: ReadFile) -> str | None:
-    """The digest of the template as text; None where the base ships none."""
+    """The digest of the template as text; None if the base ships none."""
     if "chat_template.jinja" in files:
         return files["chat_template.jinja"][1]
     for path in ("chat_template.json", "tokenizer_config.json"):
@@ -169,7 +171,7 @@ def _chat_template(files: Mapping[str, tuple[int, str]], read: ReadFile) -> str 
 
 def _json(path: str, files: Mapping[str, tuple[int, str]], read: ReadFile, limit: int) -> Any:
     if path not in files:
-        raise _bad(f"there is no {path}")
+        raise _bad(f"{path} is missing")
     size = files[path][0]
     if size > limit:
         raise _bad(f"{path} has {size} bytes, expected at most {limit}")
@@ -181,16 +183,16 @@ def _first_architecture(config: dict[str, Any]) -> str:
     if found is None:
         return ""
     if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
-        raise _bad("config.json has architectures that are no list of names")
+        raise _bad("architectures in config.json is not a list of names")
     return found[0] if found else ""
 
 
 def _string(config: dict[str, Any], key: str) -> str:
     value = config.get(key, "")
     if not isinstance(value, str):
-        raise _bad(f"config.json has a {key} that is no string")
+        raise _bad(f"{key} in config.json is not a string")
     return value
 
 
 def _bad(why: str) -> RegistryError:
-    return RegistryError("rejected", f"The base is refused: {why}.", hint="Correct the folder and add it again.")
+    return RegistryError("rejected", f"The base is refused: {why}.", hint="Fix the folder and add it again.")

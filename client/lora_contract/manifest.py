@@ -1,11 +1,11 @@
 """The manifest: the bytes whose digest is a version's identity.
 
 A valid OCI image manifest with the media types of the CNCF ModelPack specification
-(https://github.com/modelpack/model-spec/blob/main/docs/spec.md), written canonically, so the same bytes serve the
+(https://github.com/modelpack/model-spec/blob/main/docs/spec.md), in canonical form, so the same bytes are used by the
 native, the Hub and the OCI dialect. Layers are the files, sorted by path; the path is the layer annotation
 `org.cncf.model.filepath`. Our own facts are manifest annotations under `dev.lora-reg.`.
 
-Nothing that may differ between two pushes of the same content (message, author, time, parents) is in it.
+It excludes everything that may differ between two pushes of the same content: message, author, time, parents.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MAX_FILE_BYTES: Final = 1 << 48
 
 @dataclass(frozen=True, slots=True, order=True)
 class FileEntry:
-    """A file of a version. `path` is relative, with '/' between parts; `size` is in bytes."""
+    """A file of a version. path: relative, with '/' between components. size: in bytes."""
 
     path: str
     size: int
@@ -53,16 +53,20 @@ class FileEntry:
     def __post_init__(self) -> None:
         check_path(self.path)
         if not 0 <= self.size <= MAX_FILE_BYTES:
-            raise RegistryError("rejected", f"{self.path}: a size of {self.size} bytes is out of range.")
+            raise RegistryError("rejected", f"{self.path}: the size of {self.size} bytes is out of range.")
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """A version's content.
 
-    files: sorted by path, unique. base: the digest of the base version (adapters and models), else None.
-    fingerprint: the digest of the base fingerprint (bases only). recipe: the digest of the recipe that derived
-    this version, None where a person pushed it. weights_absent: a base registered with `--manifest-only`.
+    Args:
+        files: sorted by unique paths.
+        base: digest of the base version (adapters and models).
+        fingerprint: digest of the base fingerprint (bases only).
+        recipe: digest of the recipe that derived this version; None if it was pushed.
+        weights_absent: a base registered with `--manifest-only`.
+        config: ModelPack's technical metadata: `architecture`, `format`, `paramSize`, `precision`, `quantization`.
     """
 
     kind: Kind
@@ -72,12 +76,11 @@ class Manifest:
     recipe: Digest | None = None
     weights_absent: bool = False
     config: dict[str, str] = field(default_factory=dict)
-    """ModelPack's technical metadata: `architecture`, `format`, `paramSize`, `precision`, `quantization`."""
 
     def __post_init__(self) -> None:
         paths = [entry.path for entry in self.files]
         if paths != sorted(set(paths)):
-            raise RegistryError("rejected", "The files of a manifest must be sorted by path, each path once.")
+            raise RegistryError("rejected", "The files of a manifest must be sorted by path, and paths must be unique.")
         folded = {path.casefold() for path in paths}
         if len(folded) != len(paths):
             raise RegistryError(
@@ -87,7 +90,7 @@ class Manifest:
             raise RegistryError("rejected", f"A version has 1 to {MAX_FILES} files, not {len(paths)}.")
 
     def config_bytes(self) -> bytes:
-        """The ModelPack configuration object that the manifest's `config` descriptor names."""
+        """The ModelPack configuration object that the manifest's `config` descriptor refers to."""
         return canonical.dumps(
             {
                 "config": self.config,
@@ -97,7 +100,7 @@ class Manifest:
         )
 
     def to_bytes(self) -> bytes:
-        """The canonical manifest bytes; `digest` is their sha256."""
+        """The canonical bytes; `digest` is their SHA-256."""
         config = self.config_bytes()
         annotations: dict[str, str] = {A_KIND: self.kind}
         for key, digest in ((A_BASE, self.base), (A_FINGERPRINT, self.fingerprint), (A_RECIPE, self.recipe)):
@@ -133,10 +136,10 @@ class Manifest:
 
 
 def parse(data: bytes, config: bytes | None = None) -> Manifest:
-    """Read manifest bytes; they must be exactly what `to_bytes` would write.
+    """Parse manifest bytes, which must equal the output of `to_bytes`.
 
-    `config` is the configuration object where it is at hand; without it `Manifest.config` stays empty and the
-    round trip of the config descriptor is not checked. Raises RegistryError `rejected`.
+    config: the bytes of the configuration object. Without them `Manifest.config` stays empty, and the config
+    descriptor is not checked. Raises RegistryError `rejected`.
     """
     document = canonical.loads_strict(data, what="The manifest", max_bytes=MAX_MANIFEST_BYTES)
     try:
@@ -158,17 +161,21 @@ def parse(data: bytes, config: bytes | None = None) -> Manifest:
             config=_config(config),
         )
     except (KeyError, TypeError, AttributeError) as error:
-        raise RegistryError("rejected", f"The manifest lacks a part or has one of a wrong type: {error!r}.") from error
+        raise RegistryError(
+            "rejected", f"The manifest has a missing field or one of the wrong type: {error!r}."
+        ) from error
     if config is not None and manifest.to_bytes() != data:
-        raise RegistryError("rejected", "The manifest is not in canonical form; send the bytes that the client writes.")
+        raise RegistryError(
+            "rejected", "The manifest is not in canonical form; send the bytes as the client writes them."
+        )
     return manifest
 
 
 def check_path(path: str) -> str:
-    """A path that may stand in a manifest and be written below a folder. Raises RegistryError `rejected`.
+    """Check that a path is allowed in a manifest and can be written inside a folder. Raises RegistryError `rejected`.
 
-    Refused: absolute, empty, '.', '..', backslash, colon, control characters, hidden parts, names that Windows
-    reserves by form (trailing dot or space), text that is not NFC, more than 255 bytes.
+    Refused: absolute, empty, '.', '..', backslash, colon, control characters, hidden components, trailing dots or
+    spaces (which Windows strips), text that is not NFC, more than 255 bytes.
     """
 
     def bad(why: str) -> RegistryError:
@@ -179,16 +186,16 @@ def check_path(path: str) -> str:
     if unicodedata.normalize("NFC", path) != path:
         raise bad("is not in Unicode's composed form (NFC)")
     if any(unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") for character in path):
-        raise bad("holds a control or formatting character")
+        raise bad("contains a control or formatting character")
     if "\\" in path or ":" in path:
-        raise bad("holds a backslash or a colon")
+        raise bad("contains a backslash or a colon")
     for part in path.split("/"):
         if part in ("", ".", ".."):
-            raise bad("is absolute, or has an empty part, '.' or '..'")
+            raise bad("is absolute, or has an empty component, '.' or '..'")
         if part.startswith("."):
-            raise bad("has a hidden part")
+            raise bad("has a hidden component")
         if part != part.strip() or part.endswith("."):
-            raise bad("has a part that begins or ends with white space or ends with a dot")
+            raise bad("has a component that begins or ends with white space or ends with a dot")
     return path
 
 

@@ -1,6 +1,7 @@
-"""Recipes: all that determines a derived artifact. The digest of a recipe is the identity of its job.
+"""Recipes: everything that determines a derived artifact. The digest of a recipe is the identity of its job.
 
-Not in it: who asked, when, on which machine or backend. Two requests with equal recipes are one job and one result.
+A recipe excludes the requester, the time, the machine and the backend: two requests with equal recipes share one job
+and one result.
 """
 
 from __future__ import annotations
@@ -21,19 +22,18 @@ OUTPUT_DTYPES: Final[tuple[OutputDtype, ...]] = get_args(OutputDtype)
 
 MergedDtype = Literal["bfloat16", "float16", "float32", "nf4"]
 MERGED_DTYPES: Final[tuple[MergedDtype, ...]] = get_args(MergedDtype)
-"""What merged weights can be written as. nf4: of the linear layers, as bitsandbytes stores them."""
+"""Output dtypes of merged weights. nf4: the linear layers, in the format of bitsandbytes."""
 
 Onto = Literal["fp", "nf4"]
-"""What an adapter is added to: the base's weights as they are, or what NF4 makes of them (as QLoRA trained it)."""
+"""The weights that an adapter is added to: the full-precision base, or its NF4-dequantized weights (QLoRA)."""
 
 Rounding = Literal["nearest", "stochastic"]
 
-Parameter: TypeAlias = bool | int | float | str
-"""The value of a method's parameter."""
+ParameterValue: TypeAlias = bool | int | float | str
 
 
 class RecipeInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An adapter that goes in, by the digest of its version, with its weight in the sum."""
+    """An input adapter. digest: of its version. weight: in the sum."""
 
     digest: str
     weight: float = 1.0
@@ -42,14 +42,15 @@ class RecipeInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Derived(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="operation"):
     """A resolved recipe: digests, not names; every parameter with its default filled in.
 
-    operation_version: grows where the same parameters come to mean another result. base: digest of the base version
-    that goes in, or that the result is an adapter of. target: `namespace/name` of the repository that the result
-    becomes a version of.
+    Args:
+        operation_version: incremented when the same parameters give another result.
+        base: digest of the base version.
+        target: `namespace/name` of the repository that receives the result.
     """
 
     LATER: ClassVar[dict[str, Any]] = {}
-    """Parameters that are younger than the operation's version: left out of the bytes where they hold the value that
-    was meant before there were such parameters, so that old recipes keep their digests."""
+    """Parameters added after the operation's version was set, with the value that was implied before. They are omitted
+    from the bytes if they have that value, so that old recipes keep their digests."""
 
     operation_version: int
     base: str
@@ -62,8 +63,8 @@ class Derived(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     def to_bytes(self) -> bytes:
         document = msgspec.to_builtins(self)
-        for name, before in self.LATER.items():
-            if document[name] == before:
+        for name, implied in self.LATER.items():
+            if document[name] == implied:
                 del document[name]
         return canonical.dumps(document)
 
@@ -73,10 +74,13 @@ class Derived(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class MergeRecipe(Derived, frozen=True, tag="merge"):
-    """Adapters into their base. inputs: in the order of the sum.
+    """Merge adapters into their base.
 
-    dtype: of every touched tensor in the result, and of the others that have the checkpoint's main type; None to keep
-    each tensor's own. seed: of stochastic rounding. allow_loss: also where rounding loses much of the adapter.
+    Args:
+        inputs: in the order of the sum.
+        dtype: of every merged tensor, and of the other tensors that have the checkpoint's main dtype; None: unchanged.
+        seed: for stochastic rounding.
+        allow_loss: allow a merge in which rounding discards more than half of the update.
     """
 
     LATER: ClassVar[dict[str, Any]] = {"onto": "fp", "rounding": "nearest"}
@@ -90,25 +94,31 @@ class MergeRecipe(Derived, frozen=True, tag="merge"):
 
 
 class ComposeRecipe(Derived, frozen=True, tag="compose"):
-    """Adapters of one base into one adapter. inputs: in the order of the sum.
+    """Compose adapters of one base into one adapter.
 
-    method, parameters: of `lora_contract.methods`, the parameters with their defaults filled in. dtype: of the
-    result's factors; None for the widest of the inputs'.
+    Args:
+        inputs: in the order of the sum.
+        method, parameters: of `lora_contract.methods`, with defaults filled in.
+        dtype: of the result's factors; None: the widest dtype of the inputs.
     """
 
     inputs: tuple[RecipeInput, ...]
     method: str
-    parameters: dict[str, Parameter | None]
+    parameters: dict[str, ParameterValue | None]
     seed: int = 0
     dtype: OutputDtype | None = None
 
 
 class ExtractRecipe(Derived, frozen=True, tag="extract"):
-    """The difference between a fine-tune and its base as an adapter. tuned: digest of the fine-tune's version.
+    """Extract the difference between a fine-tune and its base as an adapter.
 
-    Either a rank for all modules, or for each the least rank that keeps this share of its change's energy, up to
-    max_rank. targets: names of modules, or a pattern; None for all linear layers. save_changed: keep whole what factors
-    cannot hold. base_name: what the adapter's config calls its base.
+    Args:
+        tuned: digest of the fine-tune's version.
+        base_name: `base_model_name_or_path` of the adapter's config.
+        rank: of all modules; exclusive with `keep_energy`.
+        keep_energy: for each module the smallest rank that keeps this share of its energy, up to `max_rank`.
+        targets: names of modules, or a pattern; None: all linear layers.
+        save_changed: store changed tensors that cannot be factorized in full.
     """
 
     tuned: str
@@ -123,9 +133,13 @@ class ExtractRecipe(Derived, frozen=True, tag="extract"):
 
 
 class ResizeRecipe(Derived, frozen=True, tag="resize"):
-    """An adapter at another rank, or for each module the least that keeps this share of its energy.
+    """Resize an adapter to another rank.
 
-    adapter: digest of its version. dtype: None keeps the adapter's own.
+    Args:
+        adapter: digest of its version.
+        rank: of all modules; exclusive with `keep_energy`.
+        keep_energy: for each module the smallest rank that keeps this share of its energy.
+        dtype: None: unchanged.
     """
 
     adapter: str
@@ -135,9 +149,10 @@ class ResizeRecipe(Derived, frozen=True, tag="resize"):
 
 
 class ConvertRecipe(Derived, frozen=True, tag="convert"):
-    """An adapter as plain LoRA with the same product. adapter: digest of its version.
+    """Convert an adapter to plain LoRA with the same product.
 
-    uniform_rank: one rank for all modules, by zeros, for engines that ignore patterns of ranks.
+    adapter: digest of its version. uniform_rank: pad all modules with zeros to one rank, for engines that ignore
+    rank_pattern.
     """
 
     adapter: str
@@ -149,7 +164,7 @@ Recipe: TypeAlias = MergeRecipe | ComposeRecipe | ExtractRecipe | ResizeRecipe |
 
 
 def parse_recipe(data: bytes) -> Recipe:
-    """Read canonical recipe bytes. Raises RegistryError `invalid-request`."""
+    """Parse canonical recipe bytes. Raises RegistryError `invalid-request`."""
     try:
         recipe: Recipe = msgspec.json.decode(data, type=Recipe)
     except msgspec.MsgspecError as error:
@@ -158,7 +173,7 @@ def parse_recipe(data: bytes) -> Recipe:
 
 
 def sources(data: bytes) -> tuple[str, ...]:
-    """Digests of the versions that go in beside the base, in order. Raises RegistryError `invalid-request`."""
+    """Digests of the input versions other than the base, in order. Raises RegistryError `invalid-request`."""
     recipe = parse_recipe(data)
     match recipe:
         case MergeRecipe() | ComposeRecipe():

@@ -1,15 +1,15 @@
-"""References: how every base, adapter and model is named.
+"""References: the names of bases, adapters, models and datasets.
 
     reference  = [ namespace "/" ] name [ ":" ( tag | version ) ] [ "@" digest ]
     name       = component            ; at most 64 characters (the namespace: 96)
     component  = alnum { separator alnum }        alnum = [a-z0-9]+
     separator  = "." | "_" | "__" | "-"+          ; an OCI name component, so the OCI dialect can serve it
-    version    = "v" nonzero-number               ; given by the server, immutable
+    version    = "v" nonzero-number               ; assigned by the server, immutable
     tag        = [A-Za-z0-9_][A-Za-z0-9._-]{0,127} ; an OCI tag, except "latest", vN and 40 hex digits
     digest     = "sha256:" 64 hex digits
 
-A bare name, and `name:latest`, is the newest committed version: computed, never a row. Where a tag and a digest
-stand together the digest wins, and the tag must have pointed there once.
+A bare name, or `name:latest`, is the newest committed version: computed, never stored. If a reference has both a tag
+and a digest, the digest decides, and the tag must have pointed to it once.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _COMMIT: Final = re.compile(r"[0-9a-f]{40}\Z")
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A parsed reference. `namespace` is None until `with_namespace` fills in the profile's default.
+    """A parsed reference. namespace: None until `with_namespace` fills in the default.
 
-    At most one of `tag` and `version` is set. With neither, and no digest, it means the newest version.
+    At most one of `tag` and `version` is set. Without them and without a digest it refers to the newest version.
     """
 
     name: str
@@ -61,19 +61,19 @@ class Reference:
 
     @property
     def is_bare(self) -> bool:
-        """True where only a repository is named: no tag, no version, no digest."""
+        """Whether only a repository is named: no tag, no version, no digest."""
         return self.tag is None and self.version is None and self.digest is None
 
     @property
     def is_pinned(self) -> bool:
-        """True where the reference can never mean other bytes."""
+        """Whether the reference is immutable."""
         return self.version is not None or self.digest is not None
 
     def with_namespace(self, default: str) -> Reference:
         return self if self.namespace else replace(self, namespace=check_namespace(default))
 
     def selector(self) -> str:
-        """What stands after the repository in a URL: `latest`, a tag, `vN` or a digest; with both, `tag@digest`."""
+        """The part after the repository in a URL: `latest`, a tag, `vN`, a digest, or `tag@digest`."""
         head = self.tag or (f"v{self.version}" if self.version is not None else "")
         if self.digest is not None:
             return f"{head}@{self.digest}" if head else str(self.digest)
@@ -81,7 +81,7 @@ class Reference:
 
 
 def parse(text: str) -> Reference:
-    """Read a reference. Raises RegistryError `invalid-reference` with the part that is wrong."""
+    """Parse a reference. Raises RegistryError `invalid-reference`, naming the invalid part."""
     if len(text) > 512:
         raise _invalid(text, "is longer than 512 characters")
     rest, at, digest_text = text.partition("@")
@@ -104,7 +104,7 @@ def parse(text: str) -> Reference:
 
 
 def parse_selector(namespace: str, name: str, selector: str) -> Reference:
-    """The inverse of `Reference.selector` for a repository that is known."""
+    """Parse a selector of a known repository: the inverse of `Reference.selector`."""
     if selector.startswith("sha256:"):
         return parse(f"{namespace}/{name}@{selector}")
     return parse(f"{namespace}/{name}:{selector}")
@@ -131,16 +131,16 @@ def check_name(name: str, whole: str | None = None) -> str:
 
 
 def check_tag(tag: str) -> str:
-    """A tag that people may set. Raises RegistryError `invalid-reference` for reserved and malformed ones."""
+    """Check a tag that a user sets. Raises RegistryError `invalid-reference` for reserved and malformed tags."""
     if tag.lower() == "latest":
         raise _invalid(tag, "is computed (the newest version) and cannot be set as a tag")
     if _VERSION_LIKE.match(tag):
-        raise _invalid(tag, "looks like a version number; versions are given by the server and are not tags")
+        raise _invalid(tag, "looks like a version number; version numbers are assigned by the server and are not tags")
     if _COMMIT.match(tag):
         raise _invalid(tag, "looks like a commit id of 40 hex digits, which is not allowed as a tag")
     if not _TAG.match(tag):
         raise _invalid(
-            tag, "is no tag: expected a letter, digit or '_', then up to 127 of letters, digits, '.', '_', '-'"
+            tag, "is not a tag: expected a letter, digit or '_', then up to 127 letters, digits, '.', '_' or '-'"
         )
     return tag
 

@@ -1,13 +1,13 @@
-"""Regular expressions of untrusted configs, matched in time linear in the text: nothing here can hang.
+"""Regular expressions of untrusted configs, matched in time linear in the text, without backtracking.
 
-The subset that adapter configs use, with the meaning that Python's `re` gives it (version 3.11, no flags): literals,
-`.`, classes, `\\d \\w \\s` and their negations, `\\b \\B ^ $ \\A \\Z`, groups, alternation, greedy and lazy repeats,
-lookahead. What only a backtracking engine can do (back references, lookbehind, atomic groups, flags) is refused by
-name.
+Supports the subset that adapter configs use, with the semantics of Python's `re` (version 3.11, no flags): literals,
+`.`, classes, `\\d \\w \\s` and their negations, `\\b \\B ^ $ \\A \\Z`, groups, alternation, greedy and lazy
+repetition, lookahead. Features of backtracking engines (backreferences, lookbehind, atomic groups, flags) are refused
+by name.
 
-The pattern becomes an automaton of states; the text is read backwards and, at each position, the set of states is
-kept from which the rest matches. Going backwards makes a lookahead a plain question: is its first state in the set?
-Texts are module paths: they hold no line break, so `$` is the end of the text.
+The pattern is compiled to a nondeterministic automaton. The text is read backwards, keeping at each position the set of
+states from which the rest matches; this makes a lookahead a membership test of its first state. Texts are module paths
+without line breaks, so `$` is the end of the text.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ _Condition = str | tuple[int, bool] | None
 
 
 class Budget:
-    """The work that all patterns of one config may take together, whatever they are matched with."""
+    """The work allowed for all patterns of one config together, whatever they are matched against."""
 
     def __init__(self, work: int = MAX_WORK) -> None:
         self._left = work
 
     def spend(self, work: int) -> None:
-        """Raises PatternError where nothing is left."""
+        """Spend a part of the budget. Raises PatternError if it is exceeded."""
         self._left -= work
         if self._left < 0:
-            raise PatternError("The patterns take too much work on the modules of this base.")
+            raise PatternError("Matching the patterns against the modules of this base takes too long.")
 
 
 class Regex:
-    """A compiled pattern. `matches` is `re.fullmatch` or, with `prefix=True`, `re.match`; it tells only whether.
+    """A compiled pattern. `matches` corresponds to `re.fullmatch` or, with `prefix=True`, to `re.match`, as a bool.
 
-    Raises PatternError where the pattern is malformed, too large or unsupported, or the budget is spent.
+    Raises PatternError if the pattern is malformed, too large or unsupported, or if the budget is exceeded.
     """
 
     def __init__(self, pattern: str, *, prefix: bool = False, budget: Budget | None = None) -> None:
@@ -56,7 +56,7 @@ class Regex:
         self._build(parse_pattern(pattern), self._start, self._final, 0)
 
     def matches(self, text: str) -> bool:
-        self._budget.spend(1 + len(text) // 8)  # a step that is remembered costs little
+        self._budget.spend(1 + len(text) // 8)  # memoized steps are cheap
         states: frozenset[int] = frozenset()
         for position in range(len(text), -1, -1):
             here = text[position] if position < len(text) else ""
@@ -70,10 +70,10 @@ class Regex:
             states = found
         return self._start in states
 
-    def backtracking(self, text: str, limit: int) -> bool:
-        """Whether a backtracking engine could need more than `limit` steps on a text: the nodes of its whole search
-        tree are counted, without searching it. Assertions count as if they held; an empty round of a loop ends it, as
-        it does in engines."""
+    def backtracks(self, text: str, limit: int) -> bool:
+        """Whether a backtracking engine could need more than `limit` steps on a text, by counting the nodes of its
+        search tree without searching it. Assertions are assumed to hold; an empty iteration ends a loop, as in
+        engines."""
         forward: list[list[int]] = [[] for _ in self._steps]
         for target, sources in enumerate(self._sources):
             for source, condition in sources:
@@ -92,7 +92,7 @@ class Regex:
         return False
 
     def _before(self, after: frozenset[int], here: str, boundary: bool, first: bool, last: bool) -> frozenset[int]:
-        """The states from which the rest matches, one character before `after`."""
+        """The states from which the rest matches, one character before those of `after`."""
         self._budget.spend(len(self._steps))
         states: set[int] = set()
         if here:
@@ -116,7 +116,7 @@ class Regex:
                     states.add(source)
                     pending.append(source)
 
-        # Inner lookaheads first: whatever asks for one (or for its absence) must find its set complete.
+        # Inner lookaheads first: the set of a lookahead must be complete before it is tested.
         for group, final in self._lookahead_finals:
             spread(group, final)
         spread(0, self._final if self._prefix or last else None)
@@ -190,7 +190,7 @@ class Regex:
 
 
 def _nodes(root: int, forward: list[list[int]], taken: dict[int, int], limit: int, budget: Budget) -> int:
-    """Nodes of the search tree below a state, where `taken` are the nodes behind each character step from here."""
+    """Count the nodes of the search tree below a state. taken: nodes after each character step from here, by state."""
     counts: dict[int, int] = {}
     open_states: set[int] = set()
     stack = [(root, False)]

@@ -1,4 +1,4 @@
-"""The grammar of the patterns that `regex` matches: pattern text to a tree, with `re`'s reading of odd cases."""
+"""Parser of the patterns that `regex` matches: from text to a syntax tree, with edge cases read as by `re`."""
 
 from __future__ import annotations
 
@@ -18,25 +18,29 @@ _REFUSED: Final = {
     "?<!": "lookbehind",
     "?>": "an atomic group",
     "?(": "a conditional group",
-    "?P=": "a back reference",
+    "?P=": "a backreference",
 }
 
 
 class PatternError(RegistryError):
-    """The pattern is malformed, too large, or uses what cannot be matched in linear time."""
+    """The pattern is malformed, too large, or uses a feature that cannot be matched in linear time."""
 
     def __init__(self, detail: str) -> None:
-        super().__init__("rejected", detail, hint="List the modules by name instead of by a pattern.")
+        super().__init__("rejected", detail, hint="List the modules by name instead of using a pattern.")
 
     def __reduce__(self) -> tuple[type[PatternError], tuple[str]]:
         return PatternError, (self.detail,)
 
 
 class Node(msgspec.Struct, frozen=True):
-    """A part of a pattern.
+    """A node of the syntax tree, by kind.
 
-    set: one character, of `ranges` or of the classes named in `text` (d, D, w, W, s, S, `.`), or none of them.
-    assert: `text` is ^, $, b or B. cat, alt: of `parts`. repeat: `least` to `most` times (None: no end). look: ahead.
+    Args:
+        set: one character in `ranges` or in the classes named in `text` (d, D, w, W, s, S, `.`), or in none if negated.
+        assert: `text` is ^, $, b or B.
+        cat, alt: of `parts`.
+        repeat: `least` to `most` times (None: unbounded).
+        look: a lookahead.
     """
 
     kind: Literal["set", "assert", "cat", "alt", "repeat", "look"]
@@ -59,9 +63,9 @@ def is_word(character: str) -> bool:
 
 
 def parse_pattern(pattern: str) -> Node:
-    """Read a pattern. Raises PatternError with a sentence that names what is wrong or unsupported."""
+    """Parse a pattern. Raises PatternError, naming the malformed or unsupported part."""
     if len(pattern) > MAX_PATTERN:
-        raise PatternError(f"The pattern has {len(pattern)} characters; at most {MAX_PATTERN} are matched.")
+        raise PatternError(f"The pattern has {len(pattern)} characters; the maximum is {MAX_PATTERN}.")
     parser = _Parser(pattern)
     node = parser.alternation(0)
     if parser.position < len(pattern):
@@ -96,7 +100,7 @@ class _Parser:
 
     def take(self) -> str:
         if self.position >= len(self.pattern):
-            raise self.bad("ends in the middle")
+            raise self.bad("is incomplete")
         self.position += 1
         return self.pattern[self.position - 1]
 
@@ -140,12 +144,12 @@ class _Parser:
         if node.kind == "assert":
             raise self.bad("repeats an assertion")
         if self.peek("+"):
-            raise self.bad("uses a possessive repeat, which is not supported")
+            raise self.bad("uses a possessive quantifier, which is not supported")
         if self.peek("?"):
             self.position += 1
         node = Node("repeat", (node,), least=bounds[0], most=bounds[1])
         if self.bounds() is not None:
-            raise self.bad("repeats a repeat")
+            raise self.bad("has multiple quantifiers in a row")
         return node
 
     def bounds(self) -> tuple[int, int | None] | None:
@@ -160,12 +164,12 @@ class _Parser:
         if end < 0 or not (low or comma) or any(c not in "0123456789" for c in low + high):
             return None  # as `re` reads it: a literal brace
         if len(low) > 9 or len(high) > 9:
-            raise self.bad("repeats too often")
+            raise self.bad("has a quantifier that is too large")
         self.position = end + 1
         least = int(low or 0)
         most = least if not comma else int(high) if high else None
         if most is not None and most < least:
-            raise self.bad("has a repeat whose bounds are reversed")
+            raise self.bad("has a quantifier whose minimum exceeds its maximum")
         return least, most
 
     def group(self, depth: int) -> Node | None:
@@ -177,7 +181,7 @@ class _Parser:
         if self.peek("?#"):
             end = self.pattern.find(")", self.position)
             if end < 0:
-                raise self.bad("has a comment without end")
+                raise self.bad("has an unterminated comment")
             self.position = end + 1
             return None
         if self.peek("?:"):
@@ -194,14 +198,14 @@ class _Parser:
                 raise self.bad("has a group with a malformed name")
             self.position = end + 1
             return self.close(depth)
-        raise self.bad("uses flags or an unknown kind of group, which is not supported")
+        raise self.bad("uses flags or an unknown group type, which is not supported")
 
     def close(self, depth: int) -> Node:
         node = self.alternation(depth + 1)
         if not self.peek(")"):
             raise self.bad("has a '(' without ')'")
         self.position += 1
-        # A group that is one assertion may be repeated where the bare assertion may not.
+        # A group that consists of an assertion may be repeated, unlike the bare assertion.
         return Node("cat", (node,))
 
     def escape(self) -> Node:
@@ -213,7 +217,7 @@ class _Parser:
         if character in "AZ":
             return Node("assert", text="^" if character == "A" else "$")
         if character in "123456789":
-            raise self.bad("uses a back reference, which is not supported")
+            raise self.bad("uses a backreference, which is not supported")
         literal = self.literal(character)
         return Node("set", ranges=((literal, literal),))
 
@@ -226,7 +230,7 @@ class _Parser:
                 raise self.bad(f"has an incomplete escape \\{character}")
             self.position += len(digits)
             if int(digits, 16) > 0x10FFFF:
-                raise self.bad("names a character that does not exist")
+                raise self.bad("has an escape beyond the last Unicode character")
             return chr(int(digits, 16))
         if character.isascii() and character.isalnum():
             raise self.bad(f"has the escape \\{character}, which is not supported")
@@ -246,7 +250,7 @@ class _Parser:
                 self.position += 1
                 high, high_name = self.class_item()
                 if name or high_name or high < low:
-                    raise self.bad("has a malformed range in a class")
+                    raise self.bad("has a malformed range in a character class")
                 ranges.append((low, high))
             elif not name:
                 ranges.append((low, low))

@@ -1,8 +1,8 @@
-"""Whether two models differ on the same records: an interval for the difference of their losses, paired by record.
+"""Confidence interval of the difference in loss between two models on the same records, paired by record.
 
-The loss is a ratio, nats over tokens, and records are what was drawn, not tokens: those of a record go up and down
-together. So the difference is a ratio estimator over records, its variance by the delta method (Cochran, Sampling
-Techniques, 3rd ed., section 6.4), the interval by Student's t with one degree of freedom less than there are records.
+The loss is a ratio of nats to tokens, and the sampling unit is the record, since the tokens of a record are correlated.
+So the difference is a ratio estimator over records, with its variance by the delta method (Cochran, Sampling
+Techniques, 3rd ed., section 6.4) and the interval by Student's t with one degree of freedom less than records.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import msgspec
 from lora_contract.errors import RegistryError
 
 LEVEL: Final = 0.95
-FEWEST: Final = 8
-"""Records. With fewer, the tails of the difference are anybody's guess and no interval is given."""
+MIN_RECORDS: Final = 8
+"""With fewer records the tails of the difference are unknown, and there is no interval."""
 
 
 class Interval(msgspec.Struct, frozen=True):
-    """A difference in nats per token, and where it lies with probability `level`. records: how many were paired."""
+    """The confidence interval of a difference in nats per token. records: number of pairs."""
 
     mean: float
     low: float
@@ -31,35 +31,39 @@ class Interval(msgspec.Struct, frozen=True):
     level: float = LEVEL
 
 
-def paired(
+def paired_difference(
     nats: Sequence[float], other: Sequence[float], tokens: Sequence[int], *, level: float = LEVEL
 ) -> Interval | None:
-    """The loss of `nats` minus that of `other`, in nats per token; None for fewer than FEWEST records with tokens.
+    """The loss of `nats` minus that of `other`, in nats per token; None for fewer than MIN_RECORDS records with tokens.
 
-    nats, other: sums of -log p over the tokens of each record, of the same records in the same order. tokens: how many
-    were predicted. Raises RegistryError `invalid-request` where the lengths differ or a sum is not finite.
+    Raises RegistryError `invalid-request` if the lengths differ or a sum is not finite.
+
+    Args:
+        nats, other: sums of -log p over the tokens of each record, for the same records in the same order.
+        tokens: number of predicted tokens of each record.
+        level: confidence level.
     """
     if not len(nats) == len(other) == len(tokens):
         raise RegistryError(
-            "invalid-request", f"{len(nats)} and {len(other)} losses are paired over {len(tokens)} records."
+            "invalid-request", f"Cannot pair {len(nats)} and {len(other)} losses over {len(tokens)} records."
         )
     if not all(map(math.isfinite, (*nats, *other))):
-        raise RegistryError("invalid-request", "A loss is not finite: there is nothing to compare.")
+        raise RegistryError("invalid-request", "Losses that are not finite cannot be compared.")
     pairs = [(a - b, count) for a, b, count in zip(nats, other, tokens, strict=True) if count > 0]
-    if len(pairs) < FEWEST:
+    if len(pairs) < MIN_RECORDS:
         return None
     total = math.fsum(count for _, count in pairs)
     mean = math.fsum(change for change, _ in pairs) / total
     squares = math.fsum((change - mean * count) ** 2 for change, count in pairs)
     error = math.sqrt(squares * len(pairs) / (len(pairs) - 1)) / total
-    reach = student(0.5 + level / 2, len(pairs) - 1) * error
-    return Interval(mean, mean - reach, mean + reach, len(pairs), level)
+    margin = student_t_quantile(0.5 + level / 2, len(pairs) - 1) * error
+    return Interval(mean, mean - margin, mean + margin, len(pairs), level)
 
 
-def student(probability: float, freedom: int) -> float:
-    """Quantile of Student's t, from the normal one by the expansion of Abramowitz and Stegun, 26.7.5: within 0.001 for
-    `freedom` of 7 and more up to a probability of 0.995."""
-    z, v = NormalDist().inv_cdf(probability), float(freedom)
+def student_t_quantile(probability: float, degrees: int) -> float:
+    """Quantile of Student's t for so many degrees of freedom, from the normal quantile by the expansion of Abramowitz
+    and Stegun, 26.7.5: within 0.001 for 7 or more degrees up to a probability of 0.995."""
+    z, v = NormalDist().inv_cdf(probability), float(degrees)
     return (
         z
         + (z**3 + z) / (4 * v)

@@ -1,7 +1,7 @@
-"""Safetensors headers, read strictly and bounded: no tensor is touched and no library sees the bytes before us.
+"""Strict, bounded parser of safetensors headers. It reads no tensor data, and runs before any library sees the file.
 
 A file is 8 bytes (little-endian length of the header), the header (a JSON object), then the data. Stricter than the
-library (https://github.com/huggingface/safetensors): a key that stands twice is refused at every level.
+library (https://github.com/huggingface/safetensors): duplicate keys are refused at every level.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ DTYPE_NAMES: Final = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 """The dtypes of weights by their names in torch and in configs."""
 FLOAT_DTYPES: Final = frozenset({"F64", "F32", "F16", "BF16"})
 ADAPTER_DTYPES: Final = frozenset({"F32", "F16", "BF16"})
-"""What an adapter's values may be. No trainer saves float64, and no loader keeps it."""
+"""Dtypes allowed for an adapter's values. Trainers do not save float64, and loaders do not preserve it."""
 _LENGTH: Final = struct.Struct("<Q")
 
 
 class TensorEntry(msgspec.Struct, frozen=True):
-    """A tensor of a file. `start`/`end` count bytes from the data section, `file_start`/`file_end` from the file."""
+    """A tensor of a file. start, end: byte offsets in the data section. file_start, file_end: in the file."""
 
     name: str
     dtype: str
@@ -71,7 +71,7 @@ class TensorEntry(msgspec.Struct, frozen=True):
 
 
 class Header(msgspec.Struct, frozen=True):
-    """A parsed header: tensors in the order of their bytes, and where the data section begins in the file."""
+    """A parsed header. tensors: in the order of their data. data_start: offset of the data section in the file."""
 
     tensors: tuple[TensorEntry, ...]
     metadata: dict[str, str]
@@ -82,55 +82,55 @@ class Header(msgspec.Struct, frozen=True):
 
 
 def header_length(first8: bytes, file_size: int) -> int:
-    """Bytes of the header, from the first eight bytes of a file of `file_size`. Raises RegistryError `rejected`."""
+    """The length of the header, from the first eight bytes of a file. Raises RegistryError `rejected`."""
     if file_size < 8 or len(first8) < 8:
         raise _bad(f"has {file_size} bytes; a safetensors file begins with 8 bytes of header length")
     length: int = _LENGTH.unpack(first8[:8])[0]
     if length > MAX_HEADER_BYTES:
-        raise _bad(f"announces a header of {length} bytes; at most {MAX_HEADER_BYTES} are read")
+        raise _bad(f"declares a header of {length} bytes; the maximum is {MAX_HEADER_BYTES}")
     if length > file_size - 8:
-        raise _bad(f"announces a header of {length} bytes, but only {file_size - 8} bytes follow")
+        raise _bad(f"declares a header of {length} bytes, but only {file_size - 8} bytes follow")
     if length < 2:
-        raise _bad(f"announces a header of {length} bytes; the smallest is {{}}")
+        raise _bad(f"declares a header of {length} bytes; the smallest header is {{}}")
     return length
 
 
 def parse_header(prefix: bytes, file_size: int) -> Header:
-    """Read the header from the first bytes of a file (8 + header length, or more) of `file_size` bytes.
+    """Parse the header from the first bytes of a file (8 + header length, or more) of `file_size` bytes.
 
-    Refused with RegistryError `rejected`: a length that does not fit, JSON that is not strict, keys that stand twice,
-    unknown dtypes, sizes that disagree with shape and dtype, overlaps, holes, bytes after the last tensor.
+    Raises RegistryError `rejected` for a wrong length, JSON that is not strict, duplicate keys, unknown dtypes, sizes
+    that disagree with shape and dtype, overlaps, gaps, and bytes after the last tensor.
     """
     length = header_length(prefix[:8], file_size)
     raw = prefix[8 : 8 + length]
     if len(raw) < length:
-        raise _bad(f"was read only to byte {len(prefix)} of its header of {length} bytes")
+        raise _bad(f"has a header of {length} bytes, of which only {len(prefix) - 8} were read")
     if raw[:1] != b"{":
         raise _bad("has a header that does not begin with '{'")
     document = canonical.loads_strict(raw, what="The safetensors header", max_bytes=MAX_HEADER_BYTES, max_depth=4)
     metadata = _metadata(document.pop("__metadata__", {}))
     if len(document) > MAX_TENSORS:
-        raise _bad(f"names {len(document)} tensors; at most {MAX_TENSORS} are read")
+        raise _bad(f"has {len(document)} tensors; the maximum is {MAX_TENSORS}")
     data_start = 8 + length
     tensors = [_tensor(name, value, data_start) for name, value in document.items()]
     tensors.sort(key=lambda tensor: (tensor.start, tensor.end))
     position = 0
     for tensor in tensors:
         if tensor.start != position:
-            what = "overlaps the tensor before it" if tensor.start < position else "leaves a hole before it"
+            what = "overlaps the previous tensor" if tensor.start < position else "leaves a gap before it"
             raise _bad(f"has the tensor {tensor.name!r} at byte {tensor.start}, expected {position}: it {what}")
         position = tensor.end
     if data_start + position != file_size:
         rest = file_size - data_start - position
-        why = f"{rest} bytes follow its last tensor" if rest > 0 else f"{-rest} bytes are missing at its end"
+        why = f"{rest} bytes follow the last tensor" if rest > 0 else f"{-rest} bytes are missing at the end"
         raise _bad(f"has {file_size} bytes, expected {data_start + position}: {why}")
     return Header(tensors=tuple(tensors), metadata=metadata, data_start=data_start)
 
 
 def read_header(read: Callable[[str, int, int], bytes], file: str, size: int) -> Header:
-    """Read the header of a file of `size` bytes, however large, without its data.
+    """Read the header of a file of `size` bytes, without its data.
 
-    read: bytes of a file by (file, offset, length). Raises RegistryError `rejected` as `parse_header` does.
+    read: returns bytes of a file by (file, offset, length). Raises RegistryError `rejected`, as `parse_header` does.
     """
     length = header_length(read(file, 0, min(8, size)), size)
     return parse_header(read(file, 0, 8 + length), size)
@@ -139,10 +139,10 @@ def read_header(read: Callable[[str, int, int], bytes], file: str, size: int) ->
 def write_header(
     tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
 ) -> bytes:
-    """The 8 length bytes and the header for (name, dtype, shape) in this order, their data following without gaps.
+    """Encode the length and the header of tensors (name, dtype, shape) whose data follow in this order without gaps.
 
     Canonical: metadata first with sorted keys, tensors as given, no white space, padded with spaces to a multiple of
-    eight, as the library pads. Raises RegistryError `invalid-request` where a name stands twice or a dtype is unknown.
+    eight, as the library does. Raises RegistryError `invalid-request` for duplicate names and unknown dtypes.
     """
     document: dict[str, Any] = {}
     if metadata:
@@ -151,7 +151,7 @@ def write_header(
     for name, dtype, shape in tensors:
         if name in document or dtype not in DTYPE_BYTES:
             raise RegistryError(
-                "invalid-request", f"The tensor {name!r} stands twice or has an unknown dtype {dtype!r}."
+                "invalid-request", f"The tensor {name!r} is a duplicate or has the unknown dtype {dtype!r}."
             )
         size = DTYPE_BYTES[dtype]
         for dimension in shape:
@@ -171,14 +171,16 @@ def _tensor(name: str, value: Any, data_start: int) -> TensorEntry:
     if any(character < "!" or character == "\x7f" for character in name):
         raise _bad(f"has the tensor name {name[:80]!r} with a control character or a space")
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
-        raise _bad(f"describes the tensor {name!r} other than by dtype, shape and data_offsets")
+        raise _bad(f"describes the tensor {name!r} by fields other than dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise _bad(f"gives the tensor {name!r} the dtype {str(dtype)[:20]!r}; expected one of {', '.join(DTYPE_BYTES)}")
     if not _naturals(shape) or len(shape) > MAX_DIMENSIONS:
-        raise _bad(f"gives the tensor {name!r} a shape that is no list of at most {MAX_DIMENSIONS} whole numbers")
+        raise _bad(
+            f"gives the tensor {name!r} a shape that is not a list of at most {MAX_DIMENSIONS} non-negative integers"
+        )
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise _bad(f"gives the tensor {name!r} data_offsets that are no pair of rising whole numbers")
+        raise _bad(f"gives the tensor {name!r} data_offsets that are not an ascending pair of non-negative integers")
     elements = 1
     for size in shape:
         elements *= size
@@ -199,9 +201,9 @@ def _naturals(value: Any) -> bool:
 
 def _metadata(value: Any) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
-        raise _bad("has metadata that is no object of strings")
+        raise _bad("has metadata that is not an object of strings")
     return value
 
 
 def _bad(why: str) -> RegistryError:
-    return RegistryError("rejected", f"The safetensors file {why}.", hint="Save the file again and push it anew.")
+    return RegistryError("rejected", f"The safetensors file {why}.", hint="Save the file again and push it.")

@@ -1,8 +1,7 @@
-"""Reports of validations: what was measured of a version on its pinned base, and what was found.
+"""Validation reports: measurements and findings of a version on its pinned base.
 
 A report is bound by digest to the version, its base and the evaluation sets, and by number to the suite. Losses are
-kept record by record, so that two versions that were evaluated on the same sets are compared later without running
-either.
+stored per record, so that two versions evaluated on the same sets can be compared later without running either.
 """
 
 from __future__ import annotations
@@ -17,57 +16,67 @@ from lora_contract.errors import RegistryError
 from lora_contract.findings import Finding
 
 SUITE: Final = 2
-"""Grows where the same inputs come to mean other numbers or findings; reports of another suite are stale."""
+"""Incremented when the same inputs give other numbers or findings; reports of another suite are stale."""
 
 Layer = Literal[
     "structure", "tokenizer", "serveability", "numbers", "effect", "agreement", "quality", "forgetting", "behaviour"
 ]
 
-Role = Literal["quality", "forgetting", "behaviour"]
-ROLES: Final[tuple[Role, ...]] = get_args(Role)
-State = Literal["passed", "failed", "skipped"]
+DatasetRole = Literal["quality", "forgetting", "behaviour"]
+DATASET_ROLES: Final[tuple[DatasetRole, ...]] = get_args(DatasetRole)
+LayerState = Literal["passed", "failed", "skipped"]
 
 Facts: TypeAlias = dict[str, Any]
 
 Precision = Literal["float32", "bfloat16", "nf4"]
-"""What a base is loaded as: its weights in one of two types, or quantized as QLoRA trains on it (bitsandbytes, double
-quantization). Products and sums are in float32, or in bfloat16 for `bfloat16` and for `nf4` on a GPU."""
+"""How a base is loaded: in one of two dtypes, or quantized as for QLoRA (bitsandbytes, double quantization). Products
+and sums are in float32, or in bfloat16 for `bfloat16` and for `nf4` on a GPU."""
 
 LARGE_BASE: Final = 4 * 10**9
-"""Bytes of weights beyond which a base is loaded in bfloat16 where nobody says otherwise."""
+"""Bytes of weights above which a base is loaded in bfloat16 by default."""
 
 
-def usual_precision(weights: int) -> Precision:
-    """weights: bytes of the base's files."""
-    return "float32" if weights <= LARGE_BASE else "bfloat16"
+def default_precision(nbytes: int) -> Precision:
+    """The default for a base whose files have so many bytes."""
+    return "float32" if nbytes <= LARGE_BASE else "bfloat16"
 
 
 class LayerResult(msgspec.Struct, frozen=True):
-    """failed: a finding is an error. skipped: not run; `reason` says why. facts: the evidence, JSON values."""
+    """The result of one layer of checks.
 
-    state: State
+    Args:
+        state: `failed` if a finding is an error; `skipped` if the layer was not run.
+        facts: the evidence, as JSON values.
+        reason: why the layer was skipped.
+    """
+
+    state: LayerState
     findings: list[Finding] = []
     facts: Facts = {}
     reason: str = ""
 
 
 class Evaluation(msgspec.Struct, frozen=True):
-    """Losses on one evaluation set. dataset: digest of its version; name: `namespace/name:vN` as it was then.
+    """Losses on one evaluation set.
 
-    nats, base_nats: sums of -log p over the predicted tokens of each record, with the adapter and of the base alone;
-    tokens: how many were predicted. NaN and infinity are written as None.
+    Args:
+        dataset: digest of its version.
+        name: `namespace/name:vN` at the time of the validation.
+        nats: sums of -log p over the predicted tokens of each record; None if not finite.
+        base_nats: the same for the base without the adapter.
+        tokens: number of predicted tokens of each record.
     """
 
     dataset: str
     name: str
-    role: Role
+    role: DatasetRole
     nats: list[float | None]
     base_nats: list[float | None]
     tokens: list[int]
 
     @property
     def loss(self) -> float:
-        """nats per token; NaN where a record has no finite loss."""
+        """Nats per token; NaN if a record has no finite loss."""
         return mean_loss(self.nats, self.tokens)
 
     @property
@@ -76,8 +85,14 @@ class Evaluation(msgspec.Struct, frozen=True):
 
 
 class Answers(msgspec.Struct, frozen=True):
-    """On one set of prompts with expected answers. name: as of an Evaluation. missed: the first few that failed, each
-    with `record` (from 1), `expected` and `answer`."""
+    """Results on one set of prompts with expected answers.
+
+    Args:
+        name: `namespace/name:vN` at the time of the validation.
+        met: number of answers as expected.
+        asked: number of prompts.
+        missed: the first few failures, each with `record` (from 1), `expected` and `answer`.
+    """
 
     name: str
     met: int
@@ -86,8 +101,10 @@ class Answers(msgspec.Struct, frozen=True):
 
 
 class TaskMetric(msgspec.Struct, frozen=True):
-    """value, stderr: with the adapter, of whatever the task measures; base, base_stderr: of the base alone. None: not
-    finite; of an error also that the metric has none."""
+    """One metric of a task. None if a number is not finite, or if the metric has no standard error.
+
+    value, stderr: with the adapter. base, base_stderr: of the base without the adapter.
+    """
 
     value: float | None
     stderr: float | None
@@ -96,8 +113,11 @@ class TaskMetric(msgspec.Struct, frozen=True):
 
 
 class TaskResult(msgspec.Struct, frozen=True):
-    """Of one task of lm-evaluation-harness, or of a group of them. digest: of the folder that it was read from, by the
-    paths and sha256 of its files. metrics: by name, with `,` and the filter behind it where there is one."""
+    """Results of one task of lm-evaluation-harness, or of a group of tasks.
+
+    digest: of the task's folder, by the paths and SHA-256 of its files. metrics: by name, followed by `,` and the
+    filter if there is one.
+    """
 
     digest: str
     records: int
@@ -105,16 +125,22 @@ class TaskResult(msgspec.Struct, frozen=True):
 
 
 class Validation(msgspec.Struct, frozen=True, kw_only=True):
-    """The body of a report of kind `validate`. version, base: digests. datasets: digests of the evaluation sets by
-    role, sorted. environment: machine, backend, thread count and the versions of libraries that made the numbers.
-    answers: by digest of the set. tasks: by name; of a report that was made on a user's machine alone."""
+    """The body of a report of kind `validate`.
+
+    Args:
+        version, base: digests.
+        datasets: digests of the evaluation sets by role, sorted.
+        environment: machine, backend, thread count and library versions.
+        answers: by digest of the evaluation set.
+        tasks: by name; only in reports that were made on a user's machine.
+    """
 
     schema: int = 1
     suite: int = SUITE
     version: str
     base: str
     precision: Precision = "float32"
-    datasets: dict[Role, list[str]]
+    datasets: dict[DatasetRole, list[str]]
     environment: dict[str, str]
     layers: dict[Layer, LayerResult]
     evaluations: list[Evaluation] = []
@@ -123,7 +149,7 @@ class Validation(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def task_metrics(self) -> dict[str, TaskMetric]:
-        """By task and metric, as `task.metric`: how policies name them."""
+        """Metrics by `task.metric`, as policies name them."""
         return {
             f"{task}.{name}": metric for task, found in self.tasks.items() for name, metric in found.metrics.items()
         }
@@ -145,7 +171,10 @@ class Validation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ValidationKey(msgspec.Struct, frozen=True, kw_only=True):
-    """What a report depends on, apart from the machine: the identity of its job. Digests; datasets sorted."""
+    """Everything that a report depends on except the machine: the identity of its job.
+
+    version, base: digests. quality, forgetting, behaviour: sorted digests of evaluation sets.
+    """
 
     version: str
     base: str
@@ -161,7 +190,7 @@ class ValidationKey(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse_validation(data: bytes) -> Validation:
-    """Read a report's body. Raises RegistryError `corrupt`."""
+    """Parse the body of a report. Raises RegistryError `corrupt`."""
     try:
         found: Validation = msgspec.json.decode(data, type=Validation)
     except msgspec.MsgspecError as error:
@@ -170,7 +199,7 @@ def parse_validation(data: bytes) -> Validation:
 
 
 def mean_loss(nats: list[float | None], tokens: list[int]) -> float:
-    """nats per token over all records; NaN where there are none or one is None."""
+    """Nats per token over all records; NaN if there are none or one is None."""
     total = sum(tokens)
     if not total or any(value is None for value in nats):
         return float("nan")

@@ -1,8 +1,8 @@
-"""What can be said of tensor values from raw little-endian bytes, with the standard library, at the speed of C.
+"""Checks of tensor values on raw little-endian bytes, with the standard library alone, at the speed of C.
 
-Each function looks at one chunk that ends on an element's border, so a caller streams a tensor of any size through.
-The work is done on byte planes: `chunk[k::size]` is the k-th byte of every element, `bytes.translate` maps or drops
-bytes, and two planes are combined as long integers.
+Each function takes one chunk of whole elements, so a caller can stream tensors of any size. The work is done on byte
+planes: `chunk[k::size]` is the k-th byte of every element, `bytes.translate` maps or drops bytes, and two planes are
+combined as long integers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MAGNITUDE: Final = bytes(b & 0x7F for b in _ALL)
 
 
 def first_nonfinite(chunk: bytes, dtype: str) -> int | None:
-    """The index in the chunk of the first NaN or infinity; None where there is none, or the dtype has none."""
+    """The index in the chunk of the first NaN or infinity; None if there is none or the dtype has none."""
     planes = _EXPONENT.get(dtype)
     if planes is None:
         return None
@@ -49,7 +49,7 @@ def first_nonfinite(chunk: bytes, dtype: str) -> int | None:
 
 
 def is_zero(chunk: bytes, dtype: str) -> bool:
-    """True where every element is zero; -0.0 is zero. Integers are compared as they stand."""
+    """Whether every element is zero; -0.0 counts as zero."""
     if chunk.count(0) == len(chunk):
         return True
     if dtype not in _EXPONENT:
@@ -61,9 +61,9 @@ def is_zero(chunk: bytes, dtype: str) -> bool:
 
 
 def magnitude_bound(chunk: bytes, dtype: str) -> float:
-    """A power of two that no |x| of the chunk exceeds, at most 8 times too large (F64: 65536); 0.0 only for zeros.
+    """A power of two that bounds the largest magnitude, at most 8 times too large (F64: 65536); 0.0 only for zeros.
 
-    Infinity where the dtype is not a float, or the chunk holds NaN or infinity.
+    Infinity if the dtype is not a float or the chunk contains NaN or infinity.
     """
     if dtype not in _EXPONENT:
         return float("inf")
@@ -71,7 +71,7 @@ def magnitude_bound(chunk: bytes, dtype: str) -> float:
         return 0.0
     size = DTYPE_BYTES[dtype]
     top = max(chunk[size - 1 :: size].translate(_MAGNITUDE))
-    # The top byte fixes the exponent's leading bits; the bound takes all lower bits as set.
+    # The top byte has the exponent's leading bits; the bound assumes that all lower bits are set.
     if dtype == "F64":
         exponent = (top << 4 | 0xF) - 1023 + 1
     elif dtype in ("F32", "BF16"):
@@ -84,7 +84,7 @@ def magnitude_bound(chunk: bytes, dtype: str) -> float:
 
 
 def widen(chunk: bytes, dtype: str, to: str) -> bytes | None:
-    """The chunk's values as `to`, exactly: the same dtype, or a half as F32. None for other pairs."""
+    """Convert values to `to` exactly: the same dtype, or a 16-bit float as F32. None for other pairs."""
     if dtype == to:
         return chunk
     if dtype == "BF16" and to == "F32":
@@ -98,6 +98,6 @@ def widen(chunk: bytes, dtype: str, to: str) -> bytes | None:
 
 
 def is_one(chunk: bytes, dtype: str) -> bool:
-    """True where every element is exactly 1.0."""
+    """Whether every element is exactly 1.0."""
     one = {"F64": b"\0\0\0\0\0\0\xf0\x3f", "F32": b"\0\0\x80\x3f", "BF16": b"\x80\x3f", "F16": b"\x00\x3c"}.get(dtype)
     return one is not None and chunk == one * (len(chunk) // len(one))

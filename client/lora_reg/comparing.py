@@ -22,7 +22,7 @@ def changed_config(before: dict[str, Any], after: dict[str, Any]) -> list[dict[s
 
 def side_by_side(before: Sequence[ReportView], after: Sequence[ReportView]) -> list[dict[str, Any]]:
     """Losses in nats per token on the datasets that both were validated on, with the interval of the difference."""
-    from lora_contract.statistics import paired
+    from lora_contract.statistics import paired_difference
 
     one, other = (_evaluations(reports) for reports in (before, after))
     rows = []
@@ -30,7 +30,7 @@ def side_by_side(before: Sequence[ReportView], after: Sequence[ReportView]) -> l
         mine, theirs = one[digest], other[digest]
         numbers = [[value for value in found.nats if value is not None] for found in (mine, theirs)]
         usable = mine.tokens == theirs.tokens and all(len(some) == len(mine.tokens) for some in numbers)
-        interval = paired(numbers[1], numbers[0], mine.tokens) if usable and len(mine.tokens) > 1 else None
+        interval = paired_difference(numbers[1], numbers[0], mine.tokens) if usable and len(mine.tokens) > 1 else None
         rows.append(
             {
                 "set": mine.name,

@@ -17,15 +17,15 @@ from lora_contract.signing import (
     Envelope,
     PublicKey,
     check_statement,
+    is_valid_signature,
     make_statement,
     pae,
     parse_public_key,
     payload_of,
-    sealed,
     signatures_of,
-    verifies,
+    wrap_signature,
 )
-from lora_contract.signing.keys import of_der
+from lora_contract.signing.keys import parse_der
 from lora_contract.wire.signatures import SignatureView
 from lora_reg.client import Client
 
@@ -98,7 +98,7 @@ def load_public_key(path: Path) -> PublicKey:
 def public_half(key: PrivateKey) -> PublicKey:
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-    return of_der(key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
+    return parse_der(key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
 
 
 def fetch_subject(client: Client, ref: str | Reference) -> Subject:
@@ -147,7 +147,7 @@ def make_envelope(subject: Subject, key: PrivateKey) -> Envelope:
     payload = make_statement(subject.namespace, subject.name, subject.digest)
     message = pae(PAYLOAD_TYPE, payload)
     signed = key.sign(message, ECDSA(SHA256())) if isinstance(key, EllipticCurvePrivateKey) else key.sign(message)
-    return sealed(payload, signed, public_half(key).key_id)
+    return wrap_signature(payload, signed, public_half(key).key_id)
 
 
 def require_signed(client: Client, subject: Subject, keys: Sequence[PublicKey]) -> list[SignatureView]:
@@ -166,7 +166,7 @@ def _signed(client: Client, subject: Subject, key: PublicKey) -> SignatureView:
             why = f"The signature of {subject.label} by the key {key.key_id} is invalid: {error.detail}"
             continue
         message = pae(PAYLOAD_TYPE, payload)
-        if any(verifies(key, message, signature) for signature in signatures):
+        if any(is_valid_signature(key, message, signature) for signature in signatures):
             return view
         why = f"The signature of {subject.label} attributed to the key {key.key_id} was made by another key."
     raise RegistryError("signature-mismatch", why)

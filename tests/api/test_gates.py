@@ -122,7 +122,7 @@ def test_a_series_of_versions_earns_its_tag_or_does_not(room: Room) -> None:
     assert (gate["holder_number"], len(gate["reports"])) == (1, 2)
     better = next(check for check in gate["checks"] if check["rule"].endswith(":holder"))
     assert better["evidence"]["high"] < 0
-    assert "better than the version that holds the tag" in better["message"]
+    assert "better than the tag's current target" in better["message"]
     view = room.decided("v3", "prod")
     assert (view["allowed"], view["holder_number"]) == (False, 2)
     assert {rule.rpartition(":")[2] for rule in checks(view, "failed")} == {"base", "holder"}

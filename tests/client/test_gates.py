@@ -67,7 +67,7 @@ def test_from_an_evaluation_set_to_a_tag(home: Home, few: Path, tmp_path: Path) 
     strict = tmp_path / "strict.json"
     strict.write_text('{"name": "strict", "max_rank": 1}')
     refused = home.run("gate", f"{name}:v2", "--for", "prod", "--policy", strict)
-    assert (refused.status, "at most 1 is allowed" in refused.out.splitlines()[-1]) == (6, True)
+    assert (refused.status, "the maximum is 1" in refused.out.splitlines()[-1]) == (6, True)
     assert home.run("promote", f"{name}:v2", "prod", "--expect", "v2").status == 5
     assert home.ok("promote", f"{name}:v2", "prod", "--expect", "v1", "-q").out == f"{name}:prod\n"
     assert "approved for prod" in home.ok("approve", f"{name}:v2", "--for", "prod").out

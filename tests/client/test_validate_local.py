@@ -40,7 +40,7 @@ def test_a_better_version_is_let_through(alone: Home) -> None:
     lines = said.out.splitlines()
     assert lines[0].split() == ["RULE", "FINDINGS"]
     assert any(line.startswith("ok") and "layer:effect" in line for line in lines)
-    assert any("better than the version that holds the tag" in line for line in lines)
+    assert any("better than the tag's current target" in line for line in lines)
     assert lines[-1].startswith("allowed by the policy default: On queries_eval it is better than the base")
     assert said.err == ""
 
@@ -48,7 +48,7 @@ def test_a_better_version_is_let_through(alone: Home) -> None:
 def test_a_worse_one_is_refused(alone: Home) -> None:
     refused = alone.run("validate", "--local", THIRD, *BASE, *DATA, "--against", SECOND)
     assert refused.status == 6, refused.err
-    assert "worse than the version that holds the tag" in refused.out
+    assert "worse than the tag's current target" in refused.out
     assert refused.out.splitlines()[-1].startswith("refused by the policy default")
 
 
@@ -82,7 +82,7 @@ def test_tasks_are_shown_and_judged(alone: Home, tmp_path: Path) -> None:
     row = next(line for line in lines if line[:2] == ["second_line", "acc"])
     assert row[-4:] == ["1", "±", "0", "2"]
     assert "task:second_line.acc" in said
-    assert "second_line.acc is 1, of the base" in said
+    assert "second_line.acc is 1 (base: " in said
     policy.write_text(f"{skip}[behaviour]\ntasks = {{ 'second_line.f1' = 0.5 }}\n")
     refused = alone.run(*arguments, "--json")
     assert refused.status == 6, refused.err
@@ -95,7 +95,7 @@ def test_a_rank_beyond_the_policy_is_refused(alone: Home, tmp_path: Path) -> Non
     path.write_text("max_rank = 1\n")
     refused = alone.run("validate", "--local", FIRST, *BASE, "--policy", path)
     assert refused.status == 6
-    assert "at most 1 is allowed" in refused.out.splitlines()[-1]
+    assert "the maximum is 1" in refused.out.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -57,14 +57,14 @@ def test_tokenizer_and_template(files):
 
 
 FAULTS = {
-    "no config": (lambda f: f.pop("config.json"), "no config.json"),
-    "config a list": (lambda f: f.update({"config.json": b"[]"}), "no object"),
+    "no config": (lambda f: f.pop("config.json"), "config.json is missing"),
+    "config a list": (lambda f: f.update({"config.json": b"[]"}), "not a JSON object"),
     "config twice": (lambda f: f.update({"config.json": b'{"a":1,"a":2}'}), "twice"),
     "remote code": (lambda f: change_json(f, "config.json", auto_map={"AutoModel": "x.Y"}), "auto_map"),
-    "no shard": (lambda f: f.pop("model-00002-of-00002.safetensors"), "which model.safetensors.index.json names"),
-    "no index": (lambda f: f.pop("model.safetensors.index.json"), "no part"),
+    "no shard": (lambda f: f.pop("model-00002-of-00002.safetensors"), "which model.safetensors.index.json lists"),
+    "no index": (lambda f: f.pop("model.safetensors.index.json"), "not a shard"),
     "a pickle": (lambda f: f.update({"pytorch_model.bin": b"x"}), "never opened"),
-    "stray weights": (lambda f: f.update({"other.safetensors": weights({})}), "no part"),
+    "stray weights": (lambda f: f.update({"other.safetensors": weights({})}), "not a shard"),
     "index names too much": (
         lambda f: change_json(
             f, "model.safetensors.index.json",
@@ -76,7 +76,7 @@ FAULTS = {
     "index is empty": (lambda f: change_json(f, "model.safetensors.index.json", weight_map={}), "weight_map"),
     "tensor in two shards": (
         lambda f: f.update({"model-00002-of-00002.safetensors": f["model-00001-of-00002.safetensors"]}),
-        "stands in",
+        "is in both",
     ),
 }  # fmt: skip
 

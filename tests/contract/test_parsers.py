@@ -181,8 +181,8 @@ def test_canonical_golden():
     [
         (b'{"a":1,"a":1}', "twice"),
         (b'[{"b":{"a":1,"a":1}}]', "twice"),
-        (b"[NaN]", "no JSON number"),
-        (b"[-Infinity]", "no JSON number"),
+        (b"[NaN]", "not a JSON number"),
+        (b"[-Infinity]", "not a JSON number"),
         (b"[1e999]", "JSON"),
         (b"\xef\xbb\xbf{}", "not valid"),
         (b'"\xff"', "not valid"),

@@ -27,11 +27,11 @@ from lora_contract.signing import (
     pae,
     parse_public_key,
     payload_of,
-    sealed,
     signatures_of,
+    wrap_signature,
 )
 from lora_contract.signing.dsse import MAX_PAYLOAD_BYTES, decode_base64
-from lora_contract.signing.keys import of_der
+from lora_contract.signing.keys import parse_der
 from tests.support.signing import Signer
 
 DIGEST = Digest("ab" * 32)
@@ -102,7 +102,7 @@ def test_signatures_of_the_standard_are_signatures_of_what_is_read(payload: str,
     with pytest.raises(InvalidSignature):
         private.public_key().verify(signed, pae("application/vnd.example.other+json", payload_of(found)))
     if "-" not in payload:
-        assert sealed(payload_of(found), signed, "A").payload == payload
+        assert wrap_signature(payload_of(found), signed, "A").payload == payload
 
 
 @given(st.binary(max_size=300), st.booleans())
@@ -278,7 +278,7 @@ def test_points_that_are_taken_are_those_of_the_curve(point: bytes, good: bool) 
     whole = Signer(curve=True).public.der
     der = whole if good else whole[:-64] + point
     try:
-        key = of_der(der)
+        key = parse_der(der)
     except RegistryError:
         with pytest.raises(ValueError):
             load_der_public_key(der)

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import (  # fmt: skip
 
 from lora_contract.digest import Digest
 from lora_contract.signing import PublicKey, make_statement
-from lora_contract.signing.keys import of_der
+from lora_contract.signing.keys import parse_der
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 
@@ -38,7 +38,7 @@ class Signer:
 
     @property
     def public(self) -> PublicKey:
-        return of_der(self.private.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
+        return parse_der(self.private.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
 
     @property
     def pem(self) -> str:

@@ -87,7 +87,7 @@ def hangs(config: AdapterConfig, paths: Iterable[str], budget: Budget | None = N
     for key, text, pattern in _expressions(config):
         probes = [(piece * _PROBE)[:_PROBE] + "!" for piece in ("a", "0", "a.0", *_pieces(text))]
         regex = Regex(pattern, budget=budget)
-        if any(regex.backtracking(sample, _MAX_STEPS) for sample in (*probes, *samples)):
+        if any(regex.backtracks(sample, _MAX_STEPS) for sample in (*probes, *samples)):
             return key, text
     return None
 

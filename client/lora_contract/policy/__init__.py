@@ -1,4 +1,4 @@
-"""Policies: what a report must show before a tag may move. Documents, and a pure function of them and of facts."""
+"""Policies: documents that state what a report must show before a tag may move, and the decision by one."""
 
 from __future__ import annotations
 

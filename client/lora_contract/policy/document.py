@@ -1,4 +1,4 @@
-"""The policy document. Each field has a default, and all defaults together are the policy that needs no writing."""
+"""The policy document. Every field has a default; the defaults together are the default policy."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Nats = Annotated[float, Meta(ge=0, le=100)]
 Role = Literal["reader", "writer", "admin"]
 
 LEAST_EFFECT: Final = 0.02
-"""Nats per token, 2 % of perplexity. On the same records a difference of 0.0005 is already beyond its interval."""
+"""Nats per token, 2 % of perplexity. On the same records even a difference of 0.0005 is statistically significant."""
 
 LEAST_SHARE: Final = 0.07
-"""Of what the holder of the tag has gained over the base. Training again with another seed moves the loss by up
-to 0.044 of the gain (docs/policies.md has the figures): a smaller difference says nothing of the work done."""
+"""Share of the gain of the tag's current target over the base. Training again with another seed changes the loss by up
+to 0.044 of the gain (docs/policies.md has the figures): a smaller difference is noise."""
 
 
 class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -32,12 +32,18 @@ class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class Quality(_Part, frozen=True):
-    """Held-out loss, on each evaluation set of the gate.
+    """Held-out loss on each evaluation set of the gate.
 
-    sets: references to data sets that are always evaluated, beside those that the caller gives. better_than_base: by
-    more than its interval and `least_effect`. not_worse_than_holder: of the tag, where what counts is at least also
-    `least_share` of the holder's own gain over the base, and the whole interval must lie beyond it. highest: ceilings
-    in nats per token by the set's reference.
+    Args:
+        sets: references to evaluation sets that are always used, in addition to those of the request.
+        better_than_base: require an improvement over the base whose interval excludes 0 and that is at least
+            `least_effect`.
+        not_worse_than_holder: refuse a version whose whole interval is worse than the tag's current target by at least
+            `least_effect` and `least_share` of that target's gain over the base.
+        least_effect: smallest relevant difference in nats per token.
+        least_share: smallest relevant difference as a share of the gain.
+        level: confidence level of the intervals.
+        highest: largest allowed loss in nats per token, by reference of the evaluation set.
     """
 
     sets: list[str] = []
@@ -50,17 +56,25 @@ class Quality(_Part, frozen=True):
 
 
 class Forgetting(_Part, frozen=True):
-    """Loss on general text. sets: references. most: increase in nats per token over the tag's holder, or over the base
-    where there is none; None: reported and not judged, since every adapter of one domain forgets some."""
+    """Loss on general text.
+
+    Args:
+        sets: references to evaluation sets.
+        most: largest increase in nats per token over the tag's current target, or over the base if there is none.
+            None: reported and not judged, since every adapter of one domain forgets something.
+    """
 
     sets: list[str] = []
     most: Nats | None = None
 
 
 class Behaviour(_Part, frozen=True):
-    """Expected answers. sets: references. least: share of the answers of each set that must be as expected.
+    """Expected answers and tasks.
 
-    tasks: least values of metrics of lm-evaluation-harness, by `task.metric`; only a user's own machine runs them.
+    Args:
+        sets: references to evaluation sets.
+        least: smallest share of the answers of each set that must be as expected.
+        tasks: smallest values of lm-evaluation-harness metrics, by `task.metric`; tasks run only on a user's machine.
     """
 
     sets: list[str] = []
@@ -69,15 +83,19 @@ class Behaviour(_Part, frozen=True):
 
 
 class Approvals(_Part, frozen=True):
-    """Of people beside the one who promotes. count 0: none are asked for."""
+    """Approvals by users other than the promoter. count: 0: none are required."""
 
     count: Annotated[int, Meta(ge=0, le=100)] = 0
     role: Role = "writer"
 
 
 class Signatures(_Part, frozen=True):
-    """keys: public ones whose signatures count, as PEM or as the base64 inside of it; none: no signature is asked for.
-    count: so many different ones of them must have signed exactly this version."""
+    """Required signatures.
+
+    Args:
+        keys: trusted public keys, as PEM or its base64 body; empty: no signature is required.
+        count: how many different keys must have signed this version.
+    """
 
     keys: Annotated[list[str], Meta(max_length=64)] = []
     count: Annotated[int, Meta(ge=1, le=64)] = 1
@@ -87,13 +105,17 @@ class Signatures(_Part, frozen=True):
 
 
 class Policy(_Part, frozen=True):
-    """What must hold before a tag may point to a version.
+    """The requirements for moving a tag to a version.
 
-    blocking: layers whose errors refuse. skip: layers that need not run. allow: codes of findings that never block.
-    precision: what the base is loaded as; None: as `validation.usual_precision` has it, by the base's size.
-    max_rank: the largest effective rank. licences: of the version's metadata `license`; empty: any. runtimes: servers
-    that must be able to serve it as it is. fresh_days: the report's greatest age; None: it does not age, as its inputs
-    are pinned.
+    Args:
+        blocking: layers whose errors refuse the version.
+        skip: layers that need not run.
+        allow: codes of findings that never refuse it.
+        precision: how the base is loaded; None: `validation.default_precision`, by the base's size.
+        max_rank: largest allowed effective rank.
+        licences: allowed values of the version's metadata `license`; empty: any.
+        runtimes: servers on which it must be servable without conversion.
+        fresh_days: largest age of the report; None: unlimited, since its inputs are pinned.
     """
 
     schema: Literal[1] = 1
@@ -124,13 +146,13 @@ DEFAULT: Final = Policy()
 
 
 def parse_policy(document: Any) -> Policy:
-    """A policy of its parsed JSON or TOML, with its keys in one spelling. Raises RegistryError `invalid-request` naming
-    the field."""
+    """Validate parsed JSON or TOML as a policy, with normalized keys. Raises RegistryError `invalid-request` naming the
+    field."""
     try:
         policy = msgspec.convert(document, Policy)
     except msgspec.ValidationError as error:
         raise RegistryError(
-            "invalid-request", f"The policy is malformed: {error}.", hint="docs/policies.md lists its fields."
+            "invalid-request", f"The policy is malformed: {error}.", hint="docs/policies.md lists the fields."
         ) from error
     policy = msgspec.structs.replace(policy, signatures=_signatures(policy.signatures))
     if len(policy.to_bytes()) > MAX_BYTES:
@@ -149,11 +171,13 @@ def _signatures(given: Signatures) -> Signatures:
                 hint=error.hint,
             ) from error  # fmt: skip
         if key.key_id in keys:
-            raise RegistryError("invalid-request", f"The policy is malformed: signatures.keys has {key.key_id} twice.")
+            raise RegistryError(
+                "invalid-request", f"The policy is malformed: signatures.keys contains {key.key_id} twice."
+            )
         keys[key.key_id] = key.text
     if given.count > max(1, len(keys)):
         raise RegistryError(
             "invalid-request",
-            f"The policy is malformed: signatures.count asks for {given.count} signatures of {len(keys)} keys.",
+            f"The policy is malformed: signatures.count requires {given.count} signatures by {len(keys)} keys.",
         )
     return Signatures(keys=list(keys.values()), count=given.count)

@@ -1,8 +1,8 @@
-"""Patterns of tags, `namespace/name:tag`, each part with `*` for any text, and which of several governs.
+"""Tag patterns, `namespace/name:tag` with `*` for any text in each part, and their precedence.
 
-The most specific pattern wins, judged part by part from the left: a part without `*` before one with it, then the one
-with more literal characters. `acme/*:prod` comes before `*/sql:prod`, and `acme/sql-*:prod` before `acme/*:prod`. Of
-patterns that are equal in all that, as `a*` and `*a` are, the first in the order of their texts.
+The most specific pattern wins, compared part by part from the left: a part without `*` precedes one with it, then the
+one with more literal characters. `acme/*:prod` precedes `*/sql:prod`, and `acme/sql-*:prod` precedes `acme/*:prod`.
+Ties, such as `a*` and `*a`, are broken by the order of the texts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Parts = tuple[str, str, str]
 
 
 def parse_pattern(text: str) -> Parts:
-    """Namespace, name and tag of a pattern. Raises RegistryError `invalid-request`, `invalid-reference`."""
+    """Split a pattern into namespace, name and tag. Raises RegistryError `invalid-request`, `invalid-reference`."""
     path, colon, tag = text[:1024].partition(":")
     namespace, slash, name = path.partition("/")
     if not colon or not slash:
@@ -29,7 +29,9 @@ def parse_pattern(text: str) -> Parts:
     parts = (namespace, name, tag)
     for part, longest in zip(parts, _LONGEST, strict=True):
         if len(part) > longest or not _WILD.match(part):
-            raise _invalid(text, f"its part {part[:120]!r} is empty, too long or holds another character than a name")
+            raise _invalid(
+                text, f"its part {part[:120]!r} is empty, too long or contains a character not allowed in names"
+            )
     if "*" not in namespace:
         reference.check_namespace(namespace)
     if "*" not in name:
@@ -40,33 +42,33 @@ def parse_pattern(text: str) -> Parts:
 
 
 def governing(patterns: Iterable[str], namespace: str, name: str, tag: str) -> str | None:
-    """The pattern that governs a tag; None where none matches. The patterns have been parsed before."""
+    """The pattern that governs a tag; None if none matches. The patterns must be valid."""
     subject = (namespace, name, tag)
     found = [text for text in patterns if all(map(_matches, parse_pattern(text), subject))]
     return min(found, key=_rank, default=None)
 
 
 def _rank(text: str) -> tuple[object, ...]:
-    """Smaller is more specific."""
+    """A sort key: smaller is more specific."""
     order = [("*" in part, -len(part.replace("*", ""))) for part in parse_pattern(text)]
     return (*order, text)
 
 
 def _matches(pattern: str, text: str) -> bool:
-    """Whether a part matches, in time linear in both: every piece between stars is found as far left as it can be."""
+    """Match a part in linear time: each literal between stars is matched at its leftmost position."""
     if "*" not in pattern:
         return pattern == text
     first, *middle, last = pattern.split("*")
     if len(text) < len(first) + len(last) or not text.startswith(first) or not text.endswith(last):
         return False
     at, end = len(first), len(text) - len(last)
-    for piece in middle:
-        found = text.find(piece, at, end)
+    for literal in middle:
+        found = text.find(literal, at, end)
         if found < 0:
             return False
-        at = found + len(piece)
+        at = found + len(literal)
     return True
 
 
 def _invalid(text: str, why: str) -> RegistryError:
-    return RegistryError("invalid-request", f"{text[:200]!r} is no pattern of tags: {why}.")
+    return RegistryError("invalid-request", f"{text[:200]!r} is not a tag pattern: {why}.")

@@ -1,11 +1,11 @@
-"""Signatures of versions: envelopes, the statement in them, and public keys. Whether one is valid."""
+"""Signatures of versions: DSSE envelopes, their in-toto statements, public keys, and verification."""
 
 from __future__ import annotations
 
-from lora_contract.signing.dsse import PAYLOAD_TYPE, Envelope, Signature, pae, payload_of, sealed, signatures_of
+from lora_contract.signing.dsse import PAYLOAD_TYPE, Envelope, Signature, pae, payload_of, signatures_of, wrap_signature
 from lora_contract.signing.keys import Algorithm, PublicKey, parse_public_key
 from lora_contract.signing.statement import PREDICATE_TYPE, check_statement, make_statement
-from lora_contract.signing.verifying import verifies
+from lora_contract.signing.verifying import is_valid_signature
 
 __all__ = [
     "Algorithm",
@@ -19,7 +19,7 @@ __all__ = [
     "pae",
     "parse_public_key",
     "payload_of",
-    "sealed",
+    "wrap_signature",
     "signatures_of",
-    "verifies",
+    "is_valid_signature",
 ]

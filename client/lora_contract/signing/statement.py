@@ -1,4 +1,4 @@
-"""What a signature says: that whoever holds the key stands for one version of one repository.
+"""The signed statement: the key's owner vouches for one version of one repository.
 
 An in-toto Statement v1 (https://github.com/in-toto/attestation) with one subject.
 """
@@ -17,7 +17,7 @@ PREDICATE_TYPE: Final = "urn:lora-reg:version-signature:1"
 
 
 def make_statement(namespace: str, name: str, digest: Digest) -> bytes:
-    """The statement about a version, in canonical JSON."""
+    """Make the statement about a version, in canonical JSON."""
     return canonical.dumps(
         {
             "_type": STATEMENT_TYPE,
@@ -29,35 +29,35 @@ def make_statement(namespace: str, name: str, digest: Digest) -> bytes:
 
 
 def check_statement(payload: bytes, namespace: str, name: str, digest: Digest) -> None:
-    """That a statement is about this version of this repository and nothing else.
+    """Check that a statement is about this version of this repository and nothing else.
 
-    Another predicate type is another statement: a key that signs reports of failures must not thereby stand for the
-    version. Fields that are not known are passed over, as in-toto asks. Raises RegistryError `invalid-request` for what
-    is no such statement, `signature-mismatch` where it is about something else.
+    Other predicate types are refused: a key that signs failure reports must not thereby vouch for the version. Unknown
+    fields are ignored, as in-toto requires. Raises RegistryError `invalid-request` for a malformed statement,
+    `signature-mismatch` for another subject.
     """
     try:
         document = canonical.loads_strict(payload, what="The signed statement", max_bytes=MAX_PAYLOAD_BYTES)
     except RegistryError as error:
         raise RegistryError("invalid-request", error.detail) from error
     if not isinstance(document, dict):
-        raise RegistryError("invalid-request", "The signed statement is no JSON object.")
+        raise RegistryError("invalid-request", "The signed statement is not a JSON object.")
     for field, expected in (("_type", STATEMENT_TYPE), ("predicateType", PREDICATE_TYPE)):
         if document.get(field) != expected:
             raise RegistryError(
                 "invalid-request",
-                f"The signed statement's {field} is {_shown(document.get(field))}; expected {expected!r}.",
+                f"The signed statement's {field} is {_excerpt(document.get(field))}; expected {expected!r}.",
             )
     subject = document.get("subject")
     if not (isinstance(subject, list) and len(subject) == 1 and isinstance(subject[0], dict)):
-        raise RegistryError("invalid-request", "The signed statement does not name one subject.")
+        raise RegistryError("invalid-request", "The signed statement must have exactly one subject.")
     found = (subject[0].get("name"), subject[0].get("digest"))
     if found != (f"{namespace}/{name}", {"sha256": digest.hex}):
         raise RegistryError(
             "signature-mismatch",
-            f"What was signed is {_shown(found[0])} with the digest {_shown(found[1])}; "
+            f"The signed subject is {_excerpt(found[0])} with the digest {_excerpt(found[1])}; "
             f"expected {namespace}/{name} with sha256 {digest.hex}.",
         )
 
 
-def _shown(value: Any) -> str:
+def _excerpt(value: Any) -> str:
     return repr(value)[:120]

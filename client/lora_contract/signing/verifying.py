@@ -1,6 +1,6 @@
-"""Whether a key made a signature: the one question of both sides that needs cryptography.
+"""Verification of signatures: the only code of both sides that needs `cryptography`.
 
-It is loaded when it is asked, by those who have it: the service, and a client with the extra `sign`.
+The package is imported on use: the service has it, and a client with the extra `sign`.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 from lora_contract.signing.keys import PublicKey
 
 
-def verifies(key: PublicKey, message: bytes, signature: bytes) -> bool:
-    """Whether `signature` is one of `message` by the key: 64 bytes for Ed25519, DER for ECDSA with SHA-256."""
+def is_valid_signature(key: PublicKey, message: bytes, signature: bytes) -> bool:
+    """Verify a signature of a message: 64 bytes for Ed25519, DER for ECDSA with SHA-256."""
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -21,7 +21,7 @@ def verifies(key: PublicKey, message: bytes, signature: bytes) -> bool:
         if isinstance(loaded, Ed25519PublicKey):
             loaded.verify(signature, message)
         else:
-            assert isinstance(loaded, EllipticCurvePublicKey)  # `PublicKey` knows no third
+            assert isinstance(loaded, EllipticCurvePublicKey)  # the only other algorithm of `PublicKey`
             loaded.verify(signature, message, ECDSA(SHA256()))
     except InvalidSignature:
         return False

@@ -6,7 +6,7 @@ from typing import Annotated, TypeAlias
 
 from msgspec import Meta
 
-from lora_contract.recipe import MergedDtype, Onto, OutputDtype, Parameter, Rounding
+from lora_contract.recipe import MergedDtype, Onto, OutputDtype, ParameterValue, Rounding
 from lora_contract.wire.common import Request
 
 Rank: TypeAlias = Annotated[int, Meta(ge=1, le=2**20)]
@@ -52,7 +52,7 @@ class ComposeRequest(DeriveRequest, frozen=True, kw_only=True):
 
     adapters: list[WeightedAdapter]
     method: str
-    parameters: dict[str, Parameter] = {}
+    parameters: dict[str, ParameterValue] = {}
     seed: Seed = 0
     dtype: OutputDtype | None = None
 

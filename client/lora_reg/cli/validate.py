@@ -12,12 +12,12 @@ from lora_reg.cli.state import Command, State, pass_state
 
 if TYPE_CHECKING:
     from lora_contract.policy import Decision, Policy
-    from lora_contract.validation import Layer, Precision, Role, Validation
+    from lora_contract.validation import DatasetRole, Layer, Precision, Validation
     from lora_contract.wire.jobs import JobView
     from lora_reg.client import Client
     from lora_reg.progress import Progress
 
-    Names: TypeAlias = dict[Role, dict[str, str]]
+    Names: TypeAlias = dict[DatasetRole, dict[str, str]]
     """Names of datasets by role and digest."""
     Found: TypeAlias = tuple[Validation, Validation | None, Names]
     """The report, that of the version in service, and the datasets."""
@@ -115,7 +115,7 @@ def validate(
     decision = decide(
         policy,
         GateFacts(
-            report=report, holder=holder, held=holder is not None,
+            report=report, target=holder, has_target=holder is not None,
             quality=names["quality"], forgetting=names["forgetting"], behaviour=names["behaviour"],
         ),
     )  # fmt: skip
@@ -160,14 +160,18 @@ def _here(
     tasks: tuple[str, ...],
 ) -> Found:
     """Run the validation on this machine. precision None: chosen by the size of the base."""
-    from lora_contract.validation import usual_precision
+    from lora_contract.validation import default_precision
 
     need_folders(base, folder, *map(Path, tasks), *([Path(against)] if against else []))
-    sets: dict[Role, list[Path]] = {"quality": [], "forgetting": [Path(name) for name in general], "behaviour": []}
+    sets: dict[DatasetRole, list[Path]] = {
+        "quality": [],
+        "forgetting": [Path(name) for name in general],
+        "behaviour": [],
+    }
     for name in data:
         sets["behaviour" if _asks(Path(name)) else "quality"].append(Path(name))
     validating = kernels("validating", "Validating")
-    precision = precision or usual_precision(sum(path.stat().st_size for path in base.rglob("*") if path.is_file()))
+    precision = precision or default_precision(sum(path.stat().st_size for path in base.rglob("*") if path.is_file()))
     progress = state.progress()
     try:
         skip: dict[Layer, str] = dict.fromkeys(policy.skip, "the policy skips it.")
@@ -187,7 +191,7 @@ def _report(
     validating: Any,
     base: Path,
     adapter: Path,
-    sets: dict[Role, list[Path]],
+    sets: dict[DatasetRole, list[Path]],
     skip: dict[Layer, str],
     precision: Precision,
     progress: Progress,
@@ -247,12 +251,12 @@ def _draw(report: Validation, holder: Validation | None, subject: str, against: 
 
 def _interval(nats: list[float | None], tokens: list[int]) -> tuple[float, float] | None:
     """The 95% interval of a loss; None if there are too few records or a loss is not finite."""
-    from lora_contract.statistics import paired
+    from lora_contract.statistics import paired_difference
 
     finite = [value for value in nats if value is not None]
     if len(finite) < len(nats):
         return None
-    found = paired(finite, [0.0] * len(finite), tokens)
+    found = paired_difference(finite, [0.0] * len(finite), tokens)
     return (found.low, found.high) if found else None
 
 

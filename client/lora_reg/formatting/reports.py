@@ -53,14 +53,14 @@ def verdicts(views: Iterable[GateView]) -> list[str]:
 
 def _validation(view: ReportView) -> list[str]:
     """The measurements: states of the layers, losses on each dataset."""
-    from lora_contract.policy.evidence import looked_at
+    from lora_contract.policy.evidence import describe_evidence
 
     found = msgspec.convert(view.body, Validation)
     layers = [
         (
             name,
             Word(layer.state, _TONES.get(layer.state)),
-            layer.reason or " ".join(f.message for f in layer.findings) or looked_at(name, layer),
+            layer.reason or " ".join(f.message for f in layer.findings) or describe_evidence(name, layer),
         )
         for name, layer in found.layers.items()
     ]

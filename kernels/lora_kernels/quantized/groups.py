@@ -9,9 +9,9 @@ from typing import Any, Final, NoReturn
 import msgspec
 
 from lora_contract import canonical
+from lora_contract.adapter.files import ReadFile
 from lora_contract.base import BaseFingerprint, BaseTensor
 from lora_contract.errors import RegistryError
-from lora_contract.fingerprint import ReadFile
 from lora_contract.tensors import DTYPE_NAMES, MAX_ELEMENTS
 from lora_kernels.quantized.layout import BLOCKSIZES, NestedParts, Quantized, StoredPart
 

@@ -30,7 +30,7 @@ from typing import Any, Final
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lora_contract.statistics import FEWEST, LEVEL, Interval, paired
+from lora_contract.statistics import LEVEL, MIN_RECORDS, Interval, paired_difference
 from lora_kernels.validating.losses import Encoded, forward, losses, record_nats
 
 # A forward+backward pass costs about as much as four of losses, and there are two: on a quarter of the records they
@@ -87,7 +87,7 @@ class Contributions:
         self.ablation[names] = self._interval(rise)
 
     def _interval(self, values: Sequence[float]) -> Interval:
-        found = paired(values, [0.0] * len(values), self._tokens, level=LEVEL)
+        found = paired_difference(values, [0.0] * len(values), self._tokens, level=LEVEL)
         assert found is not None  # as there are records enough
         return found
 
@@ -101,12 +101,12 @@ def measure(model: Any, records: Sequence[tuple[Encoded, float | None]], progres
         progress: called with the passes done, and of how many.
 
     Returns:
-        None if there is nothing to measure: fewer than FEWEST records, values that are not finite, or a type that wraps
-        no module, as prompts and prefixes do.
+        None if there is nothing to measure: fewer than MIN_RECORDS records, values that are not finite, or a type that
+        wraps no module, as prompts and prefixes do.
     """
     chosen = _spread([(item, base) for item, base in records if base is not None and item.tokens])
     layers, items = _layers(model), [item for item, _ in chosen]
-    if not layers or len(chosen) < FEWEST:
+    if not layers or len(chosen) < MIN_RECORDS:
         return None
     model.requires_grad_(False)
     count = len(items)

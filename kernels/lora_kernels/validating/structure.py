@@ -6,7 +6,7 @@ from functools import partial
 
 from lora_contract.adapter.check import AdapterFacts, AdapterFile, check_adapter
 from lora_contract.base import BaseTensor
-from lora_contract.validation import LayerResult, State
+from lora_contract.validation import LayerResult, LayerState
 from lora_kernels.checkpoint.folders import read_base
 from lora_kernels.checkpoint.sources import FolderSource
 from lora_kernels.validating.subject import Subject
@@ -31,7 +31,7 @@ def structure(subject: Subject) -> tuple[LayerResult, AdapterFacts | None]:
         )
     # If no name of the base is given, its name in the config cannot be checked.
     findings = [f for f in found.findings if subject.base_names is not None or f.code != "base-mismatch"]
-    state: State = "passed" if found.accepted else "failed"
+    state: LayerState = "passed" if found.accepted else "failed"
     facts = {"tensors": found.facts.tensors, "max_rank": found.facts.max_rank} if found.facts else {}
     return LayerResult(state, findings, facts), found.facts
 

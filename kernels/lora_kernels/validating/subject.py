@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lora_contract.validation import Layer, Precision, Role
+from lora_contract.validation import DatasetRole, Layer, Precision
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationSet:
     """path: JSON lines, of `lora_contract.dataset`. digest: of its version; name: for people."""
 
-    role: Role
+    role: DatasetRole
     digest: str
     name: str
     path: Path

@@ -14,7 +14,16 @@ from lora_contract.adapter.facts import AdapterFacts
 from lora_contract.errors import RegistryError
 from lora_contract.findings import Finding
 from lora_contract.serveability import serveability
-from lora_contract.validation import ROLES, Answers, Evaluation, Layer, LayerResult, Role, TaskResult, Validation
+from lora_contract.validation import (
+    DATASET_ROLES,
+    Answers,
+    DatasetRole,
+    Evaluation,
+    Layer,
+    LayerResult,
+    TaskResult,
+    Validation,
+)
 from lora_kernels.validating.subject import Subject
 
 if TYPE_CHECKING:
@@ -182,7 +191,7 @@ def _count(progress: Progress, what: str, total: int, done: int) -> None:
 
 def _losses(evaluations: list[Evaluation]) -> dict[Layer, LayerResult]:
     """The layers of losses hold the evidence; whether it suffices is for a policy to decide."""
-    by_role: dict[Role, list[Evaluation]] = defaultdict(list)
+    by_role: dict[DatasetRole, list[Evaluation]] = defaultdict(list)
     for found in evaluations:
         by_role[found.role].append(found)
     layers: dict[Layer, LayerResult] = {}
@@ -216,12 +225,12 @@ def _run(subject: Subject) -> list[Layer]:
     roles: set[Layer] = {one.role for one in subject.sets}
     if subject.tasks:
         roles.add("behaviour")
-    wanted = [layer for layer in _RUN if layer not in ROLES or layer in roles]
+    wanted = [layer for layer in _RUN if layer not in DATASET_ROLES or layer in roles]
     return [layer for layer in wanted if layer not in subject.skip]
 
 
-def _digests(subject: Subject) -> dict[Role, list[str]]:
-    found: dict[Role, list[str]] = {role: [] for role in ROLES}
+def _digests(subject: Subject) -> dict[DatasetRole, list[str]]:
+    found: dict[DatasetRole, list[str]] = {role: [] for role in DATASET_ROLES}
     for one in subject.sets:
         found[one.role].append(one.digest)
     return {role: sorted(digests) for role, digests in found.items()}

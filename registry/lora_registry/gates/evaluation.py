@@ -144,8 +144,8 @@ def evaluate(session: Session, inputs: GateInputs, promoter: str) -> GateOutcome
     theirs = rows[1] if inputs.other is not None else None
     facts = GateFacts(
         report=None if own is None else parse_validation(own.body.encode()),
-        holder=None if theirs is None else parse_validation(theirs.body.encode()),
-        held=inputs.holder is not None,
+        target=None if theirs is None else parse_validation(theirs.body.encode()),
+        has_target=inputs.holder is not None,
         quality=inputs.sets.names("quality"),
         forgetting=inputs.sets.names("forgetting"),
         behaviour=inputs.sets.names("behaviour"),

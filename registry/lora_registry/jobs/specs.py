@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from lora_contract.recipe import OPERATIONS, Operation
-from lora_contract.validation import Precision, Role
+from lora_contract.validation import DatasetRole, Precision
 from lora_registry.jobs.engine.kinds import JobKind
 
 HOUR: Final = 3600.0
@@ -20,7 +20,7 @@ class InspectSpec(msgspec.Struct, frozen=True):
 class EvaluationSetSpec(msgspec.Struct, frozen=True):
     """name: how the request called the evaluation set."""
 
-    role: Role
+    role: DatasetRole
     version: int
     name: str
 

@@ -11,7 +11,7 @@ from sqlmodel import Session
 
 from lora_contract.errors import RegistryError
 from lora_contract.policy import Policy
-from lora_contract.validation import Precision, Role, ValidationKey, usual_precision
+from lora_contract.validation import DatasetRole, Precision, ValidationKey, default_precision
 from lora_registry.auth.principals import Principal
 from lora_registry.db.tables import Version
 from lora_registry.repositories import resolve
@@ -39,16 +39,16 @@ class ResolvedDataset:
 class EvaluationSets:
     """Evaluation sets by role, then by digest."""
 
-    by_role: dict[Role, dict[str, ResolvedDataset]]
+    by_role: dict[DatasetRole, dict[str, ResolvedDataset]]
 
     def key(self, version: Version, base: Version, precision: Precision | None) -> ValidationKey:
         """The identity of a validation of a version on these sets."""
         return validation_key(version, base, precision, self.digests())
 
-    def digests(self) -> dict[Role, list[str]]:
+    def digests(self) -> dict[DatasetRole, list[str]]:
         return {role: sorted(found) for role, found in self.by_role.items()}
 
-    def names(self, role: Role) -> dict[str, str]:
+    def names(self, role: DatasetRole) -> dict[str, str]:
         """Digest -> name, as the policy or the caller wrote it."""
         return {digest: found.name for digest, found in self.by_role[role].items()}
 
@@ -78,7 +78,7 @@ def evaluation_sets(
 
 
 def validation_key(
-    version: Version, base: Version, precision: Precision | None, sets: Mapping[Role, Sequence[str]]
+    version: Version, base: Version, precision: Precision | None, sets: Mapping[DatasetRole, Sequence[str]]
 ) -> ValidationKey:
     """precision: None picks the usual one for a base of this size. sets: digests by role."""
     quality, forgetting, behaviour = (tuple(sets[role]) for role in ("quality", "forgetting", "behaviour"))
@@ -88,7 +88,7 @@ def validation_key(
         quality=quality,
         forgetting=forgetting,
         behaviour=behaviour,
-        precision=precision or usual_precision(base.size),
+        precision=precision or default_precision(base.size),
     )
 
 

@@ -11,7 +11,7 @@ from sqlmodel import Session
 
 from lora_contract.errors import RegistryError
 from lora_contract.policy import Policy, governing
-from lora_contract.validation import Role
+from lora_contract.validation import DatasetRole
 from lora_registry.auth.principals import Principal
 from lora_registry.db.tables import DecisionRow, Repository, Version
 from lora_registry.jobs import enqueue
@@ -101,7 +101,7 @@ def _still_holds(
     policy: Policy,
     required: EvaluationSets,
 ) -> bool:
-    sets: dict[Role, list[str]] = json.loads(decision.sets)
+    sets: dict[DatasetRole, list[str]] = json.loads(decision.sets)
     if any(not set(digests) <= set(sets[role]) for role, digests in required.digests().items()):
         return False
     key = validation_key(version, base, policy.precision, sets)

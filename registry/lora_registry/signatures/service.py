@@ -12,14 +12,14 @@ from lora_contract.signing import (
     PAYLOAD_TYPE,
     PublicKey,
     check_statement,
+    is_valid_signature,
     pae,
     parse_public_key,
     payload_of,
-    sealed,
     signatures_of,
-    verifies,
+    wrap_signature,
 )
-from lora_contract.signing.keys import of_der
+from lora_contract.signing.keys import parse_der
 from lora_contract.wire.signatures import SignatureList, SignatureView, SignRequest
 from lora_registry.auth.caller import Caller
 from lora_registry.db.tables import Repository, Version, VersionSignature
@@ -41,7 +41,7 @@ def add(caller: Caller, path: VersionPath, request: SignRequest) -> SignatureVie
     key = parse_public_key(request.key)
     payload = payload_of(request.envelope)
     message = pae(PAYLOAD_TYPE, payload)
-    signature = next((one for one in signatures_of(request.envelope) if verifies(key, message, one)), None)
+    signature = next((one for one in signatures_of(request.envelope) if is_valid_signature(key, message, one)), None)
     if signature is None:
         raise RegistryError("signature-mismatch", f"No signature of the envelope is by the key {key.key_id}.")
     with caller.ctx.db.write() as session:
@@ -111,17 +111,17 @@ def _stands(repo: Repository, version: Version, key: PublicKey, row: VersionSign
         check_statement(row.statement, repo.namespace, repo.name, Digest.parse(version.digest))
     except RegistryError:
         return False
-    return verifies(key, pae(PAYLOAD_TYPE, row.statement), row.signature)
+    return is_valid_signature(key, pae(PAYLOAD_TYPE, row.statement), row.signature)
 
 
 def _view(version: Version, row: VersionSignature) -> SignatureView:
-    key = of_der(row.key)
+    key = parse_der(row.key)
     return SignatureView(
         digest=version.digest,
         key_id=row.key_id,
         algorithm=key.algorithm,
         key=key.text,
-        envelope=sealed(row.statement, row.signature, row.key_id),
+        envelope=wrap_signature(row.statement, row.signature, row.key_id),
         author=row.author,
         created_at=iso(row.created_at),
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_contract.validation import LARGE_BASE, Precision, Validation, usual_precision
+from lora_contract.validation import LARGE_BASE, Precision, Validation, default_precision
 from lora_kernels.merging import merge_folder
 from lora_kernels.validating import EvaluationSet, Subject, models, validate
 from tests.support.command import TINY
@@ -53,7 +53,7 @@ def test_a_report_says_what_made_it(tmp_path: Path) -> None:
 
 
 def test_large_bases_are_loaded_in_bfloat16() -> None:
-    assert (usual_precision(LARGE_BASE), usual_precision(LARGE_BASE + 1)) == ("float32", "bfloat16")
+    assert (default_precision(LARGE_BASE), default_precision(LARGE_BASE + 1)) == ("float32", "bfloat16")
 
 
 def test_a_checkpoint_that_is_quantized_stays_so(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def judged(report: Validation, domain: str, holder: Validation | None = None) ->
     skipped = [layer for layer, result in report.layers.items() if result.reason == LOSSES_ALONE["agreement"]]
     policy = msgspec.structs.replace(DEFAULT, skip=skipped)
     return decide(
-        policy, GateFacts(report=report, holder=holder, held=holder is not None, quality={"sha256:aa": domain})
+        policy, GateFacts(report=report, target=holder, has_target=holder is not None, quality={"sha256:aa": domain})
     )
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import msgspec
 
 from lora_contract.dataset import FILE
-from lora_contract.validation import Precision, Role, Validation
+from lora_contract.validation import DatasetRole, Precision, Validation
 from lora_registry.processes.child import ChildReporter
 from lora_registry.settings import load
 from lora_registry.worker import scratch
@@ -16,7 +16,7 @@ from lora_registry.worker.children import files
 class EvaluationSetInput(msgspec.Struct, frozen=True):
     """name: how the request called the set. digest: of its version."""
 
-    role: Role
+    role: DatasetRole
     digest: str
     name: str
     files: files.Files
