@@ -117,7 +117,7 @@ def test_what_is_missing_is_told(alone: Home, arguments: list[str], status: int,
 
 def test_a_policy_that_is_none_is_refused(alone: Home, tmp_path: Path) -> None:
     path = tmp_path / "policy.toml"
-    for text, said in (("max_rank = 0", "malformed"), ("][", "no TOML")):
+    for text, said in (("max_rank = 0", "malformed"), ("][", "not valid TOML")):
         path.write_text(text)
         refused = alone.run("validate", "--local", FIRST, *BASE, "--policy", path)
         assert refused.status == 2, refused.err
