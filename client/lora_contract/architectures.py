@@ -1,7 +1,7 @@
-"""What transformers knows of its model classes: which of their parameters are one, and which setting says so.
+"""Tied parameters of the model classes of transformers, and the settings that govern them.
 
-The table is generated from the classes themselves (`python -m tests.architectures.generate`): neither a client nor a
-merge on a CPU imports transformers. A class that it does not list is unknown, which is not the same as untied.
+The table is generated from the classes (`python -m tests.architectures.generate`), since neither a client nor a merge
+on a CPU imports transformers. A class that is not listed is unknown, which differs from untied.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ import msgspec
 class TiedGroup(msgspec.Struct, frozen=True, omit_defaults=True):
     """Parameters that share one tensor, by the names of the running model.
 
-    by: paths of the nested configs ("" for the whole) whose `tie_word_embeddings` governs the group; none where it is
-    always tied. every: it is untied only if all of them say so. default: tied if the config does not say.
+    Args:
+        by: paths of the nested configs ("" for the root) whose `tie_word_embeddings` governs the group; empty if it is
+            always tied.
+        every: the group is untied only if all of them are false.
+        default: tied if the setting is missing.
     """
 
     members: tuple[str, ...]
@@ -29,11 +32,13 @@ class TiedGroup(msgspec.Struct, frozen=True, omit_defaults=True):
 class Architecture(msgspec.Struct, frozen=True, omit_defaults=True):
     """A model class.
 
-    embedding, output: the weights of input embedding and output layer; None where it has none. stored: what checkpoints
-    call parameters of the groups that they name otherwise. nested: model types of the nested configs that the groups
-    hold for. patterns: regular expressions of further tied parameters, whose number depends on the config. computed:
-    the input embedding gives more than its rows, such as the norm of them. bypassed: regular expressions of modules
-    whose weight the model uses without calling them, so that an adapter beside them does nothing.
+    Args:
+        embedding, output: weights of the input embedding and output layer; None if it has none.
+        stored: names in checkpoints of parameters that are renamed on loading.
+        nested: model types of the nested configs for which the groups are valid.
+        patterns: regular expressions of further tied parameters, whose number depends on the config.
+        computed: the input embedding returns more than its rows, such as their norm.
+        bypassed: regular expressions of modules whose weight is used without calling them: adapters have no effect.
     """
 
     groups: tuple[TiedGroup, ...] = ()
@@ -47,8 +52,8 @@ class Architecture(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Table(msgspec.Struct, frozen=True):
-    """transformers: the version it was generated from. untied: classes in which every parameter is a tensor of its own
-    and whose input embedding and output layer have no names worth a row."""
+    """The table. transformers: the version it was generated from. untied: classes without tied parameters whose input
+    embedding and output layer need no row."""
 
     transformers: str
     architectures: dict[str, Architecture]
@@ -65,7 +70,7 @@ def table() -> Table:
 
 
 def architecture(name: str) -> Architecture | None:
-    """The class of that name; None if it is unknown."""
+    """Look up a class by name; None if it is unknown."""
     known = table()
     return known.architectures.get(name) or (_UNTIED if name in _untied() else None)
 

@@ -1,7 +1,7 @@
 """The modules of a base model, derived from its fingerprint: what an adapter may target.
 
-A checkpoint names parameters, an adapter names modules. Which kind a module is follows from the shape of its weight
-and, for embeddings and transposed layers, from its name. Nothing of the model's code is needed or loaded.
+Checkpoints name parameters, adapters name modules. The kind of a module follows from the shape of its weight and, for
+embeddings and transposed layers, from its name. The model's code is not needed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ EMBEDDINGS: Final = frozenset(
 OUTPUTS: Final = ("lm_head", "embed_out", "output", "output_projection", "score", "classifier")
 _CONV1D_TYPES: Final = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 _CONV1D: Final = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
-# Module paths in memory against names on disk, for models whose checkpoint keys transformers renames on loading.
+# Prefixes of module paths in memory and on disk, for models whose checkpoint keys transformers renames on loading.
 _RENAMES: Final = (
     ("model.language_model.", "language_model.model."),
     ("model.language_model.", "model."),
@@ -55,10 +55,13 @@ _T = TypeVar("_T")
 
 
 class BaseModule(msgspec.Struct, frozen=True):
-    """A module of the base. `out`/`in_` are its sizes as a linear map (embedding: rows, width); None where unknown.
+    """A module of the base.
 
-    weight: the tensor that holds its weight (of another module where tied, None for quantized ones of unknown layout).
-    experts: their number where kind is "experts". transposed: the weight is stored (in, out).
+    Args:
+        out, in_: sizes as a linear map (embedding: rows, width); None if unknown.
+        weight: the tensor of its weight; that of another module if tied, None for quantized weights of unknown layout.
+        experts: number of experts, for the kind "experts".
+        transposed: the weight is stored as (in, out).
     """
 
     path: str
@@ -72,8 +75,14 @@ class BaseModule(msgspec.Struct, frozen=True):
 
 
 class BaseModules(msgspec.Struct, frozen=True):
-    """All modules by path, and every parameter by name. sharing: which of them are one tensor. aliases: paths and names
-    of the running model by those in the files, and the other way round, where the class tells."""
+    """All modules by path, and all parameters by name.
+
+    Args:
+        roots: first components of parameter names.
+        containers: paths that contain modules.
+        sharing: the parameters that share a tensor.
+        aliases: paths and names of the running model by those in the files, and vice versa, if the class defines them.
+    """
 
     modules: dict[str, BaseModule]
     parameters: dict[str, BaseTensor]
@@ -83,23 +92,23 @@ class BaseModules(msgspec.Struct, frozen=True):
     aliases: dict[str, str] = {}
 
     def resolve(self, path: str) -> BaseModule | None:
-        """The module that an adapter's path means; None where the base has none.
+        """The module that an adapter's path refers to; None if the base has none.
 
-        Exactly that path; or with the model prefix that only one side writes (`transformer.h.0…` against `h.0…`),
-        or under the name that the checkpoint uses for a module that is renamed on loading.
+        Matches the exact path, a path with a model prefix on one side only (`transformer.h.0…` and `h.0…`), and the
+        checkpoint's name of a module that is renamed on loading.
         """
         return self._resolve(path, self.modules)
 
     def resolve_parameter(self, name: str) -> BaseTensor | None:
-        """The base parameter that a name of the running model means; None where there is none."""
+        """The base parameter that a name of the running model refers to; None if there is none."""
         return self._resolve(name, self.parameters)
 
     def has_container(self, path: str) -> bool:
-        """Whether modules of the base lie below a path."""
+        """Whether a path contains modules of the base."""
         return path in self.containers
 
     def is_output(self, path: str) -> bool:
-        """Whether a path is the output layer's; by its name for classes that are not known to have one."""
+        """Whether a path is that of the output layer; judged by its name if the class does not define one."""
         output = self.sharing.output
         if output is None:
             return is_output_name(path)
@@ -108,12 +117,12 @@ class BaseModules(msgspec.Struct, frozen=True):
         return path in (owner, owner.rpartition(".")[2], found.path if found is not None else None)
 
     def holds_vocabulary(self, path: str) -> bool:
-        """Whether a path, or its last segment alone, is an embedding's or the output layer's."""
+        """Whether a path, or its last component alone, is that of an embedding or the output layer."""
         module = self.resolve(path)
         return (module is not None and module.kind == "embedding") or is_embedding_name(path) or self.is_output(path)
 
     def input_embedding(self) -> BaseModule | None:
-        """The embedding of the token ids: the class's, or the first by the usual names; None if there is none."""
+        """The token embedding: that of the class, or the first with a usual name; None if there is none."""
         known = self.sharing.embedding
         found = self.resolve(known.rpartition(".")[0]) if known is not None else None
         return found if found is not None else input_embedding(self.modules)
@@ -202,7 +211,7 @@ def _module(path: str, tensor: BaseTensor, *, has_bias: bool, conv1d: bool, quan
 
 
 def _expert_containers(modules: Mapping[str, BaseModule]) -> dict[str, BaseModule]:
-    """`….experts` where the checkpoint keeps one module per expert: newer models fuse them in memory."""
+    """Containers `….experts` of checkpoints with one module per expert, which newer models fuse in memory."""
     counts: dict[str, int] = {}
     for path in modules:
         head, found, rest = path.partition(".experts.")
@@ -218,7 +227,7 @@ def _expert_containers(modules: Mapping[str, BaseModule]) -> dict[str, BaseModul
 
 
 def _without_tensor(shared: Sharing, modules: Mapping[str, BaseModule]) -> dict[str, BaseModule]:
-    """The modules whose weight is a tensor that the files hold under another's name."""
+    """Modules whose weight is stored under the name of another."""
     added: dict[str, BaseModule] = {}
     for group in shared.groups:
         held = group.held
@@ -243,7 +252,8 @@ def _aliases(shared: Sharing) -> dict[str, str]:
 
 
 def _tied(fingerprint: BaseFingerprint, modules: Mapping[str, BaseModule]) -> dict[str, BaseModule]:
-    """What an unknown class most likely shares: its output layer, the inner embeddings of an encoder-decoder."""
+    """Modules that an unknown class most likely ties: the output layer, and the inner embeddings of an
+    encoder-decoder."""
     added: dict[str, BaseModule] = {}
     shared = modules.get("shared")
     if shared is not None:
@@ -258,9 +268,9 @@ def _tied(fingerprint: BaseFingerprint, modules: Mapping[str, BaseModule]) -> di
 
 
 def input_embedding(modules: Mapping[str, BaseModule]) -> BaseModule | None:
-    """The embedding of the token ids: the first by the usual names, None if there is none.
+    """The token embedding: the first module with a usual name; None if there is none.
 
-    Fingerprints record its rows, so that their digests depend on these names; elsewhere the class decides
+    Fingerprints record its rows, so their digests depend on these names; other code uses the class
     (`BaseModules.input_embedding`).
     """
     for leaf in ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "shared", "tokens_embed"):

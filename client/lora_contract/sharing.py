@@ -1,4 +1,4 @@
-"""Which parameters of a base share a tensor, from the structure of its class, its config and the names in its files."""
+"""Tied parameters of a base, from the structure of its class, its config and the names in its files."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _VOCABULARIES: Final = ("vocab_size", "n_words", "num_embeddings")
 
 
 class Member(msgspec.Struct, frozen=True):
-    """A parameter of a group. name: in the running model. stored: its name in the files, which it has or would have.
-    tensor: None if the files do not hold it."""
+    """A parameter of a group. name: in the running model. stored: its actual or expected name in the files. tensor:
+    None if it is not in the files."""
 
     name: str
     stored: str
@@ -30,14 +30,14 @@ class Member(msgspec.Struct, frozen=True):
 
 
 class Group(msgspec.Struct, frozen=True):
-    """Parameters that share a tensor, or may. by: paths of the configs whose setting governs that."""
+    """Parameters that share a tensor, or may share one. by: paths of the configs that decide it."""
 
     members: tuple[Member, ...]
     by: tuple[str, ...]
 
     @property
     def held(self) -> BaseTensor:
-        """The tensor that stands for members without one."""
+        """The stored tensor of the group, which members without one share."""
         return next(member.tensor for member in self.members if member.tensor is not None)
 
     def member(self, name: str | None) -> Member | None:
@@ -45,10 +45,17 @@ class Group(msgspec.Struct, frozen=True):
 
 
 class Sharing(msgspec.Struct, frozen=True):
-    """groups: those of which a tensor is in the files. embedding, output: the weights of input embedding and output
-    layer in the running model. patterns: of further shared parameters. computed: the input embedding gives more than
-    its rows. bypassed: patterns of modules that are never called. unknown: why it cannot be said what else shares
-    a tensor; None if it can."""
+    """The tied parameters of a base.
+
+    Args:
+        groups: groups with a tensor in the files.
+        embedding, output: weights of the input embedding and output layer, by their names in the running model.
+        aliases: names in checkpoints by names in the running model.
+        patterns: regular expressions of further tied parameters.
+        computed: the input embedding returns more than its rows.
+        bypassed: regular expressions of modules that are never called.
+        unknown: why further tied parameters cannot be determined; None if they can.
+    """
 
     groups: tuple[Group, ...] = ()
     embedding: str | None = None
@@ -64,24 +71,27 @@ class Sharing(msgspec.Struct, frozen=True):
         return any(re.fullmatch(pattern, path) for pattern in self.bypassed)
 
     def partners(self, name: str) -> list[str]:
-        """The other parameters of the group that one of the running model is in; none if it is in none."""
+        """The other parameters that are tied to a parameter of the running model."""
         groups = [group for group in self.groups if group.member(name) is not None]
         return [member.name for group in groups for member in group.members if member.name != name]
 
     def matches(self, names: set[str]) -> bool:
-        """Whether one of the names is a parameter that `patterns` names."""
+        """Whether one of the names matches `patterns`."""
         return any(re.match(pattern, name) for pattern in self.patterns for name in names)
 
 
 def sharing(base: BaseFingerprint, resolve: Callable[[str], BaseTensor | None]) -> Sharing:
-    """resolve: the tensor in the files of a parameter of the running model; None if they hold none."""
+    """Determine the tied parameters of a base. resolve: returns the stored tensor of a parameter of the running model,
+    or None."""
     known = architecture(base.architecture)
     if known is None:
         return Sharing(unknown=None if _untied(base.config) else _unknown(base.architecture))
-    strange = [path for path, kind in known.nested.items() if nested(base.config, path).get("model_type", kind) != kind]
-    if strange:
-        kind = nested(base.config, strange[0])["model_type"]
-        return Sharing(unknown=f"{base.architecture} with {strange[0]} of the type {kind}")
+    unexpected = [
+        path for path, kind in known.nested.items() if nested(base.config, path).get("model_type", kind) != kind
+    ]
+    if unexpected:
+        kind = nested(base.config, unexpected[0])["model_type"]
+        return Sharing(unknown=f"{base.architecture} with {unexpected[0]} of the type {kind}")
     found, unknown = [], None
     for group in known.groups:
         members = tuple(_members(group, known, resolve))
@@ -104,7 +114,7 @@ def sharing(base: BaseFingerprint, resolve: Callable[[str], BaseTensor | None]) 
 
 
 def vocabularies(config: Mapping[str, Any]) -> set[int]:
-    """Sizes of all vocabularies that a config names."""
+    """All vocabulary sizes in a config."""
     found: set[int] = set()
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -115,7 +125,7 @@ def vocabularies(config: Mapping[str, Any]) -> set[int]:
 
 
 def nested(config: Mapping[str, Any], path: str) -> Mapping[str, Any]:
-    """The nested config at a path; an empty one where it is left to its defaults."""
+    """The nested config at a path; empty if it is missing."""
     part: Any = config
     for name in path.split(".") if path else ():
         part = part.get(name) if isinstance(part, Mapping) else None
@@ -123,7 +133,7 @@ def nested(config: Mapping[str, Any], path: str) -> Mapping[str, Any]:
 
 
 def _members(group: TiedGroup, known: Architecture, resolve: Callable[[str], BaseTensor | None]) -> Iterator[Member]:
-    """Each member, one that is missing named as checkpoints do whose others are."""
+    """The members of a group. A missing one gets the checkpoint's name if the others use such names."""
     renamed = True
     tensors: dict[str, BaseTensor | None] = {}
     for name in group.members:
@@ -138,29 +148,29 @@ def _members(group: TiedGroup, known: Architecture, resolve: Callable[[str], Bas
 
 
 def _off(group: TiedGroup, members: tuple[Member, ...], config: Mapping[str, Any]) -> bool:
-    """Whether the config unties a group. In doubt it is tied: what is no longer so is only made two tensors."""
-    said = [nested(config, path).get(KEY) for path in group.by]
-    if True in (*said, config.get(KEY)) or not group.by:
+    """Whether the config unties a group. In doubt it counts as tied: at worst a merge then separates two tensors."""
+    settings = [nested(config, path).get(KEY) for path in group.by]
+    if True in (*settings, config.get(KEY)) or not group.by:
         return False
-    if group.every and None in said:
+    if group.every and None in settings:
         return not group.default and all(member.tensor is not None for member in members)
-    if False in said:
+    if False in settings:
         return len(members) == 2 or all(member.tensor is not None for member in members)
     return not group.default and all(member.tensor is not None for member in members)
 
 
 def _untied(config: Mapping[str, Any]) -> bool:
-    """Whether a config says itself that nothing is tied."""
-    return config.get(KEY) is False and True not in set(_said(config))
+    """Whether a config states that nothing is tied."""
+    return config.get(KEY) is False and True not in set(_settings(config))
 
 
-def _said(config: Mapping[str, Any]) -> Iterator[bool]:
+def _settings(config: Mapping[str, Any]) -> Iterator[bool]:
     for key, value in config.items():
         if key == KEY and isinstance(value, bool):
             yield value
         elif isinstance(value, Mapping):
-            yield from _said(value)
+            yield from _settings(value)
 
 
 def _unknown(name: str) -> str:
-    return f"the architecture {name}" if name else "a config that names no architecture"
+    return f"the architecture {name}" if name else "a config without an architecture"

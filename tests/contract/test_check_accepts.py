@@ -130,7 +130,7 @@ def test_copies_of_the_base(base, base_folder):
     assert codes(check_files(draft.files(), base, read_base=read_base)) == {"overwrites-base"}
     refused = check_files(draft.files(), base)
     assert codes(refused) == {"overwrites-base"}
-    assert "only the structure" in refused.findings[-1].message
+    assert "without its weights" in refused.findings[-1].message
 
 
 def test_modules_to_save_and_task_heads(base):

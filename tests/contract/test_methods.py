@@ -41,10 +41,10 @@ def test_defaults_are_filled_in_and_in_range() -> None:
         ("svd", {"density": 0.5}, "no parameter 'density'; it has rank, clamp"),
         ("cat", {"rank": 3}, "it has none"),
         ("iso_c", {"scaling": float("inf")}, "inf"),
-        ("della", {"density": 0.95, "epsilon": 0.2}, "leaves the range"),
-        ("della", {"density": 0.1, "epsilon": 0.2}, "leaves the range"),
+        ("della", {"density": 0.95, "epsilon": 0.2}, "exceeds the range"),
+        ("della", {"density": 0.1, "epsilon": 0.2}, "exceeds the range"),
         ("breadcrumbs", {"density": 0.995, "gamma": 0.01}, "more than 1"),
-        ("slerp", {}, "no method 'slerp'; expected one of svd, cat"),
+        ("slerp", {}, "No such method: 'slerp'; expected one of svd, cat"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(method: str, given: dict[str, Any], message: str) -> None:
@@ -60,14 +60,14 @@ def test_schema_of_the_parameters() -> None:
         "properties": {
             "density": {
                 "type": "number",
-                "description": "part of the elements of each tensor that is kept, those of the largest magnitude",
+                "description": "fraction of the elements of each tensor to keep, by largest magnitude",
                 "default": 0.2,
                 "exclusiveMinimum": 0.0,
                 "maximum": 1.0,
             },
             "majority_sign_method": {
                 "type": "string",
-                "description": "how the sign of an element is elected: by the sum of the values, or by their number",
+                "description": "how the sign of an element is elected: by the sum of the values, or by the count of signs",
                 "default": "total",
                 "enum": ["total", "frequency"],
             },

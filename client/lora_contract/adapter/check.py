@@ -1,6 +1,6 @@
-"""The check of an adapter against a base: one piece of code for the client before a push and for the server after it.
+"""The check of an adapter against a base, shared by the client before a push and the server after it.
 
-It reads through functions that the caller gives, never raises for a fault of the adapter, and tells all faults.
+It reads through functions of the caller, reports all faults of the adapter, and never raises for one.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import msgspec
 from lora_contract.adapter import lora
 from lora_contract.adapter.config import AdapterConfig, parse_config
 from lora_contract.adapter.coverage import check_coverage
-from lora_contract.adapter.facts import AdapterFacts, gather
+from lora_contract.adapter.facts import AdapterFacts, gather_facts
 from lora_contract.adapter.files import AdapterFile, ReadFile, check_files, paths
 from lora_contract.adapter.numbers import ReadBase, check_values
-from lora_contract.adapter.patterns import hangs, targets
+from lora_contract.adapter.patterns import catastrophic_pattern, targets
 from lora_contract.adapter.report import CONFIG, WEIGHTS, CheckReport
 from lora_contract.adapter.scaling import ModuleScale, Scales, scales
 from lora_contract.adapter.structure import build
@@ -31,7 +31,7 @@ __all__ = ["AdapterFacts", "AdapterFile", "CheckResult", "ReadBase", "ReadFile",
 
 
 class CheckResult(msgspec.Struct, frozen=True):
-    """All findings in the order they were made; `facts` where config and weights could be read and placed."""
+    """The result of a check. findings: in the order they were made. facts: None if the files could not be parsed."""
 
     findings: list[Finding]
     facts: AdapterFacts | None
@@ -52,9 +52,14 @@ def check_adapter(
 ) -> CheckResult:
     """Check an adapter's files against a base.
 
-    read: bytes of a file by (path, offset, length). base_aliases: every id under which trainers know this base.
-    accept_base: take another id in the config for this base, this once. read_base: bytes of a base tensor by
-    (tensor, offset, length); None where only the base's structure is registered. Raises what `read` raises.
+    Raises what `read` raises.
+
+    Args:
+        read: returns bytes of a file by (path, offset, length).
+        base_aliases: all values of `base_model_name_or_path` for this base.
+        accept_base: accept the base even if adapter_config.json names a different one.
+        read_base: returns bytes of a base tensor by (tensor, offset, length); None if the registry has no weights of
+            the base.
     """
     report = CheckReport()
     facts: AdapterFacts | None = None
@@ -64,7 +69,7 @@ def check_adapter(
         if required not in sizes:
             report.add(
                 "file-missing",
-                f"There is no {required}; an adapter is {CONFIG} and {WEIGHTS}.",
+                f"{required} is missing; an adapter consists of {CONFIG} and {WEIGHTS}.",
                 file=required,
                 expected=required,
                 hint="Save the adapter with PEFT's save_pretrained and push that folder.",
@@ -92,23 +97,25 @@ def _check_together(
     modules = modules_of(base)
     budget = Budget()
     try:
-        hang = hangs(config, modules.modules, budget)
-        if hang is not None:
+        catastrophic = catastrophic_pattern(config, modules.modules, budget)
+        if catastrophic is not None:
+            key, pattern = catastrophic
             report.add(
                 "pattern-refused",
-                f"{CONFIG} has in {hang[0]} the pattern {hang[1][:80]!r}, on which PEFT would hang for ages.",
+                f"{key} of {CONFIG} has the pattern {pattern[:80]!r}, which causes catastrophic backtracking in PEFT "
+                "(ReDoS).",
                 file=CONFIG,
-                where=hang[0],
-                found=hang[1][:200],
-                expected="a pattern without nested repeats",
-                hint="List the modules by name instead of by a pattern.",
+                where=key,
+                found=pattern[:200],
+                expected="a pattern without nested quantifiers",
+                hint="List the modules by name instead of using a pattern.",
             )
         targeted = targets(config, budget)
         scale = _scales(config, modules, targeted, budget)
         structure = build(config, header, base, modules, scale, report)
         check_coverage(config, structure, modules, targeted, report)
         check_values(config, header, structure, scale, read, read_base, report)
-        return gather(config, header, structure, scale)
+        return gather_facts(config, header, structure, scale)
     except RegistryError as error:
         if error.code != "rejected":
             raise
@@ -117,7 +124,7 @@ def _check_together(
 
 
 def _scales(config: AdapterConfig, modules: BaseModules, targeted: Callable[[str], bool], budget: Budget) -> Scales:
-    """The output projection of an attention that is adapted as a whole has the attention's rank and alpha."""
+    """Scales with the rank and alpha of an attention for its output projection, if it is adapted as a whole."""
     own = scales(config, budget)
 
     def of(path: str) -> ModuleScale:
@@ -133,7 +140,7 @@ def _read_config(sizes: dict[str, int], read: ReadFile, report: CheckReport) -> 
         return None
     try:
         if size > MAX_READ_CONFIG:
-            raise RegistryError("rejected", f"{CONFIG} has {size} bytes, expected at most {MAX_READ_CONFIG}.")
+            raise RegistryError("rejected", f"{CONFIG} has {size} bytes; the maximum is {MAX_READ_CONFIG}.")
         return parse_config(read(CONFIG, 0, size))
     except RegistryError as error:
         if error.code != "rejected":
@@ -154,7 +161,7 @@ def _read_header(sizes: dict[str, int], read: ReadFile, report: CheckReport) -> 
         report.add_error("bad-safetensors", error, file=WEIGHTS)
         return None
     if not header.tensors:
-        report.add("no-tensors", f"{WEIGHTS} holds no tensor.", hint="Save the adapter again; its weights are missing.")
+        report.add("no-tensors", f"{WEIGHTS} has no tensors.", hint="Save the adapter again; its weights are missing.")
         return None
     return header
 
@@ -168,7 +175,7 @@ def _check_base_name(config: AdapterConfig, aliases: Collection[str], accept: bo
     elif is_local_path(name):
         report.add(
             "base-local-path",
-            f"{CONFIG} names its base by the local path {name[:200]!r}, which says nothing here.",
+            f"{CONFIG} names its base by the local path {name[:200]!r}, which does not identify it.",
             severity="note",
             file=CONFIG,
             where="base_model_name_or_path",
@@ -177,18 +184,18 @@ def _check_base_name(config: AdapterConfig, aliases: Collection[str], accept: bo
     else:
         report.add(
             "base-mismatch",
-            f"{CONFIG} names the base {name[:200]!r}, which is no alias of the base given.",
+            f"{CONFIG} names the base {name[:200]!r}, which is not an alias of the given base.",
             severity="note" if accept else "error",
             file=CONFIG,
             where="base_model_name_or_path",
             found=name[:200],
             expected=", ".join(sorted(aliases)) or None,
-            hint=f"If it is this base: `lora-reg base alias NAME {name[:200]}`; for once: `--accept-base`.",
+            hint=f"If it is this base: `lora-reg base alias NAME {name[:200]}`; for this push alone: `--accept-base`.",
         )
 
 
 def is_local_path(name: str) -> bool:
-    """Whether a base's name is a path on somebody's machine rather than a hub id (`name` or `owner/name`)."""
+    """Whether a base's name is a local path rather than a Hub id (`name` or `owner/name`)."""
     return (
         name.startswith(("/", "./", "../", "~", "file:")) or "\\" in name or name.count("/") > 1 or name in (".", "..")
     )
@@ -199,18 +206,18 @@ def _check_init(config: AdapterConfig, report: CheckReport) -> None:
     if changed is not None:
         report.add(
             "init-changes-base",
-            f"{CONFIG} has {changed}: the adapter was trained against a base that this had changed, so its A and B do "
-            "not fit the base as it is.",
+            f"{CONFIG} has {changed}: this initialization modified the base in training, so A and B do not fit the "
+            "unmodified base.",
             file=CONFIG,
             where=changed.partition(" ")[0],
             found=changed,
-            expected="an init that leaves the base as it is",
-            hint="Convert it to a plain LoRA: save_pretrained with path_initial_model_for_weight_conversion.",
+            expected="an initialization that does not modify the base",
+            hint="Convert it to plain LoRA: save_pretrained with path_initial_model_for_weight_conversion.",
         )
     if config.layer_replication:
         report.add(
             "layer-replication",
-            f"{CONFIG} has layer_replication: the adapter belongs to a model with copied layers, not to this base.",
+            f"{CONFIG} has layer_replication: the adapter was trained on a model with copied layers, not on this base.",
             file=CONFIG,
             where="layer_replication",
             found=str(config.raw.get("layer_replication"))[:80],

@@ -1,8 +1,8 @@
-"""`adapter_config.json` of every PEFT type, read strictly into typed values.
+"""Strict parser of `adapter_config.json` for every PEFT type.
 
-Keys and defaults are those of peft 0.21.2 (`PeftConfig` and its subclasses). Keys that we do not know are kept in
-`raw` and reported, not refused: PEFT drops them, and trainers add their own. Keys that could make a loader import or
-run something are refused wherever they stand.
+Keys and defaults are those of peft 0.21.2 (`PeftConfig` and its subclasses). Unknown keys are kept in `raw`, not
+refused: PEFT ignores them, and trainers add their own. Keys that could make a loader import or run code are refused at
+any depth.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_ITEMS: Final = 200_000
 MAX_STRING: Final = 16_384
 MAX_ALPHA: Final = 3.4e38
 
-# Types whose `r` may be 0 or absent: the rank is not what sizes their tensors.
+# Types whose `r` may be 0 or absent: the rank does not determine the sizes of their tensors.
 _RANK_OPTIONAL: Final = frozenset({"OFT", "SUPERTUNING", "ADAMSS"})
 _ALPHA_KEYS: Final = (
     "lora_alpha",
@@ -48,10 +48,13 @@ _CODE_KEYS: Final = frozenset({"auto_map", "_attn_implementation_internal", "cus
 
 
 class AdapterConfig(msgspec.Struct, frozen=True):
-    """A parsed config. None where the key is absent or null and the type gives it no default.
+    """A parsed config. Fields are None if the key is absent or null and has no default.
 
-    rank_pattern, alpha_pattern: in the file's order, which decides which key wins. target_modules: a list of names, a
-    pattern, or None. modules_to_save and the like: empty where absent. raw: the whole document.
+    Args:
+        rank_pattern, alpha_pattern: in the file's order, in which the first matching key wins.
+        target_modules: a list of names, a pattern, or None.
+        modules_to_save, target_parameters: empty if absent.
+        raw: the whole document.
     """
 
     peft_type: str
@@ -82,21 +85,21 @@ class AdapterConfig(msgspec.Struct, frozen=True):
     raw: dict[str, Any]
 
     def on(self, key: str) -> bool:
-        """True where an optional feature is configured: present, and neither null, false nor empty."""
+        """Whether an optional feature is configured: present, and not null, false or empty."""
         return bool(self.raw.get(key))
 
 
 def parse_config(data: bytes) -> AdapterConfig:
-    """Read the bytes of adapter_config.json. Raises RegistryError `rejected` naming the key."""
+    """Parse the bytes of adapter_config.json. Raises RegistryError `rejected`, naming the key."""
     document = canonical.loads_strict(data, what="adapter_config.json", max_bytes=MAX_CONFIG_BYTES)
     if not isinstance(document, dict):
         raise _bad(f"is {_kind(document)}, expected an object")
     _refuse_code(document, 0)
     peft_type = document.get("peft_type")
     if not isinstance(peft_type, str):
-        raise _bad("names no peft_type")
+        raise _bad("has no peft_type")
     if peft_type not in TYPES:
-        raise _bad(f"has the peft_type {peft_type[:40]!r}, which is none of the {len(TYPES)} that are known")
+        raise _bad(f"has the peft_type {peft_type[:40]!r}, which is not one of the {len(TYPES)} known types")
     reader = _Reader(document)
     for key in _BOOLS:
         reader.boolean(key)
@@ -136,7 +139,7 @@ def parse_config(data: bytes) -> AdapterConfig:
 
 
 class _Reader:
-    """Typed access to the document; every method raises with the key's name."""
+    """Typed access to the document. Every method raises RegistryError `rejected`, naming the key."""
 
     def __init__(self, document: dict[str, Any]) -> None:
         self.document = document
@@ -179,9 +182,9 @@ class _Reader:
             _text(key, name)
             if ranks and self.document["peft_type"] == "ADALORA":
                 if not isinstance(item, list):
-                    raise _bad(f"has in {key} a value that is no list of true and false")
+                    raise _bad(f"has a value in {key} that is not a list of booleans")
                 if len(item) > MAX_RANK or not all(isinstance(flag, bool) for flag in item):
-                    raise _bad(f"has in {key} a list that is not of true and false")
+                    raise _bad(f"has a list in {key} that has other items than booleans")
             elif ranks:
                 _integer(f"{key}[{name[:60]!r}]", item, low=1, high=MAX_RANK)
             else:
@@ -197,7 +200,7 @@ class _Reader:
         if not isinstance(value, list) or len(value) > MAX_ITEMS:
             raise _bad(f"has {key} = {_kind(value)}, expected a list of names")
         if not all(isinstance(item, str) and item for item in value):
-            raise _bad(f"has in {key} an item that is no name, or an empty one")
+            raise _bad(f"has an item in {key} that is not a name, or is empty")
         return [_text(key, item) for item in value]
 
     def names_or_pattern(self, key: str) -> list[str] | str | None:
@@ -246,7 +249,7 @@ def _refuse_code(value: Any, depth: int) -> None:
         if key == "megatron_core" and item not in (None, "megatron.core"):
             raise _code(key, f"PEFT imports the module it names, {str(item)[:60]!r}; expected 'megatron.core'")
         if key == "parent_library" and item is not None and not _transformers(item):
-            raise _code(key, f"PEFT imports the module it names, {str(item)[:60]!r}; expected one of transformers")
+            raise _code(key, f"PEFT imports the module it names, {str(item)[:60]!r}; expected a module of transformers")
         _refuse_code(item, depth + 1)
 
 
@@ -256,7 +259,7 @@ def _transformers(value: Any) -> bool:
 
 def _code(key: str, why: str) -> RegistryError:
     return RegistryError(
-        "rejected", f"adapter_config.json holds the key {key!r}: {why}.", hint=f"Remove {key!r} and push again."
+        "rejected", f"adapter_config.json has the key {key!r}: {why}.", hint=f"Remove {key!r} and push again."
     )
 
 
@@ -266,13 +269,13 @@ def _bad(why: str) -> RegistryError:
 
 def _text(key: str, value: str) -> str:
     if len(value) > MAX_STRING or any(character < " " or character == "\x7f" for character in value):
-        raise _bad(f"has in {key} a string that is longer than {MAX_STRING} characters or holds a control character")
+        raise _bad(f"has a string in {key} with more than {MAX_STRING} characters or with a control character")
     return value
 
 
 def _integer(key: str, value: Any, *, low: int, high: int) -> int:
     if type(value) is not int:
-        raise _bad(f"has {key} = {_kind(value)}, expected a whole number")
+        raise _bad(f"has {key} = {_kind(value)}, expected an integer")
     if not low <= value <= high:
         raise _bad(f"has {key} = {str(value)[:40]}, expected {low} to {high}")
     return value

@@ -1,4 +1,4 @@
-"""The config's targets against the file: each covers what the other holds."""
+"""Check of the config's targets against the modules in the file, both ways."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def check_coverage(
     targeted: Callable[[str], bool],
     report: CheckReport,
 ) -> None:
-    """Modules in the file that are not targeted, targeted ones that are not in the file, targets that mean nothing."""
+    """Report modules in the file that are not targeted, targeted modules missing in the file, and targets that match no
+    module."""
     kind = TYPES[config.peft_type]
     if not kind.targeted or not (config.target_modules or config.target_parameters):
         return
@@ -32,7 +33,7 @@ def check_coverage(
         if not named(group.path):
             report.add(
                 "not-targeted",
-                f"The file adapts {group.path}, which target_modules of {CONFIG} does not name.",
+                f"The file adapts {group.path}, which target_modules of {CONFIG} does not include.",
                 where=group.path,
                 expected=_show(config),
                 hint="Correct target_modules, or remove the module's tensors.",
@@ -42,7 +43,8 @@ def check_coverage(
 
 
 def names(config: AdapterConfig, modules: BaseModules, targeted: Callable[[str], bool]) -> Callable[[str], bool]:
-    """Whether the config names a module whose tensors a file holds. targeted: of its target_modules."""
+    """A predicate: the config names a module, by target_modules, target_parameters or weight tying. targeted: the
+    predicate of target_modules."""
     everything = _is_everything(config)
     owners = {name.rpartition(".")[0] for name in config.target_parameters}
 
@@ -88,7 +90,7 @@ def _check_missing(
         other_part = roots and _root(path) not in roots and _root(path) != path
         report.add(
             "missing-module",
-            f"target_modules of {CONFIG} names {path}, but the file holds no tensor for it.",
+            f"target_modules of {CONFIG} includes {path}, but the file has no tensors for it.",
             # A tower that the adapter leaves alone altogether (vision, audio) may not have been loaded in training.
             severity="warning" if other_part else "error",
             where=path,
@@ -98,7 +100,7 @@ def _check_missing(
     if not held and not missing:
         report.add(
             "target-unknown",
-            f"target_modules of {CONFIG} ({_show(config)}) names no module of the base.",
+            f"target_modules of {CONFIG} ({_show(config)}) matches no module of the base.",
             file=CONFIG,
             where="target_modules",
             found=_show(config),
@@ -119,7 +121,7 @@ def _tied_partner(config: AdapterConfig, module: BaseModule | None, modules: Bas
 
 
 def _root(path: str) -> str:
-    """The path before its first number: the stack of layers that a module belongs to."""
+    """The path before its first number: the layer stack of a module."""
     parts = path.split(".")
     for index, part in enumerate(parts):
         if part.isdecimal():

@@ -1,4 +1,4 @@
-"""What is worth knowing of an adapter: stored with its version and shown."""
+"""Facts of an adapter, stored with its version."""
 
 from __future__ import annotations
 
@@ -18,10 +18,17 @@ Training: TypeAlias = dict[str, int | float | str]
 
 
 class AdapterFacts(msgspec.Struct, frozen=True):
-    """ranks: number of modules by effective rank. alpha: the config's. targets: number of adapted modules by the last
-    part of their path. has_embeddings: an embedding or output layer is adapted or saved. base: what the config names.
-    mergeable: the type has a merged form; whether this registry merges it is the recipe's to say. training: what the
-    trainer's files say of how it was made."""
+    """Facts of an adapter.
+
+    Args:
+        ranks: number of modules by effective rank.
+        alpha: of the config.
+        targets: number of adapted modules by the last component of their path.
+        has_embeddings: an embedding or output layer is adapted or saved.
+        base: `base_model_name_or_path` of the config.
+        mergeable: the type has a merged form, which this registry may not support.
+        training: facts from the trainer's files.
+    """
 
     peft_type: str
     task_type: str | None
@@ -48,8 +55,8 @@ class AdapterFacts(msgspec.Struct, frozen=True):
     training: Training = {}
 
 
-def gather(config: AdapterConfig, header: Header, structure: Structure, scale: Scales) -> AdapterFacts:
-    """The facts of an adapter whose tensors were placed."""
+def gather_facts(config: AdapterConfig, header: Header, structure: Structure, scale: Scales) -> AdapterFacts:
+    """Gather the facts of an adapter from its config, header and structure."""
     kind = TYPES[config.peft_type]
     paths = sorted({group.path for group in structure.groups.values()})
     ranks: Counter[int] = Counter()

@@ -1,4 +1,4 @@
-"""Which files may be pushed, by name and by content. Nothing is unpacked, and a pickle is never opened."""
+"""Checks of pushed files by name and content. Archives are not unpacked, and pickles are never opened."""
 
 from __future__ import annotations
 
@@ -95,23 +95,23 @@ _MAGIC: Final[tuple[tuple[int, bytes, str], ...]] = (
 
 
 class AdapterFile(msgspec.Struct, frozen=True):
-    """A regular file of a push: relative path and size in bytes. Links are for the caller to refuse."""
+    """A regular file of a push: relative path and size in bytes. The caller must refuse links."""
 
     path: str
     size: int
 
 
 def check_files(files: Sequence[AdapterFile], read: ReadFile, report: CheckReport, *, base: bool = False) -> None:
-    """Paths, the allow-list, content against the name, and small JSON files. `base`: by the rules of a base model."""
+    """Check paths, the allow-list, content against the name, and small JSON files. base: use the rules of bases."""
     if len(files) > MAX_FILES:
-        report.add("too-many-files", f"There are {len(files)} files; at most {MAX_FILES} are taken.", file=None)
+        report.add("too-many-files", f"There are {len(files)} files; the maximum is {MAX_FILES}.", file=None)
         return
     seen: dict[str, str] = {}
     for file in files:
         folded = file.path.casefold()
         if folded in seen:
             report.add(
-                "duplicate-path", f"{file.path} and {seen[folded]} are one name on some systems.", file=file.path
+                "duplicate-path", f"{file.path} and {seen[folded]} are the same on some file systems.", file=file.path
             )
         seen[folded] = file.path
         if _path_is_bad(file.path, report) or not _allowed(file.path, report, base=base):
@@ -120,18 +120,20 @@ def check_files(files: Sequence[AdapterFile], read: ReadFile, report: CheckRepor
         if kind is not None:
             report.add(
                 "content-refused",
-                f"{file.path} is {kind}, which is not what its name says and is never opened.",
+                f"{file.path} is {kind}, which does not match its name and is never opened.",
                 file=file.path,
                 found=kind,
-                hint="Save the tensors as safetensors and push only those and their config.",
+                hint="Save the tensors as safetensors and push only that file and its config.",
             )
         elif file.path.endswith(".json") and file.path not in (CONFIG, "config.json", "model.safetensors.index.json"):
             _check_json(file, read, report)
 
 
 def sniff(head: bytes, *, weights: bool = False) -> str | None:
-    """What content is, from its first bytes, where it is of a kind that is refused; None where it may be text,
-    JSON or a model file. `weights`: the name says safetensors, whose first bytes are a length and may be anything."""
+    """Identify content that is refused, by its first bytes; None if it may be text, JSON or a model file.
+
+    weights: the name ends in `.safetensors`, whose first bytes are a length and may be anything.
+    """
     if weights and len(head) >= 9 and head[8:9] == b"{":
         return None
     for offset, magic, kind in _MAGIC:
@@ -170,7 +172,7 @@ def _allowed(path: str, report: CheckReport, *, base: bool) -> bool:
         if lower.endswith(suffixes):
             report.add(
                 code,
-                f"{path} {kind} by its name and is never opened.",
+                f"{path} {kind}, judging by its name, and is never opened.",
                 file=path,
                 expected=WEIGHTS,
                 hint="Push the safetensors file; leave this file out.",
@@ -183,9 +185,9 @@ def _allowed(path: str, report: CheckReport, *, base: bool) -> bool:
         return True
     report.add(
         "file-not-allowed",
-        f"{path} is not among the files that belong to {what.lower()}.",
+        f"{path} is not an allowed file of {what.lower()}.",
         file=path,
-        hint="Leave it out; " + ("a base" if base else "an adapter") + " is its config, weights, tokenizer and texts.",
+        hint=f"Leave it out; {what.lower()} consists of its config, weights, tokenizer and documentation.",
     )
     return False
 
@@ -193,7 +195,7 @@ def _allowed(path: str, report: CheckReport, *, base: bool) -> bool:
 def _check_json(file: AdapterFile, read: ReadFile, report: CheckReport) -> None:
     if file.size > _MAX_SIDE_JSON:
         report.add(
-            "file-too-large", f"{file.path} has {file.size} bytes, expected at most {_MAX_SIDE_JSON}.", file=file.path
+            "file-too-large", f"{file.path} has {file.size} bytes; the maximum is {_MAX_SIDE_JSON}.", file=file.path
         )
         return
     try:
@@ -204,7 +206,7 @@ def _check_json(file: AdapterFile, read: ReadFile, report: CheckReport) -> None:
     if isinstance(document, dict) and document.get("auto_map"):
         report.add(
             "auto-map",
-            f"{file.path} holds auto_map: it lets a loader run code that comes with the files.",
+            f"{file.path} has the key auto_map: it lets a loader run code that comes with the files.",
             file=file.path,
             where="auto_map",
             hint="Remove auto_map and push again.",

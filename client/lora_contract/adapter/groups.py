@@ -1,4 +1,4 @@
-"""The tensors of one adapted module together: all parts there, dtypes, shapes against the base's module and rank."""
+"""Checks of the tensors of one adapted module: completeness, dtypes, and shapes against the base's module and rank."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from lora_contract.base import BaseFingerprint
 from lora_contract.modules import BaseModule
 from lora_contract.tensors import ADAPTER_DTYPES, TensorEntry
 
-_HINT_RANK: Final = f"Push the {CONFIG} that was saved with these weights: it says another rank."
+_HINT_RANK: Final = f"Push the {CONFIG} that was saved with these weights: this one has another rank."
 _HINT_SHAPE: Final = "Check that this adapter was trained on this base, and push the config saved with it."
 
 
 class AdaptedModule(ModuleTensors):
-    """The tensors of one adapted module beside the base's module; None if only modules of the base lie below its
-    path."""
+    """The tensors of one adapted module. module: of the base; None if the path only contains modules of the base."""
 
     module: BaseModule | None = None
 
@@ -62,8 +61,8 @@ def check_group(
         if slot is None:
             report.add(
                 "unknown-tensor",
-                f"The tensor {tensor.name} has the part {suffix}, which this {config.peft_type} adapter's config does "
-                f"not switch on for a {module_kind}.",
+                f"The tensor {tensor.name} has the suffix {suffix}, which the config of this {config.peft_type} "
+                f"adapter does not enable for a {module_kind}.",
                 where=tensor.name,
                 found=suffix,
                 expected=", ".join(by_suffix),
@@ -76,7 +75,7 @@ def check_group(
             report.add(
                 "rank-mismatch" if wrong.rank_only else "shape-mismatch",
                 f"The tensor {tensor.name} has the shape {list(tensor.shape)}, expected {wrong.expected}"
-                + (f" for rank {rank} of {CONFIG}." if wrong.rank_only else " by the base's module and the config."),
+                + (f" for rank {rank} of {CONFIG}." if wrong.rank_only else " from the base's module and the config."),
                 where=tensor.name,
                 found=str(list(tensor.shape)),
                 expected=wrong.expected,
@@ -98,11 +97,11 @@ def _check_halves(group: AdaptedModule, slots: tuple[Slot, ...], config: Adapter
         if slot.required and slot.suffix not in group.tensors:
             report.add(
                 "missing-tensor",
-                f"The module {group.path} lacks {slot.suffix}; the file holds only {', '.join(sorted(group.tensors))}.",
+                f"The module {group.path} lacks {slot.suffix}; the file has only {', '.join(sorted(group.tensors))}.",
                 where=group.path,
                 found=", ".join(sorted(group.tensors)),
                 expected=slot.suffix,
-                hint="Save the adapter again; a part of it is missing.",
+                hint="Save the adapter again; it is incomplete.",
             )
 
 

@@ -1,4 +1,4 @@
-"""LoRA's tensors: which ones a module has follows from its kind and from the variants that the config switches on."""
+"""Tensors of LoRA modules, by the module's kind and the variants that the config enables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from lora_contract.adapter.config import AdapterConfig
 from lora_contract.adapter.slots import Slot
 
-# State of a training method beside A and B that has no part in the adapter's effect, by the option that makes it.
+# State of training methods that does not contribute to the update, by the option that adds it.
 TRAINING_ONLY = {
     "velora_config": ("lora_velora_embed",),
     "monteclora_config": (
@@ -33,10 +33,10 @@ SUFFIXES = (
     "lora_B",
 )
 
-# What a suffix says of the module that carries it.
+# Suffixes that identify an embedding.
 _EMBEDDING = frozenset({"lora_embedding_A", "lora_embedding_B"})
 
-# Initialisations whose training starts from a base that was changed: A and B alone do not give the adapter.
+# Initializations that modify the base before training: A and B alone do not determine the update.
 _CHANGES_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
 
@@ -45,7 +45,7 @@ def is_embedding(suffixes: Iterable[str]) -> bool:
 
 
 def slots(config: AdapterConfig, kind: str) -> tuple[Slot, ...]:
-    """The tensors of a module of this kind. Ranks of experts are multiples of their number and are checked apart."""
+    """The tensors of a module of this kind. Ranks of experts are multiples of their number, checked separately."""
     pair: tuple[Slot, ...]
     if kind == "embedding":
         pair = (Slot("lora_embedding_A", (("r", "out"),)), Slot("lora_embedding_B", (("in", "r"),)))
@@ -85,7 +85,7 @@ def slots(config: AdapterConfig, kind: str) -> tuple[Slot, ...]:
 
 
 def changes_base(config: AdapterConfig) -> str | None:
-    """The config's setting under which A and B were trained against a changed base; None where there is none."""
+    """The setting of the config that modified the base in training; None if there is none."""
     init = config.raw.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(_CHANGES_BASE):
         return f"init_lora_weights = {init!r}"

@@ -12,7 +12,7 @@ _MAX_NESTING: Final = 8
 
 
 def global_name(name: str, kind: AdapterType) -> bool:
-    """Whether a name is one of the type's tensors for the whole model."""
+    """Whether a name is that of a model-level tensor of the type."""
     plain = name if kind.prompt else name.removeprefix("base_model.")
     if not kind.prompt and plain == name:
         return False
@@ -23,8 +23,8 @@ def global_name(name: str, kind: AdapterType) -> bool:
 
 
 def split_suffix(rest: str, peft_type: str, kind: AdapterType) -> tuple[str, int, str] | None:
-    """(module path, number of `base_layer` behind it, suffix) of a name without PREFIX; None where no suffix of the
-    type stands at its end."""
+    """Split a name without PREFIX into (module path, number of `base_layer` after it, suffix); None if it does not end
+    in a suffix of the type."""
     found = _by_prefix(rest, kind.prefix) if kind.prefix else _by_list(rest, _suffixes(peft_type, kind))
     if found is None:
         return None
@@ -33,12 +33,12 @@ def split_suffix(rest: str, peft_type: str, kind: AdapterType) -> tuple[str, int
     while path.endswith(".base_layer") and nested < _MAX_NESTING:
         path = path.removesuffix(".base_layer")
         nested += 1
-    # The out_proj inside an attention block that is adapted as a whole.
+    # The out_proj of an attention that is adapted as a whole.
     return path.replace(".base_layer.", ".", 1), nested, suffix
 
 
 def ancestors(rest: str) -> list[str]:
-    """All module paths that contain a parameter, the innermost last: `a.b.weight` gives `a`, `a.b`."""
+    """All module paths that contain a parameter, outermost first: `a.b.weight` gives `a`, `a.b`."""
     parts = rest.split(".")
     return [".".join(parts[:count]) for count in range(1, len(parts))]
 

@@ -1,6 +1,6 @@
-"""The values: finite, also as products; not without effect; copies of base tensors equal to the base.
+"""Checks of values: finite, also as products; a nonzero update; copies of base tensors equal to the base.
 
-Everything is read once, in chunks, whatever the size of a tensor.
+Every tensor is read once, in chunks.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ ReadBase = Callable[[BaseTensor, int, int], bytes]
 """read_base(tensor, offset in the tensor, length) -> exactly that many bytes of it."""
 
 CHUNK: Final = 1 << 18
-# Norms square what a weight makes of its input: beyond the root of float32's largest number they give infinity.
+# Norm layers square activations: beyond the square root of float32's largest number they overflow.
 _LIMIT: Final = 1.8e19
 _LARGE: Final = 1e5
 
 
 class Stats(msgspec.Struct):
-    """Of one tensor: all zero, all one, and a bound of |x| (powers of two)."""
+    """Statistics of one tensor. zero, one: all values are. bound: of the largest magnitude, a power of two."""
 
     zero: bool = True
     one: bool = True
@@ -49,7 +49,7 @@ def check_values(
     read_base: ReadBase | None,
     report: CheckReport,
 ) -> None:
-    """Read every float tensor once; faults go to the report."""
+    """Read every float tensor once and add faults to the report."""
     stats = {tensor.name: _scan(tensor, read, report) for tensor in header.tensors}
     kind = TYPES[config.peft_type]
     _check_products(kind, structure, scale, stats, report)
@@ -71,7 +71,7 @@ def _scan(tensor: TensorEntry, read: ReadFile, report: CheckReport) -> Stats:
             place = offset // size + index
             report.add(
                 "nonfinite-value",
-                f"The tensor {tensor.name} holds NaN or infinity at element {place}; every value must be finite.",
+                f"The tensor {tensor.name} has NaN or infinity at element {place}; all values must be finite.",
                 where=tensor.name,
                 found=f"NaN or infinity at element {place}",
                 expected="finite values",
@@ -91,7 +91,7 @@ def _check_products(
     for group in structure.groups.values():
         factors = [stats[tensor.name].bound for suffix, tensor in group.tensors.items() if suffix in kind.factors]
         if any(bound == float("inf") for bound in factors):
-            continue  # already told as a value that is not finite, or as a dtype
+            continue  # already reported as a value that is not finite, or as a dtype
         module = scale(group.path)
         product = abs(module.scale) * module.r ** (len(factors) // 2)
         for bound in factors:
@@ -99,11 +99,11 @@ def _check_products(
         if _LARGE < product <= _LIMIT:
             report.add(
                 "large-update",
-                f"The update of {group.path} may reach {product:.3g}; weights are seldom above 1.",
+                f"The update of {group.path} may reach {product:.3g}; weights rarely exceed 1.",
                 severity="warning",
                 where=group.path,
                 found=f"up to {product:.3g}",
-                hint="Validate it before it is used: the training may have diverged.",
+                hint="Validate the adapter before use: the training may have diverged.",
             )
         if product > _LIMIT:
             report.add(
@@ -113,7 +113,7 @@ def _check_products(
                 where=group.path,
                 found=f"up to {product:.3g}",
                 expected=f"at most {_LIMIT:.3g}",
-                hint="Check alpha and the training: the values are far outside of what a model can use.",
+                hint="Check alpha and the training: the values are far outside the useful range.",
             )
 
 
@@ -130,7 +130,7 @@ def _check_effect(
             where="lora_alpha",
             found="0",
             expected="another alpha",
-            hint="Correct lora_alpha to the value that it was trained with.",
+            hint="Set lora_alpha to the value used in training.",
         )
         return
     if all(_inert(group, kind, stats) for group in structure.groups.values()):
@@ -140,13 +140,13 @@ def _check_effect(
             "The adapter changes nothing: in every module a factor of the update is zero (or every scaling is one).",
             where=suffix,
             found="a zero update in every module",
-            expected="at least one module that is changed",
-            hint="The adapter was saved untrained, or its weights were lost on saving: push a trained one.",
+            expected="at least one module with a nonzero update",
+            hint="The adapter was saved untrained, or its weights were lost when saving: push a trained one.",
         )
 
 
 def _check_indices(group: AdaptedModule, kind: AdapterType, read: ReadFile, report: CheckReport) -> None:
-    """Indices into the module's weight lie inside: on a GPU one that does not ends the whole process."""
+    """Check that indices into the module's weight are in range: on a GPU an index out of range kills the process."""
     module = group.module
     if module is None or module.out is None or module.in_ is None:
         return
@@ -165,7 +165,7 @@ def _check_indices(group: AdaptedModule, kind: AdapterType, read: ReadFile, repo
                 if min(found) < 0 or max(found) >= limit:
                     report.add(
                         "index-out-of-range",
-                        f"The tensor {tensor.name} holds the index {max(found, key=abs)}, expected 0 to {limit - 1}.",
+                        f"The tensor {tensor.name} has the index {max(found, key=abs)}, expected 0 to {limit - 1}.",
                         where=tensor.name,
                         found=str(max(found, key=abs)),
                         expected=f"0 to {limit - 1}",
@@ -191,14 +191,14 @@ def _inert(group: AdaptedModule, kind: AdapterType, stats: dict[str, Stats]) -> 
 def _check_copy(
     tensor: TensorEntry, parameter: BaseTensor, read: ReadFile, read_base: ReadBase | None, report: CheckReport
 ) -> None:
-    """A tensor that PEFT loads over the base's: harmless only where it holds the base's own values."""
+    """Check a tensor that PEFT loads over the base's: it must have the base's own values."""
     why = None
     if tensor.shape != parameter.shape:
         why = f"has the shape {list(tensor.shape)}, the base's has {list(parameter.shape)}"
     elif values.widen(b"", parameter.dtype, tensor.dtype) is None:
         why = f"has the dtype {tensor.dtype}, which cannot hold the base's {parameter.dtype} exactly"
     elif read_base is None:
-        why = "cannot be compared, since only the structure of this base is registered, not its weights"
+        why = "cannot be compared, since the base is registered without its weights"
     else:
         item, base_item = DTYPE_BYTES[tensor.dtype], DTYPE_BYTES[parameter.dtype]
         for first in range(0, tensor.elements, CHUNK // item):
@@ -212,8 +212,8 @@ def _check_copy(
     if why is not None:
         report.add(
             "overwrites-base",
-            f"The tensor {tensor.name} would be loaded over the base's own {parameter.name}, which is harmless only "
-            f"where both are equal bit by bit; it {why}.",
+            f"The tensor {tensor.name} would be loaded over the base's own {parameter.name}, which is allowed only if "
+            f"both are bitwise equal; it {why}.",
             where=tensor.name,
             found=why,
             expected=f"the bytes of {parameter.name}",

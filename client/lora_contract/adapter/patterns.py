@@ -1,7 +1,7 @@
-"""Which modules a config names: PEFT's rules for targets and patterns, matched where they cannot hang.
+"""PEFT's rules for targets and patterns of a config, matched in linear time.
 
-Rules as peft 0.21.2 has them (`check_target_module_exists`, `get_pattern_key`); the regular expressions go to
-`lora_contract.regex`, never to `re`.
+The rules are those of peft 0.21.2 (`check_target_module_exists`, `get_pattern_key`); regular expressions are matched by
+`lora_contract.regex`, never by `re`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ _MAX_PATHS = 24
 
 
 def pattern_key(keys: Iterable[str], budget: Budget | None = None) -> Callable[[str], str | None]:
-    """A function that gives the first key that means a module: `re.match(rf"(.*\\.)?({key})$", path)`; None: none."""
+    """A function that returns the first key that matches a module path, by `re.match(rf"(.*\\.)?({key})$", path)`, or
+    None."""
     rules = [(key, _key_rule(key, budget)) for key in keys]
 
     def find(path: str) -> str | None:
@@ -30,8 +31,8 @@ def pattern_key(keys: Iterable[str], budget: Budget | None = None) -> Callable[[
 
 
 def targets(config: AdapterConfig, budget: Budget | None = None) -> Callable[[str], bool]:
-    """A function that tells whether the config targets a module path. "all-linear" is not decided here: it gives
-    True for every path that is not excluded, and the caller leaves out what is not linear."""
+    """A predicate: the config targets a module path. "all-linear" matches every path that is not excluded; the caller
+    must filter by the kind of module."""
     excluded = names_module(config.exclude_modules, budget)
     saved = [_saved_rule(name, budget) for name in config.modules_to_save]
     target = config.target_modules
@@ -56,7 +57,7 @@ def targets(config: AdapterConfig, budget: Budget | None = None) -> Callable[[st
 
 
 def names_module(names: Collection[str] | str | None, budget: Budget | None = None) -> Callable[[str], bool]:
-    """Whether a list of names (equal, or the path's end) or a pattern (full match) means a path; None means none."""
+    """A predicate: a list of names (equal, or a suffix of the path) or a pattern (full match) matches a module path."""
     if not names:
         return lambda _: False
     if isinstance(names, str):
@@ -64,7 +65,7 @@ def names_module(names: Collection[str] | str | None, budget: Budget | None = No
     known = frozenset(names)
 
     def ends(path: str) -> bool:
-        # Every tail of the path that begins a segment, instead of every name: a list may hold thousands.
+        # Test every suffix of the path instead of every name: a list may have thousands of names.
         if path in known:
             return True
         position = path.find(".")
@@ -77,10 +78,13 @@ def names_module(names: Collection[str] | str | None, budget: Budget | None = No
     return ends
 
 
-def hangs(config: AdapterConfig, paths: Iterable[str], budget: Budget | None = None) -> tuple[str, str] | None:
-    """The first (key, pattern) of a config that could hang `re`, to which PEFT and others give it; None: none could.
+def catastrophic_pattern(
+    config: AdapterConfig, paths: Iterable[str], budget: Budget | None = None
+) -> tuple[str, str] | None:
+    """The first (key, pattern) of a config that causes catastrophic backtracking in `re`, which PEFT uses; None if
+    there is none.
 
-    Looked for on one path of each form (numbers aside) and on texts of repeated characters of the pattern itself.
+    Tested on one path of each form (ignoring numbers) and on texts that repeat words and characters of the pattern.
     """
     forms = {"".join("0" if character.isdecimal() else character for character in path): path for path in paths}
     samples = sorted(forms.values(), key=len)[-_MAX_PATHS:]
@@ -93,13 +97,13 @@ def hangs(config: AdapterConfig, paths: Iterable[str], budget: Budget | None = N
 
 
 def _pieces(text: str) -> list[str]:
-    """The words of a pattern and their letters, a few of each: what its repeats are likely to repeat."""
+    """A few words and characters of a pattern, which its quantifiers are likely to repeat."""
     words = sorted({"".join(run) for plain, run in groupby(text, _PLAIN.__contains__) if plain}, key=len)
     return words[:8] + sorted({character for word in words for character in word})[:8]
 
 
 def _expressions(config: AdapterConfig) -> Iterable[tuple[str, str, str]]:
-    """(key, text in the config, expression that PEFT makes of it) of all that is more than a plain name."""
+    """(key, text in the config, expression that PEFT builds from it) of everything except plain names."""
     for key, value in (
         ("target_modules", config.target_modules),
         ("exclude_modules", config.exclude_modules),
@@ -119,7 +123,7 @@ def _expressions(config: AdapterConfig) -> Iterable[tuple[str, str, str]]:
 
 
 def _literal(text: str) -> list[str] | None:
-    """The characters of an expression without operators ("" for a dot, which is any character); None for others."""
+    """The characters of an expression without operators ("" for a dot, which matches any); None for others."""
     characters: list[str] = []
     position = 0
     text = text.removesuffix("$") if not text.endswith("\\$") else text
@@ -174,7 +178,7 @@ def _layers(config: AdapterConfig, budget: Budget | None) -> Callable[[str], boo
 
 
 def _layer_index(path: str, patterns: list[Regex]) -> int | None:
-    """The first whole segment of digits behind a pattern's match; without patterns, behind at least two segments."""
+    """The first segment of digits after a pattern's match; without patterns, after at least two segments."""
     segments = path.split(".")
     rules: list[Regex | None] = [*patterns] or [None]
     for rule in rules:

@@ -1,4 +1,4 @@
-"""Collecting findings: all of them, but no flood where one fault repeats in every tensor."""
+"""Collection of findings, with a limit per code: one fault may repeat in every tensor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MOST_PER_CODE = 40
 
 
 class CheckReport:
-    """Findings in the order they were made. Of each code the first 40 are kept, and the number of the rest."""
+    """Findings in the order they were made: the first 40 of each code, and the number of the others."""
 
     def __init__(self) -> None:
         self._findings: list[Finding] = []

@@ -20,7 +20,7 @@ _SCALED = frozenset({"LORA", "LOHA", "LOKR", "GRALORA"})
 
 
 class ModuleScale(msgspec.Struct, frozen=True):
-    """Of one module: rank, alpha, and the factor `scale` before the product of its factors."""
+    """Rank, alpha and scale of one module. scale: the factor of the product of its factors."""
 
     r: int
     alpha: float
@@ -31,11 +31,11 @@ Scales = Callable[[str], ModuleScale]
 
 
 def scales(config: AdapterConfig, budget: Budget | None = None) -> Scales:
-    """A function from module path to its scale. Patterns are compiled once: use it for many modules.
+    """A function from module path to scale. Patterns are compiled once: use it for many modules.
 
-    rank_pattern and alpha_pattern are independent of each other; the first key that matches wins. rsLoRA divides by
-    sqrt(r). AdaLoRA divides alpha by init_r + 1e-5, since the number it divides by is not saved and never changes.
-    Raises RegistryError `rejected` where a key of a pattern is no supported expression.
+    rank_pattern and alpha_pattern are independent; the first matching key wins. rsLoRA divides by sqrt(r). AdaLoRA
+    divides alpha by init_r + 1e-5: its divisor is not saved and never changes. Raises RegistryError `rejected` if a key
+    is not a supported expression.
     """
     adalora = config.peft_type == "ADALORA"
     rank_key = pattern_key(() if adalora else config.rank_pattern, budget)
@@ -45,7 +45,7 @@ def scales(config: AdapterConfig, budget: Budget | None = None) -> Scales:
     alpha_default = 8.0 if config.alpha is None else config.alpha
 
     def of(path: str) -> ModuleScale:
-        # Where the config targets a parameter (a router's `gate.weight`), patterns are matched against that.
+        # If the config targets a parameter (a router's `gate.weight`), patterns are matched against its name.
         path = f"{path}.weight" if parameter(f"{path}.weight") else path
         key = rank_key(path)
         r: int = r_default if key is None else config.rank_pattern[key]
@@ -65,7 +65,7 @@ def scales(config: AdapterConfig, budget: Budget | None = None) -> Scales:
 
 
 def lora_scale(config: AdapterConfig, module: str) -> float:
-    """The factor s in W + s B A of one module. Raises RegistryError `unsupported` for a type that has none."""
+    """The factor s in W + s B A of one module. Raises RegistryError `unsupported` for types without one."""
     if config.peft_type not in _SCALED and config.peft_type != "ADALORA":
         raise RegistryError("unsupported", f"Adapters of type {config.peft_type} have no LoRA scale.")
     return scales(config)(module).scale

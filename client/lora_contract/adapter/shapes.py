@@ -1,4 +1,4 @@
-"""Shapes of adapter tensors against their symbols: `out`, `in`, `r`, `2r`, `*`, letters that must agree."""
+"""Match of tensor shapes against symbolic shapes: `out`, `in`, `r`, `2r`, `*`, and letters that must agree."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lora_contract.modules import BaseModule
 
 
 class ShapeFault(msgspec.Struct, frozen=True):
-    """What was expected; `rank_only` where nothing but the rank disagrees."""
+    """A mismatch. expected: the shape. rank_only: only the rank differs."""
 
     expected: str
     rank_only: bool
@@ -20,7 +20,8 @@ class ShapeFault(msgspec.Struct, frozen=True):
 def shape_fault(
     shape: tuple[int, ...], allowed: Sequence[Shape], module: BaseModule, rank: int, bound: dict[str, int]
 ) -> ShapeFault | None:
-    """None where the shape is one of the allowed. `bound` holds the letters met so far in this module."""
+    """Compare a shape with the allowed ones; None if it matches. bound: values of the letters in this module so far,
+    which a match extends."""
     sizes: dict[str, int | None] = {"out": module.out, "in": module.in_, "r": rank, "2r": 2 * rank, "*": None}
     for symbols in allowed:
         letters = dict(bound)

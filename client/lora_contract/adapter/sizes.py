@@ -1,4 +1,4 @@
-"""Sizes that shapes by symbols cannot tell: products of a tensor's dimensions that must give the module's sizes."""
+"""Checks that symbolic shapes cannot express: products of dimensions that must equal the module's sizes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def lokr(shapes: Shapes, out: int, in_: int, _: Mapping[str, Any]) -> str | None
     first, second = _factor(shapes, "lokr_w1"), _factor(shapes, "lokr_w2")
     if first is None or second is None:
         missing = "lokr_w1" if first is None else "lokr_w2"
-        return f"{missing} is missing or only half there"
+        return f"{missing} is missing or incomplete"
     made = (first[0] * second[0], first[1] * second[1])
     return None if made == (out, in_) else f"the Kronecker product has the shape {list(made)}, expected {[out, in_]}"
 
@@ -48,16 +48,16 @@ def oft(shapes: Shapes, _out: int, in_: int, _: Mapping[str, Any]) -> str | None
         return None
     block = next((size for size in range(2, in_ + 1) if size * (size - 1) // 2 >= rotation[1]), 0)
     if block * (block - 1) // 2 != rotation[1]:
-        return f"oft_R.weight has {rotation[1]} columns, which is no b(b-1)/2"
+        return f"oft_R.weight has {rotation[1]} columns, which is not of the form b(b-1)/2"
     if rotation[0] * block != in_ and not (rotation[0] == 1 and in_ % block == 0):
-        return f"oft_R.weight has {rotation[0]} blocks of {block}, expected together {in_}"
+        return f"oft_R.weight has {rotation[0]} blocks of {block}, expected {in_} in total"
     return None
 
 
 def boft(shapes: Shapes, _out: int, in_: int, _: Mapping[str, Any]) -> str | None:
     rotation = shapes.get("boft_R", ())
     if len(rotation) == 4 and rotation[1] * rotation[2] != in_:
-        return f"boft_R has {rotation[1]} blocks of {rotation[2]}, expected together {in_}"
+        return f"boft_R has {rotation[1]} blocks of {rotation[2]}, expected {in_} in total"
     return None
 
 

@@ -1,4 +1,4 @@
-"""What is declared of a PEFT type: its tensors, what it adapts, whether and where it is merged."""
+"""Declarations of a PEFT type: its tensors, the modules it adapts, and its merge implementation."""
 
 from __future__ import annotations
 

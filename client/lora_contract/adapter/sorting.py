@@ -1,4 +1,4 @@
-"""The tensors of an adapter file by what their names say: a module's own, the whole model's, others."""
+"""Sorting of an adapter's tensors by their names: tensors of a module, of the whole model, and others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lora_contract.tensors import Header, TensorEntry
 class ModuleTensors(msgspec.Struct):
     """The tensors of one adapted module, by suffix (`lora_A.weight`).
 
-    path: of the module in the base. nested: how many `base_layer` stand in the names between path and suffix.
+    path: of the module in the base. nested: number of `base_layer` components between path and suffix.
     """
 
     path: str
@@ -29,8 +29,13 @@ class ModuleTensors(msgspec.Struct):
 
 @dataclass(frozen=True)
 class SortedTensors:
-    """modules: in order of path and nesting. shared: tensors of the whole model by name without `base_model.`. others:
-    what the type does not know: saved modules, biases, copies; in order of names, as `shared` is."""
+    """The tensors of a file by class.
+
+    Args:
+        modules: in order of path and nesting.
+        shared: tensors of the whole model by name without `base_model.`, in order of names.
+        others: tensors that the type does not define (saved modules, biases, copies), in order of names.
+    """
 
     modules: list[ModuleTensors] = field(default_factory=list)
     shared: dict[str, TensorEntry] = field(default_factory=dict)
@@ -38,7 +43,7 @@ class SortedTensors:
 
 
 class OwnTensor(NamedTuple):
-    """The place of a module's own tensor: the module, how many `base_layer` follow its path, and the suffix."""
+    """A parsed name of a module's tensor: path of the module, number of `base_layer` after it, and suffix."""
 
     path: str
     nested: int
@@ -46,7 +51,7 @@ class OwnTensor(NamedTuple):
 
 
 def place_of(name: str, peft_type: str) -> OwnTensor | Literal["shared", "other"]:
-    """What a name says: of a module, of the whole model, or nothing that the type knows."""
+    """Classify a name: of a module, of the whole model, or not defined by the type."""
     kind = TYPES[peft_type]
     if global_name(name, kind):
         return "shared"

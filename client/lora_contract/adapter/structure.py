@@ -1,7 +1,7 @@
-"""Which tensor of the file is what: every name on the list that type, targets and base allow, every shape as it must.
+"""Classification of every tensor of the file, against the names and shapes that type, targets and base allow.
 
-PEFT loads any tensor that is named like a base parameter over the base, silently and for good. So a name is not
-searched for faults: it is accepted only where this module can say what it is.
+PEFT loads any tensor that is named like a base parameter over the base, silently and permanently. So names are checked
+against an allow-list: a tensor that cannot be classified is refused.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def build(
     scale: Scales,
     report: CheckReport,
 ) -> Structure:
-    """Place every tensor, then check each module's tensors together. Faults go to the report."""
+    """Classify every tensor, then check the tensors of each module together. Faults are added to the report."""
     kind = TYPES[config.peft_type]
     structure = Structure()
     for tensor in header.tensors:
@@ -97,7 +97,7 @@ def _place(
         report.add(
             "unknown-tensor",
             f"The tensor {tensor.name} does not begin with {PREFIX!r}, as PEFT writes the tensors of a "
-            f"{config.peft_type} adapter; loaders would skip it in silence.",
+            f"{config.peft_type} adapter; loaders would silently skip it.",
             where=tensor.name,
             expected=f"{PREFIX}<module>.<suffix>",
             hint="Save the adapter with PEFT's save_pretrained and push that.",
@@ -140,7 +140,7 @@ def _place_base_parameter(
     structure: Structure,
     report: CheckReport,
 ) -> None:
-    """A tensor that is named like a parameter of the base: a copy, a trained bias, or an attack."""
+    """Classify a tensor that is named like a parameter of the base: a copy, a trained bias, or an attack."""
     plain = rest.replace(".base_layer.", ".")
     parameter = modules.resolve_parameter(plain)
     owner = modules.resolve(plain.rpartition(".")[0])
@@ -150,7 +150,7 @@ def _place_base_parameter(
     if parameter is None:
         report.add(
             "unknown-tensor",
-            f"The tensor {tensor.name} is none of those that a {config.peft_type} adapter with these targets has.",
+            f"The tensor {tensor.name} does not belong to a {config.peft_type} adapter with these targets.",
             where=tensor.name,
             hint="Save the adapter with PEFT's save_pretrained and push that.",
         )
@@ -161,7 +161,7 @@ def _place_base_parameter(
         if len(structure.biases) == 1:
             report.add(
                 "replaces-biases",
-                f"{CONFIG} has bias = {config.bias!r}: loaders write the trained biases over the base's own, for good.",
+                f"{CONFIG} has bias = {config.bias!r}: loaders permanently overwrite the base's biases.",
                 severity="warning",
                 where="bias",
                 found=config.bias,
@@ -203,7 +203,7 @@ def _is_saved(rest: str, config: AdapterConfig, base: BaseFingerprint, modules: 
 def _check_saved_complete(
     config: AdapterConfig, modules: BaseModules, structure: Structure, report: CheckReport
 ) -> None:
-    """PEFT looks up every parameter of a saved module in the file and fails where one is missing."""
+    """Check that saved modules are complete: PEFT fails if one of their parameters is missing in the file."""
     if not config.modules_to_save:
         return
     held = {tensor.name[len(PREFIX) :] for tensor in structure.saved}
@@ -213,7 +213,7 @@ def _check_saved_complete(
         if wanted and name not in held:
             report.add(
                 "missing-tensor",
-                f"modules_to_save of {CONFIG} covers {name}, but the file does not hold it.",
+                f"modules_to_save of {CONFIG} covers {name}, which is missing in the file.",
                 where=name,
                 expected=f"{PREFIX}{name}",
                 hint="Save the adapter again; a part of it is missing.",
@@ -246,7 +246,7 @@ def _check_saved(
         if rows and tensor.shape[1:] == parameter.shape[1:]:
             report.add(
                 "vocabulary-rows",
-                f"The tensor {tensor.name} has {tensor.shape[0]} rows, the base's vocabulary has {parameter.shape[0]}.",
+                f"The tensor {tensor.name} has {tensor.shape[0]} rows; the base's vocabulary has {parameter.shape[0]}.",
                 where=tensor.name,
                 found=str(tensor.shape[0]),
                 expected=str(parameter.shape[0]),
@@ -277,7 +277,7 @@ def _place_tokens(
     if not isinstance(indices, list):
         report.add(
             "not-targeted",
-            f"The tensor {tensor.name} holds token rows, but {CONFIG} names no token indices for {path}.",
+            f"The tensor {tensor.name} has token rows, but {CONFIG} has no token indices for {path}.",
             where=tensor.name,
         )
         return

@@ -1,5 +1,7 @@
-"""What the trainer's own files say of how an adapter was made: `trainer_state.json` and `training_args.json` as the
-trainers of transformers and TRL write them. They are told, and decide nothing: anybody can write anything there."""
+"""Facts from the trainer's files, `trainer_state.json` and `training_args.json`, as transformers and TRL write them.
+
+They are informative only: their content is not verified.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ _ARGUMENT_KEYS: Final = (
 
 
 def training_facts(sizes: Mapping[str, int], read: Callable[[str, int, int], bytes]) -> dict[str, int | float | str]:
-    """Numbers and short texts under short names; empty where there are no such files or they cannot be read."""
+    """Numbers and short texts by short names; empty if the files are missing or unreadable."""
     state, arguments = (_document(name, sizes, read) for name in (STATE, ARGUMENTS))
     found: dict[str, Any] = {short: state.get(key) for key, short in _STATE_KEYS.items()}
     found |= {key: arguments.get(key) for key in _ARGUMENT_KEYS}

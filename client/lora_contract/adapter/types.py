@@ -1,10 +1,10 @@
-"""The PEFT types as data: which tensors each one has per module and for the whole model, with their shapes.
+"""The table of PEFT types: the tensors of each per module and for the whole model, with their shapes.
 
 Names and shapes are those that peft 0.21.2 writes (seen by saving each type on a small model). A shape is a tuple of
 whole numbers, `out` and `in` (the module's sizes as a linear map; an embedding's rows and width), `r` (the rank that
-the config gives the module), `2r`, `*` (anything), or another letter, which must be the same number throughout the
+the config gives the module), `2r`, `*` (anything), or another letter, which must have the same value throughout the
 module. A type with `prefix` instead of slots is checked by name alone: a module of the base, then a segment that
-begins with the prefix. No base parameter is named so, hence nothing of that kind can reach one.
+begins with the prefix. No base parameter has such a name, so such a tensor cannot overwrite one.
 
 A type is added by a row here, a room of that name in `lora_kernels.types`, and a formula in the tests' oracle.
 """

@@ -1,4 +1,4 @@
-"""Adapters of virtual tokens: their one tensor against the base and the config."""
+"""Check of adapters with virtual tokens: their tensor against the base and the config."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from lora_contract.adapter.slots import Shapes
 def prompt_fault(
     config: AdapterConfig, shapes: Shapes, width: int | None, base_config: Mapping[str, Any]
 ) -> str | None:
-    """What does not agree in an adapter of virtual tokens, as a clause. `width`: of the base's input embedding."""
+    """The mismatch of an adapter with virtual tokens, as a clause; None if there is none. width: of the base's input
+    embedding."""
     raw = config.raw
     shape = shapes.get("prompt_embeddings")
     if shape is None:

@@ -1,4 +1,4 @@
-"""How adapters are composed: the table of methods that the command line, the API, the docs and the kernels read."""
+"""Methods to compose adapters: the table that the command line, the API, the docs and the kernels use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/methods.md, from the table of methods; `make docs` writes the file."""
+"""Generator of docs/methods.md from the table of methods; `make docs` writes the file."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ accuracy; no full decomposition is computed.
 
 
 def methods_page() -> str:
-    """docs/methods.md."""
+    """The text of docs/methods.md."""
     return "\n".join([_HEAD + _overview(), *map(_section, METHODS.values()), _TAIL])
 
 

@@ -1,4 +1,4 @@
-"""A method and its parameters, as data."""
+"""Data types of a method and its parameters."""
 
 from __future__ import annotations
 
@@ -16,8 +16,13 @@ Value = float | int | str | None
 class Parameter(msgspec.Struct, frozen=True):
     """A parameter of a method.
 
-    default: None where the method finds the value by itself; `otherwise` says which. low, high: the range, None for no
-    limit. above: `low` itself is out of range. choices: of a `choice`.
+    Args:
+        meaning: a noun phrase for the documentation.
+        default: None if the method derives the value, as `otherwise` says.
+        otherwise: the default in words, for a default of None.
+        low, high: the range; None for no limit.
+        above: the value must be greater than `low`.
+        choices: allowed values of a `choice`.
     """
 
     name: str
@@ -32,7 +37,7 @@ class Parameter(msgspec.Struct, frozen=True):
 
     @property
     def range(self) -> str:
-        """What is allowed, in words."""
+        """The allowed values, in words."""
         if self.kind == "choice":
             return " or ".join(f"`{choice}`" for choice in self.choices)
         noun = "an integer" if self.kind == "integer" else "a number"
@@ -41,7 +46,7 @@ class Parameter(msgspec.Struct, frozen=True):
         return " ".join(filter(None, [noun, " and ".join(filter(None, [low, high]))]))
 
     def check(self, value: Any, method: str) -> Value:
-        """The value as the method takes it. Raises RegistryError `invalid-request`."""
+        """Validate and convert a value. Raises RegistryError `invalid-request`."""
         if value is None and self.default is None:
             return None
         if not self._fits(value):
@@ -55,8 +60,8 @@ class Parameter(msgspec.Struct, frozen=True):
         return checked
 
     def schema(self) -> dict[str, Any]:
-        """As JSON schema."""
-        meaning = self.meaning + (f"; by default {self.otherwise}" if self.otherwise else "")
+        """The JSON schema of the parameter."""
+        meaning = self.meaning + (f" (default: {self.otherwise})" if self.otherwise else "")
         schema: dict[str, Any] = {"description": meaning, "default": self.default}
         if self.kind == "choice":
             return {**schema, "type": "string", "enum": list(self.choices)}
@@ -80,11 +85,14 @@ class Parameter(msgspec.Struct, frozen=True):
 
 
 class Method(msgspec.Struct, frozen=True):
-    """A way to compose adapters.
+    """A method to compose adapters.
 
-    version: part of every recipe; it grows when the same inputs would give other numbers. summary: what is computed.
-    source: the paper, or the project that defined it. seeded: draws random numbers, so that the seed matters. peft:
-    PEFT's `add_weighted_adapter` has a combination_type of this name.
+    Args:
+        summary: a description of the computation.
+        source: the paper or project that defined the method.
+        version: part of every recipe; incremented when the same inputs give other numbers.
+        seeded: the method draws random numbers, so the seed matters.
+        peft: PEFT's `add_weighted_adapter` has a combination_type of this name.
     """
 
     name: str
@@ -96,7 +104,8 @@ class Method(msgspec.Struct, frozen=True):
     peft: bool = False
 
     def checked(self, given: Mapping[str, Any]) -> dict[str, Value]:
-        """Every parameter, defaults filled in, in the order of the table. Raises RegistryError `invalid-request`."""
+        """Validate parameters and fill in defaults, in the order of the table. Raises RegistryError
+        `invalid-request`."""
         known = [parameter.name for parameter in self.parameters]
         for name in sorted(given):
             if name not in known:
@@ -112,6 +121,6 @@ class Method(msgspec.Struct, frozen=True):
         }
 
     def schema(self) -> dict[str, Any]:
-        """The object of its parameters as JSON schema."""
+        """The JSON schema of the object of its parameters."""
         properties = {parameter.name: parameter.schema() for parameter in self.parameters}
         return {"type": "object", "properties": properties, "additionalProperties": False}
