@@ -14,7 +14,7 @@ import msgspec
 from lora_contract.base import BaseFingerprint, BaseTensor
 from lora_contract.sharing import Sharing, sharing
 
-Kind = Literal["linear", "embedding", "norm", "conv", "experts", "mha"]
+ModuleKind = Literal["linear", "embedding", "norm", "conv", "experts", "mha"]
 
 EMBEDDINGS: Final = frozenset(
     {
@@ -65,7 +65,7 @@ class BaseModule(msgspec.Struct, frozen=True):
     """
 
     path: str
-    kind: Kind
+    kind: ModuleKind
     out: int | None
     in_: int | None
     has_bias: bool
@@ -235,7 +235,7 @@ def _without_tensor(shared: Sharing, modules: Mapping[str, BaseModule]) -> dict[
         for member in group.members:
             path, _, leaf = member.name.rpartition(".")
             if member.tensor is None and leaf == "weight" and owner is not None:
-                kind: Kind = "linear" if member.name == shared.output else owner.kind
+                kind: ModuleKind = "linear" if member.name == shared.output else owner.kind
                 if member.name == shared.embedding:
                     kind = "embedding"
                 added[path] = BaseModule(path, kind, owner.out, owner.in_, owner.has_bias, held)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class VerifiedVersion:
     """A version whose manifest this machine has hashed. digest: of the received manifest. number: as the server says,
     for people."""
 
@@ -101,7 +101,7 @@ def public_half(key: PrivateKey) -> PublicKey:
     return parse_der(key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
 
 
-def fetch_subject(client: Client, ref: str | Reference) -> Subject:
+def fetch_subject(client: Client, ref: str | Reference) -> VerifiedVersion:
     """Resolve a reference and hash its manifest, without trusting the server.
 
     Raises `digest-mismatch` if the manifest has not the digest of the answer, or not the one in the reference.
@@ -117,10 +117,10 @@ def fetch_subject(client: Client, ref: str | Reference) -> Subject:
             f"The received manifest of {wanted} has {digest}; expected {named.digest}.",
             hint="Try again; if this persists, ask an administrator to run `lora-registry fsck`.",
         )
-    return Subject(wanted.namespace or "", wanted.name, view.number, digest, parse(data))
+    return VerifiedVersion(wanted.namespace or "", wanted.name, view.number, digest, parse(data))
 
 
-def require_same_files(subject: Subject, folder: Path) -> None:
+def require_same_files(subject: VerifiedVersion, folder: Path) -> None:
     """Require that a folder has the files of the version. Raises `digest-mismatch` with the first that differs."""
     for entry in subject.manifest.files:
         path = folder / entry.path
@@ -139,7 +139,7 @@ def require_same_files(subject: Subject, folder: Path) -> None:
         )
 
 
-def make_envelope(subject: Subject, key: PrivateKey) -> Envelope:
+def make_envelope(subject: VerifiedVersion, key: PrivateKey) -> Envelope:
     """Sign the statement on a version."""
     from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePrivateKey
     from cryptography.hazmat.primitives.hashes import SHA256
@@ -150,12 +150,12 @@ def make_envelope(subject: Subject, key: PrivateKey) -> Envelope:
     return wrap_signature(payload, signed, public_half(key).key_id)
 
 
-def require_signed(client: Client, subject: Subject, keys: Sequence[PublicKey]) -> list[SignatureView]:
+def require_signed(client: Client, subject: VerifiedVersion, keys: Sequence[PublicKey]) -> list[SignatureView]:
     """The signature of each key. Raises `signature-mismatch` if a key has not signed this version."""
     return [_signed(client, subject, key) for key in keys]
 
 
-def _signed(client: Client, subject: Subject, key: PublicKey) -> SignatureView:
+def _signed(client: Client, subject: VerifiedVersion, key: PublicKey) -> SignatureView:
     why = f"The registry has no signature of {subject.label} ({subject.digest.short}) by the key {key.key_id}."
     for view in client.signatures(subject.reference, key_id=key.key_id):
         try:

@@ -133,7 +133,7 @@ def test_what_is_signed_can_be_held_against_a_folder(home: Home, pushed: str, tm
         (["sign", "a/b", "--key", "{public}"], 2, "not a private key"),
         (["sign", "a/b", "--key", "{secret}"], 3, "no repository"),
         (["verify", "a/b"], 2, "--key"),
-        (["verify", "a/b", "--key", "{secret}"], 2, "private key, where a public one belongs"),
+        (["verify", "a/b", "--key", "{secret}"], 2, "private key; a public key is expected"),
         (["verify", "a/b", "--key", "{public}"], 3, "no repository"),
     ],
 )

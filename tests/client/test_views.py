@@ -20,7 +20,7 @@ def test_a_report_shows_each_metric_of_its_tasks() -> None:
         "job", "validate", f"sha256:{'a' * 64}", "2026-01-01T00:00:00Z", True, [], msgspec.to_builtins(body)
     )
     lines = [line.split() for line in views.report(view)]
-    assert ["behaviour", "passed", "pick.acc", "is", "0.75,", "of", "the", "base", "0.25."] in lines
+    assert ["behaviour", "passed", "pick.acc", "is", "0.75", "(base:", "0.25)."] in lines
     assert ["TASK", "METRIC", "BASE", "VALUE", "RECORDS"] in lines
     assert ["pick", "acc", "0.25", "±", "0.12", "0.75", "±", "0.12", "8"] in lines
     assert ["pick", "word_perplexity", "-", "12.5", "8"] in lines

@@ -13,7 +13,7 @@ from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_contract.manifest import Manifest
 from lora_contract.reference import Reference
-from lora_reg.cache.refs import Resolved
+from lora_reg.cache.refs import ResolvedReference
 from lora_reg.cache.store import Cache
 
 
@@ -105,10 +105,10 @@ def _manifest(cache: Cache, digest: str) -> Manifest | None:
         return None
 
 
-def _references(cache: Cache) -> Iterator[tuple[Path, Resolved]]:
+def _references(cache: Cache) -> Iterator[tuple[Path, ResolvedReference]]:
     for path in sorted((cache.root / "refs").glob("*/*/*/*.json")):
         try:
-            yield path, msgspec.json.decode(path.read_bytes(), type=Resolved)
+            yield path, msgspec.json.decode(path.read_bytes(), type=ResolvedReference)
         except (OSError, msgspec.MsgspecError):
             continue
 

@@ -19,7 +19,7 @@ from lora_reg.disk import replace_file
 SCHEMA: Final = "lora-reg/ref/1"
 
 
-class Resolved(msgspec.Struct, frozen=True):
+class ResolvedReference(msgspec.Struct, frozen=True):
     """What the server answered. reference: with its namespace. yanked: the reason. at: RFC 3339, UTC."""
 
     server: str
@@ -32,11 +32,11 @@ class Resolved(msgspec.Struct, frozen=True):
     yanked: str | None = None
 
 
-def read(cache: Cache, server: str, ref: Reference) -> Resolved | None:
+def read(cache: Cache, server: str, ref: Reference) -> ResolvedReference | None:
     """The last answer; None if the reference was never resolved, or the file is damaged or of another reference (two
     tags that differ only in case, on a case-insensitive file system)."""
     try:
-        found = msgspec.json.decode(_path(cache, server, ref).read_bytes(), type=Resolved)
+        found = msgspec.json.decode(_path(cache, server, ref).read_bytes(), type=ResolvedReference)
         Digest.parse(found.digest)
     except (FileNotFoundError, NotADirectoryError, msgspec.MsgspecError, RegistryError):
         return None
@@ -55,7 +55,7 @@ def write(
     yanked: str | None = None,
 ) -> None:
     """Store what the reference means now; the last writer wins."""
-    entry = Resolved(
+    entry = ResolvedReference(
         server=server,
         reference=str(ref),
         digest=str(digest),

@@ -41,7 +41,7 @@ class Pushed:
 
 
 @dataclass(frozen=True, slots=True)
-class PinnedBase:
+class ResolvedBase:
     """A base and its fingerprint. names: its name and aliases."""
 
     view: VersionView
@@ -175,7 +175,7 @@ def add_dataset(
     return _pushed(target, scan, (), msgspec.to_builtins(facts), committed, sent)
 
 
-def pin_base(client: Client, base: str) -> PinnedBase:
+def pin_base(client: Client, base: str) -> ResolvedBase:
     """Look up a base and its fingerprint. Raises `not-found`, `conflict` if it is not a base, `digest-mismatch`."""
     try:
         view = client.version(base)
@@ -201,10 +201,10 @@ def pin_base(client: Client, base: str) -> PinnedBase:
             "digest-mismatch", f"The fingerprint of {view.namespace}/{view.name} differs from its digest."
         )
     names = frozenset({*repository.aliases, view.name, f"{view.namespace}/{view.name}"})
-    return PinnedBase(view, parse_fingerprint(raw), names)
+    return ResolvedBase(view, parse_fingerprint(raw), names)
 
 
-def _base_reader(client: Client, pinned: PinnedBase) -> Any:
+def _base_reader(client: Client, pinned: ResolvedBase) -> Any:
     def read(tensor: BaseTensor, offset: int, length: int) -> bytes:
         if length == 0:
             return b""

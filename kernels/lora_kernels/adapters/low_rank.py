@@ -8,9 +8,9 @@ from typing import Final, Literal
 
 from lora_kernels.numeric.dtypes import F32
 
-Kind = Literal["linear", "embedding", "conv"]
+LowRankKind = Literal["linear", "embedding", "conv"]
 
-SUFFIXES: Final[dict[Kind, tuple[str, str]]] = {
+SUFFIXES: Final[dict[LowRankKind, tuple[str, str]]] = {
     "linear": ("lora_A.weight", "lora_B.weight"),
     "embedding": ("lora_embedding_A", "lora_embedding_B"),
     "conv": ("lora_A.weight", "lora_B.weight"),
@@ -26,7 +26,7 @@ class ModuleShape:
     """
 
     module: str
-    kind: Kind
+    kind: LowRankKind
     rank: int
     inputs: tuple[int, ...]
     outputs: int
@@ -52,7 +52,7 @@ class LowRankModule:
     """
 
     module: str
-    kind: Kind
+    kind: LowRankKind
     a: F32
     b: F32
     scale: float = 1.0

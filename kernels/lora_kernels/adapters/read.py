@@ -15,7 +15,7 @@ from lora_contract.adapter.scaling import scales
 from lora_contract.tensors import Header, TensorEntry
 from lora_kernels.adapters import products
 from lora_kernels.adapters.groups import Extra, contents, factor, refuse, rejected
-from lora_kernels.adapters.low_rank import SUFFIXES, Kind, LowRankModule, ModuleShape
+from lora_kernels.adapters.low_rank import SUFFIXES, LowRankKind, LowRankModule, ModuleShape
 from lora_kernels.checkpoint.factors import FactorReader
 from lora_kernels.checkpoint.folders import read_adapter
 from lora_kernels.checkpoint.records import Factor
@@ -112,7 +112,7 @@ def _lora(module: str, tensors: Tensors) -> ModuleShape:
         first = tensors[min(tensors)]
         raise rejected(f"{module} has factors of a linear layer and of an embedding, expected one pair", first)
     a, b = _parts(module, tensors, *SUFFIXES["embedding" if embedding else "linear"])
-    kind: Kind = "embedding" if embedding else "conv" if len(a.shape) > 2 else "linear"
+    kind: LowRankKind = "embedding" if embedding else "conv" if len(a.shape) > 2 else "linear"
     ones = (1,) * (len(a.shape) - 2)
     if len(a.shape) < 2 or (kind == "embedding" and ones) or b.shape != (*b.shape[:1], a.shape[0], *ones):
         raise rejected(f"{a.name} {_text(a)} and {b.name} {_text(b)} are not a pair (r, in) and (out, r)", b)

@@ -21,7 +21,7 @@ from lora_kernels.composing.elements import (
     nth_largest,
     weighted_sum,
 )
-from lora_kernels.composing.module import Compose, Composed, Parts, Settings, triplets_composed
+from lora_kernels.composing.module import Compose, Composed, ComposeSettings, Parts, triplets_composed
 from lora_kernels.linalg.krylov import held_triplets
 from lora_kernels.numeric import philox
 from lora_kernels.numeric.dtypes import F32, Indices
@@ -66,27 +66,27 @@ class Deltas:
         return [nth_largest(bits.reshape(-1), count) for count in counts]
 
 
-def _ties(deltas: Deltas, settings: Settings) -> Merged:
+def _ties(deltas: Deltas, settings: ComposeSettings) -> Merged:
     trimmed = _trimmed(deltas, settings)
     return lambda r0, r1: disjoint_mean(trimmed(r0, r1), deltas.weights, settings.majority)
 
 
-def _magnitude_prune(deltas: Deltas, settings: Settings) -> Merged:
+def _magnitude_prune(deltas: Deltas, settings: ComposeSettings) -> Merged:
     trimmed = _trimmed(deltas, settings)
     return lambda r0, r1: weighted_sum(trimmed(r0, r1), deltas.weights)
 
 
-def _dare_linear(deltas: Deltas, settings: Settings) -> Merged:
+def _dare_linear(deltas: Deltas, settings: ComposeSettings) -> Merged:
     dropped = _dropped(deltas, settings)
     return lambda r0, r1: weighted_sum(dropped(r0, r1), deltas.weights)
 
 
-def _dare_ties(deltas: Deltas, settings: Settings) -> Merged:
+def _dare_ties(deltas: Deltas, settings: ComposeSettings) -> Merged:
     dropped = _dropped(deltas, settings)
     return lambda r0, r1: disjoint_mean(dropped(r0, r1), deltas.weights, settings.majority)
 
 
-def _breadcrumbs(deltas: Deltas, settings: Settings) -> Merged:
+def _breadcrumbs(deltas: Deltas, settings: ComposeSettings) -> Merged:
     outliers = int(settings.number("gamma") * deltas.size)
     counts = outliers, outliers + int(settings.density * deltas.size)
     limits = [deltas.limits(number, counts) for number in range(len(deltas.parts))]
@@ -102,7 +102,7 @@ def _breadcrumbs(deltas: Deltas, settings: Settings) -> Merged:
     return merged
 
 
-def _della(deltas: Deltas, settings: Settings) -> Merged:
+def _della(deltas: Deltas, settings: ComposeSettings) -> Merged:
     epsilon, columns = settings.number("epsilon"), deltas.columns
     # Of the elements of a row, from the smallest to the largest; their mean is the density.
     chances = settings.density + epsilon * ((np.arange(columns) + 0.5) / columns - 0.5)
@@ -128,7 +128,7 @@ def _ranks(values: F32) -> Indices:
     return ranks
 
 
-def _sce(deltas: Deltas, settings: Settings) -> Merged:
+def _sce(deltas: Deltas, settings: ComposeSettings) -> Merged:
     def weighted(r0: int, r1: int) -> list[F32]:
         return [value * np.float32(weight) for value, weight in zip(deltas.all(r0, r1), deltas.weights, strict=True)]
 
@@ -161,13 +161,13 @@ def _sce(deltas: Deltas, settings: Settings) -> Merged:
     return merged
 
 
-def _trimmed(deltas: Deltas, settings: Settings) -> Callable[[int, int], list[F32]]:
+def _trimmed(deltas: Deltas, settings: ComposeSettings) -> Callable[[int, int], list[F32]]:
     count = int(settings.density * deltas.size)
     limits = [deltas.limits(number, [count])[0] for number in range(len(deltas.parts))]
     return lambda r0, r1: [at_least(value, limit) for value, limit in zip(deltas.all(r0, r1), limits, strict=True)]
 
 
-def _dropped(deltas: Deltas, settings: Settings) -> Callable[[int, int], list[F32]]:
+def _dropped(deltas: Deltas, settings: ComposeSettings) -> Callable[[int, int], list[F32]]:
     keys = [settings.key(part, "D") for part in deltas.parts]
     return lambda r0, r1: [
         drop_out(value, key, r0 * deltas.columns, settings.density)
@@ -175,8 +175,8 @@ def _dropped(deltas: Deltas, settings: Settings) -> Callable[[int, int], list[F3
     ]
 
 
-def _dense(method: Callable[[Deltas, Settings], Merged]) -> Compose:
-    def compose(parts: Parts, settings: Settings) -> Composed:
+def _dense(method: Callable[[Deltas, ComposeSettings], Merged]) -> Compose:
+    def compose(parts: Parts, settings: ComposeSettings) -> Composed:
         deltas = Deltas(parts)
         with _one_large if deltas.size > _LARGE else nullcontext():
             merged = method(deltas, settings)

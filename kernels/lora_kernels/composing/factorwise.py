@@ -9,15 +9,15 @@ from typing import Final, Literal
 import numpy as np
 
 from lora_kernels.composing.elements import disjoint_mean, drop_out, trim, weighted_sum
-from lora_kernels.composing.module import Compose, Composed, Part, Parts, Settings
+from lora_kernels.composing.module import Compose, Composed, ComposeSettings, Part, Parts
 from lora_kernels.numeric.dtypes import F32
 
 Half = Literal["A", "B"]
-Sparsify = Callable[[F32, Part, Half, Settings], F32]
-Combine = Callable[[Sequence[F32], Sequence[float], Settings], F32]
+Sparsify = Callable[[F32, Part, Half, ComposeSettings], F32]
+Combine = Callable[[Sequence[F32], Sequence[float], ComposeSettings], F32]
 
 
-def cat(parts: Parts, settings: Settings) -> Composed:
+def cat(parts: Parts, settings: ComposeSettings) -> Composed:
     """The exact sum, its factors side by side."""
     del settings
     a = np.concatenate([np.float32(part.coefficient) * part.module.a for part in parts])
@@ -25,7 +25,7 @@ def cat(parts: Parts, settings: Settings) -> Composed:
 
 
 def _factorwise(sparsify: Sparsify, combine: Combine) -> Compose:
-    def compose(parts: Parts, settings: Settings) -> Composed:
+    def compose(parts: Parts, settings: ComposeSettings) -> Composed:
         rank = max(part.module.rank for part in parts)
         roots = [math.sqrt(abs(part.coefficient)) for part in parts]
         signed = [math.copysign(root, part.coefficient) for root, part in zip(roots, parts, strict=True)]
@@ -44,26 +44,26 @@ def _padded(values: F32, rank: int, axis: int) -> F32:
     return np.pad(values, [(0, missing if dimension == axis else 0) for dimension in (0, 1)])
 
 
-def _whole(values: F32, part: Part, half: Half, settings: Settings) -> F32:
+def _whole(values: F32, part: Part, half: Half, settings: ComposeSettings) -> F32:
     del part, half, settings
     return values
 
 
-def _trimmed(values: F32, part: Part, half: Half, settings: Settings) -> F32:
+def _trimmed(values: F32, part: Part, half: Half, settings: ComposeSettings) -> F32:
     del part, half
     return trim(values, settings.density)
 
 
-def _dropped(values: F32, part: Part, half: Half, settings: Settings) -> F32:
+def _dropped(values: F32, part: Part, half: Half, settings: ComposeSettings) -> F32:
     return drop_out(values, settings.key(part, half), 0, settings.density)
 
 
-def _sum(values: Sequence[F32], weights: Sequence[float], settings: Settings) -> F32:
+def _sum(values: Sequence[F32], weights: Sequence[float], settings: ComposeSettings) -> F32:
     del settings
     return weighted_sum(values, weights)
 
 
-def _vote(values: Sequence[F32], weights: Sequence[float], settings: Settings) -> F32:
+def _vote(values: Sequence[F32], weights: Sequence[float], settings: ComposeSettings) -> F32:
     return disjoint_mean(values, weights, settings.majority)
 
 

@@ -21,7 +21,7 @@ from lora_kernels.adapters.size import stored_type
 from lora_kernels.checkpoint.records import Progress
 from lora_kernels.composing.dense import DENSE
 from lora_kernels.composing.factorwise import FACTORWISE
-from lora_kernels.composing.module import Compose, Composed, Part, Settings
+from lora_kernels.composing.module import Compose, Composed, ComposeSettings, Part
 from lora_kernels.composing.report import ComposedModule, ComposeReport
 from lora_kernels.composing.spectral import SPECTRAL
 from lora_kernels.numeric.blas import one_thread
@@ -83,7 +83,7 @@ def compose_adapters(
     ignored = [name for index, (reader, _) in enumerate(adapters) for name in _ignored(index, reader)]
     inputs = _inputs([reader for reader, _ in adapters])
     shapes = [adapters[index][0].shape(path) for path, indices in inputs.items() for index in indices]
-    settings = Settings(checked, seed, max((shape.rank for shape in shapes), default=1))
+    settings = ComposeSettings(checked, seed, max((shape.rank for shape in shapes), default=1))
     stored = widest([shape.dtype for shape in shapes]) if dtype is None else stored_type(dtype)
 
     def one(path: str) -> tuple[Composed, LowRankModule] | None:

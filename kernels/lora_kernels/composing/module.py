@@ -29,7 +29,7 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Settings:
+class ComposeSettings:
     """parameters: checked, with defaults. largest: rank of any input, in any module."""
 
     parameters: Mapping[str, Value]
@@ -84,7 +84,7 @@ class Composed(NamedTuple):
 
 
 Parts = Sequence[Part]
-Compose = Callable[[Parts, Settings], Composed]
+Compose = Callable[[Parts, ComposeSettings], Composed]
 
 
 def triplets_composed(left: F64, singular: F64, right: F64, energy: float, clamp: float | None = None) -> Composed:

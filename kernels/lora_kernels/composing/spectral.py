@@ -11,22 +11,22 @@ import numpy as np
 
 from lora_contract.errors import RegistryError
 from lora_kernels.composing.elements import disjoint_mean, trim
-from lora_kernels.composing.module import Compose, Composed, Parts, Settings, triplets_composed
+from lora_kernels.composing.module import Compose, Composed, ComposeSettings, Parts, triplets_composed
 from lora_kernels.linalg.factored import product_svd
 from lora_kernels.linalg.small_core import leading_product
 from lora_kernels.numeric.dtypes import F64
 
 
-def svd(parts: Parts, settings: Settings) -> Composed:
+def svd(parts: Parts, settings: ComposeSettings) -> Composed:
     found = leading_product(*_stacked(parts), settings.rank)
     return triplets_composed(*found.leading, found.energy, settings.clamp)
 
 
-def task_arithmetic(parts: Parts, settings: Settings) -> Composed:
+def task_arithmetic(parts: Parts, settings: ComposeSettings) -> Composed:
     return _sum(parts, settings.scaling, settings.asked_rank)
 
 
-def iso_c(parts: Parts, settings: Settings) -> Composed:
+def iso_c(parts: Parts, settings: ComposeSettings) -> Composed:
     found = leading_product(*_stacked(parts), settings.rank)
     left, singular, right = found.leading
     mean = np.full_like(singular, settings.scaling * singular.mean()) if len(singular) else singular
@@ -34,7 +34,7 @@ def iso_c(parts: Parts, settings: Settings) -> Composed:
     return composed._replace(b=(left * mean).astype(np.float32))
 
 
-def model_stock(parts: Parts, settings: Settings) -> Composed:
+def model_stock(parts: Parts, settings: ComposeSettings) -> Composed:
     count = len(parts)
     left, right = _stacked(parts)
     # <D_i, D_j> is the sum of the products of B_i^T B_j and A_i A_j^T, element by element.
@@ -51,7 +51,7 @@ def model_stock(parts: Parts, settings: Settings) -> Composed:
     return _sum(parts, share / count, settings.asked_rank)
 
 
-def tsv(parts: Parts, settings: Settings) -> Composed:
+def tsv(parts: Parts, settings: ComposeSettings) -> Composed:
     """The orthogonal matrices nearest to the stacked vectors (Procrustes) take their place."""
     count = len(parts)
     if settings.rank < count:
@@ -77,7 +77,7 @@ def tsv(parts: Parts, settings: Settings) -> Composed:
     return composed._replace(b=(settings.scaling * left[:, :width] * singular[:width]).astype(np.float32))
 
 
-def knots(parts: Parts, settings: Settings) -> Composed:
+def knots(parts: Parts, settings: ComposeSettings) -> Composed:
     """The weights are those of the vote, on V; S and U are of all updates as they were trained."""
     basis, core = np.linalg.qr(np.hstack([part.module.b.astype(np.float64) for part in parts]))
     edges = np.cumsum([0, *(part.module.rank for part in parts)])

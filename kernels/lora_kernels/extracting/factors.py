@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lora_contract.modules import BaseModule
-from lora_kernels.adapters.low_rank import Kind, LowRankModule
+from lora_kernels.adapters.low_rank import LowRankKind, LowRankModule
 from lora_kernels.adapters.rounding import stored_values
 from lora_kernels.adapters.size import Size
 from lora_kernels.extracting.change import ChangeNorms, WeightChange
@@ -33,7 +33,7 @@ def extract_module(
     root = np.sqrt(found.singular)
     left, right = stored_values(found.left * root, dtype), stored_values(root[:, None] * found.right, dtype)
     rest = residual(change, left, right)
-    kind: Kind = "embedding" if module.kind == "embedding" else "conv" if module.kind == "conv" else "linear"
+    kind: LowRankKind = "embedding" if module.kind == "embedding" else "conv" if module.kind == "conv" else "linear"
     # Embeddings add (B A)^T, and so do layers stored (in, out).
     a, b = (left.T, right.T) if kind == "embedding" or module.transposed else (right, left)
     inputs = change.pair.base.shape[1:] if kind == "conv" else None

@@ -22,7 +22,7 @@ def submit(caller: Caller, request: ComposeRequest) -> JobView:
         # It would make two jobs of one result.
         raise RegistryError("invalid-request", f"The method {method.name} draws no random numbers and takes no seed.")
 
-    def resolved(session: Session, target: str) -> derive.Resolved:
+    def resolved(session: Session, target: str) -> derive.ResolvedRecipe:
         found = inputs.adapters(session, caller.principal, request.adapters)
         recipe = ComposeRecipe(
             operation_version=method.version,
@@ -34,6 +34,6 @@ def submit(caller: Caller, request: ComposeRequest) -> JobView:
             seed=request.seed,
             dtype=request.dtype,
         )
-        return derive.Resolved(recipe, found.base.id, found.ids, found.title)
+        return derive.ResolvedRecipe(recipe, found.base.id, found.ids, found.title)
 
     return derive.submit(caller, request, "adapter", resolved)

@@ -26,7 +26,7 @@ def submit(caller: Caller, request: ExtractRequest) -> JobView:
     if request.max_rank is not None and request.keep_energy is None:
         raise RegistryError("invalid-request", "A greatest rank goes with a share of the energy to keep.")
 
-    def resolved(session: Session, target: str) -> derive.Resolved:
+    def resolved(session: Session, target: str) -> derive.ResolvedRecipe:
         tuned_repo, tuned = resolve.by_text(session, caller.principal, request.tuned)
         base_repo, base = resolve.by_text(session, caller.principal, request.base)
         if tuned_repo.kind not in ("model", "base"):
@@ -51,6 +51,6 @@ def submit(caller: Caller, request: ExtractRequest) -> JobView:
             seed=request.seed,
             dtype=request.dtype,
         )
-        return derive.Resolved(recipe, base.id, (tuned.id,), f"{request.tuned} - {request.base}")
+        return derive.ResolvedRecipe(recipe, base.id, (tuned.id,), f"{request.tuned} - {request.base}")
 
     return derive.submit(caller, request, "adapter", resolved)

@@ -24,7 +24,7 @@ def submit(caller: Caller, request: MergeRequest) -> JobView:
         # It would make two jobs of one result.
         raise RegistryError("invalid-request", "Rounding to the nearest takes no seed; ask for stochastic rounding.")
 
-    def resolved(session: Session, target: str) -> derive.Resolved:
+    def resolved(session: Session, target: str) -> derive.ResolvedRecipe:
         found = inputs.adapters(session, caller.principal, request.adapters)
         if request.base is not None:
             _, chosen = resolve.by_text(session, caller.principal, request.base)
@@ -46,6 +46,6 @@ def submit(caller: Caller, request: MergeRequest) -> JobView:
             rounding=request.rounding,
             seed=request.seed,
         )
-        return derive.Resolved(recipe, found.base.id, found.ids, found.title)
+        return derive.ResolvedRecipe(recipe, found.base.id, found.ids, found.title)
 
     return derive.submit(caller, request, "model", resolved)

@@ -30,7 +30,7 @@ from lora_registry.tags import moves
 
 
 @dataclass(frozen=True, slots=True)
-class Resolved:
+class ResolvedRecipe:
     """A recipe, and the ids of the versions that its digests stand for: other repositories may hold the same ones.
 
     title: what goes in, for people.
@@ -46,7 +46,7 @@ def submit(
     caller: Caller,
     request: DeriveRequest,
     kind: Kind,
-    resolved: Callable[[Session, str], Resolved],
+    resolved: Callable[[Session, str], ResolvedRecipe],
 ) -> JobView:
     """Start a job, or find the one of the same recipe; one that failed or was cancelled is started again.
 

@@ -23,7 +23,7 @@ def submit(caller: Caller, request: ResizeRequest) -> JobView:
     if (request.rank is None) == (request.keep_energy is None):
         raise RegistryError("invalid-request", "A resize takes either a rank or a share of the energy to keep.")
 
-    def resolved(session: Session, target: str) -> derive.Resolved:
+    def resolved(session: Session, target: str) -> derive.ResolvedRecipe:
         found = inputs.adapters(session, caller.principal, [WeightedAdapter(adapter=request.adapter)])
         recipe = ResizeRecipe(
             operation_version=RESIZE_VERSION,
@@ -34,7 +34,7 @@ def submit(caller: Caller, request: ResizeRequest) -> JobView:
             keep_energy=request.keep_energy,
             dtype=request.dtype,
         )
-        return derive.Resolved(recipe, found.base.id, found.ids, found.title)
+        return derive.ResolvedRecipe(recipe, found.base.id, found.ids, found.title)
 
     return derive.submit(caller, request, "adapter", resolved)
 
@@ -42,7 +42,7 @@ def submit(caller: Caller, request: ResizeRequest) -> JobView:
 def submit_conversion(caller: Caller, request: ConvertRequest) -> JobView:
     """Start a conversion to plain LoRA, or find its job: see `derive.submit`."""
 
-    def resolved(session: Session, target: str) -> derive.Resolved:
+    def resolved(session: Session, target: str) -> derive.ResolvedRecipe:
         found = inputs.adapters(session, caller.principal, [WeightedAdapter(adapter=request.adapter)])
         recipe = ConvertRecipe(
             operation_version=CONVERT_VERSION,
@@ -52,6 +52,6 @@ def submit_conversion(caller: Caller, request: ConvertRequest) -> JobView:
             uniform_rank=request.uniform_rank,
             dtype=request.dtype,
         )
-        return derive.Resolved(recipe, found.base.id, found.ids, found.title)
+        return derive.ResolvedRecipe(recipe, found.base.id, found.ids, found.title)
 
     return derive.submit(caller, request, "adapter", resolved)

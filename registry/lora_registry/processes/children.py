@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NoReturn
 
 from lora_registry.processes.process import Process, execute
-from lora_registry.processes.stream import Sink, Stream, ended, reported
+from lora_registry.processes.stream import JobSink, Stream, ended, reported
 from lora_registry.processes.warm import Template
 from lora_registry.runtime.faults import fault_point
 
@@ -38,7 +38,7 @@ class Children:
         # Where nothing refers to this any more, nothing can ask its templates for a child.
         weakref.finalize(self, _end, self._templates)
 
-    def run(self, *, name: str, target: str, spec: dict[str, Any], sink: Sink, timeout: float | None) -> Any:
+    def run(self, *, name: str, target: str, spec: dict[str, Any], sink: JobSink, timeout: float | None) -> Any:
         """Run `module:function` in a process of its own and return its result.
 
         Must be called from the thread of the step, which may be what the child's life is tied to.

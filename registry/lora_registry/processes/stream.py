@@ -20,7 +20,7 @@ _PROGRESS_EVERY: Final = 0.5
 _ALIVE_EVERY: Final = 1.0
 
 
-class Sink(Protocol):
+class JobSink(Protocol):
     """Where a child's reports go. Each call raises if the job is no longer ours: then the child is killed."""
 
     def progress(self, record: dict[str, Any]) -> None: ...
@@ -33,7 +33,7 @@ class Sink(Protocol):
 class Stream:
     """Reads one child's pipe and output. tail: the end of its output."""
 
-    def __init__(self, process: Process, sink: Sink) -> None:
+    def __init__(self, process: Process, sink: JobSink) -> None:
         self.tail = b""
         self._process = process
         self._sink = sink

@@ -36,7 +36,7 @@ class PinnedBase:
 
 
 @dataclass(frozen=True, slots=True)
-class CheckResult:
+class ContentCheck:
     """config: ModelPack's technical metadata, computed from the content alone."""
 
     findings: list[Finding]
@@ -48,7 +48,7 @@ class CheckResult:
 Reader = Callable[[str, int, int], bytes]
 
 
-def by_kind(ctx: Context, request: CommitRequest, files: tuple[FileEntry, ...], pin: PinnedBase | None) -> CheckResult:
+def by_kind(ctx: Context, request: CommitRequest, files: tuple[FileEntry, ...], pin: PinnedBase | None) -> ContentCheck:
     """Check uploaded files by the kind that the request names. Raises RegistryError for an inconsistent request."""
     match request.kind:
         case "adapter":
@@ -89,7 +89,7 @@ def base_reader(blobs: BlobStore, pin: PinnedBase) -> Callable[[BaseTensor, int,
     return read
 
 
-def adapter(ctx: Context, files: tuple[FileEntry, ...], pin: PinnedBase, *, accept_base: bool) -> CheckResult:
+def adapter(ctx: Context, files: tuple[FileEntry, ...], pin: PinnedBase, *, accept_base: bool) -> ContentCheck:
     """Check an adapter whose files are stored. accept_base: accept a config that names another base."""
     result = check_adapter(
         [AdapterFile(entry.path, entry.size) for entry in files],
@@ -100,7 +100,7 @@ def adapter(ctx: Context, files: tuple[FileEntry, ...], pin: PinnedBase, *, acce
         read_base=base_reader(ctx.blobs, pin),
     )
     facts = None if result.facts is None else msgspec.to_builtins(result.facts)
-    return CheckResult(result.findings, facts=facts, config={"format": "safetensors"})
+    return ContentCheck(result.findings, facts=facts, config={"format": "safetensors"})
 
 
 def pinned(session: Session, version: Version) -> PinnedBase:
@@ -116,7 +116,7 @@ def pinned(session: Session, version: Version) -> PinnedBase:
     return PinnedBase(version, row.body, frozenset(names), shards)
 
 
-def _dataset(blobs: BlobStore, files: tuple[FileEntry, ...]) -> CheckResult:
+def _dataset(blobs: BlobStore, files: tuple[FileEntry, ...]) -> ContentCheck:
     """Check an evaluation set, one line in memory at a time. Raises `rejected`."""
     if [entry.path for entry in files] != [dataset.FILE]:
         named = ", ".join(entry.path for entry in files)[:200]
@@ -126,15 +126,15 @@ def _dataset(blobs: BlobStore, files: tuple[FileEntry, ...]) -> CheckResult:
             "rejected", f"{dataset.FILE} has {files[0].size} bytes; a dataset has at most {dataset.MAX_BYTES}."
         )
     facts = dataset.check_dataset(blobs.stream(files[0].digest))
-    return CheckResult([], facts=msgspec.to_builtins(facts), config={"format": "jsonl"})
+    return ContentCheck([], facts=msgspec.to_builtins(facts), config={"format": "jsonl"})
 
 
-def _base(request: CommitRequest, files: tuple[FileEntry, ...], read: Reader) -> CheckResult:
+def _base(request: CommitRequest, files: tuple[FileEntry, ...], read: Reader) -> ContentCheck:
     table = {entry.path: (entry.size, str(entry.digest)) for entry in files}
     if not request.weights_absent:
         findings = list(check_base_files([AdapterFile(entry.path, entry.size) for entry in files], read))
         if any(finding.severity == "error" for finding in findings):
-            return CheckResult(findings)
+            return ContentCheck(findings)
         fingerprint = build_fingerprint(table, read)
     else:
         if request.fingerprint is None:
@@ -156,7 +156,7 @@ def _base(request: CommitRequest, files: tuple[FileEntry, ...], read: Reader) ->
         "fingerprint": str(fingerprint.digest),
         "dtypes": sorted({tensor.dtype for tensor in fingerprint.tensors}),
     }
-    return CheckResult(
+    return ContentCheck(
         findings,
         facts=facts,
         fingerprint=fingerprint,

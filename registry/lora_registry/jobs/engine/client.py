@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 from lora_contract.errors import RegistryError
 from lora_registry.jobs.engine.kinds import JobKind, SpecT
 from lora_registry.jobs.engine.names import APPLICATION, APPLICATION_VERSION, PROGRESS_STREAM, from_portable
-from lora_registry.jobs.engine.port import TERMINAL, JobStatus, Progress, Queue, State
+from lora_registry.jobs.engine.port import TERMINAL, JobStatus, ProgressRecord, Queue, State
 from lora_registry.runtime.typed import encode
 
 _STATES: Final[dict[str, State]] = {
@@ -144,14 +144,14 @@ class DbosEngine:
         with _answering():
             self._client.cancel_workflow(job_id)
 
-    def follow(self, job_id: str, offset: int = 0, timeout: float | None = None) -> Iterator[Progress]:
+    def follow(self, job_id: str, offset: int = 0, timeout: float | None = None) -> Iterator[ProgressRecord]:
         values = self._client.read_stream(
             job_id, PROGRESS_STREAM, offset=offset, polling_interval_sec=_POLL_SECONDS, timeout_seconds=timeout
         )
         with _answering():
             try:
                 for value in values:
-                    yield Progress(offset=offset, **value)
+                    yield ProgressRecord(offset=offset, **value)
                     offset += 1
             except dbos_error.DBOSStreamTimeoutError:
                 return

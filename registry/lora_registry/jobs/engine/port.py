@@ -38,7 +38,7 @@ class JobStatus(msgspec.Struct, frozen=True):
     result: Any = None
 
 
-class Progress(msgspec.Struct, frozen=True):
+class ProgressRecord(msgspec.Struct, frozen=True):
     """One progress record. `offset` counts from 0; a follower resumes from it after a lost connection.
 
     done/total: units of work (`unit`, such as "bytes" or "tensors"); total None if unknown.
@@ -73,7 +73,7 @@ class JobEngine(Protocol):
     def cancel(self, job_id: str) -> None:
         """Cancel a job that has not ended; its child process is killed within a few seconds. Idempotent."""
 
-    def follow(self, job_id: str, offset: int = 0, timeout: float | None = None) -> Iterator[Progress]:
+    def follow(self, job_id: str, offset: int = 0, timeout: float | None = None) -> Iterator[ProgressRecord]:
         """Progress records from `offset` on, until the job has ended or `timeout` seconds passed without one."""
 
     def retry(self, job_id: str) -> None:
