@@ -30,7 +30,7 @@ test: setup
 # thread, over SQLite and a folder; the routes and services of the registry in the same way; the blob store of a folder;
 # and the kernels, with random models. Not covered: jobs and workers, PostgreSQL and S3, processes that are killed, Hub
 # clients, trained models, compiled and interpreted Triton kernels, the README, the examples (tests/support/order.py).
-FAST := $(addprefix tests/,contract client api registry blobs kernels)
+FAST := $(addprefix tests/,contract client registry kernels)
 
 test-fast: setup
 	$(PYTEST) --fast $(FAST)

@@ -11,9 +11,9 @@ from typing import Any, Final
 from xdist.scheduler import LoadScopeScheduling
 
 APART: Final = (
-    "tests/api/test_crash.py",
-    "tests/api/test_document.py",
-    "tests/api/test_gate_crash.py",
+    "tests/registry/crash/test_crash.py",
+    "tests/registry/http/test_document.py",
+    "tests/registry/crash/test_gate_crash.py",
     "tests/architectures/test_sweep.py",
     "tests/house/test_readme.py",
     "tests/kernels/validating/test_suite.py",
@@ -21,41 +21,54 @@ APART: Final = (
 """Files whose tests share nothing that is expensive."""
 
 WORKING: Final = {
-    "tests/api": ("test_derivations.py", "test_gates.py", "test_merges.py"),
-    "tests/client": ("test_derive.py", "test_diff.py", "test_gates.py", "test_jobs.py"),
+    "the registry's worker": (
+        "tests/registry/derivations/test_merge.py",
+        "tests/registry/derivations/test_routes.py",
+        "tests/registry/gates/test_routes.py",
+    ),
+    "the client's worker": (
+        "tests/client/cli/test_derive.py",
+        "tests/client/cli/test_diff.py",
+        "tests/client/cli/test_gates.py",
+        "tests/client/cli/test_jobs.py",
+    ),
 }
-"""Files of a folder that share a worker. With a matrix of databases it is one for each."""
+"""Files whose jobs one worker runs. With a matrix of databases it is one for each."""
 
 FIRST: Final = (
     "tests/house/",
     "tests/e2e/",
     "tests/ci/",
     "tests/registry/",
-    "tests/api/",
     "tests/kernels/validating/",
     "tests/client/",
     "tests/examples/",
     "tests/architectures/",
     "tests/kernels/",
-    "tests/blobs/",
 )
 """Folders in order, the others after them: what takes long begins, what is quick fills the end."""
 
 SLOW: Final = (
-    "tests/api/test_crash.py",
-    "tests/api/test_document.py",
-    "tests/api/test_gate_crash.py",
-    "tests/api/test_process.py",
-    "tests/api/test_races.py",
-    "tests/api/test_terminal.py",
-    "tests/blobs/test_memory.py",
-    "tests/blobs/test_s3.py",
-    "tests/client/test_validate_local.py",
+    "tests/registry/crash/test_crash.py",
+    "tests/registry/http/test_document.py",
+    "tests/registry/crash/test_gate_crash.py",
+    "tests/registry/test_serving.py",
+    "tests/registry/test_races.py",
+    "tests/registry/test_cli.py",
+    "tests/registry/blobs/test_memory.py",
+    "tests/registry/blobs/test_s3.py",
+    "tests/client/cli/test_validate.py",
     "tests/kernels/checkpoint/test_staging.py",
     "tests/kernels/ops/",
     "tests/kernels/merging/test_testbed.py",
     "tests/kernels/validating/",
-    "tests/registry/jobs/",
+    "tests/registry/hub/test_channels.py",
+    "tests/registry/hub/test_hf_command.py",
+    "tests/registry/hub/test_hub_clients.py",
+    "tests/registry/hub/test_peft.py",
+    "tests/registry/hub/test_routes.py",
+    "tests/registry/hub/test_storage_and_rights.py",
+    "tests/registry/jobs/engine/",
     "tests/registry/processes/",
     "tests/registry/worker/",
 )
@@ -67,12 +80,12 @@ SERVERS: Final = ("postgresql", "ministack", "swift")
 def unit(nodeid: str) -> str:
     """The name of a test's unit."""
     file, _, test = nodeid.partition("::")
-    folder, _, name = file.rpartition("/")
     if file in APART:
         return nodeid
-    if name in WORKING.get(folder, ()):
-        database = next((each for each in ("sqlite", "postgresql") if each in test), "")
-        return f"{folder} with a worker {database}"
+    for worker, files in WORKING.items():
+        if file in files:
+            database = next((each for each in ("sqlite", "postgresql") if each in test), "")
+            return f"{worker} {database}"
     return file
 
 

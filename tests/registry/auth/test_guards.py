@@ -1,0 +1,317 @@
+"""Who may do what: every route against every kind of caller, and nothing learned about what may not be read."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from lora_registry.app import create_app
+from lora_registry.settings import Settings
+from lora_registry.wiring import open_context
+from tests.registry.conftest import Sites
+from tests.registry.site import Site, adapter_files, base_files, problem, unique
+from tests.support import service
+from tests.support.push import describe, push, upload
+from tests.support.signing import Signer
+
+ROLES = ("anonymous", "reader", "writer", "admin", "stranger")
+
+
+@dataclass
+class Row:
+    """A route and the least role that may use it. body: what makes the request a sensible one. free: open to all."""
+
+    method: str
+    path: str
+    least: str
+    body: Any = None
+    free: bool = False
+    allowed: set[int] = field(default_factory=lambda: {200, 201, 202, 204})
+
+
+REPO = "/api/v1/repositories/{namespace}/{name}"
+VERSION = REPO + "/versions/{selector}"
+TAG = REPO + "/tags/{tag}"
+ROWS = [
+    Row("GET", "/healthz", "anonymous", free=True),
+    Row("GET", "/readyz", "anonymous", free=True),
+    Row("GET", "/api/v1/whoami", "reader", free=True),
+    Row("GET", "/api/v1/repositories", "reader", free=True),
+    Row("GET", "/api/v1/jobs", "reader", free=True),
+    Row("GET", "/api/v1/events", "reader", free=True),
+    Row("GET", REPO, "reader"),
+    Row("GET", REPO + "/versions", "reader"),
+    Row("GET", VERSION, "reader"),
+    Row("GET", VERSION + "/manifest", "reader"),
+    Row("GET", VERSION + "/files/{path}", "reader"),
+    Row("GET", VERSION + "/fingerprint", "reader", allowed={404}),
+    Row("GET", VERSION + "/lineage", "reader"),
+    Row("GET", VERSION + "/reports", "reader"),
+    Row("GET", VERSION + "/signatures", "reader"),
+    Row("POST", VERSION + "/signatures", "writer", "sign"),
+    Row("GET", REPO + "/tags", "reader"),
+    Row("GET", TAG, "reader"),
+    Row("GET", REPO + "/history", "reader"),
+    Row("GET", "/api/v1/uploads/{upload_id}", "writer"),
+    Row("GET", "/api/v1/jobs/{job_id}", "reader"),
+    Row("GET", "/api/v1/jobs/{job_id}/progress", "reader"),
+    Row("PUT", REPO + "/aliases", "writer", {"aliases": ["x"]}, allowed={409}),
+    Row("PUT", VERSION + "/yank", "writer", {"reason": "bad"}),
+    Row("DELETE", VERSION + "/yank", "writer"),
+    Row("PUT", TAG, "writer", {"target": "v1"}),
+    Row("POST", TAG + "/rollback", "writer", {}, allowed={200, 409}),
+    Row("PUT", TAG + "/protection", "admin", {"protected": False}),
+    Row("POST", "/api/v1/uploads", "writer", "upload"),
+    Row("PUT", "/api/v1/uploads/{upload_id}/blobs/{digest}", "writer", "blob"),
+    Row("POST", "/api/v1/uploads/{upload_id}/blobs/{digest}/complete", "writer", allowed={204, 404}),
+    Row("POST", REPO + "/versions", "writer", "commit"),
+    Row("POST", "/api/v1/merges", "writer", "merge"),
+    Row("POST", "/api/v1/compositions", "writer", "compose"),
+    Row("POST", "/api/v1/extractions", "writer", "extract"),
+    Row("POST", "/api/v1/resizes", "writer", "resize"),
+    Row("POST", "/api/v1/conversions", "writer", "convert"),
+    Row("POST", "/api/v1/diffs", "writer", "diff"),
+    Row("POST", "/api/v1/reproductions", "writer", "validate", allowed={409}),  # pushed, and not derived
+    Row("POST", "/api/v1/validations", "writer", "validate"),
+    Row("GET", "/api/v1/policies", "reader", free=True),
+    Row("PUT", "/api/v1/policies", "admin", "policy"),
+    Row("POST", REPO + "/gates", "writer", {"version": "v1", "tag": "u", "start": False}),
+    Row("POST", REPO + "/approvals", "reader", {"version": "v1", "tag": "u"}),
+    Row("POST", REPO + "/promotions", "writer", {"version": "v1", "tag": "u"}),
+    Row("POST", "/api/v1/jobs/{job_id}/cancel", "writer"),
+    Row("POST", "/api/v1/jobs/{job_id}/retry", "writer", allowed={200, 409}),
+    Row("DELETE", "/api/v1/uploads/{upload_id}", "writer"),
+    Row("DELETE", TAG, "writer"),
+    Row("DELETE", VERSION, "admin"),
+    Row("DELETE", REPO, "admin", allowed={409}),  # allowed, but for its tag
+]
+RANK = {role: rank for rank, role in enumerate(("stranger", "anonymous", "reader", "writer", "admin"))}
+
+
+@dataclass
+class Guarded:
+    """A service that asks for tokens, with one client a role; all tokens but the stranger's are for one namespace."""
+
+    site: Site
+    namespace: str
+    clients: dict[str, httpx.Client]
+    root: httpx.Client
+    parts: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def guards(sites: Sites) -> Iterator[Callable[[str], Guarded]]:
+    found: dict[str, Guarded] = {}
+
+    def get(database: str) -> Guarded:
+        if database not in found:
+            found[database] = _guard(sites(database, auth="token"))
+        return found[database]
+
+    yield get
+    for each in found.values():
+        for client in (*each.clients.values(), each.root):
+            client.close()
+
+
+@pytest.fixture
+def guarded(guards: Callable[[str], Guarded], database: str) -> Guarded:
+    return guards(database)
+
+
+def _guard(site: Site) -> Guarded:
+    namespace = unique("team")
+
+    token = site.token
+    clients = {role: site.connect(token(role, namespace)) for role in ("reader", "writer", "admin")}
+    clients["stranger"] = site.connect(token("admin", unique("elsewhere")))
+    clients["anonymous"] = site.connect()
+    root = site.connect(token("admin"))
+    writer = clients["writer"]
+    assert push(writer, namespace, "base", "base", base_files()).status_code == 201
+    guarded = Guarded(site, namespace, clients, root, {})
+    guarded.parts = _fresh(guarded)
+    return guarded
+
+
+def _fresh(guarded: Guarded) -> dict[str, str]:
+    """The parts of URLs: a repository of two versions with the tag `t`."""
+    writer, name, ns = guarded.clients["writer"], unique("r"), guarded.namespace
+    for seed in (1, 2):
+        made = push(writer, ns, name, "adapter", adapter_files(seed), base=f"{ns}/base", accept_base=True)
+        assert made.status_code == 201, made.text
+    assert writer.put(f"/api/v1/repositories/{ns}/{name}/tags/t", json={"target": "v2"}).status_code == 200
+    return {"namespace": ns, "name": name, "selector": "v1", "tag": "t", "job_id": made.json()["job"]}
+
+
+def _prepare(guarded: Guarded, row: Row, role: str) -> tuple[str, dict[str, Any]]:
+    """A URL whose parts all exist, and the body, with what the caller owns where the route needs it."""
+    ns, writer, files = guarded.namespace, guarded.clients["writer"], adapter_files(1)
+    reaches = row.method != "GET" and row.least in RANK and RANK[role] >= RANK[row.least]
+    parts = _fresh(guarded) if reaches and "{name}" in row.path else guarded.parts
+    name = parts["name"]
+    other = unique("new")
+    owner = guarded.clients[role] if RANK[role] >= RANK["writer"] else writer
+    session = ""
+    if "{upload_id}" in row.path or row.body == "commit":
+        session = upload(owner, ns, name if row.body == "commit" else other, "adapter", files).json()["id"]
+    path = row.path.format(**parts, path="adapter_config.json", upload_id=session, digest=describe(files)[0]["digest"])
+    match row.body:
+        case "upload":
+            return path, {"json": {"namespace": ns, "name": other, "kind": "adapter", "files": describe(files)}}
+        case "blob":
+            return path, {"content": files["adapter_config.json"]}
+        case "commit":
+            body = {"session": session, "kind": "adapter", "files": describe(files), "base": f"{ns}/base"}
+            return path, {"json": {**body, "accept_base": True}}
+        case "merge":
+            return path, {"json": {"adapters": [{"adapter": f"{ns}/{name}:v1"}], "to": f"{ns}/{unique('m')}"}}
+        case "compose":
+            adapters = [{"adapter": f"{ns}/{name}:v1"}]
+            return path, {"json": {"adapters": adapters, "method": "svd", "to": f"{ns}/{unique('m')}"}}
+        case "extract":
+            return path, {"json": {"tuned": f"{ns}/base", "base": f"{ns}/base", "rank": 1, "to": f"{ns}/{unique('m')}"}}
+        case "resize":
+            return path, {"json": {"adapter": f"{ns}/{name}:v1", "rank": 1, "to": f"{ns}/{unique('m')}"}}
+        case "convert":
+            return path, {"json": {"adapter": f"{ns}/{name}:v1", "to": f"{ns}/{unique('m')}"}}
+        case "validate":
+            return path, {"json": {"version": f"{ns}/{name}:v1"}}
+        case "diff":
+            return path, {"json": {"before": f"{ns}/{name}:v1", "after": f"{ns}/{name}:v2"}}
+        case "sign":
+            digest = writer.get(f"/api/v1/repositories/{ns}/{name}/versions/v1").json()["digest"]
+            return path, {"json": Signer().of_version(ns, name, digest)}
+        case "policy":
+            return path, {"json": {"pattern": f"{ns}/{name}:{unique('never')}", "document": None}}
+        case None:
+            return path, {}
+        case body:
+            return path, {"json": body}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.method} {row.path}")
+def test_every_route_against_every_caller(guarded: Guarded, row: Row) -> None:
+    for role in ROLES:
+        path, request = _prepare(guarded, row, role)
+        answer = guarded.clients[role].request(row.method, path, **request)
+        what = (role, answer.status_code, answer.text[:300])
+        if row.free:
+            assert answer.status_code == (401 if role == "anonymous" and row.least != "anonymous" else 200), what
+        elif role == "anonymous":
+            problem(answer, "unauthenticated")
+            assert answer.headers["www-authenticate"] == "Bearer"
+        elif role == "stranger":
+            problem(answer, "not-found")
+        elif RANK[role] < RANK[row.least]:
+            # A session is its owner's alone: to all others it is not there.
+            problem(answer, "not-found" if "{upload_id}" in row.path else "forbidden")
+        else:
+            assert answer.status_code in row.allowed, what
+
+
+def test_every_route_of_the_service_has_a_row(tmp_path: Path) -> None:
+    ctx = open_context(Settings(data=tmp_path))
+    try:
+        app = create_app(ctx)
+        found = set()
+        for route in app.routes:
+            path = "".join(
+                part if isinstance(part, str) else "/{" + part.name + "}"
+                for part in (("/" + p) if isinstance(p, str) else p for p in getattr(route, "path_components", []))
+            )
+            for method in getattr(route, "methods", ()):
+                if method not in ("HEAD", "OPTIONS") and not path.startswith(("/schema", "/hf", "/v2")):
+                    found.add((method, path.rstrip("/")))
+    finally:
+        ctx.jobs.close()
+        ctx.db.engine.dispose()
+    rows = {(row.method, row.path) for row in ROWS}
+    assert found - rows == set(), "routes without a row in the matrix"
+    assert rows - found == set(), "rows without a route"
+
+
+def test_lists_hold_what_the_caller_may_read_and_nothing_else(guarded: Guarded) -> None:
+    ns = guarded.namespace
+    other = unique("other")
+    assert push(guarded.root, other, "base", "base", base_files()).status_code == 201
+    reader, stranger = guarded.clients["reader"], guarded.clients["stranger"]
+    names = [(item["namespace"], item["name"]) for item in reader.get("/api/v1/repositories").json()["items"]]
+    assert (ns, "base") in names
+    assert {namespace for namespace, _ in names} == {ns}
+    assert reader.get("/api/v1/repositories", params={"namespace": other}).json()["items"] == []
+    assert {event["subject"].partition("/")[0] for event in reader.get("/api/v1/events").json()["items"]} == {ns}
+    assert {
+        job["title"].split()[1].partition("/")[0]
+        for job in reader.get("/api/v1/jobs", params={"kind": "inspect"}).json()["items"]
+    } == {ns}
+    home = stranger.get("/api/v1/whoami").json()["namespace"]
+    for path in ("repositories", "events", "jobs"):
+        assert ns not in stranger.get(f"/api/v1/{path}").text
+    assert {item["namespace"] for item in stranger.get("/api/v1/repositories").json()["items"]} <= {home}
+    assert {other, ns} <= {
+        item["namespace"] for item in guarded.root.get("/api/v1/repositories", params={"limit": 1000}).json()["items"]
+    }
+
+
+def test_a_blob_of_another_namespace_is_demanded_again(guarded: Guarded) -> None:
+    """An answer `present` would tell a stranger that somebody has this file; so would a commit without the bytes."""
+    files = adapter_files(77, lora_dropout=0.125)
+    writer, ns = guarded.clients["writer"], guarded.namespace
+    assert push(writer, ns, "secret", "adapter", files, base=f"{ns}/base", accept_base=True).status_code == 201
+    stranger = guarded.clients["stranger"]
+    home = stranger.get("/api/v1/whoami").json()["namespace"]
+    push(stranger, home, "base", "base", base_files())
+    announced = {"namespace": home, "name": "copy", "kind": "adapter", "files": describe(files)}
+    session = stranger.post("/api/v1/uploads", json=announced).json()
+    assert {blob["state"] for blob in session["blobs"]} == {"needed"}
+    body = {"kind": "adapter", "files": describe(files), "base": f"{home}/base", "accept_base": True}
+    path = f"/api/v1/repositories/{home}/copy/versions"
+    problem(stranger.post(path, json={**body, "session": session["id"]}), "rejected")
+    problem(stranger.post(path, json={**body, "session": "0" * 32}), "not-found")
+    problem(stranger.post(path, json={**body, "session": session["id"], "base": f"{ns}/base"}), "rejected")
+    assert push(stranger, home, "copy", "adapter", files, base=f"{home}/base", accept_base=True).status_code == 201
+    problem(
+        push(stranger, home, "spy", "adapter", files, base=f"{home}/base", accept_base=True, parents=[f"{ns}/secret"]),
+        "not-found",
+    )
+    merge = {"adapters": [{"adapter": f"{ns}/secret"}], "to": f"{home}/merged"}
+    problem(stranger.post("/api/v1/merges", json=merge), "not-found")
+
+
+def test_a_session_is_its_owners(guarded: Guarded) -> None:
+    files, ns = adapter_files(3), guarded.namespace
+    session = upload(guarded.clients["writer"], ns, unique("mine"), "adapter", files).json()["id"]
+    problem(guarded.clients["admin"].get(f"/api/v1/uploads/{session}"), "not-found")
+
+
+def test_tokens(guarded: Guarded) -> None:
+    site = guarded.site
+    for header in ("Bearer", "Basic abc", "Bearer hf_wrong", "Bearer " + "x" * 5000, "Bearer \xff\xfe"):
+        answer = site.client.get("/api/v1/whoami", headers={"Authorization": header.encode("latin-1")})
+        problem(answer, "unauthenticated")
+    me = guarded.clients["reader"].get("/api/v1/whoami").json()
+    assert (me["role"], me["namespace"], me["anonymous"]) == ("reader", guarded.namespace, False)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
+def test_it_does_not_listen_beyond_loopback_without_authentication(tmp_path: Path, host: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lora_registry.cli", "serve", "--host", host, "--port", "0"],
+        env=service.environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "with no authentication" in done.stderr
+    assert "LORA_REG_AUTH=token" in done.stderr
+    assert not list(tmp_path.iterdir())
