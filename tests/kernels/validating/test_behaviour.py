@@ -42,10 +42,13 @@ def test_what_meets_an_expectation(answer: str, expect: dict[str, Any], met: boo
     [
         (['{"prompt": "a", "expect": {}}'], "one of exact, regex and json_schema"),
         (['{"prompt": "a", "expect": {"exact": "b", "regex": "b"}}'], "one of exact, regex and json_schema"),
-        (['{"prompt": "a", "expect": {"sounds_like": "b"}}'], "cannot be judged"),
-        (['{"prompt": 1, "expect": {"exact": "b"}}'], "holds no prompt"),
-        (['{"prompt": "a", "expect": {"regex": "(?<=a)b"}}'], "not taken"),
-        (['{"prompt": "a", "expect": {"exact": "b"}}', '{"text": "c"}'], "losses or for answers"),
+        (
+            ['{"prompt": "a", "expect": {"sounds_like": "b"}}'],
+            "has an invalid `expect`: Object contains unknown field `sounds_like`",
+        ),
+        (['{"prompt": 1, "expect": {"exact": "b"}}'], "needs a prompt that is a string"),
+        (['{"prompt": "a", "expect": {"regex": "(?<=a)b"}}'], "expects an unsupported pattern"),
+        (['{"prompt": "a", "expect": {"exact": "b"}}', '{"text": "c"}'], "records of both kinds"),
     ],
 )
 def test_what_cannot_be_expected_is_refused(lines: list[str], said: str) -> None:
