@@ -1,4 +1,4 @@
-"""Jobs, what they tell, and what was found and done: reports and events."""
+"""Jobs and their progress, reports and events."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ class JobProgress(Response, frozen=True):
 
 
 class JobProgressList(Response, frozen=True):
-    """state is the job's at the time of the answer; where it has ended and `items` is empty, there is no more."""
+    """state: of the job at the time of the response; if it has ended and `items` is empty, there is no more."""
 
     state: str
     items: list[JobProgress]
 
 
 class ReportView(Response, frozen=True):
-    """What a validation found; immutable, bound to the version's digest."""
+    """The result of a validation; immutable, bound to the version's digest."""
 
     id: str
     kind: str

@@ -1,4 +1,4 @@
-"""What is asked of the registry's workers: new versions, derived from others."""
+"""Requests for jobs that derive new versions from others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Seed: TypeAlias = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
 class DeriveRequest(Request, frozen=True):
-    """What all of them have. to: `namespace/name` of the repository that the result becomes a version of.
+    """Fields of all requests. to: `namespace/name` of the repository that receives the result.
 
     tags: set on the result in the transaction that commits it.
     """
@@ -31,10 +31,10 @@ class WeightedAdapter(Request, frozen=True):
 
 
 class MergeRequest(DeriveRequest, frozen=True, kw_only=True):
-    """Adapters into their base: a version of kind `model`.
+    """Merge adapters into their base, as a version of kind `model`.
 
-    base None: the base that the first adapter pins. dtype None: each tensor keeps its own. onto: `nf4` adds to what NF4
-    makes of the base, as QLoRA trained it. seed: of stochastic rounding.
+    base None: the base that the first adapter pins. dtype None: unchanged. onto: `nf4` merges onto the base's
+    NF4-dequantized weights (QLoRA). seed: for stochastic rounding.
     """
 
     adapters: list[WeightedAdapter]
@@ -47,8 +47,8 @@ class MergeRequest(DeriveRequest, frozen=True, kw_only=True):
 
 
 class ComposeRequest(DeriveRequest, frozen=True, kw_only=True):
-    """Adapters of one base into one adapter. method, parameters: of `lora_contract.methods`; what is not given has its
-    default. dtype None: the widest of the inputs'."""
+    """Compose adapters of one base into one adapter. method, parameters: of `lora_contract.methods`; missing parameters
+    get their defaults. dtype None: the widest dtype of the inputs."""
 
     adapters: list[WeightedAdapter]
     method: str
@@ -58,10 +58,10 @@ class ComposeRequest(DeriveRequest, frozen=True, kw_only=True):
 
 
 class ExtractRequest(DeriveRequest, frozen=True, kw_only=True):
-    """The difference between a fine-tune and its base as an adapter of that base.
+    """Extract the difference between a fine-tune and its base as an adapter of that base.
 
     tuned: a version of kind `model` or `base`. rank, or keep_energy (0 to 1) with max_rank: one of the two. targets:
-    names of modules, or a pattern; None: all linear layers. save_changed: keep whole what factors cannot hold.
+    names of modules, or a pattern; None: all linear layers. save_changed: store what cannot be factorized in full.
     """
 
     tuned: str
@@ -76,7 +76,7 @@ class ExtractRequest(DeriveRequest, frozen=True, kw_only=True):
 
 
 class ResizeRequest(DeriveRequest, frozen=True, kw_only=True):
-    """An adapter at another rank, or for each module the least that keeps this share of its energy: one of the two."""
+    """Resize an adapter to a rank, or each module to the smallest rank that keeps this share of its energy."""
 
     adapter: str
     rank: Rank | None = None
@@ -85,7 +85,7 @@ class ResizeRequest(DeriveRequest, frozen=True, kw_only=True):
 
 
 class ConvertRequest(DeriveRequest, frozen=True, kw_only=True):
-    """An adapter as plain LoRA with the same product. uniform_rank: one rank for all modules, filled up with zeros."""
+    """Convert an adapter to plain LoRA with the same product. uniform_rank: pad all modules with zeros to one rank."""
 
     adapter: str
     uniform_rank: bool = False
