@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from lora_kernels.types import table
 from lora_kernels.types.matching.change import Change, TiedCopy
-from lora_kernels.types.table import AnyUpdate
 
 
 class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -13,7 +13,7 @@ class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
 
     adapter: int
     module: str
-    update: AnyUpdate
+    update: table.AnyUpdate  # looked up when a plan is read, not when one is made
     weight: float = 1.0
     columns: int | None = None
     copies: tuple[TiedCopy, ...] = ()

@@ -1,43 +1,55 @@
-"""The rooms of all PEFT types that are merged, as the contract's table of types names them."""
+"""The rooms of all PEFT types that are merged, as the contract's table of types names them.
+
+A room is imported when it is first asked for: a merge needs those of its adapters' types, not forty modules.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Final, Union
+from typing import TYPE_CHECKING, Any, Final, Union
 
 from lora_contract.adapter.types import TYPES
-from lora_kernels.types.forms.kronecker import KroneckerProduct
-from lora_kernels.types.forms.low_rank import LowRankProduct
-from lora_kernels.types.forms.replace import Replacement
-from lora_kernels.types.forms.rows import ReplacedRows
-from lora_kernels.types.forms.scale import Scaled
-from lora_kernels.types.forms.scatter import Scattered
-from lora_kernels.types.forms.term import AddedTerm
 from lora_kernels.types.room import Room
 from lora_kernels.types.updates import UpdateSpec
 
-FORMS: Final[tuple[type[UpdateSpec], ...]] = (
-    AddedTerm,
-    KroneckerProduct,
-    LowRankProduct,
-    ReplacedRows,
-    Replacement,
-    Scaled,
-    Scattered,
-)
+_FORMS: Final = ("kronecker", "low_rank", "replace", "rows", "scale", "scatter", "term")
+"""Modules of `forms` that define an update."""
 
-
-def _room(name: str) -> Room:
-    room: Room = import_module(f"lora_kernels.types.{name}").ROOM
-    return room
-
-
-ROOMS: Final[Mapping[str, Room]] = {name: _room(kind.room) for name, kind in TYPES.items() if kind.room is not None}
-"""PEFT type -> its room, in the order of the contract's table."""
-
-# A plan that was written as JSON is read by the tags of all updates; mypy knows what they have in common.
 if TYPE_CHECKING:
     AnyUpdate = UpdateSpec
-else:
-    AnyUpdate = Union[tuple(dict.fromkeys((*FORMS, *(update for room in ROOMS.values() for update in room.updates))))]
+    """Any update of a plan. A plan that was written as JSON is read by their tags; mypy knows what they share."""
+
+
+class _Rooms(Mapping[str, Room]):
+    def __init__(self) -> None:
+        self._modules = {name: f"lora_kernels.types.{kind.room}" for name, kind in TYPES.items() if kind.room}
+
+    def __getitem__(self, name: str) -> Room:
+        room: Room = import_module(self._modules[name]).ROOM
+        return room
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+
+ROOMS: Final[Mapping[str, Room]] = _Rooms()
+"""PEFT type -> its room, in the order of the contract's table."""
+
+
+def __getattr__(name: str) -> Any:
+    if name != "AnyUpdate":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    forms = [import_module(f"lora_kernels.types.forms.{form}") for form in _FORMS]
+    updates = dict.fromkeys(
+        value
+        for module in forms
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, UpdateSpec) and value.__module__ == module.__name__
+    )
+    updates |= dict.fromkeys(update for room in ROOMS.values() for update in room.updates)
+    globals()[name] = found = Union[tuple(updates)]
+    return found
