@@ -55,6 +55,7 @@ def serve(settings: Settings, *, processes: int) -> int:
         workers=processes,
         timeout_graceful_shutdown=10,
         timeout_keep_alive=75,  # at 5 seconds, pooled connections were reset while a busy client used them
+        timeout_worker_healthcheck=60,  # at 5 seconds, processes of a busy machine were killed with their requests
     )
     api: _Server | _Processes = _Processes(config, [listener]) if processes > 1 else _Server(config, listener)
     stopping = threading.Event()

@@ -58,11 +58,11 @@ def test_flags_before_environment_before_project_before_user(user: dict[str, str
 @pytest.mark.parametrize(
     ("text", "names"),
     [
-        ("token = 'x'", "holds a token"),
+        ("token = 'x'", "contains a token"),
         ("colour = 'red'", "'colour'"),
         ("server = ", "cannot be read"),
-        ("server = 'ftp://h'", "is no server address"),
-        ("server = 'http://user:pw@h'", "holds a user"),
+        ("server = 'ftp://h'", "is not a server URL"),
+        ("server = 'http://user:pw@h'", "contains a user"),
         ("offline = 'maybe'", "expected true or false"),
     ],
 )

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -88,9 +91,30 @@ def test_api_processes_die_with_the_one_that_started_them(tmp_path: Path) -> Non
     assert all(gone), children
 
 
-def _gone(pid: int, seconds: float = 10.0) -> bool:
-    import time
+def test_an_api_process_that_is_slow_for_a_while_keeps_its_requests(tmp_path: Path) -> None:
+    """On a busy machine a process may not run for seconds; killed, it would take the requests of its clients with it."""
+    site = Site(tmp_path, f"sqlite:///{tmp_path / 'registry.sqlite3'}", {}, ("--workers", "2"))
+    site.start()
+    parent = site.service.process.pid
+    children = [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+    stopped = [pid for pid in children if b"multiprocessing.spawn" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(stopped) == 2
+    try:
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(site.client.get, "/healthz")
+            time.sleep(7)
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+            assert answer.result().status_code == 200
+        assert not [pid for pid in stopped if not Path(f"/proc/{pid}").exists()]
+    finally:
+        site.service.stop()
+        site.client.close()
 
+
+def _gone(pid: int, seconds: float = 10.0) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:

@@ -11,7 +11,7 @@ from lora_contract.errors import RegistryError
 from lora_contract.methods import DEFAULT_METHOD, METHODS, check_parameters, find_method
 from lora_contract.methods.page import methods_page
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_defaults_are_filled_in_and_in_range() -> None:
