@@ -122,6 +122,8 @@ class _Parser:
         return Node("cat", tuple(parts))
 
     def atom(self, depth: int) -> Node | None:
+        if self.bounds() is not None:
+            raise self.bad("has a quantifier with nothing to repeat")
         character = self.take()
         if character == "(":
             return self.group(depth)
@@ -133,8 +135,6 @@ class _Parser:
             return Node("assert", text=character)
         if character == "\\":
             return self.escape()
-        if character in "*+?":
-            raise self.bad(f"has {character!r} with nothing to repeat")
         return Node("set", ranges=((character, character),))
 
     def repeated(self, node: Node) -> Node:

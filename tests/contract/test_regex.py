@@ -73,6 +73,14 @@ def test_any_text_is_a_pattern_or_is_refused(pattern, text):
     assert matched == bool(re.fullmatch(pattern, text))
 
 
+@pytest.mark.parametrize("pattern", ["{0}", "{,}", "a|{1,2}", "({3})", "^{2}", "(?#remark){2}", "*", "a|+"])
+def test_a_quantifier_with_nothing_to_repeat_is_refused(pattern):
+    with pytest.raises(re.error):
+        re.compile(pattern)
+    with pytest.raises(PatternError, match="repeat"):
+        Regex(pattern)
+
+
 @pytest.mark.parametrize(
     "pattern", ["(a+)+$", "(.*a){25}", "(a|aa)+$", "(x+x+)+y", "(.*.*)*x", r"(\w+\.?)+X", "((a*)*)*b"]
 )
