@@ -23,6 +23,16 @@ from tests.support.oracle_lora import merge_lora64, read_adapter64
 
 Adapters = Sequence[tuple[Path, float]]
 
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "vocab_size": 64,
+}
+TOKENS = torch.tensor([[1, 3, 5, 63, 0, 2, 3, 17, 40, 3]])
+
 
 class Layers(nn.Module):
     """A layer of each kind that LoRA adapts, none of them square, the embedding and a linear one with odd sizes."""

@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from lora_kernels.merging import merge_folder
 from tests.kernels.checkpoints import read_model
 from tests.kernels.types.lora.models import (
+    SIZES,
+    TOKENS,
     adapted_logits,
     assert_merges,
     assert_same_logits,
@@ -28,15 +30,6 @@ from tests.kernels.types.lora.models import (
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "vocab_size": 64,
-}
-TOKENS = torch.tensor([[1, 3, 5, 63, 0, 2, 3, 17, 40, 3]])
 H = "lm_head.weight"
 
 

@@ -17,6 +17,8 @@ from lora_contract.errors import RegistryError
 from lora_kernels.merging import merge_folder
 from tests.kernels.checkpoints import read_model
 from tests.kernels.types.lora.models import (
+    SIZES,
+    TOKENS,
     adapted_logits,
     assert_same_logits,
     load_model,
@@ -26,15 +28,6 @@ from tests.kernels.types.lora.models import (
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "vocab_size": 64,
-}
-TOKENS = torch.tensor([[1, 3, 5, 63, 0, 2, 3, 17, 40, 3]])
 E, H = "model.embed_tokens.weight", "lm_head.weight"
 
 
