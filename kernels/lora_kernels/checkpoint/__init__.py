@@ -1,1 +1,1 @@
-"""Read and write safetensors folders: sources, sinks, and staging of results that appear whole or not at all."""
+"""Read and write safetensors folders: sources, sinks, and staging of results, which are published atomically."""

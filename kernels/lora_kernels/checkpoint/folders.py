@@ -1,4 +1,4 @@
-"""What a merge needs to know of a base folder and of an adapter folder, from headers and configs alone."""
+"""Read what a merge needs to know of a base folder and an adapter folder, from headers and configs only."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_JSON: Final = 64 * 1024 * 1024
 class AdapterInput(msgspec.Struct, frozen=True):
     """An adapter to merge: its parsed config, the header of its weight file, its weight in the sum.
 
-    file: the name under which its source knows the weight file.
+    file: the name of the weight file in its source.
     """
 
     config: AdapterConfig
@@ -58,7 +58,7 @@ def read_adapter(folder: str | os.PathLike[str], weight: float = 1.0) -> Adapter
 def _read(source: FolderSource, file: str, limit: int) -> bytes:
     size = source.size(file)
     if size > limit:
-        raise RegistryError("rejected", f"{file} has {size} bytes; at most {limit} are read.")
+        raise RegistryError("rejected", f"{file} has {size} bytes; the maximum is {limit}.")
     return source.read(file, 0, size)
 
 

@@ -1,4 +1,4 @@
-"""Records of files that were written, and of tensors in a file."""
+"""Records of written files, and of tensors in a file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 from lora_contract.tensors import TensorEntry
 
 Progress: TypeAlias = Callable[[int, int], None]
-"""progress(done, total): called as the work goes on, possibly from several threads."""
+"""progress(done, total): called during the work, possibly from several threads."""
 
 
 class FileRecord(msgspec.Struct, frozen=True):
@@ -22,7 +22,7 @@ class FileRecord(msgspec.Struct, frozen=True):
 
 
 class Factor(msgspec.Struct, frozen=True):
-    """A tensor of an adapter file. start / end: its bytes in that file, header included."""
+    """A tensor of an adapter file. start, end: its byte range in the file, header included."""
 
     name: str
     dtype: str

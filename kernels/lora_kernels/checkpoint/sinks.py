@@ -15,14 +15,14 @@ Chunk = bytes | bytearray | memoryview
 
 
 class Sink(Protocol):
-    """Takes whole files. Nothing of a file is visible under its final name before all of its bytes are there."""
+    """Accepts whole files. A file is not visible under its final name before it is complete."""
 
     def write(self, path: str, size: int, chunks: Iterable[Chunk]) -> None:
         """Store a file of exactly `size` bytes. A chunk is valid only until the next one is taken."""
 
 
 class Hashing:
-    """Iterates over chunks and hashes them, so that a digest costs no second pass."""
+    """Iterate over chunks and hash them, so that a digest needs no second pass."""
 
     def __init__(self, chunks: Iterable[Chunk]) -> None:
         self._chunks = chunks
@@ -37,7 +37,7 @@ class Hashing:
 
     @property
     def hexdigest(self) -> str:
-        """sha256 of what has passed so far, 64 hex digits."""
+        """SHA-256 of the chunks so far, 64 hex digits."""
         return self._sha256.hexdigest()
 
 
@@ -59,7 +59,7 @@ class FolderSink:
                     view = view[count:]
                     written += count
         if written != size:
-            raise RegistryError("internal", f"{path} came out with {written} bytes, expected {size}.")
+            raise RegistryError("internal", f"{path} was written with {written} bytes, expected {size}.")
 
 
 @contextmanager
@@ -71,13 +71,13 @@ def disk_full(path: str, size: int) -> Iterator[None]:
         if error.errno == errno.EFBIG:
             raise RegistryError(
                 "storage-unavailable",
-                f"The file system, or a limit on this process, takes no file of {size} bytes, as {path} has.",
+                f"{path} has {size} bytes, which exceeds the limit of the file system or of this process.",
                 hint="Choose a folder on another file system, or raise `ulimit -f`.",
             ) from error
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise RegistryError(
                 "storage-unavailable",
-                f"The disk became full while {path}, of {size} bytes, was written.",
+                f"The disk is full; writing {path} of {size} bytes failed.",
                 hint="Free some space, or choose a folder on another disk.",
             ) from error
         raise

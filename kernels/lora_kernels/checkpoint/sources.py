@@ -1,4 +1,4 @@
-"""Sources of the bytes of checkpoints and adapters."""
+"""Byte sources of checkpoints and adapters."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lora_contract.errors import RegistryError
 
 
 class Source(Protocol):
-    """Files addressed by the names that a plan holds."""
+    """Files addressed by the names in a plan."""
 
     def read_into(self, path: str, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` (writable bytes) from `offset` of a file. RegistryError `corrupt` where it ends before."""
+        """Fill `buffer` (writable bytes) from `offset` of a file. Raises RegistryError `corrupt` if it ends early."""
 
 
 class FolderSource:
-    """Files of a folder, held open until the end of the `with` block. May be read from several threads."""
+    """Files of a folder, kept open until the end of the `with` block. May be read from several threads."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self._folder = Path(folder)
@@ -38,12 +38,12 @@ class FolderSource:
         self._open.close()
 
     def descriptor(self, path: str) -> int:
-        """The open file. Raises RegistryError `not-found` if it is missing or not a regular file."""
+        """The open file descriptor. Raises RegistryError `not-found` if it is missing or not a regular file."""
         known = self._descriptors.get(path)
         if known is not None:
             return known
         try:
-            # O_NONBLOCK: opening a pipe that somebody left there must not hang.
+            # O_NONBLOCK: opening a named pipe must not hang.
             descriptor = os.open(self._folder / path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise RegistryError(
@@ -68,11 +68,11 @@ class FolderSource:
         while done < len(buffer):
             count = os.preadv(descriptor, [buffer[done:]], offset + done)
             if count == 0:
-                raise _short(path, offset + done, len(buffer) - done)
+                raise _truncated(path, offset + done, len(buffer) - done)
             done += count
 
     def read(self, path: str, offset: int, length: int) -> bytes:
-        """As `read_into`, into new memory."""
+        """Like `read_into`, into new memory."""
         buffer = bytearray(length)
         self.read_into(path, offset, memoryview(buffer))
         return bytes(buffer)
@@ -81,8 +81,8 @@ class FolderSource:
 class RangeSource:
     """Files behind a function `read(path, offset, length) -> bytes`, such as a blob store.
 
-    window: bytes asked for at once; smaller reads that follow each other are served from the last window. For one
-    thread. sizes: length of each file, so that the window never asks beyond the end.
+    sizes: length of each file, so that no request goes beyond the end. window: bytes per request; consecutive smaller
+    reads are served from the last window. For one thread.
     """
 
     def __init__(
@@ -91,28 +91,28 @@ class RangeSource:
         self._read = read
         self._sizes = sizes
         self._window = window
-        self._held: tuple[str, int, memoryview] = ("", 0, memoryview(b""))
+        self._cached: tuple[str, int, memoryview] = ("", 0, memoryview(b""))
 
     def read_into(self, path: str, offset: int, buffer: memoryview) -> None:
         size = self._sizes[path]
         if offset + len(buffer) > size:
-            raise _short(path, size, offset + len(buffer) - size)
+            raise _truncated(path, size, offset + len(buffer) - size)
         done = 0
         while done < len(buffer):
-            held_path, start, held = self._held
+            cached_path, start, cached = self._cached
             at = offset + done
-            if held_path != path or not start <= at < start + len(held):
+            if cached_path != path or not start <= at < start + len(cached):
                 data = self._read(path, at, min(self._window, size - at))
                 if not data:
-                    raise _short(path, at, len(buffer) - done)
-                self._held = (path, at, memoryview(data))
+                    raise _truncated(path, at, len(buffer) - done)
+                self._cached = (path, at, memoryview(data))
                 continue
-            piece = held[at - start : at - start + len(buffer) - done]
-            buffer[done : done + len(piece)] = piece
-            done += len(piece)
+            part = cached[at - start : at - start + len(buffer) - done]
+            buffer[done : done + len(part)] = part
+            done += len(part)
 
 
-def _short(path: str, offset: int, missing: int) -> RegistryError:
+def _truncated(path: str, offset: int, missing: int) -> RegistryError:
     return RegistryError(
-        "corrupt", f"{path} ends at byte {offset}, {missing} bytes short of what its header promises.", path=path
+        "corrupt", f"{path} ends at byte {offset}, {missing} bytes short of the size in its header.", path=path
     )

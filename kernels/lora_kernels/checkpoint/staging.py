@@ -1,4 +1,4 @@
-"""A result's folder before it has its final name: invisible, locked, kept if its files can be used again."""
+"""The staging folder of a result: invisible, locked, kept if its files can be reused."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _Notes = TypeVar("_Notes")
 
 
 class FinishedFile(msgspec.Struct, Generic[_Notes], frozen=True):
-    """A complete file of the result. notes: what the writer needs to know about it when it resumes."""
+    """A complete file of the result. notes: what the writer needs about it to resume."""
 
     file: FileRecord
     notes: _Notes
 
 
 class Staging(Generic[_Notes]):
-    """The folder of a merge, and which of its files are complete.
+    """The staging folder of a merge, and its complete files.
 
-    boot: id of the running system's boot. Files are not synced one by one, which would cost more than the merge: they
-    outlive their process but not the machine, so records from before the last boot are ignored. If no boot id is
+    boot: boot ID of the system. Files are not synced one by one, which would cost more than the merge: they survive a
+    crash of the process but not of the machine, so records from before the last boot are ignored. If no boot ID is
     available (None), resuming is disabled. notes: type of the notes kept with each finished file.
     """
 
@@ -50,12 +50,12 @@ class Staging(Generic[_Notes]):
         self.finished = self._read()
 
     def finish(self, done: FinishedFile[_Notes]) -> None:
-        """Note that a file is whole. To be called once it is written and closed."""
+        """Record a complete file, after it is written and closed."""
         if self._boot is not None:
-            self._note(done)
+            self._write_record(done)
         self.finished[done.file.path] = done
 
-    def _note(self, done: FinishedFile[_Notes]) -> None:
+    def _write_record(self, done: FinishedFile[_Notes]) -> None:
         self._records.mkdir(exist_ok=True)
         name = hashlib.sha256(done.file.path.encode()).hexdigest()
         partial = self._records / f"{name}.partial"
@@ -63,14 +63,14 @@ class Staging(Generic[_Notes]):
         partial.rename(self._records / f"{name}.json")
 
     def clear(self) -> None:
-        """Remove what is not part of the result."""
+        """Remove the records, which are not part of the result."""
         shutil.rmtree(self._records, ignore_errors=True)
 
     def _read(self) -> dict[str, FinishedFile[_Notes]]:
-        """The files that an earlier attempt finished; all others of it are removed."""
+        """The files that an earlier attempt completed; removes its other files."""
         found = {}
         for path in sorted(self._records.glob("*.json")) if self._boot is not None else ():
-            done = self._record(path)
+            done = self._read_record(path)
             target = self.folder / done.file.path if done is not None else None
             if done is not None and target is not None and target.is_file() and target.stat().st_size == done.file.size:
                 found[done.file.path] = done
@@ -83,8 +83,8 @@ class Staging(Generic[_Notes]):
                 entry.unlink()
         return found
 
-    def _record(self, path: Path) -> FinishedFile[_Notes] | None:
-        """None if it is from before the last boot, or incomplete."""
+    def _read_record(self, path: Path) -> FinishedFile[_Notes] | None:
+        """A record; None if it is damaged or from before the last boot."""
         try:
             record = msgspec.json.decode(path.read_bytes(), type=_Record[self._notes])  # type: ignore[name-defined]
         except (OSError, msgspec.DecodeError):
@@ -93,8 +93,8 @@ class Staging(Generic[_Notes]):
 
 
 def identity_of(plan: Any, folders: Sequence[str | os.PathLike[str]]) -> str:
-    """What makes two merges the same, so that one may resume with the files of the other: the plan, and the inputs'
-    files by size, inode and time of change. 32 hex digits."""
+    """Identity of a merge, 32 hex digits: the plan, and the input files by size, inode and mtime. A merge may resume
+    with the files of another with the same identity."""
     files = [
         (str(entry.name), status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev)
         for folder in folders
@@ -106,11 +106,11 @@ def identity_of(plan: Any, folders: Sequence[str | os.PathLike[str]]) -> str:
 
 @contextmanager
 def staged_folder(final: Path, *, needed: int) -> Iterator[Path]:
-    """A folder beside `final` that takes its name when the block ends well and is removed when it does not (by the next
-    attempt where the process was killed).
+    """A folder beside `final`, renamed to it if the block succeeds and removed otherwise (by the next attempt if the
+    process was killed).
 
-    needed: bytes that will be written, so that a disk that is too small is found before the work. Raises RegistryError
-    `exists` where `final` is there and not an empty folder, `storage-unavailable` where the disk is too small.
+    needed: bytes that will be written, to detect a lack of disk space before the work. Raises RegistryError `exists` if
+    `final` exists and is not an empty folder, `storage-unavailable` if disk space is insufficient.
     """
     _check_final(final)
     folder, lock = _locked(final, secrets.token_hex(4))
@@ -126,11 +126,11 @@ def staged_folder(final: Path, *, needed: int) -> Iterator[Path]:
 
 @contextmanager
 def resumable_folder(final: Path, *, needed: int, identity: str, notes: type[_Notes]) -> Iterator[Staging[_Notes]]:
-    """As `staged_folder`, and kept where the block was interrupted or ran out of space after a file was finished: the
-    same work begun again finds it.
+    """Like `staged_folder`, but kept if the block was interrupted or ran out of space after a file was finished, so
+    that the next attempt can resume.
 
-    identity: see `identity_of`. If another process does the same work, this one starts from scratch beside it. notes:
-    type of what is kept with each finished file.
+    identity: see `identity_of`. If another process does the same work, this one starts from scratch in its own folder.
+    notes: type of the notes kept with each finished file.
     """
     _check_final(final)
     folder, lock = _locked(final, identity)
@@ -142,11 +142,11 @@ def resumable_folder(final: Path, *, needed: int, identity: str, notes: type[_No
         try:
             yield staging
         except BaseException as error:
-            keep = bool(staging.finished) and _can_go_on(error)
+            keep = bool(staging.finished) and _resumable(error)
             if keep and isinstance(error, RegistryError):
                 files = ", ".join(sorted(staging.finished))
                 raise RegistryError(
-                    error.code, error.detail, hint=f"{error.hint} Run again, it goes on; finished: {files}."
+                    error.code, error.detail, hint=f"{error.hint} Run it again to resume; finished files: {files}."
                 ) from error
             raise
         staging.clear()
@@ -157,7 +157,7 @@ def resumable_folder(final: Path, *, needed: int, identity: str, notes: type[_No
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _can_go_on(error: BaseException) -> bool:
+def _resumable(error: BaseException) -> bool:
     if isinstance(error, RegistryError):
         return error.code == "storage-unavailable"
     return isinstance(error, KeyboardInterrupt | OSError)
@@ -165,7 +165,7 @@ def _can_go_on(error: BaseException) -> bool:
 
 def _check_final(final: Path) -> None:
     if final.is_symlink() or (final.exists() and not (final.is_dir() and not any(final.iterdir()))):
-        raise RegistryError("exists", f"{final} is there already.", hint="Choose a folder that does not exist yet.")
+        raise RegistryError("exists", f"{final} already exists.", hint="Choose a folder that does not exist yet.")
     final.parent.mkdir(parents=True, exist_ok=True)
 
 
@@ -176,8 +176,8 @@ def _check_space(final: Path, needed: int) -> None:
 
 
 def _locked(final: Path, key: str) -> tuple[Path, int]:
-    """A folder beside `final`, created or found by its key, and the lock on it; with another key if another process has
-    the lock."""
+    """A folder beside `final`, created or found by its key, and the lock on it; with a random key if another process
+    has the lock."""
     folder = final.parent / f".{final.name}.{key}.partial"
     while True:
         folder.mkdir(exist_ok=True)
@@ -191,13 +191,13 @@ def _locked(final: Path, key: str) -> tuple[Path, int]:
             os.close(lock)
             folder = final.parent / f".{final.name}.{secrets.token_hex(4)}.partial"
             continue
-        if _is_still(folder, lock):
+        if _is_same(folder, lock):
             return folder, lock
         os.close(lock)
 
 
-def _is_still(folder: Path, lock: int) -> bool:
-    """Whether the name still stands for what was locked: it may have been removed or published in between."""
+def _is_same(folder: Path, lock: int) -> bool:
+    """Whether the path still refers to the locked folder, which may have been removed or published in between."""
     try:
         return os.path.samestat(os.stat(folder, follow_symlinks=False), os.fstat(lock))
     except FileNotFoundError:
@@ -210,11 +210,11 @@ def _publish(folder: Path, final: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
-        raise RegistryError("exists", f"{final} was made by somebody else meanwhile.") from error
+        raise RegistryError("exists", f"{final} was created by another process in the meantime.") from error
 
 
 def _remove_leftovers(final: Path) -> None:
-    """Remove what killed processes left beside `final`: the lock of such a folder went with its process."""
+    """Remove folders that killed processes left beside `final`, whose locks ended with the process."""
     for folder in final.parent.glob(f".{glob.escape(final.name)}.*.partial"):
         try:
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)

@@ -12,14 +12,14 @@ from lora_kernels.numeric.dtypes import F32, decode, storage
 
 
 class Weights(Protocol):
-    """A tensor of the base, however it is stored. For one thread."""
+    """A tensor of the base in any storage format. For one thread."""
 
     def read(self, block: Block, out: F32) -> F32:
-        """Write the block's values to `out`, which has the block's shape. Raises RegistryError `corrupt`."""
+        """Write the values of a block to `out` of its shape. Raises RegistryError `corrupt`."""
 
 
 class StoredWeights:
-    """A tensor stored element by element from byte `start` of a file. The raw bytes go through a buffer of its own."""
+    """A floating-point tensor at byte `start` of a file. Reuses one buffer for raw bytes."""
 
     def __init__(self, source: Source, file: str, start: int, dtype: str) -> None:
         self._source = source

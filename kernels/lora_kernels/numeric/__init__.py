@@ -1,1 +1,1 @@
-"""Element types, blocks of a matrix, random numbers and control of BLAS: what all other floors stand on."""
+"""Dtypes, blocks of a matrix, random numbers and BLAS threads: the base of all other layers."""

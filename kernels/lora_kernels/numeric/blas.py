@@ -1,7 +1,7 @@
 """One BLAS thread while a merge runs.
 
-A merge splits its work itself, into blocks of fixed size. Threads inside BLAS split a product by their number, which
-changes its last bits (seen with OpenBLAS 0.3.31 at rank 64); they would also spin against the other workers.
+A merge splits its work into blocks of fixed size. BLAS splits a product by its number of threads, which changes the
+last bits (seen with OpenBLAS 0.3.31 at rank 64), and its threads spin against the other workers.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
 
-import numpy as np  # noqa: F401 its BLAS must be loaded before it is looked for
+import numpy as np  # noqa: F401 its BLAS must be loaded before the look-up
 from threadpoolctl import LibController, ThreadpoolController
 
 _T = TypeVar("_T")
 
 
 class _Hold:
-    """How many merges of this process hold BLAS at one thread, and the counts to restore."""
+    """The number of merges in this process that hold BLAS at one thread, and the thread counts to restore."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -32,14 +32,14 @@ _hold = _Hold()
 
 @cache
 def _libraries() -> list[LibController]:
-    """The BLAS libraries of this process. They are looked up once: a look-up takes as long as thousands of blocks."""
+    """The BLAS libraries of this process, cached: a look-up takes as long as thousands of blocks."""
     libraries: list[LibController] = ThreadpoolController().select(user_api="blas").lib_controllers
     return libraries
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Hold BLAS at one thread; the count from before returns when the last holder leaves."""
+    """Hold BLAS at one thread; the last holder restores the previous count."""
     libraries = _libraries()
     with _hold.lock:
         if _hold.holders == 0:
@@ -58,9 +58,9 @@ def one_thread() -> Iterator[None]:
 
 
 def on_one_thread(results: Iterator[_T]) -> Iterator[_T]:
-    """The same results, each computed under `one_thread`.
+    """Yield the same results, each computed under `one_thread`.
 
-    The hold never lasts across a yield: an iterator left half read would keep it until it is collected.
+    BLAS is released before each yield: an abandoned iterator would hold it until garbage collection.
     """
     while True:
         with one_thread():

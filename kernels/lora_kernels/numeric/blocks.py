@@ -1,4 +1,4 @@
-"""A tensor seen as a matrix, cut into blocks whose buffers stay in a core's cache."""
+"""A tensor viewed as a matrix, split into blocks whose buffers fit into a core's cache."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-# Elements of a block: its four float32 buffers stay in a core's cache. Writes of 128 to 256 KiB were five to ten times
-# as fast as writes of megabytes where it was measured.
+# Elements per block: its four float32 buffers fit into a core's cache. Writes of 128 to 256 KiB were measured to be
+# five to ten times as fast as writes of megabytes.
 BLOCK: Final = 1 << 16
 
 
 class Block(NamedTuple):
-    """Rows r0:r1 and columns c0:c1 of a matrix of `columns` columns: whole rows, or a piece of one row."""
+    """Rows r0:r1 and columns c0:c1 of a matrix of `columns` columns: whole rows, or a part of one row."""
 
     r0: int
     r1: int
@@ -22,7 +22,7 @@ class Block(NamedTuple):
 
     @property
     def first(self) -> int:
-        """Index of the first element in the tensor; the others follow it without a gap."""
+        """Index of the first element in the tensor; the elements are contiguous."""
         return self.r0 * self.columns + self.c0
 
     @property
@@ -35,7 +35,7 @@ class Block(NamedTuple):
 
 
 def matrix(shape: tuple[int, ...], columns: int | None = None) -> tuple[int, int]:
-    """(rows, columns) of a tensor: the first dimension against all others; a vector or scalar is one row."""
+    """(rows, columns) of a tensor: the first dimension and the product of the others; a vector or scalar is one row."""
     elements = math.prod(shape)
     if columns is None:
         columns = math.prod(shape[1:]) if len(shape) > 1 else elements
@@ -43,14 +43,14 @@ def matrix(shape: tuple[int, ...], columns: int | None = None) -> tuple[int, int
 
 
 def block_rows(columns: int, *, band: int = 0) -> int:
-    """Rows of a block; 0 if a block is a piece of one row. band: rows that are never parted; 0 to part even one."""
+    """Rows per block; 0 if a block is a part of one row. band: rows that stay in one block; 0 if a row may be split."""
     rows = BLOCK // columns if columns else 1
     return max(rows // band, 1) * band if band else rows
 
 
 def blocks(r0: int, r1: int, columns: int, *, band: int = 0) -> Iterator[Block]:
-    """The blocks of the rows r0:r1, in the order of their bytes. r0: a multiple of `block_rows`, so that the blocks of
-    a matrix are the same however its rows are shared out."""
+    """The blocks of the rows r0:r1, in byte order. r0: a multiple of `block_rows`, so that the blocks of a matrix do
+    not depend on how its rows are split into tasks."""
     step = block_rows(columns, band=band)
     if not columns:
         return

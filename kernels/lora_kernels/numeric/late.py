@@ -1,6 +1,6 @@
-"""numpy, imported when it is first used.
+"""numpy, imported on first use.
 
-Planning reads the same modules as executing but computes nothing; loading numpy would take longer than the planning.
+Planning imports the same modules as execution but computes nothing; importing numpy would take longer than the plan.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 __all__ = ["np"]
 
 
-class _Late(ModuleType):
-    """A module whose attributes are looked up once, in the module of that name."""
+class _LazyModule(ModuleType):
+    """A proxy that imports the module of its name on first access and caches attributes."""
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(import_module(self.__name__), name)
@@ -24,4 +24,4 @@ class _Late(ModuleType):
 if TYPE_CHECKING:
     import numpy as np
 else:
-    np = _Late("numpy")
+    np = _LazyModule("numpy")

@@ -1,5 +1,4 @@
-"""Counter-based random numbers: the same element of the same tensor draws the same number, whoever asks and in what
-order, on a CPU or a GPU.
+"""Counter-based random numbers: an element of a tensor gets the same number in any order, on a CPU or a GPU.
 
 Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11) with the key and counter layout of
 Triton's `tl.randint4x(seed, offset)`: counter (offset, offset >> 32, 0, 0), key (seed, seed >> 32). Element e of a
@@ -25,7 +24,7 @@ _WORD: Final = np.uint64(32)
 
 
 def stream_key(seed: int, name: str) -> int:
-    """The 64-bit key of a tensor's numbers. seed: any integer; name: what tells the tensor from others of the run."""
+    """The 64-bit key of a tensor's stream. seed: any integer; name: unique to the tensor within the run."""
     return int.from_bytes(hashlib.sha256(f"{seed}\0{name}".encode()).digest()[:8], "little")
 
 
@@ -43,12 +42,12 @@ def uniform(key: int, first: int, count: int) -> npt.NDArray[np.float32]:
 
 
 def keep_limit(density: float) -> int:
-    """The n for which `uniform(...) < density` is `random_bits(...) >> 8 < n`, without a rounding of the density."""
+    """The n for which `uniform(...) < density` equals `random_bits(...) >> 8 < n`, without rounding the density."""
     return math.ceil(density * 2**24)
 
 
 def keep_mask(key: int, first: int, count: int, density: float) -> npt.NDArray[np.bool_]:
-    """True with the probability `density`, for each of the elements `first` to `first + count`. Shape (count,)."""
+    """True with probability `density`, for each of the elements `first` to `first + count`. Shape (count,)."""
     return (random_bits(key, first, count) >> np.uint32(8)) < np.uint32(keep_limit(density))
 
 

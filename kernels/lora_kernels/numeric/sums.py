@@ -16,11 +16,11 @@ class UpdateSums(msgspec.Struct, frozen=True):
 
     @property
     def kept(self) -> float | None:
-        """None if there was no update to keep."""
+        """The share of dW that survived rounding; None if dW is zero."""
         return self.realised_delta / self.delta_delta if self.delta_delta > 0 else None
 
     @property
     def cosine(self) -> float | None:
-        """None if there was no update, or nothing of it was realised."""
+        """Cosine of dW and the realised change; None if either is zero."""
         norms = math.sqrt(self.delta_delta) * math.sqrt(self.realised_realised)
         return self.realised_delta / norms if norms > 0 else None

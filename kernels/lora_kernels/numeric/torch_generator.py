@@ -1,7 +1,7 @@
-"""What torch's CPU generator gives, without torch: projections and places that an adapter's file only names by a seed.
+"""torch's CPU generator without torch, for projections and indices that an adapter stores only as a seed.
 
 `torch.Generator("cpu")` is a Mersenne Twister (MT19937) seeded by one number, which numpy implements too. Results are
-equal bit for bit to those of torch 2.13 on a processor with fused multiply-add, which torch's `uniform_` uses.
+bitwise equal to those of torch 2.13 on a processor with fused multiply-add, which torch's `uniform_` uses.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import numpy as np
 from lora_contract.errors import RegistryError
 from lora_kernels.numeric.dtypes import F32, Indices
 
-# From here on torch draws 64 bits for a step of a permutation.
+# From this size on torch draws 64 bits per step of a permutation.
 _LARGE_PERMUTATION: Final = (2**32 - 1) // 20
-# The wide numbers on the way to float32 take several times its memory.
-_DRAWN_AT_ONCE: Final = 1 << 18
+# The intermediate int64 and float64 numbers take several times the memory of the float32 result.
+_CHUNK: Final = 1 << 18
 
 
 class TorchGenerator:
     """`torch.Generator("cpu").manual_seed(seed)`."""
 
     def __init__(self, seed: int) -> None:
-        # torch keeps 32 bits of the seed. The legacy class is the one whose seeding is MT19937's own.
+        # torch keeps 32 bits of the seed. Only the legacy class uses MT19937's own seeding.
         self._bits = np.random.RandomState(seed & 0xFFFFFFFF)  # noqa: NPY002
 
     def uniform(self, shape: tuple[int, ...], low: float, high: float) -> F32:
@@ -31,22 +31,22 @@ class TorchGenerator:
         result = np.empty(shape, np.float32)
         flat = result.reshape(-1)
         span = np.float64(np.float32(high) - np.float32(low))
-        for first in range(0, flat.size, _DRAWN_AT_ONCE):
-            part = flat[first : first + _DRAWN_AT_ONCE]
-            draws = self._draws(part.size) & ((1 << 24) - 1)
-            part[:] = draws.astype(np.float64) * 2.0**-24 * span + np.float64(np.float32(low))
+        for first in range(0, flat.size, _CHUNK):
+            chunk = flat[first : first + _CHUNK]
+            draws = self._draws(chunk.size) & ((1 << 24) - 1)
+            chunk[:] = draws.astype(np.float64) * 2.0**-24 * span + np.float64(np.float32(low))
         return result
 
     def permutation(self, size: int, count: int) -> Indices:
-        """The first `count` of `torch.randperm(size)`: a shuffle from the front, so that the rest need not be drawn.
+        """The first `count` of `torch.randperm(size)`, a shuffle from the front: the rest is not drawn.
 
-        Raises RegistryError `unsupported` for sizes at which torch draws otherwise.
+        Raises RegistryError `unsupported` for sizes for which torch uses another algorithm.
         """
         if size >= _LARGE_PERMUTATION:
             raise RegistryError(
                 "unsupported",
-                f"The adapter names {count} places among {size} by a seed alone; torch's generator is repeated for "
-                f"fewer than {_LARGE_PERMUTATION}.",
+                f"The adapter stores {count} indices below {size} only as a seed; torch's generator is reproduced for "
+                f"sizes below {_LARGE_PERMUTATION}.",
                 hint="Serve the adapter unmerged, or merge it with PEFT.",
             )
         draws = self._draws(min(count, max(size - 1, 0)))

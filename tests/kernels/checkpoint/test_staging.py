@@ -192,7 +192,7 @@ def test_a_disk_that_fills_up_keeps_what_is_finished(base: Path, adapter: Path, 
     assert isinstance(caught.value, RegistryError), caught.value
     assert caught.value.code == "storage-unavailable"
     assert SECOND in caught.value.detail
-    assert f"finished: {FIRST}" in caught.value.hint
+    assert f"finished files: {FIRST}" in caught.value.hint
     assert not (tmp_path / "out").exists()
     resumed: list[int] = []
     report: MergeReport = merge_folder(

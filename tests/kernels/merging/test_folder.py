@@ -247,7 +247,7 @@ def test_another_merge_at_work_is_left_alone(base: Path, adapter: Path, tmp_path
         (first / "mine").write_text("mine")
         merge_folder(base, [(adapter, 1.0)], tmp_path / "out")
         assert (first / "mine").read_text() == "mine"
-        with pytest.raises(RegistryError, match="there already"):
+        with pytest.raises(RegistryError, match="already exists"):
             merge_folder(base, [(adapter, 1.0)], tmp_path / "out")
         shutil.rmtree(tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]

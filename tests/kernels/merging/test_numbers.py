@@ -206,7 +206,7 @@ def test_adapter_that_is_not_finite_is_named(tmp_path: Path, bad: float) -> None
     tensors = pair(Q, out=40, in_=30, r=4, seed=2)
     tensors[f"{Q}.lora_B.weight"][1][7, 1] = bad
     base = write_base(tmp_path / "base", [{f"{Q}.weight": ("BF16", matrix(40, 30, seed=1))}])
-    with pytest.raises(RegistryError, match=r"lora_B\.weight holds 1 values") as caught:
+    with pytest.raises(RegistryError, match=r"lora_B\.weight has 1 values") as caught:
         merge_folder(base, [(write_adapter(tmp_path / "adapter", tensors), 1.0)], tmp_path / "out")
     assert caught.value.code == "rejected"
 

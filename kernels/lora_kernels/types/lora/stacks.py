@@ -1,7 +1,7 @@
-"""Low-rank updates of experts, of which one pair of factors holds all.
+"""Low-rank updates of experts, with one pair of factors for all experts.
 
-PEFT (`ParamWrapper`, 0.17 on) stacks A by expert, (E r, in), and interleaves B by rank, (out, r E): the element of
-rank i and expert e stands in column i E + e.
+PEFT (`ParamWrapper`, since 0.17) stacks A by expert, (E r, in), and interleaves B by rank, (out, r E): rank i of expert
+e is column i E + e.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 class ExpertStack(UpdateSpec, frozen=True, tag="experts"):
-    """Updates of a tensor of all experts. a: (E r, …). b: (…, r E). transposed: the rows of an expert's weight are what
-    A takes in."""
+    """Updates of a tensor of all experts. a: (E r, …). b: (…, r E). transposed: the rows of an expert's weight are the
+    inputs of A."""
 
     a: Factor
     b: Factor
@@ -38,8 +38,8 @@ class ExpertStack(UpdateSpec, frozen=True, tag="experts"):
 
 
 class ExpertPart(UpdateSpec, frozen=True, tag="expert"):
-    """The update of a weight of one expert, or of a part of it. rows: first and end of its rows in the weight that the
-    factors were made for."""
+    """The update of one expert's weight, or of a part of it. rows: [first, end) in the rows of the weight that the
+    factors were trained for."""
 
     stack: ExpertStack
     expert: int
@@ -53,7 +53,7 @@ class ExpertPart(UpdateSpec, frozen=True, tag="expert"):
         from lora_kernels.types.forms.products import LowRankAddition
 
         stack = self.stack
-        a, b = inputs.reader.keep(stack.a), inputs.reader.keep(stack.b)
+        a, b = inputs.reader.load_cached(stack.a), inputs.reader.load_cached(stack.b)
         down, up = (half[self.expert] for half in _stacks(a, b, stack.experts))
         up = np.ascontiguousarray(up)
         rows = slice(*self.rows)
@@ -63,7 +63,7 @@ class ExpertPart(UpdateSpec, frozen=True, tag="expert"):
 
 
 class Experts(Additive):
-    """A tensor of all experts (E, rows, columns), seen as a matrix of E * rows rows.
+    """A tensor of all experts (E, rows, columns), viewed as a matrix of E * rows rows.
 
     left: (E, rows, r), right: (E, r, columns).
     """
@@ -87,5 +87,5 @@ class Experts(Additive):
 
 
 def _stacks(a: F32, b: F32, experts: int) -> tuple[F32, F32]:
-    """Views of the factors by expert: (E, r, taken in) and (E, given out, r)."""
+    """Views of the factors by expert: (E, r, in) and (E, out, r)."""
     return a.reshape(experts, -1, a.shape[1]), b.reshape(b.shape[0], -1, experts).transpose(2, 0, 1)
