@@ -22,7 +22,7 @@ from lora_kernels.composing.elements import (
     weighted_sum,
 )
 from lora_kernels.composing.module import Compose, Composed, ComposeSettings, Parts, triplets_composed
-from lora_kernels.linalg.krylov import held_triplets
+from lora_kernels.linalg.krylov import dense_triplets
 from lora_kernels.numeric import philox
 from lora_kernels.numeric.dtypes import F32, Indices
 
@@ -186,7 +186,7 @@ def _dense(method: Callable[[Deltas, ComposeSettings], Merged]) -> Compose:
                     out[r0:r1] = merged(r0, r1)
             name = parts[0].module.module
             try:
-                found = held_triplets(out, settings.rank, name=name)
+                found = dense_triplets(out, settings.rank, name=name)
             except ValueError as error:
                 raise RegistryError(
                     "rejected",

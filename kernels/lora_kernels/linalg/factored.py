@@ -1,6 +1,6 @@
-"""The singular value decomposition of a product of thin factors, without the product.
+"""The SVD of a product of thin factors, without forming the product.
 
-QR of both factors leaves a core as small as the rank, whose decomposition gives that of the product. All in float64.
+QR of both factors leaves a core of the size of the rank, whose SVD gives that of the product. All in float64.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ F64 = npt.NDArray[np.float64]
 
 
 class Triplets(NamedTuple):
-    """left @ diag(singular) @ right: left (o, k), singular (k,) falling, right (k, i)."""
+    """left @ diag(singular) @ right: left (o, k), singular (k,) descending, right (k, i)."""
 
     left: F64
     singular: F64
@@ -22,7 +22,7 @@ class Triplets(NamedTuple):
 
 
 def product_svd(left: F64, right: F64) -> Triplets:
-    """Of left (o, r) @ right (r, i); k = min(o, r, i)."""
+    """The SVD of left (o, r) @ right (r, i); k = min(o, r, i)."""
     left_basis, left_core = np.linalg.qr(left)
     right_basis, right_core = np.linalg.qr(right.T)
     u, singular, v = np.linalg.svd(left_core @ right_core.T, full_matrices=False)
@@ -37,19 +37,19 @@ def product_norm(left: F64, right: F64) -> float:
 
 
 def distance(one: tuple[F64, F64], other: tuple[F64, F64]) -> float:
-    """||one[0] @ one[1] - other[0] @ other[1]||, to the last digits of the larger product and not to their root."""
+    """||one[0] @ one[1] - other[0] @ other[1]||, with an error of eps of the larger norm instead of sqrt(eps)."""
     return product_norm(np.hstack([one[0], -other[0]]), np.vstack([one[1], other[1]]))
 
 
 def balanced(triplets: Triplets, rank: int) -> tuple[F64, F64]:
-    """B (o, rank) and A (rank, i) of the leading triplets, the root of each singular value on either side."""
+    """B (o, rank) and A (rank, i) of the leading triplets, each with the square roots of the singular values."""
     root = np.sqrt(triplets.singular[:rank])
     return triplets.left[:, :rank] * root, root[:, None] * triplets.right[:rank]
 
 
 def rank_for_energy(singular: F64, keep: float) -> int:
-    """The fewest leading singular values that hold the part `keep` of the sum of squares; 0 if that sum is 0."""
-    held = np.cumsum(singular**2)
-    if held.size == 0 or held[-1] == 0:
+    """The number of leading singular values that reach the fraction `keep` of the sum of squares; 0 if the sum is 0."""
+    cumulative = np.cumsum(singular**2)
+    if cumulative.size == 0 or cumulative[-1] == 0:
         return 0
-    return min(int(np.searchsorted(held, keep * held[-1])) + 1, len(singular))
+    return min(int(np.searchsorted(cumulative, keep * cumulative[-1])) + 1, len(singular))

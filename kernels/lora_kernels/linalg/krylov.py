@@ -1,9 +1,9 @@
-"""The leading singular triplets of a matrix in memory, to float32's own accuracy whatever its spectrum.
+"""The leading singular triplets of a matrix in memory, to float32 accuracy for any spectrum.
 
-Block Lanczos on the Gram matrix of the smaller side, with all directions kept and made orthogonal again (Golub and
-Underwood, "The block Lanczos method for computing eigenvalues", 1977; Musco and Musco, "Randomized block Krylov
-methods", NeurIPS 2015, arXiv 1504.05477). Trimmed and dropped-out updates have flat spectra, where a plain subspace
-iteration is still far from the best subspace after as many passes.
+Block Lanczos on the Gram matrix of the smaller side, with full reorthogonalization (Golub and Underwood, "The block
+Lanczos method for computing eigenvalues", 1977; Musco and Musco, "Randomized block Krylov methods", NeurIPS 2015, arXiv
+1504.05477). Trimmed (TIES) and dropped (DARE) updates have flat spectra, for which subspace iteration is still far from
+the best subspace after as many passes.
 """
 
 from __future__ import annotations
@@ -18,16 +18,15 @@ from lora_kernels.numeric import philox
 from lora_kernels.numeric.dtypes import F32, F64
 
 OVERSAMPLING: Final = 10
-# The Gram matrix of a matrix rounded to float32 is off by so much of its norm; the residuals of the wanted vectors end
-# below it.
+# Relative error of the Gram matrix of a matrix rounded to float32; the residuals of the wanted vectors end below it.
 ACCURACY: Final = 2.0**-24
-# Part of the smaller side above which the whole Gram matrix costs less than more directions.
+# Fraction of the smaller side above which the whole Gram matrix costs less than more directions.
 WIDEST: Final = 0.375
 _BLOCK: Final = 1 << 20
 
 
-class Held:
-    """A float32 matrix, or its transpose, as the rows that `leading_triplets` reads."""
+class DenseRows:
+    """A float32 matrix, or its transpose, as a `RowStream`."""
 
     def __init__(self, values: F32) -> None:
         self._values = values
@@ -39,11 +38,11 @@ class Held:
             yield row, self._values[row : row + step].astype(np.float64)
 
 
-def held_triplets(values: F32, rank: int, *, name: str) -> LeadingTriplets:
-    """At most `rank` triplets of values (rows, columns). name: keys the random start. Raises ValueError if the
-    values are not finite."""
+def dense_triplets(values: F32, rank: int, *, name: str) -> LeadingTriplets:
+    """At most `rank` triplets of values (rows, columns). name: key of the random start. Raises ValueError if a value is
+    not finite."""
     wide = values.shape[0] < values.shape[1]
-    found = _tall(Held(values.T if wide else values), rank, name)
+    found = _tall_triplets(DenseRows(values.T if wide else values), rank, name)
     if not wide:
         return found
     return LeadingTriplets(
@@ -51,7 +50,7 @@ def held_triplets(values: F32, rank: int, *, name: str) -> LeadingTriplets:
     )
 
 
-def _tall(matrix: Held, rank: int, name: str) -> LeadingTriplets:
+def _tall_triplets(matrix: DenseRows, rank: int, name: str) -> LeadingTriplets:
     side = matrix.columns
     if side <= EXACT_SIDE or rank + OVERSAMPLING > WIDEST * side:
         return leading_triplets(matrix, name=name, rank=rank, exact_side=side)
@@ -66,16 +65,16 @@ def _tall(matrix: Held, rank: int, name: str) -> LeadingTriplets:
     return LeadingTriplets(left, singular, rotation @ vectors.T, energy, exact=False, passes=passes + 2)
 
 
-def _krylov(matrix: Held, rank: int, name: str) -> tuple[F64 | None, int]:
-    """Orthonormal vectors (columns, rank) that span the leading right subspace, and how often the matrix was read. None
-    if they would take too many directions."""
+def _krylov(matrix: DenseRows, rank: int, name: str) -> tuple[F64 | None, int]:
+    """Orthonormal vectors (columns, rank) that span the leading right subspace, or None if they would need too many
+    directions; and the number of passes over the matrix."""
     side, width = matrix.columns, rank + OVERSAMPLING
-    most = int(WIDEST * side) // width
+    max_steps = int(WIDEST * side) // width
     start = philox.uniform(philox.stream_key(0, name), 0, side * width).astype(np.float64).reshape(side, width) - 0.5
-    basis = np.empty((side, most * width))
+    basis = np.empty((side, max_steps * width))
     basis[:, :width] = np.linalg.qr(start)[0]
-    gram = np.zeros((most * width, most * width))
-    for step in range(most):
+    gram = np.zeros((max_steps * width, max_steps * width))
+    for step in range(max_steps):
         old, known = slice(step * width, (step + 1) * width), (step + 1) * width
         spanned = basis[:, :known]
         image = np.zeros((side, width))
@@ -88,17 +87,17 @@ def _krylov(matrix: Held, rank: int, name: str) -> tuple[F64 | None, int]:
         following, outside = np.linalg.qr(image)
         values, rotation = np.linalg.eigh(gram[:known, :known])
         wanted = rotation[:, ::-1][:, :rank]
-        # What the Gram matrix makes of a wanted vector beside the directions known so far.
+        # The part of the Gram matrix times a wanted vector that is orthogonal to the known directions.
         residuals = np.linalg.norm(outside @ wanted[old], axis=0)
         if known >= rank and residuals.max() <= ACCURACY * values[-1]:
             return spanned @ wanted, step + 1
-        if step + 1 < most:
+        if step + 1 < max_steps:
             basis[:, known : known + width] = following
-    return None, most
+    return None, max_steps
 
 
 def _square(block: F64) -> float:
     square = float(np.vdot(block, block))
     if not np.isfinite(square):
-        raise ValueError("the matrix holds NaN, infinity or values whose squares are beyond float64")
+        raise ValueError("the matrix has NaN, infinity or values whose squares overflow float64")
     return square

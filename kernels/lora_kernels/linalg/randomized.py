@@ -1,12 +1,12 @@
-"""The leading singular triplets of a matrix that is read in blocks of rows and never held.
+"""The leading singular triplets of a matrix that is read in blocks of rows and never in memory as a whole.
 
 Randomized subspace iteration (Halko, Martinsson, Tropp, "Finding structure with randomness", SIAM Review 53, 2011,
-algorithms 4.4 and 5.1) on the row space: V = orth(D^T D V), a pass over the blocks each, then D V and the singular
-value decomposition of that thin matrix. Where the smaller side is small, or the rank is a large part of it, the Gram
-matrix of that side is decomposed instead, which is exact. All sums are float64.
+algorithms 4.4 and 5.1) on the row space: V = orth(D^T D V), one pass over the blocks per step, then the SVD of the thin
+matrix D V. If the smaller side is small, or the rank is a large fraction of it, the Gram matrix of that side is
+decomposed instead, which is exact. All sums are float64.
 
-The stated error is exact, not an estimate: D P for an orthogonal projector P has the squared error
-||D||^2 - ||D P||^2 whatever P is, and both norms are summed over the blocks.
+The reported error is exact, not an estimate: D P has the squared error ||D||^2 - ||D P||^2 for any orthogonal projector
+P, and both norms are summed over the blocks.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from lora_kernels.numeric import philox
 
 F64 = npt.NDArray[np.float64]
 
-# Columns of the sketch beyond the rank: Halko et al. find 5 to 10 enough, and more of them spares passes.
+# Columns of the sketch beyond the rank: Halko et al. find 5 to 10 enough; more of them save passes.
 OVERSAMPLING: Final = 10
-# First width of the sketch where the rank is not known beforehand; it doubles until the energy is reached.
+# First width of the sketch if the rank is not known in advance; it doubles until the energy is reached.
 FIRST_WIDTH: Final = 32
 # Up to this smaller side, the Gram matrix costs no more than the passes of a sketch (measured: 2 * 512^2 * o operations
 # and the eigenvalues of a 512 x 512 matrix, 0.06 s on one core).
 EXACT_SIDE: Final = 512
-# A sketch wider than this part of the smaller side costs more than the exact way.
+# A sketch wider than this fraction of the smaller side costs more than the exact method.
 WIDEST_SKETCH: Final = 0.25
-# The iteration ends if a pass takes less than this part off the squared error (or the sum's last digits), or after
-# so many passes; a search for the width stops much earlier.
+# The iteration ends if a pass reduces the squared error by less than this fraction (or only by rounding), or after
+# MAX_PASSES; a search for the width stops much earlier.
 ERROR_GAIN: Final = 1e-6
 LAST_DIGITS: Final = 1e-14
 MAX_PASSES: Final = 10
 SEARCH_PASSES: Final = 2
 
 
-# A large Gram matrix and its eigenvectors are most of what a process holds: one at a time, whatever the threads.
-_LARGE: Final = threading.Lock()
+# A large Gram matrix and its eigenvectors dominate the memory of a process: only one at a time, across all threads.
+_LARGE_GRAM: Final = threading.Lock()
 
 
 class RowStream(Protocol):
-    """A matrix D (rows, columns), read as often as asked."""
+    """A matrix D (rows, columns) that can be read repeatedly."""
 
     @property
     def rows(self) -> int: ...
@@ -56,14 +56,14 @@ class RowStream(Protocol):
     def columns(self) -> int: ...
 
     def blocks(self) -> Iterator[tuple[int, F64]]:
-        """(first row, block of whole rows) in order; the same blocks each time, a block valid until the next."""
+        """(first row, block of whole rows) in order; the same blocks each time. A block is valid until the next."""
 
 
 @dataclass(frozen=True)
 class LeadingTriplets:
-    """left @ diag(singular) @ right, the leading part of D: left (rows, k), singular (k,) falling, right (k, columns).
+    """The leading part of D, left @ diag(singular) @ right: left (rows, k), singular (k,), right (k, columns).
 
-    energy: ||D||^2. exact: by the Gram matrix. passes: readings of the matrix.
+    singular: descending. energy: ||D||^2. exact: from the Gram matrix. passes: number of passes over the matrix.
     """
 
     left: F64
@@ -75,7 +75,7 @@ class LeadingTriplets:
 
     @property
     def kept(self) -> float:
-        """The part of ||D||^2 that the triplets hold; 1 of a zero matrix."""
+        """The fraction of ||D||^2 in the triplets; 1 for a zero matrix."""
         return kept_energy(self.singular, self.energy)
 
 
@@ -89,51 +89,51 @@ def leading_triplets(
     seed: int = 0,
     exact_side: int = EXACT_SIDE,
 ) -> LeadingTriplets:
-    """The leading `rank` triplets, or as few as hold `keep_energy` (0 to 1) of ||D||^2, at most `max_rank`.
+    """The leading `rank` triplets, or the fewest with the fraction `keep_energy` (0 to 1) of ||D||^2, at most
+    `max_rank`. Exactly one of rank and keep_energy must be given.
 
-    One of rank and keep_energy is given. name: keys the sketch, with `seed`, so that a matrix gets the same one
-    whatever else is decomposed. exact_side: see EXACT_SIDE. Fewer triplets come back if the matrix has fewer rows or
-    columns, and none of a zero matrix. Where the iteration ends before the subspace is the best one, which happens with
-    spectra that hardly fall, a little less is kept than could be, or a few triplets more are needed; `kept` says the
-    truth. Raises ValueError if the matrix is not finite.
+    name, seed: key of the sketch, so that it does not depend on what else is decomposed. exact_side: see EXACT_SIDE.
+    Returns fewer triplets if the matrix has fewer rows or columns, none for a zero matrix. With nearly flat spectra the
+    iteration may end before the subspace is optimal: then slightly less is kept than possible, or a few more triplets
+    are returned; `kept` is exact. Raises ValueError if the matrix is not finite.
     """
     if (rank is None) == (keep_energy is None):
-        raise ValueError("one of rank and keep_energy")
+        raise ValueError("expected exactly one of rank and keep_energy")
     side = min(matrix.rows, matrix.columns)
-    most = min(side, side if max_rank is None else max_rank) if rank is None else min(side, rank)
-    if most == 0:
-        return _none(matrix, _energy(matrix), 1)
+    limit = min(side, side if max_rank is None else max_rank) if rank is None else min(side, rank)
+    if limit == 0:
+        return _no_triplets(matrix, _energy(matrix), 1)
     widest = 0 if side <= exact_side else int(WIDEST_SKETCH * side)
-    found = most if keep_energy is None else min(most, FIRST_WIDTH)
+    found = limit if keep_energy is None else min(limit, FIRST_WIDTH)
     sketch = _Sketch(matrix, philox.stream_key(seed, name))
     while found + OVERSAMPLING <= widest:
         sketch.widen(found + OVERSAMPLING)
-        energies = sketch.iterate(found, SEARCH_PASSES if found < most else MAX_PASSES)
+        energies = sketch.iterate(found, SEARCH_PASSES if found < limit else MAX_PASSES)
         if sketch.energy == 0:
-            return _none(matrix, sketch.energy, sketch.passes)
-        wanted = _wanted(energies[:found], sketch.energy, most, keep_energy)
+            return _no_triplets(matrix, sketch.energy, sketch.passes)
+        wanted = _sufficient(energies[:found], sketch.energy, limit, keep_energy)
         if wanted is None:
             assert keep_energy is not None
-            found = min(most, _more(energies[:found], keep_energy * sketch.energy))
+            found = min(limit, _next_rank(energies[:found], keep_energy * sketch.energy))
             continue
-        if found < most:
+        if found < limit:
             sketch.iterate(wanted, MAX_PASSES)
         left, singular, right = _project(matrix, sketch.basis)
-        wanted = _wanted(singular[:found] ** 2, sketch.energy, most, keep_energy) or wanted
+        wanted = _sufficient(singular[:found] ** 2, sketch.energy, limit, keep_energy) or wanted
         return LeadingTriplets(
             left[:, :wanted], singular[:wanted], right[:wanted], sketch.energy, False, sketch.passes + 1
         )
-    with _LARGE if side > exact_side else nullcontext():
-        return _by_gram(matrix, most, keep_energy, sketch.passes)
+    with _LARGE_GRAM if side > exact_side else nullcontext():
+        return _by_gram(matrix, limit, keep_energy, sketch.passes)
 
 
 def kept_energy(singular: F64, energy: float) -> float:
-    """The part of `energy` in these singular values; 1 if there is none."""
+    """The fraction of `energy` in these singular values; 1 if the energy is 0."""
     return min(float(np.dot(singular, singular)) / energy, 1.0) if energy > 0 else 1.0
 
 
 def residual(matrix: RowStream, left: npt.NDArray[np.floating], right: npt.NDArray[np.floating]) -> float:
-    """||D - left @ right||, by looking at every element once more: true of factors that were rounded to be stored."""
+    """||D - left @ right||, by another pass over the matrix: exact even if the factors were rounded for storage."""
     left, right = left.astype(np.float64), right.astype(np.float64)
     parts = []
     for row, block in matrix.blocks():
@@ -142,25 +142,25 @@ def residual(matrix: RowStream, left: npt.NDArray[np.floating], right: npt.NDArr
     return math.sqrt(math.fsum(parts))
 
 
-def _wanted(energies: F64, energy: float, most: int, keep_energy: float | None) -> int | None:
-    """How many of the triplets with these squares of singular values are enough; None if there must be more."""
+def _sufficient(energies: F64, energy: float, limit: int, keep_energy: float | None) -> int | None:
+    """How many triplets with these squared singular values suffice; None if more are needed."""
     if keep_energy is None:
-        return min(most, len(energies))
+        return min(limit, len(energies))
     reached = np.flatnonzero(np.cumsum(energies) >= keep_energy * energy)
     if reached.size:
-        return min(int(reached[0]) + 1, most)
-    return most if len(energies) >= most else None
+        return min(int(reached[0]) + 1, limit)
+    return limit if len(energies) >= limit else None
 
 
-def _more(energies: F64, target: float) -> int:
-    """Where to look next for the rank that holds `target`: the triplets to come hold no more than the last one each."""
+def _next_rank(energies: F64, target: float) -> int:
+    """The next rank to try for the energy `target`: each further triplet has at most the energy of the last one."""
     last = max(float(energies[-1]), np.finfo(np.float64).tiny)
     missing = (target - float(energies.sum())) / last
     return max(2 * len(energies), len(energies) + math.ceil(min(missing, 1 << 40)))
 
 
 class _Sketch:
-    """An orthonormal basis (columns, width) that turns to the leading row space; ||D||^2; passes so far."""
+    """An orthonormal basis (columns, width) that converges to the leading row space; ||D||^2; passes so far."""
 
     def __init__(self, matrix: RowStream, key: int) -> None:
         self._matrix = matrix
@@ -170,16 +170,16 @@ class _Sketch:
         self.passes = 0
 
     def widen(self, width: int) -> None:
-        """Random columns beside those that are there; column j is the same whatever the widths before."""
+        """Append random columns; column j does not depend on earlier widths."""
         columns, old = self.basis.shape
         fresh = philox.uniform(self._key, old * columns, (width - old) * columns).astype(np.float64) - 0.5
         self.basis, _ = np.linalg.qr(np.hstack([self.basis, fresh.reshape(width - old, columns).T]))
 
-    def iterate(self, rank: int, most_passes: int) -> F64:
-        """Turn the basis until the first `rank` directions hardly gain; the energies that its directions held before
-        the last pass, falling."""
+    def iterate(self, rank: int, max_passes: int) -> F64:
+        """Iterate until the first `rank` directions gain too little. Returns the energies of the directions before the
+        last pass, descending."""
         before = 0.0
-        for _ in range(most_passes):
+        for _ in range(max_passes):
             image = np.zeros_like(self.basis)
             parts = []
             for _, block in self._matrix.blocks():
@@ -187,18 +187,18 @@ class _Sketch:
                 image += block.T @ (block @ self.basis)
             self.energy = math.fsum(parts)
             self.passes += 1
-            # The eigenvalues of V^T D^T D V are the energies that the directions of V hold: free to look at each pass.
+            # The eigenvalues of V^T D^T D V are the energies of the directions of V, available in each pass for free.
             energies: F64 = np.maximum(np.linalg.eigvalsh(self.basis.T @ image)[::-1], 0)
-            held = float(energies[:rank].sum())
+            captured = float(energies[:rank].sum())
             self.basis, _ = np.linalg.qr(image)
-            if held - before <= max(ERROR_GAIN * (self.energy - held), LAST_DIGITS * self.energy):
+            if captured - before <= max(ERROR_GAIN * (self.energy - captured), LAST_DIGITS * self.energy):
                 break
-            before = held
+            before = captured
         return energies
 
 
 def _project(matrix: RowStream, basis: F64) -> tuple[F64, F64, F64]:
-    """The singular value decomposition of D V V^T."""
+    """The SVD of D V V^T."""
     image = np.empty((matrix.rows, basis.shape[1]))
     for row, block in matrix.blocks():
         np.matmul(block, basis, out=image[row : row + len(block)])
@@ -206,33 +206,33 @@ def _project(matrix: RowStream, basis: F64) -> tuple[F64, F64, F64]:
     return left, singular, rotation @ basis.T
 
 
-def _by_gram(matrix: RowStream, most: int, keep_energy: float | None, passes: int) -> LeadingTriplets:
+def _by_gram(matrix: RowStream, limit: int, keep_energy: float | None, passes: int) -> LeadingTriplets:
     """Exact: the eigenvectors of the smaller Gram matrix, then the other side by one more pass.
 
-    Squaring costs what lies below 1e-8 of the largest singular value, which float32 factors could not hold either. The
-    matrix is held, as float32, where it has fewer rows than columns: D D^T needs all pairs of its rows.
+    Squaring loses singular values below 1e-8 of the largest, which float32 factors could not represent either. If the
+    matrix has fewer rows than columns it is kept in memory as float32: D D^T needs all pairs of its rows.
     """
     wide = matrix.rows < matrix.columns
     gram = np.zeros((min(matrix.rows, matrix.columns),) * 2)
-    parts, held = [], []
+    parts, kept = [], []
     for _, block in matrix.blocks():
         parts.append(_square(block))
         if wide:
-            held.append(block.astype(np.float32))
+            kept.append(block.astype(np.float32))
         else:
             gram += block.T @ block
     energy = math.fsum(parts)
     if energy == 0:
-        return _none(matrix, energy, passes + 1)
+        return _no_triplets(matrix, energy, passes + 1)
     if wide:
         step = max(1, (1 << 20) // matrix.rows)
         for column in range(0, matrix.columns, step):
-            piece = np.concatenate([block[:, column : column + step] for block in held]).astype(np.float64)
-            gram += piece @ piece.T
-        held.clear()
+            part = np.concatenate([block[:, column : column + step] for block in kept]).astype(np.float64)
+            gram += part @ part.T
+        kept.clear()
     values, vectors = np.linalg.eigh(gram)
     del gram
-    count = _wanted(np.maximum(values[::-1], 0), energy, most, keep_energy) or most
+    count = _sufficient(np.maximum(values[::-1], 0), energy, limit, keep_energy) or limit
     vectors = np.ascontiguousarray(vectors[:, ::-1][:, :count])
     if wide:
         image = np.zeros((count, matrix.columns))
@@ -253,10 +253,10 @@ def _square(block: F64) -> float:
     """The sum of squares. Raises ValueError if it is not finite."""
     square = float(np.vdot(block, block))
     if not math.isfinite(square):
-        raise ValueError("the matrix holds NaN, infinity or values whose squares are beyond float64")
+        raise ValueError("the matrix has NaN, infinity or values whose squares overflow float64")
     return square
 
 
-def _none(matrix: RowStream, energy: float, passes: int) -> LeadingTriplets:
+def _no_triplets(matrix: RowStream, energy: float, passes: int) -> LeadingTriplets:
     nothing = np.empty((matrix.rows, 0)), np.empty(0), np.empty((0, matrix.columns))
     return LeadingTriplets(*nothing, energy, True, passes)

@@ -2,8 +2,8 @@
 
 With left = Q R and right^T = P S, the product is Q (R S^T) P^T, and R and S are Cholesky factors of left^T left and
 right right^T (Cholesky-QR): the bases Q and P are never formed, only their leading combinations. That takes a tenth of
-the time of two QR decompositions. Squaring costs half of the digits, so factors whose columns are nearly dependent are
-decomposed by QR instead. All in float64. The small core of stacked adapters: Panariello et al., "Accurate and
+the time of two QR decompositions. Squaring loses half of the digits, so factors with nearly dependent columns are
+decomposed by QR instead. All in float64. For the small core of stacked adapters see Panariello et al., "Accurate and
 Efficient Low-Rank Model Merging in Core Space", arXiv 2509.17786.
 """
 
@@ -16,22 +16,22 @@ import numpy as np
 from lora_kernels.linalg.factored import Triplets, product_svd
 from lora_kernels.numeric.dtypes import F64
 
-# Largest trace of the inverse of a correlation matrix: the triplets are then right to 2^-53 times this, 1e-9, which is
-# far below the rounding of the float32 factors that they become (6e-8).
+# Largest trace of the inverse of a correlation matrix: the error of the triplets is then 2^-53 times this, 1e-9, far
+# below the rounding of the float32 factors made from them (6e-8).
 MAX_INVERSE: Final = 1e7
-# Singular values below this part of the largest are noise of the float32 factors that came in.
+# Singular values below this fraction of the largest are noise of the float32 input factors.
 NOISE: Final = 2.0**-24
 
 
 class Spectrum(NamedTuple):
-    """leading: the triplets asked for, without noise. energy: the squared norm of the whole product."""
+    """leading: the requested triplets, without noise. energy: the squared norm of the whole product."""
 
     leading: Triplets
     energy: float
 
 
 def leading_product(left: F64, right: F64, rank: int | None) -> Spectrum:
-    """Of left (o, k) @ right (k, i), at most `rank` triplets; None for all that are not noise."""
+    """At most `rank` triplets of left (o, k) @ right (k, i); None for all that are not noise."""
     found = _by_gram(left, right, rank)
     if found is None:
         whole = product_svd(left, right)
@@ -42,42 +42,42 @@ def leading_product(left: F64, right: F64, rank: int | None) -> Spectrum:
 
 
 def _by_gram(left: F64, right: F64, rank: int | None) -> Spectrum | None:
-    """None if the factors are nearly dependent."""
-    one, other = _root(left.T @ left), _root(right @ right.T)
+    """As `leading_product`; None if columns of the factors are nearly dependent."""
+    one, other = _cholesky(left.T @ left), _cholesky(right @ right.T)
     if one is None or other is None:
         return None
-    u, singular, v = np.linalg.svd((one.lower.T * (one.sizes * other.sizes)) @ other.lower, full_matrices=False)
+    u, singular, v = np.linalg.svd((one.lower.T * (one.norms * other.norms)) @ other.lower, full_matrices=False)
     count = _count(singular, rank)
     leading = Triplets(
-        left @ (one.inverse.T @ u[:, :count] / one.sizes[:, None]),
+        left @ (one.inverse.T @ u[:, :count] / one.norms[:, None]),
         singular[:count],
-        (v[:count] @ other.inverse / other.sizes) @ right,
+        (v[:count] @ other.inverse / other.norms) @ right,
     )
     return Spectrum(leading, float(np.dot(singular, singular)))
 
 
-class _Root(NamedTuple):
-    """gram = diag(sizes) lower lower^T diag(sizes)."""
+class _Cholesky(NamedTuple):
+    """gram = diag(norms) lower lower^T diag(norms). inverse: of lower."""
 
-    sizes: F64
+    norms: F64
     lower: F64
     inverse: F64
 
 
-def _root(gram: F64) -> _Root | None:
-    sizes = np.sqrt(gram.diagonal())
-    if not (len(sizes) and sizes.min() > 0):
+def _cholesky(gram: F64) -> _Cholesky | None:
+    norms = np.sqrt(gram.diagonal())
+    if not (len(norms) and norms.min() > 0):
         return None
     try:
-        lower = np.linalg.cholesky(gram / sizes / sizes[:, None]).astype(np.float64, copy=False)
+        lower = np.linalg.cholesky(gram / norms / norms[:, None]).astype(np.float64, copy=False)
     except np.linalg.LinAlgError:
         return None
     inverse = np.linalg.inv(lower).astype(np.float64, copy=False)
-    return _Root(sizes, lower, inverse) if np.vdot(inverse, inverse) <= MAX_INVERSE else None
+    return _Cholesky(norms, lower, inverse) if np.vdot(inverse, inverse) <= MAX_INVERSE else None
 
 
 def _count(singular: F64, rank: int | None) -> int:
-    """How many of the falling singular values are wanted and are not noise."""
+    """How many of the descending singular values are requested and not noise."""
     if not len(singular) or singular[0] == 0:
         return 0
     real = int(np.count_nonzero(singular > NOISE * singular[0]))

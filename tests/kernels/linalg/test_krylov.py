@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lora_kernels.linalg import krylov
-from lora_kernels.linalg.krylov import held_triplets
+from lora_kernels.linalg.krylov import dense_triplets
 
 
 def flat(rows: int, columns: int, seed: int = 0) -> np.ndarray:
@@ -20,7 +20,7 @@ def flat(rows: int, columns: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("shape", [(900, 600), (600, 900), (40, 30), (700, 1)])
 def test_as_good_as_the_full_decomposition(shape: tuple[int, int]) -> None:
     values = flat(*shape)
-    found = held_triplets(values, 6, name="w")
+    found = dense_triplets(values, 6, name="w")
     s = np.linalg.svd(values.astype(np.float64), compute_uv=False)
     assert found.exact == (min(shape) <= 512), found.passes
     count = min(6, *shape)
@@ -35,15 +35,15 @@ def test_as_good_as_the_full_decomposition(shape: tuple[int, int]) -> None:
 def test_too_many_directions_give_way_to_the_gram_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     values = flat(700, 600)
     monkeypatch.setattr(krylov, "WIDEST", 0.06)
-    found = held_triplets(values, 8, name="w")
+    found = dense_triplets(values, 8, name="w")
     s = np.linalg.svd(values.astype(np.float64), compute_uv=False)
     assert found.exact
     np.testing.assert_allclose(found.singular, s[:8], rtol=1e-12)
 
 
 def test_no_triplets_of_zeros_and_none_of_what_is_not_finite() -> None:
-    assert held_triplets(np.zeros((700, 600), np.float32), 4, name="w").singular.size == 0
+    assert dense_triplets(np.zeros((700, 600), np.float32), 4, name="w").singular.size == 0
     values = flat(700, 600)
     values[3, 5] = np.nan
     with pytest.raises(ValueError, match="NaN"):
-        held_triplets(values, 4, name="w")
+        dense_triplets(values, 4, name="w")
