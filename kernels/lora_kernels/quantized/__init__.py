@@ -1,6 +1,6 @@
-"""The number formats of bitsandbytes in numpy: NF4 and FP4 in blocks, and int8 by rows (LLM.int8).
+"""The number formats of bitsandbytes in numpy: NF4 and FP4 in blocks, and int8 by row (LLM.int8).
 
-Dequantizing and quantizing give the bits that bitsandbytes gives on a CPU, without it. Everything works on ranges of
-elements, so that a tensor of any size passes through buffers of the caller's choice. `groups` and `layout`, which say
-how a checkpoint holds such a tensor, load no numpy.
+Results are bitwise equal to those of bitsandbytes on a CPU, which is not needed. All functions work on ranges of
+elements, so that a tensor of any size can be processed in buffers of the caller's choice. `groups` and `layout`, which
+define how a checkpoint stores such a tensor, do not load numpy.
 """

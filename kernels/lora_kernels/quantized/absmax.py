@@ -1,6 +1,6 @@
-"""The absolute maxima (absmax) of 4-bit blocks, as they are or quantized themselves.
+"""The absolute maxima (absmax) of 4-bit blocks, in float32 or quantized themselves.
 
-Double quantization: absmax less their mean as 8-bit codes in blocks of 256, absmax = map[code] * nested + offset, in
+Double quantization: absmax minus their mean as 8-bit codes in blocks of 256, absmax = map[code] * nested + offset, in
 float32.
 """
 
@@ -16,15 +16,15 @@ import numpy as np
 from lora_kernels.quantized.codes import F32, U8, dynamic_map
 from lora_kernels.quantized.layout import NESTED_BLOCKSIZE
 
-# Numbers on their way take many times their memory.
-_AT_ONCE: Final = 1024 * NESTED_BLOCKSIZE
+# Intermediate numbers take many times the memory of the absmax.
+_CHUNK: Final = 1024 * NESTED_BLOCKSIZE
 
 
 class Absmax(Protocol):
     """One number per block of a tensor."""
 
     def of(self, start: int, stop: int) -> F32:
-        """Those of the blocks `start` to `stop`, as a reader of the checkpoint sees them."""
+        """The absmax of the blocks `start` to `stop`, as dequantized from the checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class PlainAbsmax:
 
 @dataclass(frozen=True)
 class NestedAbsmax:
-    """codes: uint8, one per block of the weight. nested: float32, one per `blocksize` of them. values: float32 (256,),
-    by code. offset: the mean of all absmax."""
+    """codes: uint8, one per block of the weight. nested: float32, one per `blocksize` codes. values: float32 (256,), by
+    code. offset: the mean of all absmax."""
 
     codes: U8
     nested: F32
@@ -56,19 +56,19 @@ class NestedAbsmax:
 
 def mean(absmax: F32) -> np.float32:
     """The offset: the mean, rounded once. bitsandbytes sums in float32, in an order that depends on the processor and
-    the number of threads, and lies within a few units of the last place of it."""
-    parts = (absmax[first : first + _AT_ONCE].tolist() for first in range(0, absmax.size, _AT_ONCE))
+    the number of threads; its result is within a few ulps of this one."""
+    parts = (absmax[first : first + _CHUNK].tolist() for first in range(0, absmax.size, _CHUNK))
     return np.float32(math.fsum(chain.from_iterable(parts)) / max(absmax.size, 1))
 
 
 def compress(absmax: F32, offset: np.float32 | None = None) -> NestedAbsmax:
-    """Double quantization. absmax: finite. offset: None for the mean."""
+    """Apply double quantization. absmax: finite. offset: None for the mean."""
     if offset is None:
         offset = mean(absmax)
     codes = np.empty(absmax.size, np.uint8)
     nested = np.empty(-(-absmax.size // NESTED_BLOCKSIZE), np.float32)
-    for first in range(0, absmax.size, _AT_ONCE):
-        centred = absmax[first : first + _AT_ONCE] - offset
+    for first in range(0, absmax.size, _CHUNK):
+        centred = absmax[first : first + _CHUNK] - offset
         padded = np.pad(centred, (0, -centred.size % NESTED_BLOCKSIZE)).reshape(-1, NESTED_BLOCKSIZE)
         largest = np.abs(padded).max(axis=1)
         start = first // NESTED_BLOCKSIZE
@@ -79,8 +79,8 @@ def compress(absmax: F32, offset: np.float32 | None = None) -> NestedAbsmax:
 
 
 def _nearest(scaled: F32) -> U8:
-    """Of the two neighbours the nearer by float32 differences, of two as near the smaller: the rule of bitsandbytes,
-    which is not quite that of midpoints."""
+    """The codes of the nearest values by float32 differences, ties to the smaller: the rule of bitsandbytes, which
+    differs slightly from comparing with midpoints."""
     values = dynamic_map()
     below = np.clip(np.searchsorted(values, scaled, side="right") - 1, 0, values.size - 1)
     above = np.minimum(below + 1, values.size - 1)

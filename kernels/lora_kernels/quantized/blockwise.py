@@ -1,7 +1,7 @@
-"""4-bit codes in blocks: two codes a byte, the first in the high nibble, one absolute maximum (absmax) per block.
+"""4-bit codes in blocks: two codes per byte, the first in the high nibble, one absolute maximum (absmax) per block.
 
-A block is `blocksize` elements that follow each other in the tensor's memory; it may straddle rows, and the last one
-may be short. All arithmetic is float32, as in bitsandbytes 0.50.2 on a CPU: a value is code * absmax.
+A block is `blocksize` consecutive elements of the tensor; it may straddle rows, and the last one may be short. All
+arithmetic is float32, as in bitsandbytes 0.50.2 on a CPU: a value is code * absmax.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ import numpy as np
 import numpy.typing as npt
 
 from lora_kernels.quantized.codes import F32, NF4_BOUNDS, U8, Codebook
-from lora_kernels.quantized.stochastic import between
+from lora_kernels.quantized.stochastic import round_nf4
 
-# bitsandbytes keeps the reciprocal of an empty block's absmax finite with it.
+# Lower bound of absmax in bitsandbytes, which keeps the reciprocal of an all-zero block's absmax finite.
 SMALLEST: Final = np.float32(1e-38)
 _ONE: Final = np.float32(1)
 _ZERO: Final = 7
 
 
 def packed_range(first: int, count: int) -> tuple[int, int]:
-    """The bytes, from and up to, that hold the codes of the elements `first` to `first + count`."""
+    """The bytes [start, stop) with the codes of the elements `first` to `first + count`."""
     return first // 2, (first + count + 1) // 2
 
 
 def block_range(first: int, count: int, blocksize: int) -> tuple[int, int]:
-    """The blocks, from and up to, in which the elements `first` to `first + count` lie."""
+    """The blocks [start, stop) of the elements `first` to `first + count`."""
     return first // blocksize, -(-(first + count) // blocksize)
 
 
 def dequantize(packed: U8, absmax: F32, codebook: Codebook, blocksize: int, first: int, out: F32) -> F32:
-    """Write the elements from `first` on to `out`, contiguous and of any shape.
+    """Dequantize the elements from `first` on into `out`, contiguous and of any shape.
 
-    packed: the bytes of `packed_range`; absmax: those of `block_range`.
+    packed: the bytes of `packed_range`. absmax: of the blocks of `block_range`.
     """
     flat = out.reshape(-1)
     _unpack(packed, codebook, first, flat)
@@ -42,14 +42,14 @@ def dequantize(packed: U8, absmax: F32, codebook: Codebook, blocksize: int, firs
 
 
 def _unpack(packed: U8, codebook: Codebook, first: int, out: F32) -> None:
-    """The codebook's values, not yet scaled. out: flat."""
+    """Write the codebook's values, not scaled, to `out`, which is flat."""
     if out.size and first % 2:
         out[0] = codebook.values[packed[0] & 15]
         packed, out = packed[1:], out[1:]
     whole = out.size // 2
     if whole:
         target = out[: 2 * whole].view(np.uint64)
-        # A byte is always an index of the table; the mode only spares the check.
+        # A byte is always a valid index; this mode skips the check.
         np.take(codebook.pairs, packed[:whole].astype(np.intp), out=target, mode="wrap")
     if out.size % 2:
         out[-1] = codebook.values[packed[whole] >> 4]
@@ -71,8 +71,8 @@ def scale(values: F32, absmax: F32, blocksize: int, first: int) -> None:
 
 
 def largest(values: F32, blocksize: int, scratch: F32) -> F32:
-    """The absmax of each block of flat `values`, which begin with a block. Of a short last block at least 1e-38, which
-    is what bitsandbytes stores. scratch: of the same size, overwritten."""
+    """The absmax of each block of flat `values`, which start at a block boundary. A short last block gets at least
+    1e-38, as in bitsandbytes. scratch: of the same size, overwritten."""
     magnitude = np.abs(values, out=scratch)
     whole = values.size // blocksize
     found = np.empty(-(-values.size // blocksize), np.float32)
@@ -92,15 +92,14 @@ def quantize_nf4(
     *,
     random: npt.NDArray[np.uint32] | None = None,
 ) -> U8:
-    """The codes of flat `values`, which begin with a block, written to `codes` of the same size.
+    """Quantize flat `values`, which start at a block boundary, into `codes` of the same size.
 
-    absmax: as `largest` gives it, for the codes of bitsandbytes. scratch: of the same size, overwritten. A value takes
-    the code of the nearest number, of two as near the smaller; with `random`, 32 bits per element, one of its two
-    neighbours, each as likely as it is near.
+    absmax: from `largest`, for the codes of bitsandbytes. scratch: of the same size, overwritten. random: 32 bits per
+    element, for stochastic rounding; None to round to the nearest, ties to the smaller.
     """
     _normalize(values, absmax, blocksize, scratch)
     if random is not None:
-        return between(scratch, random, codes)
+        return round_nf4(scratch, random, codes)
     above = np.empty(values.size, np.bool_)
     count = above.view(np.uint8)
     np.greater(scratch, NF4_BOUNDS[0], out=above)
@@ -112,9 +111,10 @@ def quantize_nf4(
 
 
 def _normalize(values: F32, absmax: F32, blocksize: int, out: F32) -> None:
-    """Values between -1 and 1: full blocks times the reciprocal of their absmax, a short last one divided by it."""
+    """Scale to -1 to 1: full blocks are multiplied by the reciprocal of their absmax, a short last one is divided by
+    it."""
     whole = values.size // blocksize
-    # Double quantization may give the smallest blocks a negative one.
+    # Double quantization can make the absmax of the smallest blocks negative.
     divisor = np.where(np.abs(absmax) < SMALLEST, SMALLEST, absmax)
     if whole:
         reciprocal = _ONE / divisor[:whole]
@@ -125,7 +125,7 @@ def _normalize(values: F32, absmax: F32, blocksize: int, out: F32) -> None:
 
 
 def pack_nf4(codes: U8, out: U8) -> U8:
-    """Two codes a byte. codes: flat; of an odd number the last byte is filled up with the code of zero."""
+    """Pack two codes per byte. codes: flat; an odd number of them is padded with the code of zero."""
     whole = codes.size // 2
     np.left_shift(codes[: 2 * whole : 2], 4, out=out[:whole])
     np.bitwise_or(out[:whole], codes[1 : 2 * whole : 2], out=out[:whole])

@@ -1,8 +1,8 @@
-"""Codebooks: which number a code stands for, and from where to where numbers get it.
+"""Codebooks: the number of each code, and the bounds of the numbers that map to it.
 
-NF4 is the 4-bit NormalFloat of QLoRA (Dettmers et al., arXiv 2305.14314), FP4 a float of two exponent bits and one of
-mantissa. Absolute maxima of blocks are quantized with the signed dynamic map of 8 bits (Dettmers et al., arXiv
-2110.02861). All are tables of bitsandbytes 0.50.2.
+NF4 is the 4-bit NormalFloat of QLoRA (Dettmers et al., arXiv 2305.14314), FP4 a float with two exponent bits and one
+mantissa bit. Absolute maxima of blocks are quantized with the signed 8-bit dynamic map (Dettmers et al., arXiv
+2110.02861). All tables are those of bitsandbytes 0.50.2.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _FP4: Final = (0, 0.0625, 8, 12, 4, 6, 2, 3, 0, -0.0625, -8, -12, -4, -6, -2, -3
 
 @dataclass(frozen=True)
 class Codebook:
-    """values: float32 (16,), by code. pairs: two values for each byte, the high nibble's first, as uint64 (256,)."""
+    """values: float32 (16,), by code. pairs: two values per byte, the high nibble's first, as uint64 (256,)."""
 
     values: F32
     pairs: npt.NDArray[np.uint64]
@@ -55,21 +55,21 @@ def _codebook(values: F32) -> Codebook:
 
 NF4: Final = _codebook(np.array(_NF4, np.float32))
 CODEBOOKS: Final = {"nf4": NF4, "fp4": _codebook(np.array(_FP4, np.float32) / np.float32(12))}
-# Midpoints of neighbouring values: a number takes the code that says how many of them are less than it.
+# Midpoints of neighbouring values: the code of a number is the count of midpoints below it.
 NF4_BOUNDS: Final[F32] = (NF4.values[:-1] + NF4.values[1:]) / np.float32(2)
 
 
 @cache
 def dynamic_map() -> F32:
-    """The 256 values of the signed dynamic map, rising, float32, each with the roundings of bitsandbytes."""
+    """The 256 values of the signed dynamic map, ascending, float32, each rounded as in bitsandbytes."""
     values = [0.0, 1.0]
     for exponent in range(7):
         items = 2**exponent + 1
         step = float((np.float32(1) - np.float32(0.1)) / np.float32(items - 1))
-        place = np.arange(items)
-        # Fused products and sums: exact in float64, then rounded once.
-        rising, falling = float(np.float32(0.1)) + step * place, 1 - step * place[::-1]
-        bounds = np.where(place < items // 2, rising, falling).astype(np.float32)
+        position = np.arange(items)
+        # Fused multiply-adds: exact in float64, then rounded once.
+        rising, falling = float(np.float32(0.1)) + step * position, 1 - step * position[::-1]
+        bounds = np.where(position < items // 2, rising, falling).astype(np.float32)
         means = (bounds[:-1] + bounds[1:]) / np.float32(2)
         found = np.float32(10.0 ** (exponent - 6)) * means
         values += [*found.tolist(), *(-found).tolist()]

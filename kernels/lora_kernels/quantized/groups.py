@@ -1,4 +1,4 @@
-"""The quantized weights of a base, found among its tensors and checked before any of them is believed."""
+"""Find and validate the quantized weights of a base."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _MAX_DIMENSIONS: Final = 8
 
 
 def read_quantized(base: BaseFingerprint, read: ReadFile) -> dict[str, Quantized]:
-    """The weights that the base holds as bitsandbytes writes them, by the name of the weight. Empty for other bases.
+    """The weights of the base that are stored in a format of bitsandbytes, by name. Empty for other bases.
 
-    Only the JSON of a few hundred bytes beside each weight is read. Raises RegistryError `rejected` for weights that
-    lack a part, or whose parts do not fit each other.
+    Reads only the JSON of a few hundred bytes of each weight. Raises RegistryError `rejected` for weights with missing
+    or inconsistent parts.
     """
     tensors = base.by_name()
     found: dict[str, Quantized] = {}
@@ -33,7 +33,7 @@ def read_quantized(base: BaseFingerprint, read: ReadFile) -> dict[str, Quantized
         weight, state, scheme = name.partition(_STATE)
         if state:
             if weight in found:
-                _bad(weight, "has two quant_state tensors")
+                _reject(weight, "has two quant_state tensors")
             found[weight] = _four_bit(weight, scheme, tensor, tensors, read)
         elif name.endswith(".SCB"):
             weight = f"{name.removesuffix('.SCB')}.weight"
@@ -44,7 +44,8 @@ def read_quantized(base: BaseFingerprint, read: ReadFile) -> dict[str, Quantized
 
 
 def logical_base(base: BaseFingerprint, quantized: Mapping[str, Quantized]) -> BaseFingerprint:
-    """The base as a model sees it: each quantized weight one tensor of its own shape and type, at its codes' bytes."""
+    """The base as a model sees it: each quantized weight is one tensor of its original shape and dtype, with the byte
+    range of its codes."""
     if not quantized:
         return base
     used = frozenset().union(*(group.names for group in quantized.values()))
@@ -60,15 +61,15 @@ def _four_bit(
     name: str, scheme: str, state: BaseTensor, tensors: Mapping[str, BaseTensor], read: ReadFile
 ) -> Quantized:
     if scheme not in ("nf4", "fp4"):
-        _bad(name, f"is quantized as {scheme[:40]!r}; expected nf4 or fp4")
+        _reject(name, f"is quantized as {scheme[:40]!r}; expected nf4 or fp4")
     if state.dtype != "U8" or not 2 <= state.end - state.start <= _MAX_STATE:
-        _bad(name, f"has a quant_state of {state.end - state.start} bytes of {state.dtype}; expected JSON in U8")
+        _reject(name, f"has a quant_state of {state.end - state.start} bytes of {state.dtype}; expected JSON in U8")
     raw = read(state.file, state.start, state.end - state.start)
     facts = canonical.loads_strict(raw, what=state.name, max_bytes=_MAX_STATE, max_depth=3)
     if not isinstance(facts, dict):
-        _bad(name, "has a quant_state that is not a JSON object")
+        _reject(name, "has a quant_state that is not a JSON object")
     if facts.get("quant_type") != scheme:
-        _bad(name, f"has a quant_state that says {str(facts.get('quant_type'))[:40]!r} under the name of {scheme}")
+        _reject(name, f"has a quant_state of {scheme} with quant_type {str(facts.get('quant_type'))[:40]!r}")
     shape = _shape(name, facts.get("shape"))
     blocksize = _blocksize(name, facts.get("blocksize"))
     count = math.prod(shape)
@@ -92,10 +93,10 @@ def _four_bit(
 def _nested(name: str, facts: Mapping[str, Any], blocks: int, tensors: Mapping[str, BaseTensor]) -> NestedParts:
     blocksize = _blocksize(name, facts.get("nested_blocksize"))
     if facts.get("nested_dtype") != "float32":
-        _bad(name, f"has a nested_dtype of {str(facts.get('nested_dtype'))[:40]!r}; expected float32")
+        _reject(name, f"has a nested_dtype of {str(facts.get('nested_dtype'))[:40]!r}; expected float32")
     offset = facts.get("nested_offset")
     if isinstance(offset, bool) or not isinstance(offset, int | float) or not abs(offset) <= 3.4e38:  # noqa: PLR2004
-        _bad(name, f"has a nested_offset of {str(offset)[:40]!r}; expected a number")
+        _reject(name, f"has a nested_offset of {str(offset)[:40]!r}; expected a number")
     return NestedParts(
         absmax=_part(name, f"{name}.nested_absmax", tensors, count=-(-blocks // blocksize)),
         values=_part(name, f"{name}.nested_quant_map", tensors, count=256),
@@ -109,19 +110,19 @@ def _int8(
 ) -> Quantized:
     weight = tensors.get(name)
     if weight is None or weight.dtype != "I8" or len(weight.shape) != 2:
-        _bad(name, f"is not a matrix of I8, although there is a {scale.name}")
+        _reject(name, f"is not an I8 matrix, although the base has {scale.name}")
     others = []
     layout = tensors.get(f"{name}_format")
     if layout is not None:
         others.append(layout.name)
         if layout.end - layout.start != 1 or read(layout.file, layout.start, 1) != b"\0":
-            _bad(name, f"is not stored row by row, as its {layout.name} says")
-    said = config.get("dtype", config.get("torch_dtype"))
+            _reject(name, f"is not stored row by row according to {layout.name}")
+    configured = config.get("dtype", config.get("torch_dtype"))
     return Quantized(
         scheme="int8",
         shape=weight.shape,
-        # bitsandbytes quantizes float16, whatever the weights were before.
-        dtype=DTYPE_NAMES.get(said, "F16") if isinstance(said, str) else "F16",
+        # bitsandbytes converts weights to float16 before it quantizes them.
+        dtype=DTYPE_NAMES.get(configured, "F16") if isinstance(configured, str) else "F16",
         packed=_as_part(weight),
         absmax=_part(name, scale.name, tensors, count=weight.shape[0]),
         others=tuple(others),
@@ -138,11 +139,11 @@ def _refuse_orphans(base: BaseFingerprint, used: frozenset[str], *, quantized: b
         for suffix in _PARTS:
             owner = tensor.name.removesuffix(suffix)
             if owner != tensor.name and owner in names:
-                _bad(owner, f"has {tensor.name}, but no quant_state that tells what it means")
+                _reject(owner, f"has {tensor.name}, but no quant_state")
         if ours and tensor.dtype in ("U8", "I8") and tensor.name.endswith(".weight"):
-            _bad(
+            _reject(
                 tensor.name,
-                f"holds {tensor.dtype} codes without their {'SCB' if tensor.dtype == 'I8' else 'quant_state'}",
+                f"has {tensor.dtype} codes, but no {'SCB' if tensor.dtype == 'I8' else 'quant_state'}",
             )
 
 
@@ -155,16 +156,16 @@ def _part(
     count: int | None = None,
     size: int | None = None,
 ) -> StoredPart:
-    """count: elements, size: bytes that the tensor must have."""
+    """A part of the weight `owner`. dtypes, count, size: dtypes, elements and bytes that it must have."""
     tensor = tensors.get(name)
     if tensor is None:
-        _bad(owner, f"lacks its {name}")
+        _reject(owner, f"has no {name}")
     if tensor.dtype not in dtypes:
-        _bad(owner, f"has its {name} as {tensor.dtype}; expected {' or '.join(dtypes)}")
+        _reject(owner, f"has {name} of dtype {tensor.dtype}; expected {' or '.join(dtypes)}")
     if count is not None and math.prod(tensor.shape) != count:
-        _bad(owner, f"has {math.prod(tensor.shape)} numbers in {name}; its shape needs {count}")
+        _reject(owner, f"has {math.prod(tensor.shape)} numbers in {name}; expected {count}")
     if size is not None and tensor.end - tensor.start != size:
-        _bad(owner, f"has {tensor.end - tensor.start} bytes of codes; the shape that its quant_state says needs {size}")
+        _reject(owner, f"has {tensor.end - tensor.start} bytes of codes; the shape in its quant_state needs {size}")
     return _as_part(tensor)
 
 
@@ -179,23 +180,23 @@ def _shape(name: str, value: Any) -> tuple[int, ...]:
         or not all(type(size) is int and 1 <= size <= MAX_ELEMENTS for size in value)
         or math.prod(value) > MAX_ELEMENTS
     ):
-        _bad(name, "has a quant_state whose shape is not a list of a few positive whole numbers")
+        _reject(name, f"has a quant_state whose shape is not a list of 1 to {_MAX_DIMENSIONS} positive integers")
     return tuple(value)
 
 
 def _blocksize(name: str, value: Any) -> int:
     if type(value) is not int or value not in BLOCKSIZES:
-        _bad(name, f"has blocks of {str(value)[:40]}; expected one of {', '.join(map(str, BLOCKSIZES))}")
+        _reject(name, f"has the blocksize {str(value)[:40]}; expected one of {', '.join(map(str, BLOCKSIZES))}")
     return int(value)
 
 
 def _dtype(name: str, value: Any) -> str:
     if not isinstance(value, str) or value not in DTYPE_NAMES:
-        _bad(name, f"says that it was of type {str(value)[:40]!r}; expected one of {', '.join(DTYPE_NAMES)}")
+        _reject(name, f"has a quant_state with dtype {str(value)[:40]!r}; expected one of {', '.join(DTYPE_NAMES)}")
     return DTYPE_NAMES[value]
 
 
-def _bad(name: str, why: str) -> NoReturn:
+def _reject(name: str, why: str) -> NoReturn:
     raise RegistryError(
         "rejected",
         f"The quantized weight {name} of the base {why}.",

@@ -1,8 +1,8 @@
-"""How a checkpoint of transformers and bitsandbytes holds a quantized weight: several tensors that are one.
+"""The tensors that transformers and bitsandbytes store for a quantized weight.
 
-A 4-bit weight `W` is `W` (the codes), `W.absmax`, `W.quant_map`, with double quantization `W.nested_absmax` and
-`W.nested_quant_map`, and `W.quant_state.bitsandbytes__nf4` (or fp4), which is JSON. An int8 weight is `M.weight` and
-`M.SCB`, sometimes `M.weight_format`.
+A 4-bit weight `W` consists of `W` (the codes), `W.absmax`, `W.quant_map`, with double quantization `W.nested_absmax`
+and `W.nested_quant_map`, and `W.quant_state.bitsandbytes__nf4` (or fp4), which is JSON. An int8 weight consists of
+`M.weight` and `M.SCB`, sometimes `M.weight_format`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from lora_contract.tensors import DTYPE_BYTES, DTYPE_NAMES
 BLOCKSIZES: Final = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 NESTED_BLOCKSIZE: Final = 256
 _LONG_NAMES: Final = {short: name for name, short in DTYPE_NAMES.items()}
-# No float64 has a longer decimal form.
+# No float64 has a longer decimal representation.
 _LONGEST_NUMBER: Final = -2.2250738585072014e-308
 
 Entry = tuple[str, str, tuple[int, ...]]
 
 
 class StoredPart(msgspec.Struct, frozen=True):
-    """A tensor that is part of a quantized weight. start / end: its bytes in the file, header included."""
+    """A tensor that is part of a quantized weight. start, end: its byte range in the file, header included."""
 
     name: str
     dtype: str
@@ -35,7 +35,7 @@ class StoredPart(msgspec.Struct, frozen=True):
 
 
 class NestedParts(msgspec.Struct, frozen=True):
-    """What double quantization adds. values: the 256 numbers of its codes. offset: the mean of the absmax."""
+    """The parts of double quantization. values: the 256 numbers of its codes. offset: the mean of the absmax."""
 
     absmax: StoredPart
     values: StoredPart
@@ -46,8 +46,8 @@ class NestedParts(msgspec.Struct, frozen=True):
 class Quantized(msgspec.Struct, frozen=True):
     """A quantized weight of a base. scheme: `nf4`, `fp4` or `int8`. shape, dtype: of the weight before quantization.
 
-    packed: the codes. absmax: one number per block, or per row of int8; 8-bit codes where `nested` is given. values:
-    the 16 numbers of the codes. blocksize: elements; 0 for int8. others: tensors that say nothing more.
+    packed: the codes. absmax: one number per block, or per row for int8; 8-bit codes if `nested` is given. values: the
+    16 numbers of the codes. blocksize: in elements; 0 for int8. others: names of tensors without further information.
     """
 
     scheme: str
@@ -62,7 +62,7 @@ class Quantized(msgspec.Struct, frozen=True):
 
     @property
     def names(self) -> frozenset[str]:
-        """The tensors of the file that make it up."""
+        """The names of its tensors in the file."""
         parts = [self.packed, self.absmax]
         parts += [self.values] if self.values is not None else []
         parts += [self.nested.absmax, self.nested.values] if self.nested is not None else []
@@ -70,8 +70,8 @@ class Quantized(msgspec.Struct, frozen=True):
 
 
 class Nf4Form(msgspec.Struct, frozen=True):
-    """How a weight is written as NF4. dtype: what dequantizing it gives. nested: double quantization. storage: the type
-    that the codes are seen as."""
+    """Format of a weight written as NF4. dtype: after dequantizing. nested: double quantization. storage: dtype of the
+    tensor of codes."""
 
     dtype: str = "BF16"
     blocksize: int = 64
@@ -80,8 +80,7 @@ class Nf4Form(msgspec.Struct, frozen=True):
 
 
 def nf4_entries(name: str, shape: tuple[int, ...], form: Nf4Form) -> list[Entry]:
-    """The tensors of a weight written as NF4, in the order of their bytes, of which there are a multiple of eight
-    before the codes: scales come first, the codes last."""
+    """The tensors of a weight written as NF4, in byte order: scales first, the codes last, at a multiple of 8 bytes."""
     count = math.prod(shape)
     blocks = -(-count // form.blocksize)
     entries: list[Entry] = [(f"{name}.quant_map", "F32", (16,))]
@@ -89,19 +88,19 @@ def nf4_entries(name: str, shape: tuple[int, ...], form: Nf4Form) -> list[Entry]
         entries.append((f"{name}.nested_absmax", "F32", (-(-blocks // NESTED_BLOCKSIZE),)))
         entries.append((f"{name}.nested_quant_map", "F32", (256,)))
     entries.append((f"{name}.absmax", "U8" if form.nested else "F32", (blocks,)))
-    room = entries_size(entries) + len(_state(shape, form, _LONGEST_NUMBER))
-    entries.append((f"{name}.quant_state.bitsandbytes__nf4", "U8", (room + -room % 8 - entries_size(entries),)))
+    used = entries_size(entries) + len(_state(shape, form, _LONGEST_NUMBER))
+    entries.append((f"{name}.quant_state.bitsandbytes__nf4", "U8", (used + -used % 8 - entries_size(entries),)))
     entries.append((name, form.storage, (-(-count // 2) // DTYPE_BYTES[form.storage], 1)))
     return entries
 
 
 def entries_size(entries: list[Entry]) -> int:
-    """Bytes."""
+    """The size in bytes."""
     return sum(math.prod(shape) * DTYPE_BYTES[dtype] for _, dtype, shape in entries)
 
 
 def nf4_state(shape: tuple[int, ...], form: Nf4Form, offset: float, size: int) -> bytes:
-    """The JSON of `quant_state`, filled up with white space. offset: of double quantization."""
+    """The JSON of `quant_state`, padded with spaces to `size`. offset: of double quantization."""
     return _state(shape, form, offset).ljust(size)
 
 

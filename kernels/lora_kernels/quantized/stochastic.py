@@ -1,5 +1,5 @@
-"""Seeded stochastic rounding: to one of the two neighbours, each as likely as it is near, so that what is smaller than
-a step survives in the mean. The random bits are those of `lora_kernels.numeric.philox`, by tensor and element.
+"""Seeded stochastic rounding: to one of the two neighbours, the nearer one more likely, so that updates smaller than
+the spacing survive on average. The random bits are those of `lora_kernels.numeric.philox`, by tensor and element.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ _INFINITE: Final = np.uint32(0x7F800000)
 
 
 def round_bf16(values: F32, random: U32, out: Array) -> Array:
-    """float32 `values` rounded to bf16 (uint16, same shape). random: 32 bits per element, of which the upper 16 decide.
+    """Round float32 `values` to bf16 (uint16, same shape). random: 32 bits per element, of which the upper 16 decide.
 
-    What bf16 holds exactly stays as it is. Infinity stays infinity, NaN becomes 0x7FC0; the largest numbers may round
-    to infinity, as numbers between two others do.
+    Values that bf16 represents exactly are unchanged. Infinity stays infinity, NaN becomes 0x7FC0; numbers above the
+    largest bf16 may round to infinity.
     """
     bits = np.ascontiguousarray(values).view(np.uint32)
-    # A carry out of the lower half has the probability that this half, as a fraction, says.
+    # The probability of a carry out of the lower half is that half as a fraction.
     rounded = (bits + (random.reshape(bits.shape) >> np.uint32(16))) >> np.uint32(16)
     np.copyto(out, rounded, casting="same_kind")
     special = (bits & _INFINITE) == _INFINITE
@@ -33,12 +33,12 @@ def round_bf16(values: F32, random: U32, out: Array) -> Array:
     return out
 
 
-def between(scaled: F32, random: U32, codes: U8) -> U8:
-    """NF4 codes of flat, finite values; what lies outside -1 to 1 takes the code of the end. random: 32 bits per
-    element, of which the upper 24 decide."""
+def round_nf4(scaled: F32, random: U32, codes: U8) -> U8:
+    """Round flat, finite values to NF4 codes, those outside -1 to 1 to the nearer end. random: 32 bits per element, of
+    which the upper 24 decide."""
     values = NF4.values
     below = np.clip(np.searchsorted(values, scaled, side="right") - 1, 0, values.size - 2)
-    share = (scaled - values[below]) / (values[1:] - values[:-1])[below]
+    fraction = (scaled - values[below]) / (values[1:] - values[:-1])[below]
     draw = (random >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
-    np.copyto(codes, below + (draw < share), casting="unsafe")
+    np.copyto(codes, below + (draw < fraction), casting="unsafe")
     return codes

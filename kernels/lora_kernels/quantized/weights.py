@@ -1,6 +1,6 @@
-"""Readers of weights that the base holds quantized, and of full-precision ones as their quantized form would give them.
+"""Readers of quantized weights, and of full-precision weights after quantizing and dequantizing.
 
-What a reader needs of scales is read once for a tensor: a byte or four per block of 64, or four per row of int8.
+The scales of a tensor are read once: one or four bytes per block of 64, or four per row for int8.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from lora_kernels.quantized.codes import CODEBOOKS, NF4, U8
 from lora_kernels.quantized.layout import Nf4Form, Quantized, StoredPart
 
 QLORA: Final = Nf4Form()
-"""Blocks of 64 and double quantization: what the QLoRA paper trains on, and most who follow it."""
+"""Blocks of 64 and double quantization, as in the QLoRA paper and most trainers."""
 
 
 class FourBitWeights:
-    """NF4 or FP4 of bitsandbytes: code * absmax in float32, which is what bitsandbytes gives before it rounds."""
+    """NF4 or FP4 of bitsandbytes: code * absmax in float32, before the rounding of bitsandbytes."""
 
     def __init__(self, known: Quantized, absmax: Absmax, source: Source) -> None:
         self._known = known
@@ -37,13 +37,13 @@ class FourBitWeights:
 
     @classmethod
     def open(cls, known: Quantized, source: Source) -> Callable[[], FourBitWeights]:
-        """Read the scales. Raises RegistryError `rejected` where the codes have other numbers than this scheme's."""
+        """Read the scales. Raises RegistryError `rejected` if the codebook is not that of the scheme."""
         assert known.values is not None
         values = _part(source, known.values, np.dtype("<f4"))
         if values.tobytes() != CODEBOOKS[known.scheme].values.tobytes():
             raise RegistryError(
                 "rejected",
-                f"{known.values.name} holds other numbers than those of {known.scheme}.",
+                f"{known.values.name} is not the codebook of {known.scheme}.",
                 hint="Save the quantized model again with transformers, or merge onto the full-precision base.",
                 tensor=known.values.name,
             )
@@ -78,7 +78,7 @@ class Int8Weights:
 
 
 class WeightsThroughNf4:
-    """Full-precision weights as NF4 with double quantization gives them back, block by block of its own."""
+    """Full-precision weights, quantized to NF4 with double quantization and dequantized block by block."""
 
     def __init__(self, open_stored: Callable[[], Weights], absmax: Absmax, elements: int) -> None:
         self._stored = open_stored()
@@ -89,7 +89,7 @@ class WeightsThroughNf4:
     def open(
         cls, name: str, shape: tuple[int, ...], open_stored: Callable[[], Weights]
     ) -> Callable[[], WeightsThroughNf4]:
-        """A first pass over the weight: an absmax is stored as its distance from the mean of all."""
+        """Read the weight once, since double quantization needs the mean of all absmax."""
         elements = math.prod(shape)
         stored, found = open_stored(), []
         for first in range(0, elements, BLOCK):
@@ -115,19 +115,19 @@ class WeightsThroughNf4:
 
 
 def refuse_nonfinite(name: str, absmax: F32, what: str) -> None:
-    """Raises RegistryError `rejected` where the absmax of a block is not finite."""
+    """Raise RegistryError `rejected` if the absmax of a block is not finite."""
     count = int(np.count_nonzero(~np.isfinite(absmax)))
     if count:
         raise RegistryError(
             "rejected",
             f"{name}: {what} NaN or infinite values in {count} of {absmax.size} blocks, which cannot be quantized.",
-            hint="Merge without NF4, which names what is wrong, or register an undamaged copy of the base.",
+            hint="Merge without NF4 to find the cause, or register an undamaged copy of the base.",
             tensor=name,
         )
 
 
 def _row(first: int, stop: int, elements: int) -> Block:
-    """Elements of a tensor seen as one row."""
+    """Elements of a tensor viewed as one row."""
     return Block(0, 1, first, stop, elements)
 
 

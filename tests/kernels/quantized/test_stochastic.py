@@ -16,7 +16,7 @@ from lora_kernels.merging import merge_folder
 from lora_kernels.numeric.philox import random_bits
 from lora_kernels.quantized.absmax import NestedAbsmax
 from lora_kernels.quantized.codes import NF4
-from lora_kernels.quantized.stochastic import between, round_bf16
+from lora_kernels.quantized.stochastic import round_bf16, round_nf4
 from tests.kernels.checkpoints import exact, matrix, pair, read_model, write_adapter, write_base
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -144,7 +144,7 @@ def test_nf4_codes_are_neighbours_as_often_as_they_are_near() -> None:
     count = 4000
     points = np.array([-1.5, -1, -0.99, -0.3, 0, 0.05, 0.5, 0.9999, 1, 1.25], np.float32)
     codes = np.empty(points.size * count, np.uint8)
-    between(points.repeat(count), random_bits(5, 0, codes.size), codes)
+    round_nf4(points.repeat(count), random_bits(5, 0, codes.size), codes)
     means = NF4.values[codes].astype(np.float64).reshape(points.size, count)
     for point, found in zip(points.clip(-1, 1), means, strict=True):
         low, high = found.min(), found.max()
@@ -152,5 +152,5 @@ def test_nf4_codes_are_neighbours_as_often_as_they_are_near() -> None:
         # One of two numbers at random: a deviation of at most half their distance.
         assert abs(found.mean() - point) <= 6 * (high - low) / 2 / math.sqrt(count)
     for number, code in zip(NF4.values, range(16), strict=True):
-        between(np.full(count, number, np.float32), random_bits(6, 0, count), codes[:count])
+        round_nf4(np.full(count, number, np.float32), random_bits(6, 0, count), codes[:count])
         assert (codes[:count] == code).all()
