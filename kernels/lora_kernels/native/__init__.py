@@ -1,6 +1,6 @@
-"""The inner loops of a merge in C, where the package was built with a C compiler; else numpy does the same.
+"""Inner loops of a merge in C, if the package was built with a C compiler; otherwise numpy does the same.
 
-Why there is C at all: docs/decisions/0008.
+Rationale: docs/decisions/0008.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CopyBytes = Callable[[tuple[int, int], tuple[int, int], int, memoryview], bool]
 
 
 class MergeRows(Protocol):
-    """bfloat16 rows from one file to another with low-rank updates added, `step` rows at a time."""
+    """Copy bfloat16 rows from one file to another with low-rank updates added, `step` rows at a time."""
 
     def __call__(
         self,
@@ -32,9 +32,9 @@ class MergeRows(Protocol):
         columns: int,
         sums: npt.NDArray[np.float64],
     ) -> bool:
-        """source, target: descriptor and offset. updates: at least one, all of the same rows. sums: as of
-        `add_round_bf16`. False if a file could not be read or written or a value is not finite: the
-        caller must redo the rows on the slow path, which raises the precise error; sums are undefined."""
+        """source, target: file descriptor and offset. updates: at least one, all of the same rows. sums: see
+        `add_round_bf16`. Returns False if a file could not be read or written or a value is not finite: the caller must
+        redo the rows on the slow path, which raises the precise error; sums are undefined."""
 
 
 # Columns of a panel, as in product.c.
@@ -50,7 +50,7 @@ def add_round_bf16() -> AddRound | None:
 
     weight, out: bytes of bfloat16 elements, out writable. product: float32, contiguous, as many elements. sums: four
     float64: <dW, dW>, <realised, dW> and <realised, realised> are added to the first three, the last is raised to the
-    largest |dW|. False if a value is not finite; then out and sums mean nothing. None if there is no library.
+    largest |dW|. False if a value is not finite: out and sums are then undefined. None if the library is missing.
     """
     function = _function("lora_add_round_bf16")
     if function is None:
@@ -69,7 +69,7 @@ def add_round_bf16() -> AddRound | None:
             and sums.dtype == np.float64
             and sums.size == 4
         ):
-            raise ValueError("weight, product, out and sums do not fit each other")
+            raise ValueError("sizes or dtypes of weight, product, out and sums do not match")
         raw, new = np.frombuffer(weight, np.uint8), np.frombuffer(out, np.uint8)
         return bool(function(_at(raw), _at(product), scale, _at(new), count, _at(sums)))
 
@@ -80,8 +80,8 @@ def add_round_bf16() -> AddRound | None:
 def product() -> Product | None:
     """(left, panels, out): out = left @ right, each element a chain of fused multiply-adds in the order of the rank.
 
-    left: float32 (rows, r), any strides. panels: of `panels`, of a `right` (r, columns). out: float32 (rows, columns),
-    contiguous. None if there is no library.
+    left: float32 (rows, r), any strides. panels: `panels(right)` of a `right` (r, columns). out: float32 (rows,
+    columns), contiguous. None if the library is missing.
     """
     function = _function("lora_product")
     if function is None:
@@ -100,7 +100,7 @@ def product() -> Product | None:
             and out.flags.c_contiguous
             and out.flags.writeable
         ):
-            raise ValueError("left, panels and out do not fit each other")
+            raise ValueError("shapes or dtypes of left, panels and out do not match")
         row, step = (stride // left.itemsize for stride in left.strides)
         function(_at(left), row, step, _at(panels), rank, rows, columns, _at(out))
 
@@ -108,7 +108,7 @@ def product() -> Product | None:
 
 
 def panels(right: F32) -> F32:
-    """float32 (ceil(columns / PANEL), r, PANEL) of (r, columns), the last panel filled up with zeros."""
+    """Pack (r, columns) as float32 (ceil(columns / PANEL), r, PANEL), the last panel padded with zeros."""
     rank, columns = right.shape
     count = -(-columns // PANEL)
     found = np.zeros((count, rank, PANEL), np.float32)
@@ -120,7 +120,7 @@ def panels(right: F32) -> F32:
 
 
 class LowRankUpdate(NamedTuple):
-    """scale * left @ right. left: float32 (rows, r), any strides; panels: of `panels`, of a `right` (r, columns)."""
+    """scale * left @ right. left: float32 (rows, r), any strides; panels: `panels(right)`, right (r, columns)."""
 
     left: F32
     panels: F32
@@ -129,7 +129,7 @@ class LowRankUpdate(NamedTuple):
 
 @cache
 def merge_rows_bf16() -> MergeRows | None:
-    """`MergeRows`, or None if there is no library."""
+    """`MergeRows`; None if the library is missing."""
     function = _function("lora_merge_rows_bf16")
     if function is None:
         return None
@@ -154,12 +154,12 @@ def merge_rows_bf16() -> MergeRows | None:
                 and left.dtype == right.dtype == np.float32
                 and right.flags.c_contiguous
             ):
-                raise ValueError("the updates do not fit each other")
+                raise ValueError("shapes or dtypes of the updates do not match")
             row, rank = (stride // left.itemsize for stride in left.strides)
             place.left, place.left_row, place.left_rank = _at(left), row, rank
             place.panels, place.rank, place.scale = _at(right), left.shape[1], scale
         if not (step > 0 and sums.dtype == np.float64 and sums.size == 4):
-            raise ValueError("step or sums do not fit")
+            raise ValueError("step must be positive and sums four float64")
         buffers = [np.empty(step * columns, kind) for kind in (np.uint16, np.uint16, np.float32, np.float32)]
         return bool(
             function(
@@ -173,8 +173,8 @@ def merge_rows_bf16() -> MergeRows | None:
 
 @cache
 def copy_bytes() -> CopyBytes | None:
-    """(source, target, bytes, memory) -> done: bytes from file to file, each a descriptor and an offset, through the
-    writable `memory`. False as of `MergeRows`. None if there is no library."""
+    """(source, target, bytes, memory) -> done: copy bytes between files, each a descriptor and an offset, through the
+    writable `memory`. False if a file could not be read or written. None if the library is missing."""
     function = _function("lora_copy")
     if function is None:
         return None
@@ -184,7 +184,7 @@ def copy_bytes() -> CopyBytes | None:
 
     def call(source: tuple[int, int], target: tuple[int, int], count: int, memory: memoryview) -> bool:
         if memory.readonly or not memory.nbytes:
-            raise ValueError("nowhere to read to")
+            raise ValueError("memory must be writable and not empty")
         return bool(function(*source, *target, count, _at(np.frombuffer(memory, np.uint8)), memory.nbytes))
 
     return call
@@ -210,11 +210,11 @@ def _library() -> ctypes.CDLL | None:
 
 
 def _function(name: str) -> Any:
-    """None if there is no library, or an older one."""
+    """A function of the library; None if the library is missing, or too old to have it."""
     return getattr(_library(), name, None)
 
 
 def _at(values: npt.NDArray[Any]) -> int:
-    # Several times as fast as `values.ctypes.data`, in calls that are made for every block.
+    # Several times as fast as `values.ctypes.data`; called for every block.
     address: int = values.__array_interface__["data"][0]
     return address

@@ -1,8 +1,8 @@
 /* The inner loop of a merge into bfloat16: one read and one write of each weight.
  *
- * Element by element the same IEEE 754 operations as the numpy path, none of them contracted or reordered, so that both
- * give the same bytes of the same product. The sums are of floats in LANES chains over STRIP elements, then of doubles;
- * their order does not depend on the processor.
+ * Each element takes the same IEEE 754 operations as in numpy, not contracted or reordered, so both give the same bytes
+ * for the same product. Sums are accumulated in floats, in LANES chains over STRIP elements, then in doubles; their
+ * order does not depend on the processor.
  */
 #include "native.h"
 
@@ -13,9 +13,9 @@
 #define STRIP 1024
 #define ABSOLUTE 0x7fffffffu
 #define INFINITE 0x7f800000u
-/* The least magnitude that rounds to infinity in bfloat16. */
+/* The smallest magnitude that rounds to infinity in bfloat16. */
 #define TOO_LARGE 0x7f7f8000u
-/* Of larger magnitudes than this, 2^-40, no square that counts leaves float's range below. */
+/* If the largest magnitude is at least this, 2^-40, no square that matters underflows. */
 #define SMALL 0x2b800000u
 
 typedef struct {
@@ -58,7 +58,7 @@ static inline __attribute__((always_inline)) void merge_one(const uint16_t *weig
     sums->realised_realised[lane] += realised * realised;
 }
 
-/* The sums where squares leave float's range: of the block once more, in doubles. */
+/* Sum the block again in doubles, if squares overflow or underflow float. */
 static void sum_widely(const uint16_t *weight, const float *product, float scale, const uint16_t *out, size_t count,
                        double *sums)
 {
@@ -75,7 +75,7 @@ static void sum_widely(const uint16_t *weight, const float *product, float scale
 /* out = round(weight + scale * product), weight and out bfloat16, product float32, `count` elements each.
  *
  * Adds <dW, dW>, <realised, dW> and <realised, realised> to sums[0..2] and raises sums[3] to the largest |dW|.
- * Returns 1, or 0 where a value is not finite; then neither out nor sums mean anything.
+ * Returns 1, or 0 if a value is not finite: out and sums are then undefined.
  */
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
 __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))

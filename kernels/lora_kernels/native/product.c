@@ -1,9 +1,9 @@
 /* The product of an update's factors: a block of left @ right in float32.
  *
- * Each element is one chain of fused multiply-adds over the rank, from 0, in order; so it depends on nothing but its row
- * and its column, and processors with fused multiply-add agree on every bit. The factor on the right comes in panels of
- * PANEL columns, each (rank, PANEL), the last one filled up with zeros: a panel and the rows of a block stay in the
- * first cache, and nothing is packed again for every block, as BLAS does (docs/decisions/0008).
+ * Each element is one chain of fused multiply-adds over the rank, from 0, in order, so it depends only on its row and
+ * column, and processors with fused multiply-add agree on every bit. The right factor comes in panels of PANEL columns,
+ * each (rank, PANEL), the last one padded with zeros: a panel and the rows of a block fit into the first-level cache,
+ * and nothing is packed again for each block, as in BLAS (docs/decisions/0008).
  */
 #include "native.h"
 
@@ -21,7 +21,7 @@ typedef struct {
     float *out; /* (rows, columns) */
 } product;
 
-/* ROWS rows of one panel; all sums stay in registers. */
+/* ROWS rows of one panel, with all sums in registers. */
 INLINE void tile(const product *job, size_t row, size_t column, const size_t ROWS)
 {
     const float *left = job->left + (ptrdiff_t)row * job->left_row, *panel = job->panels + column * job->rank;
@@ -63,13 +63,13 @@ INLINE void all_rows(const product *job, size_t rows, const size_t ROWS)
     }
 }
 
-/* As many rows at once as the registers of the processor hold sums for. */
+/* As many rows at once as sums fit into the processor's registers. */
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
 __attribute__((target("arch=x86-64-v4"))) static void wide(const product *job, size_t rows) { all_rows(job, rows, 8); }
 __attribute__((target("arch=x86-64-v3"))) static void middle(const product *job, size_t rows) { all_rows(job, rows, 2); }
 #endif
 
-/* out = left @ right, (rows, columns) float32. left_row, left_rank: distances in elements. */
+/* out = left @ right, (rows, columns) float32. left_row, left_rank: strides in elements. */
 void lora_product(const float *left, ptrdiff_t left_row, ptrdiff_t left_rank, const float *panels, size_t rank,
                   size_t rows, size_t columns, float *out)
 {

@@ -1,7 +1,7 @@
-/* Rows of a bfloat16 tensor from one file to another, with low-rank updates.
+/* Copy rows of a bfloat16 tensor from one file to another, with low-rank updates.
  *
- * One call for many blocks: between calls a thread waits for Python's lock, which with four calls for each block cost a
- * sixth of the whole merge.
+ * One call for many blocks: between calls a thread waits for the GIL, which with four calls per block cost a sixth of
+ * the merge.
  */
 #define _GNU_SOURCE
 #include "native.h"
@@ -41,7 +41,7 @@ static int write_all(int file, const void *data, size_t size, off_t at)
     return 1;
 }
 
-/* change = the sum of all updates of some rows, each scaled and then added, in order. */
+/* change = the sum of all updates of some rows, each scaled, then added in order. */
 static void sum_updates(const update *updates, size_t count, size_t row, size_t rows, size_t columns, float *change,
                         float *scratch)
 {
@@ -58,11 +58,11 @@ static void sum_updates(const update *updates, size_t count, size_t row, size_t 
     }
 }
 
-/* Reads `rows` rows at source_at, writes them with the updates at target_at, `step` rows at a time.
+/* Read `rows` rows at source_at and write them with the updates at target_at, `step` rows at a time.
  *
- * weight, out: step * columns elements each; change, scratch: as many floats. sums: as of lora_add_round_bf16. Returns
- * 1, or 0 where a file could not be read or written or a value is not finite: then the rows are to be done again by
- * whoever can tell what it was.
+ * weight, out: step * columns elements each; change, scratch: as many floats. sums: see lora_add_round_bf16. Returns 1,
+ * or 0 if a file could not be read or written or a value is not finite: the caller must redo the rows on the slow path,
+ * which raises the precise error.
  */
 LORA_EXPORT int lora_merge_rows_bf16(int source, int64_t source_at, int target, int64_t target_at, size_t rows,
                                      size_t columns, size_t step, const update *updates, size_t count, uint16_t *weight,
@@ -88,7 +88,8 @@ LORA_EXPORT int lora_merge_rows_bf16(int source, int64_t source_at, int target, 
     return 1;
 }
 
-/* Bytes from one file to another, through `size` bytes of memory. Returns as lora_merge_rows_bf16. */
+/* Copy bytes from one file to another through `size` bytes of memory. Returns 0 if a file could not be read or written,
+ * else 1. */
 LORA_EXPORT int lora_copy(int source, int64_t source_at, int target, int64_t target_at, size_t bytes, void *memory,
                           size_t size)
 {

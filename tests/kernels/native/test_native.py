@@ -109,7 +109,7 @@ def test_what_does_not_fit_is_refused() -> None:
         (bytes(8), np.zeros(4), bytearray(8), sums),
         (bytes(8), product, bytearray(8), np.zeros(3)),
     ]:
-        with pytest.raises(ValueError, match="do not fit"):
+        with pytest.raises(ValueError, match="do not match"):
             add_round(memoryview(weight), values, one, memoryview(out), found)  # type: ignore[arg-type]
 
 
@@ -175,7 +175,7 @@ def test_products_that_do_not_fit_are_refused() -> None:
         (left, right, np.zeros((4, 80), np.float32)[:, ::2]),
         (left.astype(np.float64), right, fits),
     ]:
-        with pytest.raises(ValueError, match="do not fit"):
+        with pytest.raises(ValueError, match="do not match"):
             call(*arguments)  # type: ignore[arg-type]
 
 
@@ -241,7 +241,7 @@ def test_rows_that_cannot_go_are_told(rows: Rows) -> None:
     assert not rows.merge(rows.updates, np.zeros(4), flags=os.O_RDONLY)
     os.truncate(rows.source, 100 + 2 * 23 * 50 - 1)
     assert not rows.merge(rows.updates, np.zeros(4))
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="do not match"):
         rows.merge([rows.updates[0], rows.updates[1]._replace(left=rows.updates[1].left[1:])], np.zeros(4))
 
 
