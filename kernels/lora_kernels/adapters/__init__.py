@@ -1,7 +1,7 @@
 """Read and write low-rank adapters, one module at a time.
 
-`open_adapter` gives a reader of a folder: its modules, their shapes, their factors as float32. `write_adapter` and
-`adapter_writer` make a folder that PEFT, transformers and vLLM load.
+`open_adapter` returns a reader of a folder: its modules, their shapes, their factors as float32. `write_adapter` and
+`adapter_writer` write a folder that PEFT, transformers and vLLM load.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from lora_kernels.checkpoint.records import Factor
 SUPPORTED: Final = frozenset({"LORA", "ADALORA", "LOHA", "LOKR"})
 BASE_LAYER: Final = ".base_layer."
 
-# Options and tensors with which the update is no longer scale * B @ A of the tensors in the file.
+# Options and tensors with which the update is not scale * B @ A of the tensors in the file.
 _OPTIONS: Final = {
     "use_dora": "DoRA",
     "lora_bias": "LoRA with lora_bias",
@@ -45,7 +45,7 @@ class Extra:
     """A tensor that is not a factor.
 
     kind: `saved`, a module of modules_to_save that replaces the base's; `bias`, a trained bias; `copy`, the base's own
-    weight, which PEFT stores beside adapted embeddings. module: its path in the base.
+    weight, which PEFT stores with adapted embeddings. module: its path in the base.
     """
 
     kind: Literal["saved", "bias", "copy"]
@@ -55,15 +55,15 @@ class Extra:
 
 @dataclass(frozen=True)
 class Contents:
-    """modules: path -> its tensors by suffix, in order of paths."""
+    """modules: path -> its tensors by suffix, sorted by path."""
 
     modules: Mapping[str, Mapping[str, TensorEntry]]
     extras: tuple[Extra, ...]
 
 
 def contents(config: AdapterConfig, header: Header) -> Contents:
-    """Sort every tensor. Raises RegistryError `unsupported`, naming the type, for adapters that are not low-rank
-    updates of the base as it is stored; `rejected` for a tensor that belongs to nothing."""
+    """Sort all tensors. Raises RegistryError `unsupported`, naming the type, for adapters that are not low-rank updates
+    of the base as it is stored; `rejected` for a tensor that belongs to no module."""
     _refuse_types(config)
     tensors = sort_tensors(config.peft_type, header)
     for group in tensors.modules:
@@ -80,10 +80,10 @@ def contents(config: AdapterConfig, header: Header) -> Contents:
 
 
 def factor(entry: TensorEntry) -> Factor:
-    """Raises RegistryError `rejected` where the tensor does not hold floating-point numbers."""
+    """The record of a tensor. Raises RegistryError `rejected` unless it is floating-point."""
     if entry.dtype not in FLOAT_DTYPES:
         raise rejected(
-            f"{entry.name} has the type {entry.dtype}; expected one of {', '.join(sorted(FLOAT_DTYPES))}", entry
+            f"{entry.name} has the dtype {entry.dtype}; expected one of {', '.join(sorted(FLOAT_DTYPES))}", entry
         )
     return Factor.of(entry)
 
@@ -98,11 +98,11 @@ def rejected(what: str, entry: TensorEntry) -> RegistryError:
 
 
 def refuse(name: str, module: str | None = None) -> NoReturn:
-    where = f"; the adapter adapts {module} that way" if module is not None else ""
+    where = f"; the adapter uses it for {module}" if module is not None else ""
     raise RegistryError(
         "unsupported",
-        f"{name} is not a plain low-rank update B A, as this operation needs{where}.",
-        hint="Merge it into the base and extract a plain LoRA from the result; then use that.",
+        f"{name} is not a plain low-rank update B A, which this operation requires{where}.",
+        hint="Merge the adapter into the base, extract a plain LoRA from the result and use that.",
         type=name,
     )
 
@@ -119,7 +119,7 @@ def _refuse_types(config: AdapterConfig) -> None:
             "unsupported",
             f"The adapter was trained with {changed}, which changes the base weights when training starts; its factors "
             "are not an update of the base as it is stored.",
-            hint="Save it converted to plain LoRA (PEFT: path_initial_model_for_weight_conversion) and use that.",
+            hint="Convert the adapter to plain LoRA (PEFT: path_initial_model_for_weight_conversion) and use that.",
             type=changed,
         )
 
@@ -133,7 +133,7 @@ def _extra(config: AdapterConfig, entry: TensorEntry, saved: Callable[[str], boo
     if BASE_LAYER in rest:
         return Extra("copy", module, factor(entry))
     inner = module
-    while inner:  # modules_to_save may name a container, whose children are saved with it
+    while inner:  # modules_to_save may name a container, which is saved with its children
         if saved(inner):
             return Extra("saved", module, factor(entry))
         inner = inner.rpartition(".")[0]

@@ -19,10 +19,10 @@ SUFFIXES: Final[dict[LowRankKind, tuple[str, str]]] = {
 
 @dataclass(frozen=True)
 class ModuleShape:
-    """What is known of a module without its values.
+    """The shape of a module's factors.
 
-    rank: of the stored factors. inputs: the shape of A behind its rank: (in,) for linear layers, (vocabulary,) for
-    embeddings, (in, kernel…) for convolutions. outputs: rows of B. dtype: the wider one of the stored factors.
+    rank: of the stored factors. inputs: the shape of A without the rank: (in,) for linear layers, (vocabulary,) for
+    embeddings, (in, kernel…) for convolutions. outputs: rows of B. dtype: `widest` of the stored factors.
     """
 
     module: str
@@ -46,9 +46,8 @@ class ModuleShape:
 class LowRankModule:
     """dW = scale * b @ a; a (r, columns), b (outputs, r), both float32.
 
-    An embedding is kept as PEFT stores it: dW is the transpose of what is added to the table (vocabulary, width).
-    Of a convolution, dW is the kernel (out, in, kernel…) seen as a matrix of `outputs` rows. inputs: see ModuleShape;
-    None if it is (columns,).
+    For embeddings, dW is the transpose of the update of the table (vocabulary, width), as in PEFT. For convolutions, dW
+    is the kernel (out, in, kernel…) viewed as a matrix of `outputs` rows. inputs: see ModuleShape; None for (columns,).
     """
 
     module: str
@@ -64,6 +63,6 @@ class LowRankModule:
 
     @property
     def stored_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The shapes of both factors in a file."""
+        """The shapes of A and B in a file."""
         inputs = self.inputs or self.a.shape[1:]
         return (self.rank, *inputs), (self.b.shape[0], self.rank, *(1 for _ in inputs[1:]))

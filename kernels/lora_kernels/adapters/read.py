@@ -26,21 +26,21 @@ Tensors = Mapping[str, TensorEntry]
 
 
 def widest(dtypes: Iterable[str]) -> str:
-    """The narrowest dtype that holds all of these exactly; float64 counts as float32, as PEFT loads it."""
+    """The narrowest dtype that represents all of these exactly; float64 counts as float32, as PEFT loads it."""
     found = sorted({"F32" if dtype == "F64" else dtype for dtype in dtypes})
     return found[0] if len(found) == 1 else "F32"
 
 
 class AdapterReader:
-    """An adapter whose modules are read one at a time. Opening it reads no tensor; may be used from several threads if
+    """An adapter whose modules are read one at a time. Opening it reads no tensor. May be used from several threads if
     its source may.
 
-    modules: paths, sorted; those whose factors are empty are among them. extras: tensors that are not factors.
+    modules: sorted paths, including modules of rank 0. extras: tensors that are not factors.
     """
 
     def __init__(self, config: AdapterConfig, header: Header, source: Source, file: str) -> None:
         """Raises RegistryError `unsupported` for adapters that are not low-rank updates, `rejected` for a missing half,
-        shapes that do not pair and tensors that belong to nothing."""
+        shapes that do not match and tensors that belong to no module."""
         found = contents(config, header)
         self.config = config
         self.extras: tuple[Extra, ...] = found.extras
@@ -54,8 +54,8 @@ class AdapterReader:
         return self._shapes[module]
 
     def load(self, module: str) -> LowRankModule:
-        """Read one module. Raises RegistryError `rejected` if a value is not finite, `corrupt` where the file is cut
-        short."""
+        """Read one module. Raises RegistryError `rejected` if a value is not finite, `corrupt` if the file is
+        truncated."""
         shape, tensors = self._shapes[module], self._tensors[module]
         scale = self._scale(module).scale
         if self.config.peft_type == "ADALORA":
@@ -80,7 +80,7 @@ class AdapterReader:
         return self._factors.raw(tensor, 0, out).tobytes()
 
     def check_finite(self, tensor: Factor) -> None:
-        """Raises RegistryError `rejected` where an extra holds a value that is not finite."""
+        """Raise RegistryError `rejected` if an extra has a value that is not finite."""
         self._factors.load(tensor)
 
     def _load(self, entry: TensorEntry) -> F32:
@@ -99,7 +99,7 @@ class AdapterReader:
 
 @contextmanager
 def open_adapter(folder: str | os.PathLike[str]) -> Iterator[AdapterReader]:
-    """The reader of an adapter folder, its file open until the end of the `with` block."""
+    """The reader of an adapter folder, whose file is open until the end of the `with` block."""
     adapter = read_adapter(folder)
     with FolderSource(folder) as source:
         yield AdapterReader(adapter.config, adapter.header, source, adapter.file)
@@ -122,12 +122,12 @@ def _lora(module: str, tensors: Tensors) -> ModuleShape:
 def _adalora(module: str, tensors: Tensors) -> ModuleShape:
     a, b, e = _parts(module, tensors, "lora_A", "lora_B", "lora_E")
     if len(a.shape) != 2 or b.shape != (*b.shape[:1], a.shape[0]) or e.shape != (a.shape[0], 1):
-        raise rejected(f"{a.name} {_text(a)}, {b.name} {_text(b)} and {e.name} {_text(e)} do not fit each other", b)
+        raise rejected(f"{a.name} {_text(a)}, {b.name} {_text(b)} and {e.name} {_text(e)} do not match", b)
     return ModuleShape(module, "linear", a.shape[0], a.shape[1:], b.shape[0], _dtype(a, b, e))
 
 
 def _loha(module: str, tensors: Tensors) -> ModuleShape:
-    """A module of rank r becomes one of rank r^2: see `products`."""
+    """A module of rank r has rank r^2 here, see `products`."""
     parts = _parts(module, tensors, "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
     if "hada_t1" in tensors or "hada_t2" in tensors:
         refuse("LoHa with Tucker cores", module)
@@ -164,7 +164,7 @@ def _parts(module: str, tensors: Tensors, *suffixes: str) -> list[TensorEntry]:
         if suffix not in tensors:
             present = tensors[min(tensors)]
             raise rejected(
-                f"{present.name} has no {suffix.removesuffix('.weight')} beside it; half an update of {module} "
+                f"{present.name} has no matching {suffix.removesuffix('.weight')}; half an update of {module} "
                 "cannot be used",
                 present,
             )

@@ -1,4 +1,4 @@
-"""Factors as a file will hold them, for stating an error that is true of the file."""
+"""Factors as they will be stored, for errors that are exact for the file."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from lora_kernels.numeric.dtypes import F32, decode, encode, storage
 
 
 def stored_values(values: npt.NDArray[np.float64], dtype: str) -> F32:
-    """The values rounded to `dtype` (BF16, F16, F32), which an `AdapterWriter` of that dtype stores unchanged.
+    """Round values to `dtype` (BF16, F16, F32), as an `AdapterWriter` of that dtype stores them.
 
-    What is too large becomes infinite here; the writer refuses it.
+    Overflow gives infinity here; the writer refuses it.
     """
     with np.errstate(over="ignore"):
         narrow = np.ascontiguousarray(values, np.float32)

@@ -1,4 +1,4 @@
-"""How large factors may get, and as what they are stored: what a caller may ask for."""
+"""Rank and dtype of new factors, as requested by a caller."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from lora_contract.tensors import DTYPE_NAMES
 
 @dataclass(frozen=True)
 class Size:
-    """How large an adapter gets: one rank for all modules, or for each the least one that keeps so much of its energy.
+    """The rank of an adapter: the same for all modules, or for each module the smallest that keeps enough energy.
 
-    keep_energy: the part of ||D||^2, above 0 and at most 1. max_rank: None for no limit. Raises RegistryError
+    keep_energy: the fraction of ||D||^2, above 0 and at most 1. max_rank: None for no limit. Raises RegistryError
     `invalid-request`.
     """
 
@@ -26,7 +26,7 @@ class Size:
         if (self.rank is None) == (self.keep_energy is None):
             raise _invalid("Give either a rank or the energy to keep.")
         if self.max_rank is not None and self.keep_energy is None:
-            raise _invalid("A greatest rank goes with the energy to keep, not with a rank.")
+            raise _invalid("A maximum rank is allowed only with the energy to keep, not with a rank.")
         for rank in (self.rank, self.max_rank):
             if rank is not None and not 1 <= rank <= MAX_RANK:
                 raise _invalid(f"The rank is {rank}; expected 1 to {MAX_RANK}.")
@@ -35,11 +35,11 @@ class Size:
 
 
 def stored_type(dtype: str) -> str:
-    """The element type of a file, by its name: `float32` is F32. Raises RegistryError `invalid-request`."""
+    """The safetensors name of a dtype: F32 for `float32`. Raises RegistryError `invalid-request`."""
     if dtype not in DTYPE_NAMES:
         raise _invalid(f"The dtype of the factors is {dtype!r}; expected one of {', '.join(DTYPE_NAMES)}.")
     return DTYPE_NAMES[dtype]
 
 
-def _invalid(sentence: str) -> RegistryError:
-    return RegistryError("invalid-request", sentence)
+def _invalid(message: str) -> RegistryError:
+    return RegistryError("invalid-request", message)

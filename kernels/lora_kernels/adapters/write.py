@@ -30,8 +30,8 @@ _CHUNK: Final = 256 * 1024
 
 @dataclass(frozen=True)
 class AdapterIdentity:
-    """What an adapter's config says beside its factors. modules_to_save: as PEFT writes it, names or paths. bias: which
-    trained biases are stored, as PEFT names them."""
+    """The settings of an adapter config that do not depend on the factors. modules_to_save: names or paths, as in PEFT.
+    bias: which trained biases are stored, as in PEFT."""
 
     base_model: str | None = None
     task_type: str | None = None
@@ -41,15 +41,15 @@ class AdapterIdentity:
 
     @classmethod
     def of(cls, config: AdapterConfig) -> AdapterIdentity:
-        """That of an adapter which was read. Its modules_to_save are not taken over."""
+        """The identity of an existing adapter, without its modules_to_save."""
         return cls(config.base_model, config.task_type, config.fan_in_fan_out)
 
 
 class AdapterWriter:
     """Write modules in the order in which they are added. For one thread.
 
-    identity: is written to the config at the end and may be replaced until then. files: written, once the block of
-    `adapter_writer` has ended.
+    identity: written to the config at the end; may be replaced until then. files: the written files, after the block of
+    `adapter_writer`. ranks: of the modules so far. size: bytes of data so far.
     """
 
     def __init__(self, spool: BinaryIO, identity: AdapterIdentity, dtype: str) -> None:
@@ -64,25 +64,25 @@ class AdapterWriter:
 
     def add(self, module: LowRankModule) -> None:
         """Store a module, its scale multiplied into B. Raises RegistryError `rejected` if a value is not finite in
-        the dtype of the file, `internal` for rank 0, which no loader takes."""
+        the dtype of the file, `internal` for rank 0, which no loader accepts."""
         if module.rank == 0:
-            raise RegistryError("internal", f"{module.module} has rank 0; such a module is left out of a file.")
+            raise RegistryError("internal", f"{module.module} has rank 0; such a module cannot be stored.")
         b = module.b if module.scale == 1 else module.b * np.float32(module.scale)
         stem = f"{PREFIX}{module.module}."
         for suffix, values, shape in zip(SUFFIXES[module.kind], (module.a, b), module.stored_shapes, strict=True):
             self._put(stem + suffix, self._dtype, shape, [self._encoded(stem + suffix, values)])
         self.ranks[module.module] = module.rank
 
-    def replace(self, name: str, dtype: str, shape: tuple[int, ...], data: bytes | Iterable[Chunk]) -> None:
-        """Store a tensor that is not a factor, such as one of modules_to_save, under its full name. data: its bytes,
-        whole or in chunks."""
+    def add_extra(self, name: str, dtype: str, shape: tuple[int, ...], data: bytes | Iterable[Chunk]) -> None:
+        """Store a tensor that is not a factor, such as one of modules_to_save, under its full name. data: all bytes, or
+        chunks of them."""
         self._put(name, dtype, shape, [data] if isinstance(data, bytes) else data)
 
     def _encoded(self, name: str, values: F32) -> memoryview:
         out = np.empty(values.shape, self._storage)
         encode(np.ascontiguousarray(values), self._dtype, out)
         flat = out.view(np.uint8).reshape(-1)
-        # Only narrow exponents overflow where float32 did not; in bf16 patterns an all-ones exponent tells.
+        # bf16 is stored as uint16: NaN and infinity have an exponent of all ones.
         finite = (out & 0x7F80 != 0x7F80).all() if self._dtype == "BF16" else np.isfinite(out).all()
         if not finite:
             raise RegistryError(
@@ -120,13 +120,12 @@ class AdapterWriter:
 def adapter_writer(
     out_dir: str | os.PathLike[str], identity: AdapterIdentity, *, dtype: str, needed: int = 0
 ) -> Iterator[AdapterWriter]:
-    """A writer whose folder appears under `out_dir`, whole, when the block ends well.
+    """A writer whose complete folder appears under `out_dir` if the block succeeds.
 
-    dtype: of the factors, as safetensors names it. needed: bytes that the weights will take at most, so that a disk
-    that is too small is found before the work. Raises RegistryError as `staged_folder` does, and `rejected` if no
-    module was added.
+    dtype: of the factors, by its safetensors name. needed: maximum size of the weights in bytes, to detect a lack of
+    disk space before the work. Raises RegistryError as `staged_folder` does, and `rejected` if no module was added.
     """
-    # The data is spooled first, since its header can be written only when all ranks are known: twice the space.
+    # Data is spooled until all ranks are known for the header, which takes twice the space.
     with staged_folder(Path(out_dir), needed=2 * needed) as staging:
         with tempfile.TemporaryFile(dir=staging) as spool:
             writer = AdapterWriter(spool, identity, dtype)
@@ -134,8 +133,8 @@ def adapter_writer(
             if not writer.ranks:
                 raise RegistryError(
                     "rejected",
-                    "No module is left in the result: every input has rank 0 there, or adapts nothing.",
-                    hint="Choose inputs that adapt at least one module in common with the method's rules.",
+                    "The result has no module: every module of the inputs has rank 0, or the inputs have none.",
+                    hint="Choose inputs for which the method yields at least one module.",
                 )
             weights = _write(staging, ADAPTER_WEIGHTS, len(writer.header) + writer.size, writer.chunks())
         config = (json.dumps(adapter_config(writer.ranks, writer.identity), indent=2, sort_keys=True) + "\n").encode()
@@ -149,8 +148,8 @@ def _write(folder: Path, path: str, size: int, chunks: Iterable[Chunk]) -> FileR
 
 
 def adapter_config(ranks: dict[str, int], identity: AdapterIdentity) -> dict[str, Any]:
-    """adapter_config.json of plain LoRA factors with scale 1: alpha equals the rank, of each module and in general, so
-    that engines which ignore patterns scale right too. ranks: of every module by its path."""
+    """adapter_config.json of plain LoRA factors with scale 1: alpha equals the rank, globally and for each module, so
+    that the scale is right even in engines that ignore patterns. ranks: of all modules by path."""
     rank = max(ranks.values())
     others = {_key(module): ranks[module] for module in sorted(ranks) if ranks[module] != rank}
     return {
@@ -182,20 +181,20 @@ def write_adapter(
     needed: int = 0,
     extras: Sequence[tuple[str, str, tuple[int, ...], bytes]] = (),
 ) -> dict[str, int]:
-    """Write modules as they come, those of rank 0 left out, then extras (name, dtype, shape, bytes).
+    """Write modules in their order, except those of rank 0, then extras (name, dtype, shape, bytes).
 
-    Returns the ranks of what was written, by module. See `adapter_writer`.
+    Returns the ranks of the written modules. See `adapter_writer`.
     """
     with adapter_writer(out_dir, identity, dtype=dtype, needed=needed) as writer:
         for module in modules:
             if module.rank:
                 writer.add(module)
         for extra in extras:
-            writer.replace(*extra)
+            writer.add_extra(*extra)
     return writer.ranks
 
 
 def _key(module: str) -> str:
-    """A pattern key, which PEFT takes for a regular expression, that means this path alone."""
+    """A pattern key, a regular expression in PEFT, that matches only this path."""
     plain = (character if character.isalnum() or character in "_-" else f"\\{character}" for character in module)
     return "^" + "".join(plain)

@@ -99,7 +99,7 @@ def extract(
             adapted = {module.tensor.rpartition(".")[0] for module in modules}
             saved, unheld = save_whole(unheld, adapted, run.paired.pairs, base, run.modules)
             for name, tensor in sorted(saved.tensors.items()):
-                writer.replace(name, tensor.dtype, tensor.shape, _bytes(tensor, tuned_source))
+                writer.add_extra(name, tensor.dtype, tensor.shape, _bytes(tensor, tuned_source))
             writer.identity = replace(
                 writer.identity,
                 modules_to_save=tuple(saved.modules),

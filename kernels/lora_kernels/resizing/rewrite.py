@@ -59,7 +59,7 @@ class Rewrite:
         for extra in self.reader.extras:
             tensor = extra.factor
             self.reader.check_finite(tensor)
-            self.writer.replace(tensor.name, tensor.dtype, tensor.shape, [self.reader.raw(tensor)])
+            self.writer.add_extra(tensor.name, tensor.dtype, tensor.shape, [self.reader.raw(tensor)])
         return tuple(sorted(extra.factor.name for extra in self.reader.extras))
 
 

@@ -104,11 +104,11 @@ def test_what_is_no_low_rank_update_is_refused_by_name(tmp_path: Path, config: d
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda t: t.pop(f"{Q}.lora_A.weight"), r"q_proj\.lora_B\.weight has no lora_A beside it"),
-        (lambda t: t.pop(f"{Q}.lora_B.weight"), r"q_proj\.lora_A\.weight has no lora_B beside it"),
+        (lambda t: t.pop(f"{Q}.lora_A.weight"), r"q_proj\.lora_B\.weight has no matching lora_A"),
+        (lambda t: t.pop(f"{Q}.lora_B.weight"), r"q_proj\.lora_A\.weight has no matching lora_B"),
         (lambda t: t.update({f"{Q}.lora_B.weight": ("F32", matrix(8, 3, seed=1))}), "8 x 3 are not a pair"),
         (lambda t: t.update({f"{Q}.lora_A.weight": ("F32", matrix(4, seed=1))}), "are not a pair"),
-        (lambda t: t.update({f"{Q}.lora_A.weight": ("I64", np.ones((4, 8)))}), "has the type I64"),
+        (lambda t: t.update({f"{Q}.lora_A.weight": ("I64", np.ones((4, 8)))}), "has the dtype I64"),
         (
             lambda t: t.update({"model.norm.weight": ("F32", matrix(8, seed=1))}),
             r"norm\.weight is not a tensor of a LORA adapter",

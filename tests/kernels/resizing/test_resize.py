@@ -130,7 +130,7 @@ def test_modules_without_effect_are_dropped_by_name(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["target_modules"] == [Q]
     tensors[f"{Q}.lora_B.weight"] = ("F32", np.zeros((40, 4)))
     zero = write_adapter(tmp_path / "zero", tensors, target_modules=["q_proj", "k_proj"])
-    with pytest.raises(RegistryError, match="No module"):
+    with pytest.raises(RegistryError, match="The result has no module"):
         resize_folder(zero, tmp_path / "none", rank=2)
     assert not (tmp_path / "none").exists()
 
