@@ -1,7 +1,7 @@
-"""Operations on tensors for a GPU, one folder each: contract, plain torch twin, Triton kernel.
+"""Operations on tensors for a GPU, one folder each: contract, reference implementation in torch, Triton kernel.
 
-`op(...)` checks its arguments, then computes with the kernel where the tensors lie on a GPU and with the twin where
-they do not (`dispatch`). This is the only part of the package that imports torch, and Triton only where it is used.
+`op(...)` checks its arguments, then runs the kernel for tensors on a GPU and the reference implementation for others
+(`dispatch`). This is the only part of the package that imports torch; Triton is imported only if a kernel runs.
 """
 
 from lora_kernels.ops.dare_merge import dare_merge

@@ -1,4 +1,4 @@
-"""All Triton kernels, for what looks at every one of them: the test that compiles them, the table of their costs."""
+"""All Triton kernels, for the test that compiles them and the table of their costs."""
 
 from __future__ import annotations
 

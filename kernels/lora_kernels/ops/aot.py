@@ -1,6 +1,6 @@
-"""Compile a kernel ahead of time, without a GPU, and read what it costs: registers, spills, shared memory.
+"""Compile a kernel ahead of time, without a GPU, and report its costs: registers, spills, shared memory.
 
-The numbers are those of `ptxas -v` on the PTX that Triton makes for the target, with Triton's own ptxas.
+The numbers are those of `ptxas -v` for the PTX that Triton generates for the target, with Triton's own ptxas.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _SPILLS: Final = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads"
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One way to compile a kernel. name: for people and tests. types: of the arguments that are not compile-time, in
-    Triton's spelling (`*i64`, `fp32`). constants: the compile-time arguments."""
+    """One way to compile a kernel. name: for users and tests. types: of the runtime arguments, in Triton's notation
+    (`*i64`, `fp32`). constants: the compile-time arguments."""
 
     name: str
     kernel: Any
@@ -44,9 +44,8 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one variant. registers: per thread. spill_bytes: stores and loads together, per thread. shared: bytes per
-    program. accesses: instructions on global memory, by kind ("ld", "st") and bytes a thread. ir: Triton's, before its
-    layouts."""
+    """Costs of a variant. registers: per thread. spill_bytes: stores plus loads, per thread. shared: bytes per program.
+    accesses: instructions on global memory, by kind ("ld", "st") and bytes per thread. ir: Triton's, before layouts."""
 
     registers: int
     spill_bytes: int
@@ -60,8 +59,8 @@ def compile_variant(variant: Variant) -> Cost:
     if interpreted():
         raise RegistryError(
             "unsupported",
-            "Kernels cannot be compiled in a process in which they are interpreted.",
-            hint="Unset TRITON_INTERPRET and start again.",
+            "Kernels cannot be compiled in a process that interprets them.",
+            hint="Unset TRITON_INTERPRET and restart the process.",
         )
     names = variant.kernel.arg_names
     source = ASTSource(

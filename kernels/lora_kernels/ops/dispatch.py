@@ -1,8 +1,8 @@
-"""Who computes: the Triton kernel or its torch twin.
+"""The choice between the Triton kernel and the reference implementation in torch.
 
-By device: tensors on a GPU go to Triton, all others to torch. `backend=` overrides it. On a CPU, Triton runs only in
-its interpreter, which is chosen by TRITON_INTERPRET=1 before Triton is first imported, and which is for tests: it is
-some hundred times slower than torch.
+Tensors on a GPU go to Triton, all others to torch; `backend=` overrides it. On a CPU, Triton runs only in its
+interpreter, which TRITON_INTERPRET=1 enables before Triton is first imported, and which is for tests: it is about a
+hundred times slower than torch.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ Backend = Literal["triton", "torch"]
 
 
 def choose(device: torch.device, backend: Backend | None) -> Backend:
-    """backend: None to go by the device. Raises RegistryError `unsupported` where Triton cannot run."""
+    """The backend for a device. backend: None to choose it by the device. Raises RegistryError `unsupported` if Triton
+    cannot run."""
     if backend is None:
         return "triton" if device.type == "cuda" else "torch"
     if backend == "triton" and device.type != "cuda" and not interpreted():
         raise RegistryError(
             "unsupported",
-            f"The Triton kernels were asked for, but the tensors are on the device `{device}`; expected a CUDA device.",
-            hint="Leave `backend` out to compute with torch, or set TRITON_INTERPRET=1 before Triton is imported to "
-            "run the kernels in its interpreter.",
+            f"The Triton kernels were requested for tensors on the device `{device}`; expected a CUDA device.",
+            hint="Omit `backend` to compute with torch, or set TRITON_INTERPRET=1 before Triton is imported to run the "
+            "kernels in its interpreter.",
         )
     return backend
 

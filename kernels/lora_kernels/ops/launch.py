@@ -1,4 +1,4 @@
-"""What every launch of a kernel on `tables.Tables` needs."""
+"""Shared code of all launches of kernels on `tables.Tables`."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ ELEMENTS: Final[dict[torch.dtype, Any]] = {
 }
 
 
-# The types of the arguments that pass `tables.Tables`, in Triton's spelling.
+# The types of the arguments of `tables.Tables`, in Triton's notation.
 TABLE_TYPES: Final = {"jobs": "*i64", "factors": "*i64", "scales": "*fp32", "owners": "*i32"}
 
 
 def native_dot(factor: torch.dtype) -> bool:
-    """Whether stored factors go to the matrix units as they are. Never in the interpreter, whose dot on bf16 is
-    garbage; never for float32, which the matrix units would cut to tf32."""
+    """Whether the matrix units multiply factors as stored. Not in the interpreter, whose bf16 dot is wrong; not for
+    float32, which the matrix units would truncate to tf32."""
     return factor != torch.float32 and not interpreted()
 
 
 def low_rank_constants(factor: torch.dtype, config: LaunchConfig, *, aligned: bool) -> dict[str, Any]:
-    """The compile-time arguments that all kernels with low-rank factors have."""
+    """The compile-time arguments of all kernels with low-rank factors."""
     return {
         "FACTOR": ELEMENTS[factor],
         "NATIVE": native_dot(factor),
@@ -41,11 +41,11 @@ def low_rank_constants(factor: torch.dtype, config: LaunchConfig, *, aligned: bo
 
 
 def on(device: torch.device) -> AbstractContextManager[object]:
-    """Launches inside go to this GPU: Triton launches on the current one, wherever the tensors lie."""
+    """A context that launches on this GPU: Triton launches on the current one, whatever the device of the tensors."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def options(config: LaunchConfig) -> dict[str, Any]:
-    """Compiler options. Fusion of products and sums is off: each is rounded as on a CPU, and a release of Triton with
-    another default changes no result."""
+    """Compiler options. Fused multiply-add is disabled: each product and sum is rounded as on a CPU, and results do not
+    depend on Triton's default."""
     return {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": False}

@@ -1,4 +1,4 @@
-"""Low-rank updates as operations take them: contract and checks."""
+"""Low-rank updates as arguments of operations: contract and checks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DTYPES: Final = (torch.bfloat16, torch.float16, torch.float32)
 
 
 class Matrix(Protocol):
-    """What is known of a weight (o, i), dense or quantized."""
+    """A weight (o, i), dense or quantized."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -27,8 +27,8 @@ class Matrix(Protocol):
 class LowRank:
     """dW = scale * b @ a, of one adapter on one tensor.
 
-    b (o, r) and a (r, i): bf16, fp16 or fp32, any strides; r may be 0, which adds nothing. scale: alpha / r or its
-    like, times the adapter's weight; used as float32.
+    b (o, r) and a (r, i): bf16, fp16 or fp32, any strides; r may be 0, which adds nothing. scale: such as alpha / r,
+    times the adapter's weight; used as float32.
     """
 
     b: torch.Tensor
@@ -41,29 +41,30 @@ class LowRank:
 
 
 def check_dtype(tensor: torch.Tensor, *, name: str) -> None:
-    """Raises RegistryError `invalid-request` unless the elements are bf16, fp16 or fp32."""
+    """Raise RegistryError `invalid-request` unless the dtype is bf16, fp16 or fp32."""
     if tensor.dtype not in DTYPES:
-        raise _invalid(f"{name} has elements of type {tensor.dtype}; expected one of {_names()}.")
+        raise _invalid(f"{name} has the dtype {tensor.dtype}; expected one of {_names()}.")
 
 
 def check_vector(tensor: torch.Tensor, length: int, device: torch.device, *, name: str) -> None:
-    """tensor: (length,), bf16, fp16 or fp32, on the device. Raises RegistryError `invalid-request`."""
+    """Check that a tensor is (length,), bf16, fp16 or fp32, on the device. Raises RegistryError `invalid-request`."""
     check_dtype(tensor, name=name)
     if tensor.shape != (length,) or tensor.device != device:
         raise _invalid(f"{name} is {tuple(tensor.shape)} on {tensor.device}; expected ({length},) on {device}.")
 
 
 def check_weight(w: torch.Tensor, *, name: str = "W") -> None:
-    """w: (o, i), bf16, fp16 or fp32. Raises RegistryError `invalid-request` that names the tensor."""
+    """Check that w is (o, i), bf16, fp16 or fp32. Raises RegistryError `invalid-request` that names the tensor."""
     if w.ndim != 2:
         raise _invalid(f"{name} has the shape {tuple(w.shape)}; expected a matrix (o, i).")
     check_dtype(w, name=name)
 
 
 def check_output(w: Matrix, out: torch.Tensor | None, dtype: torch.dtype | None, *, name: str = "W") -> None:
-    """out: None to allocate; dtype: None for that of `out`. Raises RegistryError `invalid-request`."""
+    """Check an output for w. out: None to allocate it. dtype: None for that of `out`. Raises RegistryError
+    `invalid-request`."""
     if dtype is not None and dtype not in DTYPES:
-        raise _invalid(f"The output of {name} was asked for as {dtype}; expected one of {_names()}.")
+        raise _invalid(f"The output of {name} was requested as {dtype}; expected one of {_names()}.")
     if out is None:
         return
     check_weight(out, name=f"The output of {name}")
@@ -73,11 +74,13 @@ def check_output(w: Matrix, out: torch.Tensor | None, dtype: torch.dtype | None,
             f"expected {tuple(w.shape)} {dtype or out.dtype} on {w.device}."
         )
     if out.numel() > 1 and 0 in out.stride():
-        raise _invalid(f"The output of {name} is an expanded view, whose elements share memory; expected its own.")
+        raise _invalid(
+            f"The output of {name} is an expanded view, whose elements share memory; expected distinct ones."
+        )
 
 
 def check_adapters(w: Matrix, adapters: Sequence[LowRank], *, name: str = "W") -> None:
-    """Each adapter's factors against W and each other. Raises RegistryError `invalid-request` that says which."""
+    """Check each adapter's factors against W and each other. Raises RegistryError `invalid-request` that names them."""
     rows, columns = w.shape
     for index, adapter in enumerate(adapters):
         for half, factor in (("B", adapter.b), ("A", adapter.a)):
@@ -88,13 +91,14 @@ def check_adapters(w: Matrix, adapters: Sequence[LowRank], *, name: str = "W") -
                 )
         if adapter.b.shape != (rows, adapter.rank) or adapter.a.shape != (adapter.rank, columns):
             raise _invalid(
-                f"B {tuple(adapter.b.shape)} and A {tuple(adapter.a.shape)} of adapter {index} do not fit {name} "
+                f"B {tuple(adapter.b.shape)} and A {tuple(adapter.a.shape)} of adapter {index} do not match {name} "
                 f"{tuple(w.shape)}; expected ({rows}, r) and (r, {columns})."
             )
 
 
 def delta_sum(w: Matrix, adapters: Sequence[LowRank], compute: torch.dtype) -> torch.Tensor:
-    """dW (o, i) in plain torch: the twin of `tiles.delta_sum`. compute: the type of all products and sums."""
+    """dW (o, i) in plain torch: the reference implementation of `tiles.delta_sum`. compute: dtype of all products and
+    sums."""
     total = torch.zeros(w.shape, dtype=compute, device=w.device)
     for adapter in adapters:
         scale = torch.tensor(adapter.scale, dtype=torch.float32, device=w.device)
@@ -102,8 +106,8 @@ def delta_sum(w: Matrix, adapters: Sequence[LowRank], compute: torch.dtype) -> t
     return total
 
 
-def _invalid(sentence: str) -> RegistryError:
-    return RegistryError("invalid-request", sentence, hint="Pass tensors of the shapes and types that are expected.")
+def _invalid(message: str) -> RegistryError:
+    return RegistryError("invalid-request", message, hint="Pass tensors of the expected shapes and dtypes.")
 
 
 def _names() -> str:

@@ -1,8 +1,8 @@
-"""Elements to float32 and back inside kernels, each way with at most one rounding (to nearest, ties to even).
+"""Conversion of elements to float32 and back in kernels, each with at most one rounding (to nearest, ties to even).
 
-bf16 is widened and rounded on its bits, loaded and stored as integers. Triton's interpreter truncates where it casts
-to bf16, gets subnormal numbers wrong where it casts from it, and computes garbage on bf16 operands; the same integer
-operations run on a GPU, so that a NaN becomes 0x7FC0 there too, as in `lora_kernels.numeric.dtypes`.
+bf16 is loaded and stored as integers, and widened and rounded by integer operations. Triton's interpreter truncates in
+casts to bf16, gets subnormal numbers wrong in casts from it, and computes garbage on bf16 operands; a GPU runs the same
+integer operations, so that NaN becomes 0x7FC0 there too, as in `lora_kernels.numeric.dtypes`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import triton.language as tl
 def load(
     pointer: tl.tensor, offsets: tl.tensor, mask: tl.tensor, ELEMENT: tl.constexpr, ALIGNED: tl.constexpr
 ) -> tl.tensor:
-    """Elements as they are stored, bf16 as uint16, for `widen`; 0 where masked.
+    """Load elements for `widen`, bf16 as uint16; 0 if masked.
 
     pointer: address, int64 scalar. offsets: int64, in elements. ALIGNED: the address is a multiple of 16 bytes.
     """
@@ -29,7 +29,7 @@ def load(
 def load_typed(
     pointer: tl.tensor, offsets: tl.tensor, mask: tl.tensor, ELEMENT: tl.constexpr, ALIGNED: tl.constexpr
 ) -> tl.tensor:
-    """Elements as ELEMENT, which for bf16 is good for `tl.dot` on a GPU alone. Arguments as of `load`."""
+    """Load elements as ELEMENT; bf16 only for `tl.dot` on a GPU. Arguments as in `load`."""
     p_elements = pointer.to(tl.pointer_type(ELEMENT))
     if ALIGNED:
         p_elements = tl.multiple_of(p_elements, 16)
@@ -38,7 +38,7 @@ def load_typed(
 
 @triton.jit
 def widen(stored: tl.tensor, ELEMENT: tl.constexpr) -> tl.tensor:
-    """What `load` gave, as float32, exactly."""
+    """Convert the result of `load` to float32, exactly."""
     if ELEMENT == tl.bfloat16:
         return (stored.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     else:
@@ -47,17 +47,17 @@ def widen(stored: tl.tensor, ELEMENT: tl.constexpr) -> tl.tensor:
 
 @triton.jit
 def bf16_bits(values: tl.tensor) -> tl.tensor:
-    """The uint16 patterns of the bf16 numbers nearest to float32 `values`."""
+    """The uint16 bits of the bf16 numbers nearest to float32 `values`."""
     bits = values.to(tl.uint32, bitcast=True)
-    # Adding 0x7fff, and one more where the kept part is odd, carries into the kept part exactly when nearest-even
-    # rounds up.
+    # Adding 0x7fff, and one more if the kept half is odd, carries into the kept half exactly when nearest-even rounds
+    # up.
     rounded = (bits + (((bits >> 16) & 1) + 0x7FFF)) >> 16
     return tl.where(values == values, rounded, 0x7FC0).to(tl.uint16)
 
 
 @triton.jit
 def round_to(values: tl.tensor, ELEMENT: tl.constexpr) -> tl.tensor:
-    """float32 `values` rounded once to ELEMENT, as float32."""
+    """Round float32 `values` once to ELEMENT, as float32."""
     if ELEMENT == tl.bfloat16:
         return widen(bf16_bits(values), ELEMENT)
     else:
@@ -73,7 +73,7 @@ def store_rounded(
     ELEMENT: tl.constexpr,
     ALIGNED: tl.constexpr,
 ) -> None:
-    """Store float32 `values` rounded once to ELEMENT. Arguments as of `load`."""
+    """Store float32 `values` rounded once to ELEMENT. Arguments as in `load`."""
     if ELEMENT == tl.bfloat16:
         p_bits = pointer.to(tl.pointer_type(tl.uint16))
         if ALIGNED:

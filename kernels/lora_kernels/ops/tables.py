@@ -1,9 +1,8 @@
-"""The tables by which one launch works on many matrices of different shapes: jobs, adapters, programs.
+"""Tables for one launch on many matrices of different shapes: jobs, adapters, programs.
 
-A launch has one element type for all W, one for all outputs and one for all factors; everything else is data. Addresses
-and strides are 64 bits wide, so that matrices past 2^31 elements and any strides work. A matrix that lies column by
-column is transposed first, (W + B A)^T = W^T + A^T B^T: kernels run along rows that are contiguous wherever some
-dimension is.
+A launch has one dtype for all W, one for all outputs and one for all factors; everything else is data. Addresses and
+strides are 64 bits wide, so that matrices of more than 2^31 elements and any strides work. A column-major matrix is
+transposed first, (W + B A)^T = W^T + A^T B^T: rows in kernels are contiguous if any dimension is.
 """
 
 from __future__ import annotations
@@ -17,25 +16,33 @@ from torch import Tensor
 
 from lora_kernels.ops.low_rank import LowRank
 
-# Fields of a job, int64; addresses in bytes, strides and sizes in elements. start: the first program that works on it.
-# first, count: its adapters. Element (row, column) of it is number row * e_row + column * e_column of the caller's W.
+# Fields of a job, int64; addresses in bytes, strides and sizes in elements. start: its first program. first, count: its
+# adapters. Element (row, column) has the number row * e_row + column * e_column in the caller's W.
 FIELDS: Final = (
     "w", "out", "rows", "columns", "w_row", "w_column", "out_row", "out_column",
     "start", "first", "count", "e_row", "e_column",
 )  # fmt: skip
 E_COLUMN: Final = FIELDS.index("e_column")
-# What aligned addresses, strides, numbers of columns and ranks are multiples of; kernels state them as hints.
+# Aligned addresses, strides, numbers of columns and ranks are multiples of these; kernels pass them as hints.
 ALIGNED_BYTES: Final = 16
 ALIGNED_ELEMENTS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """jobs int64 (n, len(FIELDS)); factors int64 (adapters, 3), addresses of B and A and the rank; scales float32
-    (adapters,); owners int32 (programs,), the job of each. aligned: the elements of every row of every matrix are
-    neighbours, and addresses, strides and numbers of columns are multiples that 16-byte accesses need.
-    numbered_along_rows: no matrix was transposed. tile_counts: per job. keep: owners of the memory that the addresses
-    point to."""
+    """Arguments of a launch.
+
+    Args:
+        jobs: int64 (n, len(FIELDS)).
+        factors: int64 (adapters, 3), addresses of B and A, and the rank.
+        scales: float32 (adapters,).
+        owners: int32 (programs,), the job of each program.
+        aligned: rows of all matrices are contiguous, and addresses, strides and numbers of columns allow 16-byte
+            accesses.
+        numbered_along_rows: no matrix was transposed.
+        tile_counts: number of tiles of each job.
+        keep: tensors that own the memory of the addresses.
+    """
 
     jobs: Tensor
     factors: Tensor
@@ -61,10 +68,16 @@ def build(
     transpose: bool = True,
     device: torch.device | None = None,
 ) -> Tables:
-    """matrices: (W, output) of each job, all of one element type each and on one device; the same tensor twice to work
-    in place. adapters: of each job. rows, columns: size of a tile. transpose: False where a kernel must see
-    rows as rows. device: None for that of the first matrix; to be given where one is a meta tensor, a shape of which
-    the kernel gets the memory as an argument of its own."""
+    """Build the tables of a launch.
+
+    Args:
+        matrices: (W, output) of each job, with one dtype each and on one device; the same tensor twice for in-place.
+        adapters: of each job.
+        rows, columns: size of a tile.
+        transpose: False if a kernel must not transpose matrices.
+        device: None for that of the first matrix; required if that is a meta tensor, whose memory the kernel gets as a
+            separate argument.
+    """
     device = matrices[0][0].device if device is None else device
     dtypes = {factor.dtype for group in adapters for adapter in group for factor in (adapter.a, adapter.b)}
     factor_dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
@@ -85,12 +98,12 @@ def build(
         keep += (w, out)
         for adapter in present:
             b, a = (adapter.a.T, adapter.b.T) if swap else (adapter.b, adapter.a)
-            b, a = _plain(b, factor_dtype, dim=1), _plain(a, factor_dtype, dim=0)
+            b, a = _row_major(b, factor_dtype, dim=1), _row_major(a, factor_dtype, dim=0)
             factors.append([b.data_ptr(), a.data_ptr(), a.shape[0]])
             scales.append(adapter.scale)
             keep += (b, a)
         counts.append(-(-w.shape[0] // rows) * -(-w.shape[1] // columns))
-    # One copy for all of them: on small tensors the copies took longer than the kernels.
+    # One copy for all tables: for small tensors separate copies took longer than the kernels.
     parts = [torch.tensor(part, dtype=torch.int64).reshape(-1) for part in (jobs, factors, counts)]
     parts.append(_as_words(scales))
     on_device = torch.split(upload(torch.cat(parts), torch.int64, device), [len(part) for part in parts])
@@ -108,26 +121,26 @@ def build(
 
 
 def _as_words(scales: Sequence[float]) -> Tensor:
-    """float32 numbers, two to an int64, the last filled up with a zero."""
+    """float32 numbers, two per int64, the last padded with zero."""
     return torch.tensor([*scales, *[0.0] * (len(scales) % 2)], dtype=torch.float32).view(torch.int64)
 
 
 def _owners(on_device: Tensor, counts: Sequence[int]) -> Tensor:
-    """The job of each program, int32. on_device, counts: programs of each job."""
+    """The job of each program, int32. on_device, counts: number of programs of each job."""
     if len(counts) == 1:
         return torch.zeros(counts[0], dtype=torch.int32, device=on_device.device)
     return torch.repeat_interleave(on_device, output_size=sum(counts)).int()
 
 
 def upload(values: Sequence[object] | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A tensor of the values on the device. A GPU gets it from pinned memory, so that neither waits for the other."""
+    """Copy values to the device, from pinned memory for a GPU, so that the host does not wait for it."""
     host = torch.as_tensor(values, dtype=dtype)
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
-def _plain(factor: Tensor, dtype: torch.dtype, *, dim: int) -> Tensor:
-    """A factor row by row, aligned, its rank (dimension `dim`) filled up with zeros to a multiple that wide loads need.
-    A copy, where one is made, is of the factor alone, a few thousandths of W."""
+def _row_major(factor: Tensor, dtype: torch.dtype, *, dim: int) -> Tensor:
+    """A factor in row-major order, aligned, its rank (dimension `dim`) padded with zeros to a multiple for wide loads.
+    Copies at most the factor, a few thousandths of W."""
     missing = -factor.shape[dim] % ALIGNED_ELEMENTS
     if missing:
         shape = list(factor.shape)

@@ -1,7 +1,7 @@
-"""How kernels are judged: two numbers against float64, never looser than plain torch, and traps around the outputs.
+"""Checks of kernels: two error measures against float64, bounded by those of plain torch, and guards around outputs.
 
-A kernel's output is compared with the same computation in float64. The bound is what plain torch reaches on the same
-inputs in the same types, times a small stated factor, so that no tolerance is guessed.
+A kernel's output is compared with the same computation in float64. The bound is the error of plain torch on the same
+inputs with the same dtypes, times a small stated factor, so that no tolerance is guessed.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from typing import Final, NamedTuple
 
 import torch
 
-# The bytes of outputs, and of what surrounds them, before a kernel runs: a NaN in every type, and one that no rounding
-# gives.
+# The bytes of outputs and guards before a kernel runs: NaN in every dtype, with bits that no rounding produces.
 SENTINEL: Final = 0xFF
 GUARD: Final = 64
 
@@ -24,7 +23,8 @@ class Distance(NamedTuple):
 
 
 def distance(got: torch.Tensor, exact: torch.Tensor) -> Distance:
-    """exact: float64, of got's shape. Elements that are not finite must be equal, NaN to NaN, and are then left out."""
+    """The distance of `got` from `exact`, float64 of the same shape. Elements that are not finite must be equal (NaN to
+    NaN), and are then ignored."""
     assert got.shape == exact.shape, (got.shape, exact.shape)
     got, exact = got.detach().to(exact.device).double(), exact.detach()
     lost = ~exact.isfinite()
@@ -44,8 +44,8 @@ def distance(got: torch.Tensor, exact: torch.Tensor) -> Distance:
 def assert_close(
     got: torch.Tensor, exact: torch.Tensor, *, as_torch: torch.Tensor, factor: float = 1.0, tiny: float = 2.0**-24
 ) -> None:
-    """got: of the kernel. exact: in float64. as_torch: of plain torch at the kernel's types. The kernel's distances may
-    be `factor` times those of torch, plus `tiny`, one rounding of float32."""
+    """Raise AssertionError unless the kernel's distances are at most `factor` times those of torch, plus `tiny`, one
+    float32 rounding. got: of the kernel. exact: in float64. as_torch: of plain torch with the kernel's dtypes."""
     ours, theirs = distance(got, exact), distance(as_torch, exact)
     limits = Distance(*(factor * bound + tiny for bound in theirs))
     if ours.largest > limits.largest or ours.rms > limits.rms:
@@ -54,14 +54,14 @@ def assert_close(
             tuple(int(part) for part in torch.unravel_index(index, exact.shape))
             for index in error.topk(min(5, error.numel())).indices
         ]
-        raise AssertionError(f"{ours} is beyond {limits}, {factor} times torch's {theirs}; worst elements at {worst}")
+        raise AssertionError(f"{ours} exceeds {limits}, {factor} times torch's {theirs}; worst elements at {worst}")
 
 
 class Guarded:
-    """An output inside a larger storage full of sentinels.
+    """An output within a larger storage that is filled with sentinels.
 
-    tensor: (rows, columns), to be written, poisoned with sentinels too, so that an element that is forgotten shows.
-    padding: columns between its rows, which must stay as they are, like the guards before and behind it.
+    tensor: the output (rows, columns), also filled with sentinels, to detect elements that are not written. padding:
+    columns between its rows, which must not change, like the guards before and after it.
     """
 
     def __init__(
@@ -84,8 +84,8 @@ class Guarded:
         self._inside.as_strided((rows, columns), (width, 1), GUARD).fill_(True)
 
     def check(self) -> None:
-        """Raise AssertionError unless everything but the tensor still holds sentinels, and the tensor none."""
+        """Raise AssertionError if a sentinel outside the tensor changed, or one inside it did not."""
         per_element = self._bytes.view(len(self._inside), -1)
         untouched = (per_element == SENTINEL).all(1)
-        assert bool(untouched[~self._inside].all()), "written outside of the output"
+        assert bool(untouched[~self._inside].all()), "written outside the output"
         assert not bool(untouched[self._inside].any()), "elements of the output were not written"

@@ -1,7 +1,7 @@
-"""What kernels on tiles share: reading `tables.Tables`, and the update dW of a tile.
+"""Shared functions of kernels on tiles: reading `tables.Tables`, and the update dW of a tile.
 
-Names: i_ index, o_ offsets, m_ mask, p_ pointer, b_ block of values. Addresses travel as int64 and become pointers
-where they are used, so that one launch reads many tensors.
+Prefixes: i_ index, o_ offsets, m_ mask, p_ pointer, b_ block of values. Addresses are passed as int64 and converted to
+pointers on use, so that one launch reads many tensors.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ WIDTH = tl.constexpr(len(FIELDS))
 
 @triton.jit
 def job_of(jobs: tl.tensor, owners: tl.tensor, i_program: tl.tensor) -> tl.tensor:
-    """Where the fields of the program's job begin."""
+    """Pointer to the fields of the program's job."""
     return jobs + tl.load(owners + i_program).to(tl.int64) * WIDTH
 
 
 @triton.jit
 def place_of(job: tl.tensor, i_program: tl.tensor, BLOCK_COLUMNS: tl.constexpr) -> tl.tensor:
-    """Row and column of the program's tile among those of its matrix, int64. Columns go first."""
+    """Row and column of the program's tile in the grid of tiles of its matrix, int64. Columns vary fastest."""
     i_tile = i_program - tl.load(job + START)
     across = tl.cdiv(tl.load(job + COLUMNS), BLOCK_COLUMNS)
     return i_tile // across, i_tile % across
@@ -69,8 +69,8 @@ def offsets(
     COLUMN: tl.constexpr,
     ALIGNED: tl.constexpr,
 ) -> tl.tensor:
-    """Offsets of a tile's elements, int64 (rows, columns). ROW, COLUMN: the fields that hold the strides."""
-    # Hints hold only on what is computed in the same function: on an argument they are lost when it is inlined.
+    """Offsets of a tile's elements, int64 (rows, columns). ROW, COLUMN: the fields of the strides."""
+    # Hints work only for values computed in the same function: those of arguments are lost on inlining.
     row_stride = tl.load(job + ROW)
     if ALIGNED:
         return o_rows[:, None] * tl.multiple_of(row_stride, 8) + o_columns[None, :]
@@ -87,7 +87,7 @@ def load_tile(
     ELEMENT: tl.constexpr,
     ALIGNED: tl.constexpr,
 ) -> tl.tensor:
-    """The tile of W as it is stored; 0 where masked. `widen` it where it is used: until then it takes half the room."""
+    """The tile of W as stored; 0 if masked. Apply `widen` only on use: until then the tile takes half the registers."""
     return load(tl.load(job + W), offsets(job, o_rows, o_columns, W_ROW, W_COLUMN, ALIGNED), mask, ELEMENT, ALIGNED)
 
 
@@ -109,8 +109,8 @@ def adapter_delta(
 ) -> tl.tensor:
     """B @ A of one adapter on the tile, float32, without its scale, summed over slices of the rank in order.
 
-    NATIVE: multiply the stored elements on the matrix units (bf16 and fp16 products are exact in float32); False widens
-    them first, which the interpreter needs.
+    NATIVE: multiply the stored elements on the matrix units (bf16 and fp16 products are exact in float32); False to
+    widen them first, which the interpreter needs.
     """
     p_adapter = factors + 3 * i_adapter
     b_address = tl.load(p_adapter)

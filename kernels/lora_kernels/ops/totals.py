@@ -1,7 +1,7 @@
-"""What the programs of a launch found of their tiles, added up for each job on the device.
+"""Sum the per-tile results of a launch for each job, on the device.
 
-A model's merge has a million tiles: brought to the host and added up there, they took longer than the merge itself
-(`docs/kernels.md`).
+The merge of a model has a million tiles: copying their results to the host and summing them there took longer than the
+merge itself (`docs/kernels.md`).
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def totals_kernel(
     MAXIMUM: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """Program (job, field): partials (programs, FIELDS), float; starts int64 (jobs + 1,), the first program of each;
-    totals float64 (jobs, FIELDS). The order of the sums depends on the number of programs alone. MAXIMUM: the field of
-    which the largest is taken, of numbers that are not negative."""
+    """Program (job, field). partials: float (programs, FIELDS). starts: int64 (jobs + 1,), the first program of each
+    job. totals: float64 (jobs, FIELDS). The order of the sums depends only on the number of programs. MAXIMUM: the
+    field, without negative numbers, of which the maximum is taken."""
     i_job, i_field = tl.program_id(0), tl.program_id(1)
     end = tl.load(starts + i_job + 1)
     b_total = tl.zeros((BLOCK,), dtype=tl.float64)
@@ -42,7 +42,8 @@ def totals_kernel(
 
 
 def totals(partials: torch.Tensor, counts: Sequence[int], *, maximum: int) -> list[list[float]]:
-    """partials: (programs, fields), float32 or float64. counts: programs of each job. maximum: as MAXIMUM."""
+    """Sum partials (programs, fields), float32 or float64. counts: number of programs of each job. maximum: see
+    MAXIMUM."""
     fields = partials.shape[1]
     found = torch.zeros((len(counts), fields), dtype=torch.float64, device=partials.device)
     if counts:
@@ -56,7 +57,7 @@ def totals(partials: torch.Tensor, counts: Sequence[int], *, maximum: int) -> li
 
 
 def variants() -> list[aot.Variant]:
-    """Of a merge's numbers and of a tensor's."""
+    """Variants for the results of a merge and of tensor statistics."""
     return [
         aot.Variant(
             name=f"totals of {fields} fields, {element}",

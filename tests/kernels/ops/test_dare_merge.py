@@ -115,5 +115,5 @@ def test_adapters_of_rank_zero_keep_their_place(device):
 @pytest.mark.parametrize("keys", [[1], [1, 2**64], [-1, 2]])
 def test_keys_that_do_not_fit_are_refused(keys):
     adapters = whole((3, 3), (1, 1), device=torch.device("cpu"))
-    with pytest.raises(RegistryError, match="keys for 2 adapters; expected as many, of 64 bits"):
+    with pytest.raises(RegistryError, match="keys for 2 adapters; expected one 64-bit key each"):
         dare_merge(torch.zeros(3, 3), adapters, weights=[1, 1], density=0.5, keys=keys)

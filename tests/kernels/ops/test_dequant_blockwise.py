@@ -144,13 +144,13 @@ GOOD, INT8 = four_bit((4, 64), CPU), int8_rows((4, 6), CPU)
     ("weight", "sentence"),
     [
         (replace(GOOD, packed=GOOD.packed[:-1]), r"`packed` of W is \(127,\) torch.uint8 .* expected \(128,\)"),
-        (replace(GOOD, packed=GOOD.packed.repeat(2)[::2]), "do not follow each other|not contiguous"),
+        (replace(GOOD, packed=GOOD.packed.repeat(2)[::2]), "`packed` of W .*not contiguous"),
         (replace(GOOD, absmax=GOOD.absmax.float()), "`absmax` of W is .*float32 on .* expected .*uint8"),
         (replace(GOOD, nested=None), "`absmax` of W is .*uint8 on .* expected .*float32"),
         (replace(GOOD, values=GOOD.values[:8]), r"`values` of W is \(8,\)"),
-        (replace(GOOD, blocksize=48), "blocks of W are of 48; expected one of 32, 64"),
+        (replace(GOOD, blocksize=48), "blocksize of W is 48; expected one of 32, 64"),
         (replace(GOOD, shape=(4, 64, 1)), "expected a matrix"),
-        (replace(GOOD, nested=replace(GOOD.nested, blocksize=100)), "blocks of the absmax of W are of 100"),
+        (replace(GOOD, nested=replace(GOOD.nested, blocksize=100)), "blocksize of the absmax of W is 100"),
         (replace(GOOD, nested=replace(GOOD.nested, offset=torch.zeros(1))), r"`nested.offset` of W is \(1,\)"),
         (replace(GOOD, nested=replace(GOOD.nested, values=torch.zeros(16))), r"expected \(256,\)"),
         (Int8Rows(INT8.codes.short(), INT8.scb), "expected an int8 matrix"),
@@ -166,5 +166,5 @@ def test_parts_that_do_not_fit_are_refused_by_name(weight, sentence):
 def test_an_output_that_does_not_fit_is_refused():
     with pytest.raises(RegistryError, match=r"output of W is \(4, 5\)"):
         dequant_blockwise(GOOD, out=torch.empty(4, 5))
-    with pytest.raises(RegistryError, match=r"asked for as torch\.float64"):
+    with pytest.raises(RegistryError, match=r"requested as torch\.float64"):
         dequant_blockwise(GOOD, dtype=torch.float64)

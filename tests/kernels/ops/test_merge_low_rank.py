@@ -204,10 +204,10 @@ B, A = torch.zeros(4, 2), torch.zeros(2, 6)
     ("call", "sentence"),
     [
         (lambda: merge_low_rank(torch.zeros(4), []), r"W has the shape \(4,\); expected a matrix"),
-        (lambda: merge_low_rank(W.double(), []), "elements of type torch.float64; expected one of bfloat16"),
-        (lambda: merge_low_rank(W, [LowRank(B, A), LowRank(B, A.T)]), r"A \(6, 2\) of adapter 1 do not fit W \(4, 6\)"),
+        (lambda: merge_low_rank(W.double(), []), "the dtype torch.float64; expected one of bfloat16"),
+        (lambda: merge_low_rank(W, [LowRank(B, A), LowRank(B, A.T)]), r"A \(6, 2\) of adapter 1 do not match W \(4, 6\)"),
         (lambda: merge_low_rank(W, [LowRank(B.int(), A)]), "B of adapter 0 on W is .* torch.int32"),
-        (lambda: merge_low_rank(W, [], dtype=torch.int8), "asked for as torch.int8"),
+        (lambda: merge_low_rank(W, [], dtype=torch.int8), "requested as torch.int8"),
         (lambda: merge_low_rank(W, [], out=W.T), r"output of W is \(6, 4\)"),
         (lambda: merge_low_rank(W, [], out=W, dtype=BF16), "expected .* torch.bfloat16"),
         (lambda: merge_low_rank(W, [], out=torch.zeros(1).expand(4, 6)), "expanded view"),

@@ -106,5 +106,5 @@ def test_on_a_cpu_torch_merges():
 
 def test_factors_that_do_not_fit_are_refused():
     device = torch.device("cpu")
-    with pytest.raises(RegistryError, match=r"of adapter 0 do not fit W \(6, 5\)"):
+    with pytest.raises(RegistryError, match=r"of adapter 0 do not match W \(6, 5\)"):
         merge_quantized(four_bit((6, 5), device), loras((5, 6), (2,), device=device))

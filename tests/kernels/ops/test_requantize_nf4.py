@@ -168,7 +168,10 @@ NF4 = empty_nf4((4, 64), blocksize=64, nested=True, device=CPU)
     [
         (empty_nf4((4, 32), blocksize=64, nested=True, device=CPU), r"output is \(4, 32\) on cpu; expected \(4, 64\)"),
         (replace(NF4, absmax=NF4.absmax[:3]), r"`absmax` of the output is \(3,\)"),
-        (replace(NF4, nested=replace(NF4.nested, blocksize=512)), "in blocks of 512; expected 256"),
+        (
+            replace(NF4, nested=replace(NF4.nested, blocksize=512)),
+            "nested blocksize of the output is 512; expected 256",
+        ),
     ],
 )
 def test_outputs_that_do_not_fit_are_refused(out, sentence):
@@ -177,5 +180,5 @@ def test_outputs_that_do_not_fit_are_refused(out, sentence):
 
 
 def test_a_size_of_blocks_that_there_is_not_is_refused():
-    with pytest.raises(RegistryError, match="blocks of the output are of 100; expected one of 32, 64"):
+    with pytest.raises(RegistryError, match="blocksize of the output is 100; expected one of 32, 64"):
         requantize_nf4(torch.zeros(4, 64), blocksize=100)

@@ -101,5 +101,5 @@ def test_nothing_is_nothing():
 
 
 def test_other_types_are_refused_by_place():
-    with pytest.raises(RegistryError, match="Tensor 1 has elements of type"):
+    with pytest.raises(RegistryError, match="Tensor 1 has the dtype"):
         tensor_stats_grouped([torch.zeros(2), torch.zeros(2, dtype=torch.int8)])

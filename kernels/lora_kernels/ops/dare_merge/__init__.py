@@ -1,11 +1,11 @@
-"""W_new = round_once(float32(W) + DARE of the deltas): elements dropped at random, the others enlarged, then summed or
-elected, without a delta in memory.
+"""W_new = round_once(float32(W) + DARE of the deltas): elements are dropped at random, the others rescaled, then summed
+or elected, without a delta in memory.
 
-With D_n = scale_n * B_n A_n: each element of D_n stays with the probability `density`, divided by it; then the weighted
-sum (`dare_linear`) or the vote of `sparse` (`dare_ties`), as `dare_linear_svd` and `dare_ties_svd` of PEFT 0.21 do on
-dense deltas, without their last step back to a low rank (Yu et al., 2311.03099). Element e of W (o, i), row * i +
-column, stays in adapter n where `numeric.philox.keep_mask(keys[n], e, 1, density)` says so: the same on every device
-and in any order. The division is part of the weight, float32(weight / density): one rounding less.
+With D_n = scale_n * B_n A_n: each element of D_n is kept with probability `density` and divided by it; then follows the
+weighted sum (`dare_linear`) or the vote of `sparse` (`dare_ties`), as in `dare_linear_svd` and `dare_ties_svd` of PEFT
+0.21 on dense deltas, but without the final low-rank approximation (Yu et al., 2311.03099). Element e = row * i + column
+of W (o, i) is kept in adapter n if `numeric.philox.keep_mask(keys[n], e, 1, density)`: the same on every device and in
+any order. The division is part of the weight, float32(weight / density), which saves a rounding.
 """
 
 from __future__ import annotations
@@ -33,20 +33,26 @@ def dare_merge(
     dtype: torch.dtype | None = None,
     backend: Backend | None = None,
 ) -> torch.Tensor:
-    """w (o, i): bf16, fp16 or fp32, any strides. weights: of the adapters, any sign, apart from their scale. density:
-    in (0, 1]. keys: 64-bit, one per adapter, of `numeric.philox.stream_key(seed, name)`; equal keys drop equal
-    elements. majority_sign_method: None for `dare_linear`, else of `dare_ties`. out: W itself to merge in place; None
-    to allocate it, laid out as W is. dtype: None for that of `out`, or of W. backend: None to go by W's device.
+    """Merge adapters by DARE.
 
-    Raises RegistryError `invalid-request` for what does not fit, `unsupported` where Triton was asked for and cannot
-    run.
+    Raises RegistryError `invalid-request` for invalid arguments, `unsupported` if Triton is requested and cannot run.
+
+    Args:
+        w: (o, i), bf16, fp16 or fp32, any strides.
+        weights: of the adapters, any sign, in addition to their scale.
+        density: in (0, 1].
+        keys: 64-bit, one per adapter, from `numeric.philox.stream_key(seed, name)`; equal keys drop equal elements.
+        majority_sign_method: of `dare_ties`; None for `dare_linear`.
+        out: W itself to merge in place; None to allocate it in the layout of W.
+        dtype: of the output; None for that of `out`, or of W.
+        backend: None to choose it by W's device.
     """
     check_weight(w)
     check_output(w, out, dtype)
     check_adapters(w, adapters)
     check_recipe(adapters, weights, density, majority_sign_method)
     if len(keys) != len(adapters) or not all(0 <= key < 2**64 for key in keys):
-        raise refused(f"There are {len(keys)} keys for {len(adapters)} adapters; expected as many, of 64 bits.")
+        raise refused(f"There are {len(keys)} keys for {len(adapters)} adapters; expected one 64-bit key each.")
     out = torch.empty_like(w, dtype=dtype) if out is None else out
     if choose(w.device, backend) == "triton":
         from lora_kernels.ops.dare_merge import kernel

@@ -23,7 +23,7 @@ def merge(
     method: MajoritySign | None,
     compute: torch.dtype = torch.float32,
 ) -> None:
-    """Checked arguments; `out` is written. compute: the type of all products and sums."""
+    """Merge checked arguments into `out`. compute: dtype of all products and sums."""
     before = w.to(compute)
     deltas = [
         torch.where(_mask(w, key, density), delta_sum(w, [adapter], compute), 0)

@@ -23,7 +23,7 @@ def merge(
     keys: Sequence[int],
     method: MajoritySign | None,
 ) -> None:
-    """Checked arguments; `out` is written."""
+    """Merge checked arguments into `out`."""
     present = [index for index, adapter in enumerate(adapters) if adapter.rank]
     sparse.merge(
         w,

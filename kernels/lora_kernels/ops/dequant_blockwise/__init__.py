@@ -1,7 +1,7 @@
-"""W = round_once(what a quantized weight stands for): NF4, FP4 and int8 of bitsandbytes to bf16, fp16 or float32.
+"""W = round_once(dequantized weight): NF4, FP4 and int8 of bitsandbytes to bf16, fp16 or float32.
 
-float32 products, as in bitsandbytes 0.50.2, then one rounding: the bits that it gives on a CPU, but for its own fault
-with AVX-512, where a block that straddles rows takes the next row's absmax too early.
+float32 products, as in bitsandbytes 0.50.2, then one rounding: bitwise equal to its results on a CPU, except for its
+bug with AVX-512, which uses the next row's absmax too early in blocks that straddle rows.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ def dequant_blockwise(
     dtype: torch.dtype | None = None,
     backend: Backend | None = None,
 ) -> torch.Tensor:
-    """out: (o, i), bf16, fp16 or fp32, any strides; None to allocate it row by row. dtype: None for that of `out`, or
-    bf16. backend: None to go by the weight's device.
+    """Dequantize a weight.
 
-    Raises RegistryError `invalid-request` for parts, shapes, types and devices that do not fit, `unsupported` where
-    Triton was asked for and cannot run.
+    out: (o, i), bf16, fp16 or fp32, any strides; None to allocate it in row-major order. dtype: None for that of `out`,
+    or bf16. backend: None to choose it by the weight's device. Raises RegistryError `invalid-request` for parts,
+    shapes, dtypes and devices that do not match, `unsupported` if Triton is requested and cannot run.
     """
     check_quantized(weight)
     check_output(weight, out, dtype)

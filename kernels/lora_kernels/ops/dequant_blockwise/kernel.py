@@ -1,4 +1,4 @@
-"""Dequantizing as one Triton kernel: a program per tile of the matrix."""
+"""Dequantization as one Triton kernel, with one program per tile of the matrix."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def dequant_blockwise_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ) -> None:
-    """packed ... offset: as of `load_weight`. jobs, owners: `tables.Tables` of one job."""
+    """packed ... offset: see `load_weight`. jobs, owners: `tables.Tables` of one job."""
     i_program = tl.program_id(0)
     job = job_of(jobs, owners, i_program)
     o_rows, o_columns, rows, columns = tile_of(job, i_program, BLOCK_ROWS, BLOCK_COLUMNS, ALIGNED)
@@ -49,7 +49,7 @@ def dequant_blockwise_kernel(
 
 
 def dequantize(weight: Quantized, out: torch.Tensor, *, config: LaunchConfig = DEQUANTIZE) -> None:
-    """Checked arguments; `out` is written."""
+    """Dequantize a checked weight into `out`."""
     table = tables.build(
         [(like(weight), out)], [()],
         rows=config.rows, columns=config.columns, transpose=False, device=weight.device,
@@ -66,7 +66,7 @@ def dequantize(weight: Quantized, out: torch.Tensor, *, config: LaunchConfig = D
 
 
 def variants() -> list[aot.Variant]:
-    """Each scheme, with double quantization and without, each layout."""
+    """All schemes and layouts, with and without double quantization."""
     return [
         aot.Variant(
             name=f"dequant_blockwise {'int8' if which is INT8 else '4-bit'}{', nested' if nested else ''} to "

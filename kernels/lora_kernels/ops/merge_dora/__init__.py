@@ -1,8 +1,8 @@
 """W_new = round_once(m / norm_row(V) * V), V = float32(W) + scale * B A: a DoRA adapter merged in two passes over W.
 
-The norm is that of a row of V, over the input features, of the W that is passed (Liu et al., "DoRA: Weight-Decomposed
-Low-Rank Adaptation", 2402.09353, and PEFT). Products and sums in float32; the squares of a row, the root and the
-quotient with m in float64, as they are a few per row. Neither pass keeps V: both multiply it anew.
+The norm is that of a row of V, over the input features, for the given W (Liu et al., "DoRA: Weight-Decomposed Low-Rank
+Adaptation", 2402.09353, and PEFT). Products and sums are float32; the sum over tiles of a row, the root and the
+quotient are float64, as there are few per row. Both passes compute V again instead of storing it.
 """
 
 from __future__ import annotations
@@ -26,12 +26,15 @@ def merge_dora(
 ) -> torch.Tensor:
     """Merge one adapter.
 
-    w (o, i): bf16, fp16 or fp32, any strides; best row by row. magnitude m (o,): bf16, fp16 or fp32. out: W itself to
-    merge in place; None to allocate it, laid out as W is. dtype: None for that of `out`, or of W. backend: None to go
-    by W's device.
+    A row of V that is zero becomes NaN, as in PEFT. Raises RegistryError `invalid-request` for shapes, dtypes and
+    devices that do not match, `unsupported` if Triton is requested and cannot run.
 
-    A row of V that is zero has no direction: it becomes NaN, as in PEFT. Raises RegistryError `invalid-request` for
-    shapes, types and devices that do not fit, `unsupported` where Triton was asked for and cannot run.
+    Args:
+        w: (o, i), bf16, fp16 or fp32, any strides; row-major is fastest.
+        magnitude: m (o,), bf16, fp16 or fp32.
+        out: W itself to merge in place; None to allocate it in the layout of W.
+        dtype: of the output; None for that of `out`, or of W.
+        backend: None to choose it by W's device.
     """
     check_weight(w)
     check_output(w, out, dtype)

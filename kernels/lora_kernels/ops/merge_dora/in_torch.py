@@ -15,7 +15,7 @@ def merge(
     *,
     compute: torch.dtype = torch.float32,
 ) -> None:
-    """Checked arguments; `out` is written. compute: the type of all products and sums."""
+    """Merge checked arguments into `out`. compute: dtype of all products and sums."""
     v = w.to(compute) + delta_sum(w, [adapter], compute)
     norm = torch.linalg.vector_norm(v, dim=1)
     out.copy_((magnitude.to(compute) / norm)[:, None] * v)

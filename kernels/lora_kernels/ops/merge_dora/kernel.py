@@ -1,4 +1,4 @@
-"""The merge of a DoRA adapter as two Triton kernels: squares of the rows, tile by tile, then the rows scaled."""
+"""The merge of a DoRA adapter as two Triton kernels: sums of squares of rows, tile by tile, then scaling of rows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def row_squares_kernel(
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_RANK: tl.constexpr,
 ) -> None:
-    """squares: float32 (tiles in a row, rows), the sum of V^2 over a row's part in each tile."""
+    """squares: float32 (tiles per row, rows), the sum of V^2 over the part of a row in each tile."""
     i_program = tl.program_id(0)
     job = job_of(jobs, owners, i_program)
     o_rows, o_columns, rows, columns = tile_of(job, i_program, BLOCK_ROWS, BLOCK_COLUMNS, ALIGNED)
@@ -61,7 +61,7 @@ def scale_rows_kernel(
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_RANK: tl.constexpr,
 ) -> None:
-    """row_scales: float32 (rows,), what each row of V is multiplied by."""
+    """row_scales: float32 (rows,), the factor of each row of V."""
     i_program = tl.program_id(0)
     job = job_of(jobs, owners, i_program)
     o_rows, o_columns, rows, columns = tile_of(job, i_program, BLOCK_ROWS, BLOCK_COLUMNS, ALIGNED)
@@ -81,7 +81,7 @@ def scale_rows_kernel(
 def merge(
     w: torch.Tensor, adapter: LowRank, magnitude: torch.Tensor, out: torch.Tensor, *, config: LaunchConfig = MERGE_DORA
 ) -> None:
-    """Checked arguments; `out` is written."""
+    """Merge checked arguments into `out`."""
     table = tables.build([(w, out)], [[adapter]], rows=config.rows, columns=config.columns, transpose=False)
     if not table.programs:
         return
@@ -97,7 +97,7 @@ def merge(
 
 
 def variants() -> list[aot.Variant]:
-    """Both passes, for each element type of W and of the factors and each layout."""
+    """Both passes, for all dtypes of W, dtypes of the factors and layouts."""
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
     variants = []
     for w, factor, aligned in ((bf16, bf16, True), (bf16, fp32, False), (fp16, fp16, True), (fp32, fp32, True)):

@@ -1,7 +1,7 @@
 """W_new = round_once(float32(W) + sum_i scale_i * B_i A_i): low-rank updates merged in one read and one write of W.
 
-Products and sums in float32: each adapter's B A first, then its scale, then the sum over adapters in the order given,
-then W, then one rounding (to nearest, ties to even) to the output's type. No intermediate is smaller than float32.
+Products and sums are float32: each adapter's B A, its scale, the sum over adapters in the given order, the sum with W,
+then one rounding (to nearest, ties to even) to the output's dtype.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["MergeJob", "MergeStats", "Merged", "merge_low_rank", "merge_low_rank
 
 @dataclass(frozen=True, slots=True)
 class MergeJob:
-    """One matrix of a grouped merge. name: for errors. The rest as of `merge_low_rank`."""
+    """One matrix of a grouped merge. name: for errors. For the rest see `merge_low_rank`."""
 
     w: torch.Tensor
     adapters: Sequence[LowRank]
@@ -30,7 +30,7 @@ class MergeJob:
 
 
 class Merged(NamedTuple):
-    """weight (o, i), of the output's type. stats: None unless asked for."""
+    """weight: (o, i), of the output's dtype. stats: None unless requested."""
 
     weight: torch.Tensor
     stats: MergeStats | None
@@ -47,10 +47,15 @@ def merge_low_rank(
 ) -> Merged:
     """Merge any number of adapters, of any ranks, into one matrix.
 
-    w (o, i): bf16, fp16 or fp32, any strides. out: written to and returned, W itself to merge in place; None to
-    allocate it, laid out as W is. dtype: of the output; None for that of `out`, or of W. backend: None to go by W's
-    device. Raises RegistryError `invalid-request` for shapes, types and devices that do not fit, `unsupported` where
-    Triton was asked for and cannot run.
+    Raises RegistryError `invalid-request` for shapes, dtypes and devices that do not match, `unsupported` if Triton is
+    requested and cannot run.
+
+    Args:
+        w: (o, i), bf16, fp16 or fp32, any strides.
+        out: W itself to merge in place; None to allocate it in the layout of W.
+        dtype: of the output; None for that of `out`, or of W.
+        stats: return statistics of the update and its rounding.
+        backend: None to choose it by W's device.
     """
     return merge_low_rank_grouped([MergeJob(w, adapters, out)], dtype=dtype, stats=stats, backend=backend)[0]
 
@@ -62,9 +67,9 @@ def merge_low_rank_grouped(
     stats: bool = False,
     backend: Backend | None = None,
 ) -> list[Merged]:
-    """Merge into many matrices at once: one launch for all that share their element types. Results in the jobs' order.
+    """Merge into many matrices, with one launch for all of the same dtypes. Results are in the order of the jobs.
 
-    The jobs' outputs may not overlap. Raises as `merge_low_rank`, before anything is written.
+    Outputs must not overlap. Raises as `merge_low_rank`, before anything is written.
     """
     for job in jobs:
         check_weight(job.w, name=job.name)
@@ -72,7 +77,7 @@ def merge_low_rank_grouped(
         check_adapters(job.w, job.adapters, name=job.name)
     outs = [torch.empty_like(job.w, dtype=dtype) if job.out is None else job.out for job in jobs]
     results: list[Merged | None] = [None] * len(jobs)
-    for indices in _alike(jobs, outs):
+    for indices in _launch_groups(jobs, outs):
         chosen = [jobs[index] for index in indices]
         merge = _implementation(choose(chosen[0].w.device, backend))
         merged = merge([(job.w, job.adapters, outs[i]) for i, job in zip(indices, chosen, strict=True)], stats=stats)
@@ -91,8 +96,8 @@ def _implementation(backend: Backend) -> Callable[..., list[MergeStats | None]]:
     return reference.merge
 
 
-def _alike(jobs: Sequence[MergeJob], outs: Sequence[torch.Tensor]) -> list[list[int]]:
-    """Indices of the jobs that one launch can do, in order of their first."""
+def _launch_groups(jobs: Sequence[MergeJob], outs: Sequence[torch.Tensor]) -> list[list[int]]:
+    """Groups of indices of the jobs that can share a launch."""
     groups: dict[object, list[int]] = {}
     for index, (job, out) in enumerate(zip(jobs, outs, strict=True)):
         factors = {factor.dtype for adapter in job.adapters for factor in (adapter.a, adapter.b)}

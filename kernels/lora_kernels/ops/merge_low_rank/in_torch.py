@@ -1,4 +1,4 @@
-"""The merge in plain torch: what the kernel must equal, and what runs where there is no GPU."""
+"""The reference implementation of the merge in torch, which also runs without a GPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Item = tuple[torch.Tensor, Sequence[LowRank], torch.Tensor]
 
 
 def merge(items: Sequence[Item], *, stats: bool, compute: torch.dtype = torch.float32) -> list[MergeStats | None]:
-    """items: (W, adapters, output), checked; outputs are written. compute: the type of products and sums."""
+    """Merge checked items (W, adapters, output) into their outputs. compute: dtype of products and sums."""
     return [_merge(w, adapters, out, stats=stats, compute=compute) for w, adapters, out in items]
 
 

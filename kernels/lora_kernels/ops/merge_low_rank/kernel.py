@@ -1,4 +1,4 @@
-"""The merge as one Triton kernel: a program per tile of some matrix of the launch."""
+"""The merge as one Triton kernel, with one program per tile of all matrices of the launch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def merge_low_rank_kernel(
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_RANK: tl.constexpr,
 ) -> None:
-    """partials: as of `store_partials`; touched only with STATS. The rest: `tables.Tables` and `tiles`."""
+    """partials: see `store_partials`; used only with STATS. For the rest see `tables.Tables` and `tiles`."""
     i_program = tl.program_id(0)
     job = job_of(jobs, owners, i_program)
     o_rows, o_columns, rows, columns = tile_of(job, i_program, BLOCK_ROWS, BLOCK_COLUMNS, ALIGNED)
@@ -57,7 +57,7 @@ def merge_low_rank_kernel(
 
 
 def merge(items: Sequence[Item], *, stats: bool, config: LaunchConfig = MERGE_LOW_RANK) -> list[MergeStats | None]:
-    """items: (W, adapters, output), checked, of one type of W and one of output; outputs are written."""
+    """Merge checked items (W, adapters, output), with one dtype of W and one of outputs, into their outputs."""
     table = tables.build(
         [(w, out) for w, _, out in items], [group for _, group, _ in items], rows=config.rows, columns=config.columns
     )
@@ -74,8 +74,8 @@ def merge(items: Sequence[Item], *, stats: bool, config: LaunchConfig = MERGE_LO
 
 
 def variants() -> list[aot.Variant]:
-    """The ways to compile the kernel that tests look at: each element type of W, of the output and of the factors, each
-    layout, with and without statistics."""
+    """Variants for tests: all dtypes of W, of the output and of the factors, all layouts, with and without
+    statistics."""
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
     return [
         _variant(w, out, factor, aligned=aligned, stats=stats)

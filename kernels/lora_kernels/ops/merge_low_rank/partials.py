@@ -1,4 +1,4 @@
-"""`MergeStats` from a merge's kernel: sums over each tile, added up in order afterwards."""
+"""`MergeStats` of a merge kernel: sums over each tile, which are then added in order."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def store_partials(
     m_tile: tl.tensor,
     OUTPUT: tl.constexpr,
 ) -> None:
-    """partials: float32 (programs, 5). b_out: W + dW before it is rounded to OUTPUT; all blocks float32."""
+    """partials: float32 (programs, 5). b_out: W + dW before rounding to OUTPUT; all blocks are float32."""
     b_rounded = round_to(b_out, OUTPUT)
-    # Outside the matrix all is 0; or NaN, 0 * infinity, but then the sums inside are not finite either.
+    # Outside the matrix all is 0, or NaN from 0 * infinity, but then the sums inside are not finite either.
     b_realised = b_rounded - b_w
     b_size = tl.where(b_delta == b_delta, tl.abs(b_delta), float("inf"))
     b_lost = m_tile & ~(tl.abs(b_rounded) < float("inf"))
@@ -43,7 +43,7 @@ def store_partials(
 
 
 def sums(partials: torch.Tensor, counts: Sequence[int]) -> list[MergeStats | None]:
-    """Sums over each job's tiles, in float64. counts: tiles of each job."""
+    """Sums over each job's tiles, in float64. counts: number of tiles of each job."""
     return [
         MergeStats(sums=UpdateSums(*found[:3]), max_delta=found[MAX_DELTA], non_finite=int(found[4]))
         for found in totals(partials, counts, maximum=MAX_DELTA)

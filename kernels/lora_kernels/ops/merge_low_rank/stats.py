@@ -1,4 +1,4 @@
-"""What became of an update, as the merge's kernel and its twin report it."""
+"""Statistics of an update and its rounding, shared by the merge kernel and its reference implementation."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from lora_kernels.numeric.sums import UpdateSums
 
 
 class MergeStats(NamedTuple):
-    """sums: over the elements of one matrix. max_delta: largest absolute element of dW, a NaN counted as infinity.
-    non_finite: how many elements of the result are NaN or infinite."""
+    """sums: over the elements of one matrix. max_delta: largest absolute element of dW; NaN counts as infinity.
+    non_finite: number of elements of the result that are NaN or infinite."""
 
     sums: UpdateSums
     max_delta: float

@@ -1,7 +1,7 @@
 """W_new = round_once(dequantized W + sum_i scale_i * B_i A_i): dequantizing and merging in one read of the codes and
 one write of W.
 
-The dequantized W stays in float32, not rounded to the type that the model computes in; else as `merge_low_rank`.
+The dequantized W is float32, not rounded to the model's compute dtype; otherwise as `merge_low_rank`.
 """
 
 from __future__ import annotations
@@ -29,11 +29,14 @@ def merge_quantized(
 ) -> Merged:
     """Merge any number of adapters, of any ranks, into one quantized matrix (o, i).
 
-    out: bf16, fp16 or fp32, any strides; None to allocate it row by row. dtype: None for that of `out`, or bf16. stats:
-    what the rounding leaves of the update. backend: None to go by the weight's device.
+    Raises RegistryError `invalid-request` for parts, shapes, dtypes and devices that do not match, `unsupported` if
+    Triton is requested and cannot run.
 
-    Raises RegistryError `invalid-request` for parts, shapes, types and devices that do not fit, `unsupported` where
-    Triton was asked for and cannot run.
+    Args:
+        out: bf16, fp16 or fp32, any strides; None to allocate it in row-major order.
+        dtype: of the output; None for that of `out`, or bf16.
+        stats: return statistics of the update and its rounding.
+        backend: None to choose it by the weight's device.
     """
     check_quantized(weight)
     check_output(weight, out, dtype)

@@ -1,4 +1,4 @@
-"""The merge into a quantized weight in plain torch: dequantized whole, then merged."""
+"""The merge into a quantized weight in plain torch: dequantize all of it, then merge."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ def merge(
     stats: bool,
     compute: torch.dtype = torch.float32,
 ) -> MergeStats | None:
-    """Checked arguments; `out` is written. compute: the type of all products and sums."""
+    """Merge checked arguments into `out`. compute: dtype of all products and sums."""
     w = dequantize(weight, compute)
     return merge_low_rank.merge([(w, adapters, out)], stats=stats, compute=compute)[0]

@@ -1,4 +1,4 @@
-"""Dequantizing and merging as one Triton kernel: a program per tile of the matrix."""
+"""Dequantizing and merging as one Triton kernel, with one program per tile of the matrix."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def merge_quantized_kernel(
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_RANK: tl.constexpr,
 ) -> None:
-    """partials: as of `store_partials`; touched only with STATS. packed ... offset: as of `load_weight`. The rest:
-    `tables.Tables` of one job, and `tiles`."""
+    """partials: see `store_partials`; used only with STATS. packed ... offset: see `load_weight`. For the rest see
+    `tables.Tables`, of one job, and `tiles`."""
     i_program = tl.program_id(0)
     job = job_of(jobs, owners, i_program)
     o_rows, o_columns, rows, columns = tile_of(job, i_program, BLOCK_ROWS, BLOCK_COLUMNS, ALIGNED)
@@ -77,7 +77,7 @@ def merge(
     stats: bool,
     config: LaunchConfig = MERGE_QUANTIZED,
 ) -> MergeStats | None:
-    """Checked arguments; `out` is written."""
+    """Merge checked arguments into `out`."""
     table = tables.build(
         [(like(weight), out)], [adapters],
         rows=config.rows, columns=config.columns, transpose=False, device=weight.device,
@@ -96,7 +96,7 @@ def merge(
 
 
 def variants() -> list[aot.Variant]:
-    """Each scheme, with double quantization and without, each layout, with and without statistics."""
+    """All schemes and layouts, with and without double quantization and statistics."""
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
     return [
         aot.Variant(

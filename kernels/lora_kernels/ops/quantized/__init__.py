@@ -1,7 +1,7 @@
-"""What the operations on quantized weights share: the weights as bitsandbytes 0.50.2 holds them, and their checks.
+"""Quantized weights in the formats of bitsandbytes 0.50.2 as arguments of operations, and their checks.
 
-NF4 and FP4 in blocks of a tensor's elements, with double quantization or without, and LLM.int8 by rows. What the bytes
-mean is told in `lora_kernels.quantized`, whose numpy these operations equal bit for bit.
+NF4 and FP4 in blocks of a tensor's elements, with or without double quantization, and LLM.int8 by row. The formats are
+defined in `lora_kernels.quantized`, to whose numpy results these operations are bitwise equal.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class Nested:
 
 @dataclass(frozen=True, slots=True)
 class FourBit:
-    """A matrix in 4-bit codes: element = values[code] * absmax of its block, in float32.
+    """A matrix of 4-bit codes: element = values[code] * absmax of its block, in float32.
 
-    packed: uint8, contiguous, two codes a byte, the first in the high nibble. absmax: one per `blocksize` elements,
-    which may straddle rows; float32, or uint8 codes where `nested` is given. values: float32 (16,), by code. shape:
-    (o, i), of the matrix.
+    packed: uint8, contiguous, two codes per byte, the first in the high nibble. absmax: one per `blocksize` elements,
+    which may straddle rows; float32, or uint8 codes if `nested` is given. values: float32 (16,), by code. shape: (o, i)
+    of the matrix.
     """
 
     packed: torch.Tensor
@@ -59,8 +59,8 @@ class FourBit:
 
 @dataclass(frozen=True, slots=True)
 class Int8Rows:
-    """A matrix as LLM.int8 holds it: element = code * scb of its row / 127. codes: int8 (o, i), any strides. scb:
-    float32 (o,)."""
+    """A matrix of LLM.int8: element = code * scb of its row / 127. codes: int8 (o, i), any strides. scb: float32
+    (o,)."""
 
     codes: torch.Tensor
     scb: torch.Tensor
@@ -78,7 +78,7 @@ Quantized = FourBit | Int8Rows
 
 
 def check_quantized(weight: Quantized, *, name: str = "W") -> None:
-    """Each part against the shape. Raises RegistryError `invalid-request` that names the part."""
+    """Check each part against the shape. Raises RegistryError `invalid-request` that names the part."""
     if isinstance(weight, FourBit):
         check_four_bit(weight, name=name)
         return
@@ -90,14 +90,14 @@ def check_quantized(weight: Quantized, *, name: str = "W") -> None:
 
 
 def check_four_bit(weight: FourBit, *, name: str = "W") -> None:
-    """Raises RegistryError `invalid-request` that names the part."""
+    """Check each part against the shape. Raises RegistryError `invalid-request` that names the part."""
     check_shape(weight.shape, name=name)
     check_blocksize(weight.blocksize, name=name)
     check = _checker(name, weight.device)
-    # Checkpoints hold the bytes as (n, 1).
+    # Checkpoints store the bytes as (n, 1).
     check("packed", weight.packed.reshape(-1), (-(-weight.elements // 2),), torch.uint8)
     if not weight.packed.is_contiguous():
-        raise refused(f"The bytes of {name} do not follow each other in memory; expected a contiguous tensor.")
+        raise refused(f"`packed` of {name} is not contiguous; expected a contiguous tensor.")
     check("values", weight.values, (16,), torch.float32)
     nested = weight.nested
     check("absmax", weight.absmax, (weight.blocks,), torch.float32 if nested is None else torch.uint8)
@@ -109,19 +109,19 @@ def check_four_bit(weight: FourBit, *, name: str = "W") -> None:
 
 
 def check_shape(shape: tuple[int, ...], *, name: str) -> None:
-    """Raises RegistryError `invalid-request` unless it is that of a matrix."""
+    """Raise RegistryError `invalid-request` unless the shape is that of a matrix."""
     if len(shape) != 2 or min(shape) < 0:
         raise refused(f"{name} has the shape {tuple(shape)}; expected a matrix (o, i).")
 
 
 def check_blocksize(blocksize: int, *, name: str) -> None:
-    """Raises RegistryError `invalid-request` unless bitsandbytes has blocks of this size."""
+    """Raise RegistryError `invalid-request` unless bitsandbytes supports the blocksize."""
     if blocksize not in BLOCKSIZES:
-        raise refused(f"The blocks of {name} are of {blocksize}; expected one of {', '.join(map(str, BLOCKSIZES))}.")
+        raise refused(f"The blocksize of {name} is {blocksize}; expected one of {', '.join(map(str, BLOCKSIZES))}.")
 
 
-def refused(sentence: str) -> RegistryError:
-    return RegistryError("invalid-request", sentence, hint="Pass the parts of the weight as the checkpoint holds them.")
+def refused(message: str) -> RegistryError:
+    return RegistryError("invalid-request", message, hint="Pass the parts of the weight as stored in the checkpoint.")
 
 
 def _checker(name: str, device: torch.device) -> Callable[[str, torch.Tensor, tuple[int, ...], torch.dtype], None]:

@@ -1,4 +1,4 @@
-"""Dequantizing in plain torch."""
+"""Dequantization in plain torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lora_kernels.quantized.int8 import UNIT
 
 
 def dequantize(weight: Quantized, compute: torch.dtype = torch.float32) -> torch.Tensor:
-    """The matrix (o, i) in `compute`, in which all products and sums are. weight: checked."""
+    """The matrix (o, i) of a checked weight. compute: dtype of the result and of all products and sums."""
     if not isinstance(weight, FourBit):
         return weight.codes.to(compute) * weight.scb.to(compute)[:, None] * float(UNIT)
     packed = weight.packed.reshape(-1)
@@ -19,7 +19,7 @@ def dequantize(weight: Quantized, compute: torch.dtype = torch.float32) -> torch
 
 
 def absmax(weight: FourBit, compute: torch.dtype = torch.float32) -> torch.Tensor:
-    """One per block, as a reader sees it."""
+    """The dequantized absmax, one per block."""
     nested = weight.nested
     if nested is None:
         return weight.absmax.to(compute)

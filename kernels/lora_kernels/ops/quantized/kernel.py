@@ -1,7 +1,7 @@
 """Tiles of quantized weights in kernels, as float32.
 
-A launch has one scheme. What a scheme does not have (`NO_PARTS`) is passed all the same, and not read. The places of
-4-bit codes follow from the shape, so that the job of such a weight has no address (`like`).
+A launch has one scheme. Parts that a scheme does not have are passed as empty tensors, which are not read. The offsets
+of 4-bit codes follow from the shape, so the job of such a weight has no address (`like`).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ DENSE: Final = tl.constexpr(0)
 FOUR_BIT: Final = tl.constexpr(1)
 INT8: Final = tl.constexpr(2)
 _UNIT: Final = tl.constexpr(float(UNIT))
-# Elements that have one absmax, whatever the size of a block, where rows begin with a block.
+# Elements that share an absmax for every blocksize, if rows start at block boundaries.
 GROUP: Final = tl.constexpr(min(BLOCKSIZES))
-# Beside `launch.TABLE_TYPES`, by scheme; absmax is uint8 with double quantization.
+# In addition to `launch.TABLE_TYPES`; absmax is uint8 with double quantization.
 PART_TYPES: Final = {
     "packed": "*u8", "absmax": "*fp32", "values": "*fp32",
     "nested_absmax": "*fp32", "nested_values": "*fp32", "offset": "*fp32",
@@ -43,7 +43,7 @@ def load_absmax(
     offset: tl.tensor,
     NESTED: tl.constexpr,
 ) -> tl.tensor:
-    """Of the blocks with these numbers, int64; 0 where masked. NESTED: elements of a nested block, 0 for none."""
+    """The absmax of blocks by index, int64; 0 if masked. NESTED: elements of a nested block, 0 for none."""
     b_absmax = tl.load(absmax + blocks, mask, other=0)
     if NESTED:
         b_scale = tl.load(nested_absmax + blocks // NESTED, mask, other=0.0)
@@ -75,8 +75,8 @@ def load_weight(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
 ) -> tl.tensor:
-    """The tile of W, float32, 0 outside of the matrix. packed ... offset: the parts of a `FourBit`; absmax: the scb of
-    an `Int8Rows`. ELEMENT: of a dense W. ALIGNED: of the tables, and for 4-bit codes, whole groups in a row."""
+    """The tile of W, float32, 0 outside the matrix. packed ... offset: the parts of a `FourBit`; absmax: the scb of an
+    `Int8Rows`. ELEMENT: dtype of a dense W. ALIGNED: of the tables; for 4-bit codes also that rows are whole groups."""
     m_rows, m_columns = o_rows < rows, o_columns < columns
     m_tile = m_rows[:, None] & m_columns[None, :]
     if SCHEME == DENSE:
@@ -110,14 +110,14 @@ def load_weight(
 
 
 def like(weight: torch.Tensor | Quantized) -> torch.Tensor:
-    """What `tables.build` takes for W: 4-bit codes have a shape alone."""
+    """The tensor that stands for W in `tables.build`: for 4-bit codes only a shape."""
     if isinstance(weight, Int8Rows):
         return weight.codes
     return torch.empty(weight.shape, device="meta") if isinstance(weight, FourBit) else weight
 
 
 def parts(weight: torch.Tensor | Quantized) -> dict[str, torch.Tensor]:
-    """The arguments of `load_weight`; of parts that there are not, tensors that are not read."""
+    """The arguments of `load_weight`; empty tensors, which are not read, for missing parts."""
     none = torch.empty(0, device=weight.device)
     given = dict.fromkeys(PART_TYPES, none) | {"packed": none.to(torch.uint8)}
     if isinstance(weight, Int8Rows):
@@ -131,7 +131,7 @@ def parts(weight: torch.Tensor | Quantized) -> dict[str, torch.Tensor]:
 
 
 def constants(weight: torch.Tensor | Quantized) -> dict[str, Any]:
-    """The compile-time arguments of `load_weight` that the weight decides."""
+    """The compile-time arguments of `load_weight` for a weight."""
     if isinstance(weight, FourBit):
         nested = weight.nested.blocksize if weight.nested is not None else 0
         return scheme(FOUR_BIT, blocksize=weight.blocksize, nested=nested)
@@ -141,17 +141,17 @@ def constants(weight: torch.Tensor | Quantized) -> dict[str, Any]:
 def scheme(
     which: tl.constexpr, *, element: torch.dtype = torch.float32, blocksize: int = 64, nested: int = 0
 ) -> dict[str, Any]:
-    """nested: elements of a nested block, 0 for none."""
+    """The compile-time arguments of `load_weight` for a scheme. nested: elements of a nested block, 0 for none."""
     return {"SCHEME": which.value, "ELEMENT": ELEMENTS[element], "BLOCKSIZE": blocksize, "NESTED": nested}
 
 
 def types(*, nested: bool) -> dict[str, str]:
-    """Of the parts, in Triton's spelling."""
+    """The types of the parts, in Triton's notation."""
     return PART_TYPES | ({"absmax": "*u8"} if nested else {})
 
 
 def fits(weight: torch.Tensor | Quantized) -> bool:
-    """Whether `load_weight` may be ALIGNED, where the tables are."""
+    """Whether `load_weight` may use ALIGNED if the tables are aligned."""
     if not isinstance(weight, FourBit):
         return True
     return weight.shape[1] % GROUP.value == 0 and weight.packed.data_ptr() % ALIGNED_BYTES == 0

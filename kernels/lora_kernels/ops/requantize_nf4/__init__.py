@@ -1,9 +1,8 @@
-"""NF4 of W + sum_i scale_i * B_i A_i: merged and quantized, W dense or itself quantized.
+"""NF4 of W + sum_i scale_i * B_i A_i: merge and quantize, for a dense or quantized W.
 
-The codes are those of bitsandbytes 0.50.2, bit for bit: the merged float32 times the reciprocal of its block's absmax,
-midpoints to the smaller. Double quantization is that of `docs/decisions/0007-nf4-that-we-write.md`: the mean in
-float64, rounded once; the nearest 8-bit codes. Where W was on the NF4 grid already most of a small update is lost
-(`docs/quantized-bases.md`).
+Codes are bitwise equal to those of bitsandbytes 0.50.2: the merged float32 times the reciprocal of its block's absmax,
+midpoints to the smaller. Double quantization follows `docs/decisions/0007-nf4-that-we-write.md`: the mean in float64,
+rounded once; the nearest 8-bit codes. If W was NF4 already, most of a small update is lost (`docs/quantized-bases.md`).
 """
 
 from __future__ import annotations
@@ -38,12 +37,15 @@ def requantize_nf4(
     out: FourBit | None = None,
     backend: Backend | None = None,
 ) -> FourBit:
-    """weight (o, i): bf16, fp16 or fp32 with any strides, or quantized. nested: double quantization. out: of
-    `empty_nf4`, in memory of its own, which then says blocksize and nested; None to allocate it. backend: None to go by
-    the weight's device.
+    """Merge and quantize. The merged weights must be finite: others give their blocks an absmax that is not finite.
 
-    The merged weights must be finite: an element that is not gives its block an absmax that is not. Raises
-    RegistryError `invalid-request` for what does not fit, `unsupported` where Triton was asked for and cannot run.
+    Raises RegistryError `invalid-request` for invalid arguments, `unsupported` if Triton is requested and cannot run.
+
+    Args:
+        weight: (o, i), bf16, fp16 or fp32 with any strides, or quantized.
+        blocksize, nested: of the output; nested is double quantization. Ignored if `out` is given.
+        out: from `empty_nf4`, must not share memory with the inputs; None to allocate it.
+        backend: None to choose it by the weight's device.
     """
     if isinstance(weight, torch.Tensor):
         check_weight(weight)
@@ -57,7 +59,7 @@ def requantize_nf4(
     if out.shape != (rows, columns) or out.device != weight.device:
         raise refused(f"The output is {out.shape} on {out.device}; expected {(rows, columns)} on {weight.device}.")
     if out.nested is not None and out.nested.blocksize != NESTED_BLOCKSIZE:
-        raise refused(f"The absmax of the output are in blocks of {out.nested.blocksize}; expected {NESTED_BLOCKSIZE}.")
+        raise refused(f"The nested blocksize of the output is {out.nested.blocksize}; expected {NESTED_BLOCKSIZE}.")
     if choose(weight.device, backend) == "triton":
         from lora_kernels.ops.requantize_nf4 import kernel
 
@@ -70,8 +72,8 @@ def requantize_nf4(
 
 
 def empty_nf4(shape: tuple[int, int], *, blocksize: int, nested: bool, device: torch.device) -> FourBit:
-    """Memory for an NF4 weight, its tables filled in. Raises RegistryError `invalid-request` for another size of block
-    than bitsandbytes has."""
+    """An uninitialized NF4 weight with its codebooks. Raises RegistryError `invalid-request` for a blocksize that
+    bitsandbytes does not support."""
     check_blocksize(blocksize, name="the output")
     elements = shape[0] * shape[1]
     blocks = -(-elements // blocksize)

@@ -1,4 +1,4 @@
-"""Kernels on blocks, and what they share with the fused one: absmax, codes, their packing, double quantization."""
+"""Kernels on blocks, and functions shared with the fused kernel: absmax, codes, packing, double quantization."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _SMALLEST: Final = tl.constexpr(float(SMALLEST))
 
 @triton.jit
 def largest(b_blocks: tl.tensor, AXIS: tl.constexpr) -> tl.tensor:
-    """The largest magnitude along an axis, float32. As integers NaN is the largest, and not passed over."""
+    """The largest magnitude along an axis, float32. Compared as integers, of which NaN is the largest."""
     b_bits = (b_blocks.to(tl.uint32, bitcast=True) & 0x7FFFFFFF).to(tl.int32)
     return tl.max(b_bits, axis=AXIS).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def divisor(b_absmax: tl.tensor) -> tl.tensor:
-    """An absmax whose reciprocal is finite."""
+    """The absmax, raised to a value whose reciprocal is finite."""
     return tl.where(b_absmax < _SMALLEST, _SMALLEST, b_absmax)
 
 
 @triton.jit
 def nf4_codes(bounds: tl.tensor, b_scaled: tl.tensor) -> tl.tensor:
-    """How many of the 15 rising `bounds` are less, uint8, by halving."""
+    """The number of the 15 ascending `bounds` that are less, uint8, by binary search."""
     b_codes = tl.zeros(b_scaled.shape, dtype=tl.int64)
     for i_step in tl.static_range(4):
         m_above = b_scaled > tl.load(bounds + (b_codes + ((8 >> i_step) - 1)))
@@ -37,7 +37,7 @@ def nf4_codes(bounds: tl.tensor, b_scaled: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def nearest(table: tl.tensor, b_scaled: tl.tensor) -> tl.tensor:
-    """uint8 index of the nearest of 256 rising numbers by float32 differences, of two as near the smaller."""
+    """uint8 index of the nearest of 256 ascending numbers by float32 differences, ties to the smaller."""
     b_below = tl.zeros(b_scaled.shape, dtype=tl.int64)
     for i_step in tl.static_range(8):
         m_reached = tl.load(table + (b_below + (128 >> i_step))) <= b_scaled
@@ -49,7 +49,7 @@ def nearest(table: tl.tensor, b_scaled: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def pack(b_codes: tl.tensor, ROWS: tl.constexpr, COLUMNS: tl.constexpr) -> tl.tensor:
-    """Bytes (ROWS, COLUMNS / 2) of codes (ROWS, COLUMNS), the first of two in the high nibble."""
+    """Pack codes (ROWS, COLUMNS) into bytes (ROWS, COLUMNS / 2), the first of two in the high nibble."""
     b_high, b_low = tl.split(tl.reshape(b_codes, (ROWS, COLUMNS // 2, 2)))
     return (b_high << 4) | b_low
 
@@ -65,8 +65,8 @@ def quantize_blocks_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCKSIZE: tl.constexpr,
 ) -> None:
-    """NF4 of float32 `merged`, flat: a row of the program's tile is a block of the format. packed, absmax (float32):
-    written. bounds: of `nf4_codes`. elements: their number."""
+    """Quantize flat float32 `merged` to NF4: each row of the program's tile is a block of the format. packed, absmax
+    (float32): outputs. bounds: see `nf4_codes`. elements: their number."""
     if ALIGNED:
         merged = tl.multiple_of(merged, 16)
     o_blocks = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -77,11 +77,11 @@ def quantize_blocks_kernel(
     b_absmax = tl.where(m_short, divisor(b_largest), b_largest)
     tl.store(absmax + o_blocks, b_absmax, o_blocks * BLOCKSIZE < elements)
     b_divisor = divisor(b_absmax)
-    # bitsandbytes divides the elements of a short last block, and multiplies all others.
+    # bitsandbytes divides in a short last block, and multiplies by the reciprocal in all others.
     b_divided = tl.math.div_rn(b_blocks, b_divisor[:, None])
     b_scaled = tl.where(m_short[:, None], b_divided, b_blocks * tl.math.div_rn(1.0, b_divisor)[:, None])
     b_bytes = pack(nf4_codes(bounds, b_scaled), BLOCK_ROWS, BLOCKSIZE)
-    # Beyond an odd last element lies a zero, whose code fills up the byte.
+    # An odd last element is followed by a zero, whose code completes the byte.
     o_bytes = o_blocks[:, None] * (BLOCKSIZE // 2) + tl.arange(0, BLOCKSIZE // 2)[None, :]
     tl.store(packed + o_bytes, b_bytes, o_bytes * 2 < elements)
 
@@ -98,8 +98,8 @@ def compress_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCKSIZE: tl.constexpr,
 ) -> None:
-    """Double quantization of float32 `absmax`: codes (uint8) and nested (float32, one per BLOCKSIZE) are written.
-    offset: their mean. table: of `nearest`. blocks: the number of absmax."""
+    """Double quantization of float32 `absmax`. codes (uint8), nested (float32, one per BLOCKSIZE): outputs. offset: the
+    mean of the absmax. table: see `nearest`. blocks: the number of absmax."""
     if ALIGNED:
         absmax = tl.multiple_of(absmax, 16)
     o_nested = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)

@@ -21,7 +21,7 @@ def requantize(
     *,
     compute: torch.dtype = torch.float32,
 ) -> None:
-    """Checked arguments; `out` is written. compute: the type of the merge, of which the sum is rounded to float32."""
+    """Merge and quantize checked arguments into `out`. compute: dtype of the merge, whose sum is rounded to float32."""
     w = weight.to(compute) if isinstance(weight, torch.Tensor) else dequantize(weight, compute)
     flat = (w + delta_sum(w, adapters, compute)).float().reshape(-1)
     smallest = torch.tensor(float(SMALLEST), device=flat.device)
@@ -42,7 +42,7 @@ def requantize(
 
 
 def _compress(absmax: torch.Tensor, codes: torch.Tensor, nested: Nested) -> None:
-    """Double quantization: codes, nested.absmax and nested.offset are written."""
+    """Double quantization into codes, nested.absmax and nested.offset."""
     nested.offset.copy_(mean(absmax))
     blocks = _in_rows(absmax - nested.offset, nested.blocksize)
     largest = blocks.abs().amax(dim=1)
@@ -55,5 +55,5 @@ def _compress(absmax: torch.Tensor, codes: torch.Tensor, nested: Nested) -> None
 
 
 def _in_rows(flat: torch.Tensor, size: int) -> torch.Tensor:
-    """A block in each row, the last filled up with zeros."""
+    """One block per row, the last padded with zeros."""
     return torch.nn.functional.pad(flat, (0, -flat.numel() % size)).reshape(-1, size)

@@ -1,8 +1,8 @@
 """Merging and quantizing to NF4 in Triton.
 
-Where rows hold whole blocks of 32 or 64 elements, one kernel reads W and writes the codes and absmax. Other blocks
-straddle tiles: the merged float32 goes through memory, and a second kernel quantizes it block by block. Double
-quantization needs the mean of all absmax, and is a small kernel of its own.
+If rows consist of whole blocks of 32 or 64 elements, one kernel reads W and writes codes and absmax. Other blocks
+straddle tiles: the merged float32 is written to memory, and a second kernel quantizes it block by block. Double
+quantization needs the mean of all absmax and is a small kernel of its own.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def requantize_nf4_kernel(
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_RANK: tl.constexpr,
 ) -> None:
-    """new_packed, new_absmax (float32): written; a row of W holds whole blocks of NEW_BLOCKSIZE. bounds: of
-    `nf4_codes`. packed ... offset: of W, as of `load_weight`. The rest: `tables.Tables` of one job, and `tiles`."""
+    """new_packed, new_absmax (float32): outputs; rows of W are whole blocks of NEW_BLOCKSIZE. bounds: see `nf4_codes`.
+    packed ... offset: of W, see `load_weight`. For the rest see `tables.Tables`, of one job, and `tiles`."""
     i_program = tl.program_id(0)
     job = job_of(jobs, owners, i_program)
     o_rows, o_columns, rows, columns = tile_of(job, i_program, BLOCK_ROWS, BLOCK_COLUMNS, ALIGNED)
@@ -118,7 +118,7 @@ def requantize(
     *,
     config: LaunchConfig = REQUANTIZE,
 ) -> None:
-    """Checked arguments; `out` is written. config: of the fused kernel."""
+    """Merge and quantize checked arguments into `out`. config: of the fused kernel."""
     if not out.elements:
         if out.nested is not None:
             out.nested.offset.zero_()
@@ -187,7 +187,7 @@ def _compress(
 
 
 def variants() -> list[aot.Variant]:
-    """The fused kernel for each kind of W, each layout and both sizes of block; the others for several sizes."""
+    """The fused kernel for all kinds of W, layouts and both blocksizes; the others for several blocksizes."""
     bf16, fp32 = torch.bfloat16, torch.float32
     fused = [
         _variant(which, element, nested, factor, blocksize, aligned=aligned)
@@ -201,7 +201,7 @@ def variants() -> list[aot.Variant]:
             (DENSE, fp32, 0, fp32, 32, True),
         )
     ]
-    return [*fused, *(_of_blocks(blocksize) for blocksize in (32, 64, 4096)), _compressing()]
+    return [*fused, *(_blocks_variant(blocksize) for blocksize in (32, 64, 4096)), _compress_variant()]
 
 
 def _variant(
@@ -223,7 +223,7 @@ def _variant(
     )
 
 
-def _of_blocks(blocksize: int) -> aot.Variant:
+def _blocks_variant(blocksize: int) -> aot.Variant:
     return aot.Variant(
         name=f"requantize_nf4 blocks of {blocksize}",
         kernel=quantize_blocks_kernel,
@@ -237,7 +237,7 @@ def _of_blocks(blocksize: int) -> aot.Variant:
     )
 
 
-def _compressing() -> aot.Variant:
+def _compress_variant() -> aot.Variant:
     return aot.Variant(
         name="requantize_nf4 double quantization",
         kernel=compress_kernel,

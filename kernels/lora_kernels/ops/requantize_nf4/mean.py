@@ -6,6 +6,6 @@ import torch
 
 
 def mean(absmax: torch.Tensor) -> torch.Tensor:
-    """float32 (), of float32 (n,): summed in float64, so that it is the mean rounded once but where that is within a
-    few units of float64 of a tie. 0 of none."""
+    """The mean, float32 (), of float32 (n,); 0 if empty. Summed in float64, so that it is the mean rounded once unless
+    that is within a few float64 ulps of a tie."""
     return (absmax.sum(dtype=torch.float64) / max(absmax.numel(), 1)).float()

@@ -1,9 +1,9 @@
-"""What TIES and DARE share: deltas of which most elements are dropped, added up, or put to a vote element by element.
+"""Shared code of TIES and DARE: sparse deltas, summed, or merged by a vote on the sign of each element.
 
-The vote is that of TIES (Yadav et al., 2306.01708) as PEFT 0.21's `utils/merge_utils.py` defines it. The elected sign
-is that of the sum of the adapters' trimmed deltas ("total"), or of the sum of their signs ("frequency"), both
-unweighted, + where the sum is zero. An adapter agrees where its delta has that sign. The result is the sum of the
-weighted deltas that agree over their number, and 0 where there is none. An element whose sum is NaN becomes NaN.
+The vote is that of TIES (Yadav et al., 2306.01708) as in PEFT 0.21's `utils/merge_utils.py`. The elected sign is that
+of the sum of the adapters' trimmed deltas ("total"), or of the sum of their signs ("frequency"), both unweighted; it is
++ if the sum is zero. An adapter agrees if its delta has that sign. The result is the sum of the agreeing weighted
+deltas over their number, 0 if none agrees, and NaN if the sum for the sign is NaN.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ MAX_ADAPTERS: Final = 2**15 - 1
 def check_recipe(
     adapters: Sequence[LowRank], weights: Sequence[float], density: float, method: MajoritySign | None
 ) -> None:
-    """method: None for a plain sum. Raises RegistryError `invalid-request`."""
+    """Check the parameters. method: None for a plain sum. Raises RegistryError `invalid-request`."""
     if len(weights) != len(adapters):
-        raise refused(f"There are {len(weights)} weights for {len(adapters)} adapters; expected as many.")
+        raise refused(f"There are {len(weights)} weights for {len(adapters)} adapters; expected one each.")
     if not 0 < density <= 1:
         raise refused(f"The density is {density}; expected more than 0 and at most 1.")
     if method not in (None, "total", "frequency"):
@@ -32,5 +32,5 @@ def check_recipe(
         raise refused(f"There are {len(adapters)} adapters; expected at most {MAX_ADAPTERS}.")
 
 
-def refused(sentence: str) -> RegistryError:
-    return RegistryError("invalid-request", sentence, hint="Correct the parameters of the method.")
+def refused(message: str) -> RegistryError:
+    return RegistryError("invalid-request", message, hint="Correct the parameters of the method.")

@@ -1,5 +1,5 @@
-"""Sums and votes over dropped-out deltas as one Triton kernel, applied to W as they are formed: one read and one write
-of W, the factors multiplied anew, no delta in memory."""
+"""Sums and votes over sparse deltas as one Triton kernel: one read and one write of W, with deltas computed from the
+factors and never stored."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TOTAL = tl.constexpr(_METHODS["total"])
 
 @triton.jit
 def magnitude_bits(values: tl.tensor) -> tl.tensor:
-    """uint32 patterns of |values|, float32: ordered as the magnitudes are, NaN above infinity."""
+    """uint32 bits of |values|, float32: in the order of magnitudes, with NaN above infinity."""
     return values.to(tl.uint32, bitcast=True) & 0x7FFFFFFF
 
 
@@ -55,8 +55,8 @@ def random_words(
 ) -> tl.tensor:
     """`numeric.philox.random_bits` of the tile's elements, uint32: word e % 4 of counter e // 4 for element e.
 
-    GROUPED: element numbers grow by one along a row and rows begin at multiples of four, so that four neighbours share
-    a counter; otherwise each element computes its own four words and takes one.
+    GROUPED: element numbers are consecutive along a row and rows start at multiples of four, so that four neighbours
+    share a counter; otherwise each element computes four words and takes one.
     """
     if GROUPED:
         _, i_column = place_of(job, tl.program_id(0), BLOCK_COLUMNS)
@@ -94,16 +94,16 @@ def sparse_merge_kernel(
     BLOCK_RANK: tl.constexpr,
 ) -> None:
     """weights: float32 (adapters,). limits: int64 (adapters,): with RANDOM, how many of 2^24 random numbers keep an
-    element; without, the least magnitude that is kept, as `magnitude_bits`. keys: int64 (adapters,), of the random
-    numbers. METHOD: `_METHODS`. The rest: `tables.Tables`."""
+    element; without, the smallest kept magnitude, as `magnitude_bits`. keys: int64 (adapters,), of the random numbers.
+    METHOD: see `_METHODS`. For the rest see `tables.Tables`."""
     i_program = tl.program_id(0)
     job = job_of(jobs, owners, i_program)
     o_rows, o_columns, rows, columns = tile_of(job, i_program, BLOCK_ROWS, BLOCK_COLUMNS, ALIGNED)
     m_rows, m_columns = o_rows < rows, o_columns < columns
     m_tile = m_rows[:, None] & m_columns[None, :]
     b_w = load_tile(job, o_rows, o_columns, m_tile, ELEMENT, ALIGNED)
-    # With a vote, the agreeing deltas of either sign are summed and counted (two counts in one word) until the sign is
-    # known: one pass over the adapters then suffices.
+    # With a vote, deltas of either sign are summed and counted (two counts in one word) until the sign is known, so
+    # that one pass over the adapters suffices.
     b_up = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
     b_down = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
     b_elected = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
@@ -155,8 +155,8 @@ def merge(
     method: MajoritySign | None,
     config: LaunchConfig = SPARSE,
 ) -> None:
-    """Checked arguments, no adapter of rank 0; `out` is written. limits, keys: as of the kernel; keys None to drop by
-    magnitude."""
+    """Merge checked arguments, without adapters of rank 0, into `out`. limits, keys: see the kernel; keys None to drop
+    by magnitude."""
     table = tables.build([(w, out)], [adapters], rows=config.rows, columns=config.columns)
     if not table.programs:
         return
@@ -174,7 +174,7 @@ def merge(
 
 
 def variants(*, random: bool) -> list[aot.Variant]:
-    """Each method, each layout, several element types."""
+    """All methods and layouts, several dtypes."""
     bf16, fp32 = torch.bfloat16, torch.float32
     methods: list[MajoritySign | None] = [None, "total"] if random else ["total", "frequency"]
     return [

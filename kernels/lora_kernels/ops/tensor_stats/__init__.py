@@ -1,4 +1,4 @@
-"""What a tensor holds, in one read of it: sum of squares, largest absolute element, number of non-finite elements."""
+"""Statistics of a tensor in one read: sum of squares, largest absolute element, number of non-finite elements."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["Summary", "tensor_stats", "tensor_stats_grouped"]
 
 
 def tensor_stats(tensor: torch.Tensor, *, backend: Backend | None = None) -> Summary:
-    """tensor: bf16, fp16 or fp32, any shape and strides; one whose rows have gaps, unless it is a matrix, is copied.
-    backend: None to go by the tensor's device. Raises RegistryError `invalid-request` for other types, `unsupported`
-    where Triton was asked for and cannot run."""
+    """Statistics of a tensor: bf16, fp16 or fp32, any shape and strides; tensors with gaps are copied unless they are
+    matrices. backend: None to choose it by the tensor's device. Raises RegistryError `invalid-request` for other
+    dtypes, `unsupported` if Triton is requested and cannot run."""
     return tensor_stats_grouped([tensor], backend=backend)[0]
 
 
 def tensor_stats_grouped(tensors: Sequence[torch.Tensor], *, backend: Backend | None = None) -> list[Summary]:
-    """Of many tensors, by one launch for all of one type. Results in the tensors' order."""
+    """Statistics of many tensors, with one launch per dtype. Results are in the order of the tensors."""
     for index, tensor in enumerate(tensors):
         check_dtype(tensor, name=f"Tensor {index}")
     groups: dict[object, list[int]] = {}

@@ -1,4 +1,4 @@
-"""The statistics as one Triton kernel: a program per stretch of elements, its sums added up in order afterwards."""
+"""The statistics as one Triton kernel, with one program per range of elements, whose sums are then added in order."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def tensor_stats_kernel(
     p_partials = partials + i_program * 3
     tl.store(p_partials, tl.sum(b_wide * b_wide))
     tl.store(p_partials + 1, tl.max(tl.abs(b_values)).to(tl.float64))
-    # What is masked was loaded as 0, which is finite.
+    # Masked elements were loaded as 0, which is finite.
     tl.store(p_partials + 2, tl.sum(tl.where(m_finite, 0, 1)).to(tl.float64))
 
 
 def summaries(tensors: Sequence[torch.Tensor], *, config: LaunchConfig = TENSOR_STATS) -> list[Summary]:
-    """tensors: checked, of one type and on one device."""
+    """Statistics of checked tensors of one dtype and on one device."""
     matrices = [_matrix(tensor) for tensor in tensors]
     table = tables.build(
         [(matrix, matrix) for matrix in matrices], [()] * len(matrices), rows=config.rows, columns=config.columns
@@ -63,7 +63,7 @@ def summaries(tensors: Sequence[torch.Tensor], *, config: LaunchConfig = TENSOR_
 
 
 def _matrix(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor's elements as a matrix, in any order. One row where they have no gaps."""
+    """The tensor's elements as a matrix, in any order; one row if they are contiguous."""
     packed = tensor.permute(sorted(range(tensor.ndim), key=tensor.stride, reverse=True))
     if packed.is_contiguous():
         return packed.view(1, -1)
@@ -71,7 +71,7 @@ def _matrix(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def variants() -> list[aot.Variant]:
-    """Each element type, each layout."""
+    """All dtypes and layouts."""
     return [
         aot.Variant(
             name=f"tensor_stats {ELEMENTS[element]}, {'aligned' if aligned else 'any'}",

@@ -1,4 +1,4 @@
-"""The result of `tensor_stats`, a leaf that the kernel and its twin share."""
+"""The result of `tensor_stats`, shared by the kernel and its reference implementation."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 
 class Summary(NamedTuple):
-    """sum_squares (summed in float64, so that no finite tensor overflows it) and max_abs are of the finite elements; 0
-    where there is none. non_finite: how many are NaN or infinite."""
+    """sum_squares (in float64, so that no finite tensor overflows it) and max_abs are of the finite elements, 0 without
+    any. non_finite: number of elements that are NaN or infinite."""
 
     sum_squares: float
     max_abs: float

@@ -1,9 +1,9 @@
 """W_new = round_once(float32(W) + TIES of the deltas): trimmed, elected and averaged without a delta in memory.
 
 With D_n = scale_n * B_n A_n: each D_n keeps the elements whose magnitude is at least its k-th largest, k =
-int(density * elements), the others are 0; then the vote of `sparse`. This is what `ties_svd` of PEFT 0.21 does on dense
-deltas, without its last step back to a low rank (Yadav et al., 2306.01708). The k-th largest is found exactly. All
-elements of just that magnitude are kept, where PEFT keeps some of them, whichever its top-k meets first.
+int(density * elements), the others are 0; then follows the vote of `sparse`. This is `ties_svd` of PEFT 0.21 on dense
+deltas, but without the final low-rank approximation (Yadav et al., 2306.01708). The k-th largest is exact. All elements
+of exactly that magnitude are kept, whereas PEFT keeps arbitrary ones of them.
 """
 
 from __future__ import annotations
@@ -30,12 +30,17 @@ def ties_merge(
     dtype: torch.dtype | None = None,
     backend: Backend | None = None,
 ) -> torch.Tensor:
-    """w (o, i): bf16, fp16 or fp32, any strides. weights: of the adapters, any sign, apart from their scale. density:
-    in (0, 1], 1 to trim nothing. out: W itself to merge in place; None to allocate it, laid out as W is. dtype: None
-    for that of `out`, or of W. backend: None to go by W's device.
+    """Merge adapters by TIES.
 
-    Raises RegistryError `invalid-request` for what does not fit, `unsupported` where Triton was asked for and cannot
-    run.
+    Raises RegistryError `invalid-request` for invalid arguments, `unsupported` if Triton is requested and cannot run.
+
+    Args:
+        w: (o, i), bf16, fp16 or fp32, any strides.
+        weights: of the adapters, any sign, in addition to their scale.
+        density: in (0, 1], 1 to trim nothing.
+        out: W itself to merge in place; None to allocate it in the layout of W.
+        dtype: of the output; None for that of `out`, or of W.
+        backend: None to choose it by W's device.
     """
     check_weight(w)
     check_output(w, out, dtype)

@@ -21,21 +21,20 @@ def merge(
     method: MajoritySign,
     compute: torch.dtype = torch.float32,
 ) -> None:
-    """Checked arguments; `out` is written. compute: the type of all products and sums."""
+    """Merge checked arguments into `out`. compute: dtype of all products and sums."""
     before = w.to(compute)
     deltas = [trim(delta_sum(w, [adapter], compute), density) for adapter in adapters]
     out.copy_(before + combine(before, deltas, weights, method))
 
 
 def trim(delta: torch.Tensor, density: float) -> torch.Tensor:
-    """delta with 0 in place of the elements below its int(density * elements)-th largest magnitude; NaN counts as the
-    largest."""
+    """delta with 0 for elements below its int(density * elements)-th largest magnitude; NaN counts as the largest."""
     keep = int(density * delta.numel())
     if keep == delta.numel():
         return delta
     if keep == 0:
         return torch.zeros_like(delta)
-    # As integers the patterns of magnitudes are in their order, with NaN above infinity.
+    # The bits of magnitudes, as integers, have the same order, with NaN above infinity.
     bits = delta.abs().view(torch.int32 if delta.dtype == torch.float32 else torch.int64)
     limit = bits.flatten().kthvalue(delta.numel() - keep + 1).values
     return torch.where(bits >= limit, delta, 0)

@@ -1,9 +1,9 @@
-"""TIES: the k-th largest magnitude of each delta by a radix search that multiplies the factors anew, then `sparse`.
+"""TIES: the k-th largest magnitude of each delta by a radix search that recomputes the deltas, then `sparse`.
 
-The 31 bits of a magnitude are found in three digits, highest first: a histogram of the digit over all elements that
-have the digits found so far, then the bin in which the k-th largest lies. Two digits would need 65,536 bins, which fit
-no program's registers or shared memory: each element would be an atomic addition to global memory. 2,048 fit, and a
-program adds them up over many tiles. The additions are of integers, so that their order does not matter.
+The 31 bits of a magnitude are found as three digits, highest first: a histogram of the digit over all elements with the
+digits found so far, then the bin with the k-th largest. Two digits would need 65,536 bins, which do not fit into the
+registers or shared memory of a program: each element would be an atomic addition to global memory. 2,048 fit, and a
+program sums them over many tiles. The sums are integers, so their order does not matter.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ def digit_counts_kernel(
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_RANK: tl.constexpr,
 ) -> None:
-    """Program (chunk, adapter): every so many tiles of one adapter's delta. found: int64 (adapters,), the digits above.
-    counts: int64 (adapters, 2^DIGIT), added to. programs: the number of tiles. The rest: `tables.Tables` of one job."""
+    """Program (chunk, adapter): every n-th tile of one adapter's delta, n the number of chunks. found: int64
+    (adapters,), the higher digits. counts: int64 (adapters, 2^DIGIT), added to. programs: number of tiles. For the rest
+    see `tables.Tables`, of one job."""
     i_adapter = tl.program_id(1).to(tl.int64)
     above = tl.load(found + i_adapter).to(tl.uint32)
     scale = tl.load(scales + i_adapter)
@@ -74,8 +75,8 @@ def digit_counts_kernel(
 def limits(
     w: torch.Tensor, adapters: Sequence[LowRank], density: float, *, config: LaunchConfig = RADIX
 ) -> torch.Tensor:
-    """The least magnitude that each delta keeps, as the bits of a float32, int64 (adapters,). w: for its shape and
-    layout. No adapter of rank 0."""
+    """The smallest magnitude that each delta keeps, as the bits of a float32, int64 (adapters,). w: for its shape and
+    layout. adapters: none of rank 0."""
     keep = int(density * w.numel())
     if keep in (0, w.numel()):
         return torch.full((len(adapters),), KEEP_NONE if keep == 0 else KEEP_ALL, device=w.device)
@@ -91,7 +92,7 @@ def limits(
                 **options(config.suited(factor=table.factor_dtype)),
                 DIGIT=width, SHIFT=shift,
             )  # fmt: skip
-        # How many have this digit or a higher one; the digit is the highest for which these are enough.
+        # The number of elements with this digit or a higher one; the digit is the highest with enough of them.
         enough = counts.flip(1).cumsum(1).flip(1)
         digit = (enough >= left[:, None]).sum(1) - 1
         higher = (enough - counts).gather(1, digit[:, None])[:, 0]
@@ -109,7 +110,7 @@ def merge(
     density: float,
     method: MajoritySign,
 ) -> None:
-    """Checked arguments; `out` is written."""
+    """Merge checked arguments into `out`."""
     present = [index for index, adapter in enumerate(adapters) if adapter.rank]
     chosen = [adapters[index] for index in present]
     sparse.merge(
@@ -119,7 +120,7 @@ def merge(
 
 
 def variants() -> list[aot.Variant]:
-    """Each digit's width and place, each layout, for bf16 and float32 factors; and the merge itself."""
+    """All digits and layouts, for bf16 and float32 factors; and the merge itself."""
     counting = [
         aot.Variant(
             name=f"ties digit at {shift}, factors {'bf16' if factor == torch.bfloat16 else 'fp32'}, "
