@@ -49,7 +49,7 @@ _SHORT: Final = {
     "which the base ties to": "refused: shared by more layers",
     "may share its weight": "refused: not known what is tied",
     "is never called by the model": "refused: a layer is never called",
-    "gives more than the rows": "refused: more than its rows",
+    "returns more than the rows": "refused: more than its rows",
     "but target_parameters": "refused: parameters of experts differ",
 }
 

@@ -84,7 +84,7 @@ class SavedMatcher:
         change = Change(target.name, module, Replacement(new))
         if entry is not self._embedding:
             return [change]
-        return view.both(change, [(new, self._head)] if self._head is not None else [])
+        return view.with_tied(change, [(new, self._head)] if self._head is not None else [])
 
     def _entry_of(self, weight: BaseTensor | None, entries: Sequence[TensorEntry]) -> TensorEntry | None:
         """The saved tensor that replaces a weight; None if there is none."""

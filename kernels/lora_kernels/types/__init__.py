@@ -1,5 +1,5 @@
-"""One room per PEFT type that is merged: how its tensors match a base, and the updates they make.
+"""One room per mergeable PEFT type: how its tensors match a base, and the resulting updates.
 
-`table` lists the rooms; `matching` is what they match with; `forms` are updates that several types make. A room may be
-imported without numpy, which is loaded when an update is.
+`table` lists the rooms; `matching` has the shared matching code; `forms` has updates that several types use. Rooms can
+be imported without numpy, which is imported when an update is loaded.
 """

@@ -1,7 +1,7 @@
 """ADALORA: W + s B diag(E) A, s = alpha / (init_r + 1e-5). Source: peft 0.21.2 `SVDLinear`, `SVDConv2d`.
 
-The number that PEFT divides by is `init_r` and stays it after ranks were pruned; pruned rows are not in the file, and
-a module whose ranks are all gone has tensors without elements.
+PEFT divides by `init_r` even after ranks were pruned. Pruned rows are not in the file; a module whose ranks are all
+pruned has empty tensors.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ROOM = Room(
     match,
     page=Page(
         "AdaLoRA",
-        "adds s B diag(E) A, s = alpha / (init_r + 1e-5) also after pruning; modules without ranks stay",
+        "adds s B diag(E) A, s = alpha / (init_r + 1e-5) also after pruning; modules of rank 0 are unchanged",
         "element",
         "linear, Conv1D, Conv2d",
         "`SVDLinear.get_delta_weight`",

@@ -1,5 +1,5 @@
-"""BEFT: b + d, on layers that have a bias in the base; a checkpoint without one has nowhere to put it. Source: peft
-0.21.2 `beft.Linear.merge`, which refuses the same."""
+"""BEFT: b + d, on layers that have a bias in the base; others are refused, as in PEFT. Source: peft 0.21.2
+`beft.Linear.merge`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def match(view: View, groups: Sequence[ModuleTensors]) -> Matches:
         (term,) = needed(group, "beft_bias")
         to = target(view, group, "linear")
         if to.bias is None:
-            unsupported("BEFT on a layer that has no bias in the base", to.path)
+            unsupported("BEFT on a layer without a bias in the base", to.path)
         if term.shape not in ((1, to.out), (to.out,)):
             raise rejected(f"{term.name} has the shape {shape(term)}; {to.path} has {to.out} outputs", term)
         found.append(bias_change(view, to, to.bias, AddedTerm(factor(term), view.scaled())))

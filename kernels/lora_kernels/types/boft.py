@@ -1,4 +1,4 @@
-"""BOFT: s * (W Q^T), Q a product of block-diagonal rotations between butterfly permutations, s one factor a row.
+"""BOFT: s * (W Q^T), Q a product of block-diagonal rotations between butterfly permutations, s one factor per row.
 
 Source: peft 0.21.2 `boft.Linear.get_delta_weight` and `merge`, `block_butterfly_perm`, `cayley_batch`.
 """
@@ -18,7 +18,7 @@ from lora_kernels.types.updates import Inputs, UpdateSpec
 
 
 class Butterflies(UpdateSpec, frozen=True, tag="boft"):
-    """r: (factors, blocks, b, b). s: one for each row."""
+    """r: (factors, blocks, b, b). s: one factor per row."""
 
     r: Factor
     s: Factor
@@ -50,10 +50,10 @@ def match(view: View, groups: Sequence[ModuleTensors]) -> Matches:
                 r,
             )
         factors, blocks, size, _ = r.shape
-        # Each butterfly joins twice as many blocks as the one before, by halves of blocks.
+        # Each butterfly factor joins twice as many blocks as the previous one, by halves of blocks.
         if factors > 1 and (size % 2 or factors > blocks.bit_length() or blocks % (1 << (factors - 1))):
             raise rejected(
-                f"{r.name} has {factors} butterfly factors; {blocks} blocks of size {size} do not divide into them", r
+                f"{r.name} has {factors} butterfly factors, which do not divide {blocks} blocks of size {size}", r
             )
         found.append(change(view, to, Butterflies(factor(r), factor(s))))
     return found

@@ -30,8 +30,7 @@ class CirculantBlocks(UpdateSpec, frozen=True, tag="circulant"):
 
 
 class Circulant(Additive):
-    """Element (p, q) of the block (m, n) is kernel[m, n, (q - p) mod b]: what PEFT takes from Fourier transforms is one
-    of the kernel's own numbers."""
+    """Element (p, q) of the block (m, n) is kernel[m, n, (q - p) mod b], which PEFT computes by Fourier transforms."""
 
     def __init__(self, kernel: F32, scale: float) -> None:
         self._kernel = kernel
@@ -52,7 +51,7 @@ def match(view: View, groups: Sequence[ModuleTensors]) -> Matches:
         size = kernel.shape[2] if len(kernel.shape) == 3 else 0
         if not size or (kernel.shape[0] * size, kernel.shape[1] * size) != (to.out, to.in_):
             raise rejected(
-                f"{kernel.name} has the shape {shape(kernel)}, which makes no {to.out} x {to.in_} of circulant blocks",
+                f"{kernel.name} has the shape {shape(kernel)}, whose circulant blocks do not form {to.out} x {to.in_}",
                 kernel,
             )
         found.append(change(view, to, CirculantBlocks(factor(kernel), view.scaled(1 / to.in_))))

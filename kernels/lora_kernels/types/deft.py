@@ -1,5 +1,5 @@
-"""DEFT: W + Q (s R - P^T W): a subspace of W is taken out and replaced, or only taken out (para). Q = P = the
-orthonormal columns of deft_P, or Q = deft_P and P = its positive part. Source: peft 0.21.2 `DeftLinear._project`,
+"""DEFT: W + Q (s R - P^T W): a subspace of W is removed and replaced, or only removed (para). Q = P = the orthonormal
+columns of deft_P, or Q = deft_P and P = its positive part. Source: peft 0.21.2 `DeftLinear._project`,
 `_delta_from_factor`; s is alpha / r, 1 without alpha."""
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Projected(UpdateSpec, frozen=True, tag="deft"):
-    """p: (out, r). r: (r, in), None if a subspace is only removed. inject: factor of r. The update is linear in the
+    """p: (out, r). r: (r, in); None to only remove the subspace. inject: factor of r. The update is linear in the
     adapter's weight."""
 
     p: Factor
@@ -38,10 +38,10 @@ class Projected(UpdateSpec, frozen=True, tag="deft"):
             right = left
         else:
             right = np.maximum(left, 0)
-        made = -times_weight(right.T, inputs, transposed=self.transposed)
+        replacement = -times_weight(right.T, inputs, transposed=self.transposed)
         if self.r is not None:
-            made += self.inject * inputs.wide(self.r)
-        return wide_product(left, made, inputs.weight, transposed=self.transposed)
+            replacement += self.inject * inputs.wide(self.r)
+        return wide_product(left, replacement, inputs.weight, transposed=self.transposed)
 
 
 def match(view: View, groups: Sequence[ModuleTensors]) -> Matches:

@@ -1,6 +1,6 @@
-"""DELORA: W + B diag(lambda / (r |A_i| |B^i|)) A diag(w_norm), lengths at least 1e-4.
+"""DELORA: W + B diag(lambda / (r |A_i| |B^i|)) A diag(w_norm), norms at least 1e-4.
 
-w_norm, the length of the base's columns when training began, is in the file. Source: peft 0.21.2
+w_norm, the norms of the base's columns at the start of training, is in the file. Source: peft 0.21.2
 `DeloraLayer._compute_delta`.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class NormedProduct(UpdateSpec, frozen=True, tag="normed-low-rank"):
-    """strength: lambda; divided by r it is the length of each term. columns: w_norm."""
+    """strength: lambda; divided by r it is the norm of each term. columns: w_norm."""
 
     a: Factor
     b: Factor
@@ -36,14 +36,14 @@ class NormedProduct(UpdateSpec, frozen=True, tag="normed-low-rank"):
     def load(self, inputs: Inputs) -> LowRankAddition:
         a, b = inputs.reader.load(self.a), inputs.reader.load(self.b)
         strength = float(inputs.reader.load(self.strength)[0])
-        length = strength / a.shape[0] / (_lengths(a, 1) * _lengths(b, 0))
-        a = (a * length[:, None]).astype(np.float32) * inputs.reader.load(self.columns).reshape(1, -1)
+        factors = strength / a.shape[0] / (_norms(a, 1) * _norms(b, 0))
+        a = (a * factors[:, None]).astype(np.float32) * inputs.reader.load(self.columns).reshape(1, -1)
         return product(a, b, self.scale, transposed=False)
 
 
-def _lengths(values: F32, axis: int) -> F64:
-    lengths: F64 = np.maximum(np.sqrt(np.square(values.astype(np.float64)).sum(axis)), 1e-4)
-    return lengths
+def _norms(values: F32, axis: int) -> F64:
+    norms: F64 = np.maximum(np.sqrt(np.square(values.astype(np.float64)).sum(axis)), 1e-4)
+    return norms
 
 
 def match(view: View, groups: Sequence[ModuleTensors]) -> Matches:

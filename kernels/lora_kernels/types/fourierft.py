@@ -1,4 +1,4 @@
-"""FOURIERFT: W + scaling * Re ifft2(S), S zero but for n places that a seed names. Source: peft 0.21.2
+"""FOURIERFT: W + scaling * Re ifft2(S), S zero except at n positions drawn by a seed. Source: peft 0.21.2
 `FourierFTLayer.update_layer`, `get_delta_weight`: the first n of `torch.randperm` by random_loc_seed."""
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class FourierSpectrum(UpdateSpec, frozen=True, tag="fourier"):
-    """spectrum: (n). seed: of its places among `out` x `in_`. transposed: the tensor is stored (in, out)."""
+    """spectrum: (n). seed: draws its positions in `out` x `in_`. transposed: the tensor is stored (in, out)."""
 
     spectrum: Factor
     scale: float
@@ -43,8 +43,8 @@ class FourierSpectrum(UpdateSpec, frozen=True, tag="fourier"):
 
 
 class Fourier(Additive):
-    """scale * Re sum_f s_f exp(2 pi i (u_f row / rows + v_f column / columns)) / (rows columns). The sum over u is made
-    row by row from the frequencies alone, the one over v by a fast transform of the row. In float64."""
+    """scale * Re sum_f s_f exp(2 pi i (u_f row / rows + v_f column / columns)) / (rows columns). The sum over u is
+    computed for each row directly, the one over v by an FFT of the row. In float64."""
 
     def __init__(self, u: Indices, v: Indices, spectrum: F64, shape: tuple[int, int], scale: float) -> None:
         order = np.argsort(v, kind="stable")
@@ -56,12 +56,12 @@ class Fourier(Additive):
     def delta(self, block: Block, out: F32) -> None:
         rows, columns = self._shape
         for row in range(block.r0, block.r1):
-            # Whole turns are removed as integers, which costs no digits.
+            # Full turns are removed in integers, without loss of precision.
             terms = self._spectrum * np.exp(2j * np.pi / rows * (self._u * row % rows))
             line = np.zeros(columns, np.complex128)
             line[self._columns] = np.add.reduceat(terms, self._starts)
-            made = np.fft.ifft(line).real[block.c0 : block.c1]
-            np.multiply(made, self._scale, out=out[row - block.r0], casting="same_kind")
+            delta = np.fft.ifft(line).real[block.c0 : block.c1]
+            np.multiply(delta, self._scale, out=out[row - block.r0], casting="same_kind")
 
 
 def match(view: View, groups: Sequence[ModuleTensors]) -> Matches:

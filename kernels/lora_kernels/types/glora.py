@@ -1,7 +1,7 @@
-"""GLORA: W (1 + A) + B, elementwise, and b (1 + D) + E; A and B are low-rank products, one number a row, or one number.
+"""GLORA: W (1 + A) + B, elementwise, and b (1 + D) + E; A and B are low-rank products, one value per row, or one value.
 
-Source: peft 0.21.2 `GloraLayer.merge`. The term W C of the bias takes a whole weight to make one bias; a merge goes
-tensor by tensor, so an adapter with it is refused.
+Source: peft 0.21.2 `GloraLayer.merge`. The bias term W C depends on a whole weight; a merge goes tensor by tensor, so
+an adapter with it is refused.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ _PATHS = "ABCDE"
 
 
 class Path(NamedTuple):
-    """The product of d (rows, r) and u (r, columns); or x: one number, one for each row, or, of a bias, one for each
-    element."""
+    """The product of d (rows, r) and u (r, columns); or x: one value, one per row, or, for a bias, one per element."""
 
     d: Factor | None = None
     u: Factor | None = None
@@ -41,7 +40,7 @@ class Path(NamedTuple):
 
 
 class TimesPlus(UpdateSpec, frozen=True, tag="glora"):
-    """W (1 + times) + plus. zeros: of paths that are switched off."""
+    """W (1 + times) + plus. zeros: the zeros stored for disabled paths."""
 
     times: Path | None = None
     plus: Path | None = None
@@ -67,7 +66,7 @@ class Term(NamedTuple):
 
 
 class Glora(Transform):
-    """In float64: the factor is one and something small."""
+    """In float64: the factor is close to one."""
 
     reach: ClassVar[Reach] = "element"
 
@@ -101,8 +100,8 @@ def _check_zeros(zeros: Factor, reader: FactorReader) -> None:
         if reader.values(zeros, first, part[: min(BLOCK, elements - first)]).any():
             raise RegistryError(
                 "rejected",
-                f"{zeros.name} holds the zeros of a path that adapter_config.json switches off, but is not zero.",
-                hint="Merge an adapter as PEFT saved it.",
+                f"{zeros.name} belongs to a path that adapter_config.json disables, but is not zero.",
+                hint="Merge an adapter as saved by PEFT.",
                 tensor=zeros.name,
             )
 
@@ -114,7 +113,7 @@ def match(view: View, groups: Sequence[ModuleTensors]) -> Matches:
         if any(suffix.startswith("glora_C.X") for suffix in group.tensors):
             unsupported("GLORA with config_C", to.path)
         weight = TimesPlus(_path(view, group, to, "A"), _path(view, group, to, "B"))
-        # Paths that are switched off: PEFT stores zeros for them and adds what it finds.
+        # PEFT stores zeros for disabled paths, and adds whatever it finds there.
         zeros = [group.tensors[f"glora_{name}.zeros"] for name in _PATHS if f"glora_{name}.zeros" in group.tensors]
         found.append(change(view, to, msgspec.structs.replace(weight, zeros=tuple(map(factor, zeros)))))
         bias = TimesPlus(_path(view, group, to, "D"), _path(view, group, to, "E"))
@@ -123,13 +122,13 @@ def match(view: View, groups: Sequence[ModuleTensors]) -> Matches:
             continue
         if to.bias is None:
             entry = next(entry for entry in group.tensors.values() if entry.name == first.name)
-            raise rejected(f"{entry.name} changes the bias of {to.path}, which has none", entry)
+            raise rejected(f"{entry.name} changes the bias of {to.path}, which the base does not have", entry)
         found.append(bias_change(view, to, to.bias, bias))
     return found
 
 
 def _path(view: View, group: ModuleTensors, to: Target, name: str) -> Path | None:
-    """The factors of a path; None if it is empty. D and E do to the bias what A and B do to the weight."""
+    """The factors of a path; None if it is empty. D and E apply to the bias as A and B to the weight."""
     if f"glora_{name}.Xd" in group.tensors or f"glora_{name}.Xu" in group.tensors:
         down, up = needed(group, f"glora_{name}.Xd", f"glora_{name}.Xu")
         rank = view.config.r or 0

@@ -1,4 +1,4 @@
-"""GRALORA: k x k blocks, each a low-rank product; with hybrid_r a common low-rank product beside them, all times
+"""GRALORA: k x k blocks, each a low-rank product; with hybrid_r also a common low-rank product, all times
 alpha / (r + hybrid_r). Source: peft 0.21.2 `gralora.Linear.get_delta_weight`.
 
 The block (j, n) is B[j, n-th part of the ranks] A[n, j-th part of the ranks], transposed.
@@ -38,7 +38,7 @@ class BlockProducts(UpdateSpec, frozen=True, tag="block-low-rank"):
         a, b = inputs.reader.load(self.a), inputs.reader.load(self.b)
         count, _, rank = a.shape
         part = rank // count
-        # Ranks split by the block on the other side: j of the outputs, n of the inputs.
+        # Ranks are split by the block of the other side: j of the outputs, n of the inputs.
         right = a.reshape(count, -1, count, part).transpose(2, 0, 3, 1)
         left = b.reshape(count, count, part, -1).transpose(0, 1, 3, 2)
         if self.transposed:

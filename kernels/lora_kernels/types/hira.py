@@ -33,8 +33,7 @@ class TimesProduct(UpdateSpec, frozen=True, tag="times-low-rank"):
 
 
 class TimesLowRank(Transform):
-    """values * (1 + left @ right), in float64: the sum of one and the product would lose half of float32's digits of a
-    small product."""
+    """values * (1 + left @ right), in float64: a float32 sum of one and a small product loses half of its digits."""
 
     reach: ClassVar[Reach] = "element"
 

@@ -1,5 +1,5 @@
-"""HRA: W H, H a product of Householder reflections, I - 2 u u^T for each column u; with apply_GS the columns are made
-orthonormal first. Source: peft 0.21.2 `HRALinear.get_delta_weight`, `HRAConv2d.merge`."""
+"""HRA: W H, H a product of Householder reflections I - 2 u u^T, one per column u; with apply_GS the columns are
+orthonormalized first. Source: peft 0.21.2 `HRALinear.get_delta_weight`, `HRAConv2d.merge`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Reflected(UpdateSpec, frozen=True, tag="reflections"):
-    """u: (in, r). orthogonal: columns are made orthogonal to those before them."""
+    """u: (in, r). orthogonal: orthogonalize each column against those before it."""
 
     u: Factor
     orthogonal: bool = False
@@ -33,15 +33,15 @@ class Reflected(UpdateSpec, frozen=True, tag="reflections"):
             if self.orthogonal:
                 for before in range(column):
                     u[:, column] -= (u[:, before] @ u[:, column]) * u[:, before]
-            length = float(np.sqrt(u[:, column] @ u[:, column]))
-            if length == 0:
+            norm = float(np.sqrt(u[:, column] @ u[:, column]))
+            if norm == 0:
                 raise RegistryError(
                     "rejected",
-                    f"{self.u.name}: the column {column} has the length 0; there is no reflection at it.",
-                    hint="Train it again or take an earlier checkpoint.",
+                    f"{self.u.name}: column {column} is zero and does not define a reflection.",
+                    hint="Train the adapter again or use an earlier checkpoint.",
                     tensor=self.u.name,
                 )
-            u[:, column] /= length
+            u[:, column] /= norm
         t = np.zeros((u.shape[1], u.shape[1]))
         for column in range(u.shape[1]):
             t[column, column] = 2
@@ -51,7 +51,7 @@ class Reflected(UpdateSpec, frozen=True, tag="reflections"):
 
 
 class Reflections(Transform):
-    """W (I - U T U^T): the product of r reflections at the columns of U (in, r), T upper triangular (Schreiber and Van
+    """W (I - U T U^T): the product of r reflections by the columns of U (in, r), T upper triangular (Schreiber and Van
     Loan, "A storage-efficient WY representation for products of Householder transformations", 1989). In float64."""
 
     reach: ClassVar[Reach] = "row"

@@ -1,4 +1,4 @@
-"""IA3: W * l, along the rows, and the bias with it; along the columns for feedforward_modules.
+"""IA3: W * l by row, and the bias with it; by column for feedforward_modules.
 
 Source: peft 0.21.2 `ia3.Linear.merge`, `_ConvNd._get_ia3_scaling_for_weight`, `_check_target_module_feedforward`.
 """
@@ -24,14 +24,14 @@ def match(view: View, groups: Sequence[ModuleTensors]) -> Matches:
         (scale,) = needed(group, "ia3_l")
         to = target(view, group, "linear", "conv", conv1d=True)
         of_inputs = feedforward(group.path)
-        groups_of = _check(to, scale, of_inputs=of_inputs)
+        group_count = _check(to, scale, of_inputs=of_inputs)
         vector = factor(scale)
         update = Scaled(
             vector,
             axis="columns" if of_inputs != to.transposed else "rows",
             repeat=to.kernel if of_inputs else 1,
-            groups=groups_of,
-            rows=to.out if groups_of > 1 else 0,
+            groups=group_count,
+            rows=to.out if group_count > 1 else 0,
         )
         found.append(change(view, to, update))
         if not of_inputs and to.bias is not None:
@@ -40,7 +40,7 @@ def match(view: View, groups: Sequence[ModuleTensors]) -> Matches:
 
 
 def _feedforward(view: View) -> Callable[[str], bool]:
-    """PEFT compares names with the end of the path, whether a segment begins there or not."""
+    """PEFT's match of feedforward_modules: by the end of the path, even within a segment."""
     names = view.config.feedforward_modules
     if names is None or isinstance(names, str):
         return names_module(names)
@@ -49,7 +49,7 @@ def _feedforward(view: View) -> Callable[[str], bool]:
 
 
 def _check(to: Target, scale: TensorEntry, *, of_inputs: bool) -> int:
-    """The number of groups of a convolution whose inputs are scaled; else 1."""
+    """The number of groups of a convolution whose inputs are scaled; otherwise 1."""
     dimensions = len(to.weight.shape)
     if dimensions == 2:
         expected: tuple[int, ...] = (1, to.in_) if of_inputs else (to.out, 1)

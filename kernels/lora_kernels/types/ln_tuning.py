@@ -1,4 +1,4 @@
-"""LN_TUNING: the norms' weights and biases are replaced. Source: peft 0.21.2 `LNTuningLayer.merge`."""
+"""LN_TUNING: weights and biases of the norms are replaced. Source: peft 0.21.2 `LNTuningLayer.merge`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def match(view: View, groups: Sequence[ModuleTensors]) -> Matches:
             if view.adapter.weight != 1:
                 raise RegistryError(
                     "rejected",
-                    f"LN_TUNING replaces {replaced.name} whole; it cannot be weighted by {view.adapter.weight:g}.",
+                    f"LN_TUNING replaces {replaced.name}; it cannot be weighted by {view.adapter.weight:g}.",
                     hint="Give this adapter the weight 1.",
                     tensor=entry.name,
                 )

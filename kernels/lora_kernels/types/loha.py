@@ -1,7 +1,7 @@
 """LOHA: W + (alpha / r) (w1_a w1_b) * (w2_a w2_b), elementwise. Source: peft 0.21.2 `LoHaLayer.get_delta_weight`.
 
-With use_effective_conv2d a convolution's halves are Tucker products, sum_ij t[i,j,k] w_a[i,out] w_b[j,in]. Kernels of
-one dimension are stored with a second one of size 1.
+With use_effective_conv2d the halves of a convolution are Tucker products, sum_ij t[i,j,k] w_a[i,out] w_b[j,in].
+One-dimensional kernels are stored with a second dimension of size 1.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class HadamardProduct(UpdateSpec, frozen=True, tag="hadamard"):
 
 
 class Hadamard(Additive):
-    """scale * the product of the elements of two low-rank products. In float64: errors of both sums multiply into every
-    element, which put 1 in 16,000 on the wrong side of a bfloat16 rounding in float32."""
+    """scale * the elementwise product of two low-rank products. In float64: the errors of both sums affect every
+    element; in float32 1 in 16,000 was rounded to the wrong bfloat16."""
 
     def __init__(self, first: tuple[F64, F64], second: tuple[F64, F64], scale: float) -> None:
         self._halves = first, second
@@ -82,7 +82,7 @@ def _half(view: View, to: Target, a: TensorEntry, b: TensorEntry, t: TensorEntry
     if t is None:
         return TuckerHalf(factor(shaped(a, to.out, rank)), factor(shaped(b, rank, to.in_)))
     if to.kernel == 1 and len(to.weight.shape) == 2:
-        raise rejected(f"{t.name} belongs to a convolution, but {to.path} is none", t)
+        raise rejected(f"{t.name} belongs to a convolution, but {to.path} is not one", t)
     shaped(a, rank, to.out)
     shaped(b, rank, to.in_ // to.kernel)
     return TuckerHalf(factor(a), factor(b), factor(shaped(t, rank, rank, *tucker_kernel(to))))

@@ -2,7 +2,7 @@
 
 w1 is a matrix or w1_a w1_b; w2 is a matrix, a convolution kernel, w2_a w2_b, or a Tucker product with t2. For a whole
 w2 of a one-dimensional convolution PEFT's product pairs w1 with the wrong dimensions of w2; the adapter was trained
-with that very product, so it is repeated here.
+with that product, so it is reproduced here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def match(view: View, groups: Sequence[ModuleTensors]) -> Matches:
         produced = (size[0] * other[0], size[1] * other[1])
         if produced != (to.out, to.in_):
             raise rejected(
-                f"The LoKr factors of {to.path} make an update of {produced[0]} x {produced[1]}, but {to.weight.name} "
+                f"The LoKr factors of {to.path} give an update of {produced[0]} x {produced[1]}, but {to.weight.name} "
                 f"needs {to.out} x {to.in_}",
                 group.first,
             )
@@ -42,7 +42,7 @@ def match(view: View, groups: Sequence[ModuleTensors]) -> Matches:
             w2_a=parts.get("w2_a"),
             w2_b=parts.get("w2_b"),
             t2=parts.get("t2"),
-            # (out, in, kernel): the case that PEFT multiplies otherwise.
+            # (out, in, kernel): the case that PEFT multiplies differently.
             shifted="w2" in second and len(second["w2"].shape) == 3,
         )
         found.append(change(view, to, update))
@@ -59,7 +59,7 @@ def _first(group: ModuleTensors) -> tuple[dict[str, TensorEntry], tuple[int, int
 
 
 def _second(group: ModuleTensors, to: Target) -> tuple[Mapping[str, TensorEntry], tuple[int, int]]:
-    """The factors of w2 and its size as a matrix, kernel in the columns."""
+    """The factors of w2 and its size as a matrix, with the kernel in the columns."""
     if "lokr_w2" in group.tensors:
         whole = group.tensors["lokr_w2"]
         if len(whole.shape) != len(to.weight.shape):

@@ -1,5 +1,5 @@
-"""MISS, and BONE as it was named before: W + D, D's column strips of width r all the same, the transposed block; "mini"
-repeats the block along the rows as well. "bat": W + (W G + G) in blocks of r x r, one G for each row of blocks.
+"""MISS, formerly BONE: W + D, where D repeats the transposed block of width r along the columns; "mini" also along the
+rows. "bat": W + (W G + G) in blocks of r x r, one G per row of blocks.
 
 Source: peft 0.21.2 `MissLinear.get_delta_weight`, `get_delta_weight_miss`.
 """
@@ -34,7 +34,7 @@ class SquareBlocks(UpdateSpec, frozen=True, tag="bat"):
 
 
 class Bat(Transform):
-    """W + (W G + G). blocks: (rows / r, r, r): all blocks of the weight in one row of blocks share one. In float64."""
+    """W + (W G + G). blocks: (rows / r, r, r): G of each row of blocks. In float64."""
 
     reach: ClassVar[Reach] = "row"
 
@@ -45,21 +45,21 @@ class Bat(Transform):
         size = self._blocks.shape[1]
         rows = np.arange(block.r0, block.r1)
         for index in range(block.r0 // size, -(-block.r1 // size)):
-            here = (rows // size) == index
-            strips = values[here].astype(np.float64).reshape(-1, block.columns // size, size)
-            strips += strips @ self._blocks[index] + self._blocks[index][rows[here] % size, None, :]
-            values[here] = strips.reshape(-1, block.columns)
+            selected = (rows // size) == index
+            tiles = values[selected].astype(np.float64).reshape(-1, block.columns // size, size)
+            tiles += tiles @ self._blocks[index] + self._blocks[index][rows[selected] % size, None, :]
+            values[selected] = tiles.reshape(-1, block.columns)
 
 
 def match(view: View, groups: Sequence[ModuleTensors]) -> Matches:
     found = []
     prefix = view.config.peft_type.lower()
-    how = view.config.init_weights
+    init = view.config.init_weights
     for group in groups:
         (block,) = needed(group, f"{prefix}_block")
         to = target(view, group, "linear")
         rank = view.config.r or 0
-        if how == "bat":
+        if init == "bat":
             if to.in_ % rank or to.out % rank:
                 raise rejected(
                     f"{block.name}: blocks of {rank} x {rank} do not divide {to.weight.name} ({shape(to.weight)})",
@@ -67,7 +67,7 @@ def match(view: View, groups: Sequence[ModuleTensors]) -> Matches:
                 )
             found.append(change(view, to, SquareBlocks(factor(shaped(block, to.out // rank, rank, rank)))))
             continue
-        height = view.config.raw.get("mini_r") if how == "mini" else to.out
+        height = view.config.raw.get("mini_r") if init == "mini" else to.out
         if type(height) is not int or height < 1 or to.out % height:
             raise rejected(f"{block.name}: mini_r = {str(height)[:40]} does not divide the {to.out} outputs", block)
         repeated = KroneckerProduct(scale=view.scaled(), w2=factor(shaped(block, rank, height)), turned=True)

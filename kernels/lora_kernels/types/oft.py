@@ -30,8 +30,8 @@ class BlockRotations(UpdateSpec, frozen=True, tag="oft"):
     Args:
         r: (blocks, b (b - 1) / 2), the upper triangles of skew-symmetric blocks.
         size: b.
-        terms: of the Neumann series that stands for the inverse, None for the inverse itself.
-        eps: of COFT, None without.
+        terms: number of terms of the Neumann series for the inverse; None for the exact inverse.
+        eps: of COFT; None without it.
         inverse: Q^T instead of Q.
     """
 
@@ -64,7 +64,7 @@ def match(view: View, groups: Sequence[ModuleTensors]) -> Matches:
 
 
 def _rotations(view: View, to: Target, entry: TensorEntry, *, inverse: bool) -> BlockRotations:
-    """Size of the blocks, and how R is made of them. b (b - 1) / 2 numbers are a block of size b."""
+    """The update of an entry, whose rows of b (b - 1) / 2 numbers are blocks of size b."""
     raw = view.config.raw
     if len(entry.shape) != 2:
         raise rejected(f"{entry.name} has the shape {shape(entry)}; expected blocks x numbers", entry)
@@ -74,8 +74,8 @@ def _rotations(view: View, to: Target, entry: TensorEntry, *, inverse: bool) -> 
     blocks = to.in_ // size
     if size * (size - 1) // 2 != numbers or size * blocks != to.in_ or count != (1 if shared else blocks):
         raise rejected(
-            f"{entry.name} has the shape {shape(entry)}, which makes {'one shared block' if shared else 'blocks'} of "
-            f"no size that divides the {to.in_} inputs of {to.path} into as many",
+            f"{entry.name} has the shape {shape(entry)}, which does not match "
+            f"{'one shared block' if shared else 'blocks'} for the {to.in_} inputs of {to.path}",
             entry,
         )
     series = raw.get("use_cayley_neumann") is not False
@@ -83,7 +83,7 @@ def _rotations(view: View, to: Target, entry: TensorEntry, *, inverse: bool) -> 
         unsupported(
             "OFT with use_cayley_neumann of PEFT before 0.18",
             to.path,
-            "its series was another one, of which PEFT warns",
+            "its series was different, and PEFT warns of it",
         )
     terms, eps = raw.get("num_cayley_neumann_terms", _TERMS), raw.get("eps", _EPS)
     if type(terms) is not int or not 0 <= terms <= 100 or type(eps) not in (int, float):
@@ -98,7 +98,7 @@ def _rotations(view: View, to: Target, entry: TensorEntry, *, inverse: bool) -> 
 
 
 def _before_series_changed(version: str | None) -> bool:
-    """PEFT has named its version in configs since 0.18, where it changed the series."""
+    """Whether the adapter is from PEFT before 0.18, which changed the series and first wrote its version to configs."""
     major, _, rest = (version or "0.0").partition("@")[0].partition(".")
     minor = rest.partition(".")[0]
     return not (major.isdecimal() and minor.isdecimal() and (int(major), int(minor)) >= (0, 18))

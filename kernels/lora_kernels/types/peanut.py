@@ -33,7 +33,7 @@ _ACTIVATIONS: Final[Mapping[str, Callable[[F64], npt.NDArray[Any]]]] = {
 
 
 class Network(UpdateSpec, frozen=True, tag="peanut"):
-    """a: (r, out). b: (out, r). encoders, decoders: the layers between, (r, r) each. The update is linear in the
+    """a: (r, out). b: (out, r). encoders, decoders: the layers in between, (r, r) each. The update is linear in the
     adapter's weight."""
 
     a: Factor
@@ -75,7 +75,7 @@ def match(view: View, groups: Sequence[ModuleTensors]) -> Matches:
         for layer in (*encoders, *decoders):
             shaped(layer, rank, rank)
         if len(group.tensors) != 2 + 2 * depth:
-            raise rejected(f"{group.first.name} and others of {to.path}: more layers than depth = {depth}", group.first)
+            raise rejected(f"{group.first.name}: {to.path} has more layers than depth = {depth}", group.first)
         update = Network(
             a=factor(a),
             b=factor(b),

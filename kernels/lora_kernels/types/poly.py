@@ -1,7 +1,7 @@
-"""POLY with one task: W + (B A) / r, A and B mixed of skills, split by split of the inputs and of the outputs, by the
-task's router. Source: peft 0.21.2 `poly.Linear.forward`, `PolyRouter.forward` outside of training; PEFT merges none.
+"""POLY with one task: W + (B A) / r, A and B mixed from skills for each split of the inputs and outputs, by the task's
+router. Source: peft 0.21.2 `poly.Linear.forward`, `PolyRouter.forward` in inference; PEFT cannot merge it.
 
-With several tasks the mixture depends on the task that comes with each input, so that no weight stands for all.
+With several tasks the mixture depends on the task of each input, so no single weight is equivalent.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lora_kernels.types.updates import Inputs, UpdateSpec
 if TYPE_CHECKING:
     from lora_kernels.types.forms.products import LowRankAddition
 
-# Beside the sum that PEFT divides by.
+# PEFT adds it to the sum that it divides by.
 _EPS = 1e-12
 
 
@@ -73,7 +73,7 @@ ROOM = Room(
     updates=(MixedProduct,),
     page=Page(
         "Poly",
-        "of one task: adds (B A) / r, A and B mixed of the skills of each split by the task's router; several tasks: "
+        "of one task: adds (B A) / r, A and B mixed from the skills of each split by the task's router; several tasks: "
         "refused, their effect depends on the input",
         "element",
         "linear",

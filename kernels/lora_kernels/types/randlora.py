@@ -1,7 +1,7 @@
 """RANDLORA: W + (alpha / r) sum_j B_j diag(lambda_j) A_j diag(gamma_j); all modules share A and B, cut to size.
 
 Source: peft 0.21.2 `randlora.Linear.get_scaled_bases`, `get_delta_weight`. A belongs to the smaller side of the weight.
-Without save_projection A and B are drawn in bfloat16 or float16, whichever the machine prefers: not to be repeated.
+Without save_projection A and B are drawn in bfloat16 or float16, depending on the machine: not reproducible.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class SharedBases(UpdateSpec, frozen=True, tag="many-bases"):
-    """A product of many bases, which the modules share.
+    """A product of many bases, shared by the modules.
 
-    PEFT counts the ranks of A before its bases and those of B behind, so that they meet in another order than the
-    paper's; adapters are trained with that product.
+    PEFT orders A by rank, then base, but B by base, then rank, which differs from the paper; adapters are trained with
+    that product.
 
     Args:
         a: (r, 1 or n, small).
@@ -66,14 +66,14 @@ def match(view: View, groups: Sequence[ModuleTensors]) -> Matches:
         count = -(-small // rank)
         shaped(lambdas, rank, count)
         shaped(gammas, count, small)
-        # PEFT stores what all share once more with every module.
+        # PEFT stores the shared tensors again with each module.
         known = {**group.tensors, **view.shared}
         view.ignored.extend(entry.name for suffix, entry in group.tensors.items() if suffix in view.shared)
         if "randlora_A" not in known or "randlora_B" not in known:
             raise RegistryError(
                 "unsupported",
-                f"The RANDLORA adapter holds no randlora_A and randlora_B, which {to.path} needs: PEFT draws them in "
-                "bfloat16 or float16, whichever the machine prefers, so that they cannot be repeated.",
+                f"The RANDLORA adapter has no randlora_A and randlora_B, which {to.path} needs: PEFT draws them in "
+                "bfloat16 or float16, depending on the machine, so they cannot be reproduced.",
                 hint="Save the adapter again with save_projection=True.",
                 module=to.path,
             )

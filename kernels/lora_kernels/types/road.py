@@ -1,7 +1,7 @@
-"""ROAD: R W and R b, R a rotation with a scale in the plane of each pair of outputs (i, i + g / 2) within groups of g.
+"""ROAD: R W and R b, R a scaled rotation of each pair of outputs (i, i + g / 2) within groups of g.
 
 Source: peft 0.21.2 `road.Linear.merge`, `_prepare_cols`. On a bfloat16 base PEFT rounds R to bfloat16 first; here it is
-applied as it is.
+not rounded.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from lora_kernels.types.updates import Inputs, Reach, Transform, UpdateSpec
 if TYPE_CHECKING:
     from lora_kernels.numeric.dtypes import F32, F64
 
-# Numbers that a pair of outputs has: one for both, one for each, two for each.
+# Numbers per pair of outputs: one for both, one for each, two for each.
 _VARIANTS: Final = {"road_1": 1, "road_2": 2, "road_4": 4}
 
 
-class TurnedPairs(UpdateSpec, frozen=True, tag="road"):
-    """Pairs of outputs turned and scaled.
+class RotatedPairs(UpdateSpec, frozen=True, tag="road"):
+    """Pairs of outputs, rotated and scaled.
 
     Args:
-        theta, alpha: `each` of them for a pair of outputs: 1, both share it; 2, one for each; 4, two for each, of which
-            one acts on the output itself and one on its pair.
-        group: outputs that a pair lies within.
-        vector: it is a bias that is changed.
+        theta, alpha: `each` numbers per pair of outputs: 1, shared by both; 2, one for each; 4, two for each, one for
+            the output itself and one for its partner.
+        group: number of outputs in a group.
+        vector: the update changes a bias.
     """
 
     theta: Factor
@@ -50,7 +50,7 @@ class TurnedPairs(UpdateSpec, frozen=True, tag="road"):
             cos, sin = (np.repeat(part.reshape(-1, group // 2), 2, axis=0).reshape(-1) for part in (cos, sin))
         if self.each == 4:
             cos, sin = cos.reshape(-1, 2, group)[:, 0].reshape(-1), sin.reshape(-1, 2, group)[:, 1].reshape(-1)
-        # The first half of a group takes the second one with a minus.
+        # The first half of a group gets the second one with a negative sign.
         signs = np.tile(np.repeat([-1.0, 1.0], group // 2), len(cos) // group)
         return Road(cos[:, None], (signs * sin)[:, None], group, vector=self.vector)
 
@@ -64,7 +64,7 @@ class Road(Transform):
         self._own = own
         self._other = other
         self._group = group
-        # A vector is one row: its elements are the outputs.
+        # A bias is one row, whose elements are the outputs.
         self._vector = vector
         self.band = 1 if vector else group
 
@@ -88,24 +88,24 @@ def match(view: View, groups: Sequence[ModuleTensors]) -> Matches:
             raise rejected(f"adapter_config.json has the variant {str(variant)[:40]!r} for {theta.name}", theta)
         if type(size) is not int or size < 2 or size % 2 or to.out % size:
             raise rejected(
-                f"{theta.name}: group_size = {str(size)[:40]} does not divide the {to.out} outputs in pairs", theta
+                f"{theta.name}: group_size = {str(size)[:40]} must be even and divide the {to.out} outputs", theta
             )
         each = _VARIANTS[variant]
         for entry in (theta, alpha):
             shaped(entry, to.out // 2 * each)
         numbers = factor(theta), factor(alpha)
-        found.append(change(view, to, TurnedPairs(*numbers, size, each)))
+        found.append(change(view, to, RotatedPairs(*numbers, size, each)))
         if to.bias is not None:
-            found.append(bias_change(view, to, to.bias, TurnedPairs(*numbers, size, each, vector=True)))
+            found.append(bias_change(view, to, to.bias, RotatedPairs(*numbers, size, each, vector=True)))
     return found
 
 
 ROOM = Room(
     match,
-    updates=(TurnedPairs,),
+    updates=(RotatedPairs,),
     page=Page(
         "RoAd",
-        "changes: R W and R b, R turning and scaling pairs of outputs; variants 1, 2, 4",
+        "changes: R W and R b, R rotating and scaling pairs of outputs; variants 1, 2, 4",
         "block of group_size",
         "linear",
         "`_prepare_cols`",

@@ -1,4 +1,4 @@
-"""A room: what the project knows of merging one PEFT type."""
+"""A room: everything about merging one PEFT type."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Page:
     Args:
         title: the type, or the types that share the room.
         weight: what happens to the weight.
-        reach: how far an element of the result depends on others.
-        on: the layers that it is for.
-        source: where PEFT computes the same.
+        reach: on which elements of the weight an element of the result depends.
+        on: the supported layers.
+        source: the PEFT code that computes the same.
     """
 
     title: str
@@ -35,8 +35,8 @@ class Page:
 
 @dataclass(frozen=True)
 class Room:
-    """match: the changes that the type's tensors make, which come sorted by module and nesting. updates: the kinds of
-    updates among them that no module of `forms` defines. page: None for LORA, which has a section of its own."""
+    """match: returns the changes by the type's tensors, which are sorted by module and nesting. updates: the update
+    classes that are not defined in `forms`. page: None for LORA, which has its own section."""
 
     match: Matcher
     updates: tuple[type[UpdateSpec], ...] = ()

@@ -1,4 +1,4 @@
-"""SHIRA: W + numbers at stored places. Source: peft 0.21.2 `shira.Linear.get_delta_weight`."""
+"""SHIRA: W + values at stored positions. Source: peft 0.21.2 `shira.Linear.get_delta_weight`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from lora_contract.adapter.sorting import ModuleTensors
 from lora_kernels.types.forms.scatter import Scattered
 from lora_kernels.types.matching.change import Matches
-from lora_kernels.types.matching.target import change, needed, places, shaped, target
+from lora_kernels.types.matching.target import change, index_factor, needed, shaped, target
 from lora_kernels.types.matching.view import View, factor
 from lora_kernels.types.room import Page, Room
 
@@ -19,7 +19,7 @@ def match(view: View, groups: Sequence[ModuleTensors]) -> Matches:
         to = target(view, group, "linear")
         shaped(indices, 2, *values.shape[:1])
         shaped(values, *values.shape[:1])
-        where = places(indices)
+        where = index_factor(indices)
         found.append(change(view, to, Scattered(factor(values), where, (to.out, to.in_), view.scaled())))
     return found
 

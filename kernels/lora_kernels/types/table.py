@@ -1,6 +1,6 @@
-"""The rooms of all PEFT types that are merged, as the contract's table of types names them.
+"""The rooms of all mergeable PEFT types, as listed in the contract's table of types.
 
-A room is imported when it is first asked for: a merge needs those of its adapters' types, not forty modules.
+A room is imported on first use: a merge needs only those of its adapters' types, not forty modules.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _FORMS: Final = ("kronecker", "low_rank", "replace", "rows", "scale", "scatter",
 
 if TYPE_CHECKING:
     AnyUpdate = UpdateSpec
-    """Any update of a plan. A plan that was written as JSON is read by their tags; mypy knows what they share."""
+    """Any update of a plan, decoded from JSON by its tag; for mypy their common base class."""
 
 
 class _Rooms(Mapping[str, Room]):

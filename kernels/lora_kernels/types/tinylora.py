@@ -1,8 +1,8 @@
-"""TINYLORA: W + B (sum_i v_i P_i) A, with A and B from the base's singular vectors, stored. Source: peft 0.21.2
+"""TINYLORA: W + B (sum_i v_i P_i) A, with stored A and B from the base's singular vectors. Source: peft 0.21.2
 `TinyLoraLayer.get_delta_weight`.
 
-Modules share a vector v in groups that PEFT makes in the order of the model's code, which no file tells: only a single
-v for all modules can be matched.
+Modules share a vector v in groups, which PEFT forms by the order of modules in the model's code. The files do not have
+it, so only a single v for all modules can be matched.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def match(view: View, groups: Sequence[ModuleTensors]) -> Matches:
     if len(view.shared) != 1 and groups:
         raise RegistryError(
             "unsupported",
-            f"The TINYLORA adapter holds {len(view.shared)} vectors tinylora_v for {len(groups)} modules; which is "
-            "whose follows from the order of the modules in the model's code, which no file tells.",
+            f"The TINYLORA adapter has {len(view.shared)} vectors tinylora_v for {len(groups)} modules; their "
+            "assignment depends on the order of modules in the model's code, which is not in the files.",
             hint="Train it with weight_tying=1.0, or serve it unmerged.",
             type="TINYLORA",
         )
@@ -56,8 +56,8 @@ def match(view: View, groups: Sequence[ModuleTensors]) -> Matches:
         if "tinylora_P" not in group.tensors:
             raise RegistryError(
                 "unsupported",
-                f"{group.path}: the TINYLORA adapter holds no tinylora_P; PEFT draws it by the module's place in the "
-                "model's code, which no file tells.",
+                f"{group.path}: the TINYLORA adapter has no tinylora_P; PEFT draws it by the module's position in the "
+                "model's code, which is not in the files.",
                 hint="Save the adapter again with save_projection=True.",
                 module=group.path,
             )

@@ -1,4 +1,4 @@
-"""Trainable tokens: rows of an embedding that the adapter replaces, alone (TRAINABLE_TOKENS) or beside LoRA.
+"""Trainable tokens: rows of an embedding that the adapter replaces, alone (TRAINABLE_TOKENS) or together with LoRA.
 
 Merge rules are those of peft 0.21.2 (`TrainableTokensLayer.merge`, `TrainableTokensWrapper`).
 """
@@ -29,28 +29,28 @@ def match(view: View, groups: Sequence[ModuleTensors]) -> Matches:
 
 
 def match_rows(view: View, group: ModuleTensors, suffix: str, head: ModuleTensors | None = None) -> Matches:
-    """The rows of one embedding; of a tied one they are those of the output layer too, as PEFT ties them.
+    """The rows of one embedding; if it is tied, also those of the output layer, as in PEFT.
 
-    head: the tensors of that layer, which repeat the embedding's.
+    head: the tensors of that layer, which are copies of the embedding's.
     """
     entry = group.tensors[suffix]
     others = sorted(set(group.tensors) - {suffix})
     if others:
         other = group.tensors[others[0]]
-        raise rejected(f"{other.name} adapts {group.path}, which has trainable tokens; PEFT allows one of both", other)
+        raise rejected(f"{other.name} adapts {group.path}, which has trainable tokens; PEFT allows only one", other)
     _, weight = view.module(group.path, entry, "embedding", "linear")
     indices = _indices(view, group.path, entry)
     if len(weight.shape) != 2 or entry.shape != (len(indices), weight.shape[1]):
         raise rejected(
-            f"{entry.name} has the shape {shape(entry)}; {len(indices)} rows of {weight.name} ({shape(weight)}) are "
-            "replaced",
+            f"{entry.name} has the shape {shape(entry)}; expected {len(indices)} rows of {weight.name} "
+            f"({shape(weight)})",
             entry,
         )
     if indices and max(indices) >= weight.shape[0]:
         raise rejected(f"{entry.name} replaces row {max(indices)}, but {weight.name} has {weight.shape[0]} rows", entry)
     rows = factor(entry)
     change = Change(weight.name, group.path, ReplacedRows(rows, tuple(indices)), view.adapter.weight)
-    return view.both(change, [(rows, head.tensors[suffix])] if head is not None else [])
+    return view.with_tied(change, [(rows, head.tensors[suffix])] if head is not None else [])
 
 
 def _indices(view: View, module: str, entry: TensorEntry) -> list[int]:
@@ -59,7 +59,7 @@ def _indices(view: View, module: str, entry: TensorEntry) -> list[int]:
         named = [rows for name, rows in tokens.items() if module == name or module.endswith(f".{name}")]
         tokens = named[0] if named else None
     if tokens is None:
-        raise rejected(f"{entry.name} holds token rows, but adapter_config.json names no tokens for {module}", entry)
+        raise rejected(f"{entry.name} has token rows, but adapter_config.json has no tokens for {module}", entry)
     return tokens
 
 

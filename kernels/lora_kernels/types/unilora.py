@@ -1,6 +1,6 @@
-"""UNILORA: W + B A, every element of which is one of a few shared numbers times a scale. Source: peft 0.21.2
-`unilora.Linear._get_lora_matrices`. Without save_indices the places are drawn by torch for the modules in the order of
-the model's code, which no file tells."""
+"""UNILORA: W + B A, whose elements are each one of a few shared numbers times a scale. Source: peft 0.21.2
+`unilora.Linear._get_lora_matrices`. Without save_indices torch draws the indices for the modules in the order of the
+model's code, which is not in the files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lora_contract.errors import RegistryError
 from lora_kernels.checkpoint.records import Factor
 from lora_kernels.types.forms.low_rank import product
 from lora_kernels.types.matching.change import Matches
-from lora_kernels.types.matching.target import change, needed, places, shaped, target
+from lora_kernels.types.matching.target import change, index_factor, needed, shaped, target
 from lora_kernels.types.matching.view import View, factor, rejected
 from lora_kernels.types.room import Page, Room
 from lora_kernels.types.updates import Inputs, UpdateSpec
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class IndexedHalf(NamedTuple):
-    """places: of each element among the shared numbers. scales: what these are multiplied by."""
+    """places: index of each element into the shared numbers. scales: factors of the elements."""
 
     places: Factor
     scales: Factor
@@ -52,15 +52,15 @@ def match(view: View, groups: Sequence[ModuleTensors]) -> Matches:
     if not groups:
         raise RegistryError(
             "unsupported",
-            "The UNILORA adapter holds no unilora_indices: PEFT draws them anew, module after module in the order of "
-            "the model's code, which no file tells.",
+            "The UNILORA adapter has no unilora_indices: PEFT draws them for the modules in the order of the model's "
+            "code, which is not in the files.",
             hint="Save the adapter again with save_indices=True.",
             type="UNILORA",
         )
     found = []
     for group in groups:
         if numbers is None:
-            raise rejected(f"{group.first.name} has no unilora_theta_d beside it", group.first)
+            raise rejected(f"{group.first.name} has no matching unilora_theta_d", group.first)
         to = target(view, group, "linear", conv1d=True)
         rank = view.config.r or 0
         shaped(numbers, *numbers.shape[:1])
@@ -71,7 +71,7 @@ def match(view: View, groups: Sequence[ModuleTensors]) -> Matches:
 
 def _half(group: ModuleTensors, name: str, rows: int, columns: int) -> IndexedHalf:
     where, scales = needed(group, f"unilora_indices_{name}", f"unilora_scales_{name}")
-    return IndexedHalf(places(shaped(where, rows, columns)), factor(shaped(scales, rows, columns)))
+    return IndexedHalf(index_factor(shaped(where, rows, columns)), factor(shaped(scales, rows, columns)))
 
 
 ROOM = Room(

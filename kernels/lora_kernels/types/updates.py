@@ -1,4 +1,4 @@
-"""Updates of one tensor: as data in the plan (`UpdateSpec`), and loaded, ready to be applied to blocks (`Update`)."""
+"""Updates of one tensor: as data in the plan (`UpdateSpec`), and loaded, to be applied to blocks (`Update`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lora_kernels.checkpoint.factors import FactorReader
     from lora_kernels.numeric.dtypes import F32, F64
 
-# How far an element of the result depends on other elements of the weight: on itself, or on its row.
+# The elements of the weight on which an element of the result depends: itself, or its row.
 Reach = Literal["element", "row"]
 
 
@@ -26,10 +26,10 @@ class Inputs(NamedTuple):
         reader: reads the adapter's factors.
         module: path of the adapted module, for messages.
         weight: the adapter's weight in the merge.
-        before: the weight as the updates before leave it, in blocks of whole rows, for updates that have to see all of
-            it first. To be called while loading only. A block is valid until the next.
-        stored: the same, as the base holds it.
-        first: no update comes before, so both are the same.
+        before: returns the weight after the preceding updates, in blocks of whole rows, for updates that need all of it
+            first. Only to be called on loading. A block is valid until the next.
+        stored: the same for the weight in the base.
+        first: no update precedes, so both are the same.
     """
 
     reader: FactorReader
@@ -53,19 +53,19 @@ class Additive(ABC):
 
 
 class Transform(ABC):
-    """Makes new weights out of the old ones."""
+    """Computes new weights from the old ones."""
 
     reach: ClassVar[Reach] = "row"
-    # Rows of one band act on each other: as many from the first on, and again. 1 if none does.
+    # Rows in a band, a group of consecutive rows that affect each other; 1 if rows are independent.
     band: int = 1
-    # Replaces the tensor: what was there before has no part in the result.
+    # The result does not depend on the old weights.
     replaces: ClassVar[bool] = False
 
     @abstractmethod
     def apply(self, block: Block, values: F32) -> None:
-        """Change a block in place: `values`, of the block's shape, are the weights as the updates before left them.
+        """Change a block in place: `values`, of the block's shape, are the weights after the preceding updates.
 
-        The block is any, or whole bands of whole rows, as `reach` and `band` say.
+        Depending on `reach` and `band` the block is arbitrary, or consists of whole bands of whole rows.
         """
 
 
@@ -73,15 +73,15 @@ Update = Additive | Transform
 
 
 class UpdateSpec(msgspec.Struct, frozen=True, tag_field="kind", omit_defaults=True):
-    """What is done to one tensor, as data. Subclasses have a tag, by which a plan that was written as JSON is read."""
+    """An update of one tensor, as data. Subclasses have a tag, by which a plan is decoded from JSON."""
 
     def load(self, inputs: Inputs) -> Update:
-        """Read the factors. Raises RegistryError `rejected` for values that make no update."""
+        """Read the factors. Raises RegistryError `rejected` for values that do not define an update."""
         raise NotImplementedError
 
     @property
     def factors(self) -> Iterator[Factor]:
-        """All tensors of the adapter that it is made from."""
+        """All tensors of the adapter that it uses."""
         for name in self.__struct_fields__:
             value = getattr(self, name)
             for part in value if isinstance(value, tuple) else (value,):

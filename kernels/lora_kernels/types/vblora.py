@@ -1,7 +1,7 @@
-"""VBLORA: W + B A, both put together of vectors of one bank, each by the softmax of its few largest logits.
+"""VBLORA: W + B A, both composed of vectors of one bank, mixed by the softmax of the few largest logits.
 
 Source: peft 0.21.2 `vblora.Linear._get_lora_matrices`; with save_only_topk_weights `VBLoRAModel.
-_remap_adapter_state_dict_for_load`: all but the last of the weights are stored, and the places.
+_remap_adapter_state_dict_for_load`: all weights but the last are stored, and the indices.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lora_kernels.checkpoint.records import Factor
 from lora_kernels.numeric.late import np
 from lora_kernels.types.forms.low_rank import product
 from lora_kernels.types.matching.change import Matches
-from lora_kernels.types.matching.target import Target, change, needed, places, shaped, target
+from lora_kernels.types.matching.target import Target, change, index_factor, needed, shaped, target
 from lora_kernels.types.matching.view import View, factor, rejected, shape
 from lora_kernels.types.room import Page, Room
 from lora_kernels.types.updates import Inputs, UpdateSpec
@@ -28,8 +28,8 @@ _BANK = "vblora_vector_bank"
 
 
 class BankHalf(NamedTuple):
-    """logits: (.., .., vectors), of which the largest count; or weights (.., .., top - 1) and places (.., .., top).
-    For A (r, in / length, ..), for B (out / length, r, ..)."""
+    """logits: (.., .., vectors), of which the `top` largest count; or weights (.., .., top - 1) and places, indices of
+    vectors, (.., .., top). For A (r, in / length, ..), for B (out / length, r, ..)."""
 
     logits: Factor | None = None
     weights: Factor | None = None
@@ -44,7 +44,7 @@ class BankHalf(NamedTuple):
             stored = inputs.wide(self.weights)
             weights = np.concatenate([stored, 1 - stored.sum(-1, keepdims=True)], axis=-1)
             places = inputs.reader.indices(self.places, [len(bank)])
-        # One vector after the other: all at once would be as large as `top` times the factor.
+        # One vector at a time: all at once would take `top` times the memory of the factor.
         total = np.zeros((*places.shape[:2], bank.shape[1]))
         for place in range(places.shape[2]):
             total += weights[:, :, place, None] * bank[places[:, :, place]]
@@ -52,7 +52,7 @@ class BankHalf(NamedTuple):
 
 
 class BankProduct(UpdateSpec, frozen=True, tag="bank-low-rank"):
-    """bank: (vectors, length). top: how many vectors make a part of a factor."""
+    """bank: (vectors, length). top: number of vectors that are mixed for each part of a factor."""
 
     bank: Factor
     a: BankHalf
@@ -69,7 +69,7 @@ class BankProduct(UpdateSpec, frozen=True, tag="bank-low-rank"):
 
 
 def _largest(logits: F32, top: int) -> tuple[F64, Indices]:
-    """Softmax over the largest ones; of equal ones the first in the file count."""
+    """Softmax over the largest logits, and their indices; of equal ones the first count."""
     places = np.argsort(-logits, axis=-1, kind="stable")[..., :top]
     chosen = np.take_along_axis(logits, places, axis=-1).astype(np.float64)
     weights = np.exp(chosen - chosen.max(-1, keepdims=True))
@@ -82,7 +82,7 @@ def match(view: View, groups: Sequence[ModuleTensors]) -> Matches:
         to = target(view, group, "linear", conv1d=True)
         bank = view.shared.get(_BANK)
         if bank is None:
-            raise rejected(f"{group.first.name} has no {_BANK} beside it; nothing can be made without it", group.first)
+            raise rejected(f"{group.first.name} has no matching {_BANK}", group.first)
         if len(bank.shape) != 2 or not bank.shape[1] or to.in_ % bank.shape[1] or to.out % bank.shape[1]:
             raise rejected(
                 f"{bank.name} has the shape {shape(bank)}; the length of its vectors must divide {to.out} and {to.in_}",
@@ -103,7 +103,7 @@ def _half(view: View, group: ModuleTensors, to: Target, bank: TensorEntry, top: 
     if logits in group.tensors:
         return BankHalf(logits=factor(shaped(group.tensors[logits], *tiles, vectors)))
     weights, indices = needed(group, f"{logits}_topk_weights", f"{logits}_topk_indices")
-    return BankHalf(weights=factor(shaped(weights, *tiles, top - 1)), places=places(shaped(indices, *tiles, top)))
+    return BankHalf(weights=factor(shaped(weights, *tiles, top - 1)), places=index_factor(shaped(indices, *tiles, top)))
 
 
 ROOM = Room(

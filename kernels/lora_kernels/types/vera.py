@@ -1,10 +1,10 @@
-"""VERA: W + diag(b) B diag(d) A, where all modules share A and B, cut to each module's size; PVERA, of which a merge
-takes the mean: the first half of d and of A. Source: peft 0.21.2 `vera.Linear.get_delta_weight`, `VeraModel.
+"""VERA: W + diag(b) B diag(d) A, where all modules share A and B, cut to each module's size; for PVERA the mean: the
+first half of d and of A. Source: peft 0.21.2 `vera.Linear.get_delta_weight`, `VeraModel.
 _init_vera_A_vera_B` and the same of PVeRA.
 
-Without save_projection the file holds no A and B: they are drawn from torch's generator, by projection_prng_key, as
-large as the largest adapted module needs. PEFT then rounds them to the type of the base's weights (`BaseTunerLayer.
-_move_adapter_to_device_of_base_layer`): here that is the type that the checkpoint stores.
+Without save_projection the file has no A and B: they are drawn from torch's generator, by projection_prng_key, in the
+size of the largest adapted module. PEFT then rounds them to the dtype of the base's weights (`BaseTunerLayer.
+_move_adapter_to_device_of_base_layer`), which is taken from the checkpoint here.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
     from lora_kernels.numeric.dtypes import F32
     from lora_kernels.types.forms.products import LowRankAddition
 
-# Half a gibibyte; rank 1024 on the largest models takes a quarter of it.
-_MOST_DRAWN: Final = 1 << 27
+# Elements, 512 MiB in float32; rank 1024 on the largest models needs a quarter of it.
+_MAX_DRAWN: Final = 1 << 27
 
 
 class DrawnProduct(UpdateSpec, frozen=True, tag="drawn-low-rank"):
-    """diag(rows) B diag(rank) A of projections that torch's generator draws by `seed`.
+    """diag(rows) B diag(rank) A, with projections drawn from torch's generator by `seed`.
 
     Args:
-        a, b: their shapes.
-        dtype: what they are rounded to.
-        cut: (out, r, in), the part of them that the module uses.
+        a, b: shapes of the projections.
+        dtype: to which they are rounded.
+        cut: (out, r, in), the part that the module uses.
     """
 
     rows: Factor
@@ -61,10 +61,10 @@ class DrawnProduct(UpdateSpec, frozen=True, tag="drawn-low-rank"):
         return product(a, b, self.scale, transposed=self.transposed)
 
 
-# One pair: all modules of an adapter share it.
+# A cache of one pair, which all modules of an adapter share.
 @lru_cache(maxsize=1)
 def _drawn(seed: int, dtype: str, *shapes: tuple[int, int]) -> list[F32]:
-    """Uniform within sqrt(6 / columns), one after the other (peft 0.21.2 `vera.model._kaiming_init`)."""
+    """Uniform random matrices within sqrt(6 / columns), drawn in order (peft 0.21.2 `vera.model._kaiming_init`)."""
     from lora_kernels.numeric.dtypes import decode, encode, storage
     from lora_kernels.numeric.torch_generator import TorchGenerator
 
@@ -123,7 +123,7 @@ def _shared(view: View, prefix: str, to: Target) -> tuple[TensorEntry, TensorEnt
     for name, other in ((f"{prefix}_A", f"{prefix}_B"), (f"{prefix}_B", f"{prefix}_A")):
         if name not in view.shared:
             entry = view.shared[other]
-            raise rejected(f"{entry.name} has no {name} beside it; half a projection cannot be merged", entry)
+            raise rejected(f"{entry.name} has no matching {name}; half a projection cannot be merged", entry)
     a, b = view.shared[f"{prefix}_A"], view.shared[f"{prefix}_B"]
     if a.shape[1] < to.in_ or b.shape[0] < to.out:
         small = a if a.shape[1] < to.in_ else b
@@ -137,13 +137,14 @@ def _shared(view: View, prefix: str, to: Target) -> tuple[TensorEntry, TensorEnt
 
 
 def _check_size(to: Target, *shapes: tuple[int, int]) -> None:
-    """Projections take no room in the file: a rank of a few bytes must not ask for all memory."""
+    """Limit the size of drawn projections, which the file does not limit: a few bytes of config could claim all
+    memory."""
     elements = sum(height * width for height, width in shapes)
-    if elements > _MOST_DRAWN:
+    if elements > _MAX_DRAWN:
         raise RegistryError(
             "unsupported",
-            f"The projections that {to.path} and others share have {elements} elements that are not in the file; at "
-            f"most {_MOST_DRAWN} are drawn by a seed.",
+            f"The projections shared by {to.path} and others have {elements} elements, which are not in the file; at "
+            f"most {_MAX_DRAWN} are drawn by a seed.",
             hint="Save the adapter again with save_projection=True.",
             module=to.path,
         )
@@ -154,8 +155,8 @@ def _seed(view: View, to: Target) -> int:
     if view.config.raw.get("save_projection") is True or type(seed) is not int or seed < 0:
         raise RegistryError(
             "rejected",
-            f"The adapter holds no {view.config.peft_type.lower()}_A and _B, the projections that {to.path} needs, and "
-            "its config names no seed that they could be drawn from.",
+            f"The adapter has no {view.config.peft_type.lower()}_A and _B, the projections that {to.path} needs, and "
+            "its config has no seed to draw them.",
             hint="Save the adapter again with save_projection=True.",
             module=to.path,
         )

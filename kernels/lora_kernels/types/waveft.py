@@ -1,4 +1,4 @@
-"""WAVEFT: W + scaling * S, or one level of Haar's inverse transform of S, zero but for n places that a seed names.
+"""WAVEFT: W + scaling * S, or one level of the inverse Haar transform of S, zero except at n positions drawn by a seed.
 Source: peft 0.21.2 `WaveFTLayer.get_delta_weight`."""
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 class Wavelets(UpdateSpec, frozen=True, tag="wavelet"):
-    """spectrum: (n). seed: of its places among `size` (out, in). haar: the numbers are coefficients of one level of
-    Haar's wavelet, each of which acts on a square of four elements. transposed: the tensor is stored (in, out)."""
+    """spectrum: (n). seed: draws its positions in `size` (out, in). haar: the spectrum has coefficients of one level of
+    the Haar wavelet, each of which affects a square of four elements. transposed: the tensor is stored (in, out)."""
 
     spectrum: Factor
     scale: float
@@ -40,13 +40,13 @@ class Wavelets(UpdateSpec, frozen=True, tag="wavelet"):
         rows, columns = np.divmod(TorchGenerator(self.seed).permutation(out * in_, len(values)), in_)
         if self.haar:
             rows, columns, values = _haar(rows, columns, values, out, in_)
-        places = columns * out + rows if self.transposed else rows * in_ + columns
-        return Scatter(places, values, self.scale)
+        positions = columns * out + rows if self.transposed else rows * in_ + columns
+        return Scatter(positions, values, self.scale)
 
 
 def _haar(rows: Indices, columns: Indices, values: F64, out: int, in_: int) -> tuple[Indices, Indices, F64]:
-    """The elements that coefficients add to. They are averages at the top left, differences of rows beside these, of
-    columns below them, of both at the bottom right; an odd size counts as the next even one, whose end is cut off."""
+    """The elements to which coefficients add. Coefficients at the top left are averages, to the right of them
+    differences of rows, below them of columns, at the bottom right of both; an odd size is padded to even and cut."""
     half_rows, half_columns = -(-out // 2), -(-in_ // 2)
     down, low = np.divmod(rows, half_rows)
     right, left = np.divmod(columns, half_columns)

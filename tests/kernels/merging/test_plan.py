@@ -193,8 +193,8 @@ def test_fan_in_fan_out_on_an_unknown_layout_is_refused(base: Path, tmp_path: Pa
     ("tensors", "config", "code", "words"),
     [
         ({"model.layers.9.self_attn.q_proj.lora_A.weight": ("F32", matrix(4, 16, seed=1)), "model.layers.9.self_attn.q_proj.lora_B.weight": ("F32", matrix(16, 4, seed=1))}, {}, "rejected", "model.layers.9.self_attn.q_proj"),
-        ({f"{Q}.lora_A.weight": PAIR[f"{Q}.lora_A.weight"]}, {}, "rejected", "no lora_B"),
-        ({f"{Q}.lora_B.weight": PAIR[f"{Q}.lora_B.weight"]}, {}, "rejected", "no lora_A"),
+        ({f"{Q}.lora_A.weight": PAIR[f"{Q}.lora_A.weight"]}, {}, "rejected", "no matching lora_B"),
+        ({f"{Q}.lora_B.weight": PAIR[f"{Q}.lora_B.weight"]}, {}, "rejected", "no matching lora_A"),
         (pair(Q, out=12, in_=16, r=4, seed=1), {}, "rejected", "12 x 16"),
         (pair(Q, out=16, in_=16, r=3, seed=1), {}, "rejected", "rank 3"),
         ({**pair(Q, out=16, in_=16, r=4, seed=1), f"{Q}.lora_B.weight": ("F32", matrix(16, 5, seed=1))}, {}, "rejected", "not a pair"),
@@ -203,10 +203,10 @@ def test_fan_in_fan_out_on_an_unknown_layout_is_refused(base: Path, tmp_path: Pa
         ({**PAIR, "lm_head.weight": ("BF16", matrix(51, 16, seed=1))}, {"modules_to_save": ["lm_head"]}, "rejected", "51 x 16"),
         ({**PAIR, f"{Q}.lora_A.weight": ("I8", np.zeros((4, 16)))}, {}, "rejected", "I8"),
         (pair("model.norm", out=16, in_=16, r=4, seed=1), {}, "unsupported", "norm"),
-        ({**PAIR, f"{Q}.lora_magnitude_vector": ("F32", matrix(16, seed=1))}, {}, "rejected", "DoRA, which adapter_config.json does not switch on"),
-        ({**PAIR, f"{Q}.lora_B.bias": ("F32", matrix(16, seed=1))}, {}, "rejected", "lora_bias, which adapter_config.json does not switch on"),
-        ({**PAIR, f"{Q}.lora_B.bias": ("F32", matrix(16, seed=1))}, {"lora_bias": True}, "rejected", "the base has no bias there"),
-        ({**PAIR, "model.mha.lora_A": ("F32", matrix(4, 16, seed=1))}, {}, "rejected", "model.mha.lora_A has no lora_B"),
+        ({**PAIR, f"{Q}.lora_magnitude_vector": ("F32", matrix(16, seed=1))}, {}, "rejected", "DoRA, but adapter_config.json does not set use_dora"),
+        ({**PAIR, f"{Q}.lora_B.bias": ("F32", matrix(16, seed=1))}, {}, "rejected", "lora_bias, which adapter_config.json does not set"),
+        ({**PAIR, f"{Q}.lora_B.bias": ("F32", matrix(16, seed=1))}, {"lora_bias": True}, "rejected", "which the base does not have"),
+        ({**PAIR, "model.mha.lora_A": ("F32", matrix(4, 16, seed=1))}, {}, "rejected", "model.mha.lora_A has no matching lora_B"),
         ({**EMBEDDING, "model.embed_tokens.base_layer.weight": ("F32", matrix(51, 16, seed=1))}, {}, "rejected", "resized base"),
         (PAIR, {"use_dora": True}, "rejected", f"{Q} has no lora_magnitude_vector"),
         ({**PAIR, f"{Q}.lora_magnitude_vector": ("F32", matrix(15, seed=1))}, {"use_dora": True}, "rejected", "16 outputs"),
@@ -292,7 +292,7 @@ def test_a_file_that_shrinks_after_the_plan_is_corrupt(base: Path, tmp_path: Pat
 
     with FolderSource(base) as folder, FolderSource(adapter) as factors:
         for source in (folder, RangeSource(read, sizes=sizes)):
-            with pytest.raises(RegistryError, match="short of what its header promises") as caught:
+            with pytest.raises(RegistryError, match="short of the size in its header") as caught:
                 for _ in stream_shard(made, file.name, base=source, adapters=[factors]):
                     pass
             assert caught.value.code == "corrupt" and caught.value.facts["path"] == file.name

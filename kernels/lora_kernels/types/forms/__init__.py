@@ -1,1 +1,1 @@
-"""Updates that several types make."""
+"""Updates that several types use."""

@@ -1,4 +1,4 @@
-"""scale * (first (x) second), the Kronecker product: LoKr; with a first factor of ones, the tiles of MiSS."""
+"""scale * (first (x) second), the Kronecker product: LoKr; with a first factor of ones, MiSS."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class KroneckerProduct(UpdateSpec, frozen=True, tag="kronecker"):
     """w1 (x) w2.
 
     Args:
-        w1: whole, or the product of w1_a and w1_b; ones if there is neither.
+        w1: whole, or the product of w1_a and w1_b; all ones if both are missing.
         w2: (b, d, kernel…), or the product of w2_a and w2_b, with t2 (r, r, kernel…) a Tucker product.
         shifted: see ShiftedKronecker.
         turned: w2 is stored (d, b).
@@ -59,8 +59,7 @@ class KroneckerProduct(UpdateSpec, frozen=True, tag="kronecker"):
 
 
 class Kronecker(Additive):
-    """first: (a, c), None if it is all ones. second: (b, d). Only as much of the product is used as the tensor is
-    large."""
+    """first: (a, c), None if it is all ones. second: (b, d). The product is cut to the size of the tensor."""
 
     def __init__(self, first: F32 | None, second: F32, scale: float) -> None:
         self._first = first

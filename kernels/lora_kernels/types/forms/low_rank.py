@@ -18,13 +18,13 @@ class LowRankProduct(UpdateSpec, frozen=True, tag="low-rank"):
     """The update scale * diag(rows) B diag(rank) A diag(columns).
 
     Args:
-        a: (r, in…); dimensions behind the second are flattened into it.
+        a: (r, in…), flattened to a matrix.
         b: (out, r…), flattened likewise.
-        scale: the adapter's weight included.
-        rank, rows, columns: vectors that stand as diagonal matrices between B and A, before B and behind A.
-        transposed: the tensor is stored (in, out), as by Conv1D and embeddings.
-        a_blocks, b_blocks: the number of blocks of a factor that is stored as the blocks of a block-diagonal matrix.
-        cut: (out, r, in) of the part of A and B that is used, if modules of several sizes share them.
+        scale: includes the adapter's weight.
+        rank, rows, columns: vectors for the diagonal matrices between B and A, before B and after A.
+        transposed: the tensor is stored (in, out), as in Conv1D and embeddings.
+        a_blocks, b_blocks: number of blocks, if a factor is stored as the blocks of a block-diagonal matrix.
+        cut: (out, r, in) of the part of A and B that is used, if modules of different sizes share them.
     """
 
     a: Factor
@@ -59,7 +59,7 @@ def cut(a: F32, b: F32, sizes: tuple[int, int, int]) -> tuple[F32, F32]:
 
 
 def product(a: F32, b: F32, scale: float, *, transposed: bool) -> LowRankAddition:
-    """The update of A (r, in) and B (out, r). transposed: of a tensor that is stored (in, out)."""
+    """The update scale * B @ A, for A (r, in) and B (out, r). transposed: the tensor is stored (in, out)."""
     from lora_kernels.types.forms.products import LowRankAddition
 
     return LowRankAddition(a.T, b.T, scale) if transposed else LowRankAddition(b, a, scale)
@@ -70,7 +70,7 @@ def _matrix(values: F32) -> F32:
 
 
 def _block_diagonal(stacked: F32, blocks: int) -> F32:
-    """Blocks that stand below each other, moved to the diagonal, with zeros around."""
+    """The block-diagonal matrix of vertically stacked blocks."""
     if blocks == 1:
         return stacked
     height, width = stacked.shape[0] // blocks, stacked.shape[1]

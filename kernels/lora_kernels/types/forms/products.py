@@ -1,4 +1,4 @@
-"""Low-rank products ready to be added: in float32, where most merges spend their time, and in float64."""
+"""Loaded low-rank products: in float32, in which most merges spend their time, and in float64."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from lora_kernels.types.updates import Additive
 
 
 class LowRankAddition(Additive):
-    """scale * left @ right, left (rows, r), right (r, columns). Holds both factors in memory, in float32; transposes
-    are views, which BLAS reads as they are."""
+    """scale * left @ right in float32, left (rows, r), right (r, columns). The factors may be transposed views, which
+    BLAS reads without a copy."""
 
     def __init__(self, left: F32, right: F32, scale: float) -> None:
         self.left = left
@@ -24,7 +24,7 @@ class LowRankAddition(Additive):
         self._panels = native.panels(right) if self._product is not None else None
 
     def of_rows(self, r0: int, r1: int) -> native.LowRankUpdate | None:
-        """As the loops in C take it; None if there are none."""
+        """The update of rows r0:r1 for the native loops; None if the native library is missing."""
         return None if self._panels is None else native.LowRankUpdate(self.left[r0:r1], self._panels, self.scale)
 
     def product(self, block: Block, out: F32) -> None:
@@ -42,9 +42,9 @@ class LowRankAddition(Additive):
 
 
 class WideLowRankAddition(Additive):
-    """scale * left @ right in float64. left (rows, r), right (r, columns), of about as many ranks as the weight has, or
-    of factors that cancel much of the weight: summed in float32, 1 element in 6,000 to 12,000 fell on the wrong side of
-    a bfloat16 rounding."""
+    """scale * left @ right in float64, left (rows, r), right (r, columns). For products of nearly full rank, or those
+    that cancel much of the weight: summed in float32, 1 in 6,000 to 12,000 elements was rounded to the wrong
+    bfloat16."""
 
     def __init__(self, left: F64, right: F64, scale: float) -> None:
         self._left = left

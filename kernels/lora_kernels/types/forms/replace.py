@@ -1,4 +1,4 @@
-"""A stored tensor that takes the weight's place: modules_to_save, trained biases, norms."""
+"""A stored tensor that replaces the weight: modules_to_save, trained biases, norms."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Replacement(UpdateSpec, frozen=True, tag="replace"):
-    """new: of the tensor's shape."""
+    """new: has the shape of the tensor."""
 
     new: Factor
 
@@ -23,7 +23,7 @@ class Replacement(UpdateSpec, frozen=True, tag="replace"):
 
 
 class Replace(Transform):
-    """Read block by block: it may be as large as the largest tensor of the base."""
+    """Reads the new tensor block by block: it may be as large as the largest tensor of the base."""
 
     reach: ClassVar[Reach] = "element"
     replaces = True

@@ -1,4 +1,4 @@
-"""Weights rotated on the side of their inputs: OFT, BOFT."""
+"""Rotations of a weight on the input side: OFT, BOFT."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Rotation(NamedTuple):
-    """P D P^T. blocks: of D, (n, b, b), or (1, b, b) for n equal ones. order: (P x)[i] = x[order[i]], None for
+    """P D P^T. blocks: of D, (n, b, b), or (1, b, b) for n equal blocks. order: (P x)[i] = x[order[i]]; None for
     P = I."""
 
     blocks: F64
@@ -23,7 +23,7 @@ class Rotation(NamedTuple):
 
 class Rotate(Transform):
     """Each row w becomes Q w, Q the product of the rotations, the first one applied first; then rows are scaled. In
-    float64: an element is a sum over a block, of many times its own size where it cancels."""
+    float64: an element is a sum over a block, whose terms may be many times larger and cancel."""
 
     reach: ClassVar[Reach] = "row"
 
@@ -48,12 +48,12 @@ def _rotate(rotation: Rotation, rows: F64) -> F64:
         inner[:, order] = rows
     size = blocks.shape[1]
     parts = inner.reshape(len(rows), -1, size).transpose(1, 0, 2)
-    turned: F64 = np.matmul(parts, blocks.transpose(0, 2, 1)).transpose(1, 0, 2).reshape(rows.shape)
-    return turned if order is None else turned[:, order]
+    rotated: F64 = np.matmul(parts, blocks.transpose(0, 2, 1)).transpose(1, 0, 2).reshape(rows.shape)
+    return rotated if order is None else rotated[:, order]
 
 
 def skew_blocks(numbers: F32, size: int) -> F64:
-    """Upper triangles, row by row, as skew-symmetric matrices."""
+    """The skew-symmetric matrices of upper triangles, which are stored row by row."""
     matrices = np.zeros((numbers.shape[0], size, size))
     rows, columns = np.triu_indices(size, 1)
     matrices[:, rows, columns] = numbers
@@ -61,7 +61,7 @@ def skew_blocks(numbers: F32, size: int) -> F64:
 
 
 def project(skew: F64, eps: float) -> F64:
-    """COFT: no block is longer than eps / sqrt(blocks) (Frobenius)."""
+    """COFT: limit the Frobenius norm of each block to eps / sqrt(blocks)."""
     limit = eps / np.sqrt(skew.shape[0])
     norms = np.sqrt((skew * skew).sum((1, 2), keepdims=True))
     projected: F64 = np.where(norms <= limit, skew, skew * (limit / np.where(norms == 0, 1, norms)))
@@ -71,14 +71,14 @@ def project(skew: F64, eps: float) -> F64:
 def cayley(skew: F64) -> F64:
     """(I - S) (I + S)^-1; I + S has an inverse for every skew-symmetric S."""
     eye = np.eye(skew.shape[1])
-    # S is skew: (I + S)^T = I - S, and the other way round.
+    # S is skew-symmetric: (I + S)^T = I - S, and vice versa.
     solved: F64 = np.linalg.solve(eye - skew, eye + skew).astype(np.float64, copy=False)
     return solved.transpose(0, 2, 1)
 
 
 def neumann(skew: F64, terms: int) -> F64:
-    """I + 2 S + 2 S^2 + ... + S^(terms - 1), the last power once: the series of (I - S) (I + S)^-1 for -S as PEFT cuts
-    it; I + 2 S for two terms, I for fewer. With three terms the power after the second is taken once, too."""
+    """I + 2 S + 2 S^2 + ... + S^(terms - 1), the last power once: the series of (I - S) (I + S)^-1 for -S as truncated
+    by PEFT; I + 2 S for two terms, I for fewer. Three terms give the same as four."""
     result = np.broadcast_to(np.eye(skew.shape[1]), skew.shape).copy()
     if terms <= 1:
         return result
@@ -94,7 +94,7 @@ def neumann(skew: F64, terms: int) -> F64:
 
 
 def butterfly(blocks: int, size: int, level: int) -> Indices:
-    """The order that the `level`-th factor works in: within each run of 2^level blocks, all even halves of blocks come
+    """The permutation of the `level`-th factor: within each run of 2^(level + 1) half-blocks, the even halves come
     before the odd ones."""
     half = size // 2
     run = 2 * half * (1 << level)

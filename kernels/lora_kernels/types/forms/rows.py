@@ -1,4 +1,4 @@
-"""Rows of the tensor exchanged for stored ones: trainable tokens."""
+"""Rows of the tensor replaced by stored ones: trainable tokens."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 class ReplacedRows(UpdateSpec, frozen=True, tag="rows"):
-    """rows: of the tensor's width. indices: the tensor's row of each; of several that name one row the last counts, as
-    it does for torch's `index_copy` on a CPU."""
+    """rows: (n, columns of the tensor). indices: the row that each replaces; for duplicates the last one counts, as in
+    torch's `index_copy` on a CPU."""
 
     rows: Factor
     indices: tuple[int, ...]
@@ -27,18 +27,18 @@ class ReplacedRows(UpdateSpec, frozen=True, tag="rows"):
 
 
 class ReplaceRows(Transform):
-    """A row is read when its block comes."""
+    """Reads each row only for its block."""
 
     reach: ClassVar[Reach] = "element"
 
     def __init__(self, factor: Factor, reader: FactorReader, indices: Sequence[int]) -> None:
         self._factor = factor
         self._reader = reader
-        places = {row: place for place, row in enumerate(indices)}
-        self._rows = sorted(places)
-        self._places = [places[row] for row in self._rows]
+        sources = {row: source for source, row in enumerate(indices)}
+        self._rows = sorted(sources)
+        self._sources = [sources[row] for row in self._rows]
 
     def apply(self, block: Block, values: F32) -> None:
         first, end = bisect_left(self._rows, block.r0), bisect_left(self._rows, block.r1)
-        for row, place in zip(self._rows[first:end], self._places[first:end], strict=True):
-            self._reader.values(self._factor, place * block.columns + block.c0, values[row - block.r0])
+        for row, source in zip(self._rows[first:end], self._sources[first:end], strict=True):
+            self._reader.values(self._factor, source * block.columns + block.c0, values[row - block.r0])

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class Scaled(UpdateSpec, frozen=True, tag="scale"):
-    """Each row, or each column, times a value of `vector`.
+    """Each row or column multiplied by a value of `vector`.
 
     Args:
-        repeat: neighbouring columns, of one kernel, that share a value.
-        groups: of a convolution of `rows` rows: the vector holds values for the inputs of each group.
+        repeat: number of adjacent columns, those of one kernel, that share a value.
+        groups: of a convolution of `rows` rows: the vector has values for the inputs of each group.
     """
 
     vector: Factor
@@ -36,8 +36,8 @@ class Scaled(UpdateSpec, frozen=True, tag="scale"):
 
 
 class Scale(Transform):
-    """table: (1 or rows, 1 or columns): one product and one rounding an element. every: rows that share one of the
-    table's; None if all do, or each has its own."""
+    """table: (1 or rows, 1 or columns) factors: one product and one rounding per element. every: number of rows that
+    share a row of the table; None if all share one, or each has its own."""
 
     reach: ClassVar[Reach] = "element"
 

@@ -1,4 +1,4 @@
-"""Numbers added at few places: SHiRA, Super-Tuning, WaveFT."""
+"""Values added at few positions: SHiRA, Super-Tuning, WaveFT."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Scattered(UpdateSpec, frozen=True, tag="scatter"):
-    """values: (n). places: (n) through the whole tensor, of the size `shape`, or (2, n) rows and columns."""
+    """values: (n). places: their positions, (n) flat indices into the tensor of `shape`, or (2, n) rows and columns."""
 
     values: Factor
     places: Factor
@@ -25,22 +25,22 @@ class Scattered(UpdateSpec, frozen=True, tag="scatter"):
     def load(self, inputs: Inputs) -> Scatter:
         if len(self.places.shape) == 2:
             rows, columns = inputs.reader.indices(self.places, self.shape)
-            places = rows * self.shape[1] + columns
+            positions = rows * self.shape[1] + columns
         else:
-            places = inputs.reader.indices(self.places, [math.prod(self.shape)])
-        return Scatter(places, inputs.wide(self.values), self.scale)
+            positions = inputs.reader.indices(self.places, [math.prod(self.shape)])
+        return Scatter(positions, inputs.wide(self.values), self.scale)
 
 
 class Scatter(Additive):
-    """places: of the numbers, counted through the whole tensor; several at one place are summed, in their order."""
+    """positions: flat indices of the values; values at the same position are summed in order."""
 
-    def __init__(self, places: Indices, values: F64, scale: float) -> None:
-        self._places, inverse = np.unique(places, return_inverse=True)
-        summed = np.zeros(len(self._places))
+    def __init__(self, positions: Indices, values: F64, scale: float) -> None:
+        self._positions, inverse = np.unique(positions, return_inverse=True)
+        summed = np.zeros(len(self._positions))
         np.add.at(summed, inverse, values)
         self._values = (summed * scale).astype(np.float32)
 
     def delta(self, block: Block, out: F32) -> None:
         out.fill(0)
-        first, end = np.searchsorted(self._places, (block.first, block.first + block.elements))
-        out.reshape(-1)[self._places[first:end] - block.first] = self._values[first:end]
+        first, end = np.searchsorted(self._positions, (block.first, block.first + block.elements))
+        out.reshape(-1)[self._positions[first:end] - block.first] = self._values[first:end]

@@ -1,4 +1,4 @@
-"""scale * a stored tensor, added: the bias that LoRA trains beside its factors, BEFT's."""
+"""A stored tensor times scale, added: the biases of lora_bias and BEFT."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class AddedTerm(UpdateSpec, frozen=True, tag="add"):
-    """term: of as many elements as the tensor, in its order."""
+    """term: as many elements as the tensor, in the same order."""
 
     term: Factor
     scale: float
@@ -25,7 +25,7 @@ class AddedTerm(UpdateSpec, frozen=True, tag="add"):
 
 
 class Addition(Additive):
-    """Read block by block, so that it may be of any size."""
+    """Reads the term block by block, so that it may have any size."""
 
     def __init__(self, factor: Factor, reader: FactorReader, scale: float) -> None:
         self._factor = factor

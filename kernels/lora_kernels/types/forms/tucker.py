@@ -1,4 +1,4 @@
-"""Tucker products, as LoHa and LoKr store the kernels of convolutions."""
+"""Tucker products, in which LoHa and LoKr store convolution kernels."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ def tucker(t: F32, b: F32) -> F64:
 
 
 def tucker_kernel(to: Target) -> tuple[int, ...]:
-    """Kernel sizes as PEFT stores them: at least two."""
+    """Kernel sizes as PEFT stores them: at least two dimensions."""
     sizes = to.weight.shape[2:]
     return (*sizes, 1) if len(sizes) == 1 else tuple(sizes)

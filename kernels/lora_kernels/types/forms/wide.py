@@ -1,4 +1,4 @@
-"""Low-rank products in float64, made while loading, from a first look at the weight if need be."""
+"""Low-rank products in float64, computed on loading, from the weight if needed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def wide_product(left: F64, right: F64, scale: float, *, transposed: bool) -> WideLowRankAddition:
-    """The update left (out, r) @ right (r, in). transposed: of a tensor that is stored (in, out)."""
+    """The update left (out, r) @ right (r, in). transposed: the tensor is stored (in, out)."""
     from lora_kernels.types.forms.products import WideLowRankAddition
 
     if transposed:
@@ -22,7 +22,7 @@ def wide_product(left: F64, right: F64, scale: float, *, transposed: bool) -> Wi
 
 
 def times_weight(left: F64, inputs: Inputs, *, transposed: bool) -> F64:
-    """left @ W for W (out, in), which is stored (in, out) if transposed."""
+    """left @ W for W (out, in). transposed: W is stored (in, out)."""
     columns = []
     total: F64 | None = None
     for block, values in inputs.before():

@@ -1,4 +1,4 @@
-"""LORA: pairs, experts and trainable tokens, with the variants that change what a pair does."""
+"""LORA: pairs, experts and trainable tokens, with all variants of a pair."""
 
 from lora_kernels.types.lora.dora import DoraProduct
 from lora_kernels.types.lora.match import match

@@ -1,8 +1,8 @@
 """DoRA: m / |W + s B A| * (W + s B A), the norm over the inputs of each output.
 
-Source: Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation" (arXiv 2402.09353), as peft 0.21.2 merges it
-(`DoraLinearVariant.merge_unsafe`): the norm is that of the weight before any adapter, W of the product is what the
-adapters before have left.
+Source: Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation" (arXiv 2402.09353), as merged by peft 0.21.2
+(`DoraLinearVariant.merge_unsafe`): the norm uses the weight before any adapter, the product the weight after the
+preceding adapters.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 class DoraProduct(UpdateSpec, frozen=True, tag="dora"):
-    """product: without the adapter's weight; if it is transposed, outputs are the tensor's columns. magnitude: as many
-    elements as outputs."""
+    """product: without the adapter's weight; if transposed, outputs are the tensor's columns. magnitude: one per
+    output."""
 
     product: LowRankProduct
     magnitude: Factor
@@ -51,7 +51,7 @@ class DoraProduct(UpdateSpec, frozen=True, tag="dora"):
 
 
 class Dora(Transform):
-    """With norms known beforehand. factor: m / norm, (rows, 1) or (1, columns)."""
+    """DoRA with norms computed on loading. factor: m / norm, (rows, 1) or (1, columns)."""
 
     reach: ClassVar[Reach] = "element"
 
@@ -67,7 +67,7 @@ class Dora(Transform):
 
 
 class RowDora(Transform):
-    """As the first update, with an output in each row: the norms come out of the same pass as the weights."""
+    """DoRA as the first update, with outputs in rows: norms are computed in the same pass as the weights."""
 
     reach: ClassVar[Reach] = "row"
 
@@ -94,7 +94,7 @@ def _product(update: LowRankAddition, block: Block) -> F32:
 
 
 def _squares(values: F32, axis: int) -> F64:
-    """Sums of squares in float64: in float32 they would leave its range long before the values do."""
+    """Sums of squares in float64: in float32 they would overflow long before the values do."""
     wide = values.astype(np.float64)
     np.multiply(wide, wide, out=wide)
     summed: F64 = wide.sum(axis=axis)
@@ -102,13 +102,13 @@ def _squares(values: F32, axis: int) -> F64:
 
 
 def _factor(magnitude: F32, squares: F64, module: str) -> F32:
-    """Raises RegistryError `rejected` if an output has no direction, which PEFT makes NaN."""
+    """m / norm. Raises RegistryError `rejected` if the norm of an output is zero, for which PEFT returns NaN."""
     if not squares.all():
         raise RegistryError(
             "rejected",
-            f"{module}: {int(squares.size - np.count_nonzero(squares))} outputs of the base's weight and the adapter's "
-            "update together are zero; DoRA divides by their norm.",
-            hint="Serve the base without this adapter, or train it again without DoRA on this module.",
+            f"{module}: {int(squares.size - np.count_nonzero(squares))} outputs of the base's weight plus the update "
+            "are zero; DoRA divides by their norm.",
+            hint="Serve the base without this adapter, or train the adapter again without DoRA on this module.",
             module=module,
         )
     return np.asarray(magnitude / np.sqrt(squares), np.float32)

@@ -1,8 +1,8 @@
-"""LORA on expert parameters (`target_parameters`): pairs that hold all experts of a layer.
+"""LORA on expert parameters (`target_parameters`): pairs for all experts of a layer.
 
-transformers keeps the experts of a layer as one parameter per projection; checkpoints hold that parameter, or a module
-per expert. Merge rules are those of peft 0.21.2 (`ParamWrapper`): wrappers of several parameters of a module are nested
-in the order of the parameters, the first one innermost, behind the most `base_layer`.
+transformers keeps the experts of a layer as one parameter per projection; checkpoints store that parameter, or one
+module per expert. Merge rules are those of peft 0.21.2 (`ParamWrapper`): wrappers of several parameters of a module are
+nested in the order of the parameters, the first one innermost, with the most `base_layer` in its path.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lora_kernels.types.matching.change import Change, Matches
 from lora_kernels.types.matching.view import View, factor, rejected, shape, unsupported
 from lora_kernels.types.updates import UpdateSpec
 
-# Parameters of an expert module in the order in which models define them.
+# Parameters of an expert module, in the order of their definition in models.
 _ORDER: Final = (
     "gate_up_proj",
     "gate_up_proj_bias",
@@ -30,19 +30,19 @@ _ORDER: Final = (
     "down_proj",
     "down_proj_bias",
 )
-# Parameter in memory -> the modules of one expert on disk whose rows it joins, by the names of a family
-# (transformers 5.23, `conversion_mapping`: mixtral, qwen2_moe and the models mapped to them).
+# Parameter in memory -> the modules of one expert on disk whose rows it concatenates, by family of names (transformers
+# 5.23, `conversion_mapping`: mixtral, qwen2_moe and the models mapped to them).
 _FAMILIES: Final = (
     {"gate_up_proj": ("w1", "w3"), "down_proj": ("w2",)},
     {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)},
 )
-# Models that hold an expert's weight as (in, out) (`is_transposed` of transformers' expert modules).
+# Models that store an expert's weight as (in, out) (`is_transposed` of transformers' expert modules).
 _TRANSPOSED_TYPES: Final = frozenset({"gpt_oss", "aria", "aria_text", "openai_privacy_filter"})
 _SWAPPED_SINCE: Final = (0, 19)
 
 
 class _Part(NamedTuple):
-    """A tensor on disk. rows: those of its expert's weight in memory that it holds. expert: None for one of all."""
+    """A tensor on disk. rows: its rows [first, end) of the expert's weight in memory. expert: None for all experts."""
 
     tensor: BaseTensor
     rows: tuple[int, int]
@@ -60,7 +60,7 @@ class _Parameter(NamedTuple):
 
 
 def match_stack(view: View, path: str, groups: Sequence[ModuleTensors]) -> Matches:
-    """What the pairs of one module of experts do. groups: its levels. Raises as `match_adapter` does."""
+    """The changes by the pairs of one module of experts. groups: its nesting levels. Raises as `match_adapter` does."""
     found = view.modules.resolve(path)
     first = groups[0].first
     if found is None:
@@ -73,7 +73,7 @@ def match_stack(view: View, path: str, groups: Sequence[ModuleTensors]) -> Match
     targeted = [name for name in _in_order(parameters, path) if named(f"{path}.{name}")]
     if len(targeted) != len(levels):
         raise rejected(
-            f"{first.name}: the file holds {len(levels)} pairs for {path}, but target_parameters of "
+            f"{first.name}: the file has {len(levels)} pairs for {path}, but target_parameters of "
             f"adapter_config.json names {len(targeted)} of its parameters ({', '.join(sorted(parameters)) or 'none'})",
             first,
         )
@@ -84,7 +84,7 @@ def match_stack(view: View, path: str, groups: Sequence[ModuleTensors]) -> Match
 
 
 def _parameters(view: View, module: BaseModule) -> dict[str, _Parameter]:
-    """The parameters of all experts by their names in memory, of three dimensions only."""
+    """The parameters of all experts by their names in memory, only three-dimensional ones."""
     known: dict[str, _Parameter] = {}
     if module.weight is not None:
         for name, tensor in view.modules.parameters.items():
@@ -95,14 +95,14 @@ def _parameters(view: View, module: BaseModule) -> dict[str, _Parameter]:
         return known
     for family in _FAMILIES:
         for name, leaves in family.items():
-            joined = _joined(view, module, name, leaves)
+            joined = _concatenated(view, module, name, leaves)
             if joined is not None:
                 known[name] = joined
     return known
 
 
-def _joined(view: View, module: BaseModule, name: str, leaves: tuple[str, ...]) -> _Parameter | None:
-    """The weights of modules of single experts, seen as one parameter; None if one is missing or of another size."""
+def _concatenated(view: View, module: BaseModule, name: str, leaves: tuple[str, ...]) -> _Parameter | None:
+    """The weights of the modules of single experts, as one parameter; None if one is missing or sizes differ."""
     parts: list[_Part] = []
     sizes = set()
     for expert in range(module.experts):
@@ -140,7 +140,7 @@ def _match_parameter(view: View, path: str, parameter: _Parameter, group: Module
         b=factor(b),
         scale=view.scaled(scale.scale),
         experts=experts,
-        transposed=_takes_rows(view, path, parameter, a, b),
+        transposed=_rows_are_inputs(view, path, parameter, a, b),
     )
     matches: Matches = []
     for part in parameter.parts:
@@ -155,25 +155,25 @@ def _halves(group: ModuleTensors) -> tuple[TensorEntry, TensorEntry]:
     first = group.first
     if a is None or b is None:
         missing = "lora_A" if a is None else "lora_B"
-        raise rejected(f"{first.name} has no {missing} beside it; half an update cannot be merged", first)
+        raise rejected(f"{first.name} has no matching {missing}; half an update cannot be merged", first)
     if len(a.shape) != 2 or len(b.shape) != 2 or len(group.tensors) != 2:
-        raise rejected(f"{first.name}: experts have a pair of matrices and nothing else", first)
+        raise rejected(f"{first.name}: expected only a pair of matrices for experts", first)
     return a, b
 
 
-def _takes_rows(view: View, path: str, parameter: _Parameter, a: TensorEntry, b: TensorEntry) -> bool:
-    """Whether A takes in what the rows of an expert's weight stand for.
+def _rows_are_inputs(view: View, path: str, parameter: _Parameter, a: TensorEntry, b: TensorEntry) -> bool:
+    """Whether the rows of an expert's weight are the inputs of A.
 
-    Before 0.19 PEFT read every parameter as (experts, in, out), from then on as (experts, out, in) but for modules that
-    say that they are transposed (PEFT pull request 2521). If rows and columns differ, the shapes decide.
+    Before 0.19 PEFT read every parameter as (experts, in, out), since then as (experts, out, in) except for modules
+    marked as transposed (PEFT pull request 2521). If rows and columns differ, the shapes decide.
     """
     rows, columns = parameter.rows, parameter.columns
-    taken, given = a.shape[1], b.shape[0]
-    fits = ((taken, given) == (columns, rows), (taken, given) == (rows, columns))
+    inputs, outputs = a.shape[1], b.shape[0]
+    fits = ((inputs, outputs) == (columns, rows), (inputs, outputs) == (rows, columns))
     if fits == (False, False):
         raise rejected(
-            f"{a.name} and {b.name} make updates of {given} x {taken}, but {path} has {parameter.experts} experts of "
-            f"{rows} x {columns}",
+            f"{a.name} and {b.name} give updates of {outputs} x {inputs}, but {path} has {parameter.experts} experts "
+            f"of {rows} x {columns}",
             b,
         )
     if fits != (True, True):
@@ -185,6 +185,6 @@ def _takes_rows(view: View, path: str, parameter: _Parameter, a: TensorEntry, b:
         unsupported(
             f"LoRA on {path}, whose experts are square",
             path,
-            "adapter_config.json has no peft_version, and PEFT before 0.19 stored such factors the other way round",
+            "adapter_config.json has no peft_version, and PEFT before 0.19 stored such factors transposed",
         )
     return version < _SWAPPED_SINCE

@@ -1,4 +1,4 @@
-"""Which way round a linear weight is stored."""
+"""Whether a linear weight is stored as (in, out)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from lora_kernels.types.matching.view import View, unsupported
 
 
 class Layout:
-    """Which linear weights are stored (in, out).
+    """Which linear weights are stored as (in, out).
 
-    PEFT goes by the layer's class and corrects `fan_in_fan_out` after it, so the flag says nothing about a module. A
-    base of a type that is known is taken as it stores; for others the flag is believed if no update of the adapter
-    contradicts it.
+    PEFT goes by the class of a layer and corrects `fan_in_fan_out` accordingly, so the flag alone says nothing about a
+    module. For known types of bases the type decides; for others the flag is trusted only if an update of the adapter
+    confirms it and none contradicts it.
     """
 
     def __init__(self, view: View, groups: Sequence[ModuleTensors]) -> None:
@@ -45,6 +45,6 @@ class Layout:
                 unsupported(
                     f"LoRA with fan_in_fan_out on a base of type {view.base.model_type or 'unknown'}",
                     found.path,
-                    "whether its weight is stored (in, out) or (out, in) cannot be told",
+                    "it is unknown whether its weight is stored as (in, out) or (out, in)",
                 )
         return bool(self._transposed)

@@ -18,10 +18,10 @@ from lora_kernels.types.lora.pairs import match_pair
 from lora_kernels.types.matching.change import Change, Matches
 from lora_kernels.types.matching.view import View, rejected, split_tied, unsupported
 
-# What has no merged form, or is merged wrongly by PEFT itself: option, name, why.
+# Options without a merged form, or that PEFT itself merges wrongly: option, name, reason.
 _UNSUPPORTED_OPTIONS: Final = (
     ("use_qalora", "QALoRA", "it pools the inputs, which no change of a weight can do"),
-    ("alora_invocation_tokens", "activated LoRA", "it is active only behind its invocation tokens"),
+    ("alora_invocation_tokens", "activated LoRA", "it is active only after its invocation tokens"),
     ("arrow_config", "LoRA with an Arrow router", "its weights depend on each token"),
     ("layer_replication", "LoRA with layer_replication", "the copies of a layer share one weight in the checkpoint"),
     ("megatron_config", "LoRA on Megatron layers", "their weights are split over processes"),
@@ -37,7 +37,7 @@ def match(view: View, groups: Sequence[ModuleTensors]) -> Matches:
     layout = Layout(view, groups)
     found: Matches = []
     stacks: dict[str, list[ModuleTensors]] = {}
-    # The magnitudes of DoRA are of inputs for an embedding, of outputs for the layer tied to it: they cannot be tied.
+    # DoRA has magnitudes of inputs for an embedding, but of outputs for the layer tied to it: they cannot be tied.
     tied = view.config.on("ensure_weight_tying") and not view.config.use_dora
     single, head = split_tied(view, groups) if tied else (groups, None)
     for group in single:
@@ -48,14 +48,14 @@ def match(view: View, groups: Sequence[ModuleTensors]) -> Matches:
             stacks.setdefault(group.path, []).append(group)
         else:
             for change in match_pair(view, group, layout):
-                found += view.both(change, _copies(change, head)) if head is not None else [change]
+                found += view.with_tied(change, _copies(change, head)) if head is not None else [change]
     for path in sorted(stacks):
         found += match_stack(view, path, stacks[path])
     return found
 
 
 def _check_named(view: View, groups: Sequence[ModuleTensors]) -> None:
-    """PEFT loads no tensor for a module that the config does not name, so such an adapter is not what it seems."""
+    """Refuse tensors of modules that the config does not target: PEFT would ignore them."""
     config = view.config
     if not config.target_modules and not config.target_parameters:
         return
@@ -69,10 +69,10 @@ def _check_named(view: View, groups: Sequence[ModuleTensors]) -> None:
 
 
 def _copies(change: Change, head: ModuleTensors) -> list[tuple[Factor, TensorEntry]]:
-    """PEFT ties the output layer's A to the embedding's B and its B to the embedding's A, transposed."""
+    """The tied copies of a pair: PEFT ties the output layer's A and B to the embedding's B and A, transposed."""
     a, b = head.tensors.get("lora_A.weight"), head.tensors.get("lora_B.weight")
     if a is None or b is None or len(head.tensors) != 2 or not isinstance(change.update, LowRankProduct):
         raise rejected(
-            f"{head.first.name}: an output layer that is tied to its embedding has lora_A and lora_B", head.first
+            f"{head.first.name}: an output layer tied to its embedding must have lora_A and lora_B", head.first
         )
     return [(change.update.a, b), (change.update.b, a)]

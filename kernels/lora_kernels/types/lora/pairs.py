@@ -1,4 +1,4 @@
-"""A pair A, B on one layer: linear, Conv1D, embedding, convolution or packed attention, with what stands beside it.
+"""A pair A, B on one layer: linear, Conv1D, embedding, convolution or packed attention, with its variants.
 
 Merge rules are those of peft 0.21.2 (`get_delta_weight` and `merge` of its layers).
 """
@@ -32,19 +32,19 @@ _ADDED_TWICE_UNTIL: Final = (0, 21)
 
 
 def match_pair(view: View, group: ModuleTensors, layout: Layout) -> Matches:
-    """What the tensors of a module do to its weight and bias. Raises as `match_adapter` does."""
+    """The changes of weight and bias by the tensors of a module. Raises as `match_adapter` does."""
     kind, a, b = _halves(group)
     if _KASA in group.tensors:
-        unsupported("KaSA", group.path, "its base was cut down when training started")
+        unsupported("KaSA", group.path, "its base was truncated when training started")
     found, weight = view.module(group.path, a, "linear", "embedding", "conv", "mha")
     attention = _attention(view, group, a)
     if view.config.use_dora and (view.config.lora_bias or attention is not None or found.kind == "mha"):
-        unsupported("DoRA together with lora_bias or on packed attention", group.path, "PEFT makes no such adapter")
+        unsupported("DoRA together with lora_bias or on packed attention", group.path, "PEFT creates no such adapter")
     scale = view.scale(attention or group.path)
     _check_rank(group, a, scale)
     times = 1.0
     if attention is not None:
-        # PEFT adds the update of this projection twice, in the forward pass of training as in the merge: its
+        # PEFT adds the update of this projection twice, both in the forward pass and in the merge: its
         # `MultiheadAttention.merge` adds it and then calls `merge` of the projection, which adds it again (PEFT pull
         # request 3774, open in November 2026).
         times = 2.0
@@ -52,29 +52,29 @@ def match_pair(view: View, group: ModuleTensors, layout: Layout) -> Matches:
             unsupported(
                 f"LoRA on packed attention, saved by PEFT {view.config.peft_version}",
                 attention,
-                "up to 0.21 PEFT adds the update of out_proj twice; whether this version does is not known",
+                "up to 0.21 PEFT adds the update of out_proj twice; it is unknown whether this version does",
             )
     diagonal = block_diagonal(view, group, found, scale)
     transposed = _transposed(found, kind, weight, a, b, layout, diagonal)
-    measure = magnitude(view, group, weight, transposed=transposed)
+    magnitudes = magnitude(view, group, weight, transposed=transposed)
     product = LowRankProduct(
         a=factor(a),
         b=factor(b),
-        # DoRA scales the product in itself, without the adapter's weight.
-        scale=scale.scale if measure is not None else times * scale.scale * view.adapter.weight,
+        # DoRA applies the adapter's weight to the whole change, not to the product.
+        scale=scale.scale if magnitudes is not None else times * scale.scale * view.adapter.weight,
         transposed=transposed,
         a_blocks=diagonal.get("A", 1),
         b_blocks=diagonal.get("B", 1),
     )
-    update: UpdateSpec = product if measure is None else DoraProduct(product, factor(measure))
-    used = {a.name, b.name, *([measure.name] if measure is not None else [])}
+    update: UpdateSpec = product if magnitudes is None else DoraProduct(product, factor(magnitudes))
+    used = {a.name, b.name, *([magnitudes.name] if magnitudes is not None else [])}
     check_rest(view, group, used)
     changed = Change(weight.name, group.path, update, view.adapter.weight)
     return [changed, *bias(view, group, found, scale)]
 
 
 def _halves(group: ModuleTensors) -> tuple[str, TensorEntry, TensorEntry]:
-    """Kind, A and B of the module."""
+    """Kind, A and B of a module."""
     for kind, *suffixes in _HALVES:
         present = [group.tensors.get(suffix) for suffix in suffixes]
         first, second = present
@@ -83,19 +83,20 @@ def _halves(group: ModuleTensors) -> tuple[str, TensorEntry, TensorEntry]:
         for half, other in zip(present, reversed(suffixes), strict=True):
             if half is not None:
                 missing = "lora_B" if "_B" in other else "lora_A"
-                raise rejected(f"{half.name} has no {missing} beside it; half an update cannot be merged", half)
+                raise rejected(f"{half.name} has no matching {missing}; half an update cannot be merged", half)
     entry = group.first
-    raise rejected(f"{entry.name} has neither lora_A nor lora_B beside it; alone it cannot be merged", entry)
+    raise rejected(f"{entry.name} has no matching lora_A and lora_B; it cannot be merged without them", entry)
 
 
 def _check_rank(group: ModuleTensors, a: TensorEntry, scale: ModuleScale) -> None:
-    # An empty pair adds nothing whatever rank the config names (pruned modules are stored so).
+    # An empty pair, as stored for pruned modules, adds nothing, whatever the rank in the config.
     if a.shape and a.shape[0] not in (0, scale.r):
         raise rejected(f"{a.name} has rank {a.shape[0]}, but adapter_config.json gives {group.path} rank {scale.r}", a)
 
 
 def _attention(view: View, group: ModuleTensors, a: TensorEntry) -> str | None:
-    """The attention block of an output projection that is adapted with it: rank and alpha are the block's."""
+    """The attention block of an output projection that is adapted with it, whose rank and alpha apply; None for other
+    modules."""
     return view.modules.attention_of(group.path) if _WRAPPED_PROJECTION in a.name else None
 
 
@@ -123,7 +124,7 @@ def _transposed(
     expected = (columns, rows) if transposed else (rows, columns)
     if produced != expected:
         raise rejected(
-            f"{a.name} and {b.name} make an update of {produced[0]} x {produced[1]}, but {weight.name} "
+            f"{a.name} and {b.name} give an update of {produced[0]} x {produced[1]}, but {weight.name} "
             f"({rows} x {columns}) needs {expected[0]} x {expected[1]}",
             b,
         )
@@ -131,7 +132,7 @@ def _transposed(
 
 
 def _check_convolution(weight: BaseTensor, a: TensorEntry, b: TensorEntry, module: str) -> None:
-    """A has the kernel's size, B a kernel of 1: A flattened behind r and B make the flattened kernel."""
+    """Check that A has the kernel's size and B a kernel of 1: B times the flattened A is the flattened kernel."""
     if len(a.shape) != len(weight.shape) or len(b.shape) != len(weight.shape) or any(size != 1 for size in b.shape[2:]):
         raise rejected(
             f"{a.name} {shape(a)} and {b.name} {shape(b)} are not a pair (r, in, kernel…) and (out, r, 1…) for "
@@ -139,8 +140,6 @@ def _check_convolution(weight: BaseTensor, a: TensorEntry, b: TensorEntry, modul
             b,
         )
     if b.shape[1] and a.shape[0] > b.shape[1] and a.shape[0] % b.shape[1] == 0:
-        unsupported("LoRA on a convolution with groups", module, "PEFT has no merged form for it")
+        unsupported("LoRA on a convolution with groups", module, "PEFT has no merged form of it")
     if a.shape[0] != b.shape[1] or b.shape[0] != weight.shape[0] or a.shape[1:] != weight.shape[1:]:
-        raise rejected(
-            f"{a.name} {shape(a)} and {b.name} {shape(b)} make no update of {weight.name} ({shape(weight)})", b
-        )
+        raise rejected(f"{a.name} {shape(a)} and {b.name} {shape(b)} do not match {weight.name} ({shape(weight)})", b)

@@ -1,1 +1,1 @@
-"""What rooms match an adapter's tensors with: the adapter beside the base, target weights, refusals."""
+"""Shared matching code of the rooms: adapter and base, target weights, refusals."""

@@ -1,4 +1,4 @@
-"""What an adapter does to one tensor of the base."""
+"""The change that an adapter makes to one tensor of the base."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from lora_kernels.types.updates import UpdateSpec
 
 
 class TiedCopy(NamedTuple):
-    """A tensor that the adapter holds twice because PEFT ties it. Both must be equal; a copy of the shape turned round
-    is the transpose."""
+    """A tied tensor that the adapter stores twice. Both must be equal; a copy of the reversed shape is transposed."""
 
     original: Factor
     copy: Factor
@@ -24,10 +23,10 @@ class Change:
     Args:
         tensor: its name in the base.
         module: path of the adapted module.
-        weight: of updates that do not add: they take the weights `weight` of the way from before to after. Updates that
-            add have it in their scale.
-        columns: width of the tensor seen as a matrix, if it is not the product of all dimensions but the first.
-        copies: tensors that repeat factors of the update.
+        weight: of the adapter, for non-additive updates, which interpolate: W + weight * (f(W) - W). Additive updates
+            have it in their scale.
+        columns: width of the tensor as a matrix, if it is not the product of all dimensions but the first.
+        copies: tied copies of factors of the update.
     """
 
     tensor: str

@@ -1,8 +1,8 @@
-"""A base whose output layer is its input embedding: what an adapter changes of it, and what of that both layers share.
+"""A base whose output layer is tied to its input embedding, and changes of either.
 
-An adapter is trained on one of the two layers, or on both apart, although they are one tensor; only where PEFT ties the
-adapter's own tensors too (`ensure_weight_tying`, trainable tokens) is the update one of both. So either counts as a
-tensor of its own while adapters are matched, and the result is untied where their updates differ.
+Although the two layers are one tensor, an adapter is trained on one of them, or on both separately; the update is one
+of both only if PEFT ties the adapter's tensors too (`ensure_weight_tying`, trainable tokens). Therefore each layer
+counts as a tensor of its own during matching, and the result is untied if their updates differ.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from lora_contract.sharing import KEY, Group, Member, nested, vocabularies
 from lora_kernels.types.forms.replace import Replacement
 from lora_kernels.types.matching.change import Change
 
-# Settings that a config may hold beside those that the class reads.
+# A nested config that may have the setting, although the class does not read it there.
 _TEXT: Final = "text_config"
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One of the two layers. weight: of the base's files or, if they hold none, the other's bytes under its name."""
+    """One of the two layers. weight: in the base's files or, if missing there, the other's bytes under its name."""
 
     paths: tuple[str, ...]
     weight: BaseTensor
@@ -34,8 +34,8 @@ class Layer:
 
 @dataclass(frozen=True)
 class Tie:
-    """absent: the weight that the base's files do not hold, None if they hold both. companions: further tensors that
-    the files need once nothing is tied. configs: paths of the nested configs that say so."""
+    """absent: the weight that is missing in the base's files, None if they have both. companions: further tensors that
+    an untied checkpoint needs. configs: paths of the nested configs with the setting."""
 
     embedding: Layer
     head: Layer
@@ -51,12 +51,12 @@ class Tie:
 
     @property
     def written(self) -> tuple[BaseTensor, ...]:
-        """The tensors that the result holds beside the base's once the layers have parted."""
+        """The tensors that an untied result has in addition to the base's."""
         return (*((self.absent,) if self.absent is not None else ()), *self.companions)
 
 
 def tie_of(modules: BaseModules) -> Tie | None:
-    """None for a base whose two layers share no weight, or cannot be parted."""
+    """The tie of a base; None if its two layers are not tied, or cannot be untied."""
     shared = modules.sharing
     pairs = [group for group in shared.groups if group.member(shared.output) is not None and len(group.members) == 2]
     if len(pairs) != 1 or shared.patterns or shared.unknown is not None:
@@ -82,9 +82,9 @@ def tie_of(modules: BaseModules) -> Tie | None:
 
 
 def refuse_shared(changes: Iterable[Change], base: BaseFingerprint, modules: BaseModules, tie: Tie | None) -> None:
-    """Raises RegistryError `unsupported` if a change is one of a tensor that other parameters share, or may share."""
+    """Raise RegistryError `unsupported` if a changed tensor is shared with other parameters, or may be."""
     shared = modules.sharing
-    parted = {tie.embedding.weight.name, tie.head.weight.name} if tie is not None else set()
+    separable = {tie.embedding.weight.name, tie.head.weight.name} if tie is not None else set()
     sharing = {
         member.tensor.name: group for group in shared.groups for member in group.members if member.tensor is not None
     }
@@ -96,7 +96,7 @@ def refuse_shared(changes: Iterable[Change], base: BaseFingerprint, modules: Bas
         name = change.tensor
         if not isinstance(change.update, Replacement):
             _refuse_uncalled(name, change, modules, computed)
-        if name in parted:
+        if name in separable:
             continue
         group = sharing.get(name)
         if group is not None:
@@ -108,9 +108,9 @@ def refuse_shared(changes: Iterable[Change], base: BaseFingerprint, modules: Bas
         if shared.unknown is not None and tensor is not None and _vocabulary(tensor, modules, sizes):
             raise RegistryError(
                 "unsupported",
-                f"{name} may share its weight with another layer: it is not known what is tied in {shared.unknown}; "
-                "merged, the change might reach both layers, which is another model than the one trained.",
-                hint=f"Serve the adapter unmerged, or, if nothing is tied, register a base whose config.json says "
+                f"{name} may share its weight with another layer: it is unknown what is tied in {shared.unknown}; the "
+                "merged change might affect both layers, which would not be the trained model.",
+                hint=f"Serve the adapter unmerged, or, if nothing is tied, register a base whose config.json has "
                 f'"{KEY}": false.',
                 module=change.module,
                 tensor=name,
@@ -118,17 +118,18 @@ def refuse_shared(changes: Iterable[Change], base: BaseFingerprint, modules: Bas
 
 
 def _refuse_uncalled(name: str, change: Change, modules: BaseModules, computed: str | None) -> None:
-    """PEFT adds to what a module gives; that is a change of its weight only if the model calls the module for it."""
+    """Refuse modules that the model does not call, or that return more than their weight: PEFT changes the output of a
+    module, which is not equivalent to a change of the weight there."""
     path = name.removesuffix(".weight")
     why = None
     if computed is not None and path == computed:
-        why = "gives more than the rows of its weight, such as their norm"
+        why = "returns more than the rows of its weight, such as their norm"
     elif modules.sharing.bypasses(change.module) or modules.sharing.bypasses(path):
         why = "is never called by the model, which reads its weight: the adapter has no effect there unmerged"
     if why is not None:
         raise RegistryError(
             "unsupported",
-            f"{change.module} {why}; merged, the change would make another model than the one trained.",
+            f"{change.module} {why}; the merged model would differ from the trained one.",
             hint="Serve the adapter unmerged, or train the module in modules_to_save.",
             module=change.module,
             tensor=name,
@@ -136,7 +137,7 @@ def _refuse_uncalled(name: str, change: Change, modules: BaseModules, computed: 
 
 
 def untied_config(config: dict[str, Any], paths: Iterable[str] = ("",)) -> dict[str, Any]:
-    """The config of the model once its output layer has a weight of its own. paths: of the settings that govern it."""
+    """The config of the untied model. paths: nested configs with the setting."""
     result = {**config, KEY: False}
     for path in sorted({*paths, _TEXT} - {""}):
         if nested(config, path):
@@ -159,7 +160,7 @@ def _named(group: Group, member: Member) -> BaseTensor:
 
 
 def _vocabulary(tensor: BaseTensor, modules: BaseModules, sizes: set[int]) -> bool:
-    """Whether a tensor is, by its shape or its module, an embedding or an output layer."""
+    """Whether a tensor, by its shape or module, belongs to an embedding or output layer."""
     path = tensor.name.rpartition(".")[0]
     module = modules.modules.get(path)
     named = module is not None and (module.kind == "embedding" or modules.is_output(path))
@@ -169,10 +170,9 @@ def _vocabulary(tensor: BaseTensor, modules: BaseModules, sizes: set[int]) -> bo
 def _refused(name: str, change: Change, others: str, architecture: str) -> RegistryError:
     return RegistryError(
         "unsupported",
-        f"{change.module} shares the weight {name} with {others}; in a model of the architecture {architecture} it is "
-        "not known how to part them: merged, the change would reach all of them, which is another model than the one "
-        "trained.",
-        hint="Serve the adapter unmerged, or untie the base first and register it as a base of its own.",
+        f"{change.module} shares the weight {name} with {others}; it is unknown how to untie them in the architecture "
+        f"{architecture}: the merged change would affect all of them, which would not be the trained model.",
+        hint="Serve the adapter unmerged, or untie the base first and register the result as a new base.",
         module=change.module,
         tensor=name,
     )

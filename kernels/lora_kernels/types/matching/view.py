@@ -1,4 +1,4 @@
-"""An adapter beside the base that it is merged into, as the rooms of all types see it."""
+"""An adapter and the base that it is merged into, as seen by the rooms."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from lora_kernels.types.matching.tied import Tie
 
 @dataclass(frozen=True)
 class View:
-    """shared: the adapter's model-level tensors by name without `base_model.`. tie: of the base's output layer to its
-    embedding. ignored: names of tensors that are copies, filled while matching."""
+    """shared: the adapter's model-level tensors, by name without `base_model.`. tie: of the base's output layer to its
+    embedding. ignored: names of adapter tensors without an effect, filled during matching."""
 
     adapter: AdapterInput
     base: BaseFingerprint
@@ -37,7 +37,7 @@ class View:
         return self.adapter.config
 
     def scaled(self, scale: float = 1.0) -> float:
-        """The scale of an update that adds: times the adapter's weight in the merge."""
+        """The scale of an additive update, including the adapter's weight in the merge."""
         return scale * self.adapter.weight
 
     @cached_property
@@ -46,7 +46,7 @@ class View:
 
     @cached_property
     def peft_version(self) -> tuple[int, int] | None:
-        """Of the PEFT that saved the adapter, major and minor; None if the config does not say (before 0.18)."""
+        """Major and minor version of the PEFT that saved the adapter; None if not in the config (before 0.18)."""
         parts = (self.config.peft_version or "").split(".")
         if len(parts) < 2 or not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts[:2]):
             return None
@@ -57,10 +57,9 @@ class View:
         return any(module.transposed for module in self.modules.modules.values())
 
     def module(self, path: str, entry: TensorEntry, *kinds: str) -> tuple[BaseModule, BaseTensor]:
-        """The base's module of that path and the tensor of its weight. kinds: that the type can be merged into.
+        """The base's module at a path and the tensor of its weight. kinds: kinds that the type can be merged into.
 
-        Raises RegistryError `rejected` if there is none, `unsupported` for another kind and for a weight that is
-        stored quantized.
+        Raises RegistryError `rejected` if it is missing, `unsupported` for other kinds and for quantized weights.
         """
         found = self.modules.resolve(path)
         if found is None:
@@ -70,38 +69,37 @@ class View:
         if found.weight is None:
             raise RegistryError(
                 "unsupported",
-                f"{path} is stored quantized in the base; a merge adds to floating-point weights only.",
+                f"{path} is quantized in the base; only floating-point weights can be merged into.",
                 hint="Merge onto the full-precision base.",
                 module=path,
             )
         return found, self.untied(found, found.weight)
 
     def untied(self, module: BaseModule, weight: BaseTensor) -> BaseTensor:
-        """The tensor that a change of the module's weight is made to: each of two tied layers has its own."""
+        """The tensor to which a change of the module's weight applies: each of two tied layers has its own."""
         tie = self.tie
         if tie is None:
             return weight
         return tie.head.weight if tie.is_head(module) else tie.embedding.weight if tie.is_embedding(module) else weight
 
-    def both(self, change: Change, copies: Sequence[tuple[Factor, TensorEntry]] = ()) -> Matches:
-        """A change of an embedding is one of the output layer that is tied to it, too; any other change stays as it is.
+    def with_tied(self, change: Change, copies: Sequence[tuple[Factor, TensorEntry]] = ()) -> Matches:
+        """Apply the change of an embedding also to the output layer that is tied to it; return other changes alone.
 
-        copies: factors of the change, each with the output layer's own tensor that repeats it. The latter are ignored,
-        once compared.
+        copies: factors of the change, each with its tied copy of the output layer, which is only compared.
         """
         tie = self.tie
         if tie is None or change.tensor != tie.embedding.weight.name:
             return [change]
         for original, entry in copies:
             if entry.shape not in (original.shape, original.shape[::-1]):
-                raise rejected(f"{entry.name} has the shape {shape(entry)}; it should repeat {original.name}", entry)
+                raise rejected(f"{entry.name} has the shape {shape(entry)}, but is tied to {original.name}", entry)
             self.ignored.append(entry.name)
         tied = replace(change, copies=tuple(TiedCopy(original, factor(entry)) for original, entry in copies))
         return [tied, replace(tied, tensor=tie.head.weight.name)]
 
 
 def split_tied(view: View, groups: Sequence[ModuleTensors]) -> tuple[list[ModuleTensors], ModuleTensors | None]:
-    """The groups without the output layer's, and that one, if both it and the tied embedding have one."""
+    """The groups without that of the output layer, and that one, if both it and the tied embedding have a group."""
     tie = view.tie
     found = {group.path: view.modules.resolve(group.path) for group in groups}
     if tie is None or all(module is None or not tie.is_embedding(module) for module in found.values()):
@@ -113,10 +111,10 @@ def split_tied(view: View, groups: Sequence[ModuleTensors]) -> tuple[list[Module
 
 
 def factor(entry: TensorEntry) -> Factor:
-    """Raises RegistryError `rejected` where the tensor does not hold floating-point numbers."""
+    """The record of a tensor. Raises RegistryError `rejected` unless it is floating-point."""
     if entry.dtype not in FLOAT_DTYPES:
         raise rejected(
-            f"{entry.name} has the type {entry.dtype}; expected one of {', '.join(sorted(FLOAT_DTYPES))}", entry
+            f"{entry.name} has the dtype {entry.dtype}; expected one of {', '.join(sorted(FLOAT_DTYPES))}", entry
         )
     return Factor.of(entry)
 
@@ -137,7 +135,7 @@ def rejected(what: str, entry: TensorEntry) -> RegistryError:
 def unsupported(name: str, module: str, why: str = "") -> NoReturn:
     raise RegistryError(
         "unsupported",
-        f"Merging {name} is not supported; the adapter adapts {module} that way" + (f": {why}." if why else "."),
+        f"Merging {name} is not supported; the adapter uses it for {module}" + (f": {why}." if why else "."),
         type=name,
         module=module,
     )

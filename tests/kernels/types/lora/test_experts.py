@@ -259,7 +259,7 @@ def test_pairs_without_a_name_are_refused(tmp_path: Path, targets: list[str]) ->
     base = save_model(model, tmp_path / "base")
     config = LoraConfig(r=3, lora_alpha=5, target_modules=[], target_parameters=list(BOTH))
     adapter = save_adapter(model, config, tmp_path / "a", seed=1, edit={"target_parameters": targets})
-    with pytest.raises(RegistryError, match=r"the file holds 2 pairs for model\.layers\.0\.mlp\.experts") as caught:
+    with pytest.raises(RegistryError, match=r"the file has 2 pairs for model\.layers\.0\.mlp\.experts") as caught:
         merge_folder(base, [(adapter, 1.0)], tmp_path / "out")
     assert caught.value.code == "rejected"
 

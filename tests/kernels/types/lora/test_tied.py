@@ -167,7 +167,7 @@ def test_encoder_and_decoder_that_share_an_embedding_are_refused(tmp_path: Path)
     )
     model.save_pretrained(tmp_path / "base")
     adapter = save_adapter(model, LoraConfig(r=3, target_modules=["shared"]), tmp_path / "a", seed=1)
-    with pytest.raises(RegistryError, match="it is not known how to part them") as caught:
+    with pytest.raises(RegistryError, match="it is unknown how to untie them") as caught:
         merge_folder(tmp_path / "base", [(adapter, 1.0)], tmp_path / "out")
     assert caught.value.code == "unsupported"
     other = save_adapter(model, LoraConfig(r=3, target_modules=["q"]), tmp_path / "b", seed=1)
