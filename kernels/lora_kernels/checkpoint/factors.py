@@ -12,7 +12,7 @@ from lora_kernels.checkpoint.records import Factor
 from lora_kernels.checkpoint.sources import Source
 from lora_kernels.numeric.dtypes import F32, INTEGERS, Array, Indices, decode, storage
 
-# Cached tensors of which consecutive weights use different parts: A and B of two weights of an expert.
+# Tensors in the cache: A and B of two weights of an expert, of which consecutive weights use different parts.
 _MAX_CACHED: Final = 4
 
 

@@ -37,7 +37,7 @@ def product_norm(left: F64, right: F64) -> float:
 
 
 def distance(one: tuple[F64, F64], other: tuple[F64, F64]) -> float:
-    """||one[0] @ one[1] - other[0] @ other[1]||, with an error of eps of the larger norm instead of sqrt(eps)."""
+    """||one[0] @ one[1] - other[0] @ other[1]||, accurate to eps times the larger norm, not to sqrt(eps) times."""
     return product_norm(np.hstack([one[0], -other[0]]), np.vstack([one[1], other[1]]))
 
 

@@ -108,8 +108,8 @@ def refuse_shared(changes: Iterable[Change], base: BaseFingerprint, modules: Bas
         if shared.unknown is not None and tensor is not None and _vocabulary(tensor, modules, sizes):
             raise RegistryError(
                 "unsupported",
-                f"{name} may share its weight with another layer: it is unknown what is tied in {shared.unknown}; the "
-                "merged change might affect both layers, which would not be the trained model.",
+                f"{name} may share its weight with another layer: it is unknown what is tied in {shared.unknown}; a "
+                "merge might change both layers, which would not give the trained model.",
                 hint=f"Serve the adapter unmerged, or, if nothing is tied, register a base whose config.json has "
                 f'"{KEY}": false.',
                 module=change.module,
@@ -171,7 +171,7 @@ def _refused(name: str, change: Change, others: str, architecture: str) -> Regis
     return RegistryError(
         "unsupported",
         f"{change.module} shares the weight {name} with {others}; it is unknown how to untie them in the architecture "
-        f"{architecture}: the merged change would affect all of them, which would not be the trained model.",
+        f"{architecture}: a merge would change all of them, which would not give the trained model.",
         hint="Serve the adapter unmerged, or untie the base first and register the result as a new base.",
         module=change.module,
         tensor=name,

@@ -83,7 +83,7 @@ class View:
         return tie.head.weight if tie.is_head(module) else tie.embedding.weight if tie.is_embedding(module) else weight
 
     def with_tied(self, change: Change, copies: Sequence[tuple[Factor, TensorEntry]] = ()) -> Matches:
-        """Apply the change of an embedding also to the output layer that is tied to it; return other changes alone.
+        """The change of an embedding, with the same change of the output layer tied to it; other changes alone.
 
         copies: factors of the change, each with its tied copy of the output layer, which is only compared.
         """
