@@ -1,1 +1,1 @@
-"""Bytes, stored once under their sha256. Knows no database and no HTTP."""
+"""Blobs: bytes stored once under their sha256. Independent of database and HTTP."""

@@ -1,4 +1,4 @@
-"""Hash and count a stream as it is read."""
+"""Hash and count a stream while it is read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lora_registry.blobs.protocols import Chunk, Stored
 
 
 class Tally:
-    """The sha256 and the length in bytes of the chunks so far."""
+    """The sha256 and the length in bytes of the chunks read so far."""
 
     def __init__(self) -> None:
         self._sha256 = hashlib.sha256()
@@ -29,20 +29,20 @@ class Tally:
     def over(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]: ...
 
     def over(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-        """Yield each chunk, hashed and copied to bytes, since a writer may reuse its buffer."""
+        """Yield each chunk, hashed and copied to bytes, since the producer may reuse its buffer."""
         for chunk in chunks:
-            given = chunk.data if isinstance(chunk, Stored) else chunk
-            data = given if type(given) is bytes else bytes(given)
+            raw = chunk.data if isinstance(chunk, Stored) else chunk
+            data = raw if type(raw) is bytes else bytes(raw)
             self._sha256.update(data)
             self.size += len(data)
             yield chunk._replace(data=data) if isinstance(chunk, Stored) else data
 
 
 def checked(chunks: Iterable[bytes], *, digest: Digest, size: int) -> Iterator[bytes]:
-    """Pass the chunks on and end only if they were `size` bytes with this digest.
+    """Pass the chunks on; end without an error only if they have `size` bytes and this digest.
 
     So a loop over it that ends normally has verified what it wrote. Raises RegistryError `size-mismatch`, before the
-    first surplus byte or at the end if bytes are missing, and `digest-mismatch` at the end.
+    first surplus byte or at the end if bytes are missing, or `digest-mismatch` at the end.
     """
     tally = Tally()
     for chunk in tally.over(chunks):
@@ -54,14 +54,14 @@ def checked(chunks: Iterable[bytes], *, digest: Digest, size: int) -> Iterator[b
     if tally.size != size:
         raise RegistryError(
             "size-mismatch",
-            f"{tally.size} bytes were sent for {digest}, {size} were announced.",
+            f"{tally.size} bytes were sent for {digest}; {size} were announced.",
             expected=size,
             found=tally.size,
         )
     if tally.digest != digest:
         raise RegistryError(
             "digest-mismatch",
-            f"The {size} bytes sent have the digest {tally.digest}, {digest} was announced.",
+            f"The {size} bytes sent have the digest {tally.digest}; {digest} was announced.",
             expected=str(digest),
             found=str(tally.digest),
         )

@@ -1,17 +1,17 @@
-"""The layout of a store: every key, in one place.
+"""The layout of a blob store: all keys.
 
     <root folder, or bucket and prefix>
     ├── blobs/sha256/
-    │   ├── 00/0012…                     a blob: the name is the sha256 of the content, written once, never changed
+    │   ├── 00/0012…                     a blob: named by the sha256 of its content, written once, never changed
     │   └── ff/ffe8…
     ├── uploads/<session>/
-    │   ├── <64 hex>                     what a presigned PUT left; a blob only after `adopt` has hashed it
-    │   ├── <64 hex>.adopted             empty: this session did bring these bytes, so a repeated `adopt` may say yes
-    │   └── stream                       (S3) a long stream whose digest is not known before its end
-    └── tmp/put-…                        (folder) what a writer is writing; locked while the writer lives
+    │   ├── <64 hex>                     bytes of a presigned PUT; a blob only after `adopt` has hashed them
+    │   ├── <64 hex>.adopted             empty: this session uploaded these bytes, so a repeated `adopt` may succeed
+    │   └── stream                       (S3) a long stream whose digest is unknown until its end
+    └── tmp/put-…                        (folder) a file being written; locked while its writer lives
 
-`<session>` consists of hex digits and dashes (a UUID with or without its dashes). Two hex digits of fan-out keep
-a folder of a million blobs at some four thousand names each.
+`<session>` consists of hex digits and dashes (a UUID with or without its dashes). With a fan-out of two hex digits, a
+store of a million blobs has about four thousand names per folder.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ def upload_key(upload: str, digest: Digest) -> str:
 
 
 def adopted_key(upload: str, digest: Digest) -> str:
-    """The empty marker beside it. Raises as upload_prefix."""
+    """`uploads/<session>/<hex>.adopted`: the marker beside it. Raises as upload_prefix."""
     return upload_key(upload, digest) + ADOPTED
 
 
 def parse_blob_key(key: str) -> Digest | None:
-    """The digest of a blob's key, or None if the key is not a blob's (there should be no others, but there may be)."""
+    """Return the digest of a blob's key; None for any other key, which a store should not contain but may."""
     shard, _, name = key.removeprefix(BLOBS).partition("/")
     if not key.startswith(BLOBS) or not _HEX.match(name) or name[:2] != shard:
         return None

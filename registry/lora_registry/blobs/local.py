@@ -1,7 +1,7 @@
 """Blobs in a folder.
 
-Safe with any number of processes on the same folder: each writer has a file of its own under `tmp/`, hashes while
-writing, makes it durable, and renames it to its key. A rename over the same blob replaces equal bytes by equal bytes.
+Safe with any number of processes on the same folder: each writer has its own file under `tmp/`, hashes while writing,
+syncs it to disk, and renames it to its key. A rename over the same blob replaces bytes by equal bytes.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from lora_contract.errors import RegistryError
 from lora_registry.blobs import keys
 from lora_registry.blobs.hashing import Tally, checked
 from lora_registry.blobs.protocols import Chunk, Presigned, Stored
-from lora_registry.blobs.streams import begun, refuse_negative, span
+from lora_registry.blobs.streams import byte_range, primed, refuse_negative
 
-# Writes of megabytes allocate huge folios and were measured five times slower than these on virtual machines.
-PIECE: Final = 256 * 1024
+# Writes of megabytes allocate huge folios; on virtual machines they were measured five times slower than these.
+CHUNK: Final = 256 * 1024
 _READ_ONLY: Final = 0o444
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
-# A writer creates its file and locks it a moment later; a sweeper leaves files this young alone.
-_SETTLED_AFTER: Final = 60.0
+# In seconds. A writer locks its file shortly after it creates it, so a sweep ignores younger files.
+_MIN_AGE: Final = 60.0
 
 
 class LocalStore:
@@ -53,9 +53,9 @@ class LocalStore:
     def read(self, digest: Digest, offset: int = 0, length: int | None = None) -> bytes:
         return b"".join(self.stream(digest, offset, length))
 
-    def stream(self, digest: Digest, offset: int = 0, length: int | None = None, chunk: int = PIECE) -> Iterator[bytes]:
+    def stream(self, digest: Digest, offset: int = 0, length: int | None = None, chunk: int = CHUNK) -> Iterator[bytes]:
         refuse_negative(offset, length)
-        return begun(self._pieces(digest, offset, length, chunk))
+        return primed(self._chunks(digest, offset, length, chunk))
 
     def put(self, chunks: Iterable[bytes], *, digest: Digest, size: int) -> None:
         with self._temporary() as (path, descriptor):
@@ -65,7 +65,7 @@ class LocalStore:
     def put_unknown(self, chunks: Iterable[Chunk]) -> tuple[Digest, int]:
         tally = Tally()
         with self._temporary() as (path, descriptor):
-            _write(descriptor, self._copied(descriptor, tally.over(chunks)))
+            _write(descriptor, self._copy_stored(descriptor, tally.over(chunks)))
             self._publish(path, descriptor, tally.digest)
         return tally.digest, tally.size
 
@@ -81,7 +81,7 @@ class LocalStore:
                 raise RegistryError("not-found", f"Nothing was uploaded for {digest}.") from None
             with file:
                 try:
-                    for _ in checked(iter(lambda: file.read(PIECE), b""), digest=digest, size=size):
+                    for _ in checked(iter(lambda: file.read(CHUNK), b""), digest=digest, size=size):
                         pass
                 except RegistryError:
                     path.unlink(missing_ok=True)
@@ -125,12 +125,12 @@ class LocalStore:
         return str(path) if path.exists() else None
 
     def sweep(self, *, older_than: float) -> int:
-        """Remove files of dead writers (their lock is free) at once, upload sessions after `older_than` seconds."""
+        """Remove unlocked files of dead writers at once, and upload sessions after `older_than` seconds."""
         removed = 0
         now = time.time()
         with _disk():
             for path in self._tmp.glob("put-*"):
-                removed += _remove_if_dead(path, now - _SETTLED_AFTER)
+                removed += _remove_if_dead(path, now - _MIN_AGE)
             for folder in self._uploads.iterdir():
                 times = [_changed(entry) for entry in (folder, *folder.glob("*"))]
                 if max(times) < now - older_than:
@@ -138,7 +138,7 @@ class LocalStore:
                     removed += 1
         return removed
 
-    def _pieces(self, digest: Digest, offset: int, length: int | None, chunk: int) -> Iterator[bytes]:
+    def _chunks(self, digest: Digest, offset: int, length: int | None, chunk: int) -> Iterator[bytes]:
         with _disk():
             try:
                 file = self._path(digest).open("rb", buffering=0)
@@ -146,18 +146,18 @@ class LocalStore:
                 raise RegistryError("not-found", f"There is no blob {digest}.") from None
         with file:
             size = os.fstat(file.fileno()).st_size
-            position, end = span(digest=digest, size=size, offset=offset, length=length)
+            position, end = byte_range(digest=digest, size=size, offset=offset, length=length)
             yield b""
             while position < end:
                 with _disk():
-                    piece = os.pread(file.fileno(), min(chunk, end - position), position)
-                if not piece:
-                    raise RegistryError("corrupt", f"{digest} ended at byte {position}, {end} were expected.")
-                position += len(piece)
-                yield piece
+                    data = os.pread(file.fileno(), min(chunk, end - position), position)
+                if not data:
+                    raise RegistryError("corrupt", f"{digest} ended at byte {position}; expected {end}.")
+                position += len(data)
+                yield data
 
-    def _copied(self, descriptor: int, chunks: Iterable[Chunk]) -> Iterator[bytes | memoryview]:
-        """Let the kernel append bytes that are stored already; yield those that it could not, perhaps all."""
+    def _copy_stored(self, descriptor: int, chunks: Iterable[Chunk]) -> Iterator[bytes | memoryview]:
+        """Let the kernel append stored ranges; yield the other bytes, and those that the kernel could not copy."""
         with ExitStack() as stack:
             sources: dict[Digest, int | None] = {}
             for chunk in chunks:
@@ -165,7 +165,7 @@ class LocalStore:
                     yield chunk
                     continue
                 if chunk.digest not in sources:
-                    sources[chunk.digest] = source = _opened(self._path(chunk.digest))
+                    sources[chunk.digest] = source = _open(self._path(chunk.digest))
                     if source is not None:
                         stack.callback(os.close, source)
                 yield memoryview(chunk.data)[_copy(sources[chunk.digest], descriptor, chunk) :]
@@ -175,7 +175,7 @@ class LocalStore:
 
     @contextmanager
     def _temporary(self) -> Iterator[tuple[Path, int]]:
-        """A locked file under `tmp/`, removed at the end unless it was published."""
+        """Create a locked file under `tmp/`, removed at the end unless it was published."""
         path = self._tmp / f"put-{os.getpid()}-{secrets.token_hex(8)}"
         with _disk():
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -188,7 +188,7 @@ class LocalStore:
             os.close(descriptor)
 
     def _publish(self, path: Path, descriptor: int, digest: Digest) -> None:
-        """Sync the content, then the name, then the folder: a power cut leaves the whole blob or none."""
+        """Sync the content, rename the file, sync the folder: a power failure leaves the whole blob or none."""
         target = self._path(digest)
         with _disk():
             os.fchmod(descriptor, _READ_ONLY)
@@ -197,13 +197,13 @@ class LocalStore:
             try:
                 path.rename(target)
             except FileNotFoundError:
-                # Another process adopted the same upload a moment before us.
+                # Another process has just adopted the same upload.
                 if not target.exists():
                     raise
             _sync_folder(target.parent)
 
 
-def _opened(path: Path) -> int | None:
+def _open(path: Path) -> int | None:
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -211,9 +211,9 @@ def _opened(path: Path) -> int | None:
 
 
 def _copy(source: int | None, target: int, chunk: Stored) -> int:
-    """Append bytes of a file within the file system, without a copy if it can share blocks. Returns their number.
+    """Append a range of a file inside the file system, sharing blocks if possible. Return the number of bytes copied.
 
-    Any refusal (another file system, an old kernel, a full disk) is 0: writing the bytes says what there is to say.
+    Returns 0 on any error (another file system, an old kernel, a full disk): writing the bytes reports the real one.
     """
     if source is None:
         return 0
@@ -224,31 +224,31 @@ def _copy(source: int | None, target: int, chunk: Stored) -> int:
 
 
 def _write(descriptor: int, chunks: Iterable[bytes | memoryview]) -> None:
-    """Write everything, at most PIECE bytes at a time. An OSError of the source itself passes through unchanged."""
+    """Write everything, at most CHUNK bytes at a time. An OSError of the source itself propagates unchanged."""
     for chunk in chunks:
         view = memoryview(chunk)
         while view:
             with _disk():
-                written = os.write(descriptor, view[:PIECE])
+                written = os.write(descriptor, view[:CHUNK])
             view = view[written:]
 
 
 @contextmanager
 def _disk() -> Iterator[None]:
-    """Turn an OSError into `storage-unavailable` without naming paths. Catch a missing file inside."""
+    """Turn an OSError into `storage-unavailable` without naming paths. Handle missing files inside the block."""
     try:
         yield
     except OSError as error:
         if error.errno in _FULL:
             raise RegistryError(
                 "storage-unavailable",
-                "The disk that holds the blobs is full; nothing of this write was kept.",
+                "The disk that holds the blobs is full; the write was discarded.",
                 hint="Free space on the server's disk and try again.",
             ) from error
         raise RegistryError(
             "storage-unavailable",
-            f"The folder with the blobs cannot be used: {error.strerror}.",
-            hint="Look at the permissions and the state of the disk under the data folder.",
+            f"The folder of the blobs cannot be used: {error.strerror}.",
+            hint="Check the permissions and the disk of the data folder.",
         ) from error
 
 
@@ -273,7 +273,7 @@ def _remove_tree(folder: Path) -> None:
     try:
         shutil.rmtree(folder)
     except FileNotFoundError:
-        # Gone already, or another sweeper took a file of it between our listing and our removal.
+        # Already removed, or another sweep removed a file of it between listing and removal.
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -284,10 +284,10 @@ def _changed(path: Path) -> float:
         return 0.0
 
 
-def _remove_if_dead(path: Path, settled_before: float) -> int:
+def _remove_if_dead(path: Path, created_before: float) -> int:
     try:
         with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_mtime > settled_before:
+            if os.fstat(file.fileno()).st_mtime > created_before:
                 return 0
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()

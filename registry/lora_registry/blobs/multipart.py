@@ -1,7 +1,7 @@
-"""Objects in parts, with a constant amount of memory, and server-side copies.
+"""Multipart uploads in constant memory, and server-side copies.
 
-boto3's transfer manager does not do: an upload must be aborted, not completed, when the last byte shows that the digest
-is wrong; and that manager may choose the CRT, which ignores `endpoint_url`.
+boto3's transfer manager cannot do this: an upload must be aborted, not completed, if its last byte shows a wrong
+digest; and that manager may choose the CRT, which ignores `endpoint_url`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_registry.blobs.parts import Cutter, Range
 from lora_registry.blobs.protocols import Chunk
-from lora_registry.blobs.s3_client import StoreAnswered, call
+from lora_registry.blobs.s3_client import StoreResponseError, call
 from lora_registry.blobs.s3_settings import MIB
 
 MAX_PARTS: Final = 10_000
@@ -25,9 +25,9 @@ _CHECKSUMS: Final = ("ChecksumCRC32", "ChecksumCRC32C", "ChecksumCRC64NVME", "Ch
 
 
 def part_size_for(size: int, wanted: int) -> int:
-    """The requested part size, or a larger one that keeps `size` bytes within the 10,000 parts that S3 allows."""
-    least = -(-size // MAX_PARTS)
-    return max(wanted, -(-least // MIB) * MIB)
+    """Return the requested part size, or a larger one that fits `size` bytes into the 10,000 parts that S3 allows."""
+    minimum = -(-size // MAX_PARTS)
+    return max(wanted, -(-minimum // MIB) * MIB)
 
 
 def upload(
@@ -44,23 +44,23 @@ def upload(
     """Store the chunks as one object and return its ETag.
 
     The object appears when the iterator ends without an error; any error aborts the upload and leaves nothing. Keeps
-    `parallel` + 2 parts in memory. key_of: the key of a blob that a range is copied from. If the store refuses to copy
-    the first range, that one and all others are sent.
+    `parallel` + 2 parts in memory. key_of: returns the key of the blob that a range is copied from. If the store
+    refuses to copy the first range, that one and all others are sent.
     """
 
     def send(number: int, part: bytes | Range) -> dict[str, Any]:
         if isinstance(part, Range):
             origin = {"Bucket": bucket, "Key": key_of(part.digest)}
-            answer = call(
+            response = call(
                 client, "upload_part_copy", **target, PartNumber=number, CopySource=origin, CopySourceRange=part.header
             )
-            return _part(number, answer["CopyPartResult"])
+            return _part(number, response["CopyPartResult"])
         return _part(number, call(client, "upload_part", **target, PartNumber=number, Body=part))
 
-    def tried(number: int, part: Range, data: bytes) -> dict[str, Any]:
+    def try_copy(number: int, part: Range, data: bytes) -> dict[str, Any]:
         try:
             done = send(number, part)
-        except StoreAnswered:
+        except StoreResponseError:
             cutter.copies = False
             return send(number, data)
         cutter.copies = True
@@ -73,28 +73,28 @@ def upload(
         sent: list[dict[str, Any]] = []
         pool = ThreadPoolExecutor(max_workers=parallel, thread_name_prefix="s3-part")
         try:
-            under_way: deque[Future[dict[str, Any]]] = deque()
+            pending: deque[Future[dict[str, Any]]] = deque()
             for number, part in enumerate(cutter.parts(chunks), start=1):
-                if len(under_way) == parallel:
-                    sent.append(under_way.popleft().result())
+                if len(pending) == parallel:
+                    sent.append(pending.popleft().result())
                 if isinstance(part, Range) and part.data is not None:
-                    sent.append(tried(number, part, part.data))
+                    sent.append(try_copy(number, part, part.data))
                 else:
-                    under_way.append(pool.submit(send, number, part))
-            sent.extend(future.result() for future in under_way)
+                    pending.append(pool.submit(send, number, part))
+            sent.extend(future.result() for future in pending)
         finally:
-            # No part may arrive after the abort: a store could keep it forever.
+            # No part may arrive after the abort: the store could keep it forever.
             pool.shutdown(wait=True, cancel_futures=True)
         return _complete(client, target, sorted(sent, key=lambda part: int(part["PartNumber"])))
     except BaseException:
-        _give_up(client, target)
+        _abort(client, target)
         raise
 
 
 def copy(
     client: Any, *, bucket: str, source: str, key: str, size: int, etag: str, parallel: int, single_limit: int
 ) -> None:
-    """Copy inside the store, provided that the source still has this ETag; else StoreAnswered with status 412."""
+    """Copy inside the store if the source still has this ETag; otherwise raise StoreResponseError with status 412."""
     origin = {"CopySource": {"Bucket": bucket, "Key": source}, "CopySourceIfMatch": etag}
     if size <= single_limit:
         call(client, "copy_object", Bucket=bucket, Key=key, **origin)
@@ -104,8 +104,8 @@ def copy(
     def send(number: int) -> dict[str, Any]:
         first = (number - 1) * step
         span = f"bytes={first}-{min(first + step, size) - 1}"
-        answer = call(client, "upload_part_copy", **target, PartNumber=number, CopySourceRange=span, **origin)
-        return _part(number, answer["CopyPartResult"])
+        response = call(client, "upload_part_copy", **target, PartNumber=number, CopySourceRange=span, **origin)
+        return _part(number, response["CopyPartResult"])
 
     target = {"Bucket": bucket, "Key": key}
     target["UploadId"] = call(client, "create_multipart_upload", **target)["UploadId"]
@@ -114,28 +114,28 @@ def copy(
             sent = list(pool.map(send, range(1, -(-size // step) + 1)))
         _complete(client, target, sent)
     except BaseException:
-        _give_up(client, target)
+        _abort(client, target)
         raise
 
 
-def _part(number: int, answer: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a part that completion needs; a store with checksums requires them again."""
-    checksums: dict[str, Any] = {name: answer[name] for name in _CHECKSUMS if name in answer}
-    return {"PartNumber": number, "ETag": answer["ETag"], **checksums}
+def _part(number: int, response: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a part that completion needs; a store with checksums requires them again."""
+    checksums: dict[str, Any] = {name: response[name] for name in _CHECKSUMS if name in response}
+    return {"PartNumber": number, "ETag": response["ETag"], **checksums}
 
 
 def _complete(client: Any, target: dict[str, str], parts: list[dict[str, Any]]) -> str:
     try:
-        answer = call(client, "complete_multipart_upload", **target, MultipartUpload={"Parts": parts})
-    except StoreAnswered as error:
+        response = call(client, "complete_multipart_upload", **target, MultipartUpload={"Parts": parts})
+    except StoreResponseError as error:
         if error.error != "NoSuchUpload":
             raise
-        # A repeated request: the first was carried out, and its answer was lost.
-        answer = call(client, "head_object", Bucket=target["Bucket"], Key=target["Key"])
-    return str(answer["ETag"])
+        # A retry: the first request succeeded, but its response was lost.
+        response = call(client, "head_object", Bucket=target["Bucket"], Key=target["Key"])
+    return str(response["ETag"])
 
 
-def _give_up(client: Any, target: dict[str, str]) -> None:
-    # The first error is the one to report; `sweep` removes leftovers.
+def _abort(client: Any, target: dict[str, str]) -> None:
+    # The first error is the one to raise; `sweep` removes leftovers.
     with contextlib.suppress(RegistryError):
         call(client, "abort_multipart_upload", **target)

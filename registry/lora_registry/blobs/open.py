@@ -1,4 +1,4 @@
-"""Open the store that a setting names."""
+"""Open the blob store that a setting names."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from lora_registry.blobs.s3_settings import S3Settings
 
 
 def open_store(url: str | None, data_dir: Path, settings: S3Settings | None = None) -> BlobStore:
-    """The store that `LORA_REG_STORAGE_URL` names: `s3://bucket/prefix`, `file:///folder`, a path; None: data_dir.
+    """Open the store at a URL: `s3://bucket/prefix`, `file:///folder`, a path; None: data_dir.
 
-    A folder is created if it is missing; a bucket must exist, which `check()` verifies. Raises RegistryError `usage` on
-    another scheme, `storage-unavailable` if a folder cannot be created. settings: of S3.
+    A folder is created if it is missing; a bucket must exist, which `check()` verifies. Raises RegistryError `usage`
+    for another scheme, `storage-unavailable` if a folder cannot be created. settings: of S3.
     """
     if url is None:
         return LocalStore(data_dir)
     parts = urlsplit(url)
     if parts.scheme == "s3":
-        # Importing boto3 takes 0.2 s, which a service on a folder does not need.
+        # Importing boto3 takes 0.2 s, and a service on a folder does not need it.
         from lora_registry.blobs.s3 import connect
 
         return connect(url, settings or S3Settings())
@@ -30,5 +30,5 @@ def open_store(url: str | None, data_dir: Path, settings: S3Settings | None = No
     if "://" not in url:
         return LocalStore(Path(url))
     raise RegistryError(
-        "usage", f"Storage {parts.scheme}:// is not known; use a folder, file:///folder or s3://bucket/prefix."
+        "usage", f"Unknown storage scheme {parts.scheme}://; use a folder, file:///folder or s3://bucket/prefix."
     )

@@ -1,7 +1,7 @@
-"""Cut a stream into the parts of a multipart upload: bytes to send, and ranges that the store copies itself.
+"""Split a stream into the parts of a multipart upload: bytes to send, and ranges that the store copies itself.
 
-S3 takes parts of 5 MiB to 5 GiB, the last one may be shorter, and at most 10,000 of them. So a short piece before a run
-of stored bytes is filled up from that run, and a short run goes as bytes.
+S3 accepts at most 10,000 parts of 5 MiB to 5 GiB; only the last may be shorter. So short data before a run of stored
+bytes is filled up from that run, and a short run is sent as bytes.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from lora_contract.digest import Digest
 from lora_registry.blobs.protocols import Chunk, Stored
 from lora_registry.blobs.s3_settings import MIB
 
-LEAST: Final = 5 * MIB
+MIN_PART: Final = 5 * MIB
 
 
 class Range(NamedTuple):
-    """A part that is `length` bytes of a blob. data: those bytes, to send if the store cannot copy; or None."""
+    """A part of `length` bytes of a blob. data: those bytes, to send if the store cannot copy; or None."""
 
     digest: Digest
     offset: int
@@ -34,19 +34,19 @@ class Range(NamedTuple):
 
 
 class Cutter:
-    """Cut one stream. copies: True if the store copies ranges; set it after the first copy was tried.
+    """Splits one stream. Set `copies` to whether the store copies ranges, once the first copy was tried.
 
-    size: bytes of a body, and the shortest run worth a copy. limit: longest range, in bytes. Holds two bodies at most.
+    size: bytes of a body, and the shortest run worth a copy. limit: longest range, in bytes. Holds at most two bodies.
     """
 
     def __init__(self, size: int, limit: int) -> None:
         self.copies: bool | None = None
         self._size = size
-        self._least = min(LEAST, size)
+        self._min_part = min(MIN_PART, size)
         self._limit = max(limit, size)
-        self._body = _Pieces()
+        self._body = _Buffer()
         self._run: Range | None = None
-        self._held = _Pieces()  # of a run that is not long enough yet; empty once it is
+        self._buffered = _Buffer()  # of a run that is still too short; empty once it is long enough
 
     def parts(self, chunks: Iterable[Chunk]) -> Iterator[bytes | Range]:
         for chunk in chunks:
@@ -66,8 +66,8 @@ class Cutter:
             if self.copies is False:
                 taken = view
                 yield from self._add(taken)
-            elif self._run is None and 0 < self._body.size < self._least:
-                taken = view[: self._least - self._body.size]
+            elif self._run is None and 0 < self._body.size < self._min_part:
+                taken = view[: self._min_part - self._body.size]
                 yield from self._add(taken)
             else:
                 run = self._run or Range(digest, offset, 0)
@@ -78,12 +78,12 @@ class Cutter:
 
     def _extend(self, run: Range, taken: memoryview) -> Iterator[bytes | Range]:
         if run.length < self._size:
-            self._held.append(taken)
+            self._buffered.append(taken)
         self._run = run = run._replace(length=run.length + len(taken))
-        if self._held.size == self._size:
+        if self._buffered.size == self._size:
             if self._body.size:
                 yield self._body.joined()
-            data = self._held.joined()
+            data = self._buffered.joined()
             if self.copies is None:
                 self._run = None
                 yield run._replace(data=data)
@@ -93,8 +93,8 @@ class Cutter:
 
     def _end_run(self) -> Iterator[bytes | Range]:
         run, self._run = self._run, None
-        if self._held.size:
-            yield from self._add(memoryview(self._held.joined()))
+        if self._buffered.size:
+            yield from self._add(memoryview(self._buffered.joined()))
         elif run is not None:
             yield run
 
@@ -107,20 +107,20 @@ class Cutter:
                 yield self._body.joined()
 
 
-class _Pieces:
-    """Views that are sent as one body. Bytes, not a bytearray: boto wraps them without another copy."""
+class _Buffer:
+    """Views to send as one body. Joined to bytes, not a bytearray: boto wraps bytes without another copy."""
 
     def __init__(self) -> None:
         self.size = 0
-        self._pieces: list[memoryview] = []
+        self._views: list[memoryview] = []
 
     def append(self, view: memoryview) -> None:
-        self._pieces.append(view)
+        self._views.append(view)
         self.size += len(view)
 
     def joined(self) -> bytes:
-        """Take all bytes and reset."""
-        body = b"".join(self._pieces)
-        self._pieces.clear()
+        """Return all bytes and reset."""
+        body = b"".join(self._views)
+        self._views.clear()
         self.size = 0
         return body

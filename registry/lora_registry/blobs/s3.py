@@ -1,8 +1,8 @@
 """Blobs in a bucket.
 
-Everything is hashed before it appears under a blob's key: short blobs in memory, long ones while their parts are sent
-(a multipart upload becomes visible only when it is completed), uploads by clients before they are copied. Conditional
-PUTs avoid rewriting existing blobs, if supported; nothing depends on them, because equal keys mean equal bytes.
+Bytes are hashed before they appear under a blob's key: short blobs in memory, long ones while their parts are sent (a
+multipart upload becomes visible only on completion), client uploads before they are copied. Conditional PUTs avoid
+rewriting existing blobs, if supported; nothing depends on them, because equal keys mean equal bytes.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from lora_contract.errors import RegistryError
 from lora_registry.blobs import keys
 from lora_registry.blobs.hashing import Tally, checked
 from lora_registry.blobs.protocols import Chunk, Presigned, Stored
-from lora_registry.blobs.s3_client import StoreAnswered, make_client
+from lora_registry.blobs.s3_client import StoreResponseError, make_client
 from lora_registry.blobs.s3_objects import Objects
 from lora_registry.blobs.s3_settings import S3Settings
-from lora_registry.blobs.streams import begun, refuse_negative, span
+from lora_registry.blobs.streams import byte_range, primed, refuse_negative
 
-_PIECE: Final = 256 * 1024
+_CHUNK: Final = 256 * 1024
 _TYPE: Final = "application/octet-stream"
 
 
 def connect(url: str, settings: S3Settings) -> S3Store:
-    """The store at `s3://bucket[/prefix]`. Sends nothing yet. Raises RegistryError `usage` on another form of URL."""
+    """Open the store at `s3://bucket[/prefix]`, without a request. Raises RegistryError `usage` for other URLs."""
     parts = urlsplit(url)
     if parts.scheme != "s3" or not parts.netloc or {"@", ":"} & set(parts.netloc) or parts.query or parts.fragment:
-        raise RegistryError("usage", "A storage URL is s3://bucket or s3://bucket/prefix; credentials do not go there.")
+        raise RegistryError("usage", "A storage URL is s3://bucket or s3://bucket/prefix, without credentials.")
     return S3Store(bucket=parts.netloc, prefix=parts.path.strip("/"), client=make_client(settings), settings=settings)
 
 
 class S3Store:
-    """A BlobStore in `bucket` under `prefix` (may be empty), through a boto3 `client`. Safe for many threads."""
+    """A BlobStore in `bucket` under `prefix` (may be empty), through a boto3 `client`. Thread-safe."""
 
     def __init__(self, *, bucket: str, prefix: str, client: Any, settings: S3Settings) -> None:
         folder = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
@@ -53,28 +53,28 @@ class S3Store:
         return b"".join(self.stream(digest, offset, length))
 
     def stream(
-        self, digest: Digest, offset: int = 0, length: int | None = None, chunk: int = _PIECE
+        self, digest: Digest, offset: int = 0, length: int | None = None, chunk: int = _CHUNK
     ) -> Iterator[bytes]:
         refuse_negative(offset, length)
         if length == 0:
-            # HTTP cannot express an empty range.
-            span(digest=digest, size=self._must_have(digest), offset=offset, length=0)
+            # HTTP has no empty ranges.
+            byte_range(digest=digest, size=self._require_size(digest), offset=offset, length=0)
             return iter(())
         key = keys.blob_key(digest)
         wanted = None if length is None else offset + length
         try:
-            answer = self._objects.get(key, offset, wanted)
+            response = self._objects.get(key, offset, wanted)
         except RegistryError as error:
             if error.code != "corrupt" or length is not None:
                 raise
-            # Nor a range that starts at the end; a later start is an error.
-            span(digest=digest, size=self._must_have(digest), offset=offset, length=None)
+            # Nor ranges that start at the end; a later start is an error.
+            byte_range(digest=digest, size=self._require_size(digest), offset=offset, length=None)
             return iter(())
-        end = offset + int(answer["ContentLength"])
+        end = offset + int(response["ContentLength"])
         if wanted is not None and end != wanted:
-            answer["Body"].close()
-            raise RegistryError("corrupt", f"{digest} ends at byte {end}, bytes to {wanted} were asked for.")
-        return begun(self._objects.pieces(answer, key, offset, end, chunk))
+            response["Body"].close()
+            raise RegistryError("corrupt", f"{digest} ends at byte {end}; expected bytes up to {wanted}.")
+        return primed(self._objects.chunks(response, key, offset, end, chunk))
 
     def put(self, chunks: Iterable[bytes], *, digest: Digest, size: int) -> None:
         verified = checked(chunks, digest=digest, size=size)
@@ -96,7 +96,7 @@ class S3Store:
             self._put_short(data, tally.digest)
             return tally.digest, tally.size
         staging = keys.upload_prefix(uuid.uuid4().hex) + "stream"
-        etag = self._objects.upload(staging, chain(_handed_over(head), counted), None)
+        etag = self._objects.upload(staging, chain(_drain(head), counted), None)
         try:
             self._check_length(staging, tally.size)
             self._objects.copy(staging, keys.blob_key(tally.digest), size=tally.size, etag=etag)
@@ -116,11 +116,11 @@ class S3Store:
         try:
             if found != size:
                 raise RegistryError(
-                    "size-mismatch", f"{found} bytes were uploaded for {digest}, {size} were announced."
+                    "size-mismatch", f"{found} bytes were uploaded for {digest}; {size} were announced."
                 )
             if size:
-                answer = self._objects.get(key, 0, size, etag=etag)
-                stored = begun(self._objects.pieces(answer, key, 0, size, _PIECE, etag=etag))
+                response = self._objects.get(key, 0, size, etag=etag)
+                stored = primed(self._objects.chunks(response, key, 0, size, _CHUNK, etag=etag))
             else:
                 stored = iter(())
             for _ in checked(stored, digest=digest, size=size):
@@ -156,8 +156,8 @@ class S3Store:
         if size > self._settings.single_copy_limit:
             return None
         sha256 = _base64(digest)
-        # Both are signed, so another length or another digest needs another signature; and a store that checks
-        # the digest refuses other bytes. `adopt` hashes in any case.
+        # Both are signed, so another length or digest needs another signature, and a store that checks the digest
+        # refuses other bytes. `adopt` hashes in any case.
         headers = {"content-length": str(size), "x-amz-checksum-sha256": sha256}
         parameters = {"ContentLength": size, "ChecksumSHA256": sha256}
         return self._objects.presign("PUT", keys.upload_key(upload, digest), parameters, headers, expires_in)
@@ -169,7 +169,7 @@ class S3Store:
         return None
 
     def sweep(self, *, older_than: float) -> int:
-        """Remove unfinished multipart uploads and old upload sessions, both by the store's clock."""
+        """Remove unfinished multipart uploads and old upload sessions, by the store's clock."""
         limit = time.time() - older_than
         removed = 0
         for item in self._objects.list(keys.UPLOADS):
@@ -178,7 +178,7 @@ class S3Store:
                 removed += 1
         return removed + self._objects.abort_uploads(before=limit)
 
-    def _must_have(self, digest: Digest) -> int:
+    def _require_size(self, digest: Digest) -> int:
         size = self.size(digest)
         if size is None:
             raise RegistryError("not-found", f"There is no blob {digest}.")
@@ -188,21 +188,21 @@ class S3Store:
         parameters = {"ChecksumSHA256": _base64(digest), "ContentType": _TYPE}
         try:
             self._objects.put(keys.blob_key(digest), data, IfNoneMatch="*", **parameters)
-        except StoreAnswered as error:
+        except StoreResponseError as error:
             if error.status == 412:
                 return
-            # 409: another request writes the same bytes and may still fail. 501: a store without conditional writes.
+            # 409: a concurrent write of the same bytes, which may still fail. 501: no support for conditional writes.
             if error.status not in (409, 501):
                 raise
             self._objects.put(keys.blob_key(digest), data, **parameters)
 
     def _check_length(self, key: str, size: int) -> None:
-        """Check an assembled object: a store that ignored the range of a copy must not give a blob wrong content."""
+        """Check the length of an assembled object, in case the store ignored the range of a copy."""
         head = self._objects.head(key)
         if head is None or int(head["ContentLength"]) != size:
             raise RegistryError(
                 "storage-unavailable",
-                f"The S3 store put {head and head['ContentLength']} bytes together; expected {size}.",
+                f"The S3 store assembled {head and head['ContentLength']} bytes; expected {size}.",
             )
 
 
@@ -210,8 +210,8 @@ def _base64(digest: Digest) -> str:
     return base64.b64encode(bytes.fromhex(digest.hex)).decode()
 
 
-def _handed_over(chunks: list[Chunk]) -> Iterator[Chunk]:
-    """Each chunk once, without keeping it."""
+def _drain(chunks: list[Chunk]) -> Iterator[Chunk]:
+    """Yield each chunk once and drop its reference."""
     chunks.reverse()
     while chunks:
         yield chunks.pop()

@@ -1,4 +1,4 @@
-"""Objects under a prefix of a bucket, by their keys, which `s3` turns into blobs."""
+"""Objects under a prefix of a bucket, by key; `s3` maps them to blobs."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from urllib3.exceptions import HTTPError
 from lora_contract.errors import RegistryError
 from lora_registry.blobs import keys, multipart
 from lora_registry.blobs.protocols import Chunk, Presigned
-from lora_registry.blobs.s3_client import StoreAnswered, call, unreachable
+from lora_registry.blobs.s3_client import StoreResponseError, call, unreachable
 from lora_registry.blobs.s3_settings import S3Settings
 
 _RESUMES: Final = 3
 
 
 class Objects:
-    """Keys are without `prefix`, which is empty or ends with a slash. Safe for many threads.
+    """Objects of a bucket. Keys exclude `prefix`, which is empty or ends with a slash. Thread-safe.
 
-    Raises RegistryError `storage-unavailable` if the store cannot be reached, StoreAnswered if it refuses.
+    Raises RegistryError `storage-unavailable` if the store cannot be reached, StoreResponseError if it refuses.
     """
 
     def __init__(self, *, bucket: str, prefix: str, client: Any, settings: S3Settings) -> None:
@@ -37,19 +37,19 @@ class Objects:
         self._call("put_object", key, Body=data, **parameters)
 
     def head(self, key: str) -> dict[str, Any] | None:
-        """boto's description of an object; None if there is no such object."""
+        """Return boto's description of an object; None if it does not exist."""
         try:
             head: dict[str, Any] = self._call("head_object", key)
-        except StoreAnswered as error:
+        except StoreResponseError as error:
             if error.status == 404:
                 return None
             raise
         return head
 
     def get(self, key: str, begin: int, end: int | None, *, etag: str | None = None) -> Any:
-        """boto's answer, whose `Body` is a stream of the bytes from `begin` to before `end`, None for the last.
+        """Return boto's response, whose `Body` streams the bytes from `begin` up to `end` (exclusive; None: all).
 
-        Raises RegistryError `not-found`; `corrupt` if it is shorter; `digest-mismatch` if it has another ETag.
+        Raises RegistryError `not-found`; `corrupt` if the object is shorter; `digest-mismatch` if its ETag differs.
         """
         parameters: dict[str, Any] = {}
         if begin or end is not None:
@@ -58,31 +58,31 @@ class Objects:
             parameters["IfMatch"] = etag
         try:
             return self._call("get_object", key, **parameters)
-        except StoreAnswered as error:
+        except StoreResponseError as error:
             if error.error == "NoSuchKey":
-                raise RegistryError("not-found", f"There is no {key} in the store.") from None
+                raise RegistryError("not-found", f"The store has no object {key}.") from None
             if error.status == 412:
-                raise _changed_meanwhile(key) from None
+                raise _changed(key) from None
             if error.status == 416:
-                raise RegistryError("corrupt", f"{key} is shorter than byte {end} that was asked for.") from None
+                raise RegistryError("corrupt", f"{key} is too short; the requested range ends at byte {end}.") from None
             raise
 
-    def pieces(
-        self, answer: Any, key: str, position: int, end: int, chunk: int, *, etag: str | None = None
+    def chunks(
+        self, response: Any, key: str, position: int, end: int, chunk: int, *, etag: str | None = None
     ) -> Iterator[bytes]:
-        """The body of an answer of `get`, resumed if the connection breaks, since a blob does not change.
+        """Yield the body of a response of `get`; resume if the connection breaks, since a blob does not change.
 
-        The first piece is empty, for `streams.begun`.
+        The first chunk is empty, for `streams.primed`.
         """
         resumes = 0
         while True:
             try:
-                with contextlib.closing(answer["Body"]) as body:
+                with contextlib.closing(response["Body"]) as body:
                     if not resumes:
                         yield b""
-                    while position < end and (piece := body.read(min(chunk, end - position))):
-                        position += len(piece)
-                        yield piece
+                    while position < end and (data := body.read(min(chunk, end - position))):
+                        position += len(data)
+                        yield data
                 if position == end:
                     return
                 broken: Exception = EOFError()
@@ -91,10 +91,10 @@ class Objects:
             resumes += 1
             if resumes > _RESUMES:
                 raise unreachable("get_object", broken) from None
-            answer = self.get(key, position, end, etag=etag)
+            response = self.get(key, position, end, etag=etag)
 
     def upload(self, key: str, chunks: Iterable[Chunk], size: int | None) -> str:
-        """Upload in parts, of a size that fits `size` bytes if known. Returns the ETag."""
+        """Upload in parts; return the ETag. size: total in bytes, to choose the part size; None if unknown."""
         return multipart.upload(
             self._client,
             bucket=self._bucket,
@@ -119,35 +119,35 @@ class Objects:
                 parallel=self._settings.parallel_parts,
                 single_limit=self._settings.single_copy_limit,
             )
-        except StoreAnswered as error:
+        except StoreResponseError as error:
             if error.status == 412:
-                raise _changed_meanwhile(source) from None
+                raise _changed(source) from None
             raise
 
     def remove(self, key: str) -> None:
         try:
             self._call("delete_object", key)
-        except StoreAnswered as error:
+        except StoreResponseError as error:
             if error.status != 404:
                 raise
 
     def list(self, prefix: str) -> Iterator[dict[str, Any]]:
-        """Every object under a prefix, in order of the keys; `Key` is without the store's own prefix."""
+        """Yield the objects under a prefix in order of keys; `Key` excludes the store's own prefix."""
         parameters = {"Bucket": self._bucket, "Prefix": self._prefix + prefix}
         while True:
-            answer = call(self._client, "list_objects_v2", **parameters)
-            for item in answer.get("Contents", []):
+            response = call(self._client, "list_objects_v2", **parameters)
+            for item in response.get("Contents", []):
                 yield {**item, "Key": item["Key"].removeprefix(self._prefix)}
-            if not answer.get("IsTruncated"):
+            if not response.get("IsTruncated"):
                 return
-            parameters["ContinuationToken"] = answer["NextContinuationToken"]
+            parameters["ContinuationToken"] = response["NextContinuationToken"]
 
     def presign(
         self, method: str, key: str, parameters: dict[str, Any], headers: dict[str, str], expires_in: int
     ) -> Presigned:
-        """Computed here, without a request. Seven days is what S3 allows, less with credentials of a role."""
+        """Sign locally, without a request. S3 allows seven days, less with the credentials of a role."""
         if not 1 <= expires_in <= 7 * 24 * 3600:
-            raise ValueError(f"a presigned URL lives 1 second to 7 days, not {expires_in} s")
+            raise ValueError(f"a presigned URL is valid for 1 second to 7 days, not {expires_in} s")
         try:
             url = self._client.generate_presigned_url(
                 f"{method.lower()}_object",
@@ -160,14 +160,14 @@ class Objects:
         return Presigned(method=method, url=url, headers=headers, expires_in=expires_in)
 
     def abort_uploads(self, *, before: float) -> int:
-        """Abort the multipart uploads that began before this moment, in seconds since 1970 by the store's clock."""
+        """Abort multipart uploads started before this time, in seconds since the epoch by the store's clock."""
         aborted = 0
         pages = {"Bucket": self._bucket, "Prefix": self._prefix}
         while True:
-            answer = call(self._client, "list_multipart_uploads", **pages)
-            for item in answer.get("Uploads", []):
+            response = call(self._client, "list_multipart_uploads", **pages)
+            for item in response.get("Uploads", []):
                 if item["Initiated"].timestamp() < before:
-                    with contextlib.suppress(StoreAnswered):
+                    with contextlib.suppress(StoreResponseError):
                         call(
                             self._client,
                             "abort_multipart_upload",
@@ -176,13 +176,13 @@ class Objects:
                             UploadId=item["UploadId"],
                         )
                         aborted += 1
-            if not answer.get("IsTruncated"):
+            if not response.get("IsTruncated"):
                 return aborted
-            pages |= {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer["NextUploadIdMarker"]}
+            pages |= {"KeyMarker": response["NextKeyMarker"], "UploadIdMarker": response["NextUploadIdMarker"]}
 
     def _call(self, operation: str, key: str, **parameters: Any) -> Any:
         return call(self._client, operation, Bucket=self._bucket, Key=self._prefix + key, **parameters)
 
 
-def _changed_meanwhile(key: str) -> RegistryError:
-    return RegistryError("digest-mismatch", f"What was uploaded as {key} changed while it was checked; send it again.")
+def _changed(key: str) -> RegistryError:
+    return RegistryError("digest-mismatch", f"The upload {key} changed while it was checked; send it again.")

@@ -13,25 +13,25 @@ def refuse_negative(offset: int, length: int | None) -> None:
         raise ValueError(f"offset {offset} and length {length} must not be negative")
 
 
-def span(*, digest: Digest, size: int, offset: int, length: int | None) -> tuple[int, int]:
-    """Begin and end of a range inside a blob of `size` bytes; `length` None means to the end.
+def byte_range(*, digest: Digest, size: int, offset: int, length: int | None) -> tuple[int, int]:
+    """Return begin and end of a range in a blob of `size` bytes; length None: to the end.
 
-    Raises RegistryError `corrupt` if the blob is shorter: callers ask for what a manifest promises.
+    Raises RegistryError `corrupt` if the blob is shorter, since callers request what a manifest declares.
     """
     refuse_negative(offset, length)
     end = size if length is None else offset + length
     if max(offset, end) > size:
         raise RegistryError(
-            "corrupt", f"{digest} has {size} bytes, bytes {offset} to {end} were asked for.", found=size, expected=end
+            "corrupt", f"{digest} has {size} bytes; expected bytes {offset} to {end}.", found=size, expected=end
         )
     return offset, end
 
 
-def begun(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Run a generator up to its first, empty, `yield`; an exception before that is raised here.
+def primed(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Run a generator up to its first, empty, `yield`; earlier exceptions are raised here.
 
-    A generator that has begun closes its resources when it is dropped; one that never ran does not.
+    A started generator closes its resources when it is dropped; one that never ran does not.
     """
-    first = next(pieces)
-    assert first == b"", "the first yield only marks that everything is open"
-    return pieces
+    first = next(chunks)
+    assert first == b"", "the first yield only marks that all resources are open"
+    return chunks

@@ -1,4 +1,4 @@
-"""Small reads of a blob without a request each: a read also fetches what follows."""
+"""Read-ahead buffer: small reads of a blob without a request for each."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Final
 from lora_contract.digest import Digest
 from lora_registry.blobs.protocols import BlobReader
 
-AHEAD: Final = 4 * 1024 * 1024
+READ_AHEAD: Final = 4 * 1024 * 1024
 
 
 class Window:
-    """Reads a blob of `size` bytes in any order, keeping the last AHEAD bytes fetched. For one thread.
+    """Reads a blob of `size` bytes in any order, with a buffer of READ_AHEAD bytes. For one thread.
 
-    A check reads an adapter tensor by tensor; from an S3 store that would be a request for each.
+    A check reads an adapter tensor by tensor, which would be one S3 request per tensor.
     """
 
     def __init__(self, blobs: BlobReader, digest: Digest, size: int) -> None:
@@ -21,16 +21,16 @@ class Window:
         self._digest = digest
         self._size = size
         self._start = 0
-        self._held = b""
+        self._buffer = b""
 
     def read(self, offset: int, length: int) -> bytes:
-        """Exactly `length` bytes from `offset`. Raises RegistryError `corrupt` if the blob is shorter."""
+        """Return exactly `length` bytes from `offset`. Raises RegistryError `corrupt` if the blob is shorter."""
         if length == 0:
             return b""
-        if not (self._start <= offset and offset + length <= self._start + len(self._held)):
-            if length >= AHEAD or offset + length > self._size:
+        if not (self._start <= offset and offset + length <= self._start + len(self._buffer)):
+            if length >= READ_AHEAD or offset + length > self._size:
                 return self._blobs.read(self._digest, offset, length)
             self._start = offset
-            self._held = self._blobs.read(self._digest, offset, min(AHEAD, self._size - offset))
+            self._buffer = self._blobs.read(self._digest, offset, min(READ_AHEAD, self._size - offset))
         begin = offset - self._start
-        return self._held[begin : begin + length]
+        return self._buffer[begin : begin + length]

@@ -1,1 +1,1 @@
-"""What all routes share: problems, answers with ETags, streaming of blobs, repeated requests. Knows no domain."""
+"""Shared by all routes: problems, responses with ETags, blob streaming, idempotency keys. Independent of the domain."""

@@ -1,4 +1,4 @@
-"""JSON responses with an ETag, and 304 if the caller has that version already."""
+"""JSON responses with an ETag, and 304 if the client already has that version."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def reply(
     etag: str | None = None,
     headers: dict[str, str] | None = None,
 ) -> Response[T]:
-    """`value` as JSON. etag: the resource's strong tag, without quotes; None: a weak one is made of the bytes."""
+    """Return `value` as JSON. etag: the resource's strong tag, without quotes; None: a weak one, from the bytes."""
     body = msgspec.json.encode(value)
     tag = f'"{etag}"' if etag else f'W/"{hashlib.sha256(body).hexdigest()[:32]}"'
     fields = {"ETag": tag, "Cache-Control": "no-cache", **(headers or {})}
@@ -29,7 +29,7 @@ def reply(
 
 
 def matches(header: str | None, tag: str) -> bool:
-    """Whether an If-None-Match header names this tag, by weak comparison (RFC 9110, 8.8.3.2)."""
+    """Return whether an If-None-Match header matches this tag, by weak comparison (RFC 9110, 8.8.3.2)."""
     if header is None:
         return False
     if header.strip() == "*":

@@ -1,4 +1,4 @@
-"""Stream bodies in constant memory: a request's body as an iterator for a thread, blobs with ranges."""
+"""Stream bodies in constant memory: a request's body as an iterator for a thread, and blobs with ranges."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})\Z")
 
 
 def from_thread(request: Request[Any, Any, Any]) -> Iterator[bytes]:
-    """The request's body for a worker thread, in chunks of about CHUNK bytes; each is one trip to the event loop."""
+    """Yield the request's body in a worker thread, in chunks of about CHUNK bytes: one trip to the event loop each."""
     stream = request.stream()
 
-    async def piece() -> bytes:
+    async def chunk() -> bytes:
         parts, length = [], 0
         async for part in stream:
             parts.append(part)
@@ -32,16 +32,16 @@ def from_thread(request: Request[Any, Any, Any]) -> Iterator[bytes]:
                 break
         return b"".join(parts)
 
-    while data := anyio.from_thread.run(piece):
+    while data := anyio.from_thread.run(chunk):
         yield data
 
 
 def send_blob(
     request: Request[Any, Any, Any], blobs: BlobStore, digest: Digest, size: int, *, headers: dict[str, str]
 ) -> Response[Any]:
-    """Send a blob, or the requested range of it; only headers for HEAD. Never compressed.
+    """Send a blob or the requested range of it; for HEAD only headers. Never compressed.
 
-    Raises `range-not-satisfiable`. A range that cannot be read is ignored (RFC 9110, 14.2).
+    Raises `range-not-satisfiable`. A malformed range is ignored (RFC 9110, 14.2).
     """
     start, end = 0, size
     wanted = _RANGE.match(request.headers.get("range", ""))
@@ -69,7 +69,7 @@ def send_blob(
     if request.method == "HEAD":
         return Response(b"", status_code=status, headers=fields, media_type="application/octet-stream")
     return Stream(
-        _pieces(blobs, digest, start, end - start),
+        _chunks(blobs, digest, start, end - start),
         status_code=status,
         headers=fields,
         media_type="application/octet-stream",
@@ -83,12 +83,12 @@ def send_elsewhere(url: str, *, status: int, headers: dict[str, str]) -> Respons
 
 
 def _may_range(request: Request[Any, Any, Any], digest: Digest) -> bool:
-    """If-Range: the range applies only to the bytes that the caller has part of."""
+    """Return whether If-Range allows a range: the client must have a part of the same bytes."""
     condition = request.headers.get("if-range")
     return condition is None or condition.strip('"') == digest.hex
 
 
-async def _pieces(blobs: BlobStore, digest: Digest, offset: int, length: int) -> AsyncIterator[bytes]:
-    pieces = blobs.stream(digest, offset, length, CHUNK)
-    while data := await anyio.to_thread.run_sync(next, pieces, b""):
+async def _chunks(blobs: BlobStore, digest: Digest, offset: int, length: int) -> AsyncIterator[bytes]:
+    chunks = blobs.stream(digest, offset, length, CHUNK)
+    while data := await anyio.to_thread.run_sync(next, chunks, b""):
         yield data

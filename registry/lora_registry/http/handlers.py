@@ -1,4 +1,4 @@
-"""Route decorators with the defaults of every route (threads for sync code, documented problems), shared parameters."""
+"""Route decorators with common defaults (threads for sync code, documented problems), and shared parameters."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def delete(path: str, *, summary: str, status_code: int = 204) -> Decorator:
     return _delete(path, sync_to_thread=True, responses=RESPONSES, summary=summary, status_code=status_code)
 
 
-Limit: TypeAlias = Annotated[int, QueryParameter(ge=1, le=1000, description="Maximum number of items of a page.")]
-Wait: TypeAlias = Annotated[float, QueryParameter(ge=0, le=30, description="Seconds to wait for something new.")]
+Limit: TypeAlias = Annotated[int, QueryParameter(ge=1, le=1000, description="Maximum number of items in a page.")]
+Wait: TypeAlias = Annotated[float, QueryParameter(ge=0, le=30, description="Seconds to wait for new records.")]
 Text: TypeAlias = Annotated[str | None, QueryParameter()]
 IfMatch: TypeAlias = Annotated[str | None, HeaderParameter(name="If-Match")]
 IfNoneMatch: TypeAlias = Annotated[str | None, HeaderParameter(name="If-None-Match")]

@@ -1,7 +1,7 @@
-"""Idempotency-Key: a write that is sent twice is done once.
+"""Idempotency-Key: a write that is sent twice is executed once.
 
-The operations themselves are idempotent (the same content is the same version, the same recipe the same job), so a
-process killed between the work and its record does no harm when the request is repeated.
+The operations themselves are idempotent (same content, same version; same recipe, same job), so a process killed
+between the work and its record does no harm when the request is repeated.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ def once(
     result: type[T],
     run: Callable[[], tuple[int, T]],
 ) -> tuple[int, T]:
-    """Run once for each key: return the status and result of `run`, or those stored under the same key.
+    """Run once per key: return the status and result of `run`, or those stored under this key.
 
-    request: the route and the decoded body; the same key with another one raises `idempotency-mismatch`.
+    request: route and decoded body; the same key with a different request raises `idempotency-mismatch`.
     """
     if key is None:
         return run()
     if not 0 < len(key) <= MAX_KEY or "\0" in key:
-        raise RegistryError("invalid-request", f"An Idempotency-Key has 1 to {MAX_KEY} characters.")
+        raise RegistryError("invalid-request", f"An Idempotency-Key must have 1 to {MAX_KEY} characters.")
     fingerprint = hashlib.sha256(request[0].encode() + b"\0" + msgspec.json.encode(request[1])).hexdigest()
     with caller.ctx.db.read() as session:
         row = _row(session, caller.principal, key)
     if row is not None:
         if row.request != fingerprint:
-            raise RegistryError("idempotency-mismatch", "This Idempotency-Key was used for another request.")
+            raise RegistryError("idempotency-mismatch", "This Idempotency-Key was used for a different request.")
         return row.status, msgspec.json.decode(row.body.encode(), type=result)
     status, value = run()
     with caller.ctx.db.write() as session:

@@ -1,4 +1,4 @@
-"""Exception handlers: errors become RFC 9457 problem documents."""
+"""Exception handlers: convert errors to RFC 9457 problem documents."""
 
 from __future__ import annotations
 
@@ -38,35 +38,35 @@ _BY_STATUS: Final[dict[int, ErrorCode]] = {
 
 
 def registry_error(request: Request[Any, Any, Any], error: RegistryError) -> Response[Any]:
-    """A RegistryError as a problem document."""
+    """Convert a RegistryError to a problem document."""
     if error.kind.status >= 500:
         log.error("%s %s: %s: %s", request.method, request.url.path, error.code, error.detail, exc_info=error)
-    return _answer(error)
+    return _response(error)
 
 
 def http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
-    """An error of the framework (no such path, wrong method, a body that does not fit) as a problem document."""
+    """Convert an error of the framework (unknown path, wrong method, invalid body) to a problem document."""
     code = _BY_STATUS.get(error.status_code, "invalid-request" if error.status_code < 500 else "internal")
     detail = error.detail if code != "internal" else "The service failed."
     if code == "internal":
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     extra = getattr(error, "extra", None)
     if isinstance(extra, list) and extra and isinstance(extra[0], dict):
-        detail = "; ".join(f"{item.get('key', 'body')}: {item.get('message', 'is wrong')}" for item in extra[:5])
-    answer = _answer(RegistryError(code, detail))
+        detail = "; ".join(f"{item.get('key', 'body')}: {item.get('message', 'is invalid')}" for item in extra[:5])
+    response = _response(RegistryError(code, detail))
     for name, value in (error.headers or {}).items():
         if name.lower() == "allow":
-            answer.set_header("Allow", value)
-    return answer
+            response.set_header("Allow", value)
+    return response
 
 
 def any_error(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
-    """Any other exception: logged in full, reported without details."""
+    """Log any other exception in full; respond without details."""
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return _answer(RegistryError("internal", "The service failed."))
+    return _response(RegistryError("internal", "The service failed."))
 
 
-def _answer(error: RegistryError) -> Response[Any]:
+def _response(error: RegistryError) -> Response[Any]:
     kind = error.kind
     problem = Problem(
         type=f"urn:lora-reg:error:{error.code}",

@@ -1,4 +1,4 @@
-"""Refuse NUL characters: JSON and URLs can carry them, PostgreSQL cannot store them."""
+"""Refuse NUL characters: JSON and URLs can contain them, PostgreSQL cannot store them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ async def refuse_nul_in_url(request: Request[Any, Any, Any]) -> None:
 
 
 async def refuse_nul_in_body(request: Request[Any, Any, Any]) -> None:
-    """The same for the URL and a JSON body, in which NUL is an escape."""
+    """Raise `invalid-request` if the URL or a JSON body, where NUL is escaped, contains a NUL character."""
     await refuse_nul_in_url(request)
     if _ESCAPED_NUL.search(await request.body()):
-        raise RegistryError("invalid-request", "A text of the body contains a NUL character.")
+        raise RegistryError("invalid-request", "A string of the body contains a NUL character.")

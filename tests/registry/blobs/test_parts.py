@@ -14,7 +14,7 @@ from lora_registry.blobs.hashing import Tally, checked
 from lora_registry.blobs.local import LocalStore
 from lora_registry.blobs.multipart import part_size_for
 from lora_registry.blobs.open import open_store
-from lora_registry.blobs.parts import LEAST, Cutter, Range
+from lora_registry.blobs.parts import MIN_PART, Cutter, Range
 from lora_registry.blobs.protocols import Chunk, Stored
 from lora_registry.blobs.s3 import S3Store
 from lora_registry.blobs.s3_settings import MIB, S3Settings
@@ -89,7 +89,7 @@ def test_random_streams_are_cut_into_parts_that_s3_takes(copies: bool) -> None:
             else:
                 made.append(part)
         assert b"".join(made) == given
-        assert all(len(part) >= min(size, LEAST) for part in made[:-1])
+        assert all(len(part) >= min(size, MIN_PART) for part in made[:-1])
         assert made[-1]
     assert ranges > 150
 
