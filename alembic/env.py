@@ -1,4 +1,4 @@
-"""Alembic's entry: run with the connection that `lora_registry.db.migrate` hands over."""
+"""Alembic's environment: uses the connection that `lora_registry.db.migrate` passes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ENGINE_TABLES = frozenset(
         "dbos_datasource_migrations",
     }
 )
-"""The job engine's tables lie in the same SQLite file without a prefix; Alembic would propose to drop them."""
+"""Tables of the job engine, without a prefix in the same SQLite file: Alembic would drop them."""
 
 
 def include_name(name: str | None, kind: str, _parents: Any) -> bool:
@@ -35,7 +35,7 @@ def include_name(name: str | None, kind: str, _parents: Any) -> bool:
 
 
 def render_item(kind: str, item: Any, _context: Any) -> str | bool:
-    """SQLModel's string type as the plain one, so that migrations do not depend on SQLModel."""
+    """Render SQLModel's string type as SQLAlchemy's, so that migrations do not depend on SQLModel."""
     if kind == "type" and type(item).__name__ == "AutoString":
         return f"sa.String(length={item.length})"
     return False

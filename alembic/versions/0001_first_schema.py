@@ -1,4 +1,4 @@
-"""The first schema
+"""First schema
 
 Revision: 0001
 Follows:

@@ -1,4 +1,4 @@
-"""Policies on tags, decisions of gates, and rows that stay as they were written
+"""Policies on tags, decisions of gates, and immutable rows
 
 Revision: 0002
 Follows: 0001

@@ -1,4 +1,4 @@
-"""Signatures of versions, which stay as they were written
+"""Signatures of versions, immutable once written
 
 Revision: 0003
 Follows: 0002

@@ -1,4 +1,4 @@
-"""The commands of an administrator: schema, checks, tokens. This module does not import the HTTP stack."""
+"""Administration commands: schema, checks, tokens. Does not import the HTTP stack."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lora_registry.wiring import open_context
 
 
 def migrate(settings: Settings) -> None:
-    """Migrate our tables, then the job engine's."""
+    """Migrate our tables, then those of the job engine."""
     settings.make_data_folder()
     engine = make_engine(settings.resolved_database_url)
     require_connection(engine)
@@ -29,7 +29,7 @@ def migrate(settings: Settings) -> None:
 
 
 def check(settings: Settings) -> Iterator[str]:
-    """Yield one line for each part that works. Raises RegistryError for the first that does not."""
+    """Yield one line per component that works. Raises RegistryError for the first that does not."""
     engine = _open(settings).db.engine
     yield f"database: {engine.url.render_as_string(hide_password=True)}, newest schema"
     open_blobs(settings).check()
@@ -38,7 +38,7 @@ def check(settings: Settings) -> Iterator[str]:
 
 
 def fsck(settings: Settings) -> Iterator[tuple[str, str | None]]:
-    """Yield the digest of each blob that a live version needs, and its problem or None."""
+    """Yield the digest of each blob of live versions, with its problem or None."""
     ctx = _open(settings)
     with ctx.db.read() as session:
         wanted = version_store.stored_blobs(session)
@@ -64,7 +64,7 @@ def create_token(settings: Settings, *, name: str, role: str, namespace: str | N
 
 
 def _open(settings: Settings) -> Context:
-    """Open the context and require a database that answers and is migrated."""
+    """Open the context; require a reachable database at the newest schema."""
     ctx = open_context(settings)
     require_connection(ctx.db.engine)
     schema.require_current(ctx.db.engine)

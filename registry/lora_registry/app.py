@@ -1,4 +1,4 @@
-"""The ASGI application over an open context: routers, dependencies, exception handlers."""
+"""The ASGI application: routers, dependencies, exception handlers."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ from lora_registry.tags.routes import router as tags
 
 THREADS = 24
 MAX_BODY = 64 * 1024 * 1024
-"""Bytes of a JSON body; blobs are streamed and bound by what their session announced."""
+"""Maximum size of a JSON body in bytes; blobs are streamed and limited to their announced size."""
 
 
 @get("/healthz", sync_to_thread=False, include_in_schema=False)
 def healthz() -> dict[str, str]:
-    """The process answers."""
+    """Liveness: the process responds."""
     return {"status": "ok", "version": __version__}
 
 
 @get("/readyz", sync_to_thread=True, include_in_schema=False)
 def readyz(ctx: Context) -> Response[dict[str, str]]:
-    """Database at the newest schema, blob store reachable."""
+    """Readiness: the database is at the newest schema and the blob store is reachable."""
     migrate.require_current(ctx.db.engine)
     ctx.blobs.check()
     return Response({"status": "ready", "version": __version__})
@@ -64,11 +64,11 @@ def version_path(repository: RepositoryPath, selector: FromPath[str]) -> Version
 
 
 def create_app(ctx: Context) -> Litestar:
-    """The ASGI application over an open context; closes the job engine at the end."""
+    """Create the ASGI application over an open context, which it closes on shutdown."""
 
     @asynccontextmanager
     async def lifespan(_app: Litestar) -> AsyncIterator[None]:
-        # The loop's own executor has a thread per core and four: a few slow requests would stop all others.
+        # The default executor has a thread per core plus four: a few slow requests would block all others.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="request"))
         yield
         ctx.jobs.close()

@@ -27,7 +27,7 @@ def main() -> None:
 
 
 def exit_on_error(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Print an error with its hint and exit with its status, instead of a traceback."""
+    """Print a RegistryError with its hint, without a traceback, and exit with its status."""
 
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -47,8 +47,8 @@ def exit_on_error(function: Callable[..., Any]) -> Callable[..., Any]:
                 )
             )
         except OSError as error:
-            place = f": {error.filename}" if error.filename else ""
-            _fail(RegistryError("local-io", f"{error.strerror or type(error).__name__}{place}."))
+            path = f": {error.filename}" if error.filename else ""
+            _fail(RegistryError("local-io", f"{error.strerror or type(error).__name__}{path}."))
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
 
@@ -74,7 +74,7 @@ data_option = click.option(
 @data_option
 @click.option("--host", help="Address to listen on (LORA_REG_HOST; default 127.0.0.1).")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), help="Port to listen on (LORA_REG_PORT; default 8750; 0: any free one)."
+    "--port", type=click.IntRange(0, 65535), help="Port to listen on (LORA_REG_PORT; default 8750; 0: any free port)."
 )
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="API processes.")
 def serve(data: Path | None, host: str | None, port: int | None, workers: int) -> None:
@@ -97,10 +97,10 @@ def serve(data: Path | None, host: str | None, port: int | None, workers: int) -
 @click.option("--parent", type=int, hidden=True, help="Stop when this process ends.")
 def worker(data: Path | None, queues: str, name: str | None, parent: int | None) -> None:
     """Run a job worker without the API."""
-    from lora_registry.worker import main as working
+    from lora_registry.worker import main as worker_main
 
     config = load(data=data)
-    working.work(config, queues=tuple(queue.strip() for queue in queues.split(",")), name=name, parent=parent)
+    worker_main.work(config, queues=tuple(queue.strip() for queue in queues.split(",")), name=name, parent=parent)
 
 
 @command

@@ -1,4 +1,4 @@
-"""The service's dependencies: made once, in `wiring`, and passed down."""
+"""The service's dependencies: created once, in `wiring`, and passed down."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ INTERRUPTED: Final = 130
 
 
 def serve(settings: Settings, *, processes: int) -> int:
-    """Listen until SIGINT or SIGTERM, then stop the worker. Returns the exit status: 130 after SIGINT, else 0."""
+    """Listen until SIGINT or SIGTERM, then stop the worker. Return the exit status: 130 after SIGINT, else 0."""
     settings.check_exposure()
     settings.make_data_folder()
     if settings.embedded:
@@ -48,14 +48,14 @@ def serve(settings: Settings, *, processes: int) -> int:
     config = uvicorn.Config(
         "lora_registry.serving:application",
         factory=True,
-        loop="uvloop",  # asyncio leaves Nagle's algorithm on if uvicorn runs several workers: 44 ms a request
+        loop="uvloop",  # with several workers, uvicorn on asyncio leaves Nagle's algorithm on: 44 ms per request
         log_level="warning",
         access_log=False,
         server_header=False,
         workers=processes,
         timeout_graceful_shutdown=10,
-        timeout_keep_alive=75,  # at 5 seconds, pooled connections were reset while a busy client used them
-        timeout_worker_healthcheck=60,  # at 5 seconds, processes of a busy machine were killed with their requests
+        timeout_keep_alive=75,  # with 5 seconds, pooled connections were reset while a busy client used them
+        timeout_worker_healthcheck=60,  # with 5 seconds, processes on a busy machine were killed with their requests
     )
     api: _Server | _Processes = _Processes(config, [listener]) if processes > 1 else _Server(config, listener)
     stopping = threading.Event()
@@ -76,10 +76,10 @@ def serve(settings: Settings, *, processes: int) -> int:
 
 
 class _Server(uvicorn.Server):
-    """One API process, this one.
+    """A single API process: this one.
 
-    uvicorn stops on a signal and then raises it again for the handler that was there before. That handler is ours: the
-    default one would end the process before its worker has stopped.
+    uvicorn stops on a signal and then raises it again for the previous handler. That handler is ours: the default one
+    would end the process before its worker has stopped.
     """
 
     def __init__(self, config: uvicorn.Config, listener: socket.socket) -> None:
@@ -108,9 +108,9 @@ class _Processes(Multiprocess):
 
 
 def application() -> object:
-    """Make the ASGI application from the settings in the environment. Each API process calls this."""
+    """Create the ASGI application from the settings in the environment. Called in each API process."""
     if (parent := multiprocessing.parent_process()) is not None and parent.pid is not None:
-        # A process that outlived `serve` would keep the port open.
+        # A process that outlives `serve` would keep the port open.
         die_with_parent(parent.pid, sent=signal.SIGTERM)
     return create_app(open_context(load()))
 
@@ -126,7 +126,7 @@ def _listen(settings: Settings) -> socket.socket:
         raise RegistryError(
             "unavailable",
             f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}.",
-            hint="Stop the process that uses the port, or choose another one with --port.",
+            hint="Stop the process that uses the port, or choose another port with --port.",
         ) from error
     listener.set_inheritable(True)
     return listener
@@ -137,7 +137,7 @@ def _supervise_worker(settings: Settings, stopping: threading.Event) -> None:
     command = [sys.executable, "-m", "lora_registry.cli", "worker", "--parent", str(os.getpid())]
     while not stopping.is_set():
         # Started by this thread, which lives as long as the service: a worker dies with the thread that forked it.
-        # In a session of its own: Ctrl-C in a terminal goes to `serve`, which then stops the worker.
+        # In its own session: Ctrl-C in a terminal reaches only `serve`, which then stops the worker.
         process = subprocess.Popen(
             command, env={**os.environ, **environment(settings)}, close_fds=True, start_new_session=True
         )

@@ -1,6 +1,6 @@
 """Every setting of the service: one field, one environment variable, one line.
 
-Read once, in `app` and `cli`, and passed down. `docs/settings.md` lists the same; a test compares them.
+Read once, in `app` and `cli`, and passed down. A test compares them with `docs/settings.md`.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ _POSITIVE: Final = ("presign_seconds", "upload_seconds", "max_file_bytes", "leas
 class Settings:
     """Settings of the service. The variable is the field's name in capitals after `LORA_REG_`.
 
-    data: folder of the database and blobs of the embedded default, and of the jobs' temporary files.
-    database_url: SQLAlchemy URL; None: SQLite in the data folder.
-    storage_url: `s3://bucket/prefix`, `file:///folder` or a path; None: a folder in the data folder.
-    auth: `none` (every caller is an administrator; loopback only) or `token`.
-    presign: let clients transfer bytes directly to and from the store, if the store supports it.
-    presign_seconds: lifetime of a presigned URL.
-    upload_seconds: lifetime of an upload session.
-    max_file_bytes: the largest file that a push may contain.
-    s3_endpoint_url, s3_region, s3_path_style, s3_checksum, s3_ca_bundle: how boto3 reaches the store; None or empty:
-    boto3's own defaults. s3_checksum is boto3's `request_checksum_calculation`.
-    preload: whether a worker imports torch and PEFT soon after its start, rather than for its first validation.
-    lease_seconds: a worker that has not renewed its lease for this long is considered dead.
-    log_level: the lowest level that is logged.
+    Args:
+        data: folder of the database and blobs of the embedded default, and of the jobs' temporary files.
+        database_url: SQLAlchemy URL; None: SQLite in the data folder.
+        storage_url: `s3://bucket/prefix`, `file:///folder` or a path; None: a folder in the data folder.
+        auth: `none` (every caller is an administrator; loopback only) or `token`.
+        presign: let clients transfer bytes directly to and from the store, if the store supports it.
+        presign_seconds: lifetime of a presigned URL.
+        upload_seconds: lifetime of an upload session.
+        max_file_bytes: the largest file that a push may contain.
+        s3_endpoint_url, s3_region, s3_path_style, s3_checksum, s3_ca_bundle: how boto3 reaches the store; None or
+            empty: boto3's own defaults. s3_checksum is boto3's `request_checksum_calculation`.
+        preload: import torch and PEFT soon after a worker's start rather than for its first validation.
+        lease_seconds: a worker that has not renewed its lease for this long is considered dead.
+        log_level: minimum level that is logged.
     """
 
     data: Path = Path("lora-reg-data")
@@ -64,10 +65,10 @@ class Settings:
         _require_one_of("s3_checksum", self.s3_checksum, ("when_supported", "when_required"))
         _require_one_of("log_level", self.log_level, LOG_LEVELS)
         if not 0 <= self.port <= 65535:
-            raise _wrong("port", self.port, "a port from 0 to 65535")
+            raise _invalid("port", self.port, "a port from 0 to 65535")
         for name in _POSITIVE:
             if not getattr(self, name) > 0:
-                raise _wrong(name, getattr(self, name), "a number greater than 0")
+                raise _invalid(name, getattr(self, name), "a number greater than 0")
         if self.database_url is not None:
             _check_database_url(self.database_url)
         if self.storage_url is not None:
@@ -91,7 +92,7 @@ class Settings:
 
     @property
     def embedded(self) -> bool:
-        """True on the embedded default: the database is SQLite, so `serve` runs the worker."""
+        """True if the database is SQLite, so that `serve` also runs a worker."""
         return self.resolved_database_url.startswith("sqlite")
 
     def check_exposure(self) -> None:
@@ -100,12 +101,12 @@ class Settings:
             raise RegistryError(
                 "usage",
                 f"The service would listen on {self.host} with no authentication.",
-                hint="Set LORA_REG_AUTH=token (`lora-registry token create` makes one), or listen on 127.0.0.1.",
+                hint="Set LORA_REG_AUTH=token and run `lora-registry token create`, or listen on 127.0.0.1.",
             )
 
 
 def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
-    """Settings from a TOML file (`LORA_REG_CONFIG`), then the environment, then `overrides` that are not None.
+    """Load settings from a TOML file (`LORA_REG_CONFIG`), then the environment, then `overrides` that are not None.
 
     Raises RegistryError `usage` for an invalid value and for an unknown key in the file.
     """
@@ -133,7 +134,7 @@ def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """The settings as environment variables, for the processes that `serve` starts."""
+    """Return the settings as environment variables, for the processes that `serve` starts."""
     return {
         PREFIX + name.upper(): str(value)
         for name in Settings.__dataclass_fields__
@@ -155,13 +156,13 @@ def _convert(name: str, kind: str, value: Any) -> Any:
             case _:
                 return value
     except (ValueError, KeyError, TypeError) as error:
-        raise _wrong(name, value, _KINDS[kind.removesuffix(" | None")]) from error
+        raise _invalid(name, value, _KINDS[kind.removesuffix(" | None")]) from error
 
 
 _KINDS: Final = {"Path": "a path", "bool": "true or false", "int": "a whole number", "float": "a number"}
 
 
-def _wrong(name: str, value: object, expected: str) -> RegistryError:
+def _invalid(name: str, value: object, expected: str) -> RegistryError:
     return RegistryError(
         "usage",
         f"{PREFIX}{name.upper()} is {str(value)!r}; expected {expected}.",
@@ -171,11 +172,11 @@ def _wrong(name: str, value: object, expected: str) -> RegistryError:
 
 def _require_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise _wrong(name, value, f"{', '.join(allowed[:-1])} or {allowed[-1]}")
+        raise _invalid(name, value, f"{', '.join(allowed[:-1])} or {allowed[-1]}")
 
 
 def _check_database_url(url: str) -> None:
-    """Accept the two databases with their drivers. The URL may hold a password and is not printed."""
+    """Require a supported database and driver. The URL may contain a password and is not printed."""
     scheme = url.partition(":")[0]
     if scheme not in ("sqlite", "postgresql+psycopg") or "://" not in url:
         raise RegistryError(
@@ -183,7 +184,7 @@ def _check_database_url(url: str) -> None:
             "LORA_REG_DATABASE_URL "
             + (f"begins with {scheme}://" if "://" in url else "is not a URL")
             + "; expected sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/DATABASE.",
-            hint="Write postgresql+psycopg:// for PostgreSQL: the part after + is the driver."
+            hint="Write postgresql+psycopg:// for PostgreSQL: the part after + names the driver."
             if scheme.startswith("postgres")
             else "Leave it unset to use SQLite in the data folder.",
         )

@@ -1,4 +1,4 @@
-"""Open the blob store. Separate from `wiring`, so that a job's child process does not load a database."""
+"""Open the blob store. Separate from `wiring`, so that a job's child process does not import the database."""
 
 from __future__ import annotations
 

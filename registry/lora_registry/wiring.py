@@ -11,7 +11,7 @@ from lora_registry.storage import open_blobs
 
 
 def open_context(settings: Settings) -> Context:
-    """Database, blob store and job engine. Connections are made on first use."""
+    """Open database, blob store and job engine. They connect on first use."""
     settings.make_data_folder()
     engine = make_engine(settings.resolved_database_url)
     return Context(settings, Database(engine), open_blobs(settings), DbosEngine(engine))

@@ -14,7 +14,7 @@ from lora_registry.context import Context
 
 
 def caller_of(request: Request[Any, Any, Any], ctx: Context) -> Caller:
-    """The caller. Raises `unauthenticated` if the service requires a token, and it is missing or wrong."""
+    """Return the caller. Raises `unauthenticated` if a token is required and missing or invalid."""
     if ctx.settings.auth == "none":
         return Caller(ctx, LOCAL)
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")

@@ -1,4 +1,4 @@
-"""Principals and their rights. Pure."""
+"""Principals and their permissions. Pure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Principal:
         return RANK[self.role] >= RANK[role] and self.namespace in (None, namespace)
 
     def visible(self) -> str | None:
-        """The one namespace this caller may read, or None for all."""
+        """Return the only namespace that the caller may read; None: all."""
         return self.namespace
 
 

@@ -14,7 +14,7 @@ from lora_registry.http.handlers import get
 R = Request[Any, Any, Any]
 
 
-@get("/whoami", summary="Who the caller is")
+@get("/whoami", summary="Show the authenticated caller")
 def whoami(request: R, caller: Caller) -> Response[PrincipalView]:
     me = caller.principal
     view = PrincipalView(name=me.name, role=me.role, namespace=me.namespace, anonymous=me.anonymous)

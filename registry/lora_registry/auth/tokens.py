@@ -1,6 +1,6 @@
 """Bearer tokens. Only their sha256 is stored; they are shown once.
 
-Shaped `hf_` and letters and digits, because llama.cpp sends no other form (serving facts, section 2).
+The format is `hf_` and letters and digits, because llama.cpp sends no other format.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ def create(session: Session, *, name: str, role: Role, namespace: str | None) ->
     if namespace is not None:
         check_namespace(namespace)
     if not 0 < len(name) <= MAX_NAME or not name.isprintable():
-        raise RegistryError("usage", f"A token's name has 1 to {MAX_NAME} printable characters.")
+        raise RegistryError("usage", f"A token name must have 1 to {MAX_NAME} printable characters.")
     if session.exec(select(Token).where(Token.name == name)).first():
-        raise RegistryError("exists", f"There is a token named {name!r} already.")
+        raise RegistryError("exists", f"A token named {name!r} already exists.")
     secret = "hf_" + "".join(secrets.choice(_ALPHABET) for _ in range(40))
     session.add(Token(name=name, hash=_hash(secret), role=role, namespace=namespace, created_at=now()))
     return secret
 
 
 def verify(session: Session, secret: str) -> Principal:
-    """The principal of a token. Raises RegistryError `unauthenticated`."""
+    """Return the principal of a token. Raises RegistryError `unauthenticated`."""
     row = session.exec(select(Token).where(Token.hash == _hash(secret), Token.revoked_at == None)).first()  # noqa: E711
     if row is None:
         raise RegistryError("unauthenticated", "The token is unknown or was revoked.")

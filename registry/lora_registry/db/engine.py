@@ -1,4 +1,4 @@
-"""Engines for the two databases. Their differences are in this module."""
+"""Engines for SQLite and PostgreSQL; hides their differences."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ CONNECT_SECONDS = 10
 
 
 def make_engine(url: str, *, pool_size: int = 10) -> Engine:
-    """An engine for `sqlite:///…` or `postgresql+psycopg://…`.
+    """Create an engine for `sqlite:///…` or `postgresql+psycopg://…`.
 
-    On SQLite every transaction begins with BEGIN IMMEDIATE: a deferred one that reads first and writes later can
-    fail with "database is locked" whatever the timeout, and the row locks that PostgreSQL gives are taken this way.
+    On SQLite every transaction begins with BEGIN IMMEDIATE: a deferred one that reads first and writes later can fail
+    with "database is locked" despite the timeout, and it replaces the row locks of PostgreSQL.
     """
     if not url.startswith("sqlite"):
-        # A process that is frozen inside a transaction must not keep its row locks forever.
+        # A process that freezes in a transaction must not keep its row locks forever.
         options = {
             "options": f"-c idle_in_transaction_session_timeout={IDLE_TRANSACTION_MS}",
             "connect_timeout": CONNECT_SECONDS,
@@ -35,12 +35,12 @@ def make_engine(url: str, *, pool_size: int = 10) -> Engine:
 
     @event.listens_for(engine, "connect")
     def _connect(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # the driver must not begin transactions of its own
+        connection.isolation_level = None  # the driver must not begin transactions
         cursor = connection.cursor()
         for pragma in (
             f"busy_timeout={BUSY_TIMEOUT_MS}",
             "journal_mode=WAL",
-            "synchronous=FULL",  # nothing acknowledged is lost, not even on a power cut
+            "synchronous=FULL",  # acknowledged writes survive a power failure
             "foreign_keys=ON",
         ):
             cursor.execute(f"PRAGMA {pragma}")
@@ -56,9 +56,9 @@ def make_engine(url: str, *, pool_size: int = 10) -> Engine:
 
 
 def require_connection(engine: Engine) -> None:
-    """Connect once. Raises RegistryError `unavailable`, which names the database and the reason, without a password.
+    """Connect once. Raises RegistryError `unavailable` with the database, without its password, and the reason.
 
-    For commands: the API does not name the database to its callers.
+    For commands only: the API must not name the database to clients.
     """
     try:
         engine.connect().close()
@@ -74,12 +74,12 @@ def require_connection(engine: Engine) -> None:
 
 
 def autocommitting(engine: Engine) -> Engine:
-    """The same engine, with each statement a transaction of its own that the database ends, not this process.
+    """Return the same engine in autocommit mode: the database ends the transaction of each statement, not this process.
 
-    For single statements that others must not wait for: a process that is frozen, or cut off, right after one leaves
-    no lock behind.
+    For single statements that must not block others: a process that freezes or disconnects right after one leaves no
+    lock behind.
     """
     if engine.dialect.name == "sqlite":
-        # Not the dialect's own AUTOCOMMIT, after which it would let the driver begin transactions again.
+        # Not the dialect's own AUTOCOMMIT: it would let the driver begin transactions afterwards.
         return engine.execution_options(autocommit=True)
     return engine.execution_options(isolation_level="AUTOCOMMIT")

@@ -1,4 +1,4 @@
-"""Upgrade a database to the newest schema, and check whether it has it."""
+"""Upgrade a database to the newest schema, and check its revision."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from lora_contract.errors import RegistryError
 
 def _config() -> Config:
     package = Path(__file__).resolve().parents[1]
-    packaged = package / "alembic"  # where the wheel puts the folder
+    packaged = package / "alembic"  # location in the wheel
     config = Config()
     config.set_main_option("script_location", str(packaged if packaged.is_dir() else package.parents[1] / "alembic"))
     return config
 
 
 def upgrade(engine: Engine) -> None:
-    """Run the migrations that are missing, in one transaction. Safe to call from several processes at once."""
+    """Run the pending migrations in one transaction. Several processes may call this at once."""
     config = _config()
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
@@ -36,14 +36,14 @@ def upgrade(engine: Engine) -> None:
 
 
 def is_current(engine: Engine) -> bool:
-    """True if the database has the newest revision."""
+    """Return whether the database is at the newest revision."""
     with engine.connect() as connection:
         current = MigrationContext.configure(connection).get_current_revision()
     return current == ScriptDirectory.from_config(_config()).get_current_head()
 
 
 def require_current(engine: Engine) -> None:
-    """Raise RegistryError `unavailable` if the database does not have the newest revision."""
+    """Raise RegistryError `unavailable` if the database is not at the newest revision."""
     if not is_current(engine):
         raise RegistryError(
             "unavailable", "The database is not at the newest schema.", hint="Run `lora-registry migrate`."
@@ -51,7 +51,7 @@ def require_current(engine: Engine) -> None:
 
 
 def make_revision(engine: Engine, message: str) -> None:
-    """Write a migration for the difference between the tables and the database (for developers)."""
+    """Generate a migration for the difference between tables and database (for developers)."""
     config = _config()
     with engine.begin() as connection:
         config.attributes["connection"] = connection
@@ -59,7 +59,7 @@ def make_revision(engine: Engine, message: str) -> None:
 
 
 def difference(engine: Engine) -> list[object]:
-    """What `alembic check` would report: empty if tables and migrations agree."""
+    """Return the differences that `alembic check` would report; empty if tables and migrations agree."""
     config = _config()
     found: list[object] = []
 

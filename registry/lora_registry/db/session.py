@@ -16,8 +16,8 @@ from lora_contract.errors import RegistryError
 class Database:
     """Sessions over one engine.
 
-    `write()` is one transaction: committed when the block ends, rolled back if it raises. `read()` takes no
-    write lock; on SQLite it sees one snapshot, on PostgreSQL each statement sees what is committed.
+    `write()` is one transaction: committed when the block ends, rolled back if it raises. `read()` takes no write
+    lock; on SQLite it sees a snapshot, on PostgreSQL each statement sees what is committed.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -26,18 +26,18 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        with _unavailable(), Session(self.engine, expire_on_commit=False) as session:
+        with _raise_unavailable(), Session(self.engine, expire_on_commit=False) as session:
             yield session
             session.commit()
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        with _unavailable(), Session(self._reader, expire_on_commit=False) as session:
+        with _raise_unavailable(), Session(self._reader, expire_on_commit=False) as session:
             yield session
 
 
 @contextmanager
-def _unavailable() -> Iterator[None]:
+def _raise_unavailable() -> Iterator[None]:
     try:
         yield
     except (OperationalError, PoolTimeoutError) as error:

@@ -1,4 +1,4 @@
-"""The audit log. Events are written in the transaction of the change, so none is lost and none is made up."""
+"""The audit log. Events are written in the transaction of the change, so they match the changes exactly."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from lora_registry.db.tables import AuditEvent
 from lora_registry.runtime import paging
 from lora_registry.runtime.clock import iso, now
 
-_ORDER: Final = 7305618
+_LOCK_KEY: Final = 7305618
 _PENDING: Final = "events"
 
 
 def record(session: Session, kind: str, *, principal: Principal, namespace: str, subject: str, **facts: Any) -> None:
-    """Add an event to the caller's transaction; it is written when that commits."""
+    """Add an event to the caller's transaction; it is written on commit."""
     session.info.setdefault(_PENDING, []).append(
         {
             "kind": kind,
@@ -35,29 +35,30 @@ def record(session: Session, kind: str, *, principal: Principal, namespace: str,
 
 
 @event.listens_for(Session, "before_commit")
-def _write(session: OrmSession) -> None:
-    """Assign ids in the order of commits: otherwise a reader that goes by ids would skip one whose transaction is open.
+def _write_pending(session: OrmSession) -> None:
+    """Assign ids in the order of commits: otherwise a reader that resumes by id would skip an event of an open
+    transaction.
 
-    The lock is the last one taken, so it cannot deadlock, and is held only for the commit.
+    The lock is the last one taken, so it cannot deadlock, and is held only during the commit.
     """
     pending = session.info.pop(_PENDING, None)
     if not pending:
         return
     session.flush()
     if session.get_bind().dialect.name == "postgresql":
-        session.execute(select(func.pg_advisory_xact_lock(_ORDER)))
+        session.execute(select(func.pg_advisory_xact_lock(_LOCK_KEY)))
     session.execute(insert(AuditEvent), pending)
 
 
 @event.listens_for(Session, "after_rollback")
-def _forget(session: OrmSession) -> None:
+def _discard_pending(session: OrmSession) -> None:
     session.info.pop(_PENDING, None)
 
 
 def read(caller: Caller, *, after: str | None, limit: int) -> EventList:
-    """The events that the caller may read, in the order of their ids.
+    """List the events that the caller may read, oldest first.
 
-    The page has a cursor even at the end of the log, from which a caller resumes later.
+    The page has a cursor even at the end of the log, so that the client can resume later.
     """
     query = select(AuditEvent).order_by(col(AuditEvent.id)).limit(limit)
     if (key := paging.decode(after, int)) is not None:

@@ -1,17 +1,17 @@
-"""Fault points: named places where a test can make this process die, or freeze, exactly there.
+"""Fault points: named places at which a test can kill or freeze this process.
 
 `LORA_REG_FAULT` holds one of
 
-    name            SIGKILL the process at the first pass of the point
-    name:3          at the third pass
-    name@stop       SIGSTOP instead: the process becomes a zombie owner until SIGCONT
+    name            SIGKILL the process when it first reaches the point
+    name:3          when it reaches it for the third time
+    name@stop       SIGSTOP instead: the process is frozen, a zombie owner, until SIGCONT
     name:3@stop     both
 
-or several of these, by comma. Children inherit it, so a restarted process would die again. If `LORA_REG_FAULT_ONCE`
-names a folder, each fault strikes only one process and leaves a file of its name there.
+or several of these, separated by commas. Children inherit it, so a restarted process would die again. If
+`LORA_REG_FAULT_ONCE` names a folder, each fault fires in only one process and leaves a file of its name there.
 
-It is read once, when the module is imported. Unset, a point costs one comparison. Names are dotted lower-case
-words, from the coarse to the fine: `jobs.step.plan.after`.
+It is read once, at import. Unset, a point costs one comparison. Names are dotted lower-case words, from coarse to fine:
+`jobs.step.plan.after`.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ def _parse(armed: str) -> tuple[str, int, signal.Signals]:
 _armed: Final = [_parse(part) for part in os.environ.get(ENV, "").split(",") if part]
 _once: Final = os.environ.get(ENV_ONCE)
 _lock: Final = threading.Lock()
-_passes: Final[Counter[str]] = Counter()
+_hits: Final[Counter[str]] = Counter()
 
 
 def fault_point(name: str) -> None:
-    """Kill or stop this process here if `LORA_REG_FAULT` names this point; otherwise nothing."""
+    """Kill or stop this process here if `LORA_REG_FAULT` names this point."""
     if not _armed:
         return
     for armed, nth, sent in _armed:
         if armed != name:
             continue
         with _lock:
-            _passes[name] += 1
-            struck = _passes[name] == nth
-        if struck and _first(name):
-            # To this thread: a stop sent to the process may reach another one first, and this one runs on meanwhile.
+            _hits[name] += 1
+            fires = _hits[name] == nth
+        if fires and _first(name):
+            # To this thread: a stop sent to the process may reach another thread first, while this one runs on.
             signal.pthread_kill(threading.get_ident(), sent)
 
 
 def _first(name: str) -> bool:
-    """True if the fault is meant for this process."""
+    """Return whether the fault fires in this process."""
     if _once is None:
         return True
     try:

@@ -1,4 +1,4 @@
-"""Waiting for signals in the main thread."""
+"""Wait for signals in the main thread."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from queue import SimpleQueue
 
 
 def received(*numbers: signal.Signals) -> SimpleQueue[int]:
-    """A queue that receives each of these signals from now on. Call it in the main thread.
+    """Return a queue that receives each of these signals from now on. Call it in the main thread.
 
-    Not an Event: a handler runs in the main thread between two of its steps, and setting an Event that this thread is
-    just about to wait for asks for a lock that it holds itself. `SimpleQueue.put` is made to be called so
+    Not an Event: a handler runs in the main thread between two of its steps. If that thread is about to wait for the
+    Event, setting it there deadlocks on the lock that the thread holds. `SimpleQueue.put` is reentrant
     (docs.python.org/3/library/queue.html).
     """
     queue: SimpleQueue[int] = SimpleQueue()

@@ -1,4 +1,4 @@
-"""Values that leave a process as JSON and come back as what they were, by the annotations of functions."""
+"""Convert typed values to JSON and back, by the annotations of functions."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ import msgspec
 
 
 def encode(value: Any) -> Any:
-    """Structs as JSON values."""
+    """Convert structs to JSON values."""
     return msgspec.to_builtins(value)
 
 
 def decode(value: Any, kind: Any) -> Any:
-    """JSON values as `kind`. Raises msgspec.ValidationError."""
+    """Convert JSON values to `kind`. Raises msgspec.ValidationError."""
     return msgspec.convert(value, kind)
 
 
 def target_of(function: Callable[..., Any]) -> str:
-    """`module:function`, by which another process finds it. Raises TypeError for what it would not find."""
+    """Return `module:function`, by which another process imports it. Raises TypeError if it cannot."""
     if "." in function.__qualname__ or "<" in function.__qualname__:
-        raise TypeError(f"{function.__qualname__} is not a function of a module")
+        raise TypeError(f"{function.__qualname__} is not a module-level function")
     return f"{function.__module__}:{function.__qualname__}"
 
 
 @cache
 def result_type(function: Callable[..., Any]) -> Any:
-    """The annotated type of a function's result. Raises TypeError if it has none."""
+    """Return the return annotation of a function. Raises TypeError if it has none."""
     hints = get_type_hints(function)
     if "return" not in hints:
-        raise TypeError(f"{function.__qualname__} does not say what it returns")
+        raise TypeError(f"{function.__qualname__} has no return annotation")
     return hints["return"]
 
 
 @cache
 def input_type(function: Callable[..., Any]) -> Any:
-    """The annotated type of a function's first parameter."""
+    """Return the annotation of a function's first parameter."""
     return next(iter(get_type_hints(function).values()))

@@ -1,6 +1,6 @@
-"""SQLModel tables, no behaviour. Importing this package fills `SQLModel.metadata`, which Alembic compares.
+"""SQLModel tables, without behaviour. Importing this package fills `SQLModel.metadata`, which Alembic compares.
 
-Times are microseconds since the epoch in UTC: the same number and the same order on both databases.
+Times are microseconds since the epoch in UTC: equal values and order on both databases.
 """
 
 from lora_registry.db.tables.access import AuditEvent, IdempotencyRecord, Token

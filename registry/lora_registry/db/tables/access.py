@@ -5,11 +5,11 @@ from __future__ import annotations
 from sqlalchemy import CheckConstraint, Index, Text
 from sqlmodel import Field, SQLModel
 
-from lora_registry.db.tables.columns import moment, row_id
+from lora_registry.db.tables.columns import big_int, row_id
 
 
 class Token(SQLModel, table=True):
-    """A bearer token; only its sha256 is kept. namespace None: the role applies everywhere."""
+    """A bearer token; only its sha256 is stored. namespace None: the role applies to all namespaces."""
 
     __tablename__ = "token"
     __table_args__ = (CheckConstraint("role in ('reader', 'writer', 'admin')", name="role"),)
@@ -19,8 +19,8 @@ class Token(SQLModel, table=True):
     hash: str = Field(max_length=64, unique=True)
     role: str = Field(max_length=16)
     namespace: str | None = Field(default=None, max_length=96)
-    created_at: int = moment()
-    revoked_at: int | None = moment(nullable=True)
+    created_at: int = big_int()
+    revoked_at: int | None = big_int(nullable=True)
 
 
 class IdempotencyRecord(SQLModel, table=True):
@@ -33,7 +33,7 @@ class IdempotencyRecord(SQLModel, table=True):
     request: str = Field(max_length=64)
     status: int = 0
     body: str = Field(default="", sa_type=Text)
-    created_at: int = moment(index=True)
+    created_at: int = big_int(index=True)
 
 
 class AuditEvent(SQLModel, table=True):
@@ -44,8 +44,8 @@ class AuditEvent(SQLModel, table=True):
 
     id: int = row_id()
     kind: str = Field(max_length=32)
-    at: int = moment()
+    at: int = big_int()
     actor: str = Field(max_length=128)
     namespace: str = Field(max_length=96)
-    subject: str = Field(max_length=300)  # namespace/name:tag, 96 + 64 + 128 and the two between
+    subject: str = Field(max_length=300)  # namespace/name:tag: 96 + 64 + 128 characters and two separators
     facts: str = Field(default="{}", sa_type=Text)

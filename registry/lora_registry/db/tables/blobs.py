@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlmodel import Field, SQLModel
 
-from lora_registry.db.tables.columns import moment
+from lora_registry.db.tables.columns import big_int
 
 
 class Blob(SQLModel, table=True):
@@ -13,12 +13,12 @@ class Blob(SQLModel, table=True):
     __tablename__ = "blob"
 
     digest: str = Field(primary_key=True, max_length=71)
-    size: int = moment()
-    created_at: int = moment()
+    size: int = big_int()
+    created_at: int = big_int()
 
 
 class UploadSessionRow(SQLModel, table=True):
-    """Files announced for a version of `namespace/name`; blobs may arrive until `expires_at`."""
+    """Files announced for a version of `namespace/name`; their blobs are accepted until `expires_at`."""
 
     __tablename__ = "upload_session"
 
@@ -27,17 +27,17 @@ class UploadSessionRow(SQLModel, table=True):
     name: str = Field(max_length=64)
     kind: str = Field(max_length=16)
     author: str = Field(max_length=128)
-    created_at: int = moment()
-    expires_at: int = moment(index=True)
+    created_at: int = big_int()
+    expires_at: int = big_int(index=True)
 
 
 class UploadFile(SQLModel, table=True):
-    """A blob that a session announced. `stored`: its bytes are in the store, checked, by this session or because
-    the caller could read them already."""
+    """A blob that a session announced. stored: its bytes are in the store, verified, from this session or because the
+    caller could already read them."""
 
     __tablename__ = "upload_file"
 
     session_id: str = Field(primary_key=True, max_length=32, foreign_key="upload_session.id", ondelete="CASCADE")
     digest: str = Field(primary_key=True, max_length=71)
-    size: int = moment()
+    size: int = big_int()
     stored: bool = False

@@ -1,4 +1,4 @@
-"""Column types that both databases share."""
+"""Column types for both databases."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import BigInteger, Integer, MetaData
 from sqlmodel import Field, SQLModel
 
-# Constraints need names that are the same on both databases, or Alembic cannot alter them.
+# Constraints need the same names on both databases, or Alembic cannot alter them.
 SQLModel.metadata.naming_convention = MetaData(
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -18,20 +18,20 @@ SQLModel.metadata.naming_convention = MetaData(
     }
 ).naming_convention
 
-BigId = BigInteger().with_variant(Integer, "sqlite")  # SQLite gives row ids to INTEGER keys only
+BigId = BigInteger().with_variant(Integer, "sqlite")  # SQLite assigns row ids only to INTEGER keys
 
 
 def row_id() -> Any:
-    """A primary key that the database gives: an `int` in every row that was read, and after a flush in one that was
-    added. So the column is declared `id: int`, as SQLAlchemy's own `Mapped[int]` is."""
+    """A primary key assigned by the database. It is an `int` in rows that were read or flushed, so the column is
+    declared `id: int`, like SQLAlchemy's `Mapped[int]`."""
     return Field(default=None, primary_key=True, sa_type=BigId)
 
 
-def foreign(target: str, *, nullable: bool = False, index: bool = False, primary_key: bool = False) -> Any:
+def foreign_key(target: str, *, nullable: bool = False, index: bool = False, primary_key: bool = False) -> Any:
     default = None if nullable else ...
     return Field(default, foreign_key=target, nullable=nullable, index=index, primary_key=primary_key, sa_type=BigId)
 
 
-def moment(*, nullable: bool = False, index: bool = False) -> Any:
-    """Microseconds since the epoch."""
+def big_int(*, nullable: bool = False, index: bool = False) -> Any:
+    """A 64-bit integer column, for times in microseconds and sizes in bytes."""
     return Field(None if nullable else ..., sa_type=BigInteger, nullable=nullable, index=index)

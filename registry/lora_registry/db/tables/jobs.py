@@ -1,4 +1,4 @@
-"""The lease of every live job worker."""
+"""Leases of job workers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from sqlmodel import Field, SQLModel
 class WorkerLease(SQLModel, table=True):
     """One live worker process. A worker without a row, or with an expired one, is considered dead.
 
-    Times are microseconds by the database's clock, since workers' clocks differ. A lease ends `lease_us` after
-    `beat_at`: the worker itself sets how long it may be silent, so workers may have different settings.
+    Times are microseconds of the database's clock, since workers' clocks differ. A lease expires `lease_us` after
+    `beat_at`; the worker sets this duration, so workers may have different settings.
     """
 
     __tablename__ = "worker_lease"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from sqlalchemy import CheckConstraint, ForeignKeyConstraint, Index, LargeBinary, Text, UniqueConstraint, text
 from sqlmodel import Field, SQLModel
 
-from lora_registry.db.tables.columns import foreign, moment, row_id
+from lora_registry.db.tables.columns import big_int, foreign_key, row_id
 
 
 class Repository(SQLModel, table=True):
-    """A name of one kind. Rows are never removed: a deleted name is a tombstone and is never reused."""
+    """A repository. Rows are never removed: a deleted one is a tombstone, and its name is never reused."""
 
     __tablename__ = "repository"
     __table_args__ = (
@@ -23,13 +23,13 @@ class Repository(SQLModel, table=True):
     name: str = Field(max_length=64)
     kind: str = Field(max_length=16)
     next_number: int = 1
-    """The next version's number; incremented in the transaction that inserts it, so there is no gap."""
-    created_at: int = moment()
-    deleted_at: int | None = moment(nullable=True)
+    """Number of the next version; incremented in the transaction that inserts it, so there are no gaps."""
+    created_at: int = big_int()
+    deleted_at: int | None = big_int(nullable=True)
 
 
 class Version(SQLModel, table=True):
-    """Immutable content. Only yanking, and deleting (a tombstone), change a row."""
+    """Immutable content. Only yanking and deleting (a tombstone) change a row."""
 
     __tablename__ = "version"
     __table_args__ = (
@@ -48,53 +48,53 @@ class Version(SQLModel, table=True):
     )
 
     id: int = row_id()
-    repository_id: int = foreign("repository.id")
+    repository_id: int = foreign_key("repository.id")
     number: int
     digest: str = Field(max_length=71, index=True)
     commit_id: str = Field(max_length=40)
     manifest: bytes = Field(sa_type=LargeBinary)
     """The canonical manifest bytes; their sha256 is `digest`."""
     manifest_config: bytes = Field(sa_type=LargeBinary)
-    size: int = moment()
-    """Bytes of all files together."""
-    base_version_id: int | None = foreign("version.id", nullable=True, index=True)
+    size: int = big_int()
+    """Total size of all files in bytes."""
+    base_version_id: int | None = foreign_key("version.id", nullable=True, index=True)
     recipe_digest: str | None = Field(default=None, max_length=71, foreign_key="recipe.digest")
     weights_absent: bool = False
     facts: str | None = Field(default=None, sa_type=Text)
-    """What the check found out, as JSON."""
+    """Results of the check, as JSON."""
     meta: str = Field(default="{}", sa_type=Text)
     message: str = Field(default="", sa_type=Text)
     author: str = Field(max_length=128)
-    created_at: int = moment()
+    created_at: int = big_int()
     yanked_reason: str | None = Field(default=None, sa_type=Text)
-    deleted_at: int | None = moment(nullable=True)
+    deleted_at: int | None = big_int(nullable=True)
 
 
 class VersionBlob(SQLModel, table=True):
-    """A file of a version; what keeps its blob alive. `stored` is false for weights that were never uploaded."""
+    """A file of a version, which keeps its blob alive. stored: False for weights that were never uploaded."""
 
     __tablename__ = "version_blob"
 
-    version_id: int = foreign("version.id", primary_key=True)
+    version_id: int = foreign_key("version.id", primary_key=True)
     path: str = Field(primary_key=True, max_length=255)
     digest: str = Field(max_length=71, index=True)
-    size: int = moment()
+    size: int = big_int()
     stored: bool = True
 
 
 class VersionEdge(SQLModel, table=True):
-    """`child` was made from `parent`: relation base, parent or input. Or it was measured on it: evaluated-on."""
+    """`child` derives from `parent` (relation base, parent or input) or was evaluated on it (evaluated-on)."""
 
     __tablename__ = "version_edge"
     __table_args__ = (CheckConstraint("child_id <> parent_id", name="no_loop"),)
 
-    child_id: int = foreign("version.id", primary_key=True)
-    parent_id: int = foreign("version.id", primary_key=True, index=True)
+    child_id: int = foreign_key("version.id", primary_key=True)
+    parent_id: int = foreign_key("version.id", primary_key=True, index=True)
     relation: str = Field(primary_key=True, max_length=16)
 
 
 class Tag(SQLModel, table=True):
-    """A movable name. The composite foreign key keeps it inside its repository: a tag never points to nothing."""
+    """A movable name. The composite foreign_key key keeps its target in its repository: a tag always has a target."""
 
     __tablename__ = "tag"
     __table_args__ = (
@@ -103,28 +103,28 @@ class Tag(SQLModel, table=True):
         Index("ix_tag_version", "version_id"),
     )
 
-    repository_id: int = foreign("repository.id", primary_key=True)
+    repository_id: int = foreign_key("repository.id", primary_key=True)
     name: str = Field(primary_key=True, max_length=128)
-    version_id: int = moment()
+    version_id: int = big_int()
     generation: int
     protected: bool = False
-    updated_at: int = moment()
+    updated_at: int = big_int()
 
 
 class TagMove(SQLModel, table=True):
-    """The history of tags. Unique generations: it cannot fork."""
+    """The history of tags. Generations are unique, so it cannot fork."""
 
     __tablename__ = "tag_move"
     __table_args__ = (UniqueConstraint("repository_id", "tag", "generation"),)
 
     id: int = row_id()
-    repository_id: int = foreign("repository.id")
+    repository_id: int = foreign_key("repository.id")
     tag: str = Field(max_length=128)
     generation: int
-    from_version_id: int | None = foreign("version.id", nullable=True)
-    to_version_id: int | None = foreign("version.id", nullable=True)
-    decision_id: int | None = foreign("decision.id", nullable=True)
+    from_version_id: int | None = foreign_key("version.id", nullable=True)
+    to_version_id: int | None = foreign_key("version.id", nullable=True)
+    decision_id: int | None = foreign_key("decision.id", nullable=True)
     """The gate's decision that allowed the move; None if no gate was involved."""
     reason: str = Field(default="", sa_type=Text)
     author: str = Field(max_length=128)
-    at: int = moment()
+    at: int = big_int()

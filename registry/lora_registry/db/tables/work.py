@@ -1,25 +1,25 @@
-"""Recipes, jobs and reports. The engine keeps a job's state; these rows say what it is about."""
+"""Recipes, jobs and reports. The engine stores a job's state; these rows describe the job."""
 
 from __future__ import annotations
 
 from sqlalchemy import LargeBinary, Text
 from sqlmodel import Field, SQLModel
 
-from lora_registry.db.tables.columns import foreign, moment
+from lora_registry.db.tables.columns import big_int, foreign_key
 
 
 class RecipeRow(SQLModel, table=True):
-    """Canonical recipe bytes under their digest."""
+    """Canonical recipe bytes by digest."""
 
     __tablename__ = "recipe"
 
     digest: str = Field(primary_key=True, max_length=71)
     body: bytes = Field(sa_type=LargeBinary)
-    created_at: int = moment()
+    created_at: int = big_int()
 
 
 class JobRow(SQLModel, table=True):
-    """A job that was asked for. `id` is the engine's id, made of the kind and the recipe's or version's digest."""
+    """A requested job. id: the engine's id, from the kind and the recipe's or version's digest."""
 
     __tablename__ = "job"
 
@@ -28,20 +28,20 @@ class JobRow(SQLModel, table=True):
     namespace: str = Field(max_length=96, index=True)
     title: str = Field(default="", sa_type=Text)
     author: str = Field(max_length=128)
-    created_at: int = moment(index=True)
+    created_at: int = big_int(index=True)
     recipe_digest: str | None = Field(default=None, max_length=71, foreign_key="recipe.digest")
-    subject_version_id: int | None = foreign("version.id", nullable=True, index=True)
-    result_version_id: int | None = foreign("version.id", nullable=True)
+    subject_version_id: int | None = foreign_key("version.id", nullable=True, index=True)
+    result_version_id: int | None = foreign_key("version.id", nullable=True)
 
 
 class ReportRow(SQLModel, table=True):
-    """What a validation found. One per job; immutable."""
+    """The report of a job. One per job; immutable."""
 
     __tablename__ = "report"
 
     id: str = Field(primary_key=True, max_length=160)
     kind: str = Field(max_length=32)
-    version_id: int = foreign("version.id", index=True)
+    version_id: int = foreign_key("version.id", index=True)
     passed: bool
     body: str = Field(sa_type=Text)
-    created_at: int = moment()
+    created_at: int = big_int()
