@@ -1,1 +1,1 @@
-"""What only bases have: aliases and fingerprints."""
+"""Bases: their aliases and fingerprints."""

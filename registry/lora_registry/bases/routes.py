@@ -1,4 +1,4 @@
-"""Routes of what only bases have: aliases and fingerprints."""
+"""Routes of aliases and fingerprints, which only bases have."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def add_aliases(
     return reply(request, service.add_aliases(caller, repository, data.aliases))
 
 
-@get(REPO + "/versions/{selector:str}/fingerprint", summary="The fingerprint of a base version")
+@get(REPO + "/versions/{selector:str}/fingerprint", summary="Show the fingerprint of a base version")
 def show_fingerprint(
     request: R,
     caller: Caller,

@@ -1,6 +1,6 @@
 """Aliases and fingerprints of bases.
 
-An alias is a string that trainers write for a base. The string in an adapter's config decides nothing; aliases do.
+An alias is a string that trainers write for a base. An adapter's config does not choose its base; aliases do.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def add_alias(session: Session, repo: Repository, text: str) -> None:
     if not text or len(text) > MAX_ALIAS or text != text.strip() or "\0" in text:
         raise RegistryError(
             "invalid-request",
-            f"{text[:80]!r} cannot be an alias: 1 to {MAX_ALIAS} characters, no white space around.",
+            f"{text[:80]!r} cannot be an alias: 1 to {MAX_ALIAS} characters, no surrounding whitespace.",
         )
     row = store.add_alias(session, repo.namespace, text, repo.id)
     if row.repository_id != repo.id:
@@ -53,7 +53,7 @@ def add_aliases(caller: Caller, path: RepositoryPath, aliases: list[str]) -> Rep
 
 
 def fingerprint(caller: Caller, path: VersionPath) -> bytes:
-    """The canonical fingerprint bytes of a base version."""
+    """Return the canonical fingerprint bytes of a base version."""
     with caller.ctx.db.read() as session:
         repo, version = resolve.version(session, caller.principal, path)
         row = store.fingerprint(session, version.id)

@@ -20,7 +20,7 @@ def alias(session: Session, namespace: str, text: str) -> BaseAlias | None:
 
 
 def rendered_templates(session: Session, version_ids: Iterable[int]) -> dict[int, str]:
-    """version id -> digest of the rendered chat template, for bases whose template a worker has rendered."""
+    """Map version ids to digests of the rendered chat template, for bases whose template was rendered."""
     query = select(BaseFingerprintRow.version_id, BaseFingerprintRow.rendered_template).where(
         col(BaseFingerprintRow.version_id).in_(set(version_ids)), col(BaseFingerprintRow.rendered_template).is_not(None)
     )
@@ -28,7 +28,7 @@ def rendered_templates(session: Session, version_ids: Iterable[int]) -> dict[int
 
 
 def by_alias(session: Session, text: str, *, namespace: str | None) -> Repository | None:
-    """The live base with this alias, in one namespace or (None) in any. None if there is no such base, or several."""
+    """Return the live base with this alias, in a namespace or (None) in any. None if there is none, or several."""
     query = (
         select(Repository)
         .join(BaseAlias, col(BaseAlias.repository_id) == col(Repository.id))
@@ -46,7 +46,7 @@ def fingerprint(session: Session, version_id: int) -> BaseFingerprintRow | None:
 
 
 def add_alias(session: Session, namespace: str, text: str, repository_id: int) -> BaseAlias:
-    """Insert an alias unless it is there; returns the row that has it now, perhaps of another base."""
+    """Insert an alias unless it exists; return its row, which may belong to another base."""
     values = {"namespace": namespace, "alias": text, "repository_id": repository_id}
     session.execute(insert_ignore(session, BaseAlias).values(**values))
     found = alias(session, namespace, text)
@@ -54,5 +54,5 @@ def add_alias(session: Session, namespace: str, text: str, repository_id: int) -
     return found
 
 
-def free_aliases(session: Session, repository_id: int) -> None:
+def delete_aliases(session: Session, repository_id: int) -> None:
     session.exec(delete(BaseAlias).where(col(BaseAlias.repository_id) == repository_id))

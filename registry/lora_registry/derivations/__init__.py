@@ -1,1 +1,1 @@
-"""Requests that derive a version by a job, or examine one: from the request to the recipe, the row and the job."""
+"""Requests for jobs that derive or examine versions: from the request to the recipe, the row and the job."""

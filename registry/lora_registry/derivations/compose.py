@@ -1,4 +1,4 @@
-"""Compositions: adapters of one base into one adapter."""
+"""Compositions: combine adapters of one base into one adapter."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from lora_registry.derivations import recipe_job as derive
 
 
 def submit(caller: Caller, request: ComposeRequest) -> JobView:
-    """Start a composition, or find its job: see `derive.submit`. Raises as `check_parameters` does, too."""
+    """Start a composition, or find its job: see `derive.submit`. Also raises what `check_parameters` raises."""
     method = find_method(request.method)
     parameters = check_parameters(request.method, request.parameters)
     if request.seed and not method.seeded:
-        # It would make two jobs of one result.
-        raise RegistryError("invalid-request", f"The method {method.name} draws no random numbers and takes no seed.")
+        # An ignored seed would give two jobs with the same result.
+        raise RegistryError("invalid-request", f"The method {method.name} uses no random numbers and accepts no seed.")
 
-    def resolved(session: Session, target: str) -> derive.ResolvedRecipe:
+    def resolve_recipe(session: Session, target: str) -> derive.ResolvedRecipe:
         found = inputs.adapters(session, caller.principal, request.adapters)
         recipe = ComposeRecipe(
             operation_version=method.version,
@@ -36,4 +36,4 @@ def submit(caller: Caller, request: ComposeRequest) -> JobView:
         )
         return derive.ResolvedRecipe(recipe, found.base.id, found.ids, found.title)
 
-    return derive.submit(caller, request, "adapter", resolved)
+    return derive.submit(caller, request, "adapter", resolve_recipe)

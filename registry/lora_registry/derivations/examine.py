@@ -1,4 +1,4 @@
-"""Jobs that examine versions and make none: diff and reproduce."""
+"""Jobs that examine versions and create none: diff and reproduce."""
 
 from __future__ import annotations
 
@@ -13,43 +13,47 @@ from lora_registry.auth.principals import Principal
 from lora_registry.db.tables import Repository, Version
 from lora_registry.jobs import enqueue
 from lora_registry.jobs import service as jobs
-from lora_registry.jobs import store as work
+from lora_registry.jobs import store as job_store
 from lora_registry.jobs.specs import DIFF, REPRODUCE, DiffSpec, ReproduceSpec
 from lora_registry.repositories import resolve, store
 
 
 def diff(caller: Caller, request: DiffRequest) -> JobView:
-    """Compare two adapters, or find the job that did. Raises `conflict` for what is not an adapter."""
+    """Compare two adapters, or find the job that did. Raises `conflict` if one is not an adapter."""
     with caller.ctx.db.write() as session:
-        one, before = _adapter(session, caller.principal, request.before)
-        other, after = _adapter(session, caller.principal, request.after)
-        caller.require("writer", other.namespace)
+        before_repo, before = _adapter(session, caller.principal, request.before)
+        after_repo, after = _adapter(session, caller.principal, request.after)
+        caller.require("writer", after_repo.namespace)
         job_id = f"{DIFF.name}-{before.id}-{after.id}"
-        title = f"diff {one.namespace}/{one.name}:v{before.number} {other.namespace}/{other.name}:v{after.number}"
-        enqueue.examine(caller, session, other, after, DIFF, DiffSpec(before.id, after.id), job_id=job_id, title=title)
+        title = (
+            f"diff {before_repo.namespace}/{before_repo.name}:v{before.number}"
+            f" {after_repo.namespace}/{after_repo.name}:v{after.number}"
+        )
+        spec = DiffSpec(before.id, after.id)
+        enqueue.examine(caller, session, after_repo, after, DIFF, spec, job_id=job_id, title=title)
     return jobs.show(caller, job_id)
 
 
 def reproduce(caller: Caller, request: ReproduceRequest) -> JobView:
-    """Derive a version again and compare. Each request is a job of its own, but for one that has not ended yet.
+    """Derive a version again and compare. Each request is a new job, unless the last one has not ended.
 
-    Raises `conflict` if the version was pushed, `deleted` if one of its inputs is gone.
+    Raises `conflict` if the version was pushed, `deleted` if one of its inputs was deleted.
     """
     with caller.ctx.db.write() as session:
         repo, version = resolve.by_text(session, caller.principal, request.version)
         caller.require("writer", repo.namespace)
-        row = None if version.recipe_digest is None else work.recipe(session, version.recipe_digest)
+        row = None if version.recipe_digest is None else job_store.recipe(session, version.recipe_digest)
         if row is None:
             raise RegistryError(
                 "conflict",
-                f"{repo.namespace}/{repo.name}:v{version.number} was pushed and not derived: it has no recipe.",
-                hint="Look for a recipe with `lora-reg show`.",
+                f"{repo.namespace}/{repo.name}:v{version.number} was pushed, not derived: it has no recipe.",
+                hint="Check for a recipe with `lora-reg show`.",
             )
         inputs = _inputs(session, version, row.body)
-        done = sum(report.kind == REPRODUCE.name for report in work.reports(session, version.id))
+        done = sum(report.kind == REPRODUCE.name for report in job_store.reports(session, version.id))
         job_id = f"{REPRODUCE.name}-{version.id}-{done + 1}"
         title = f"reproduce {repo.namespace}/{repo.name}:v{version.number}"
-        assert version.base_version_id is not None, "what was derived has a base"
+        assert version.base_version_id is not None, "derived versions have a base"
         spec = ReproduceSpec(recipe=row.digest, base=version.base_version_id, inputs=inputs, version=version.id)
         enqueue.examine(caller, session, repo, version, REPRODUCE, spec, job_id=job_id, title=title)
     status = caller.ctx.jobs.status(job_id)
@@ -59,7 +63,7 @@ def reproduce(caller: Caller, request: ReproduceRequest) -> JobView:
 
 
 def _inputs(session: Session, version: Version, recipe: bytes) -> tuple[int, ...]:
-    """Ids of what went in, in the recipe's order: the lineage knows which versions its digests stood for."""
+    """Return the ids of the inputs, in the recipe's order: the lineage has the versions behind its digests."""
     edges = store.edges_up(session, [version.id])
     found = store.versions_by_id(session, [edge.parent_id for edge in edges if edge.relation == "input"])
     by_digest = {parent.digest: parent.id for parent in found.values()}
@@ -69,5 +73,5 @@ def _inputs(session: Session, version: Version, recipe: bytes) -> tuple[int, ...
 def _adapter(session: Session, principal: Principal, text: str) -> tuple[Repository, Version]:
     repo, version = resolve.by_text(session, principal, text)
     if repo.kind != "adapter":
-        raise RegistryError("conflict", f"{text} is of kind {repo.kind}; adapters are compared.")
+        raise RegistryError("conflict", f"{text} is of kind {repo.kind}; expected an adapter.")
     return repo, version

@@ -1,4 +1,4 @@
-"""Extractions: the difference between a fine-tune and its base as an adapter of that base."""
+"""Extractions: turn the difference between a fine-tune and its base into an adapter of that base."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ ADD_WEIGHTS: Final = "Add it with its weights, or use `lora-reg extract --local`
 def submit(caller: Caller, request: ExtractRequest) -> JobView:
     """Start an extraction, or find its job: see `derive.submit`."""
     if (request.rank is None) == (request.keep_energy is None):
-        raise RegistryError("invalid-request", "An extraction takes either a rank or a share of the energy to keep.")
+        raise RegistryError("invalid-request", "An extraction needs either a rank or a share of the energy to keep.")
     if request.max_rank is not None and request.keep_energy is None:
-        raise RegistryError("invalid-request", "A greatest rank goes with a share of the energy to keep.")
+        raise RegistryError("invalid-request", "A maximum rank requires a share of the energy to keep.")
 
-    def resolved(session: Session, target: str) -> derive.ResolvedRecipe:
+    def resolve_recipe(session: Session, target: str) -> derive.ResolvedRecipe:
         tuned_repo, tuned = resolve.by_text(session, caller.principal, request.tuned)
         base_repo, base = resolve.by_text(session, caller.principal, request.base)
         if tuned_repo.kind not in ("model", "base"):
             raise RegistryError(
-                "conflict", f"{request.tuned} is of kind {tuned_repo.kind}; expected a whole checkpoint."
+                "conflict", f"{request.tuned} is of kind {tuned_repo.kind}; expected a full checkpoint."
             )
         if base_repo.kind != "base":
             raise RegistryError("conflict", f"{request.base} is of kind {base_repo.kind}; expected a base.")
-        inputs.need_weights(tuned, request.tuned, ADD_WEIGHTS)
-        inputs.need_weights(base, request.base, ADD_WEIGHTS)
+        inputs.require_weights(tuned, request.tuned, ADD_WEIGHTS)
+        inputs.require_weights(base, request.base, ADD_WEIGHTS)
         recipe = ExtractRecipe(
             operation_version=EXTRACT_VERSION,
             base=base.digest,
@@ -53,4 +53,4 @@ def submit(caller: Caller, request: ExtractRequest) -> JobView:
         )
         return derive.ResolvedRecipe(recipe, base.id, (tuned.id,), f"{request.tuned} - {request.base}")
 
-    return derive.submit(caller, request, "adapter", resolved)
+    return derive.submit(caller, request, "adapter", resolve_recipe)

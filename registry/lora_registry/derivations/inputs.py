@@ -1,4 +1,4 @@
-"""Inputs of a derived version: resolves references to versions, and adapters to the base that they pin."""
+"""Inputs of a derived version: resolve references to versions, and adapters to the base that they pin."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_ADAPTERS: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Adapters:
-    """Adapters of one base. title: the references, as they were given."""
+    """Adapters of one base. title: the references as given."""
 
     base: Version
     inputs: tuple[RecipeInput, ...]
@@ -30,7 +30,7 @@ class Adapters:
 
 
 def adapters(session: Session, principal: Principal, items: Sequence[WeightedAdapter]) -> Adapters:
-    """Pin every adapter by digest. Raises `conflict` if one is not an adapter or pins another base than the first."""
+    """Pin every adapter by digest. Raises `conflict` if one is not an adapter or their bases differ."""
     if not 0 < len(items) <= MAX_ADAPTERS:
         raise RegistryError("invalid-request", f"Expected 1 to {MAX_ADAPTERS} adapters, not {len(items)}.")
     pins: dict[str, str] = {}
@@ -53,17 +53,17 @@ def adapters(session: Session, principal: Principal, items: Sequence[WeightedAda
         raise RegistryError(
             "conflict",
             f"{' and '.join(pins.values())} were made for different base versions.",
-            hint="Take adapters of one base.",
+            hint="Use adapters of one base.",
         )
     title = " + ".join(item.adapter for item in items)
     return Adapters(next(iter(bases.values())), tuple(inputs), tuple(ids), title)
 
 
-def need_weights(version: Version, what: str, hint: str) -> None:
+def require_weights(version: Version, what: str, hint: str) -> None:
     """Raise `unsupported` if the checkpoint's bytes are not in the store."""
     if version.weights_absent:
         raise RegistryError(
             "unsupported",
-            f"{what} was registered without its weights, so there is nothing here to read them from.",
+            f"{what} was registered without its weights, so the registry cannot read them.",
             hint=hint,
         )

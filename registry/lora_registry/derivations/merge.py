@@ -1,4 +1,4 @@
-"""Merges: adapters into their base."""
+"""Merges: merge adapters into their base."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ MERGE_VERSION: Final = 1
 
 
 def submit(caller: Caller, request: MergeRequest) -> JobView:
-    """Start a merge, or find its job: see `derive.submit`. All adapters must pin the base that is merged into."""
+    """Start a merge, or find its job: see `derive.submit`. All adapters must pin that base."""
     if request.seed and request.rounding == "nearest":
-        # It would make two jobs of one result.
-        raise RegistryError("invalid-request", "Rounding to the nearest takes no seed; ask for stochastic rounding.")
+        # An ignored seed would give two jobs with the same result.
+        raise RegistryError("invalid-request", "Rounding to nearest accepts no seed; request stochastic rounding.")
 
-    def resolved(session: Session, target: str) -> derive.ResolvedRecipe:
+    def resolve_recipe(session: Session, target: str) -> derive.ResolvedRecipe:
         found = inputs.adapters(session, caller.principal, request.adapters)
         if request.base is not None:
             _, chosen = resolve.by_text(session, caller.principal, request.base)
@@ -32,7 +32,7 @@ def submit(caller: Caller, request: MergeRequest) -> JobView:
                 raise RegistryError(
                     "conflict", f"{request.base} is not the base version that {request.adapters[0].adapter} pins."
                 )
-        inputs.need_weights(
+        inputs.require_weights(
             found.base, "The base", "Add the base with its weights, or use `lora-reg merge --local --base-dir`."
         )
         recipe = MergeRecipe(
@@ -48,4 +48,4 @@ def submit(caller: Caller, request: MergeRequest) -> JobView:
         )
         return derive.ResolvedRecipe(recipe, found.base.id, found.ids, found.title)
 
-    return derive.submit(caller, request, "model", resolved)
+    return derive.submit(caller, request, "model", resolve_recipe)

@@ -1,7 +1,7 @@
-"""From a request to a job: the recipe is the identity. What merge, compose, extract, resize and convert share.
+"""From a request to a job: the recipe is the identity. Shared by merge, compose, extract, resize and convert.
 
-Each operation resolves its request into a recipe; whether there is a job of that recipe, whether it is started again
-and what becomes of tags is the same for all.
+Each operation resolves its request into a recipe. Finding the recipe's job, restarting it and setting tags is the same
+for all.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lora_registry.auth.caller import Caller
 from lora_registry.context import Context
 from lora_registry.jobs import enqueue
 from lora_registry.jobs import service as jobs
-from lora_registry.jobs import store as work
+from lora_registry.jobs import store as job_store
 from lora_registry.repositories import resolve, store
 from lora_registry.repositories.insert import check_target
 from lora_registry.repositories.paths import RepositoryPath
@@ -31,9 +31,9 @@ from lora_registry.tags import moves
 
 @dataclass(frozen=True, slots=True)
 class ResolvedRecipe:
-    """A recipe, and the ids of the versions that its digests stand for: other repositories may hold the same ones.
+    """A recipe, and the ids of the versions that its digests resolved to: several versions may have the same content.
 
-    title: what goes in, for people.
+    title: the inputs, for display.
     """
 
     recipe: Recipe
@@ -46,13 +46,17 @@ def submit(
     caller: Caller,
     request: DeriveRequest,
     kind: Kind,
-    resolved: Callable[[Session, str], ResolvedRecipe],
+    resolve_recipe: Callable[[Session, str], ResolvedRecipe],
 ) -> JobView:
-    """Start a job, or find the one of the same recipe; one that failed or was cancelled is started again.
+    """Start a job, or find the one with the same recipe; restart it if it failed or was cancelled.
 
-    kind: of the result. resolved: pins the inputs, given a session and the target's `namespace/name`. Tags are set when
-    the job is done, or at once if it is done already; a job that is queued or running keeps the tags of its first
-    request. Raises `not-found`, `conflict` (bases differ, target of another kind), `unsupported`, `invalid-request`.
+    Tags are set when the job is done, or at once if it is already done; a queued or running job keeps the tags of its
+    first request. Raises `not-found`, `conflict` (bases differ, target of another kind), `unsupported`,
+    `invalid-request`.
+
+    Args:
+        kind: of the result.
+        resolve_recipe: pins the inputs, given a session and the target's `namespace/name`.
     """
     target = reference.parse(request.to).with_namespace(reference.DEFAULT_NAMESPACE)
     if not target.is_bare:
@@ -65,13 +69,13 @@ def submit(
         reference.check_tag(tag)
     with caller.ctx.db.read() as session:
         check_target(store.repository(session, path), path, kind)
-        found = resolved(session, target.repository)
+        found = resolve_recipe(session, target.repository)
     job_id, done = _job(caller.ctx, found.recipe)
     status = caller.ctx.jobs.status(job_id)
     if done is not None and request.tags:
         _tag(caller, done, request)
     elif status is not None and status.state in ("failed", "cancelled"):
-        _again(caller.ctx, job_id)
+        _retry(caller.ctx, job_id)
     elif status is None:
         with caller.ctx.db.write() as session:
             enqueue.derive(
@@ -90,14 +94,14 @@ def submit(
 
 
 def _job(ctx: Context, recipe: Recipe) -> tuple[str, int | None]:
-    """The id of the recipe's job, and the version that it has made; None if it has made none yet.
+    """Return the id of the recipe's job, and the version that it created, or None.
 
-    If the result of a job was deleted, the same recipe is another job.
+    If that version was deleted, the same recipe is a new job.
     """
     with ctx.db.read() as session:
         for attempt in count(1):
             job_id = enqueue.derived_job_id(recipe, attempt)
-            row = work.job(session, job_id)
+            row = job_store.job(session, job_id)
             if row is None or row.result_version_id is None:
                 break
             if store.versions_by_id(session, [row.result_version_id])[row.result_version_id].deleted_at is None:
@@ -106,20 +110,20 @@ def _job(ctx: Context, recipe: Recipe) -> tuple[str, int | None]:
 
 
 def _tag(caller: Caller, version_id: int, request: DeriveRequest) -> None:
-    """Set the tags that were asked for on a result that was there already."""
+    """Set the requested tags on an existing result."""
     with caller.ctx.db.write() as session:
         version = store.versions_by_id(session, [version_id])[version_id]
-        known = store.repositories_by_id(session, [version.repository_id])[version.repository_id]
-        repo = resolve.repository(session, caller.principal, RepositoryPath(known.namespace, known.name), lock=True)
+        row = store.repositories_by_id(session, [version.repository_id])[version.repository_id]
+        repo = resolve.repository(session, caller.principal, RepositoryPath(row.namespace, row.name), lock=True)
         for tag in request.tags:
             moves.set_tag(
                 session, caller.principal, repo, tag, version, expect=moves.UNCONDITIONAL, reason=request.message
             )
 
 
-def _again(ctx: Context, job_id: str) -> None:
+def _retry(ctx: Context, job_id: str) -> None:
     try:
         ctx.jobs.retry(job_id)
     except RegistryError as error:
-        if error.code != "conflict":  # another request for the same recipe was faster: then it runs as this one wants
+        if error.code != "conflict":  # another request already restarted it
             raise

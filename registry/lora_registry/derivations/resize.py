@@ -1,4 +1,4 @@
-"""Resizes and conversions: an adapter in another shape."""
+"""Resizes and conversions: change the rank or type of an adapter."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ CONVERT_VERSION: Final = 1
 def submit(caller: Caller, request: ResizeRequest) -> JobView:
     """Start a resize, or find its job: see `derive.submit`."""
     if (request.rank is None) == (request.keep_energy is None):
-        raise RegistryError("invalid-request", "A resize takes either a rank or a share of the energy to keep.")
+        raise RegistryError("invalid-request", "A resize needs either a rank or a share of the energy to keep.")
 
-    def resolved(session: Session, target: str) -> derive.ResolvedRecipe:
+    def resolve_recipe(session: Session, target: str) -> derive.ResolvedRecipe:
         found = inputs.adapters(session, caller.principal, [WeightedAdapter(adapter=request.adapter)])
         recipe = ResizeRecipe(
             operation_version=RESIZE_VERSION,
@@ -36,13 +36,13 @@ def submit(caller: Caller, request: ResizeRequest) -> JobView:
         )
         return derive.ResolvedRecipe(recipe, found.base.id, found.ids, found.title)
 
-    return derive.submit(caller, request, "adapter", resolved)
+    return derive.submit(caller, request, "adapter", resolve_recipe)
 
 
 def submit_conversion(caller: Caller, request: ConvertRequest) -> JobView:
     """Start a conversion to plain LoRA, or find its job: see `derive.submit`."""
 
-    def resolved(session: Session, target: str) -> derive.ResolvedRecipe:
+    def resolve_recipe(session: Session, target: str) -> derive.ResolvedRecipe:
         found = inputs.adapters(session, caller.principal, [WeightedAdapter(adapter=request.adapter)])
         recipe = ConvertRecipe(
             operation_version=CONVERT_VERSION,
@@ -54,4 +54,4 @@ def submit_conversion(caller: Caller, request: ConvertRequest) -> JobView:
         )
         return derive.ResolvedRecipe(recipe, found.base.id, found.ids, found.title)
 
-    return derive.submit(caller, request, "adapter", resolved)
+    return derive.submit(caller, request, "adapter", resolve_recipe)

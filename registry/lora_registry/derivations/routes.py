@@ -1,4 +1,4 @@
-"""Routes of what derives a version (merge, compose, extract, resize, convert), of diffs and reproductions."""
+"""Routes of derivations (merge, compose, extract, resize, convert), diffs and reproductions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from lora_registry.http.idempotency import once
 R = Request[Any, Any, Any]
 
 
-def _answer(
+def _submit_once(
     request: R,
     caller: Caller,
     data: DeriveRequest,
@@ -42,7 +42,7 @@ def _answer(
 def submit_merge(
     request: R, caller: Caller, data: JSONBody[MergeRequest], idempotency_key: IdempotencyKey = None
 ) -> Response[JobView]:
-    return _answer(request, caller, data, idempotency_key, lambda: merge.submit(caller, data))
+    return _submit_once(request, caller, data, idempotency_key, lambda: merge.submit(caller, data))
 
 
 @post("/compositions", summary="Compose adapters of one base into one adapter, by a job", status_code=202)
@@ -52,7 +52,7 @@ def submit_composition(
     data: JSONBody[ComposeRequest],
     idempotency_key: IdempotencyKey = None,
 ) -> Response[JobView]:
-    return _answer(request, caller, data, idempotency_key, lambda: compose.submit(caller, data))
+    return _submit_once(request, caller, data, idempotency_key, lambda: compose.submit(caller, data))
 
 
 @post("/extractions", summary="Extract an adapter from a fine-tune and its base, by a job", status_code=202)
@@ -62,27 +62,27 @@ def submit_extraction(
     data: JSONBody[ExtractRequest],
     idempotency_key: IdempotencyKey = None,
 ) -> Response[JobView]:
-    return _answer(request, caller, data, idempotency_key, lambda: extract.submit(caller, data))
+    return _submit_once(request, caller, data, idempotency_key, lambda: extract.submit(caller, data))
 
 
-@post("/resizes", summary="Bring an adapter to another rank, by a job", status_code=202)
+@post("/resizes", summary="Change the rank of an adapter, by a job", status_code=202)
 def submit_resize(
     request: R,
     caller: Caller,
     data: JSONBody[ResizeRequest],
     idempotency_key: IdempotencyKey = None,
 ) -> Response[JobView]:
-    return _answer(request, caller, data, idempotency_key, lambda: resize.submit(caller, data))
+    return _submit_once(request, caller, data, idempotency_key, lambda: resize.submit(caller, data))
 
 
-@post("/conversions", summary="Make an adapter plain LoRA with the same product, by a job", status_code=202)
+@post("/conversions", summary="Convert an adapter to plain LoRA with the same product, by a job", status_code=202)
 def submit_conversion(
     request: R,
     caller: Caller,
     data: JSONBody[ConvertRequest],
     idempotency_key: IdempotencyKey = None,
 ) -> Response[JobView]:
-    return _answer(request, caller, data, idempotency_key, lambda: resize.submit_conversion(caller, data))
+    return _submit_once(request, caller, data, idempotency_key, lambda: resize.submit_conversion(caller, data))
 
 
 @post("/diffs", summary="Compare two adapters module by module, by a job", status_code=202)

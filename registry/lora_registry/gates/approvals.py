@@ -14,7 +14,7 @@ from lora_registry.runtime.clock import iso, now
 
 
 def approve(caller: Caller, path: RepositoryPath, request: ApproveRequest) -> ApprovalView:
-    """Approve a version for a tag. Repeating it is a no-op, unless the caller has another role by now."""
+    """Approve a version for a tag. Repeating it is a no-op, unless the caller's role has changed."""
     reference.check_tag(request.tag)
     caller.require("reader", path.namespace)
     with caller.ctx.db.write() as session:

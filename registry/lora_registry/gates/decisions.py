@@ -16,7 +16,14 @@ from lora_registry.auth.principals import Principal
 from lora_registry.db.tables import DecisionRow
 from lora_registry.events import audit
 from lora_registry.gates import intact, store, validations
-from lora_registry.gates.evaluation import GateInputs, GateOutcome, GateQuestion, evaluate, need_weights, resolve_inputs
+from lora_registry.gates.evaluation import (
+    GateInputs,
+    GateOutcome,
+    GateQuestion,
+    evaluate,
+    require_weights,
+    resolve_inputs,
+)
 from lora_registry.jobs import service as jobs
 from lora_registry.repositories.paths import RepositoryPath
 from lora_registry.runtime.clock import now
@@ -26,9 +33,9 @@ from lora_registry.tags.moves import GateDecision, Precondition
 
 
 def gate(caller: Caller, path: RepositoryPath, request: GateRequest) -> GateView:
-    """Decide, or start the validations that are missing. Stores the decision, unless its policy was only tried.
+    """Decide, or start the missing validations. Stores the decision, unless its policy was only tested.
 
-    Raises as `resolve_inputs` does, and `unsupported` if the base's weights are not stored.
+    Raises what `resolve_inputs` raises, and `unsupported` if the base's weights are not stored.
     """
     caller.require("writer", path.namespace)
     with caller.ctx.db.write() as session:
@@ -37,7 +44,7 @@ def gate(caller: Caller, path: RepositoryPath, request: GateRequest) -> GateView
         outcome = evaluate(session, inputs, caller.principal.name)
         view = _view(inputs, outcome)
         if outcome.decision.allowed is None and request.start:
-            need_weights(session, outcome.missing)
+            require_weights(session, outcome.missing)
             validations.start(caller, session, inputs.repo, outcome.missing, inputs.sets)
         elif outcome.decision.allowed is not None and request.document is None:
             decision = _record(session, caller.principal, inputs, outcome, view)
@@ -46,10 +53,10 @@ def gate(caller: Caller, path: RepositoryPath, request: GateRequest) -> GateView
 
 
 def promote(caller: Caller, path: RepositoryPath, request: PromoteRequest) -> PromotionView:
-    """Gate, and move the tag in the same transaction. If validations are missing they are started, and nothing moves.
+    """Gate, and move the tag in the same transaction. Missing validations are started instead of a move.
 
     Raises `gate-refused` with the failed checks, `corrupt` if stored bytes differ from what was evaluated, `tag-moved`,
-    and `forbidden` for `force` by anyone but an administrator.
+    and `forbidden` if `force` is not from an administrator.
     """
     caller.require("admin" if request.force else "writer", path.namespace)
     if request.force and not request.reason.strip():
@@ -58,14 +65,14 @@ def promote(caller: Caller, path: RepositoryPath, request: PromoteRequest) -> Pr
     question = GateQuestion(request.version, request.tag, request.data)
     with caller.ctx.db.read() as session:
         before = resolve_inputs(session, caller.principal, path, question)
-    # Outside the transaction, which would otherwise hold the repository's lock for that long.
+    # Outside the transaction, which must not hold the repository's lock for that long.
     intact.check(caller.ctx, before)
     with caller.ctx.db.write() as session:
         inputs = resolve_inputs(session, caller.principal, path, question, lock=True)
         outcome = evaluate(session, inputs, caller.principal.name)
         view = _view(inputs, outcome)
         if outcome.decision.allowed is None and not request.force:
-            need_weights(session, outcome.missing)
+            require_weights(session, outcome.missing)
             validations.start(caller, session, inputs.repo, outcome.missing, inputs.sets)
         else:
             decision = _record(
@@ -73,9 +80,9 @@ def promote(caller: Caller, path: RepositoryPath, request: PromoteRequest) -> Pr
             )
             view = msgspec.structs.replace(view, decision=str(decision))
             if outcome.decision.allowed or request.force:
-                allowance = GateDecision(decision, outcome.reports, forced=not outcome.decision.allowed)
+                gate_decision = GateDecision(decision, outcome.reports, forced=not outcome.decision.allowed)
                 moved = _move(
-                    session, caller.principal, inputs, request, allowance, reason=request.reason or view.reason
+                    session, caller.principal, inputs, request, gate_decision, reason=request.reason or view.reason
                 )
         fault_point("promote.before-commit")
     fault_point("promote.after-commit")
@@ -117,8 +124,8 @@ def _view(inputs: GateInputs, outcome: GateOutcome) -> GateView:
         version=inputs.version.digest,
         number=inputs.version.number,
         base=inputs.base.digest,
-        holder=inputs.holder.digest if inputs.holder else None,
-        holder_number=inputs.holder.number if inputs.holder else None,
+        holder=inputs.target.digest if inputs.target else None,
+        holder_number=inputs.target.number if inputs.target else None,
         policy=inputs.policy_digest,
         policy_name=inputs.policy.name,
         policy_pattern=inputs.pattern,
@@ -139,13 +146,13 @@ def _record(
     forced: bool = False,
     reason: str = "",
 ) -> int:
-    """Store the decision, unless it equals the newest one. Returns its id."""
+    """Store the decision, unless it equals the newest one. Return its id."""
     forced = forced and not outcome.decision.allowed
     row = DecisionRow(
         version_id=inputs.version.id,
         tag=inputs.tag,
         base_digest=inputs.base.digest,
-        holder_version_id=inputs.holder.id if inputs.holder else None,
+        holder_version_id=inputs.target.id if inputs.target else None,
         policy_digest=inputs.policy_digest,
         report_id=outcome.own.id if outcome.own else None,
         sets=json.dumps(inputs.sets.digests()),
@@ -157,7 +164,7 @@ def _record(
         created_at=now(),
     )
     last = store.newest_decision(session, row.version_id, row.tag)
-    if last is None or forced or _inputs(last) != _inputs(row):
+    if last is None or forced or _compared_fields(last) != _compared_fields(row):
         session.add(row)
         session.flush()
         audit.record(
@@ -178,7 +185,7 @@ def _record(
     return last.id
 
 
-def _inputs(row: DecisionRow) -> tuple[object, ...]:
+def _compared_fields(row: DecisionRow) -> tuple[object, ...]:
     return (
         row.base_digest, row.holder_version_id, row.policy_digest, row.report_id, row.sets, row.allowed, row.forced,
         row.reason,
@@ -189,7 +196,7 @@ def _with_jobs(caller: Caller, view: GateView, outcome: GateOutcome, *, started:
     if view.allowed is not None or not started:
         return view
     ids = [required.job_id for required in outcome.missing]
-    validations.again(caller.ctx, ids)
+    validations.retry(caller.ctx, ids)
     return msgspec.structs.replace(view, jobs=[jobs.show(caller, job_id) for job_id in ids])
 
 

@@ -1,6 +1,6 @@
-"""What a gate decides from: a version, the tag it asks for, the tag's policy, present target and evaluation sets.
+"""The inputs of a gate's decision: a version, the tag, the tag's policy, current target and evaluation sets.
 
-All is resolved to digests in one transaction, so what is decided on and what then moves are the same versions.
+All are resolved to digests in one transaction, so the versions that are evaluated are the versions that move.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from lora_registry.tags import store as tag_store
 
 @dataclass(frozen=True, slots=True)
 class RequiredValidation:
-    """A validation, by what it depends on."""
+    """A validation, identified by what it depends on."""
 
     version: Version
     base: Version
@@ -51,7 +51,7 @@ class RequiredValidation:
 
 @dataclass(frozen=True, slots=True)
 class GateQuestion:
-    """What a gate is asked, unresolved. document: a policy to try instead of the tag's own."""
+    """A gate request, unresolved. document: a policy to test instead of the tag's own."""
 
     selector: str
     tag: str
@@ -61,14 +61,14 @@ class GateQuestion:
 
 @dataclass(frozen=True, slots=True)
 class GateInputs:
-    """The versions, policy and sets that a decision is about.
+    """The versions, policy and evaluation sets of a decision.
 
     Args:
         row: of the tag; None for a new tag.
-        holder: the tag's present target; None if that is `version` itself or the tag is new.
-        pattern: of the policy; None for the default policy and for one that is only tried.
+        target: the tag's current target; None if that is `version` itself or the tag is new.
+        pattern: of the policy; None for the default policy and for one that is only tested.
         own: the validation of `version`.
-        other: the validation of `holder`, to compare with.
+        other: the validation of `target`, to compare with.
     """
 
     repo: Repository
@@ -76,7 +76,7 @@ class GateInputs:
     base: Version
     tag: str
     row: Tag | None
-    holder: Version | None
+    target: Version | None
     pattern: str | None
     policy: Policy
     policy_digest: str
@@ -91,7 +91,7 @@ class GateInputs:
 
 @dataclass(frozen=True, slots=True)
 class GateOutcome:
-    """reports: ids of the reports there are, the version's own first. missing: validations without a report."""
+    """reports: ids of the existing reports, the version's own first. missing: validations without a report."""
 
     decision: Decision
     own: ReportRow | None
@@ -107,16 +107,16 @@ def resolve_inputs(
     *,
     lock: bool = False,
 ) -> GateInputs:
-    """Resolve what a gate is asked. lock: lock the repository until the end of the transaction.
+    """Resolve a gate request. lock: lock the repository until the end of the transaction.
 
-    Raises `not-found`, `deleted`, `invalid-reference`, `invalid-request`, and `conflict` for other kinds than adapters.
+    Raises `not-found`, `deleted`, `invalid-reference`, `invalid-request`, and `conflict` if it is not an adapter.
     """
     tag, document = question.tag, question.document
     reference.check_tag(tag)
     repo = resolve.repository(session, principal, path, lock=lock)
     version = resolve.in_repository(session, repo, question.selector)
     base = resolve.base_of(session, repo, version)
-    policy_store.hold_policies(session)
+    policy_store.lock_policies(session)
     policy, digest, pattern = DEFAULT, str(DEFAULT.digest), None
     found = guard.policy_of(session, path, tag) if document is None else None
     if document is not None:
@@ -126,26 +126,26 @@ def resolve_inputs(
         policy, digest, pattern = found.policy, found.digest, found.pattern
     sets = evaluation_sets(session, principal, policy, question.data)
     tagged = tag_store.tag(session, repo.id, tag)
-    holder = None
+    target = None
     if tagged is not None and tagged.version_id != version.id:
-        holder = version_store.versions_by_id(session, [tagged.version_id])[tagged.version_id]
+        target = version_store.versions_by_id(session, [tagged.version_id])[tagged.version_id]
     other = None
-    if holder is not None:
-        holder_base = resolve.base_of(session, repo, holder)
-        other = RequiredValidation(holder, holder_base, sets.key(holder, holder_base, policy.precision))
+    if target is not None:
+        target_base = resolve.base_of(session, repo, target)
+        other = RequiredValidation(target, target_base, sets.key(target, target_base, policy.precision))
     own = RequiredValidation(version, base, sets.key(version, base, policy.precision))
-    return GateInputs(repo, version, base, tag, tagged, holder, pattern, policy, digest, sets, own, other)
+    return GateInputs(repo, version, base, tag, tagged, target, pattern, policy, digest, sets, own, other)
 
 
 def evaluate(session: Session, inputs: GateInputs, promoter: str) -> GateOutcome:
-    """Decide from what is stored. promoter: the name whose own approval does not count."""
+    """Decide from the stored reports. promoter: user whose own approval does not count."""
     rows = [job_store.report(session, required.job_id) for required in inputs.required]
     own = rows[0]
-    theirs = rows[1] if inputs.other is not None else None
+    other = rows[1] if inputs.other is not None else None
     facts = GateFacts(
         report=None if own is None else parse_validation(own.body.encode()),
-        target=None if theirs is None else parse_validation(theirs.body.encode()),
-        has_target=inputs.holder is not None,
+        target=None if other is None else parse_validation(other.body.encode()),
+        has_target=inputs.target is not None,
         quality=inputs.sets.names("quality"),
         forgetting=inputs.sets.names("forgetting"),
         behaviour=inputs.sets.names("behaviour"),
@@ -167,14 +167,14 @@ def evaluate(session: Session, inputs: GateInputs, promoter: str) -> GateOutcome
     )
 
 
-def need_weights(session: Session, required: Sequence[RequiredValidation]) -> None:
-    """Raise `unsupported` if a base that a validation has to run on was registered without its weights."""
-    for base in (one.base for one in required):
+def require_weights(session: Session, required: Sequence[RequiredValidation]) -> None:
+    """Raise `unsupported` if the base of a validation was registered without its weights."""
+    for base in (validation.base for validation in required):
         if base.weights_absent:
             repo = version_store.repositories_by_id(session, [base.repository_id])[base.repository_id]
             raise RegistryError(
                 "unsupported",
-                f"{repo.namespace}/{repo.name}:v{base.number} was registered without its weights, so nothing can be "
+                f"{repo.namespace}/{repo.name}:v{base.number} was registered without its weights, so nothing can "
                 "run on it here.",
-                hint="Add the base with its weights and push the adapter against that version.",
+                hint="Add the base with its weights and push the adapter with that base version.",
             )

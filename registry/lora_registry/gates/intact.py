@@ -1,4 +1,4 @@
-"""Check that the stored bytes are still those that were evaluated, before a tag moves to them."""
+"""Check, before a tag moves, that the stored bytes are still those that were evaluated."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from lora_registry.db.tables import VersionBlob
 from lora_registry.gates.evaluation import GateInputs
 from lora_registry.repositories import store
 
-LARGEST_BASE: Final = 256 << 20
-"""Largest base, in bytes, that a promotion reads; a larger one is hashed by each validation on it, and by `fsck`."""
+MAX_BASE_BYTES: Final = 256 << 20
+"""Largest base, in bytes, that a promotion hashes; larger ones are hashed by each validation and by `fsck`."""
 
 
 def check(ctx: Context, inputs: GateInputs) -> None:
@@ -22,9 +22,9 @@ def check(ctx: Context, inputs: GateInputs) -> None:
     base = inputs.base.id
     with ctx.db.read() as session:
         files = store.files_of(session, [inputs.version.id, base, *sets])
-    if sum(file.size for file in files[base]) > LARGEST_BASE:
+    if sum(file.size for file in files[base]) > MAX_BASE_BYTES:
         del files[base]
-    for file in (file for some in files.values() for file in some if file.stored):
+    for file in (file for rows in files.values() for file in rows if file.stored):
         _read(ctx, file)
 
 
@@ -37,5 +37,5 @@ def _read(ctx: Context, file: VersionBlob) -> None:
         if error.kind.retryable:
             raise
         raise RegistryError(
-            "corrupt", f"{file.path} is not what was pushed and evaluated: {error.detail} The tag was not moved."
+            "corrupt", f"{file.path} differs from what was pushed and evaluated: {error.detail} The tag was not moved."
         ) from error

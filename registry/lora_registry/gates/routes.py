@@ -37,7 +37,7 @@ def submit_validation(
     return reply(request, view, status=200 if view.state == "done" else 202)
 
 
-@post(REPO + "/gates", summary="Ask whether a version may have a tag", status_code=200)
+@post(REPO + "/gates", summary="Check whether a tag may move to a version", status_code=200)
 def ask_gate(
     request: R,
     caller: Caller,

@@ -1,4 +1,4 @@
-"""Named queries on decisions and approvals. SQL only: no checks, no rights, no transitions."""
+"""Named queries on decisions and approvals. SQL only: no checks, permissions or transitions."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ def newest_decision(session: Session, version_id: int, tag: str) -> DecisionRow 
     return session.exec(query).first()
 
 
-def approvals(session: Session, version_id: int, tag: str, but: str) -> list[tuple[str, str]]:
-    """Name and role of those who approved, except `but`: the caller, whose own approval does not count."""
-    query = select(Approval).where(Approval.version_id == version_id, Approval.tag == tag, col(Approval.author) != but)
+def approvals(session: Session, version_id: int, tag: str, exclude: str) -> list[tuple[str, str]]:
+    """Return name and role of the approvers except `exclude`: the caller's own approval does not count."""
+    query = select(Approval).where(
+        Approval.version_id == version_id, Approval.tag == tag, col(Approval.author) != exclude
+    )
     return [(row.author, row.role) for row in session.exec(query.order_by(col(Approval.id)))]
 
 
 def approval(session: Session, version_id: int, tag: str, author: str) -> Approval | None:
-    """The newest approval by one person."""
+    """Return the newest approval by one author."""
     query = select(Approval).where(Approval.version_id == version_id, Approval.tag == tag, Approval.author == author)
     return session.exec(query.order_by(col(Approval.id).desc()).limit(1)).first()

@@ -1,4 +1,4 @@
-"""Start validations. The same version, base, sets and suite are the same job."""
+"""Start validations. The same version, base, evaluation sets and suite give the same job."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from lora_contract.wire.jobs import JobView
 from lora_registry.auth.caller import Caller
 from lora_registry.context import Context
 from lora_registry.db.tables import Repository, Version
-from lora_registry.gates.evaluation import RequiredValidation, need_weights
+from lora_registry.gates.evaluation import RequiredValidation, require_weights
 from lora_registry.jobs import enqueue
 from lora_registry.jobs import service as jobs
-from lora_registry.jobs.engine.lease_store import served
+from lora_registry.jobs.engine.lease_store import served_queues
 from lora_registry.jobs.engine.port import Queue
 from lora_registry.jobs.specs import EvaluationSetSpec
 from lora_registry.policies.datasets import EvaluationSets, evaluation_sets
 from lora_registry.repositories import resolve
 
 SMALL_BASE: Final = 10**9
-"""Largest base, in bytes, that a CPU validates fast enough."""
+"""Largest base, in bytes, that a CPU validates in acceptable time."""
 
 
 def submit(caller: Caller, request: ValidateRequest) -> JobView:
@@ -35,9 +35,9 @@ def submit(caller: Caller, request: ValidateRequest) -> JobView:
         base = resolve.base_of(session, repo, version)
         sets = evaluation_sets(session, caller.principal, DEFAULT, request.data, request.general)
         required = RequiredValidation(version, base, sets.key(version, base, request.precision))
-        need_weights(session, [required])
+        require_weights(session, [required])
         start(caller, session, repo, [required], sets)
-    again(caller.ctx, [required.job_id])
+    retry(caller.ctx, [required.job_id])
     return jobs.show(caller, required.job_id)
 
 
@@ -48,23 +48,23 @@ def start(
     missing: Sequence[RequiredValidation],
     sets: EvaluationSets,
 ) -> None:
-    """Enqueue validations in the caller's transaction. Needs a writer: a reader may only read reports."""
+    """Enqueue validations in the caller's transaction. Requires a writer: a reader may only read reports."""
     caller.require("writer", repo.namespace)
     named = [
         EvaluationSetSpec(role, dataset.version.id, dataset.label)
-        for role, some in sets.by_role.items()
-        for _, dataset in sorted(some.items())
+        for role, datasets in sets.by_role.items()
+        for _, dataset in sorted(datasets.items())
     ]
     for required in missing:
         enqueue.validate(caller, session, repo, required.version, required.key, named, queue(session, required.base))
 
 
 def queue(session: Session, base: Version) -> Queue:
-    """The queue of a validation: `gpu` if a GPU worker is alive and the base is large enough to profit from it."""
-    return "gpu" if base.size > SMALL_BASE and "gpu" in served(session) else "cpu"
+    """Return the queue of a validation: `gpu` if a GPU worker is alive and the base is large enough to benefit."""
+    return "gpu" if base.size > SMALL_BASE and "gpu" in served_queues(session) else "cpu"
 
 
-def again(ctx: Context, job_ids: Iterable[str]) -> None:
+def retry(ctx: Context, job_ids: Iterable[str]) -> None:
     """Restart jobs that failed or were cancelled."""
     for job_id in job_ids:
         status = ctx.jobs.status(job_id)
@@ -72,5 +72,5 @@ def again(ctx: Context, job_ids: Iterable[str]) -> None:
             try:
                 ctx.jobs.retry(job_id)
             except RegistryError as error:
-                if error.code != "conflict":  # another request was faster
+                if error.code != "conflict":  # another request already restarted it
                     raise

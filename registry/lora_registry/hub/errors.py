@@ -1,6 +1,6 @@
-"""Errors for Hub clients: `X-Error-Code` decides which exception they raise, `X-Error-Message` is its text.
+"""Errors for Hub clients: `X-Error-Code` selects the exception they raise, `X-Error-Message` is its text.
 
-A RegistryError carries the Hub's code in `facts["hub"]`, if it is known what is missing: repository, revision or file.
+A RegistryError has the Hub's code in `facts["hub"]` if it is known whether repository, revision or file is missing.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ _BY_STATUS: Final[dict[int, ErrorCode]] = {413: "too-large", 405: "method-not-al
 
 
 def repo_not_found(repo_id: str) -> RegistryError:
-    """Also for repositories that the caller may not read: both get the same answer."""
+    """Also for repositories that the caller may not read: the response must be the same."""
     return RegistryError(
         "not-found",
         f"There is no repository {repo_id[:200]!r} that you may read.",
-        hint="Look for it with `lora-reg list`; nothing is fetched from huggingface.co.",
+        hint="Check the name with `lora-reg list`; nothing is fetched from huggingface.co.",
         hub="RepoNotFound",
     )
 
 
 def revision_not_found(detail: str) -> RegistryError:
-    """The only error at which clients do not fall back to files in their cache."""
-    hint = "Revisions are main, tags, v1 and so on, and commits of 40 hex digits."
+    """The only error for which clients do not fall back to files in their cache."""
+    hint = "A revision is main, a tag, a version such as v1, or a commit of 40 hex digits."
     return RegistryError("not-found", detail, hint=hint, hub="RevisionNotFound")
 
 
 def entry_not_found(detail: str, *, commit: str) -> RegistryError:
-    """commit lets clients remember that this version has no such file."""
+    """commit: lets clients cache that this version has no such file."""
     hint = "List the files with `lora-reg show`."
     return RegistryError("not-found", detail, hint=hint, hub="EntryNotFound", commit=commit)
 
@@ -46,33 +46,33 @@ def entry_not_found(detail: str, *, commit: str) -> RegistryError:
 def read_only() -> RegistryError:
     return RegistryError(
         "method-not-allowed",
-        "The Hub dialect of this registry only reads.",
-        hint="Push with `lora-reg push`, move tags with `lora-reg tag`.",
+        "The Hub dialect of this registry is read-only.",
+        hint="Push with `lora-reg push`; move tags with `lora-reg tag`.",
     )
 
 
-def answer(request: Request[Any, Any, Any], error: RegistryError) -> Response[Any]:
-    """A RegistryError as a Hub client reads it."""
+def registry_error(request: Request[Any, Any, Any], error: RegistryError) -> Response[Any]:
+    """Convert a RegistryError to a response for Hub clients."""
     if error.kind.status >= 500:
         log.error("%s %s: %s: %s", request.method, request.url.path, error.code, error.detail, exc_info=error)
     return _response(error)
 
 
 def framework_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
-    """An error of the framework: a body that is too large, a client that disconnected."""
+    """Convert an error of the framework, such as a body that is too large."""
     code = _BY_STATUS.get(error.status_code, "invalid-request" if error.status_code < 500 else "internal")
-    return answer(request, RegistryError(code, error.detail))
+    return registry_error(request, RegistryError(code, error.detail))
 
 
 def any_error(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
-    """Any other exception: logged in full, reported without details."""
+    """Log any other exception in full; respond without details."""
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return _response(RegistryError("internal", "The service failed."))
 
 
 def _response(error: RegistryError) -> Response[Any]:
     kind, request_id = error.kind, new_id()[:16]
-    # The Hub never answers 410 for a model; clients would not understand it.
+    # The Hub never sends 410 for a model; clients would not understand it.
     status = 404 if error.code == "deleted" else kind.status
     headers = {
         "X-Error-Message": header_text(f"{error.detail} {error.hint}"),
@@ -93,6 +93,6 @@ def _response(error: RegistryError) -> Response[Any]:
 
 
 def header_text(text: str) -> str:
-    """Free text (reasons, names) as the value of a header: one line of printable ASCII."""
+    """Convert free text (reasons, names) to a header value: one line of printable ASCII."""
     line = " ".join(text.split())
     return "".join(c if " " <= c <= "~" else "?" for c in line)[:MAX_HEADER]

@@ -1,8 +1,8 @@
 """Convert our structs to the Hub's JSON and headers. Pure.
 
 Every file is described as an LFS file: its ETag and its `lfs` are the sha256 that we store, and its `oid` is the git
-object id of the LFS pointer that git would store in its place. So all three are true, and clients that verify a
-download compare the sha256 of every file, small ones too.
+object id of the LFS pointer that git would store in its place. So all of them are correct, and clients that verify a
+download compare the sha256 of every file, even small ones.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ LIBRARY = {"adapter": "peft", "base": "transformers", "model": "transformers"}
 
 
 def model(repo: RepositoryView, *, private: bool) -> Json:
-    """A repository as an item of a list."""
+    """Encode a repository as a list item."""
     return _model(f"{repo.namespace}/{repo.name}", repo.namespace, repo.kind, repo.created_at, private)
 
 
 def model_info(repo_id: str, version: RevisionInfo, *, private: bool, blobs: bool) -> Json:
-    """A version as a model. repo_id: the id that was asked for, so that an alias stays one in later requests.
+    """Encode a version as a model. repo_id: as requested, so that clients keep using an alias.
 
-    blobs: with size and sha256 of each file.
+    blobs: include size and sha256 of each file.
     """
     info = _model(repo_id, version.namespace, version.kind, version.repository_created_at, private)
     card: Json = {"library_name": info["library_name"], "tags": info["tags"]}
@@ -48,12 +48,12 @@ def model_info(repo_id: str, version: RevisionInfo, *, private: bool, blobs: boo
 
 
 def tags_of(kind: str) -> list[str]:
-    """Tags that `filter=` of a list compares with."""
+    """Return the tags that a list's `filter=` matches against."""
     return [kind, LIBRARY[kind]]
 
 
 def tree(files: Sequence[VersionFile], *, path: str, recursive: bool) -> list[Json] | None:
-    """Files and folders under a folder ('' for the root), by path. None if there is no such folder."""
+    """List files and folders under a folder ('' for the root), by path. None if the folder does not exist."""
     prefix = f"{path}/" if path else ""
     below = [file for file in files if file.path.startswith(prefix)]
     if path and not below:
@@ -70,7 +70,7 @@ def tree(files: Sequence[VersionFile], *, path: str, recursive: bool) -> list[Js
 
 
 def paths_info(files: Sequence[VersionFile], paths: Iterable[str]) -> list[Json]:
-    """The files and folders at these paths, in their order; unknown paths are skipped."""
+    """List the files and folders at these paths, in this order; unknown paths are skipped."""
     known = {file.path: file for file in files}
     result = []
     for path in dict.fromkeys(path.strip("/") for path in paths):
@@ -84,8 +84,8 @@ def paths_info(files: Sequence[VersionFile], paths: Iterable[str]) -> list[Json]
 def refs(main: str | None, tagged: Iterable[tuple[str, str]], *, pull_requests: bool) -> Json:
     branches = [] if main is None else [{"name": "main", "ref": "refs/heads/main", "targetCommit": main}]
     tags = [{"name": name, "ref": f"refs/tags/{name}", "targetCommit": commit} for name, commit in tagged]
-    answer: Json = {"branches": branches, "converts": [], "tags": tags}
-    return answer | {"pullRequests": []} if pull_requests else answer
+    result: Json = {"branches": branches, "converts": [], "tags": tags}
+    return result | {"pullRequests": []} if pull_requests else result
 
 
 def commit(version: VersionView) -> Json:
@@ -113,7 +113,7 @@ def whoami(principal: Principal) -> Json:
 
 
 def file_headers(*, commit: str, digest: Digest, size: int, yanked: str | None) -> dict[str, str]:
-    """Headers for a client: the version, the name of the file in its cache, and the size."""
+    """Headers with the version, the file's name in the client's cache, and its size."""
     return {
         "X-Repo-Commit": commit,
         "X-Linked-Etag": f'"{digest.hex}"',
@@ -123,7 +123,7 @@ def file_headers(*, commit: str, digest: Digest, size: int, yanked: str | None) 
 
 
 def warning(yanked: str | None) -> dict[str, str]:
-    """Clients print it once for each topic, the part before the semicolon."""
+    """Clients print it once per topic, the part before the semicolon."""
     return {} if yanked is None else {"X-HF-Warning": "yanked; " + errors.header_text(yanked or "no reason given")}
 
 
@@ -156,7 +156,7 @@ def _file(file: VersionFile) -> Json:
 
 
 def _folder(path: str, files: Sequence[VersionFile]) -> Json:
-    """A folder's oid is not a git object id: clients only need one that changes with the content."""
+    """A folder's oid is not a git object id: clients only need it to change with the content."""
     content = "".join(f"{file.path}\0{file.digest}\n" for file in files if file.path.startswith(path + "/"))
     return {"type": "directory", "path": path, "size": 0, "oid": _git_id(content.encode())}
 

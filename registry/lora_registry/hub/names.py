@@ -1,6 +1,6 @@
 """Translate repository ids and revisions of Hub clients to our references. Pure.
 
-Most inference servers can name a repository but no revision. For them a tag or a version may stand in the id itself:
+Most inference servers can name a repository but not a revision. For them the id itself may contain a tag or a version:
 `team/adapter.prod` and `team/adapter.v12` are `team/adapter` with another `main`, unless a repository has exactly that
 name.
 """
@@ -16,13 +16,13 @@ from lora_contract import reference
 from lora_contract.errors import RegistryError
 
 LATEST: Final = "latest"
-"""The native selector of the newest version, which `main` is here. No tag can have this name."""
+"""The native selector of the newest version, to which `main` maps. No tag can have this name."""
 _EXACT: Final = re.compile(r"(?:v[1-9][0-9]{0,17}|[0-9a-f]{40})\Z")
 
 
 @dataclass(frozen=True, slots=True)
 class RepositoryCandidate:
-    """A repository that an id may name. pin: the selector of `main`; None for the newest version."""
+    """A repository that an id may refer to. pin: the selector of `main`; None for the newest version."""
 
     namespace: str
     name: str
@@ -30,23 +30,23 @@ class RepositoryCandidate:
 
 
 def targets(repo_id: str) -> list[RepositoryCandidate]:
-    """The repositories that an id may name, the longest name first; empty if it cannot be one of ours."""
+    """Return the repositories that an id may refer to, longest name first; empty if the id is invalid here."""
     namespace, _, name = repo_id.rpartition("/")
     namespace = namespace or reference.DEFAULT_NAMESPACE
-    if not _is(reference.check_namespace, namespace):
+    if not _passes(reference.check_namespace, namespace):
         return []
-    found = [RepositoryCandidate(namespace, name)] if _is(reference.check_name, name) else []
+    found = [RepositoryCandidate(namespace, name)] if _passes(reference.check_name, name) else []
     cut = name.rfind(".")
     while cut > 0:
         head, tail = name[:cut], name[cut + 1 :]
-        if _is(reference.check_name, head) and selector(tail) is not None:
+        if _passes(reference.check_name, head) and selector(tail) is not None:
             found.append(RepositoryCandidate(namespace, head, tail))
         cut = name.rfind(".", 0, cut)
     return found
 
 
 def selector(revision: str) -> str | None:
-    """The native selector of a revision: LATEST, a tag, `vN` or a commit of 40 hex digits. None for any other text."""
+    """Return the native selector of a revision: LATEST, a tag, `vN` or a commit of 40 hex digits; else None."""
     if revision in ("main", "refs/heads/main", LATEST):
         return LATEST
     if revision.startswith("refs/tags/"):
@@ -55,15 +55,15 @@ def selector(revision: str) -> str | None:
 
 
 def is_tag(text: str) -> bool:
-    return _is(reference.check_tag, text)
+    return _passes(reference.check_tag, text)
 
 
 def is_exact(selector: str) -> bool:
-    """Whether a selector names one version for good (`vN`, a commit), rather than a tag that may move."""
+    """Return whether a selector always means the same version (`vN`, a commit), unlike a tag."""
     return _EXACT.match(selector) is not None
 
 
-def _is(check: Callable[[str], str], text: str) -> bool:
+def _passes(check: Callable[[str], str], text: str) -> bool:
     try:
         check(text)
     except RegistryError:

@@ -1,7 +1,7 @@
 """Parse the path of a request. Pure.
 
-Read from the raw path and not by the framework's router, for two reasons: the router decodes `%2F` before it matches,
-so the revision `feat%2Fx` of one file would become the revision `feat` of another; and repository ids have one part or
+Read from the raw path, not by the framework's router, for two reasons: the router decodes `%2F` before it matches, so
+the revision `feat%2Fx` of one file would become the revision `feat` of another; and repository ids have one part or
 two, each under any channel.
 """
 
@@ -26,9 +26,10 @@ WITHOUT_REVISION: Final[dict[str, Verb]] = {"refs": "refs", "auth-check": "auth-
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request. repo: the id as it was asked for, of one part or two. revision: unquoted, `main` if the path names
-    none. path: of a file or folder, '' for the root. paths: what a body asks about. channel: the tag that stands for
-    `main`."""
+    """A request.
+
+    repo: the id as requested, of one or two parts. revision: unquoted; `main` if the path has none. path: of a file or
+    folder, '' for the root. paths: from the body. channel: the tag that replaces `main`."""
 
     verb: Verb
     repo: str = ""
@@ -39,7 +40,7 @@ class Call:
 
 
 def parse(raw: str) -> Call | None:
-    """Read the quoted path after `/hf/`. None if the dialect has no such path."""
+    """Parse the quoted path after `/hf/`. None if the dialect has no such path."""
     try:
         parts = [unquote(part, errors="strict") for part in raw.rstrip("/").split("/")]
     except UnicodeDecodeError:
@@ -72,7 +73,7 @@ def _parse(parts: list[str]) -> Call | None:
 
 
 def _about(parts: list[str]) -> Call | None:
-    """Parse what follows `api/models/`. If both readings make sense the longer id wins, except in `name/refs`."""
+    """Parse what follows `api/models/`. If both readings are possible the longer id wins, except in `name/refs`."""
     for length in (2, 1):
         if len(parts) <= length:
             continue

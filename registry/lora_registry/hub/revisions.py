@@ -1,7 +1,7 @@
-"""Resolve a Hub client's id and revision to a version. The error says which of the two is missing.
+"""Resolve a Hub client's id and revision to a version. The error states which of the two is missing.
 
-What `main` is, which ids are aliases, and what a yanked version answers is reasoned in
-docs/decisions/0004-hub-dialect.md.
+docs/decisions/0004-hub-dialect.md gives the reasons for the meaning of `main`, for ids that are aliases, and for the
+response for a yanked version.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from lora_registry.tags import store as tag_store
 
 MISSING = ("not-found", "deleted", "invalid-reference")
 MAX_NUMBERS = 1000
-"""How many versions `refs` names, newest first."""
+"""Maximum number of versions in `refs`, newest first."""
 
 
 @dataclass(frozen=True, slots=True)
 class RevisionInfo:
     """A version as Hub clients see it. Times are RFC 3339.
 
-    files: those that can be downloaded; a base may have been registered without its weights. base: `namespace/name`.
-    yanked: the reason, None if it is not yanked.
+    files: those that can be downloaded: a base may be registered without its weights. base: `namespace/name`.
+    yanked: the reason; None if not yanked.
     """
 
     namespace: str
@@ -51,7 +51,7 @@ class RevisionInfo:
 
 
 def show(caller: Caller, call: Call) -> RevisionInfo:
-    """The version that a call names. Raises `not-found` as RepoNotFound or RevisionNotFound, as all of these do."""
+    """Return the version of a call. Raises `not-found` as RepoNotFound or RevisionNotFound, like those below."""
     with caller.ctx.db.read() as session:
         repo, version = _find(session, caller.principal, call)
         rows = store.files_of(session, [version.id]).get(version.id, [])
@@ -80,17 +80,17 @@ def locate(caller: Caller, call: Call) -> tuple[FileLocation, str | None]:
         repo, version = _find(session, caller.principal, call)
         row = store.file(session, version.id, call.path)
     if row is None or not row.stored:
-        why = "has no file" if row is None else "was registered without"
-        detail = f"{repo.namespace}/{repo.name}:v{version.number} {why} {call.path[:200]!r}."
+        reason = "has no file" if row is None else "was registered without"
+        detail = f"{repo.namespace}/{repo.name}:v{version.number} {reason} {call.path[:200]!r}."
         raise errors.entry_not_found(detail, commit=version.commit_id)
     found = FileLocation(row.path, Digest.parse(row.digest), row.size, version.digest, version.commit_id)
     return found, version.yanked_reason
 
 
 def refs(caller: Caller, call: Call) -> tuple[str | None, list[tuple[str, str]]]:
-    """The commit of `main` (None if no version may be served as `main`), and name and commit of every tag and version.
+    """Return the commit of `main` (None if no version can be served as `main`), and all tags and versions with commits.
 
-    Tags on a yanked version are left out, as they cannot be resolved.
+    Tags on a yanked version are omitted, since they cannot be resolved.
     """
     with caller.ctx.db.read() as session:
         repo, _ = _repository(session, caller.principal, call.repo)
@@ -110,28 +110,28 @@ def refs(caller: Caller, call: Call) -> tuple[str | None, list[tuple[str, str]]]
     ]
 
 
-def place(caller: Caller, call: Call) -> tuple[RepositoryPath, int]:
-    """The repository and the number of the version that a call names."""
+def locate_version(caller: Caller, call: Call) -> tuple[RepositoryPath, int]:
+    """Return the repository and version number of a call."""
     with caller.ctx.db.read() as session:
         repo, version = _find(session, caller.principal, call)
         return RepositoryPath(repo.namespace, repo.name), version.number
 
 
 def namespace(caller: Caller, call: Call) -> str:
-    """The namespace of the repository that a call names, which may have no version."""
+    """Return the namespace of a call's repository, which may have no version."""
     with caller.ctx.db.read() as session:
         return _repository(session, caller.principal, call.repo)[0].namespace
 
 
 def _find(session: Session, principal: Principal, call: Call) -> tuple[Repository, Version]:
     repo, pin = _repository(session, principal, call.repo)
-    where, wanted = f"{repo.namespace}/{repo.name}", names.selector(call.revision)
+    repo_id, wanted = f"{repo.namespace}/{repo.name}", names.selector(call.revision)
     if wanted is None:
-        raise errors.revision_not_found(f"{call.revision[:200]!r} is not a revision of {where}.")
+        raise errors.revision_not_found(f"{call.revision[:200]!r} is not a revision of {repo_id}.")
     if wanted == names.LATEST and pin is not None:
         wanted = pin
     elif wanted == names.LATEST and call.channel is not None:
-        # A base is not a stage of a rollout: every channel needs it, and few people tag one.
+        # A base is not part of a rollout: every channel needs it, and bases are rarely tagged.
         tagged = repo.kind != "base" or tag_store.tag(session, repo.id, call.channel) is not None
         wanted = call.channel if tagged else names.LATEST
     try:
@@ -141,14 +141,14 @@ def _find(session: Session, principal: Principal, call: Call) -> tuple[Repositor
             raise
         raise errors.revision_not_found(error.detail) from error
     if version.yanked_reason is not None and not names.is_exact(wanted):
-        raise errors.revision_not_found(f"{where}:v{version.number} was yanked: {version.yanked_reason}")
+        raise errors.revision_not_found(f"{repo_id}:v{version.number} was yanked: {version.yanked_reason}")
     return repo, version
 
 
 def _repository(session: Session, principal: Principal, repo_id: str) -> tuple[Repository, str | None]:
-    """The repository that an id names, and the selector of its `main`.
+    """Return the repository of an id, and the selector of its `main`.
 
-    A repository's own name comes first, then the alias of a base (adapters' configs contain it, so clients ask for it),
+    A repository's own name comes first, then the alias of a base (clients read it in adapter configs and request it),
     then a name with a tag or version suffix.
     """
     targets = names.targets(repo_id)
@@ -164,7 +164,7 @@ def _repository(session: Session, principal: Principal, repo_id: str) -> tuple[R
 
 
 def _readable(session: Session, principal: Principal, target: names.RepositoryCandidate) -> Repository | None:
-    """A live repository of any kind but dataset."""
+    """Return a live repository of any kind except dataset; None if it is missing or unreadable."""
     try:
         repo = resolve.repository(session, principal, RepositoryPath(target.namespace, target.name))
     except RegistryError as error:

@@ -1,4 +1,4 @@
-"""The one route of the Hub dialect: read the path, call one verb, encode as the Hub does."""
+"""The only route of the Hub dialect: parse the path, call the verb's handler, encode like the Hub."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from lora_registry.repositories import versions
 from lora_registry.runtime import paging
 
 R = Request[Any, Any, Any]
-Answer = Callable[[R, Caller, Call], Response[Any]]
+VerbHandler = Callable[[R, Caller, Call], Response[Any]]
 
 MAX_BODY: Final = 1024 * 1024
-"""Bytes of the list of paths that one request may ask about."""
+"""Maximum size of the body of paths-info, in bytes."""
 PAGE: Final = 100
 MODELS: Final = 1000
-WHERE: Final = "The native API is documented at /schema/openapi.json."
+API_HINT: Final = "The native API is documented at /schema/openapi.json."
 
 
-class Paths(msgspec.Struct):
-    """The body of paths-info as JavaScript clients send it."""
+class PathsBody(msgspec.Struct):
+    """The body of paths-info as sent by JavaScript clients."""
 
     paths: tuple[str, ...] = ()
 
@@ -49,20 +49,20 @@ class Paths(msgspec.Struct):
     request_max_body_size=MAX_BODY,
 )
 async def serve(request: R, ctx: Context) -> Response[Any]:
-    """Answer any request of a Hub client. The path is read raw: see `paths`."""
+    """Handle any request of a Hub client. The raw path is parsed: see `paths`."""
     raw = request.scope["raw_path"].decode("ascii", "replace")
     call = parse(raw.partition("/hf/")[2])
     if request.method not in ("GET", "HEAD") and not (call and call.verb == "paths-info" and request.method == "POST"):
         raise errors.read_only()
     if call is None:
-        raise RegistryError("not-found", "The Hub dialect of this registry has no such path.", hint=WHERE)
+        raise RegistryError("not-found", "The Hub dialect of this registry has no such path.", hint=API_HINT)
     if call.verb == "paths-info":
         call = replace(call, paths=_paths(request, await request.body()))
-    return await anyio.to_thread.run_sync(_answer, request, ctx, call)
+    return await anyio.to_thread.run_sync(_dispatch, request, ctx, call)
 
 
-def _answer(request: R, ctx: Context, call: Call) -> Response[Any]:
-    return ANSWERS[call.verb](request, caller_of(request, ctx), call)
+def _dispatch(request: R, ctx: Context, call: Call) -> Response[Any]:
+    return HANDLERS[call.verb](request, caller_of(request, ctx), call)
 
 
 def show_model(request: R, caller: Caller, call: Call) -> Response[Any]:
@@ -90,15 +90,15 @@ def show_refs(request: R, caller: Caller, call: Call) -> Response[Any]:
 
 
 def list_commits(request: R, caller: Caller, call: Call) -> Response[Any]:
-    """The versions up to the requested one, newest first."""
-    repository, number = revisions.place(caller, call)
+    """List the versions up to the requested one, newest first."""
+    repository, number = revisions.locate_version(caller, call)
     cursor = request.query_params.get("cursor") or paging.encode(number + 1)
     page = versions.list_all(caller, repository, cursor=cursor, limit=PAGE)
     return reply(request, [mapping.commit(item) for item in page.items], headers=_next(request, page.next_cursor))
 
 
 def list_models(request: R, caller: Caller, _call: Call) -> Response[Any]:
-    """Always sorted by name. `search` matches the name, or the whole id if it contains a '/'."""
+    """List models, always by name. `search` matches the name, or the whole id if it contains a '/'."""
     search = request.query_params.get("search", "").strip().lower()
     wanted = set(request.query_params.getall("filter", []))
     try:
@@ -112,7 +112,7 @@ def list_models(request: R, caller: Caller, _call: Call) -> Response[Any]:
         )
     except RegistryError as error:
         if error.code == "invalid-request" and search:
-            return reply(request, [])  # no name here has such characters
+            return reply(request, [])  # no name can contain these characters
         raise
     items = [
         mapping.model(repo, private=_private(caller))
@@ -134,12 +134,12 @@ def show_caller(request: R, caller: Caller, _call: Call) -> Response[Any]:
 
 
 def refuse_kind(_request: R, _caller: Caller, call: Call) -> Response[Any]:
-    """Datasets and spaces of the Hub, which this registry does not have."""
+    """Reject datasets and spaces of the Hub, which this registry does not have."""
     raise errors.repo_not_found(call.repo)
 
 
 def send_file(request: R, caller: Caller, call: Call) -> Response[Any]:
-    """HEAD never redirects: some clients would follow it to the store with their token. GET may."""
+    """Send a file. HEAD never redirects, since some clients would send their token to the store; GET may."""
     found, yanked = revisions.locate(caller, call)
     headers = mapping.file_headers(commit=found.commit, digest=found.digest, size=found.size, yanked=yanked)
     headers |= {"Cache-Control": "no-cache", "X-Lora-Reg-Digest": found.version}
@@ -157,7 +157,7 @@ def send_file(request: R, caller: Caller, call: Call) -> Response[Any]:
     return send_blob(request, caller.ctx.blobs, found.digest, found.size, headers=headers)
 
 
-ANSWERS: Final[dict[Verb, Answer]] = {
+HANDLERS: Final[dict[Verb, VerbHandler]] = {
     "info": show_model,
     "tree": show_tree,
     "paths-info": show_paths,
@@ -185,21 +185,21 @@ def _limit(request: R) -> int:
 
 
 def _paths(request: R, body: bytes) -> tuple[str, ...]:
-    """The paths of a form, as Python clients send it, or of JSON, as JavaScript clients do."""
+    """Parse the paths from a form (Python clients) or from JSON (JavaScript clients)."""
     try:
         if request.headers.get("content-type", "").startswith("application/json"):
-            return msgspec.json.decode(body, type=Paths).paths
+            return msgspec.json.decode(body, type=PathsBody).paths
         return tuple(parse_qs(body.decode(), max_num_fields=10_000).get("paths", []))
     except ValueError as error:
         raise RegistryError("invalid-request", "The body is not a list of paths.") from error
 
 
 def _next(request: R, cursor: str | None) -> dict[str, str]:
-    """The Link header to the next page."""
+    """Return the Link header of the next page."""
     if cursor is None:
         return {}
-    given = parse_qsl(request.scope["query_string"].decode("ascii", "replace"), keep_blank_values=True)
-    query = [(name, value) for name, value in given if name != "cursor"]
+    pairs = parse_qsl(request.scope["query_string"].decode("ascii", "replace"), keep_blank_values=True)
+    query = [(name, value) for name, value in pairs if name != "cursor"]
     url = request.url
     path = request.scope["raw_path"].decode("ascii", "replace")
     return {"Link": f'<{url.scheme}://{url.netloc}{path}?{urlencode([*query, ("cursor", cursor)])}>; rel="next"'}
@@ -209,7 +209,7 @@ router = Router(
     "/hf",
     route_handlers=[serve],
     exception_handlers={
-        RegistryError: errors.answer,
+        RegistryError: errors.registry_error,
         HTTPException: errors.framework_error,
         Exception: errors.any_error,
     },

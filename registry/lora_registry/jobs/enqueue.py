@@ -1,4 +1,4 @@
-"""Enqueue jobs: the row that says what a job is about and the engine's job, in the caller's transaction."""
+"""Enqueue jobs: the row that describes a job and the engine's job, in the caller's transaction."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from lora_registry.runtime.clock import now
 
 
 def inspect(caller: Caller, session: Session, repo: Repository, version: Version) -> str:
-    """Enqueue the first validation of a version; returns the job's id."""
+    """Enqueue the first validation of a version; return the job's id."""
     job_id = f"{INSPECT.name}-{version.id}-{version.digest[7:23]}"
     title = f"inspect {repo.namespace}/{repo.name}:v{version.number}"
-    _row(session, caller.principal, job_id, INSPECT.name, repo.namespace, title, subject=version.id)
-    _start(caller.ctx, session, INSPECT, InspectSpec(version.id), job_id)
+    _insert_row(session, caller.principal, job_id, INSPECT.name, repo.namespace, title, subject=version.id)
+    _enqueue(caller.ctx, session, INSPECT, InspectSpec(version.id), job_id)
     return job_id
 
 
 def validation_job_id(version: Version, key: ValidationKey) -> str:
-    """The id of the job and of its report. Of a row, since another repository may hold the same content."""
+    """Id of the job and of its report. Contains the row's id, since another repository may hold the same content."""
     return f"{VALIDATE.name}-{version.id}-{key.digest.hex}"
 
 
@@ -43,12 +43,12 @@ def validate(
     queue: Queue,
 ) -> None:
     """Enqueue a validation; the same one again is a no-op."""
-    names = ", ".join(dict.fromkeys(one.name for one in sets))
+    names = ", ".join(dict.fromkeys(entry.name for entry in sets))
     title = f"validate {repo.namespace}/{repo.name}:v{version.number}" + (f" on {names}" if names else "")
     job_id = validation_job_id(version, key)
-    _row(session, caller.principal, job_id, VALIDATE.name, repo.namespace, title, subject=version.id)
+    _insert_row(session, caller.principal, job_id, VALIDATE.name, repo.namespace, title, subject=version.id)
     spec = ValidateSpec(version.id, tuple(sets), key.precision)
-    _start(caller.ctx, session, VALIDATE, spec, job_id, queue)
+    _enqueue(caller.ctx, session, VALIDATE, spec, job_id, queue)
 
 
 def examine(
@@ -62,13 +62,13 @@ def examine(
     job_id: str,
     title: str,
 ) -> None:
-    """Enqueue a job whose report is on `version`; the same id again is a no-op."""
-    _row(session, caller.principal, job_id, kind.name, repo.namespace, title, subject=version.id)
-    _start(caller.ctx, session, kind, spec, job_id)
+    """Enqueue a job that reports on `version`; the same id again is a no-op."""
+    _insert_row(session, caller.principal, job_id, kind.name, repo.namespace, title, subject=version.id)
+    _enqueue(caller.ctx, session, kind, spec, job_id)
 
 
 def derived_job_id(recipe: Recipe, attempt: int = 1) -> str:
-    """attempt: counts up each time the previous result was deleted."""
+    """attempt: incremented each time the previous result was deleted."""
     return f"{recipe.operation}-{recipe.digest.hex}" + (f"-{attempt}" if attempt > 1 else "")
 
 
@@ -88,7 +88,7 @@ def derive(
     """Record a recipe and enqueue its job; the same job again is a no-op. base, inputs: ids of versions."""
     digest = str(recipe.digest)
     session.execute(insert_ignore(session, RecipeRow).values(digest=digest, body=recipe.to_bytes(), created_at=now()))
-    _row(session, caller.principal, job_id, recipe.operation, namespace, title, recipe=digest)
+    _insert_row(session, caller.principal, job_id, recipe.operation, namespace, title, recipe=digest)
     spec = DeriveSpec(
         recipe=digest,
         base=base,
@@ -97,10 +97,10 @@ def derive(
         message=message,
         author=caller.principal.name,
     )
-    _start(caller.ctx, session, DERIVE[recipe.operation], spec, job_id)
+    _enqueue(caller.ctx, session, DERIVE[recipe.operation], spec, job_id)
 
 
-def _row(
+def _insert_row(
     session: Session,
     principal: Principal,
     job_id: str,
@@ -125,7 +125,7 @@ def _row(
     )
 
 
-def _start(
+def _enqueue(
     ctx: Context, session: Session, kind: JobKind[SpecT], spec: SpecT, job_id: str, queue: Queue = "cpu"
 ) -> None:
     session.flush()

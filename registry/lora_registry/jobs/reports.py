@@ -16,7 +16,7 @@ from lora_registry.runtime.clock import iso
 
 
 def list_all(caller: Caller, path: VersionPath) -> ReportList:
-    """The reports on a version, newest first."""
+    """Return the reports on a version, newest first."""
     with caller.ctx.db.read() as session:
         _, version = resolve.version(session, caller.principal, path)
         items = []

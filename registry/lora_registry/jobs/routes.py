@@ -23,7 +23,7 @@ from lora_registry.repositories.paths import VersionPath
 
 R = Request[Any, Any, Any]
 POLL_SECONDS: Final = 0.2
-Offset = Annotated[int, QueryParameter(ge=0, le=2**31 - 1, description="Records from this one on.")]
+Offset = Annotated[int, QueryParameter(ge=0, le=2**31 - 1, description="Offset of the first record.")]
 
 
 @get("/jobs", summary="List jobs, newest first")
@@ -48,14 +48,14 @@ def show_job(request: R, caller: Caller, job_id: FromPath[str]) -> Response[JobV
 @async_get(
     "/jobs/{job_id:str}/progress",
     responses=RESPONSES,
-    summary="Follow a job: answers as soon as there is something new",
+    summary="Follow a job: answers when there are new progress records",
 )
 async def follow_job(
     request: R, caller: Caller, job_id: FromPath[str], offset: Offset = 0, wait: Wait = 0.0
 ) -> Response[JobProgressList]:
     deadline = anyio.current_time() + wait
     while True:
-        # Between looks the request holds no thread: a hundred followers must not stop the service.
+        # No thread is held between polls: a hundred followers must not stop the service.
         found = await anyio.to_thread.run_sync(partial(jobs.progress, caller, job_id, offset=offset))
         if found.items or found.state in TERMINAL or anyio.current_time() >= deadline:
             return reply(request, found)

@@ -1,4 +1,4 @@
-"""Jobs as callers see them: our row says what a job is about, the engine knows its state."""
+"""Jobs as clients see them: our row describes a job, the engine knows its state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lora_registry.auth.principals import Principal
 from lora_registry.context import Context
 from lora_registry.db.tables import JobRow
 from lora_registry.jobs import store
-from lora_registry.jobs.engine.lease_store import served
+from lora_registry.jobs.engine.lease_store import served_queues
 from lora_registry.jobs.engine.port import JobStatus
 from lora_registry.repositories import store as catalog
 from lora_registry.repositories import views
@@ -25,13 +25,13 @@ from lora_registry.runtime.clock import iso
 
 MAX_RECORDS: Final = 500
 MIN_PREFIX: Final = 6
-"""Least number of characters of a prefix."""
+"""Minimum length of a prefix."""
 MAX_LISTED: Final = 5
-"""Jobs that an error about an ambiguous prefix names."""
+"""Maximum number of jobs named in an error about an ambiguous prefix."""
 
 
 def show(caller: Caller, job_id: str) -> JobView:
-    """job_id: of this and the functions below: a whole id, or a prefix that only one visible job has."""
+    """job_id: here and below, a full id or a prefix of only one visible job."""
     with caller.ctx.db.read() as session:
         row = _find(session, caller.principal, job_id)
     return _views(caller.ctx, [row.id])[0]
@@ -46,7 +46,7 @@ def list_all(
     cursor: str | None,
     limit: int,
 ) -> JobList:
-    """Newest first. A filter by state may leave a page short; follow `next_cursor`."""
+    """List jobs, newest first. A filter by state may leave a page short: follow `next_cursor`."""
     before = paging.decode(cursor, int, str)
     with caller.ctx.db.read() as session:
         rows = store.jobs(
@@ -65,10 +65,10 @@ def list_all(
 
 
 def progress(caller: Caller, job_id: str, *, offset: int) -> JobProgressList:
-    """Return the records there are now, from `offset` on."""
+    """Return the records written so far, from `offset` on."""
     with caller.ctx.db.read() as session:
         row = _find(session, caller.principal, job_id)
-    state = _status(caller.ctx, row.id).state  # before the records: those of an ended job are then complete
+    state = _status(caller.ctx, row.id).state  # before the records: those of a terminal job are then complete
     records = list(islice(caller.ctx.jobs.follow(row.id, offset, timeout=0.0), MAX_RECORDS))
     return JobProgressList(
         state=state,
@@ -107,7 +107,7 @@ def _writable(caller: Caller, job_id: str) -> JobRow:
 
 
 def _find(session: Session, principal: Principal, job_id: str) -> JobRow:
-    """Raises `not-found`; `invalid-request` if several visible jobs have this prefix."""
+    """Raise `not-found`, or `invalid-request` if several visible jobs have this prefix."""
     row = store.job(session, job_id)
     if row is not None and principal.may("reader", row.namespace):
         return row
@@ -119,12 +119,12 @@ def _find(session: Session, principal: Principal, job_id: str) -> JobRow:
             "not-found", f"There is no job {job_id[:80]!r}.", hint="List the jobs with `lora-reg job list`."
         )
     if len(found) > 1:
-        ids = ", ".join(one.id for one in found[:MAX_LISTED])
+        ids = ", ".join(job.id for job in found[:MAX_LISTED])
         more = ", and others" if len(found) > MAX_LISTED else ""
         raise RegistryError(
             "invalid-request",
             f"Several jobs begin with {job_id!r}: {ids}{more}.",
-            hint="Give more characters of the job's id.",
+            hint="Give more characters of the job id.",
         )
     return found[0]
 
@@ -137,22 +137,22 @@ def _status(ctx: Context, job_id: str) -> JobStatus:
 
 
 def _views(ctx: Context, job_ids: Sequence[str]) -> list[JobView]:
-    """Ask the engine first, then read our rows: the result of a job that is done is then in them."""
+    """Query the engine before our rows, so that they have the result of a job that is done."""
     statuses = [_status(ctx, job_id) for job_id in job_ids]
     with ctx.db.read() as session:
         rows = [(store.job(session, job_id), status) for job_id, status in zip(job_ids, statuses, strict=True)]
-        queues = served(session) if any(status.state == "queued" for status in statuses) else set()
+        queues = served_queues(session) if any(status.state == "queued" for status in statuses) else set()
         return [_view(session, row, status, queues) for row, status in rows if row is not None]
 
 
 def _view(session: Session, row: JobRow, status: JobStatus, queues: Set[str]) -> JobView:
-    """queues: those that a live worker takes jobs from."""
+    """queues: those that live workers serve."""
     result = None
     if row.result_version_id is not None:
         found = catalog.versions_by_id(session, [row.result_version_id])
         result = views.refs(session, list(found.values()))[row.result_version_id]
     recipe = store.recipe(session, row.recipe_digest) if row.recipe_digest else None
-    waits = status.state == "queued" and status.queue not in queues
+    unserved = status.state == "queued" and status.queue not in queues
     return JobView(
         id=row.id,
         kind=row.kind,
@@ -163,7 +163,7 @@ def _view(session: Session, row: JobRow, status: JobStatus, queues: Set[str]) ->
         title=row.title,
         worker=status.worker,
         attempts=status.attempts,
-        waiting_for=f"a worker that takes jobs from the queue {status.queue}; none is running" if waits else None,
+        waiting_for=f"a worker that takes jobs from the queue {status.queue}; none is running" if unserved else None,
         error=status.error,
         error_code=status.error_code,
         result=result,

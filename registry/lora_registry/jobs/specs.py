@@ -1,4 +1,4 @@
-"""The kinds of jobs, each with the struct that a request hands to the worker. Versions are ids of rows."""
+"""The kinds of jobs, each with the struct that a request passes to the worker. Versions are row ids."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class InspectSpec(msgspec.Struct, frozen=True):
 
 
 class EvaluationSetSpec(msgspec.Struct, frozen=True):
-    """name: how the request called the evaluation set."""
+    """name: the evaluation set as named in the request."""
 
     role: DatasetRole
     version: int
@@ -32,21 +32,21 @@ class ValidateSpec(msgspec.Struct, frozen=True):
 
 
 class DiffSpec(msgspec.Struct, frozen=True):
-    """The report is on `version`, the later of both."""
+    """version: the later one; the report is stored on it."""
 
     before: int
     version: int
 
 
-class Ingredients(msgspec.Struct, frozen=True, kw_only=True):
-    """A recipe by its digest, and the versions that its digests stand for: others may hold the same content."""
+class RecipeSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A recipe by digest, and the versions that its inputs resolved to: several versions may hold the same content."""
 
     recipe: str
     base: int
     inputs: tuple[int, ...]
 
 
-class DeriveSpec(Ingredients, frozen=True, kw_only=True):
+class DeriveSpec(RecipeSpec, frozen=True, kw_only=True):
     """author: name of the principal who asked."""
 
     tags: tuple[str, ...]
@@ -54,11 +54,11 @@ class DeriveSpec(Ingredients, frozen=True, kw_only=True):
     author: str
 
 
-class ReproduceSpec(Ingredients, frozen=True, kw_only=True):
+class ReproduceSpec(RecipeSpec, frozen=True, kw_only=True):
     version: int
 
 
-# An inspection takes a second, and a person waits for it.
+# An inspection takes a second, and a user waits for it.
 INSPECT: Final = JobKind("inspect", InspectSpec, priority=50, timeout=6 * HOUR)
 DIFF: Final = JobKind("diff", DiffSpec, priority=60, timeout=6 * HOUR)
 VALIDATE: Final = JobKind("validate", ValidateSpec, priority=75, timeout=24 * HOUR)

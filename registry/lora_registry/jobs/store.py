@@ -14,7 +14,7 @@ def recipe(session: Session, digest: str) -> RecipeRow | None:
     return session.get(RecipeRow, digest)
 
 
-def body(session: Session, digest: str) -> dict[str, Any]:
+def recipe_body(session: Session, digest: str) -> dict[str, Any]:
     row = session.get(RecipeRow, digest)
     return {} if row is None else {**json.loads(row.body), "digest": digest}
 

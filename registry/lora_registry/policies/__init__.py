@@ -1,1 +1,1 @@
-"""Policies on tags: documents for patterns of tags, the evaluation sets that they name, and the guard of tag moves."""
+"""Policies on tags: a document per pattern of tags, the evaluation sets it names, and the guard of tag moves."""

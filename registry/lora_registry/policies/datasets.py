@@ -1,4 +1,4 @@
-"""Evaluation sets: the references of a policy and of a caller, resolved to versions of datasets."""
+"""Evaluation sets: references of a policy and of a caller, resolved to versions of datasets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ResolvedDataset:
     Args:
         name: as the policy or the caller wrote it.
         label: `namespace/name:vN`.
-        answers: the dataset has expected answers, so no loss.
+        answers: True if the dataset has expected answers, and so no loss.
     """
 
     version: Version
@@ -42,14 +42,14 @@ class EvaluationSets:
     by_role: dict[DatasetRole, dict[str, ResolvedDataset]]
 
     def key(self, version: Version, base: Version, precision: Precision | None) -> ValidationKey:
-        """The identity of a validation of a version on these sets."""
+        """Return the key of a validation of a version on these sets."""
         return validation_key(version, base, precision, self.digests())
 
     def digests(self) -> dict[DatasetRole, list[str]]:
         return {role: sorted(found) for role, found in self.by_role.items()}
 
     def names(self, role: DatasetRole) -> dict[str, str]:
-        """Digest -> name, as the policy or the caller wrote it."""
+        """Map digests to names, as the policy or the caller wrote them."""
         return {digest: found.name for digest, found in self.by_role[role].items()}
 
     def versions(self) -> list[Version]:
@@ -59,28 +59,28 @@ class EvaluationSets:
 def evaluation_sets(
     session: Session, principal: Principal, policy: Policy, data: Iterable[str] = (), general: Iterable[str] = ()
 ) -> EvaluationSets:
-    """Resolve the sets of a policy and of the caller. One with a ceiling is evaluated even if no other field names it.
+    """Resolve the sets of a policy and of the caller. A set with a ceiling is always evaluated.
 
     The policy's own references come first, since its ceilings refer to them. Raises `not-found`, `conflict`, `deleted`.
     """
     ceilings = _resolve(session, principal, policy.quality.highest)
     if len(ceilings) < len(policy.quality.highest):
         raise RegistryError("conflict", "The policy gives two ceilings for the same version of an evaluation set.")
-    asked = {**_resolve(session, principal, [*policy.quality.sets, *policy.behaviour.sets, *data]), **ceilings}
+    requested = {**_resolve(session, principal, [*policy.quality.sets, *policy.behaviour.sets, *data]), **ceilings}
     forgetting = _resolve(session, principal, [*policy.forgetting.sets, *general])
-    if len(asked) + len(forgetting) > MAX_SETS:
+    if len(requested) + len(forgetting) > MAX_SETS:
         raise RegistryError("too-large", f"The request needs more than {MAX_SETS} evaluation sets.")
-    behaviour = {digest: found for digest, found in asked.items() if found.answers}
-    if wrong := [found.name for found in (*forgetting.values(), *ceilings.values()) if found.answers]:
-        raise RegistryError("conflict", f"{wrong[0]} has expected answers, which have no loss.")
-    quality = {digest: found for digest, found in asked.items() if not found.answers}
+    behaviour = {digest: found for digest, found in requested.items() if found.answers}
+    if without_loss := [found.name for found in (*forgetting.values(), *ceilings.values()) if found.answers]:
+        raise RegistryError("conflict", f"{without_loss[0]} has expected answers, which have no loss.")
+    quality = {digest: found for digest, found in requested.items() if not found.answers}
     return EvaluationSets({"quality": quality, "forgetting": forgetting, "behaviour": behaviour})
 
 
 def validation_key(
     version: Version, base: Version, precision: Precision | None, sets: Mapping[DatasetRole, Sequence[str]]
 ) -> ValidationKey:
-    """precision: None picks the usual one for a base of this size. sets: digests by role."""
+    """precision: None: the default for a base of this size. sets: digests by role."""
     quality, forgetting, behaviour = (tuple(sets[role]) for role in ("quality", "forgetting", "behaviour"))
     return ValidationKey(
         version=version.digest,
@@ -93,7 +93,7 @@ def validation_key(
 
 
 def _resolve(session: Session, principal: Principal, texts: Iterable[str]) -> dict[str, ResolvedDataset]:
-    """Digest -> dataset. Stops after MAX_SETS: the caller refuses them all."""
+    """Map digests to datasets. Stops after MAX_SETS: the caller refuses the request then."""
     found: dict[str, ResolvedDataset] = {}
     for text in dict.fromkeys(texts):
         if len(found) > MAX_SETS:

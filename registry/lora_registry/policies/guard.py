@@ -1,4 +1,4 @@
-"""What every move of a tag passes: the policy that governs the tag, and whether it allowed the version."""
+"""Guard of every tag move: the policy that governs the tag, and whether it allowed the version."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from lora_registry.repositories.paths import RepositoryPath
 from lora_registry.runtime.clock import now
 
 DAY: Final = 24 * 3600 * 1_000_000
-"""Microseconds."""
+"""In microseconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class GoverningPolicy:
-    """The policy of a tag, with the pattern that it is set for."""
+    """The policy of a tag, with its pattern."""
 
     pattern: str
     digest: str
@@ -36,10 +36,10 @@ class GoverningPolicy:
 
 
 def policy_of(session: Session, path: RepositoryPath, tag: str) -> GoverningPolicy | None:
-    """The explicit policy of a tag, the most specific of those that match; None if none does."""
+    """Return the most specific policy that matches a tag; None if none matches."""
     documents = {
         row.pattern: (row.digest, row.body)
-        for row in store.present_policies(session, [path.namespace, "*"])
+        for row in store.current_policies(session, [path.namespace, "*"])
         if row.digest is not None and row.body is not None
     }
     pattern = governing(documents, path.namespace, path.name, tag)
@@ -56,31 +56,31 @@ def check_move(
     tag: str,
     version: Version,
     *,
-    holder: int | None,
-    back: bool,
+    target: int | None,
+    is_rollback: bool,
 ) -> None:
-    """Check a move of an adapter's tag that comes without a gate's decision.
+    """Check a move of an adapter's tag without a gate's decision.
 
-    A stored decision counts if it allowed the version under the present policy, compared with the present target, on
-    the evaluation sets that the policy names now, from a report of the present suite. Raises `tag-gated` if a policy
+    A stored decision counts if it allowed the version under the current policy, compared with the current target, on
+    the evaluation sets that the policy names now, from a report of the current suite. Raises `tag-gated` if a policy
     governs the tag and no decision counts.
 
     Args:
-        holder: id of the tag's present target; None for a new tag.
-        back: the move is a rollback, which may also go to a version to which an allowing decision once moved the tag.
+        target: id of the tag's current target; None for a new tag.
+        is_rollback: a rollback may also go to a version to which an allowing_decisions decision once moved the tag.
     """
     if repo.kind != "adapter":
         return
-    store.hold_policies(session)
+    store.lock_policies(session)
     found = policy_of(session, RepositoryPath(repo.namespace, repo.name), tag)
     if found is None:
         return
     policy = found.policy
-    if back and store.moved_by_allowance(session, repo.id, tag, version.id):
+    if is_rollback and store.was_promoted(session, repo.id, tag, version.id):
         return
     base = resolve.base_of(session, repo, version)
-    decisions = store.allowing(
-        session, version_id=version.id, tag=tag, policy_digest=found.digest, holder_version_id=holder
+    decisions = store.allowing_decisions(
+        session, version_id=version.id, tag=tag, policy_digest=found.digest, holder_version_id=target
     )
     if decisions:
         required = evaluation_sets(session, principal, policy)
@@ -88,8 +88,8 @@ def check_move(
             return
     raise RegistryError(
         "tag-gated",
-        f"The policy {policy.name!r} of {found.pattern} governs {repo.namespace}/{repo.name}:{tag}, and it has not "
-        f"allowed v{version.number} under present conditions.",
+        f"The policy {policy.name!r} of {found.pattern} governs {repo.namespace}/{repo.name}:{tag} and has not "
+        f"allowed v{version.number} under current conditions.",
     )
 
 
@@ -106,6 +106,6 @@ def _still_holds(
         return False
     key = validation_key(version, base, policy.precision, sets)
     if decision.report_id != enqueue.validation_job_id(version, key):
-        return False  # made by an older suite
+        return False  # from an older suite
     report = job_store.report(session, decision.report_id)
     return report is not None and (policy.fresh_days is None or now() - report.created_at <= policy.fresh_days * DAY)

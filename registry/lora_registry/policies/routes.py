@@ -15,7 +15,7 @@ from lora_registry.policies import service
 R = Request[Any, Any, Any]
 
 
-@get("/policies", summary="The policies in force; with a pattern, its history")
+@get("/policies", summary="List the policies in force; with a pattern, its history")
 def list_policies(request: R, caller: Caller, pattern: Text = None) -> Response[PolicyList]:
     return reply(request, service.list_all(caller, pattern=pattern))
 

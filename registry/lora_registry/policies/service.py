@@ -1,4 +1,4 @@
-"""Stored policies: a document for each pattern of tags. Each change adds a number; nothing is overwritten."""
+"""Stored policies: a document per pattern of tags. Each change adds a numbered row; nothing is overwritten."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from lora_registry.policies import store
 from lora_registry.policies.datasets import evaluation_sets
 from lora_registry.runtime.clock import iso, now
 
-EVERYWHERE = "*"
+ALL_NAMESPACES = "*"
 
 
 def put(caller: Caller, request: PolicyRequest) -> PolicyView:
-    """Set a pattern's policy, or remove it if the request has no document. Its evaluation sets must exist.
+    """Set a pattern's policy, or remove it if the request has no document. The evaluation sets must exist.
 
-    The same document again changes nothing. Raises `invalid-request`, `not-found`, `forbidden`: only an administrator
-    of all namespaces sets a pattern for more than one.
+    The same document again is a no-op. Raises `invalid-request`, `not-found`, `forbidden`: only an administrator of all
+    namespaces may set a pattern that spans several.
     """
     namespace = parse_pattern(request.pattern)[0]
-    scope = EVERYWHERE if "*" in namespace else namespace
+    scope = ALL_NAMESPACES if "*" in namespace else namespace
     caller.require("admin", scope)
     policy = None if request.document is None else read(request.document)
     with caller.ctx.db.write() as session:
-        store.hold_policies(session, exclusive=True)
+        store.lock_policies(session, exclusive=True)
         if policy is not None:
             evaluation_sets(session, caller.principal, policy)
         digest = None if policy is None else str(policy.digest)
@@ -62,12 +62,12 @@ def put(caller: Caller, request: PolicyRequest) -> PolicyView:
 
 
 def read(document: Any) -> Policy:
-    """Parse a policy that a gate of this registry can decide by. Raises RegistryError `invalid-request`."""
+    """Parse a policy that a gate of this registry can apply. Raises RegistryError `invalid-request`."""
     policy = parse_policy(document)
     if policy.behaviour.tasks:
         raise RegistryError(
             "invalid-request",
-            "The policy asks for behaviour.tasks, which no report of a registry has: tasks of lm-evaluation-harness "
+            "The policy requires behaviour.tasks, which no report of a registry has: tasks of lm-evaluation-harness "
             "contain Python code, which jobs of a registry do not run.",
             hint="Evaluate it where the tasks are: `lora-reg validate --local --tasks DIR --policy FILE`.",
         )
@@ -75,7 +75,7 @@ def read(document: Any) -> Policy:
 
 
 def list_all(caller: Caller, *, pattern: str | None) -> PolicyList:
-    """The policies in force, by pattern; for a given pattern, its whole history, newest first."""
+    """List the policies in force, by pattern; with a pattern, its whole history, newest first."""
     with caller.ctx.db.read() as session:
         if pattern is not None:
             namespace = parse_pattern(pattern)[0]
@@ -83,7 +83,7 @@ def list_all(caller: Caller, *, pattern: str | None) -> PolicyList:
                 caller.require("reader", namespace)
             return PolicyList([_view(row) for row in store.policy_history(session, pattern)])
         visible = caller.principal.visible()
-        rows = store.present_policies(session, None if visible is None else [visible, EVERYWHERE])
+        rows = store.current_policies(session, None if visible is None else [visible, ALL_NAMESPACES])
         return PolicyList([_view(row) for row in rows if row.body is not None])
 
 

@@ -1,4 +1,4 @@
-"""Named queries on policies and on what was allowed under them. SQL only: no checks, no rights, no transitions."""
+"""Named queries on policies and on the decisions under them. SQL only: no checks, permissions or transitions."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from sqlmodel import Session, col, select
 
 from lora_registry.db.tables import DecisionRow, PolicyRow, TagMove
 
-_ORDER: Final = 7305619
+_LOCK_KEY: Final = 7305619
 
 
-def hold_policies(session: Session, *, exclusive: bool = False) -> None:
-    """Lock policies until the end of the transaction: shared to move a tag, exclusively to change a policy.
+def lock_policies(session: Session, *, exclusive: bool = False) -> None:
+    """Lock policies until the end of the transaction: shared to move a tag, exclusive to change a policy.
 
-    Otherwise a tag that moves during a change of its policy could move under the old one after the new one was
-    acknowledged. On SQLite a writing transaction is alone anyway.
+    Otherwise a tag could move under the old policy after the new one was acknowledged. On SQLite a write transaction
+    is exclusive anyway.
     """
     if session.get_bind().dialect.name == "postgresql":
         lock = func.pg_advisory_xact_lock if exclusive else func.pg_advisory_xact_lock_shared
-        session.execute(select(lock(_ORDER)))
+        session.execute(select(lock(_LOCK_KEY)))
 
 
-def present_policies(session: Session, namespaces: Sequence[str] | None) -> list[PolicyRow]:
-    """The newest row of each pattern, by pattern, including removed policies. namespaces: first parts; None: all."""
+def current_policies(session: Session, namespaces: Sequence[str] | None) -> list[PolicyRow]:
+    """Return the newest row of each pattern, including removed policies, by pattern. namespaces: None: all."""
     newest = select(PolicyRow.pattern, func.max(PolicyRow.number)).group_by(col(PolicyRow.pattern))
     if namespaces is not None:
         newest = newest.where(col(PolicyRow.namespace).in_(namespaces))
@@ -37,15 +37,15 @@ def present_policies(session: Session, namespaces: Sequence[str] | None) -> list
 
 
 def policy_history(session: Session, pattern: str) -> list[PolicyRow]:
-    """Newest first."""
+    """Return all rows of a pattern, newest first."""
     query = select(PolicyRow).where(PolicyRow.pattern == pattern).order_by(col(PolicyRow.number).desc())
     return list(session.exec(query))
 
 
-def allowing(
+def allowing_decisions(
     session: Session, *, version_id: int, tag: str, policy_digest: str, holder_version_id: int | None, limit: int = 100
 ) -> list[DecisionRow]:
-    """Decisions that allowed a version under this policy, compared with this target of the tag, newest first."""
+    """Return the decisions that allowed a version under this policy, compared with this target, newest first."""
     query = (
         select(DecisionRow)
         .where(
@@ -61,8 +61,8 @@ def allowing(
     return list(session.exec(query))
 
 
-def moved_by_allowance(session: Session, repository_id: int, tag: str, version_id: int) -> bool:
-    """True if the tag was once moved to this version because a policy allowed it."""
+def was_promoted(session: Session, repository_id: int, tag: str, version_id: int) -> bool:
+    """Return whether the tag was once moved to this version because a policy allowed it."""
     query = (
         select(TagMove.id)
         .join(DecisionRow, col(DecisionRow.id) == col(TagMove.decision_id))

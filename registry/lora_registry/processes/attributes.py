@@ -14,13 +14,13 @@ _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
 _lock: Final = threading.Lock()
-_adopting: list[int] = []
+_subreaping: list[int] = []
 
 
 def die_with_parent(parent: int, *, sent: signal.Signals = signal.SIGKILL) -> None:
     """Have the kernel send `sent` to this process when the thread that started it ends; exit if it already has.
 
-    parent: process id of the starter. Linux only.
+    parent: id of the process that started it. Linux only.
     """
     _prctl(_PR_SET_PDEATHSIG, int(sent), "PR_SET_PDEATHSIG")
     if os.getppid() != parent:
@@ -28,21 +28,21 @@ def die_with_parent(parent: int, *, sent: signal.Signals = signal.SIGKILL) -> No
 
 
 @contextmanager
-def adopting() -> Iterator[None]:
+def child_subreaper() -> Iterator[None]:
     """Become the parent of every descendant whose own parent ends during the block.
 
-    Only during it: a worker that adopted at all times would have to reap whatever its children leave behind.
+    Only during it: otherwise a worker would have to reap whatever its children leave behind.
     """
     with _lock:
-        if not _adopting:
+        if not _subreaping:
             _prctl(_PR_SET_CHILD_SUBREAPER, 1, "PR_SET_CHILD_SUBREAPER")
-        _adopting.append(1)
+        _subreaping.append(1)
     try:
         yield
     finally:
         with _lock:
-            _adopting.pop()
-            if not _adopting:
+            _subreaping.pop()
+            if not _subreaping:
                 _prctl(_PR_SET_CHILD_SUBREAPER, 0, "PR_SET_CHILD_SUBREAPER")
 
 

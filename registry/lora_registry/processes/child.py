@@ -1,9 +1,9 @@
-"""The inside of a child process: runs one function and ends. Forked by `template`, or started by `python -m`.
+"""Code inside a child process: calls one function and exits. Forked by `template`, or started by `python -m`.
 
-In: one JSON document `{"target": "module:function", "spec": …}` on stdin. Out: JSON lines on the pipe, first
-`{"started": pid}`, then each one of `{"progress": …}`, `{"log": …}`, and at the end `{"result": …}` or `{"error": …}`.
-Stdout is joined with stderr by the parent, so what a library prints cannot be taken for a message. Any other exception
-ends the process with a traceback.
+In: one JSON document `{"target": "module:function", "spec": …}` on stdin. Out: JSON lines on the pipe: first
+`{"started": pid}`, then any number of `{"progress": …}` and `{"log": …}`, finally `{"result": …}` or `{"error": …}`.
+The parent joins stdout with stderr, so that no output of a library is mistaken for a message. Any other exception ends
+the process with a traceback.
 
 Imports neither the engine nor a database: the process holds only its pipe.
 """
@@ -23,18 +23,18 @@ from lora_registry.runtime.typed import decode, encode, input_type
 
 
 class ChildReporter:
-    """Messages to the job. Cheap: call it per tensor; the parent passes on the newest, twice a second."""
+    """Sends messages to the job. Cheap enough per tensor: the parent forwards the newest progress twice a second."""
 
     def __init__(self, pipe: int) -> None:
         self._pipe = pipe
         self._lock = threading.Lock()
 
     def progress(self, message: str, *, done: int = 0, total: int | None = None, unit: str = "") -> None:
-        """How far the work is; done and total in `unit`, total None if it is not known."""
+        """Report progress; done and total in `unit`, total None if unknown."""
         self.send({"progress": {"message": message, "done": done, "total": total, "unit": unit}})
 
     def log(self, text: str) -> None:
-        """A line for the job's log; every one is kept."""
+        """Write a line to the job's log; no line is dropped."""
         self.send({"log": text})
 
     def send(self, message: dict[str, Any]) -> None:
@@ -45,14 +45,14 @@ class ChildReporter:
 
 
 def resolve(target: str) -> Any:
-    """The function that `module:function` names."""
+    """Import the function named `module:function`."""
     module, _, function = target.partition(":")
     return getattr(importlib.import_module(module), function)
 
 
 def run(pipe: int) -> None:
     """Read the request from stdin, run its function, and report the result or the error on the pipe."""
-    # Not for grandchildren: the parent reads until the last holder of the pipe has closed it.
+    # Not inherited by grandchildren: the parent reads until every copy of the pipe is closed.
     os.set_inheritable(pipe, False)
     report = ChildReporter(pipe)
     report.send({"started": os.getpid()})
@@ -64,7 +64,7 @@ def run(pipe: int) -> None:
         facts = {"code": error.code, "detail": error.detail, "hint": error.hint, "facts": error.facts}
         report.send({"error": facts})
     except MemoryError:
-        detail = "The work needs more memory than the worker could get."
+        detail = "The step needs more memory than the worker can allocate."
         report.send({"error": {"code": "job-failed", "detail": detail, "facts": {"reason": "memory"}}})
     else:
         report.send({"result": result})

@@ -1,4 +1,4 @@
-"""A running child process as its worker sees it: how it is fed, watched, killed and waited for."""
+"""A child process as seen by its worker: send its request, watch, kill and reap it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LINGER: Final = 10.0
 
 
 class Pipes:
-    """Three pipes between worker and child: the request in, the output and the reports back."""
+    """Three pipes between worker and child: request in, output and reports out."""
 
     def __init__(self) -> None:
         self.request_end, self.request = os.pipe()
@@ -26,11 +26,11 @@ class Pipes:
 
     @property
     def ends(self) -> list[int]:
-        """The child's ends, in the order in which `template` takes them."""
+        """The child's ends, in the order that `template` expects."""
         return [self.request_end, self.output_end, self.reports_end]
 
     def close_ends(self) -> None:
-        """Close the child's ends here, so that its own are the last."""
+        """Close the child's ends in this process, so that only the child holds them."""
         for end in self.ends:
             os.close(end)
 
@@ -39,8 +39,8 @@ class Pipes:
             os.close(end)
 
     def started(self, seconds: float) -> int | None:
-        """The process id that the child reports first; None if it ends, or says nothing for so long."""
-        # It writes no more than this before it has read its request.
+        """Return the process id that the child reports first; None if it ends or stays silent for `seconds`."""
+        # The child writes nothing else before it has read its request.
         if not select.select([self.reports], [], [], seconds)[0]:
             return None
         line = os.read(self.reports, 64)
@@ -48,7 +48,7 @@ class Pipes:
 
 
 class Process:
-    """Nobody else may wait for the process: until `reap`, its number can be given to no other."""
+    """Nothing else may wait for the process: until `reap`, the kernel cannot reuse its id."""
 
     def __init__(self, pid: int, pipes: Pipes, popen: subprocess.Popen[bytes] | None = None) -> None:
         self.pid = pid
@@ -58,36 +58,36 @@ class Process:
         self._popen = popen
 
     def send(self, request: dict[str, Any]) -> None:
-        # It may be dead already; then its exit status says why.
+        # The child may be dead already; then its exit status shows why.
         with suppress(BrokenPipeError), open(self._request, "wb") as stdin:
             stdin.write(json.dumps(request).encode())
 
     def has_ended(self) -> bool:
-        # Without reaping it: while it is a zombie its number is its own, and what it started can be killed by it.
+        # Without reaping: a zombie keeps its id, so its process group can still be killed.
         try:
             return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
         except ChildProcessError:
-            return True  # reaped by the thread that waits for it
+            return True  # reaped by another thread
 
     def close(self) -> None:
         """Close the pipes of a child that was never sent a request."""
         for end in (self._request, self.output, self.reports):
             os.close(end)
 
-    def let_end(self) -> None:
-        """Wait a moment for its end."""
+    def wait_until_ended(self) -> None:
+        """Wait until it has ended, at most 10 seconds."""
         deadline = time.monotonic() + _LINGER
         while not self.has_ended() and time.monotonic() < deadline:
             time.sleep(0.01)
 
     def kill(self) -> None:
-        """Kill it and all that it started."""
+        """Kill it and all processes of its group."""
         if self.status is None:
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
 
     def reap(self) -> int:
-        """Wait for it; the exit status, or the number of the signal that killed it, negative."""
+        """Wait for it. Return its exit status, or the negated number of the signal that killed it."""
         self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         if self._popen is not None:
             self._popen.returncode = self.status
@@ -95,7 +95,7 @@ class Process:
 
 
 def execute(environment: Mapping[str, str]) -> Process:
-    """Start a child from nothing, with its own imports to do. Its life is tied to the thread that calls this."""
+    """Start a child without a template, so it does its own imports. It dies with the calling thread."""
     pipes = Pipes()
     try:
         popen = subprocess.Popen(
@@ -104,7 +104,7 @@ def execute(environment: Mapping[str, str]) -> Process:
             stdout=pipes.output_end,
             stderr=subprocess.STDOUT,
             pass_fds=(pipes.reports_end,),
-            start_new_session=True,  # so that it can be killed with what it started; Ctrl-C is for the worker
+            start_new_session=True,  # so that it can be killed as a group, and Ctrl-C reaches only the worker
             env=environment,
         )
     except BaseException:

@@ -1,11 +1,11 @@
-"""The inside of a warm process: `python -m lora_registry.processes.template SOCKET PARENT MODULE…`.
+"""Code inside a warm process: `python -m lora_registry.processes.template SOCKET PARENT MODULE…`.
 
 Imports the modules, answers `ready` on its socket, and forks one child per message. A message carries three
 descriptors: the child's stdin, its output and its pipe for reports.
 
-A child is the worker's own: it is forked by a process between, whose end makes the worker, which adopts at that moment,
-its parent. So a child dies with its worker and outlives its template, only the worker waits for it, and its process id
-is given to no other process before that.
+A child's parent is the worker: it is forked by an intermediate process whose end makes the worker, a subreaper at that
+moment, its parent. So a child dies with its worker and outlives its template, only the worker waits for it, and its
+process id is not reused before that.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ READY: Final = b"ready"
 
 
 def main(channel: socket.socket, parent: int, modules: Sequence[str]) -> None:
-    """Serve until the worker closes the socket. Returns in each child as well, after its work."""
+    """Serve until the worker closes the socket. Also returns in each child, after its work."""
     die_with_parent(parent)
     for module in modules:
         # The child imports it again and reports the error as its own.
         with suppress(Exception):
             importlib.import_module(module)
-    if (reason := unfit()) is not None:
+    if (reason := reason_not_to_fork()) is not None:
         channel.send(reason.encode())
         return
     gc.collect()
-    gc.freeze()  # a collection in a child would otherwise write to every page, and so copy it
+    gc.freeze()  # otherwise a collection in a child would write to every page and so copy it
     channel.send(READY)
     while True:
         message, ends, _, _ = socket.recv_fds(channel, 16, 3)
         if not message:
             return
-        if fork_for(parent):
+        if fork_child_of(parent):
             channel.close()
             _run(*ends)
             return
@@ -51,9 +51,9 @@ def main(channel: socket.socket, parent: int, modules: Sequence[str]) -> None:
             os.close(end)
 
 
-def unfit() -> str | None:
-    """Why this process must not be forked; None if it can be."""
-    # OpenBLAS starts its threads when it is loaded, ends them before a fork, and starts them again when it is used.
+def reason_not_to_fork() -> str | None:
+    """Return why this process must not be forked; None if it can be."""
+    # OpenBLAS starts threads on load, stops them before a fork and restarts them on use: fork once before counting.
     if (pid := os.fork()) == 0:
         os._exit(0)
     os.waitpid(pid, 0)
@@ -65,23 +65,23 @@ def unfit() -> str | None:
     return None
 
 
-def fork_for(parent: int) -> bool:
-    """Fork a child of `parent`, in a session of its own. True in the child."""
+def fork_child_of(parent: int) -> bool:
+    """Fork a child of `parent`, in a new session. Return True in the child."""
     try:
-        between = os.fork()
+        intermediate = os.fork()
     except OSError:
-        return False  # the worker sees the descriptors closed
-    if between:
-        os.waitpid(between, 0)
+        return False  # the worker sees closed descriptors
+    if intermediate:
+        os.waitpid(intermediate, 0)
         return False
-    between = os.getpid()
+    intermediate_pid = os.getpid()
     try:
-        last = os.fork() == 0
+        in_child = os.fork() == 0
     except OSError:
         os._exit(1)
-    if not last:
+    if not in_child:
         os._exit(0)
-    while os.getppid() == between:
+    while os.getppid() == intermediate_pid:
         time.sleep(0.0005)
     os.setsid()
     die_with_parent(parent)
@@ -94,7 +94,7 @@ def _run(request: int, output: int, pipe: int) -> None:
     os.dup2(output, 2)
     os.close(request)
     os.close(output)
-    # torch draws from a fixed seed, and `random` seeds itself again after a fork.
+    # torch uses a fixed seed, and `random` reseeds itself after a fork.
     if (numpy := sys.modules.get("numpy")) is not None:
         numpy.random.seed()
     child.run(pipe)

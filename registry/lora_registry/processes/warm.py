@@ -1,4 +1,4 @@
-"""The outside of a warm process: start one, have it fork children, and give it up when it fails."""
+"""A warm process seen from outside: start it, have it fork children, and discard it when it fails."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
-from lora_registry.processes.attributes import adopting
+from lora_registry.processes.attributes import child_subreaper
 from lora_registry.processes.process import Pipes, Process
 from lora_registry.processes.template import READY
 
@@ -27,58 +27,58 @@ READY_SECONDS: Final = 300.0
 FORK_SECONDS: Final = 20.0
 """A fork takes 20 ms. A template that takes longer is frozen, or the machine is out of memory."""
 
-_ASK_EVERY: Final = 1.0
+_POLL_SECONDS: Final = 1.0
 
 
 class Template:
-    """A warm process with some modules imported. Starts at once, in the background; may be used by several threads."""
+    """A warm process with some modules imported. Starts immediately, in the background; thread-safe."""
 
     def __init__(self, modules: Sequence[str], environment: Mapping[str, str]) -> None:
         self.pid: int | None = None
         self.failed = False
-        """True once it has died, frozen or refused to be forked: it gives no more children."""
-        self.unfit = False
-        """Whether it failed before it was ready: another one of the same modules would as well."""
+        """True once it has died, frozen or refused to be forked: it forks no more children."""
+        self.failed_at_start = False
+        """True if it failed before it was ready: a new one with the same modules would fail too."""
         self._modules = tuple(modules)
         self._environment = {**environment, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
         self._ready = False
         self._killed = False
-        self._turn = threading.Lock()
-        self._killing = threading.Lock()
-        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # The kernel ties its life to the thread that starts it, which therefore stays to wait for it.
-        threading.Thread(target=self._hold, args=(theirs,), name="template", daemon=True).start()
+        self._fork_lock = threading.Lock()
+        self._kill_lock = threading.Lock()
+        self._channel, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # The process dies with the thread that starts it, so that thread stays and waits for it.
+        threading.Thread(target=self._supervise, args=(child_end,), name="template", daemon=True).start()
 
-    def fork(self, waiting: Callable[[], None]) -> Process | None:
-        """A child; None if the template has failed. waiting: called about every second, may raise."""
-        while not self._turn.acquire(timeout=_ASK_EVERY):
-            waiting()
+    def fork(self, on_wait: Callable[[], None]) -> Process | None:
+        """Fork a child; return None if the template has failed. on_wait: called about every second, may raise."""
+        while not self._fork_lock.acquire(timeout=_POLL_SECONDS):
+            on_wait()
         try:
-            if self.failed or not self._wait_until_ready(waiting):
+            if self.failed or not self._wait_until_ready(on_wait):
                 return None
             process = self._fork()
             if process is None:
-                self._fail("does not answer")
+                self._fail("it does not answer")
             return process
         finally:
-            self._turn.release()
+            self._fork_lock.release()
 
     def kill(self) -> None:
-        """End it. Its children live on."""
-        with self._killing:
+        """Kill the process; its children live on."""
+        with self._kill_lock:
             self._killed = True
             if self.pid is not None:
                 with suppress(ProcessLookupError):
                     os.kill(self.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """End it, when nothing uses it any more."""
+        """Kill the process and close the channel."""
         self.kill()
         self._channel.close()
 
-    def _hold(self, theirs: socket.socket) -> None:
-        command = [sys.executable, "-m", "lora_registry.processes.template", str(theirs.fileno()), str(os.getpid())]
-        with theirs, self._killing:
+    def _supervise(self, child_end: socket.socket) -> None:
+        command = [sys.executable, "-m", "lora_registry.processes.template", str(child_end.fileno()), str(os.getpid())]
+        with child_end, self._kill_lock:
             if self._killed:
                 return
             process = subprocess.Popen(
@@ -86,40 +86,40 @@ class Template:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(child_end.fileno(),),
                 start_new_session=True,
                 env=self._environment,
             )
             self.pid = process.pid
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        with self._killing:  # once it is reaped, its number may be another's
+        with self._kill_lock:  # once it is reaped, its id may be reused
             self.pid = None
             process.wait()
 
-    def _wait_until_ready(self, waiting: Callable[[], None]) -> bool:
+    def _wait_until_ready(self, on_wait: Callable[[], None]) -> bool:
         deadline = time.monotonic() + READY_SECONDS
         while not self._ready:
-            if select.select([self._channel], [], [], _ASK_EVERY)[0]:
+            if select.select([self._channel], [], [], _POLL_SECONDS)[0]:
                 answer = b""
                 with suppress(ConnectionError):
                     answer = self._channel.recv(1024)
                     self._ready = answer == READY
                 if not self._ready:
-                    self.unfit = True
-                    self._fail(answer.decode(errors="replace") or "it died while it started")
+                    self.failed_at_start = True
+                    self._fail(answer.decode(errors="replace") or "it died at its start")
                     return False
             elif time.monotonic() > deadline:
-                self.unfit = True
+                self.failed_at_start = True
                 self._fail(f"it was not ready within {READY_SECONDS:g} seconds")
                 return False
             else:
-                waiting()
+                on_wait()
         return True
 
     def _fork(self) -> Process | None:
         pipes = Pipes()
         try:
-            with adopting():
+            with child_subreaper():
                 try:
                     socket.send_fds(self._channel, [b"fork"], pipes.ends)
                 finally:
@@ -137,7 +137,7 @@ class Template:
 
     def _fail(self, reason: str) -> None:
         if not self._killed:
-            _log.warning("A warm process is given up: %s (%s).", reason, ", ".join(self._modules))
+            _log.warning("A warm process is discarded: %s (%s).", reason, ", ".join(self._modules))
         self.failed = True
         self.kill()
         self._channel.close()

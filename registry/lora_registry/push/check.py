@@ -1,4 +1,4 @@
-"""Check uploaded files, with the code that the client uses too, reading from the blob store."""
+"""Check uploaded files in the blob store, with the same code as the client."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from lora_registry.repositories import store
 
 @dataclass(frozen=True, slots=True)
 class PinnedBase:
-    """The base that an adapter is checked against. names: its own name and its aliases."""
+    """The base against which an adapter is checked. names: its own name and its aliases."""
 
     version: Version
     fingerprint: bytes
@@ -37,7 +37,7 @@ class PinnedBase:
 
 @dataclass(frozen=True, slots=True)
 class ContentCheck:
-    """config: ModelPack's technical metadata, computed from the content alone."""
+    """config: ModelPack's technical metadata, computed only from the content."""
 
     findings: list[Finding]
     facts: dict[str, object] | None = None
@@ -61,13 +61,13 @@ def by_kind(ctx: Context, request: CommitRequest, files: tuple[FileEntry, ...], 
         case _:
             raise RegistryError(
                 "unsupported",
-                f"Versions of kind {request.kind} are not pushed here yet.",
-                hint="Models are made by `lora-reg merge`.",
+                f"Versions of kind {request.kind} cannot be pushed yet.",
+                hint="Create models with `lora-reg merge`.",
             )
 
 
 def reader(blobs: BlobStore, files: tuple[FileEntry, ...]) -> Reader:
-    """`read(path, offset, length)` over stored blobs."""
+    """Return `read(path, offset, length)` over stored blobs."""
     windows = {entry.path: Window(blobs, entry.digest, entry.size) for entry in files}
 
     def read(path: str, offset: int, length: int) -> bytes:
@@ -77,7 +77,7 @@ def reader(blobs: BlobStore, files: tuple[FileEntry, ...]) -> Reader:
 
 
 def base_reader(blobs: BlobStore, pin: PinnedBase) -> Callable[[BaseTensor, int, int], bytes] | None:
-    """`read(tensor, offset, length)`, the offset within the tensor; None if the base's weights are not stored."""
+    """Return `read(tensor, offset, length)`, offset within the tensor; None if the base's weights are not stored."""
     if pin.version.weights_absent:
         return None
 
@@ -103,8 +103,8 @@ def adapter(ctx: Context, files: tuple[FileEntry, ...], pin: PinnedBase, *, acce
     return ContentCheck(result.findings, facts=facts, config={"format": "safetensors"})
 
 
-def pinned(session: Session, version: Version) -> PinnedBase:
-    """Read a base version as what adapters are checked against. Raises `conflict`, `corrupt`."""
+def load_base(session: Session, version: Version) -> PinnedBase:
+    """Load the base version against which adapters are checked. Raises `conflict`, `corrupt`."""
     repo = store.repositories_by_id(session, [version.repository_id])[version.repository_id]
     if repo.kind != "base":
         raise RegistryError("conflict", f"{repo.namespace}/{repo.name} is of kind {repo.kind}, not base.")
@@ -117,14 +117,12 @@ def pinned(session: Session, version: Version) -> PinnedBase:
 
 
 def _dataset(blobs: BlobStore, files: tuple[FileEntry, ...]) -> ContentCheck:
-    """Check an evaluation set, one line in memory at a time. Raises `rejected`."""
+    """Check a dataset, with one line in memory at a time. Raises `rejected`."""
     if [entry.path for entry in files] != [dataset.FILE]:
         named = ", ".join(entry.path for entry in files)[:200]
-        raise RegistryError("rejected", f"A dataset is one file {dataset.FILE}; found {named}.")
+        raise RegistryError("rejected", f"A dataset is a single file {dataset.FILE}; found {named}.")
     if files[0].size > dataset.MAX_BYTES:
-        raise RegistryError(
-            "rejected", f"{dataset.FILE} has {files[0].size} bytes; a dataset has at most {dataset.MAX_BYTES}."
-        )
+        raise RegistryError("rejected", f"{dataset.FILE} has {files[0].size} bytes; the limit is {dataset.MAX_BYTES}.")
     facts = dataset.check_dataset(blobs.stream(files[0].digest))
     return ContentCheck([], facts=msgspec.to_builtins(facts), config={"format": "jsonl"})
 
@@ -139,12 +137,12 @@ def _base(request: CommitRequest, files: tuple[FileEntry, ...], read: Reader) ->
     else:
         if request.fingerprint is None:
             raise RegistryError(
-                "invalid-request", "A base without its weights needs the fingerprint that the client computed."
+                "invalid-request", "A base without its weights requires the fingerprint computed by the client."
             )
         findings = []
         fingerprint = parse_fingerprint(msgspec.json.encode(request.fingerprint))
         if fingerprint.files != {path: digest for path, (_, digest) in table.items()}:
-            raise RegistryError("rejected", "The fingerprint names other files than the commit does.")
+            raise RegistryError("rejected", "The fingerprint and the commit name different files.")
     facts: dict[str, object] = {
         "architecture": fingerprint.architecture,
         "model_type": fingerprint.model_type,

@@ -29,7 +29,7 @@ MAX_META = 64
 
 
 def commit(caller: Caller, path: RepositoryPath, request: CommitRequest) -> CommitResult:
-    """Commit an upload session as a version. The same content again is the same version.
+    """Commit an upload session as a version. The same content gives the same version.
 
     Raises `rejected` and `base-mismatch` with all findings, `not-found`, `conflict`, `tag-protected`.
     """
@@ -58,7 +58,7 @@ def commit(caller: Caller, path: RepositoryPath, request: CommitRequest) -> Comm
 
 
 def _draft(caller: Caller, path: RepositoryPath, request: CommitRequest) -> tuple[Draft, list[Finding]]:
-    """Check what was uploaded. Reads the blobs and the base; writes nothing."""
+    """Check the uploaded files. Reads the blobs and the base; writes nothing."""
     files = tuple(sorted(FileEntry(file.path, file.size, Digest.parse(file.digest)) for file in request.files))
     if request.weights_absent and request.kind != "base":
         raise RegistryError("invalid-request", "Only a base may be registered without its weights.")
@@ -97,10 +97,10 @@ def _stored(
     files: tuple[FileEntry, ...],
     session: Session,
 ) -> frozenset[str]:
-    """The digests whose bytes are in the store. Raises `not-found`, and `rejected` if a file was not uploaded.
+    """Return the digests whose bytes are in the store. Raises `not-found`, and `rejected` if a file was not uploaded.
 
-    A client that lost the answer repeats the commit when its session is gone. Then only blobs count that the caller can
-    read in a repository anyway.
+    A client that lost the response repeats the commit after its session is removed. Then only blobs count that the
+    caller can read in a repository anyway.
     """
     row = upload_rows.session_row(session, request.session)
     known = (
@@ -118,7 +118,7 @@ def _stored(
         size, stored = sizes.get(digest) or _readable(session, digest, principal) or (entry.size, False)
         if size != entry.size:
             raise RegistryError(
-                "size-mismatch", f"{entry.path} is named with {entry.size} bytes; {size} were uploaded."
+                "size-mismatch", f"{entry.path} is committed with {entry.size} bytes; {size} were uploaded."
             )
         if stored:
             result.add(digest)
@@ -126,7 +126,7 @@ def _stored(
             raise RegistryError(
                 "not-found",
                 f"There is no upload session {request.session[:40]!r} for {path}.",
-                hint="Push again: it opens a new one.",
+                hint="Push again: this opens a new session.",
             )
         else:
             raise RegistryError(
@@ -153,10 +153,10 @@ def _pin(session: Session, principal: Principal, request: CommitRequest) -> chec
         raise RegistryError(
             "usage",
             "An adapter needs a base.",
-            hint="Give `--base NAME`; `lora-reg base list` lists the bases.",
+            hint="Give `--base NAME`; `lora-reg base list` lists them.",
         )
     _, version = resolve.by_text(session, principal, request.base)
-    return check.pinned(session, version)
+    return check.load_base(session, version)
 
 
 def _check_texts(request: CommitRequest) -> None:
@@ -169,6 +169,6 @@ def _check_texts(request: CommitRequest) -> None:
         )
     texts = [request.message, *request.meta, *request.meta.values(), *request.aliases]
     if any("\0" in text for text in texts):
-        raise RegistryError("invalid-request", "A text contains a NUL character.")
+        raise RegistryError("invalid-request", "A text of the request contains a NUL character.")
     if request.aliases and request.kind != "base":
         raise RegistryError("invalid-request", "Only a base has aliases.")

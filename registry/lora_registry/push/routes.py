@@ -26,7 +26,7 @@ R = Request[Any, Any, Any]
 
 
 class RawBody(Operation):
-    """An operation with a body of bytes, not JSON."""
+    """An operation with a binary body."""
 
     def __post_init__(self) -> None:
         schema = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
@@ -44,12 +44,12 @@ def open_session(
     return reply(request, sessions.open_session(caller, data), status=201)
 
 
-@get("/uploads/{upload_id:str}", summary="What a session still needs")
+@get("/uploads/{upload_id:str}", summary="Show which blobs a session still needs")
 def show_session(request: R, caller: Caller, upload_id: FromPath[str]) -> Response[UploadSession]:
     return reply(request, sessions.show(caller, upload_id))
 
 
-@delete("/uploads/{upload_id:str}", summary="Abandon a session")
+@delete("/uploads/{upload_id:str}", summary="Abandon an upload session")
 def abandon_session(caller: Caller, upload_id: FromPath[str]) -> None:
     sessions.abandon(caller, upload_id)
 

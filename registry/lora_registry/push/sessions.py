@@ -1,7 +1,7 @@
 """Upload sessions: announce files, send the missing ones, then commit (in `push.commit`).
 
-A caller learns that a blob is stored already only if a repository that they may read has it; otherwise the bytes are
-requested again, so that no answer reveals what another namespace has.
+A caller learns that a blob is already stored only if a repository that they may read has it. Otherwise the bytes are
+requested again, so that no response reveals what another namespace has.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def open_session(caller: Caller, request: UploadRequest) -> UploadSession:
     caller.require("writer", request.namespace)
     entries = [FileEntry(file.path, file.size, Digest.parse(file.digest)) for file in request.files]
     if not 0 < len(entries) <= MAX_FILES:
-        raise RegistryError("rejected", f"An upload announces 1 to {MAX_FILES} files, not {len(entries)}.")
+        raise RegistryError("rejected", f"An upload must announce 1 to {MAX_FILES} files, not {len(entries)}.")
     sizes: dict[str, int] = {}
     for entry in entries:
         if entry.size > caller.ctx.settings.max_file_bytes:
@@ -66,9 +66,9 @@ def open_session(caller: Caller, request: UploadRequest) -> UploadSession:
 
 
 def show(caller: Caller, upload_id: str) -> UploadSession:
-    """The session with what is still needed, and fresh presigned requests if the store supports them."""
+    """Show the blobs that are still needed, with fresh presigned requests if the store supports them."""
     with caller.ctx.db.read() as session:
-        row = _own(store.session_row(session, upload_id), caller.principal, upload_id)
+        row = _require_own(store.session_row(session, upload_id), caller.principal, upload_id)
         files = store.files(session, upload_id)
     return UploadSession(
         id=row.id, expires_at=iso(row.expires_at), blobs=[_target(caller.ctx, row.id, file) for file in files]
@@ -76,16 +76,16 @@ def show(caller: Caller, upload_id: str) -> UploadSession:
 
 
 def receive(caller: Caller, upload_id: str, digest: Digest, chunks: Iterable[bytes]) -> None:
-    """Store a blob's bytes. Raises `digest-mismatch`, `size-mismatch`, `not-found`; then nothing is stored."""
-    expected = _announced(caller, upload_id, digest)
+    """Store a blob's bytes. Raises `digest-mismatch`, `size-mismatch`, `not-found`; nothing is stored then."""
+    expected = _require_announced(caller, upload_id, digest)
     caller.ctx.blobs.put(chunks, digest=digest, size=expected.size)
     fault_point("upload.stored")
     _record(caller.ctx, upload_id, digest, expected.size)
 
 
 def complete(caller: Caller, upload_id: str, digest: Digest) -> None:
-    """After a presigned PUT: check what the store received, and accept it. The client is not trusted."""
-    expected = _announced(caller, upload_id, digest)
+    """Check the bytes that the store received by a presigned PUT, and accept them. The client is not trusted."""
+    expected = _require_announced(caller, upload_id, digest)
     if expected.stored:
         return
     caller.ctx.blobs.adopt(upload_id, digest=digest, size=expected.size)
@@ -95,14 +95,14 @@ def complete(caller: Caller, upload_id: str, digest: Digest) -> None:
 
 def abandon(caller: Caller, upload_id: str) -> None:
     with caller.ctx.db.read() as session:
-        _own(store.session_row(session, upload_id), caller.principal, upload_id)
+        _require_own(store.session_row(session, upload_id), caller.principal, upload_id)
     caller.ctx.blobs.discard_upload(upload_id)
     with caller.ctx.db.write() as session:
         store.remove(session, upload_id)
 
 
 def sweep(ctx: Context) -> int:
-    """Remove expired sessions and what they left in the store. Returns their number."""
+    """Remove expired sessions and their leftovers in the store. Return their number."""
     with ctx.db.read() as session:
         ids = store.expired(session, now())
     for upload_id in ids:
@@ -112,22 +112,24 @@ def sweep(ctx: Context) -> int:
     return len(ids)
 
 
-def _own(row: UploadSessionRow | None, principal: Principal, upload_id: str) -> UploadSessionRow:
+def _require_own(row: UploadSessionRow | None, principal: Principal, upload_id: str) -> UploadSessionRow:
     if row is None or row.author != principal.name or not principal.may("writer", row.namespace):
         raise RegistryError(
-            "not-found", f"There is no upload session {upload_id[:40]!r}.", hint="Push again: it opens a new one."
+            "not-found", f"There is no upload session {upload_id[:40]!r}.", hint="Push again: this opens a new session."
         )
     if row.expires_at < now():
-        raise RegistryError("not-found", "The upload session has expired.", hint="Push again: it opens a new one.")
+        raise RegistryError(
+            "not-found", "The upload session has expired.", hint="Push again: this opens a new session."
+        )
     return row
 
 
-def _announced(caller: Caller, upload_id: str, digest: Digest) -> UploadFile:
+def _require_announced(caller: Caller, upload_id: str, digest: Digest) -> UploadFile:
     with caller.ctx.db.read() as session:
-        _own(store.session_row(session, upload_id), caller.principal, upload_id)
+        _require_own(store.session_row(session, upload_id), caller.principal, upload_id)
         row = store.file(session, upload_id, str(digest))
     if row is None:
-        raise RegistryError("not-found", f"The upload session does not announce {digest.short}.")
+        raise RegistryError("not-found", f"The upload session did not announce {digest.short}.")
     return row
 
 

@@ -1,1 +1,1 @@
-"""Repositories and their versions: resolve a reference, insert a version, show, list, yank, delete, lineage."""
+"""Repositories and their versions: resolve references, insert, show, list, yank and delete versions, lineage."""

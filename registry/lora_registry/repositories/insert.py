@@ -1,4 +1,4 @@
-"""Insert a version: the one place that assigns a number."""
+"""Insert a version: the only place that assigns version numbers."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class Draft:
 def insert(
     session: Session, principal: Principal, path: RepositoryPath, draft: Draft
 ) -> tuple[Repository, Version, bool]:
-    """Insert a draft as the next version of `namespace/name`, or find the version that has this content.
+    """Insert a draft as the next version of `namespace/name`, or find the version with this content.
 
-    Runs in the caller's transaction and takes the repository's lock. Returns whether the version is new.
+    Runs in the caller's transaction and takes the repository's lock. The bool is True if the version is new.
     """
     kind, digest = draft.manifest.kind, str(draft.manifest.digest)
-    repo = _locked(session, principal, path, kind)
+    repo = _lock_or_create(session, principal, path, kind)
     existing = store.version_by_digest(session, repo.id, digest)
     if existing is not None and existing.deleted_at is None:
         return repo, existing, False
@@ -111,14 +111,14 @@ def insert(
 
 
 def _check_origins(session: Session, draft: Draft) -> None:
-    """Lock the versions that this one is made from. Raises `deleted` if one of them is gone."""
+    """Lock the versions that this one derives from. Raises `deleted` if one of them was deleted."""
     ids = {draft.base_version_id, *draft.parent_ids, *(draft.derivation.inputs if draft.derivation else ())} - {None}
-    held = store.hold_versions(session, (key for key in ids if key is not None))
-    if any(version.deleted_at is not None for version in held):
+    parents = store.lock_versions(session, (key for key in ids if key is not None))
+    if any(version.deleted_at is not None for version in parents):
         raise RegistryError(
             "deleted",
-            "The base, or another version that this one is made from, was deleted meanwhile.",
-            hint="Name another one and push again.",
+            "The base, or another version that this one derives from, was deleted in the meantime.",
+            hint="Choose another one and push again.",
         )
 
 
@@ -132,14 +132,14 @@ def check_target(repo: Repository | None, path: RepositoryPath, kind: str) -> No
         raise RegistryError("conflict", f"{path} is of kind {repo.kind}, not {kind}.", hint="Choose another name.")
 
 
-def _locked(session: Session, principal: Principal, path: RepositoryPath, kind: str) -> Repository:
-    """The repository with its row locked, created if it is new."""
+def _lock_or_create(session: Session, principal: Principal, path: RepositoryPath, kind: str) -> Repository:
+    """Lock and return the repository; create it if it is missing."""
     repo = store.repository(session, path, lock=True)
     if repo is None:
-        made = store.create_repository(session, path, kind, now())
+        created = store.create_repository(session, path, kind, now())
         repo = store.repository(session, path, lock=True)
         assert repo is not None
-        if made:
+        if created:
             audit.record(
                 session,
                 "repository-created",

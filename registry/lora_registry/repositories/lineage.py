@@ -1,4 +1,4 @@
-"""The graph of versions: what one was made from, and what was made from it."""
+"""The graph of versions: ancestors and descendants of a version."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Direction = Literal["up", "down", "both"]
 
 
 def show(caller: Caller, path: VersionPath, *, direction: Direction) -> Lineage:
-    """Breadth-first from one version, one query a level, at most MAX_NODES versions.
+    """Traverse breadth-first from a version, with one query per level; stop after MAX_NODES versions.
 
-    Versions in namespaces that the caller may not read are left out, with the edges to them.
+    Versions in namespaces that the caller may not read are omitted, with their edges.
     """
     with caller.ctx.db.read() as session:
         _, root = resolve.version(session, caller.principal, path)

@@ -1,4 +1,4 @@
-"""Repositories and versions as URLs name them: unchecked text, of which `resolve` checks spelling and rights."""
+"""Repositories and versions as named in URLs: unchecked text; `resolve` checks spelling and permissions."""
 
 from __future__ import annotations
 

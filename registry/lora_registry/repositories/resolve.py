@@ -1,4 +1,4 @@
-"""Resolve references and selectors to versions: the one place that gives them their meaning."""
+"""Resolve references and selectors to versions: the only place that defines their meaning."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _COMMIT: Final = re.compile(r"[0-9a-f]{40}\Z")
 
 
 def repository(session: Session, principal: Principal, path: RepositoryPath, *, lock: bool = False) -> Repository:
-    """A live repository that the caller may read. Raises `not-found`, `deleted`."""
+    """Return a live repository that the caller may read. Raises `not-found`, `deleted`."""
     reference.check_namespace(path.namespace)
     reference.check_name(path.name)
     row = store.repository(session, path, lock=lock) if principal.may("reader", path.namespace) else None
@@ -32,13 +32,13 @@ def repository(session: Session, principal: Principal, path: RepositoryPath, *, 
 
 
 def version(session: Session, principal: Principal, path: VersionPath) -> tuple[Repository, Version]:
-    """What `namespace/name:selector` means now. Raises `not-found`, `deleted`, `invalid-reference`, `conflict`."""
+    """Resolve `namespace/name:selector`. Raises `not-found`, `deleted`, `invalid-reference`, `conflict`."""
     repo = repository(session, principal, path.repository)
     return repo, in_repository(session, repo, path.selector)
 
 
 def in_repository(session: Session, repo: Repository, selector: str) -> Version:
-    """The version that a selector means in a repository that was found already."""
+    """Resolve a selector in a repository."""
     if _COMMIT.match(selector):
         found = store.version_by_commit(session, repo.id, selector)
         return _live(found, repo, f"commit {selector[:12]}")
@@ -46,13 +46,13 @@ def in_repository(session: Session, repo: Repository, selector: str) -> Version:
 
 
 def by_reference(session: Session, principal: Principal, ref: Reference) -> tuple[Repository, Version]:
-    """Resolve a parsed reference; without a namespace it means the default one."""
+    """Resolve a parsed reference; the namespace defaults to DEFAULT_NAMESPACE."""
     repo = repository(session, principal, RepositoryPath(ref.namespace or reference.DEFAULT_NAMESPACE, ref.name))
     return repo, _select(session, repo, ref)
 
 
 def by_text(session: Session, principal: Principal, text: str) -> tuple[Repository, Version]:
-    """Resolve the text of a reference; without a namespace it means the default one."""
+    """Parse and resolve a reference; the namespace defaults to DEFAULT_NAMESPACE."""
     return by_reference(session, principal, reference.parse(text).with_namespace(reference.DEFAULT_NAMESPACE))
 
 
@@ -60,7 +60,7 @@ def _select(session: Session, repo: Repository, ref: Reference) -> Version:
     repo_id = repo.id
     if ref.digest is not None:
         found = _live(store.version_by_digest(session, repo_id, str(ref.digest)), repo, ref.digest.short)
-        if ref.tag is not None and not tag_store.pointed_there(session, repo_id, ref.tag, found.id):
+        if ref.tag is not None and not tag_store.ever_pointed_to(session, repo_id, ref.tag, found.id):
             raise RegistryError(
                 "conflict", f"The tag {ref.tag} of {repo.namespace}/{repo.name} never pointed to {ref.digest.short}."
             )
@@ -86,10 +86,10 @@ def _live(found: Version | None, repo: Repository, what: str) -> Version:
 
 
 def base_of(session: Session, repo: Repository, version: Version) -> Version:
-    """The base version that an adapter pins. Raises `conflict` for a version of another kind."""
+    """Return the base version that an adapter pins. Raises `conflict` for other kinds."""
     if repo.kind != "adapter" or version.base_version_id is None:
         raise RegistryError(
             "conflict",
-            f"{repo.namespace}/{repo.name} is of kind {repo.kind}; adapters alone are validated.",
+            f"{repo.namespace}/{repo.name} is of kind {repo.kind}; only adapters can be validated.",
         )
     return store.versions_by_id(session, [version.base_version_id])[version.base_version_id]

@@ -36,12 +36,12 @@ from lora_registry.repositories.paths import RepositoryPath, VersionPath
 R = Request[Any, Any, Any]
 REPO = "/{namespace:str}/{name:str}"
 VERSION = REPO + "/versions/{selector:str}"
-ALSO = {
+FILE_RESPONSES = {
     206: ResponseSpec(bytes, media_type="application/octet-stream", generate_examples=False, description="A range"),
     304: ResponseSpec(None, generate_examples=False, description="Not modified"),
-    307: ResponseSpec(None, generate_examples=False, description="The store serves it"),
+    307: ResponseSpec(None, generate_examples=False, description="Redirect to the store"),
 }
-"""Further responses to a request for a file."""
+"""Additional responses to a request for a file."""
 
 
 @get("/", summary="List repositories")
@@ -81,7 +81,7 @@ def list_versions(
     return reply(request, versions.list_all(caller, repository, cursor=cursor, limit=limit))
 
 
-@get(VERSION, summary="Show the version that a selector names")
+@get(VERSION, summary="Show the version of a selector")
 def show_version(
     request: R,
     caller: Caller,
@@ -96,7 +96,7 @@ def delete_version(caller: Caller, version: VersionPath) -> None:
     versions.delete(caller, version)
 
 
-@get(VERSION + "/manifest", summary="The manifest bytes", media_type="application/vnd.oci.image.manifest.v1+json")
+@get(VERSION + "/manifest", summary="Show the manifest bytes", media_type="application/vnd.oci.image.manifest.v1+json")
 def show_manifest(
     request: R,
     caller: Caller,
@@ -114,8 +114,8 @@ def show_manifest(
     http_method=[HttpMethod.GET, HttpMethod.HEAD],
     sync_to_thread=True,
     media_type="application/octet-stream",
-    responses={**RESPONSES, **ALSO},
-    summary="A file of a version; Range is served, or the request redirected to the store",
+    responses={**RESPONSES, **FILE_RESPONSES},
+    summary="Download a file of a version, with Range support or by a redirect to the store",
 )
 def show_file(
     request: R,
@@ -137,7 +137,7 @@ def show_file(
     return send_blob(request, caller.ctx.blobs, found.digest, found.size, headers=headers)
 
 
-@get(VERSION + "/lineage", summary="What a version was made from, and what was made from it")
+@get(VERSION + "/lineage", summary="Show the ancestors and descendants of a version")
 def show_lineage(
     request: R,
     caller: Caller,
@@ -147,7 +147,7 @@ def show_lineage(
     return reply(request, lineage.show(caller, version, direction=direction))
 
 
-@put(VERSION + "/yank", summary="Mark a version as not to be used")
+@put(VERSION + "/yank", summary="Mark a version as not to be used (yank)")
 def yank_version(
     request: R,
     caller: Caller,

@@ -29,7 +29,7 @@ def list_all(
     cursor: str | None,
     limit: int,
 ) -> RepositoryList:
-    """Repositories that the caller may read, by name. pattern: a glob over `namespace/name`, or over the name alone."""
+    """List readable repositories by name. pattern: a glob over `namespace/name` or, without a '/', over the name."""
     if kind is not None and kind not in KINDS:
         raise RegistryError("invalid-request", f"{kind[:40]!r} is not a kind; expected one of {', '.join(KINDS)}.")
     if pattern is not None and not _PATTERN.match(pattern):
@@ -64,7 +64,7 @@ def show(caller: Caller, path: RepositoryPath) -> RepositoryView:
 def delete(caller: Caller, path: RepositoryPath) -> None:
     """Turn a repository into a tombstone: its versions become unreachable and its name is never reused.
 
-    Raises `in-use` if a tag still points into it, or a live version elsewhere was made from one of its versions.
+    Raises `in-use` if it has a tag, or if a live version elsewhere derives from one of its versions.
     """
     caller.require("admin", path.namespace)
     with caller.ctx.db.write() as session:
@@ -78,18 +78,18 @@ def delete(caller: Caller, path: RepositoryPath) -> None:
             )
         at = now()
         live = store.list_versions(session, repo.id, before=None, limit=2**31 - 1)
-        store.hold_versions(session, [version.id for version in live], exclusive=True)
+        store.lock_versions(session, [version.id for version in live], exclusive=True)
         for version in live:
             for child in store.live_children(session, version.id):
                 if child.repository_id != repo.id:
                     other = views.refs(session, [child])[child.id]
                     raise RegistryError(
                         "in-use",
-                        f"{other.namespace}/{other.name}:v{other.number} was made from its v{version.number}.",
+                        f"{other.namespace}/{other.name}:v{other.number} was derived from its v{version.number}.",
                     )
             version.deleted_at = at
         repo.deleted_at = at
-        base_store.free_aliases(session, repo.id)
+        base_store.delete_aliases(session, repo.id)
         audit.record(
             session,
             "repository-deleted",
@@ -100,6 +100,6 @@ def delete(caller: Caller, path: RepositoryPath) -> None:
 
 
 def _like(pattern: str) -> str:
-    """A LIKE pattern, escaped by backslash. Without a '/' the pattern is about the name."""
+    """Convert a glob to a LIKE pattern, escaped by backslash. Without a '/' it matches the name."""
     escaped = pattern.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_").replace("*", "%").replace("?", "_")
     return escaped if "/" in pattern else f"%/{escaped}"

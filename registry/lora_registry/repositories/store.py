@@ -1,4 +1,4 @@
-"""Named queries on repositories, versions, tags and edges. SQL only: no checks, no rights, no transitions."""
+"""Named queries on repositories, versions, tags and edges. SQL only: no checks, permissions or transitions."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from lora_registry.repositories.paths import RepositoryPath
 
 
 def repository(session: Session, path: RepositoryPath, *, lock: bool = False) -> Repository | None:
-    """A repository, even if deleted.
+    """Return a repository, even if deleted.
 
     lock: lock its row until the end of the transaction. Every change inside a repository takes this lock first, so
-    numbers have no gap and histories no fork.
+    version numbers have no gaps and histories no forks.
     """
     query = select(Repository).where(Repository.namespace == path.namespace, Repository.name == path.name)
     return session.exec(query.with_for_update() if lock else query).first()
@@ -36,7 +36,7 @@ def list_repositories(
     after: tuple[str, str] | None,
     limit: int,
 ) -> list[Repository]:
-    """Live repositories ordered by namespace and name. like: an escaped LIKE pattern over `namespace/name`."""
+    """List live repositories by namespace and name. like: an escaped LIKE pattern over `namespace/name`."""
     query = select(Repository).where(col(Repository.deleted_at).is_(None))
     if namespace is not None:
         query = query.where(Repository.namespace == namespace)
@@ -64,7 +64,7 @@ def live_versions(session: Session, repository_id: int) -> int:
 
 
 def newest(session: Session, repository_id: int) -> Version | None:
-    """The newest version that is neither deleted nor yanked; if all are yanked, the newest of those."""
+    """Return the newest version that is neither deleted nor yanked; if all are yanked, the newest of those."""
     query = (
         select(Version)
         .where(Version.repository_id == repository_id, col(Version.deleted_at).is_(None))
@@ -81,7 +81,7 @@ def version_by_number(session: Session, repository_id: int, number: int) -> Vers
 
 
 def version_by_digest(session: Session, repository_id: int, digest: str) -> Version | None:
-    """A live version, else a deleted one of the same content."""
+    """Return the live version with this content, or else a deleted one."""
     query = (
         select(Version)
         .where(Version.repository_id == repository_id, Version.digest == digest)
@@ -108,11 +108,11 @@ def versions_by_id(session: Session, ids: Iterable[int]) -> dict[int, Version]:
     return {row.id: row for row in session.exec(select(Version).where(col(Version.id).in_(wanted)))}
 
 
-def hold_versions(session: Session, ids: Iterable[int], *, exclusive: bool = False) -> list[Version]:
+def lock_versions(session: Session, ids: Iterable[int], *, exclusive: bool = False) -> list[Version]:
     """Read versions and lock them until the end of the transaction.
 
-    What derives from a version takes a shared lock; what deletes it takes an exclusive one before it looks for
-    versions made from it.
+    Deriving from a version takes a shared lock; deleting it takes an exclusive one before it looks for derived
+    versions.
     """
     query = select(Version).where(col(Version.id).in_(set(ids))).order_by(col(Version.id))
     query = query.with_for_update(read=not exclusive).execution_options(populate_existing=True)
@@ -120,7 +120,7 @@ def hold_versions(session: Session, ids: Iterable[int], *, exclusive: bool = Fal
 
 
 def list_versions(session: Session, repository_id: int, *, before: int | None, limit: int) -> list[Version]:
-    """Live versions, newest first."""
+    """List live versions, newest first."""
     query = select(Version).where(Version.repository_id == repository_id, col(Version.deleted_at).is_(None))
     if before is not None:
         query = query.where(col(Version.number) < before)
@@ -128,7 +128,7 @@ def list_versions(session: Session, repository_id: int, *, before: int | None, l
 
 
 def commits(session: Session, repository_id: int, *, limit: int) -> list[tuple[int, str]]:
-    """Number and commit of live versions, newest first, without their manifests."""
+    """List number and commit of live versions, newest first, without loading manifests."""
     query = (
         select(Version.number, Version.commit_id)
         .where(Version.repository_id == repository_id, col(Version.deleted_at).is_(None))
@@ -139,7 +139,7 @@ def commits(session: Session, repository_id: int, *, limit: int) -> list[tuple[i
 
 
 def files_of(session: Session, version_ids: Iterable[int]) -> dict[int, list[VersionBlob]]:
-    """The files of several versions in one query."""
+    """Return the files of several versions in one query."""
     result: dict[int, list[VersionBlob]] = {}
     query = select(VersionBlob).where(col(VersionBlob.version_id).in_(set(version_ids))).order_by(col(VersionBlob.path))
     for row in session.exec(query):
@@ -154,7 +154,7 @@ def file(session: Session, version_id: int, path: str) -> VersionBlob | None:
 
 
 def readable_blob(session: Session, digest: str, namespace: str | None) -> int | None:
-    """The size of a blob that a live version in this namespace (None: in any) has; None if there is no such version."""
+    """Return the size of a blob of a live version in this namespace (None: any); None if no live version has it."""
     query = (
         select(VersionBlob.size)
         .join(Version, col(Version.id) == col(VersionBlob.version_id))
@@ -186,15 +186,15 @@ def live_children(session: Session, version_id: int, limit: int = 10) -> list[Ve
 
 
 def create_repository(session: Session, path: RepositoryPath, kind: str, at: int) -> bool:
-    """Insert a repository if it does not exist. Returns True if this call inserted it."""
+    """Insert a repository if it does not exist. Return True if this call inserted it."""
     values = {"namespace": path.namespace, "name": path.name, "kind": kind, "next_number": 1, "created_at": at}
-    # Not by the row count: with an identity column psycopg's is unknown (-1).
+    # RETURNING instead of the row count, which psycopg does not know (-1) with an identity column.
     statement = insert_ignore(session, Repository).values(**values).returning(col(Repository.id))
     return session.connection().execute(statement).first() is not None
 
 
 def stored_blobs(session: Session) -> list[tuple[str, int]]:
-    """Digest and size of every blob that a live version needs."""
+    """Return digest and size of every blob that a live version needs."""
     query = (
         select(VersionBlob.digest, VersionBlob.size)
         .join(Version, col(Version.id) == col(VersionBlob.version_id))

@@ -34,7 +34,7 @@ def show(caller: Caller, path: VersionPath) -> VersionView:
 
 
 def list_all(caller: Caller, path: RepositoryPath, *, cursor: str | None, limit: int) -> VersionList:
-    """Live versions, newest first."""
+    """List live versions, newest first."""
     before = paging.decode(cursor, int)
     with caller.ctx.db.read() as session:
         repo = resolve.repository(session, caller.principal, path)
@@ -46,31 +46,31 @@ def list_all(caller: Caller, path: RepositoryPath, *, cursor: str | None, limit:
 
 
 def manifest(caller: Caller, path: VersionPath) -> tuple[bytes, str]:
-    """The manifest bytes and their digest."""
+    """Return the manifest bytes and their digest."""
     with caller.ctx.db.read() as session:
         _, version = resolve.version(session, caller.principal, path)
         return version.manifest, version.digest
 
 
 def locate(caller: Caller, path: VersionPath, file: str) -> FileLocation:
-    """Locate a file. Raises `not-found` if the version has no such file, or was registered without its weights."""
+    """Locate a file. Raises `not-found` if the file is missing or its bytes were never uploaded."""
     with caller.ctx.db.read() as session:
         repo, version = resolve.version(session, caller.principal, path)
         row = store.file(session, version.id, file)
-    where = f"{repo.namespace}/{repo.name}:v{version.number}"
+    label = f"{repo.namespace}/{repo.name}:v{version.number}"
     if row is None:
-        raise RegistryError("not-found", f"{where} has no file {file[:120]!r}.", commit=version.commit_id)
+        raise RegistryError("not-found", f"{label} has no file {file[:120]!r}.", commit=version.commit_id)
     if not row.stored:
         raise RegistryError(
             "not-found",
-            f"{file} of {where} was never uploaded.",
+            f"{file} of {label} was never uploaded.",
             hint="The base was registered with --manifest-only; add it with its weights.",
         )
     return FileLocation(row.path, Digest.parse(row.digest), row.size, version.digest, version.commit_id)
 
 
 def yank(caller: Caller, path: VersionPath, reason: str | None) -> VersionView:
-    """Mark a version as not to be used; reason None undoes it. Tags keep pointing to it, `latest` skips it."""
+    """Yank a version; reason None undoes it. Tags keep pointing to it; `latest` skips it."""
     caller.require("writer", path.namespace)
     with caller.ctx.db.write() as session:
         resolve.repository(session, caller.principal, path.repository, lock=True)
@@ -92,27 +92,27 @@ def yank(caller: Caller, path: VersionPath, reason: str | None) -> VersionView:
 def delete(caller: Caller, path: VersionPath) -> None:
     """Turn a version into a tombstone: its number is never reused.
 
-    Raises `in-use` if a tag points to it, or a live version was made from it.
+    Raises `in-use` if a tag points to it or a live version derives from it.
     """
     caller.require("admin", path.namespace)
     with caller.ctx.db.write() as session:
         resolve.repository(session, caller.principal, path.repository, lock=True)
         repo, version = resolve.version(session, caller.principal, path)
-        where = f"{repo.namespace}/{repo.name}:v{version.number}"
+        label = f"{repo.namespace}/{repo.name}:v{version.number}"
         tags = tag_store.tags_of_versions(session, [version.id]).get(version.id)
         if tags:
-            raise RegistryError("in-use", f"The tag {tags[0]} points to {where}.", hint="Move the tag first.")
-        store.hold_versions(session, [version.id], exclusive=True)
+            raise RegistryError("in-use", f"The tag {tags[0]} points to {label}.", hint="Move the tag first.")
+        store.lock_versions(session, [version.id], exclusive=True)
         children = store.live_children(session, version.id)
         if children:
             other = views.refs(session, children)[children[0].id]
-            raise RegistryError("in-use", f"{other.namespace}/{other.name}:v{other.number} was made from {where}.")
+            raise RegistryError("in-use", f"{other.namespace}/{other.name}:v{other.number} was derived from {label}.")
         version.deleted_at = now()
         audit.record(
             session,
             "version-deleted",
             principal=caller.principal,
             namespace=path.namespace,
-            subject=where,
+            subject=label,
             digest=version.digest,
         )

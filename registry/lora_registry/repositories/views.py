@@ -1,4 +1,4 @@
-"""From rows to wire structs. Pure but for the queries that gather the rows of a whole page at once."""
+"""Convert rows to wire structs. Pure except for queries that load the related rows of a whole page at once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def ref(repo: Repository, version: Version) -> VersionRef:
 
 
 def refs(session: Session, versions: Sequence[Version]) -> dict[int, VersionRef]:
-    """version id -> reference, one query for all repositories."""
+    """Map version ids to references, with one query for all repositories."""
     repos = store.repositories_by_id(session, (version.repository_id for version in versions))
     return {version.id: ref(repos[version.repository_id], version) for version in versions}
 
@@ -68,7 +68,7 @@ def versions(session: Session, repo: Repository, rows: Sequence[Version]) -> lis
                 tags=tags.get(row.id, []),
                 base=names.get(row.base_version_id) if row.base_version_id else None,
                 parents=parents,
-                recipe=job_store.body(session, row.recipe_digest) if row.recipe_digest else None,
+                recipe=job_store.recipe_body(session, row.recipe_digest) if row.recipe_digest else None,
                 facts=_facts(row, rendered.get(row.id)),
                 yanked=row.yanked_reason,
                 weights_absent=row.weights_absent,

@@ -27,7 +27,7 @@ def add_signature(
     return reply(request, signatures.add(caller, version, data))
 
 
-@get(SIGNATURES, summary="List the signatures of a version; with a key's id, the one of that key")
+@get(SIGNATURES, summary="List the signatures of a version; with a key's id, only that key's")
 def list_signatures(
     request: R,
     caller: Caller,

@@ -34,16 +34,16 @@ from lora_registry.signatures import store
 def add(caller: Caller, path: VersionPath, request: SignRequest) -> SignatureView:
     """Store a key's signature of a version. If the key has signed it before, return the first signature.
 
-    Raises `invalid-request` for a malformed key or envelope, `signature-mismatch` if the key did not sign this
-    version, or signed another.
+    Raises `invalid-request` for a malformed key or envelope, `signature-mismatch` if the key did not sign exactly this
+    version.
     """
     caller.require("writer", path.namespace)
     key = parse_public_key(request.key)
     payload = payload_of(request.envelope)
     message = pae(PAYLOAD_TYPE, payload)
-    signature = next((one for one in signatures_of(request.envelope) if is_valid_signature(key, message, one)), None)
+    signature = next((each for each in signatures_of(request.envelope) if is_valid_signature(key, message, each)), None)
     if signature is None:
-        raise RegistryError("signature-mismatch", f"No signature of the envelope is by the key {key.key_id}.")
+        raise RegistryError("signature-mismatch", f"The envelope has no signature by the key {key.key_id}.")
     with caller.ctx.db.write() as session:
         repo = resolve.repository(session, caller.principal, path.repository, lock=True)
         version = resolve.in_repository(session, repo, path.selector)
@@ -80,7 +80,7 @@ def list_all(
     cursor: str | None,
     limit: int,
 ) -> SignatureList:
-    """Signatures in the order they arrived. key: the id of the only key to list."""
+    """List signatures in order of arrival. key: list only the signature of this key id."""
     after = paging.decode(cursor, int)
     with caller.ctx.db.read() as session:
         _, version = resolve.version(session, caller.principal, path)
@@ -98,15 +98,15 @@ def list_all(
 
 
 def signers(session: Session, repo: Repository, version: Version, keys: Sequence[PublicKey]) -> list[str]:
-    """The ids of those `keys` that have signed exactly this version, verified from the stored bytes."""
+    """Return the ids of the `keys` that signed exactly this version, verified from the stored bytes."""
     by_id = {key.key_id: key for key in keys}
     if not by_id:
         return []
     rows = store.signatures(session, version.id, key_ids=list(by_id))
-    return [row.key_id for row in rows if _stands(repo, version, by_id[row.key_id], row)]
+    return [row.key_id for row in rows if _is_valid(repo, version, by_id[row.key_id], row)]
 
 
-def _stands(repo: Repository, version: Version, key: PublicKey, row: VersionSignature) -> bool:
+def _is_valid(repo: Repository, version: Version, key: PublicKey, row: VersionSignature) -> bool:
     try:
         check_statement(row.statement, repo.namespace, repo.name, Digest.parse(version.digest))
     except RegistryError:

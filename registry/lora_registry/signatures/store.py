@@ -1,4 +1,4 @@
-"""Named queries on signatures. SQL only: no checks, no rights, no transitions."""
+"""Named queries on signatures. SQL only: no checks, permissions or transitions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def signatures(
     after: int = 0,
     limit: int | None = None,
 ) -> list[VersionSignature]:
-    """Signatures in the order they arrived. key_ids: None lists all keys. after: a row's id."""
+    """List signatures in order of arrival. key_ids: None: all keys. after: a row id."""
     query = select(VersionSignature).where(VersionSignature.version_id == version_id, col(VersionSignature.id) > after)
     if key_ids is not None:
         query = query.where(col(VersionSignature.key_id).in_(key_ids))

@@ -1,4 +1,4 @@
-"""The move of a tag: compare-and-swap with full history. A tag never points to nothing; its history never forks."""
+"""Move tags by compare-and-swap, with full history. A tag always has a target; its history never forks."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from lora_registry.tags import store, views
 class Precondition:
     """The state of a tag that a move requires.
 
-    generation: the tag is at this one. absent: there is no such tag. With neither any state will do, which a protected
-    tag does not accept.
+    generation: the tag is at this one. absent: the tag does not exist. With neither, any state is accepted, unless
+    the tag is protected.
     """
 
     generation: int | None = None
@@ -56,18 +56,18 @@ def set_tag(
     expect: Precondition,
     reason: str,
     decision: GateDecision | None = None,
-    back: bool = False,
+    is_rollback: bool = False,
 ) -> Tag:
     """Move a tag in the caller's transaction, which holds the repository's lock.
 
-    Without a gate's decision the policy that governs the tag must have allowed the version: see
-    `policies.guard.check_move`, also for `back`. Raises `tag-moved`, `tag-protected`, `tag-gated`.
+    Without a gate's decision, the policy that governs the tag must have allowed the version: see
+    `policies.guard.check_move`, also for `is_rollback`. Raises `tag-moved`, `tag-protected`, `tag-gated`.
     """
     row = store.tag(session, repo.id, tag)
     check(session, repo, row, tag, expect)
     if decision is None and (row is None or row.version_id != version.id):
-        holder = row.version_id if row is not None else None
-        guard.check_move(session, principal, repo, tag, version, holder=holder, back=back)
+        target = row.version_id if row is not None else None
+        guard.check_move(session, principal, repo, tag, version, target=target, is_rollback=is_rollback)
     at = now()
     if row is None:
         generation = store.last_generation(session, repo.id, tag) + 1
@@ -88,7 +88,7 @@ def set_tag(
 
 
 def check(session: Session, repo: Repository, row: Tag | None, tag: str, expect: Precondition) -> None:
-    """Raise `tag-moved` or `tag-protected` if the tag is not as the precondition requires."""
+    """Raise `tag-moved` or `tag-protected` if the tag does not meet the precondition."""
     if row is None:
         if expect.generation is not None:
             raise RegistryError("tag-moved", f"The tag {tag} no longer exists.")
@@ -103,7 +103,7 @@ def _moved(session: Session, repo: Repository, row: Tag) -> RegistryError:
     view = views.current(session, repo, row)
     return RegistryError(
         "tag-moved",
-        f"The tag {row.name} points to v{view.version.number} now (generation {row.generation}).",
+        f"The tag {row.name} now points to v{view.version.number} (generation {row.generation}).",
         current=view,
     )
 
@@ -119,7 +119,7 @@ def log(
     reason: str,
     decision: GateDecision | None = None,
 ) -> None:
-    """Add a move to the tag's history and to the audit log. before, after: ids of versions."""
+    """Add a move to the tag's history and to the audit log. before, after: version ids."""
     session.add(
         TagMove(
             repository_id=repo.id,

@@ -79,7 +79,7 @@ def protect_tag(
     return _tag(request, tags.protect(caller, repository, tag, protected=data.protected))
 
 
-@post(TAG + "/rollback", summary="Set a tag back to its previous target", status_code=200)
+@post(TAG + "/rollback", summary="Roll a tag back to its previous target", status_code=200)
 def rollback_tag(
     request: R,
     caller: Caller,
@@ -95,11 +95,11 @@ def rollback_tag(
         view = tags.rollback(caller, repository, tag, to=data.to, expect=expect, reason=data.reason)
         return 200, view
 
-    # Run twice it would undo itself: the one tag write that is not idempotent.
+    # The only tag write that is not idempotent: run twice, it would undo itself.
     return _tag(request, once(caller, idempotency_key, (f"{request.url.path} {if_match}", data), TagView, run)[1])
 
 
-@get(REPO + "/history", summary="The moves of tags, newest first")
+@get(REPO + "/history", summary="List the moves of tags, newest first")
 def show_history(
     request: R,
     caller: Caller,
@@ -116,16 +116,18 @@ def _tag(request: R, view: TagView) -> Response[TagView]:
 
 
 def _precondition(if_match: str | None, if_none_match: str | None) -> Precondition:
-    """If-Match: "gen-N" and If-None-Match: * as a precondition. Raises `invalid-request` for anything else."""
+    """Parse If-Match: "gen-N" and If-None-Match: *. Raises `invalid-request` for anything else."""
     if if_none_match is not None:
         if if_none_match.strip() != "*" or if_match is not None:
-            raise RegistryError("invalid-request", "A tag write takes If-None-Match: * alone, or If-Match.")
+            raise RegistryError("invalid-request", "A tag write accepts either If-None-Match: * or If-Match.")
         return Precondition(absent=True)
     if if_match is None:
         return Precondition()
     text = if_match.strip().strip('"')
     if not (text.startswith("gen-") and text[4:].isascii() and text[4:].isdigit() and len(text) < 15):
-        raise RegistryError("invalid-request", f'If-Match is {if_match[:40]!r}; expected the tag\'s ETag, as "gen-3".')
+        raise RegistryError(
+            "invalid-request", f'If-Match is {if_match[:40]!r}; expected the tag\'s ETag, such as "gen-3".'
+        )
     return Precondition(generation=int(text[4:]))
 
 

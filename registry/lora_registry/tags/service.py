@@ -35,7 +35,7 @@ def list_all(caller: Caller, path: RepositoryPath) -> TagList:
 
 
 def history(caller: Caller, path: RepositoryPath, *, tag: str | None, cursor: str | None, limit: int) -> TagHistory:
-    """The moves of one tag or of all, newest first."""
+    """List the moves of one tag or of all, newest first."""
     before = paging.decode(cursor, int)
     with caller.ctx.db.read() as session:
         repo = resolve.repository(session, caller.principal, path)
@@ -57,7 +57,7 @@ def move(
 ) -> TagView:
     """Move a tag to the version that `target` selects, or create it.
 
-    Raises `tag-moved` with the present value, `tag-protected`, `tag-gated`, `not-found`.
+    Raises `tag-moved` with the current target, `tag-protected`, `tag-gated`, `not-found`.
     """
     reference.check_tag(tag)
     caller.require("writer", path.namespace)
@@ -82,7 +82,7 @@ def remove(caller: Caller, path: RepositoryPath, tag: str, *, expect: Preconditi
 
 
 def protect(caller: Caller, path: RepositoryPath, tag: str, *, protected: bool) -> TagView:
-    """Protect a tag or remove its protection. Needs an administrator of the namespace."""
+    """Protect a tag or remove its protection. Requires an administrator of the namespace."""
     caller.require("admin", path.namespace)
     with caller.ctx.db.write() as session:
         repo = resolve.repository(session, caller.principal, path, lock=True)
@@ -108,7 +108,7 @@ def rollback(
     expect: Precondition,
     reason: str,
 ) -> TagView:
-    """Set a tag back to its previous target, or to `to`, which must be an earlier one."""
+    """Roll a tag back to its previous target, or to `to`, which must be an earlier target."""
     caller.require("writer", path.namespace)
     with caller.ctx.db.write() as session:
         repo = resolve.repository(session, caller.principal, path, lock=True)
@@ -116,22 +116,20 @@ def rollback(
         if to is None:
             before = store.previous_target(session, repo.id, tag, row.version_id)
             if before is None:
-                raise RegistryError(
-                    "conflict", f"The tag {tag} has never pointed to another version that is still there."
-                )
+                raise RegistryError("conflict", f"The tag {tag} never pointed to another version that still exists.")
             version = version_store.versions_by_id(session, [before])[before]
         else:
             _, version = resolve.version(session, caller.principal, VersionPath(path, to))
-            if not store.pointed_there(session, repo.id, tag, version.id):
+            if not store.ever_pointed_to(session, repo.id, tag, version.id):
                 raise RegistryError(
                     "conflict",
                     f"The tag {tag} never pointed to v{version.number}.",
                     hint="Move it there with `lora-reg tag`.",
                 )
-        # A rollback names the tag that it undoes, so it has a precondition: the present generation.
+        # A rollback always has a precondition, by default the current generation.
         stated = expect if expect.stated else Precondition(generation=row.generation)
         row = moves.set_tag(
-            session, caller.principal, repo, tag, version, expect=stated, reason=reason or "rollback", back=True
+            session, caller.principal, repo, tag, version, expect=stated, reason=reason or "rollback", is_rollback=True
         )
         return views.current(session, repo, row)
 

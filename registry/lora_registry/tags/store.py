@@ -1,4 +1,4 @@
-"""Named queries on tags and their history. SQL only: no checks, no rights, no transitions."""
+"""Named queries on tags and their history. SQL only: no checks, permissions or transitions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tags_of_versions(session: Session, version_ids: Iterable[int]) -> dict[int, 
 
 
 def swap_tag(session: Session, row: Tag, *, version_id: int, at: int) -> bool:
-    """Move a tag if its generation is still the one of `row`: the compare-and-swap, in one statement."""
+    """Move a tag if its generation is still that of `row`: a compare-and-swap in one statement."""
     statement = (
         update(Tag)
         .where(
@@ -48,7 +48,7 @@ def last_generation(session: Session, repository_id: int, name: str) -> int:
     return session.exec(query).one() or 0
 
 
-def pointed_there(session: Session, repository_id: int, name: str, version_id: int) -> bool:
+def ever_pointed_to(session: Session, repository_id: int, name: str, version_id: int) -> bool:
     query = select(TagMove.id).where(
         TagMove.repository_id == repository_id, TagMove.tag == name, TagMove.to_version_id == version_id
     )
@@ -56,7 +56,7 @@ def pointed_there(session: Session, repository_id: int, name: str, version_id: i
 
 
 def previous_target(session: Session, repository_id: int, name: str, current: int) -> int | None:
-    """The live version that the tag pointed to last before the present one."""
+    """Return the last target before `current` that is not deleted; None if there is none."""
     query = (
         select(TagMove.to_version_id)
         .join(Version, col(Version.id) == col(TagMove.to_version_id))

@@ -1,4 +1,4 @@
-"""From rows of tags to wire structs."""
+"""Convert tag rows to wire structs."""
 
 from __future__ import annotations
 

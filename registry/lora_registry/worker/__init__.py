@@ -1,1 +1,1 @@
-"""What runs in workers. The API never imports it."""
+"""Code that runs in workers. The API never imports it."""

@@ -1,6 +1,6 @@
-"""Housekeeping beside jobs: remove expired uploads, and what killed processes left on the disk.
+"""Housekeeping beside jobs: remove expired uploads and the leftovers of killed processes.
 
-Idempotent, so every worker may do it.
+Idempotent, so every worker does it.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from lora_registry.context import Context
 from lora_registry.push import sessions
 from lora_registry.worker import scratch
 
-EVERY_SECONDS: Final = 600.0
+INTERVAL_SECONDS: Final = 600.0
 
 log = logging.getLogger(__name__)
 
 
 def start(ctx: Context) -> None:
-    """Begin, in a thread that ends with the process."""
-    threading.Thread(target=_keep, args=(ctx,), name="housekeeping", daemon=True).start()
+    """Start housekeeping in a daemon thread."""
+    threading.Thread(target=_run, args=(ctx,), name="housekeeping", daemon=True).start()
 
 
-def _keep(ctx: Context) -> NoReturn:
+def _run(ctx: Context) -> NoReturn:
     pause = threading.Event()
     while True:
         try:
             removed = sessions.sweep(ctx)
-            # An hour past the session's end: a client that is still sending then has lost the session anyway.
+            # One hour after the session expires: a client that is still sending has lost the session anyway.
             ctx.blobs.sweep(older_than=ctx.settings.upload_seconds + 3600)
             scratch.sweep(ctx.settings.data)
         except RegistryError as error:
             log.warning("Expired uploads could not be removed: %s", error.detail)
         except OSError as error:
-            log.warning("Working folders could not be removed: %s", error.strerror)
+            log.warning("Scratch folders could not be removed: %s", error.strerror)
         else:
             if removed:
                 log.info("%s expired uploads were removed.", removed)
-        pause.wait(EVERY_SECONDS)
+        pause.wait(INTERVAL_SECONDS)

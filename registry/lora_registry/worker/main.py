@@ -1,4 +1,4 @@
-"""`lora-registry worker`: the handlers of every kind of job, over an open context."""
+"""`lora-registry worker`: run the handlers of all kinds of jobs."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ WARM = (
     tuple(_CHILDREN + name for name in ("inspect", "diff", "derive", "merge")),
     (f"{_CHILDREN}validate", "lora_kernels.validating.imports"),
 )
-"""Modules whose functions run in children, grouped by shared imports: the first group does not need torch."""
+"""Modules whose functions run in children, grouped by shared imports: the first group needs no torch."""
 
 
 def work(settings: Settings, *, queues: tuple[str, ...], name: str | None, parent: int | None) -> NoReturn:
-    """Run jobs until a signal stops the worker. Raises RegistryError `unavailable` if the database was not migrated."""
-    os.environ.update(environment(settings))  # the children of jobs read their settings there
+    """Run jobs until a signal stops the worker. Raises RegistryError `unavailable` if the database is not migrated."""
+    os.environ.update(environment(settings))  # children of jobs read their settings there
     ctx = open_context(settings)
     require_connection(ctx.db.engine)
     migrate.require_current(ctx.db.engine)

@@ -1,7 +1,7 @@
-"""Working folders of child processes, on the disk of the data folder.
+"""Scratch folders of child processes, on the disk of the data folder.
 
-A child may be killed at any moment. Its folder is recognized by its lock, which is released with the process: a child
-that opens its own folder, and the worker now and then, removes those that are not locked.
+A child may be killed at any moment. A lock, released with its process, marks its folder as in use: a child that opens
+a folder, and the worker now and then, removes the folders that are not locked.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ NAME: Final = "scratch"
 
 @contextmanager
 def folder(data: Path) -> Iterator[Path]:
-    """An empty folder under `data`, removed at the end of the block, or with the next one if the
-    process is killed."""
-    made = data / NAME / f"{os.getpid()}-{secrets.token_hex(4)}"
+    """Create an empty folder under `data`, removed at the end of the block or, if the process is killed, by the
+    next call."""
+    path = data / NAME / f"{os.getpid()}-{secrets.token_hex(4)}"
     with _registering(data):
         _sweep(data)
-        made.mkdir()
-        lock = _lock(made)
+        path.mkdir()
+        lock = _lock(path)
     try:
-        yield made
+        yield path
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True)
         os.close(lock)
 
 
 def sweep(data: Path) -> int:
-    """Remove the folders of dead processes; returns how many."""
+    """Remove the folders of dead processes; return their number."""
     with _registering(data):
         return _sweep(data)
 
 
 @contextmanager
 def _registering(data: Path) -> Iterator[None]:
-    """One process at a time: no folder is seen between its making and its locking."""
+    """One process at a time, so that none sees a folder that is created but not yet locked."""
     (data / NAME).mkdir(parents=True, exist_ok=True)
     lock = _lock(data / NAME)
     try:
@@ -56,7 +56,7 @@ def _sweep(data: Path) -> int:
     for found in sorted((data / NAME).iterdir()):
         try:
             lock = _lock(found, wait=False)
-        except OSError:  # held by the living, or gone meanwhile
+        except OSError:  # in use, or removed in the meantime
             continue
         shutil.rmtree(found, ignore_errors=True)
         os.close(lock)
@@ -65,7 +65,7 @@ def _sweep(data: Path) -> int:
 
 
 def _lock(path: Path, *, wait: bool = True) -> int:
-    """The descriptor that holds the lock on a folder. Raises OSError."""
+    """Return the descriptor that holds the lock on a folder. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

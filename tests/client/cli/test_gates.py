@@ -85,7 +85,7 @@ def test_from_an_evaluation_set_to_a_tag(home: Home, few: Path, tmp_path: Path) 
         (["gate", "a/b", "--for", "prod", "--format", "xml"], 2, "--format"),
         (["dataset", "add", "a/b", "nowhere.jsonl"], 2, "nowhere.jsonl"),
         (["dataset", "show", "tiny"], 5, "not dataset"),
-        (["validate", "tiny"], 5, "adapters alone"),
+        (["validate", "tiny"], 5, "only adapters"),
         (["validate", "a/b", "--local"], 2, "--base-dir"),
         (["policy", "set", "prod", "nowhere.toml"], 1, "nowhere.toml"),
     ],

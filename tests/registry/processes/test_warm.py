@@ -176,7 +176,7 @@ def test_a_module_that_cannot_be_imported_is_the_error_of_the_child(children: Ch
 
 
 def test_a_job_taken_away_while_its_template_starts_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(warm, "_ASK_EVERY", 0.0)
+    monkeypatch.setattr(warm, "_POLL_SECONDS", 0.0)
     children = Children()
     with pytest.raises(LookupError):
         run(children, f"{WORK}:look", sink=Sink(fails=True))

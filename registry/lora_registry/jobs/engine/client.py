@@ -1,4 +1,4 @@
-"""The client side of the engine: for the service, which never runs a job itself."""
+"""Client side of the job engine, for the service, which never runs jobs itself."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ _MIGRATE_SECONDS: Final = 30.0
 
 
 def migrate(url: str) -> None:
-    """Create or bring up to date the engine's own tables. Neither the client nor a worker does it by itself.
+    """Create or upgrade the engine's own tables; neither the client nor a worker does so.
 
-    On PostgreSQL they lie in the schema `dbos`. On SQLite they lie in the same file, without a prefix, and Alembic's
-    environment names them so as to leave them alone. Several processes may call it at once.
+    On PostgreSQL they are in the schema `dbos`; on SQLite in our file, without a prefix, and Alembic's environment
+    lists them in order to skip them. Several processes may call this at once.
     """
     if url.startswith("sqlite"):
-        _write_ahead(url)
+        _enable_wal(url)
     DBOS.migrate(url)
     SQLAlchemyDatasource.migrate(url)
 
 
-def _write_ahead(url: str) -> None:
-    """Give the file its write-ahead log. SQLite does not wait for its other users here, whatever the timeout."""
+def _enable_wal(url: str) -> None:
+    """Switch the file to WAL mode. SQLite ignores its busy timeout here, so retry while the file is busy."""
     engine = create_engine(url)
     deadline = time.monotonic() + _MIGRATE_SECONDS
     while True:
@@ -70,17 +70,17 @@ def _write_ahead(url: str) -> None:
 
 
 class DbosEngine:
-    """A `JobEngine`. Connects on first use; `migrate` must have run.
+    """`JobEngine` on DBOS. Connects on first use; `migrate` must have run.
 
-    database: SQLAlchemy URL, `sqlite:////path/file.db` or `postgresql+psycopg://…`, or an engine whose URL is taken.
+    database: SQLAlchemy URL (`sqlite:////path/file.db` or `postgresql+psycopg://…`), or an engine, whose URL is used.
     The connections are its own: the engine's reads must not take the write lock that ours take on SQLite.
     """
 
     def __init__(self, database: str | Engine) -> None:
         url = database if isinstance(database, str) else database.url.render_as_string(hide_password=False)
         self._sqlite = make_url(url).get_backend_name() == "sqlite"
-        self._own = None if isinstance(database, Engine) else create_engine(url)
-        self._engine = database if isinstance(database, Engine) else self._own
+        self._own_engine = None if isinstance(database, Engine) else create_engine(url)
+        self._engine = database if isinstance(database, Engine) else self._own_engine
         self._client = DBOSClient(
             system_database_url=url,
             application_name=APPLICATION,
@@ -104,51 +104,51 @@ class DbosEngine:
             "queue_name": queue,
             "app_version": APPLICATION_VERSION,
             "priority": kind.priority,
-            # The engine forgets the queue of a cancelled job.
+            # DBOS drops the queue of a cancelled job.
             "attributes": {"queue": queue},
         }
         try:
             self._client.enqueue_in_transaction(session, options, encode(spec))
         except dbos_error.DBOSConflictingWorkflowError as error:
             raise RegistryError(
-                "conflict", f"The job {job_id} exists and is of another kind than {kind.name}."
+                "conflict", f"The job {job_id} already exists, but its kind is not {kind.name}."
             ) from error
 
     def status(self, job_id: str) -> JobStatus | None:
-        with _answering():
+        with _raise_unavailable():
             found = self._client.list_workflows(workflow_ids=[job_id], load_input=False)
         return _status(found[0]) if found else None
 
     def list(
         self, *, kind: str | None = None, state: State | None = None, limit: int = 100, before: float | None = None
     ) -> list[JobStatus]:
-        chosen: dict[str, Any] = {"sort_desc": True, "load_input": False}
+        filters: dict[str, Any] = {"sort_desc": True, "load_input": False}
         if kind is not None:
-            chosen["name"] = kind
+            filters["name"] = kind
         if state is not None:
-            chosen["status"] = [name for name, ours in _STATES.items() if ours == state]
-        end = None if before is None else _stamp(round(before * 1000) - 1)
-        with _answering():
-            found = self._client.list_workflows(limit=limit, end_time=end, **chosen)
+            filters["status"] = [name for name, ours in _STATES.items() if ours == state]
+        end = None if before is None else _timestamp(round(before * 1000) - 1)
+        with _raise_unavailable():
+            found = self._client.list_workflows(limit=limit, end_time=end, **filters)
             if len(found) == limit and found[-1].created_at is not None:
-                # Jobs of one millisecond stay on one page: the next begins strictly before it.
-                last = _stamp(found[-1].created_at)
+                # Jobs of the same millisecond stay on one page: the next page begins strictly before it.
+                last = _timestamp(found[-1].created_at)
                 seen = {each.workflow_id for each in found}
-                ties = self._client.list_workflows(start_time=last, end_time=last, **chosen)
+                ties = self._client.list_workflows(start_time=last, end_time=last, **filters)
                 found.extend(each for each in ties if each.workflow_id not in seen)
         return [_status(each) for each in found]
 
     def cancel(self, job_id: str) -> None:
         if self._known(job_id).state in TERMINAL:
             return
-        with _answering():
+        with _raise_unavailable():
             self._client.cancel_workflow(job_id)
 
     def follow(self, job_id: str, offset: int = 0, timeout: float | None = None) -> Iterator[ProgressRecord]:
         values = self._client.read_stream(
             job_id, PROGRESS_STREAM, offset=offset, polling_interval_sec=_POLL_SECONDS, timeout_seconds=timeout
         )
-        with _answering():
+        with _raise_unavailable():
             try:
                 for value in values:
                     yield ProgressRecord(offset=offset, **value)
@@ -162,22 +162,22 @@ class DbosEngine:
         status = self._known(job_id)
         if status.state not in ("failed", "cancelled"):
             raise RegistryError("conflict", f"The job {job_id} is {status.state}, neither failed nor cancelled.")
-        with _answering():
+        with _raise_unavailable():
             steps = self._client.list_workflow_steps(job_id)
             failed = [step["function_id"] for step in steps if step["error"] is not None]
-            begin = min(failed, default=max((step["function_id"] for step in steps), default=0) + 1)
-            self._forget_failed_transactions(job_id, begin)
+            start_step = min(failed, default=max((step["function_id"] for step in steps), default=0) + 1)
+            self._forget_failed_transactions(job_id, start_step)
             try:
                 self._client.rewind_workflow(
-                    job_id, start_step=begin, application_version=APPLICATION_VERSION, queue_name=status.queue
+                    job_id, start_step=start_step, application_version=APPLICATION_VERSION, queue_name=status.queue
                 )
             except dbos_error.DBOSException as error:
                 raise RegistryError("conflict", f"The job {job_id} was already restarted by another caller.") from error
 
     def close(self) -> None:
         self._client.destroy()
-        if self._own is not None:
-            self._own.dispose()
+        if self._own_engine is not None:
+            self._own_engine.dispose()
 
     def _known(self, job_id: str) -> JobStatus:
         status = self.status(job_id)
@@ -185,14 +185,14 @@ class DbosEngine:
             raise _unknown(job_id)
         return status
 
-    def _forget_failed_transactions(self, job_id: str, begin: int) -> None:
-        # The client's rewind does not know of this table. A committed transaction's row stays, whatever happened
-        # after it: its writes are there and must not be made twice.
+    def _forget_failed_transactions(self, job_id: str, start_step: int) -> None:
+        # The client's rewind ignores this table. Rows of committed transactions stay, whatever failed later: their
+        # writes must not be repeated.
         assert self._engine is not None
         table = "datasource_outputs" if self._sqlite else "dbos.datasource_outputs"
         statement = text(
             f"DELETE FROM {table} WHERE workflow_id = :job AND step_id >= :begin AND error IS NOT NULL"
-        ).bindparams(bindparam("job", job_id), bindparam("begin", begin))
+        ).bindparams(bindparam("job", job_id), bindparam("begin", start_step))
         with self._engine.begin() as connection:
             connection.execute(statement)
 
@@ -200,7 +200,7 @@ class DbosEngine:
 def _status(found: Any) -> JobStatus:
     error, code = None, None
     if found.status == "MAX_RECOVERY_ATTEMPTS_EXCEEDED":
-        error, code = f"Every worker that ran it died, {found.recovery_attempts} times.", "job-failed"
+        error, code = f"Its worker died {found.recovery_attempts} times.", "job-failed"
     elif isinstance(found.error, PortableWorkflowError):
         failure = from_portable(found.error)
         error, code = failure.detail, failure.code
@@ -221,7 +221,7 @@ def _status(found: Any) -> JobStatus:
     )
 
 
-def _stamp(milliseconds: int) -> str:
+def _timestamp(milliseconds: int) -> str:
     return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds")
 
 
@@ -230,7 +230,7 @@ def _unknown(job_id: str) -> RegistryError:
 
 
 @contextmanager
-def _answering() -> Iterator[None]:
+def _raise_unavailable() -> Iterator[None]:
     try:
         yield
     except OperationalError as error:

@@ -1,4 +1,4 @@
-"""What a handler works with, on DBOS."""
+"""The `JobContext` of handlers, on DBOS."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lora_registry.runtime.typed import decode, encode, result_type, target_of
 
 
 class DbosContext:
-    """A `JobContext`. One per run of a job, used by the one thread that runs it."""
+    """A `JobContext`: one per run of a job, used only by the thread that runs it."""
 
     def __init__(
         self, *, job_id: str, kind: JobKind[Any], datasource: SQLAlchemyDatasource, isolation: str, children: Children
@@ -47,11 +47,11 @@ class DbosContext:
         return result
 
     def _step(self, name: str, work: Callable[[], Any]) -> Any:
-        """work: returns what JSON has, as it is checkpointed."""
+        """work: returns a JSON value, which is checkpointed."""
 
         def body() -> Any:
             fault_point(f"jobs.step.{name}.before")
-            result = self._tried(name, work)
+            result = self._with_retries(name, work)
             fault_point(f"jobs.step.{name}.after")
             return result
 
@@ -98,12 +98,12 @@ class DbosContext:
                 return result
 
     def _options(self, name: str) -> Any:
-        # A TypedDict that the engine does not export.
+        # A TypedDict that DBOS does not export.
         return {"name": name, "isolation_level": self._isolation}
 
     def progress(self, step: str, message: str, *, done: int = 0, total: int | None = None, unit: str = "") -> None:
         if self._in_transaction:
-            # On SQLite the write would wait for the lock that this very transaction holds.
+            # On SQLite the write would wait for the lock that this transaction holds.
             raise RuntimeError("progress cannot be reported from inside a transaction")
         record = {"at": time.time(), "step": step, "message": message, "done": done, "total": total, "unit": unit}
         DBOS.write_stream(PROGRESS_STREAM, record)
@@ -112,10 +112,10 @@ class DbosContext:
         self.progress("log", text)
 
     def alive(self) -> None:
-        """Raise if the job is no longer ours. An event is one row, overwritten; a stream would grow."""
+        """Send a heartbeat; raise if the job is no longer ours. An event is one row; a stream would grow."""
         DBOS.set_event(ALIVE_EVENT, time.time())
 
-    def _tried(self, name: str, work: Callable[[], Any]) -> Any:
+    def _with_retries(self, name: str, work: Callable[[], Any]) -> Any:
         policy = self.kind.retry
         attempt = 1
         while True:
@@ -131,20 +131,20 @@ class DbosContext:
                     raise to_portable(failure) from error
             delay = policy.delay(attempt)
             self.log(
-                f"{name}: attempt {attempt} of {policy.attempts} failed: {failure.detail} Again in {delay:g} seconds."
+                f"{name}: attempt {attempt} of {policy.attempts} failed: {failure.detail} Retrying in {delay:g} s."
             )
             self._wait(delay)
             attempt += 1
 
     def _wait(self, seconds: float) -> None:
         end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            time.sleep(min(left, 1.0))
+        while (remaining := end - time.monotonic()) > 0:
+            time.sleep(min(remaining, 1.0))
             self.alive()
 
 
 class _StepSink:
-    """Passes a child's reports on under the name of its step."""
+    """Forwards a child's reports under the name of its step."""
 
     def __init__(self, context: DbosContext, step: str) -> None:
         self._context = context

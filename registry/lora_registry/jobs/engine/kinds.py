@@ -1,4 +1,4 @@
-"""Kinds of jobs and what their handlers may do. Knows no engine and no kind of work."""
+"""Kinds of jobs and the interface of their handlers, independent of the engine and of any concrete kind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often a step is tried if its error may pass (`RegistryError.kind.retryable`). Delays are in seconds."""
+    """Retries of a step whose error is retryable (`RegistryError.kind.retryable`). Delays are in seconds."""
 
     attempts: int = 3
     first_delay: float = 1.0
@@ -31,15 +31,15 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class JobKind(Generic[SpecT]):
-    """A kind of work.
+    """A kind of job.
 
     Args:
         name: the engine records it with each job.
-        spec: what a request hands to the handler, a struct.
-        priority: jobs with a low number run first.
-        timeout: seconds that one child process of it may take; None is no limit.
-        max_attempts: how often a job is started, the first time included, before it is given up as failed: a job that
-            kills its workers must end. Restarts of healthy workers count too.
+        spec: the struct that a request passes to the handler.
+        priority: lower numbers run first.
+        timeout: of one child process, in seconds; None: no limit.
+        max_attempts: starts of a job, the first included, before it fails for good: a job that kills its workers must
+            end. Restarts of healthy workers count too.
     """
 
     name: str
@@ -53,23 +53,23 @@ class JobKind(Generic[SpecT]):
 class JobContext(Protocol):
     """What a handler works with. A handler is a fixed sequence of named steps.
 
-    Outside steps it must be deterministic: no clock, no randomness, no database, no storage, since after a crash it
-    runs again from its beginning and finds the results of the finished steps. Results are checkpointed as JSON and
-    come back as the type with which the step's function is annotated: structs, or what JSON has.
-    A `RegistryError` of a step arrives as such; other exceptions of the engine (a cancelled or lost job) must pass.
+    Outside steps it must be deterministic (no clock, randomness, database or storage): after a crash it runs again
+    from the start and gets the results of the finished steps. Results are checkpointed as JSON and decoded to the
+    return annotation of the step's function: a struct or a JSON value.
+    A step's `RegistryError` is raised as such; other exceptions of the engine (a cancelled or lost job) must propagate.
     """
 
     job_id: str
     kind: JobKind[Any]
 
     def step(self, name: str, fn: Callable[P, ResultT], *args: P.args, **kwargs: P.kwargs) -> ResultT:
-        """Run `fn` and checkpoint its result. It may run more than once if the worker dies before that."""
+        """Run `fn` and checkpoint its result. It may run more than once if the worker dies before the checkpoint."""
 
     def child(self, name: str, fn: Callable[[InputT, ChildReporter], ResultT], data: InputT) -> ResultT:
-        """A step whose work, a function of a module, runs in a process of its own: `fn(data, reporter)`.
+        """Run `fn(data, reporter)`, a module-level function, as a step in a child process.
 
-        The process is killed when the job is cancelled, and with its worker. Its death is a `job-failed` that names
-        the signal or exit status.
+        The process is killed when the job is cancelled or its worker dies. If it dies itself, the step fails with a
+        `job-failed` that names the signal or exit status.
         """
 
     def transaction(
@@ -77,24 +77,24 @@ class JobContext(Protocol):
     ) -> ResultT:
         """Run `fn(session, …)`: its writes and its checkpoint are committed together, exactly once.
 
-        `fn` may run again after a serialization failure or a death before the commit: let it only read and write
+        `fn` may run again after a serialization failure or a crash before the commit: it must only read and write
         through the session. It must not report progress.
         """
 
     def progress(self, step: str, message: str, *, done: int = 0, total: int | None = None, unit: str = "") -> None:
-        """Report how far a step is. Raises if the job was cancelled: a step stops here."""
+        """Report the progress of a step. Raises if the job was cancelled, which ends the step."""
 
     def log(self, text: str) -> None:
-        """A line for the job's log: a progress record with the step `log`."""
+        """Write a line to the job's log: a progress record with the step `log`."""
 
 
 Handler: TypeAlias = Callable[[JobContext, SpecT], Any]
-"""Its result is a struct or what JSON has."""
+"""Returns a struct or a JSON value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Handled:
-    """A kind of jobs that a worker can run. Made by `handled`, which checks that both parts are of one spec."""
+    """A kind of job with its handler. Created by `handled`, whose signature requires the same spec of both."""
 
     kind: JobKind[Any]
     handler: Handler[Any]

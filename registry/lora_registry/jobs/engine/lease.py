@@ -1,7 +1,7 @@
-"""The failure detector: each worker beats on a lease, and each gives the jobs of expired leases to live workers.
+"""Failure detector: each worker renews a lease, and requeues the jobs of workers without one.
 
-The engine resumes a dead process's jobs only when a process with the same id starts. Here every worker looks,
-once a tick, for running jobs whose worker holds no lease, and puts them back on their queue. That is idempotent and
+By itself the engine resumes the jobs of a dead process only when a process with the same executor id starts. Here every
+worker checks, once per tick, for running jobs whose worker has no lease, and requeues them. This is idempotent and
 needs no leader. If a live worker's lease expires, one step is repeated; a second result is impossible, since the engine
 fences.
 """
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 class Heartbeat(threading.Thread):
-    """Renews the lease every `beat_seconds`; calls `on_lost` once if it is gone or could not be renewed in time."""
+    """Renews the lease every `beat_seconds`; calls `on_lost` once if it is missing or could not be renewed in time."""
 
     def __init__(
         self,
@@ -46,12 +46,12 @@ class Heartbeat(threading.Thread):
     def run(self) -> None:
         renewed = time.monotonic()
         while not self._halt.wait(self._beat_seconds):
-            begun = time.monotonic()
+            started = time.monotonic()
             try:
                 if not store.beat(self._engine, executor_id=self._executor_id, instance=self._instance):
-                    self._on_lost("its lease was given up by others")
+                    self._on_lost("its lease was removed by another worker")
                     return
-                renewed = begun
+                renewed = started
             except SQLAlchemyError as error:
                 _log.warning("The lease could not be renewed: %s", error)
                 if time.monotonic() - renewed > self._lease_seconds:
@@ -63,9 +63,9 @@ class Heartbeat(threading.Thread):
 
 
 class Reaper(threading.Thread):
-    """Every `tick_seconds`: running jobs of executors without a lease go back to their queues.
+    """Requeues the running jobs of executors without a lease, every `tick_seconds`.
 
-    running: executor ids of the jobs that are marked as running. recover: puts the jobs of these executors back.
+    running: returns the executor ids of running jobs. recover: requeues the jobs of these executors.
     """
 
     def __init__(
@@ -90,12 +90,12 @@ class Reaper(threading.Thread):
             try:
                 self.sweep()
             except SQLAlchemyError as error:
-                _log.warning("The search for dead workers failed and will be repeated: %s", error)
+                _log.warning("The check for dead workers failed and will be retried: %s", error)
 
     def sweep(self) -> list[str]:
-        """One pass; returns the executors whose jobs were put back."""
-        store.drop_expired(self._engine, but=self._executor_id)
-        # First the jobs, then the leases: a worker takes its lease before its first job.
+        """Make one pass; return the executors whose jobs were requeued."""
+        store.drop_expired(self._engine, exclude=self._executor_id)
+        # Read the jobs before the leases: a worker claims its lease before its first job.
         running = self._running()
         dead = sorted(running - store.holders(self._engine) - {self._executor_id})
         if dead:

@@ -1,7 +1,7 @@
-"""The SQL of the worker leases. All times are the database's own.
+"""SQL of the worker leases. All times are the database's own.
 
-Each write is one statement that commits itself: a worker that is frozen while it beats must not hold the lock of its
-row, which the workers that take its jobs over wait for.
+Each write is one autocommitted statement: a worker that freezes during a heartbeat must not hold the lock of its row,
+which the workers that take over its jobs wait for.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def _now(bind: Engine | Connection) -> ColumnElement[int]:
     return literal_column(_NOW[bind.dialect.name], BigInteger)
 
 
-def _reading(engine: Engine) -> Connection:
-    # Once a second in every worker: it must not queue for SQLite's write lock.
+def _read_connection(engine: Engine) -> Connection:
+    # Runs once a second in every worker: it must not wait for SQLite's write lock.
     return engine.execution_options(read_only=True).connect()
 
 
 def claim(engine: Engine, *, executor_id: str, instance: str, host: str, queues: str, lease_seconds: float) -> bool:
-    """Take the lease if it is free, expired or already `instance`'s. Return False if another live instance holds it."""
+    """Claim the lease if it is free, expired or already held by `instance`. Return False if another one holds it."""
     values: dict[str, Any] = {
         "instance": instance,
         "host": host,
@@ -62,7 +62,7 @@ def claim(engine: Engine, *, executor_id: str, instance: str, host: str, queues:
 
 
 def beat(engine: Engine, *, executor_id: str, instance: str) -> bool:
-    """Renew the lease. Return False if the row is gone or another's: this worker's jobs have been given to others."""
+    """Renew the lease. Return False if the row is missing or another instance's: this worker's jobs were requeued."""
     statement = update(WorkerLease).where(_executor == executor_id, _instance == instance).values(beat_at=_now(engine))
     with autocommitting(engine).connect() as connection:
         renewed = connection.execute(statement).rowcount == 1
@@ -71,18 +71,18 @@ def beat(engine: Engine, *, executor_id: str, instance: str) -> bool:
 
 
 def release(engine: Engine, *, executor_id: str, instance: str) -> None:
-    """Give the lease back, so that others need not wait for its end."""
+    """Release the lease, so that other workers need not wait until it expires."""
     with autocommitting(engine).connect() as connection:
         connection.execute(delete(WorkerLease).where(_executor == executor_id, _instance == instance))
 
 
-def drop_expired(engine: Engine, *, but: str) -> list[str]:
-    """Delete the expired leases other than `but`'s; return the executor ids of their workers.
+def drop_expired(engine: Engine, *, exclude: str) -> list[str]:
+    """Delete the expired leases other than that of `exclude`; return the executor ids of their workers.
 
-    A worker that slept past its lease finds its row gone, and so learns that its jobs are no longer its own.
+    A worker that was suspended past its lease detects by the missing row that it lost its jobs.
     """
-    expired = (_beat + _lease < _now(engine)) & (_executor != but)
-    with _reading(engine) as connection:
+    expired = (_beat + _lease < _now(engine)) & (_executor != exclude)
+    with _read_connection(engine) as connection:
         found = connection.execute(select(func.count()).select_from(WorkerLease).where(expired)).scalar_one()
     if not found:
         return []
@@ -91,17 +91,17 @@ def drop_expired(engine: Engine, *, but: str) -> list[str]:
 
 
 def holders(engine: Engine) -> set[str]:
-    """Executor ids that have a lease."""
-    with _reading(engine) as connection:
+    """Return the executor ids that have a lease."""
+    with _read_connection(engine) as connection:
         return set(connection.execute(select(_executor)).scalars())
 
 
-def served(session: Session) -> set[str]:
-    """Return the queues that a live worker takes jobs from."""
+def served_queues(session: Session) -> set[str]:
+    """Return the queues that live workers serve."""
     alive = select(col(WorkerLease.queues)).where(_beat + _lease >= _now(session.get_bind()))
     return {queue for queues in session.execute(alive).scalars() for queue in queues.split(",")}
 
 
 def create_table(engine: Engine) -> None:
-    """For tests and tools without Alembic: create the lease table if it is missing."""
+    """Create the lease table if it is missing (for tests and tools without Alembic)."""
     SQLModel.metadata.create_all(engine, tables=[SQLModel.metadata.tables[WorkerLease.__tablename__]])

@@ -1,6 +1,6 @@
-"""The port before the job engine: everything that the service asks of it.
+"""Port of the job engine: everything that the service needs of it.
 
-A job's id is chosen by the caller (`<kind>-<recipe digest>` or the like): the same id is always the same job.
+The caller chooses a job's id (`<kind>-<recipe digest>` or similar): the same id is always the same job.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ Queue = Literal["orchestrate", "cpu", "gpu"]
 
 
 class JobStatus(msgspec.Struct, frozen=True):
-    """What the engine knows of a job. Times are seconds since the epoch (UTC).
+    """State of a job in the engine. Times are seconds since the epoch (UTC).
 
-    worker: the executor that runs or ran it. error: the last error's sentence, None unless failed. attempts: how
-    often it was started (more than one after a crash).
+    worker: the executor that runs or ran it. error: message of the last error; None unless failed. attempts: number of
+    starts (more than one after a crash).
     """
 
     id: str
@@ -60,7 +60,7 @@ class JobEngine(Protocol):
     ) -> None:
         """Enqueue inside the caller's transaction: the job exists if and only if the transaction commits.
 
-        The same id again is a no-op, also when that job has ended.
+        The same id again is a no-op, even after that job has ended.
         """
 
     def status(self, job_id: str) -> JobStatus | None: ...
@@ -68,13 +68,13 @@ class JobEngine(Protocol):
     def list(
         self, *, kind: str | None = None, state: State | None = None, limit: int = 100, before: float | None = None
     ) -> list[JobStatus]:
-        """Newest first; `before` is the `created_at` of the last one seen."""
+        """Return jobs, newest first. before: `created_at` of the last job of the previous page."""
 
     def cancel(self, job_id: str) -> None:
         """Cancel a job that has not ended; its child process is killed within a few seconds. Idempotent."""
 
     def follow(self, job_id: str, offset: int = 0, timeout: float | None = None) -> Iterator[ProgressRecord]:
-        """Progress records from `offset` on, until the job has ended or `timeout` seconds passed without one."""
+        """Yield the records from `offset` on, until the job has ended or `timeout` seconds passed without a record."""
 
     def retry(self, job_id: str) -> None:
         """Restart a job that failed or was cancelled, under the same id. Finished steps are not repeated

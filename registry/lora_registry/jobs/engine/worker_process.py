@@ -32,13 +32,13 @@ from lora_registry.runtime.typed import decode, encode
 _log = logging.getLogger(__name__)
 
 EXIT_LEASE_LOST: Final = 75
-"""Exit status of a worker whose jobs were given to others (EX_TEMPFAIL: start it again)."""
+"""Exit status of a worker that lost its lease (EX_TEMPFAIL: start it again)."""
 
 SPARE_CONNECTIONS: Final = 8
-"""For the reaper, the heartbeat and what the engine does by itself."""
+"""Connections for the reaper, the heartbeat and the engine itself."""
 
 PRELOAD_AFTER: Final = 2.0
-"""Seconds after a worker's start: the jobs that wait for it come first."""
+"""Seconds after a worker's start: jobs that already wait come first."""
 
 DEFAULT_CONCURRENCY: Final[Mapping[str, int]] = {"orchestrate": 8, "cpu": 2, "gpu": 1}
 
@@ -58,15 +58,18 @@ def run_worker(
     warm: Sequence[Sequence[str]] = (),
     preload: bool = False,
 ) -> NoReturn:
-    """Run jobs until SIGTERM or SIGINT; never returns. Call it in the main thread of a process of its own.
+    """Run jobs until SIGTERM or SIGINT; never returns. Call it in the main thread of a dedicated process.
 
-    engine: of our database, whose URL the job engine uses too; `migrate` must have run. executor_id: None gives
-    `host/uuid`, new at every start; a fixed one resumes its own jobs at once after a restart, and is refused
-    with RegistryError `conflict` while another live process holds it. concurrency: jobs of a queue at a time in one
-    worker; the newest worker's figure holds for all. parent_pid: stop when this process, our parent, ends.
-    warm: groups of modules for `Children`. preload: whether they are imported soon rather than for their first child.
+    Args:
+        engine: of our database, whose URL the job engine uses too; `migrate` must have run.
+        executor_id: None: `host/uuid`, new at each start. A fixed one resumes its own jobs at once after a restart, and
+            is refused with RegistryError `conflict` while another live process holds it.
+        concurrency: jobs of a queue at a time in one worker; the value of the last worker to start applies to all.
+        parent_pid: stop when this process, our parent, ends.
+        warm: groups of modules for `Children`.
+        preload: import them soon after the start rather than for the first child.
 
-    Exit status 0 after a signal (running jobs go on in another worker), EXIT_LEASE_LOST if the lease was lost.
+    Exit status: 0 after a signal (another worker resumes running jobs), EXIT_LEASE_LOST if the lease was lost.
     """
     if parent_pid is not None:
         die_with_parent(parent_pid, sent=signal.SIGTERM)
@@ -87,8 +90,8 @@ def run_worker(
     if not claimed:
         raise RegistryError("conflict", f"A live worker already runs as {executor_id}.")
 
-    def lost(reason: str) -> None:
-        _log.error("This worker stops: %s", reason)
+    def on_lost(reason: str) -> None:
+        _log.error("The worker stops: %s", reason)
         children.stop()
         os._exit(EXIT_LEASE_LOST)
 
@@ -98,12 +101,12 @@ def run_worker(
         instance=instance,
         lease_seconds=lease_seconds,
         beat_seconds=beat_seconds,
-        on_lost=lost,
+        on_lost=on_lost,
     )
     heartbeat.start()
-    # A thread inside a transaction of ours on SQLite holds the write lock and asks the engine, on a connection of its
-    # own, whether the job is still its own. With fewer connections than threads that wait for the lock, neither goes
-    # on until the lock's wait of 30 seconds is over.
+    # On SQLite a thread inside a transaction of ours holds the write lock and asks the engine, on another connection,
+    # whether the job is still its own. With fewer connections than threads that wait for the lock, all of them stall
+    # until the lock timeout of 30 seconds.
     connections = SPARE_CONNECTIONS + 2 * len(queues) + sum(concurrency.get(queue, 1) for queue in queues)
     _launch(
         engine,
@@ -133,8 +136,8 @@ def run_worker(
         later.start()
 
     stop.get()
-    # The engine's own shutdown waits for steps and then forgets them. Here the children die, nothing is recorded for
-    # their steps, and the lease goes last, so that no other worker takes a job over while we still work on it.
+    # DBOS's own shutdown waits for steps and then discards them. Here the children are killed, nothing is recorded for
+    # their steps, and the lease is released last, so that no other worker takes over a job that still runs here.
     reaper.stop()
     children.stop()
     heartbeat.stop()
@@ -142,7 +145,7 @@ def run_worker(
     try:
         store.release(engine, executor_id=executor_id, instance=instance)
     except SQLAlchemyError as error:
-        _log.warning("The lease could not be given back and will expire: %s", error)
+        _log.warning("The lease could not be released and will expire: %s", error)
     os._exit(0)
 
 
@@ -159,8 +162,8 @@ def _launch(
     url = engine.url.render_as_string(hide_password=False)
     serializer = DBOSPortableJSONSerializer()
     sessions = sessionmaker(class_=Session, expire_on_commit=False)
-    # Around the commit, after the engine has looked whether the job is still ours and before it notes the step as
-    # done: the points at which a crash could duplicate a result.
+    # Around the commit, after the engine has checked that the job is still ours and before it records the step: the
+    # points at which a crash could duplicate a result.
     event.listen(sessions, "before_commit", lambda _session: fault_point("jobs.transaction.checkpointed"))
     event.listen(sessions, "after_commit", lambda _session: fault_point("jobs.transaction.committed"))
     config: DBOSConfig = {
@@ -172,7 +175,7 @@ def _launch(
         "serializer": serializer,
         "use_listen_notify": False,
         "sys_db_pool_size": connections,
-        # A frozen worker may hold the lock of a job's row; PostgreSQL ends its transaction when its lease has run out.
+        # A frozen worker may hold the lock of a job's row; PostgreSQL ends its transaction when its lease has expired.
         "sys_db_idle_transaction_timeout_sec": lease_seconds,
         "log_level": "WARNING",
     }
@@ -180,18 +183,18 @@ def _launch(
     datasource = SQLAlchemyDatasource.create(
         url, engine=engine, serializer=serializer, sessionmaker=sessions, run_migrations=False
     )
-    # As in the service, whose functions run here too. SQLite knows only the one level.
+    # As in the service, whose functions run here too. SQLite has only this level.
     isolation = "SERIALIZABLE" if engine.dialect.name == "sqlite" else "READ COMMITTED"
-    for one in handlers:
-        _register(one, datasource=datasource, isolation=isolation, children=children)
+    for handled in handlers:
+        _register(handled, datasource=datasource, isolation=isolation, children=children)
     DBOS.listen_queues(list(queues))
     DBOS.launch()
 
 
-def _register(one: Handled, *, datasource: SQLAlchemyDatasource, isolation: str, children: Children) -> None:
-    kind = one.kind
+def _register(handled: Handled, *, datasource: SQLAlchemyDatasource, isolation: str, children: Children) -> None:
+    kind = handled.kind
 
-    # The engine counts what comes after the first start.
+    # The engine counts only restarts.
     @DBOS.workflow(name=kind.name, max_recovery_attempts=kind.max_attempts - 1)
     def run(spec: Any) -> Any:
         assert DBOS.workflow_id is not None
@@ -200,7 +203,7 @@ def _register(one: Handled, *, datasource: SQLAlchemyDatasource, isolation: str,
             job_id=DBOS.workflow_id, kind=kind, datasource=datasource, isolation=isolation, children=children
         )
         try:
-            result = encode(one.handler(context, decode(spec, kind.spec)))
+            result = encode(handled.handler(context, decode(spec, kind.spec)))
         except RegistryError as error:
             raise to_portable(error) from error
         fault_point("jobs.job.finished")
@@ -208,7 +211,7 @@ def _register(one: Handled, *, datasource: SQLAlchemyDatasource, isolation: str,
 
 
 def _running_executors() -> set[str]:
-    # Recovery is for our own version; others' jobs are theirs to take over.
+    # Recover only jobs of our application version; others belong to workers of that version.
     running = DBOS.list_workflows(
         status="PENDING", app_version=APPLICATION_VERSION, load_input=False, load_output=False
     )
@@ -216,5 +219,5 @@ def _running_executors() -> set[str]:
 
 
 def _recover(executor_ids: list[str]) -> None:
-    # The one private name we use; a test fails if it is removed. See the lease module for why it is needed.
+    # The only private DBOS name in use; a test fails if it is removed. The lease module explains why it is needed.
     DBOS._recover_pending_workflows(executor_ids)

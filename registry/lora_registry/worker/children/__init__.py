@@ -1,1 +1,1 @@
-"""What runs in child processes: the reading and computing of a job. Holds the blob store, no database and no engine."""
+"""Code that runs in child processes: I/O and computation of jobs, with the blob store but no database or engine."""

@@ -1,7 +1,7 @@
-"""The child of the operations whose result is an adapter: compose, resize, convert, extract.
+"""The child of operations whose result is an adapter: compose, resize, convert, extract.
 
-Adapters are small: they are fetched into a working folder. Checkpoints are streamed from the blob store. The result is
-written to the working folder and stored from there.
+Adapters are small: they are fetched into a scratch folder. Checkpoints are streamed from the blob store. The result is
+written to the scratch folder and stored from there.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from lora_registry.settings import load
 from lora_registry.worker import scratch
 from lora_registry.worker.children import files
 
-PIECE = 256 * 1024
+CHUNK = 256 * 1024
 
 
 class DeriveInput(msgspec.Struct, frozen=True):
-    """A recipe with the files of the versions that it names. inputs: in the recipe's order."""
+    """A recipe with the files of the versions it names. inputs: in the recipe's order."""
 
     recipe: Recipe
     base: files.Files
@@ -39,18 +39,18 @@ class DeriveInput(msgspec.Struct, frozen=True):
 class DerivedFiles(msgspec.Struct, frozen=True):
     """The files of the result, and the kernel's report on it as JSON."""
 
-    files: tuple[files.MadeFile, ...]
+    files: tuple[files.ResultFile, ...]
     report: str
 
 
-def report_body(made: msgspec.Struct) -> str:
-    """A report of a kernel, as it is stored."""
-    return json.dumps(msgspec.to_builtins(made), sort_keys=True)
+def report_body(report: msgspec.Struct) -> str:
+    """Encode a kernel's report for storage."""
+    return json.dumps(msgspec.to_builtins(report), sort_keys=True)
 
 
 @dataclass(frozen=True, slots=True)
 class WorkFolder:
-    """A child's working folder. inputs: a folder for each input adapter. result: where the kernels write."""
+    """A child's scratch folder. inputs: one folder per input adapter. result: output folder of the kernels."""
 
     blobs: BlobStore
     reporter: ChildReporter
@@ -58,7 +58,7 @@ class WorkFolder:
     result: Path
 
     def progress(self, message: str, unit: str) -> Callable[[int, int], None]:
-        """A callback for kernels, which call it with (done, total) from any thread."""
+        """Return a callback for kernels, called with (done, total) from any thread."""
 
         def report(done: int, total: int) -> None:
             fault_point(f"{message}.progress")
@@ -66,18 +66,18 @@ class WorkFolder:
 
         return report
 
-    def stored(self, made: msgspec.Struct) -> DerivedFiles:
-        """Store the files of the result. made: the kernel's report."""
+    def store_result(self, report: msgspec.Struct) -> DerivedFiles:
+        """Store the files of the result. report: of the kernel."""
         stored = []
         for path in sorted(path for path in self.result.rglob("*") if path.is_file()):
             fault_point("derive.store")
-            digest, size = self.blobs.put_unknown(_pieces(path))
-            stored.append(files.MadeFile(path.relative_to(self.result).as_posix(), size, str(digest)))
-        return DerivedFiles(tuple(stored), report_body(made))
+            digest, size = self.blobs.put_unknown(_chunks(path))
+            stored.append(files.ResultFile(path.relative_to(self.result).as_posix(), size, str(digest)))
+        return DerivedFiles(tuple(stored), report_body(report))
 
 
 def derive(data: DeriveInput, reporter: ChildReporter) -> DerivedFiles:
-    """Make the adapter of any recipe but a merge's. Raises the kernels' RegistryErrors."""
+    """Compute the adapter of any recipe except a merge. Raises the kernels' RegistryErrors."""
     match data.recipe:
         case ComposeRecipe() as recipe:
             return _compose(recipe, data, reporter)
@@ -88,18 +88,18 @@ def derive(data: DeriveInput, reporter: ChildReporter) -> DerivedFiles:
         case ExtractRecipe() as recipe:
             return _extract(recipe, data, reporter)
         case MergeRecipe():
-            raise RegistryError("internal", "A merge does not make an adapter.")
+            raise RegistryError("internal", "A merge does not derive an adapter.")
 
 
 @contextmanager
 def _working(inputs: tuple[files.Files, ...], reporter: ChildReporter) -> Iterator[WorkFolder]:
-    """Fetch the input adapters, each file checked against its digest; the folder is gone at the end."""
+    """Fetch the input adapters, verifying each file's digest; remove the folder at the end."""
     blobs = files.blobs()
     with scratch.folder(load().data) as folder:
         folders = []
-        for number, one in enumerate(inputs):
+        for number, adapter in enumerate(inputs):
             folders.append(folder / f"input-{number}")
-            files.fetch(blobs, one, folders[-1])
+            files.fetch(blobs, adapter, folders[-1])
         fault_point("derive.fetched")
         yield WorkFolder(blobs, reporter, folders, folder / "result")
 
@@ -117,7 +117,7 @@ def _compose(recipe: ComposeRecipe, data: DeriveInput, reporter: ChildReporter) 
             dtype=recipe.dtype,
             progress=work.progress("compose", "modules"),
         )
-        return work.stored(made)
+        return work.store_result(made)
 
 
 def _resize(recipe: ResizeRecipe, data: DeriveInput, reporter: ChildReporter) -> DerivedFiles:
@@ -132,7 +132,7 @@ def _resize(recipe: ResizeRecipe, data: DeriveInput, reporter: ChildReporter) ->
             dtype=recipe.dtype,
             progress=work.progress("resize", "modules"),
         )
-        return work.stored(made)
+        return work.store_result(made)
 
 
 def _convert(recipe: ConvertRecipe, data: DeriveInput, reporter: ChildReporter) -> DerivedFiles:
@@ -140,11 +140,11 @@ def _convert(recipe: ConvertRecipe, data: DeriveInput, reporter: ChildReporter) 
 
     with _working(data.inputs, reporter) as work:
         made = convert_folder(work.inputs[0], work.result, uniform_rank=recipe.uniform_rank, dtype=recipe.dtype)
-        return work.stored(made)
+        return work.store_result(made)
 
 
 def _extract(recipe: ExtractRecipe, data: DeriveInput, reporter: ChildReporter) -> DerivedFiles:
-    """Raises RegistryError if the two checkpoints are not of one model."""
+    """Raise RegistryError if the checkpoints are not of the same model."""
     from lora_kernels.extracting import extract as run
 
     blobs = files.blobs()
@@ -166,7 +166,7 @@ def _extract(recipe: ExtractRecipe, data: DeriveInput, reporter: ChildReporter) 
             base_name=recipe.base_name,
             progress=work.progress("extract", "bytes"),
         )
-        return work.stored(made)
+        return work.store_result(made)
 
 
 def _fingerprint(blobs: BlobStore, stored: files.Files) -> BaseFingerprint:
@@ -174,7 +174,7 @@ def _fingerprint(blobs: BlobStore, stored: files.Files) -> BaseFingerprint:
     return build_fingerprint(known, files.reader(blobs, stored))
 
 
-def _pieces(path: Path) -> Iterator[bytes]:
+def _chunks(path: Path) -> Iterator[bytes]:
     with path.open("rb", buffering=0) as file:
-        while piece := file.read(PIECE):
-            yield piece
+        while chunk := file.read(CHUNK):
+            yield chunk

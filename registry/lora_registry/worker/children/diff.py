@@ -1,4 +1,4 @@
-"""The child of `diff`: compares two adapters."""
+"""The child of `diff`: compare two adapters."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class DiffInput(msgspec.Struct, frozen=True):
 
 
 def compare(data: DiffInput, reporter: ChildReporter) -> Comparison:
-    """Raises RegistryError `unsupported`, `conflict`."""
+    """Compare two adapters. Raises RegistryError `unsupported`, `conflict`."""
     blobs = files.blobs()
     with scratch.folder(load().data) as folder:
         files.fetch(blobs, data.before, folder / "before")

@@ -1,4 +1,4 @@
-"""Files of versions for a child process: it has no database, so its handler passes digests and sizes."""
+"""Files of versions for a child process, which has no database: its handler passes digests and sizes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lora_registry.storage import open_blobs
 
 
 class StoredFile(msgspec.Struct, frozen=True, array_like=True):
-    """A blob of the store: a file of a version under whatever path."""
+    """A blob of the store: the content of a file, without its path."""
 
     digest: str
     size: int
@@ -29,8 +29,8 @@ Files: TypeAlias = dict[str, StoredFile]
 """The stored files of a version, by their paths."""
 
 
-class MadeFile(msgspec.Struct, frozen=True):
-    """A file of a result; its bytes are in the store."""
+class ResultFile(msgspec.Struct, frozen=True):
+    """A file of a job's result; its bytes are in the store."""
 
     path: str
     size: int
@@ -38,12 +38,12 @@ class MadeFile(msgspec.Struct, frozen=True):
 
 
 def blobs() -> BlobStore:
-    """The blob store that this process's environment names."""
+    """Open the blob store that this process's environment names."""
     return open_blobs(load())
 
 
 def reader(store: BlobStore, files: Files) -> Callable[[str, int, int], bytes]:
-    """`read(path, offset, length)` over the files of a version, for one thread."""
+    """Return `read(path, offset, length)` over the files of a version, for one thread."""
     windows = {path: Window(store, Digest.parse(file.digest), file.size) for path, file in files.items()}
 
     def read(path: str, offset: int, length: int) -> bytes:
@@ -57,18 +57,18 @@ def sizes(files: Files) -> dict[str, int]:
 
 
 def fetch(store: BlobStore, files: Files, folder: Path) -> None:
-    """Write the files of a version, each checked against its digest. Raises RegistryError if one differs."""
+    """Write the files of a version to `folder`, verifying digests. Raises RegistryError if one differs."""
     for path, stored in files.items():
         digest = Digest.parse(stored.digest)
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("xb") as file:
-            for piece in checked(store.stream(digest), digest=digest, size=stored.size):
-                file.write(piece)
+            for chunk in checked(store.stream(digest), digest=digest, size=stored.size):
+                file.write(chunk)
 
 
 class ThreadSource:
-    """Files of a version as the kernels read them, from any number of threads: each has a window of its own."""
+    """Files of a version as a source for kernels, readable from any number of threads: each has its own window."""
 
     def __init__(self, store: BlobStore, files: Files) -> None:
         self._store = store
@@ -76,7 +76,7 @@ class ThreadSource:
         self._local = threading.local()
 
     def read_into(self, path: str, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` from `offset` of a file. Raises RegistryError `corrupt` if it ends before."""
+        """Fill `buffer` from `offset` of a file. Raises RegistryError `corrupt` if the file ends early."""
         source: RangeSource | None = getattr(self._local, "source", None)
         if source is None:
             source = RangeSource(reader(self._store, self._files), sizes=sizes(self._files))

@@ -1,4 +1,4 @@
-"""The child of `inspect`: reads digests, finite values, norms per module, the rendered chat template."""
+"""The child of `inspect`: check digests, finite values, norms per module, and the rendered chat template."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class MeasuredTensor(msgspec.Struct, frozen=True):
 
 
 class Inspection(msgspec.Struct, frozen=True):
-    """The body of the report. What was not measured is left out of it.
+    """The body of the report; fields that were not measured are omitted.
 
-    bytes, files: how many there are. modules, peft_type: of an adapter. rendered_template: of a base, the digest of its
-    chat template on a fixed conversation; None if it has no template.
+    bytes, files: totals. modules, peft_type: of an adapter. rendered_template: of a base, the digest of its chat
+    template rendered on a fixed conversation; None if it has no template.
     """
 
     bytes: int
@@ -55,15 +55,15 @@ class Inspection(msgspec.Struct, frozen=True):
 
 
 def examine(data: InspectInput, reporter: ChildReporter) -> Inspection:
-    """Read every stored file of a version once."""
+    """Read and measure every stored file of a version."""
     blobs = files.blobs()
     findings: list[Finding] = []
     total, done = sum(files.sizes(data.files).values()), 0
     for path, stored in sorted(data.files.items()):
         digest = Digest.parse(stored.digest)
         try:
-            for piece in checked(blobs.stream(digest), digest=digest, size=stored.size):
-                done += len(piece)
+            for chunk in checked(blobs.stream(digest), digest=digest, size=stored.size):
+                done += len(chunk)
                 reporter.progress(f"re-hash {path}", done=done, total=total, unit="bytes")
         except RegistryError as error:
             findings.append(
@@ -89,7 +89,7 @@ def examine(data: InspectInput, reporter: ChildReporter) -> Inspection:
 def _modules(
     read: Callable[[str, int, int], bytes], size: int, findings: list[Finding], reporter: ChildReporter
 ) -> tuple[MeasuredTensor, ...]:
-    """Frobenius norm, largest absolute value and count of non-finite elements of each tensor."""
+    """Measure each tensor of an adapter; add a finding for each with non-finite values."""
     header = read_header(read, WEIGHTS, size)
     rows = []
     for number, entry in enumerate(header.tensors):
@@ -99,7 +99,7 @@ def _modules(
                 Finding(
                     code="non-finite",
                     severity="error",
-                    message=f"{entry.name} holds {measured.nonfinite} values that are NaN or infinite; expected none.",
+                    message=f"{entry.name} has {measured.nonfinite} NaN or infinite values; expected none.",
                     file=WEIGHTS,
                     where=entry.name,
                 )
@@ -110,7 +110,7 @@ def _modules(
 
 
 def _template(read: Callable[[str, int, int], bytes], stored: files.Files, findings: list[Finding]) -> str | None:
-    """The digest of the chat template on a fixed conversation; None if the base has no template."""
+    """Return the digest of the chat template rendered on a fixed conversation; None if the base has no template."""
     source = None
     if "chat_template.jinja" in stored:
         source = read("chat_template.jinja", 0, stored["chat_template.jinja"].size).decode("utf-8", "replace")

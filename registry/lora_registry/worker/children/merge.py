@@ -1,5 +1,5 @@
-"""The children of a merge. One plans it and writes the files beside the weights; then one for each weight file merges
-it. The plan is made once: it is the result of its step, checkpointed, and what the others begin with."""
+"""The children of a merge. One plans it and stores the files beside the weights; then one per weight file merges that
+file. The plan is made once: it is checkpointed as the result of its step, and the others start from it."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ class MergeInput(msgspec.Struct, frozen=True):
 
 
 class PlannedFile(msgspec.Struct, frozen=True):
-    """A weight file of the result. plan: the merge's plan with this file alone, packed by `pack`."""
+    """A weight file of the result. plan: of this file alone, packed by `pack`."""
 
     file: str
     plan: str
 
 
 class PlannedMerge(msgspec.Struct, frozen=True):
-    """weights: to be merged, in this order. side_files: the files beside them, already stored."""
+    """weights: to merge, in this order. side_files: the other files, already stored."""
 
     weights: tuple[PlannedFile, ...]
-    side_files: tuple[files.MadeFile, ...]
+    side_files: tuple[files.ResultFile, ...]
 
 
 class ShardInput(msgspec.Struct, frozen=True):
@@ -66,22 +66,22 @@ class ShardInput(msgspec.Struct, frozen=True):
     inputs: tuple[files.Files, ...]
 
 
-class MergedFile(files.MadeFile, frozen=True, kw_only=True):
-    """tensors: those that the adapters touched."""
+class MergedFile(files.ResultFile, frozen=True, kw_only=True):
+    """tensors: those that the adapters change."""
 
     tensors: tuple[TensorStats, ...]
 
 
 def plan(data: MergeInput, reporter: ChildReporter) -> PlannedMerge:
-    """Plan from headers alone. Raises RegistryError if the adapters do not fit or cannot be merged."""
+    """Plan from headers only. Raises RegistryError if the adapters do not fit or cannot be merged."""
     blobs = files.blobs()
-    made = _plan(data, blobs)
+    merge_plan = _plan(data, blobs)
     weights = []
-    for shard in made.shards:
+    for shard in merge_plan.shards:
         touched = sum(bool(tensor.deltas) for tensor in shard.tensors)
         reporter.log(f"{shard.file}: {len(shard.tensors)} tensors, {touched} touched, {shard.size} bytes")
-        weights.append(PlannedFile(shard.file, pack(msgspec.structs.replace(made, shards=(shard,)))))
-    side = _side_files(data.base, made, blobs)
+        weights.append(PlannedFile(shard.file, pack(msgspec.structs.replace(merge_plan, shards=(shard,)))))
+    side = _side_files(data.base, merge_plan, blobs)
     reporter.log(f"{len(side)} files beside the weights")
     return PlannedMerge(tuple(weights), side)
 
@@ -89,15 +89,15 @@ def plan(data: MergeInput, reporter: ChildReporter) -> PlannedMerge:
 def merge_shard(data: ShardInput, reporter: ChildReporter) -> MergedFile:
     """Merge one file and stream it into the blob store.
 
-    What the adapters leave alone is the base's own bytes, which the store may copy by itself.
+    Tensors that the adapters do not change are ranges of the base, which the store may copy by itself.
     """
     blobs = files.blobs()
-    made, file = unpack(data.planned.plan), data.planned.file
-    total = shard_size(made, file)
+    merge_plan, file = unpack(data.planned.plan), data.planned.file
+    total = shard_size(merge_plan, file)
     digests = {path: Digest.parse(stored.digest) for path, stored in data.base.items()}
     tensors: list[TensorStats] = []
     stream = stream_pieces(
-        made,
+        merge_plan,
         file,
         base=_source(blobs, data.base),
         adapters=[_source(blobs, adapter) for adapter in data.inputs],
@@ -116,30 +116,30 @@ def merge_shard(data: ShardInput, reporter: ChildReporter) -> MergedFile:
     return MergedFile(file, size, str(digest), tensors=tuple(tensors))
 
 
-def pack(made: MergePlan) -> str:
-    """A plan as text for a checkpoint: a plan of ten thousand tensors is megabytes of JSON that repeats itself."""
-    return base64.b85encode(zlib.compress(msgspec.json.encode(made), 6)).decode()
+def pack(merge_plan: MergePlan) -> str:
+    """Encode a plan for a checkpoint, compressed: a plan of ten thousand tensors is megabytes of repetitive JSON."""
+    return base64.b85encode(zlib.compress(msgspec.json.encode(merge_plan), 6)).decode()
 
 
 def unpack(text: str) -> MergePlan:
     return msgspec.json.decode(zlib.decompress(base64.b85decode(text)), type=MergePlan)
 
 
-def _side_files(base: files.Files, made: MergePlan, blobs: BlobStore) -> tuple[files.MadeFile, ...]:
-    """Index and config of the result; tokenizer and licence files are the base's own blobs."""
+def _side_files(base: files.Files, merge_plan: MergePlan, blobs: BlobStore) -> tuple[files.ResultFile, ...]:
+    """Store index and config of the result; tokenizer and licence files are the base's own blobs."""
     read = files.reader(blobs, base)
     side = []
     for path, stored in base.items():
         if path.endswith(".safetensors") or path.lower() == "readme.md":
             continue
         if path == INDEX:
-            side.append(_store(blobs, path, merged_index(json.loads(read(path, 0, stored.size)), made)))
+            side.append(_store(blobs, path, merged_index(json.loads(read(path, 0, stored.size)), merge_plan)))
             continue
         config = json.loads(read(path, 0, stored.size)) if path == "config.json" else None
-        if config is not None and (merged := merged_config(config, made)) is not config:
+        if config is not None and (merged := merged_config(config, merge_plan)) is not config:
             side.append(_store(blobs, path, merged))
         else:
-            side.append(files.MadeFile(path, stored.size, stored.digest))
+            side.append(files.ResultFile(path, stored.size, stored.digest))
     return tuple(side)
 
 
@@ -168,8 +168,8 @@ def _source(blobs: BlobStore, stored: files.Files) -> RangeSource:
     return RangeSource(files.reader(blobs, stored), sizes=files.sizes(stored))
 
 
-def _store(blobs: BlobStore, path: str, document: dict[str, Any]) -> files.MadeFile:
+def _store(blobs: BlobStore, path: str, document: dict[str, Any]) -> files.ResultFile:
     body = (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
     digest = Digest.of(body)
     blobs.put([body], digest=digest, size=len(body))
-    return files.MadeFile(path, len(body), str(digest))
+    return files.ResultFile(path, len(body), str(digest))

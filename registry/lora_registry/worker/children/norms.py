@@ -1,4 +1,4 @@
-"""Norms of a stored tensor, in blocks, so memory does not grow with it."""
+"""Norms of a stored tensor, computed in blocks, so that memory does not grow with it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BLOCK: Final = 1 << 18
 
 @dataclass(frozen=True, slots=True)
 class Norms:
-    """Over the finite elements: Frobenius norm and largest absolute value. nonfinite: how many are NaN or infinite."""
+    """Frobenius norm and largest absolute value of the finite elements. nonfinite: count of NaN and infinity."""
 
     norm: float
     largest: float
@@ -27,7 +27,7 @@ class Norms:
 def tensor_norms(read: Callable[[int, int], bytes], entry: TensorEntry) -> Norms:
     """Measure a tensor of BF16, F16, F32 or F64; `read(offset, length)` is over its file. Sums are in float64.
 
-    A tensor of another type has no norms here: all are 0.
+    Tensors of other dtypes are not measured: all values are 0.
     """
     try:
         kind = storage(entry.dtype)

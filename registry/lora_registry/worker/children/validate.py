@@ -1,5 +1,5 @@
-"""The child of `validate`: fetches everything into a working folder, each file checked against its digest, and loads it
-with the libraries that users of the adapter have."""
+"""The child of `validate`: fetch all files into a scratch folder, verifying digests, and load them with the libraries
+that users of the adapter have."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lora_registry.worker.children import files
 
 
 class EvaluationSetInput(msgspec.Struct, frozen=True):
-    """name: how the request called the set. digest: of its version."""
+    """name: the set as named in the request. digest: of its version."""
 
     role: DatasetRole
     digest: str
@@ -23,7 +23,7 @@ class EvaluationSetInput(msgspec.Struct, frozen=True):
 
 
 class ValidateInput(msgspec.Struct, frozen=True):
-    """version, base: digests of the adapter's version and of its base's."""
+    """version, base: digests of the adapter's version and of its base version."""
 
     version: str
     base: str
@@ -34,7 +34,7 @@ class ValidateInput(msgspec.Struct, frozen=True):
 
 
 def measure(data: ValidateInput, reporter: ChildReporter) -> Validation:
-    """Raises RegistryError `corrupt` if stored bytes differ from their digest."""
+    """Validate an adapter. Raises RegistryError `corrupt` if stored bytes differ from their digest."""
     from lora_kernels.validating import EvaluationSet, Subject, validate
 
     blobs = files.blobs()
@@ -42,12 +42,12 @@ def measure(data: ValidateInput, reporter: ChildReporter) -> Validation:
         files.fetch(blobs, data.base_files, folder / "base")
         files.fetch(blobs, data.adapter_files, folder / "adapter")
         sets = []
-        for number, given in enumerate(data.sets):
-            files.fetch(blobs, given.files, folder / f"set-{number}")
-            sets.append(EvaluationSet(given.role, given.digest, given.name, folder / f"set-{number}" / FILE))
+        for number, each in enumerate(data.sets):
+            files.fetch(blobs, each.files, folder / f"set-{number}")
+            sets.append(EvaluationSet(each.role, each.digest, each.name, folder / f"set-{number}" / FILE))
 
-        def progress(what: str, done: int, total: int) -> None:
-            reporter.progress(what, done=done, total=total, unit="records" if total > 1 else "")
+        def progress(step: str, done: int, total: int) -> None:
+            reporter.progress(step, done=done, total=total, unit="records" if total > 1 else "")
 
         subject = Subject(
             folder / "base",

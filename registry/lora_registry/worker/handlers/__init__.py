@@ -1,1 +1,1 @@
-"""One handler per kind of job: a fixed sequence of steps around the database, run in the worker itself."""
+"""One handler per kind of job: a fixed sequence of steps, run in the worker itself, with database access."""

@@ -1,4 +1,4 @@
-"""The diff job: two adapters module by module. Its report is on the later of both."""
+"""The diff job: compare two adapters module by module. The report is stored on the later one."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from lora_registry.worker.handlers.stored import stored_files
 
 
 def handler(ctx: Context) -> Handler[DiffSpec]:
-    """The handler of `diff` over an open context."""
+    """Return the handler of `diff`."""
 
-    def run(job: JobContext, spec: DiffSpec) -> report.ReportMade:
+    def run(job: JobContext, spec: DiffSpec) -> report.ReportResult:
         data = job.step("inputs", _input, ctx, spec)
         found = job.child("compare", child.compare, data)
         body = json.dumps({"other": data.other, **encode(found)}, sort_keys=True)

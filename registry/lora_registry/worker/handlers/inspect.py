@@ -1,4 +1,4 @@
-"""The inspect job: after every push the stored bytes are read once more and measured, and a report is made of it."""
+"""The inspect job: after every push, read the stored bytes again, measure them, and store a report."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from lora_registry.worker.handlers.stored import stored_files
 
 
 def handler(ctx: Context) -> Handler[InspectSpec]:
-    """The handler of `inspect` over an open context."""
+    """Return the handler of `inspect`."""
 
-    def run(job: JobContext, spec: InspectSpec) -> report.ReportMade:
+    def run(job: JobContext, spec: InspectSpec) -> report.ReportResult:
         data = job.step("inputs", _input, ctx, spec.version)
         found = job.child("examine", child.examine, data)
         return job.transaction("report", _report, job.job_id, spec.version, found)
@@ -36,7 +36,7 @@ def _input(ctx: Context, version_id: int) -> child.InspectInput:
         return child.InspectInput(repo.kind, stored_files(session, [version_id])[version_id])
 
 
-def _report(session: Session, job_id: str, version_id: int, found: child.Inspection) -> report.ReportMade:
+def _report(session: Session, job_id: str, version_id: int, found: child.Inspection) -> report.ReportResult:
     fingerprint = base_store.fingerprint(session, version_id)
     if fingerprint is not None and found.rendered_template:
         fingerprint.rendered_template = str(Digest.parse(found.rendered_template))

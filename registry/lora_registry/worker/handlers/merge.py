@@ -1,4 +1,4 @@
-"""The merge job: plan, one step per file of the result, commit as a version with its lineage in one transaction."""
+"""The merge job: plan, merge each output file in a step, commit the version with its lineage in one transaction."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from lora_registry.jobs.engine.kinds import Handler, JobContext
 from lora_registry.jobs.specs import DeriveSpec
 from lora_registry.worker.children import merge as child
 from lora_registry.worker.children.derive import DeriveInput, report_body
-from lora_registry.worker.children.files import MadeFile
+from lora_registry.worker.children.files import ResultFile
 from lora_registry.worker.handlers.derive import Committed, Result, commit, gather
 
 
 def handler(ctx: Context) -> Handler[DeriveSpec]:
-    """The handler of `merge` over an open context."""
+    """Return the handler of `merge`."""
 
     def run(job: JobContext, spec: DeriveSpec) -> Committed:
-        files, report = make(job, job.step("inputs", gather, ctx, spec))
+        files, report = merge_files(job, job.step("inputs", gather, ctx, spec))
         facts = {
             "operation": job.kind.name,
             "kept": report.kept,
             "cosine": report.cosine,
             "tensors": len(report.tensors),
         }
-        made = Result("model", files, facts, report_body(report), kept=report.kept)
-        return job.transaction("commit", commit, ctx, job.job_id, spec, made)
+        result = Result("model", files, facts, report_body(report), kept=report.kept)
+        return job.transaction("commit", commit, ctx, job.job_id, spec, result)
 
     return run
 
 
-def make(job: JobContext, data: DeriveInput) -> tuple[tuple[MadeFile, ...], MergeReport]:
-    """Store the files of the merged checkpoint. Raises RegistryError `rejected`."""
+def merge_files(job: JobContext, data: DeriveInput) -> tuple[tuple[ResultFile, ...], MergeReport]:
+    """Merge, and store the files of the checkpoint. Raises RegistryError `rejected`."""
     if not isinstance(data.recipe, MergeRecipe):
         raise RegistryError("internal", f"A recipe of {data.recipe.operation} is not a merge.")
     planned = job.child("plan", child.plan, child.MergeInput(data.recipe, data.base, data.inputs))
@@ -41,12 +41,12 @@ def make(job: JobContext, data: DeriveInput) -> tuple[tuple[MadeFile, ...], Merg
         job.progress("merge", f"{weights.file} ({number + 1} of {count})", done=number, total=count, unit="files")
         shard = child.ShardInput(weights, data.base, data.inputs)
         merged.append(job.child(f"merge {weights.file}", child.merge_shard, shard))
-    report = job.step("judge", _judge, merged, data.recipe.allow_loss)
+    report = job.step("judge", _check_kept, merged, data.recipe.allow_loss)
     return (*merged, *planned.side_files), report
 
 
-def _judge(merged: list[child.MergedFile], allow_loss: bool) -> MergeReport:
-    """Refuse a merge that loses the adapter in rounding. Raises RegistryError `rejected`."""
+def _check_kept(merged: list[child.MergedFile], allow_loss: bool) -> MergeReport:
+    """Raise RegistryError `rejected` if the adapter is lost in rounding."""
     stats = [tensor for file in merged for tensor in file.tensors]
     check_kept(stats, **({"min_kept": None} if allow_loss else {}))
     return merge_report(stats, files=[], ignored=[])

@@ -1,4 +1,4 @@
-"""The report of a job and the event of it, in the job's transaction."""
+"""The report of a job and its event, in the job's transaction."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from lora_registry.repositories import store as catalog
 from lora_registry.runtime.clock import now
 
 
-class ReportMade(msgspec.Struct, frozen=True):
-    """The result of a job that makes a report. report: its id."""
+class ReportResult(msgspec.Struct, frozen=True):
+    """Result of a job that stores a report. report: its id."""
 
     report: str
     passed: bool
 
 
-def add(session: Session, job_id: str, kind: str, version_id: int, *, passed: bool, body: str) -> ReportMade:
+def add(session: Session, job_id: str, kind: str, version_id: int, *, passed: bool, body: str) -> ReportResult:
     """Insert a report. body: JSON."""
     version = catalog.versions_by_id(session, [version_id])[version_id]
     repo = catalog.repositories_by_id(session, [version.repository_id])[version.repository_id]
@@ -34,4 +34,4 @@ def add(session: Session, job_id: str, kind: str, version_id: int, *, passed: bo
         passed=passed,
     )
     session.flush()
-    return ReportMade(job_id, passed)
+    return ReportResult(job_id, passed)

@@ -1,4 +1,4 @@
-"""The reproduce job: runs a recipe once more and compares the digests of the result with those of the version."""
+"""The reproduce job: run a recipe again and compare the digests of the result with those of the version."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from lora_registry.worker.handlers import derive, merge, report
 
 
 def handler(ctx: Context) -> Handler[ReproduceSpec]:
-    """The handler of `reproduce` over an open context. Nothing is committed but the report."""
+    """Return the handler of `reproduce`. It commits only a report."""
 
-    def run(job: JobContext, spec: ReproduceSpec) -> report.ReportMade:
+    def run(job: JobContext, spec: ReproduceSpec) -> report.ReportResult:
         data = job.step("inputs", derive.gather, ctx, spec)
-        made = merge.make(job, data)[0] if isinstance(data.recipe, MergeRecipe) else derive.make(job, data).files
-        found = {file.path: file.digest for file in made}
+        if isinstance(data.recipe, MergeRecipe):
+            derived, _ = merge.merge_files(job, data)
+        else:
+            derived = derive.derive_files(job, data).files
+        found = {file.path: file.digest for file in derived}
         stored = job.step("stored", _stored, ctx, spec.version)
         files = [
             {"path": path, "expected": stored.get(path), "found": found.get(path)} for path in sorted({*stored, *found})

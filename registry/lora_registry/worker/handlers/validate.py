@@ -1,4 +1,4 @@
-"""The validate job: an adapter on its pinned base and on evaluation sets, and the report bound to all of them."""
+"""The validate job: an adapter on its pinned base and evaluation sets; the report is bound to all of them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from lora_registry.worker.handlers.stored import stored_files
 
 
 def handler(ctx: Context) -> Handler[ValidateSpec]:
-    """The handler of `validate` over an open context."""
+    """Return the handler of `validate`."""
 
-    def run(job: JobContext, spec: ValidateSpec) -> report.ReportMade:
+    def run(job: JobContext, spec: ValidateSpec) -> report.ReportResult:
         data = job.step("inputs", _input, ctx, spec)
         found = job.child("measure", child.measure, data)
         return job.transaction("report", _report, job.job_id, spec, found)
@@ -28,12 +28,12 @@ def handler(ctx: Context) -> Handler[ValidateSpec]:
 
 
 def _input(ctx: Context, spec: ValidateSpec) -> child.ValidateInput:
-    """Digests and files of the version, its base and the sets."""
+    """Load digests and files of the version, its base and the evaluation sets."""
     with ctx.db.read() as session:
         subject = catalog.versions_by_id(session, [spec.version])[spec.version]
         base_id = subject.base_version_id
         assert base_id is not None, "only adapters are validated, and each pins its base"
-        ids = [subject.id, base_id, *(one.version for one in spec.sets)]
+        ids = [subject.id, base_id, *(each.version for each in spec.sets)]
         versions, files = catalog.versions_by_id(session, ids), stored_files(session, ids)
         return child.ValidateInput(
             version=subject.digest,
@@ -42,16 +42,16 @@ def _input(ctx: Context, spec: ValidateSpec) -> child.ValidateInput:
             adapter_files=files[subject.id],
             base_files=files[base_id],
             sets=tuple(
-                child.EvaluationSetInput(one.role, versions[one.version].digest, one.name, files[one.version])
-                for one in spec.sets
+                child.EvaluationSetInput(each.role, versions[each.version].digest, each.name, files[each.version])
+                for each in spec.sets
             ),
         )
 
 
-def _report(session: Session, job_id: str, spec: ValidateSpec, found: Validation) -> report.ReportMade:
-    """The report, and the evaluation sets as part of the version's lineage."""
-    for one in spec.sets:
+def _report(session: Session, job_id: str, spec: ValidateSpec, found: Validation) -> report.ReportResult:
+    """Store the report, and the evaluation sets as part of the version's lineage."""
+    for each in spec.sets:
         edge = insert_ignore(session, VersionEdge)
-        session.execute(edge.values(child_id=spec.version, parent_id=one.version, relation="evaluated-on"))
+        session.execute(edge.values(child_id=spec.version, parent_id=each.version, relation="evaluated-on"))
     body = found.to_bytes().decode()
     return report.add(session, job_id, "validate", spec.version, passed=found.passed, body=body)

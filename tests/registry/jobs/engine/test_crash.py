@@ -103,7 +103,7 @@ def test_a_frozen_worker_that_wakes_up_in_a_step_writes_nothing(site: Site) -> N
     assert len(list(site.jobs.follow("a"))) == records
     assert [starts(site.journal("a"), step) for step in ("plan", "execute", "check", "commit")] == [1, 1, 2, 1]
     assert site.rows("a") == 1
-    assert "its lease was given up by others" in (site.folder / "worker-0.log").read_text()
+    assert "its lease was removed by another worker" in (site.folder / "worker-0.log").read_text()
 
 
 @pytest.mark.parametrize("point", ["written", "checkpointed"])

@@ -26,7 +26,7 @@ def test_a_live_lease_is_refused_to_others_and_renewed_by_its_holder(site: Site)
     assert _claim(site, "w", "one")
     assert store.beat(site.database, executor_id="w", instance="one")
     assert not store.beat(site.database, executor_id="w", instance="two")
-    assert store.drop_expired(site.database, but="other") == []
+    assert store.drop_expired(site.database, exclude="other") == []
     assert store.holders(site.database) == {"w"}
 
 
@@ -42,10 +42,10 @@ def test_expired_leases_are_dropped_but_not_ones_own(site: Site) -> None:
     assert _claim(site, "slow", "two", lease=0.2)
     assert _claim(site, "live", "three")
     time.sleep(0.4)
-    assert store.drop_expired(site.database, but="slow") == ["dead"]
+    assert store.drop_expired(site.database, exclude="slow") == ["dead"]
     assert store.holders(site.database) == {"slow", "live"}
     assert store.beat(site.database, executor_id="slow", instance="two")
-    assert store.drop_expired(site.database, but="live") == []
+    assert store.drop_expired(site.database, exclude="live") == []
     assert not store.beat(site.database, executor_id="dead", instance="one")
 
 
@@ -63,7 +63,7 @@ def test_a_worker_frozen_while_it_renews_its_lease_holds_nobody_up(site: Site) -
     try:
         assert os.WIFSTOPPED(os.waitpid(frozen.pid, os.WUNTRACED)[1])
         # With its row locked, PostgreSQL would give it up after a minute, and SQLite never.
-        assert site.until(lambda: store.drop_expired(site.database, but="other") == ["w"]) < 10.0
+        assert site.until(lambda: store.drop_expired(site.database, exclude="other") == ["w"]) < 10.0
     finally:
         frozen.kill()
         frozen.wait()
@@ -83,7 +83,7 @@ def test_queues_are_served_by_those_who_live(site: Site) -> None:
     assert _claim(site, "live", "two", queues="orchestrate,cpu")
     time.sleep(0.4)
     with Session(site.database) as session:
-        assert store.served(session) == {"orchestrate", "cpu"}
+        assert store.served_queues(session) == {"orchestrate", "cpu"}
 
 
 def test_a_large_base_is_run_where_there_are_gpus(site: Site) -> None:

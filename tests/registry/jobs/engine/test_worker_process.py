@@ -14,10 +14,10 @@ from tests.registry.jobs.engine.handlers import notes, starts
 FATES = {
     "rejected": ("rejected", "Tensor q_proj does not fit."),
     "memory": ("job-failed", "more memory than"),
-    "exit": ("job-failed", "exit status 3 and without a result: the last words"),
-    "bug": ("job-failed", "exit status 1 and without a result: ValueError: a bug in the work"),
+    "exit": ("job-failed", "exit status 3 without a result: the last words"),
+    "bug": ("job-failed", "exit status 1 without a result: ValueError: a bug in the work"),
     "segv": ("job-failed", "killed by SIGSEGV"),
-    "kill": ("job-failed", "killed by SIGKILL, as the kernel does where memory has run out"),
+    "kill": ("job-failed", "killed by SIGKILL, possibly because memory ran out"),
     "garbage": ("job-failed", "something unreadable"),
 }
 
