@@ -27,7 +27,7 @@ def main() -> None:
 
 
 def exit_on_error(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Print a RegistryError with its hint, without a traceback, and exit with its status."""
+    """Print an error and its hint instead of a traceback, and exit with its status."""
 
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -156,7 +156,7 @@ def token() -> None:
 @token.command()
 @exit_on_error
 @click.argument("name")
-@click.option("--role", type=click.Choice(["reader", "writer", "admin"]), required=True, help="What the token allows.")
+@click.option("--role", type=click.Choice(["reader", "writer", "admin"]), required=True, help="Role of the token.")
 @click.option("--namespace", help="Restrict the token to one namespace (default: all).")
 @data_option
 def create(name: str, role: str, namespace: str | None, data: Path | None) -> None:

@@ -1,4 +1,4 @@
-"""Engines for SQLite and PostgreSQL; hides their differences."""
+"""Engines for SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ CONNECT_SECONDS = 10
 def make_engine(url: str, *, pool_size: int = 10) -> Engine:
     """Create an engine for `sqlite:///…` or `postgresql+psycopg://…`.
 
-    On SQLite every transaction begins with BEGIN IMMEDIATE: a deferred one that reads first and writes later can fail
-    with "database is locked" despite the timeout, and it replaces the row locks of PostgreSQL.
+    On SQLite every transaction begins with BEGIN IMMEDIATE, which replaces the row locks of PostgreSQL: a deferred one
+    that reads before it writes can fail with "database is locked" despite the timeout.
     """
     if not url.startswith("sqlite"):
         # A process that freezes in a transaction must not keep its row locks forever.

@@ -17,7 +17,7 @@ class Database:
     """Sessions over one engine.
 
     `write()` is one transaction: committed when the block ends, rolled back if it raises. `read()` takes no write
-    lock; on SQLite it sees a snapshot, on PostgreSQL each statement sees what is committed.
+    lock; on SQLite it sees a snapshot, on PostgreSQL each statement sees the latest commits.
     """
 
     def __init__(self, engine: Engine) -> None:

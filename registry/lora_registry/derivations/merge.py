@@ -19,7 +19,7 @@ MERGE_VERSION: Final = 1
 
 
 def submit(caller: Caller, request: MergeRequest) -> JobView:
-    """Start a merge, or find its job: see `derive.submit`. All adapters must pin that base."""
+    """Start a merge, or find its job: see `derive.submit`. All adapters must pin their target base."""
     if request.seed and request.rounding == "nearest":
         # An ignored seed would give two jobs with the same result.
         raise RegistryError("invalid-request", "Rounding to nearest accepts no seed; request stochastic rounding.")

@@ -76,7 +76,7 @@ def send_blob(
     )
 
 
-def send_elsewhere(url: str, *, status: int, headers: dict[str, str]) -> Response[Any]:
+def redirect_to_store(url: str, *, status: int, headers: dict[str, str]) -> Response[Any]:
     """Redirect to a presigned URL, which is a secret until it expires: the response must not be cached."""
     fields = {**headers, "Location": url, "Cache-Control": "no-store"}
     return Response(b"", status_code=status, headers=fields, media_type="application/octet-stream")

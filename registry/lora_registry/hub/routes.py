@@ -18,7 +18,7 @@ from lora_registry.auth.caller import Caller
 from lora_registry.auth.guards import caller_of
 from lora_registry.context import Context
 from lora_registry.http.answers import matches, reply
-from lora_registry.http.bodies import send_blob, send_elsewhere
+from lora_registry.http.bodies import redirect_to_store, send_blob
 from lora_registry.hub import errors, mapping, revisions
 from lora_registry.hub.paths import Call, Verb, parse
 from lora_registry.repositories import service as repositories
@@ -122,7 +122,7 @@ def list_models(request: R, caller: Caller, _call: Call) -> Response[Any]:
     return reply(request, items, headers=_next(request, page.next_cursor))
 
 
-def check_rights(request: R, caller: Caller, call: Call) -> Response[Any]:
+def check_permission(request: R, caller: Caller, call: Call) -> Response[Any]:
     namespace = revisions.namespace(caller, call)
     if call.path == "write" and not caller.principal.may("writer", namespace):
         raise RegistryError("forbidden", f"The token may read {call.repo}, but not write to it.")
@@ -151,7 +151,7 @@ def send_file(request: R, caller: Caller, call: Call) -> Response[Any]:
             found.digest, filename=None, expires_in=caller.ctx.settings.presign_seconds
         )
         if presigned is not None:
-            return send_elsewhere(
+            return redirect_to_store(
                 presigned.url, status=302, headers={**headers, "ETag": etag, "Accept-Ranges": "bytes"}
             )
     return send_blob(request, caller.ctx.blobs, found.digest, found.size, headers=headers)
@@ -164,7 +164,7 @@ HANDLERS: Final[dict[Verb, VerbHandler]] = {
     "refs": show_refs,
     "commits": list_commits,
     "list": list_models,
-    "auth-check": check_rights,
+    "auth-check": check_permission,
     "whoami": show_caller,
     "other-kind": refuse_kind,
     "file": send_file,

@@ -1,1 +1,1 @@
-"""Jobs: the engine behind its port (`engine/`), what a job is about (rows), enqueueing, and the routes of `/jobs`."""
+"""Jobs: the engine behind its port (`engine/`), the rows that describe jobs, enqueueing, and the routes of `/jobs`."""

@@ -1,4 +1,4 @@
-"""Routes of jobs and of the reports that they leave."""
+"""Routes of jobs and their reports."""
 
 from __future__ import annotations
 

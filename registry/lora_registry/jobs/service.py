@@ -137,7 +137,7 @@ def _status(ctx: Context, job_id: str) -> JobStatus:
 
 
 def _views(ctx: Context, job_ids: Sequence[str]) -> list[JobView]:
-    """Query the engine before our rows, so that they have the result of a job that is done."""
+    """Query the engine before our rows, so that the rows contain the result of a finished job."""
     statuses = [_status(ctx, job_id) for job_id in job_ids]
     with ctx.db.read() as session:
         rows = [(store.job(session, job_id), status) for job_id, status in zip(job_ids, statuses, strict=True)]

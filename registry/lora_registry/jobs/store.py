@@ -24,7 +24,7 @@ def job(session: Session, job_id: str) -> JobRow | None:
 
 
 def jobs_by_prefix(session: Session, prefix: str, *, namespace: str | None, limit: int) -> list[JobRow]:
-    """Jobs whose ids begin with `prefix`, in the order of their ids."""
+    """List jobs whose ids begin with `prefix`, by id."""
     query = select(JobRow).where(col(JobRow.id).startswith(prefix, autoescape=True)).order_by(col(JobRow.id))
     if namespace is not None:
         query = query.where(JobRow.namespace == namespace)
@@ -40,7 +40,7 @@ def jobs(
     before: tuple[int, str] | None,
     limit: int,
 ) -> list[JobRow]:
-    """Newest first."""
+    """List jobs, newest first."""
     query = select(JobRow).order_by(col(JobRow.created_at).desc(), col(JobRow.id).desc()).limit(limit)
     if namespace is not None:
         query = query.where(JobRow.namespace == namespace)

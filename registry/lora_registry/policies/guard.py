@@ -67,7 +67,7 @@ def check_move(
 
     Args:
         target: id of the tag's current target; None for a new tag.
-        is_rollback: a rollback may also go to a version to which an allowing_decisions decision once moved the tag.
+        is_rollback: a rollback may also go to a version to which an allowing decision once moved the tag.
     """
     if repo.kind != "adapter":
         return

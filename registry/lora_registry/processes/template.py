@@ -1,6 +1,6 @@
 """Code inside a warm process: `python -m lora_registry.processes.template SOCKET PARENT MODULE…`.
 
-Imports the modules, answers `ready` on its socket, and forks one child per message. A message carries three
+Imports the modules, sends `ready` on its socket, and forks one child per message. A message carries three
 descriptors: the child's stdin, its output and its pipe for reports.
 
 A child's parent is the worker: it is forked by an intermediate process whose end makes the worker, a subreaper at that

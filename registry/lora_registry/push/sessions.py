@@ -135,7 +135,7 @@ def _require_announced(caller: Caller, upload_id: str, digest: Digest) -> Upload
 
 def _record(ctx: Context, upload_id: str, digest: Digest, size: int) -> None:
     with ctx.db.write() as session:
-        store.remember_blob(session, str(digest), size, now())
+        store.record_blob(session, str(digest), size, now())
         store.mark_stored(session, upload_id, str(digest))
     fault_point("upload.recorded")
 

@@ -29,7 +29,7 @@ def mark_stored(session: Session, upload_id: str, digest: str) -> None:
     )
 
 
-def remember_blob(session: Session, digest: str, size: int, at: int) -> None:
+def record_blob(session: Session, digest: str, size: int, at: int) -> None:
     """Record a blob whose bytes were checked. Safe for concurrent uploads of the same bytes."""
     session.execute(insert_ignore(session, Blob).values(digest=digest, size=size, created_at=at))
 

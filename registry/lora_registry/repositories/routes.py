@@ -18,7 +18,7 @@ from lora_contract.wire.repositories import (
 )
 from lora_registry.auth.caller import Caller
 from lora_registry.http.answers import matches, reply
-from lora_registry.http.bodies import send_blob, send_elsewhere
+from lora_registry.http.bodies import redirect_to_store, send_blob
 from lora_registry.http.handlers import (
     FromPath,
     JSONBody,
@@ -133,7 +133,7 @@ def show_file(
             found.digest, filename=None, expires_in=caller.ctx.settings.presign_seconds
         )
         if presigned is not None:
-            return send_elsewhere(presigned.url, status=307, headers={**headers, "ETag": etag})
+            return redirect_to_store(presigned.url, status=307, headers={**headers, "ETag": etag})
     return send_blob(request, caller.ctx.blobs, found.digest, found.size, headers=headers)
 
 

@@ -54,7 +54,7 @@ def list_repositories(
     return list(session.exec(query))
 
 
-def live_versions(session: Session, repository_id: int) -> int:
+def count_live_versions(session: Session, repository_id: int) -> int:
     query = (
         select(func.count())
         .select_from(Version)

@@ -93,7 +93,7 @@ def repository(session: Session, repo: Repository) -> RepositoryView:
         name=repo.name,
         kind=repo.kind,  # type: ignore[arg-type]
         created_at=iso(repo.created_at),
-        versions=store.live_versions(session, repo.id),
+        versions=store.count_live_versions(session, repo.id),
         latest=ref(repo, newest) if newest else None,
         tags={tag.name: numbers[tag.version_id] for tag in tags},
         aliases=base_store.aliases(session, repo.id) if repo.kind == "base" else [],

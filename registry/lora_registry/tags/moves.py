@@ -27,7 +27,7 @@ class Precondition:
     absent: bool = False
 
     @property
-    def stated(self) -> bool:
+    def is_conditional(self) -> bool:
         return self.absent or self.generation is not None
 
 
@@ -95,7 +95,7 @@ def check(session: Session, repo: Repository, row: Tag | None, tag: str, expect:
         return
     if expect.absent or (expect.generation is not None and expect.generation != row.generation):
         raise _moved(session, repo, row)
-    if row.protected and not expect.stated:
+    if row.protected and not expect.is_conditional:
         raise RegistryError("tag-protected", f"The tag {tag} of {repo.namespace}/{repo.name} is protected.")
 
 

@@ -127,9 +127,16 @@ def rollback(
                     hint="Move it there with `lora-reg tag`.",
                 )
         # A rollback always has a precondition, by default the current generation.
-        stated = expect if expect.stated else Precondition(generation=row.generation)
+        precondition = expect if expect.is_conditional else Precondition(generation=row.generation)
         row = moves.set_tag(
-            session, caller.principal, repo, tag, version, expect=stated, reason=reason or "rollback", is_rollback=True
+            session,
+            caller.principal,
+            repo,
+            tag,
+            version,
+            expect=precondition,
+            reason=reason or "rollback",
+            is_rollback=True,
         )
         return views.current(session, repo, row)
 

@@ -94,7 +94,7 @@ class VersionEdge(SQLModel, table=True):
 
 
 class Tag(SQLModel, table=True):
-    """A movable name. The composite foreign_key key keeps its target in its repository: a tag always has a target."""
+    """A movable name. The composite foreign key keeps its target in its repository: a tag always has a target."""
 
     __tablename__ = "tag"
     __table_args__ = (

@@ -1,1 +1,1 @@
-"""The port to the job engine. Knows no kind of work; the only importer of dbos."""
+"""The job engine behind its port, independent of the kinds of work. Nothing else imports dbos."""

@@ -73,7 +73,7 @@ class DbosEngine:
     """`JobEngine` on DBOS. Connects on first use; `migrate` must have run.
 
     database: SQLAlchemy URL (`sqlite:////path/file.db` or `postgresql+psycopg://…`), or an engine, whose URL is used.
-    The connections are its own: the engine's reads must not take the write lock that ours take on SQLite.
+    DBOS opens its own connections: on SQLite its reads must not take the write lock, as ours do.
     """
 
     def __init__(self, database: str | Engine) -> None:

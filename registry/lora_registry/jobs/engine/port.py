@@ -1,4 +1,4 @@
-"""Port of the job engine: everything that the service needs of it.
+"""Port of the job engine: everything that the service needs from it.
 
 The caller chooses a job's id (`<kind>-<recipe digest>` or similar): the same id is always the same job.
 """

@@ -62,8 +62,8 @@ def run_worker(
 
     Args:
         engine: of our database, whose URL the job engine uses too; `migrate` must have run.
-        executor_id: None: `host/uuid`, new at each start. A fixed one resumes its own jobs at once after a restart, and
-            is refused with RegistryError `conflict` while another live process holds it.
+        executor_id: None gives `host/uuid`, new at each start. A fixed one resumes its jobs at once after a restart,
+            and is refused with RegistryError `conflict` while another live process holds it.
         concurrency: jobs of a queue at a time in one worker; the value of the last worker to start applies to all.
         parent_pid: stop when this process, our parent, ends.
         warm: groups of modules for `Children`.

@@ -97,7 +97,7 @@ def commit(session: Session, ctx: Context, job_id: str, spec: DeriveSpec, result
     _versions(session, spec)
     entries = _entries(result.files)
     for entry in entries:
-        uploads.remember_blob(session, str(entry.digest), entry.size, now())
+        uploads.record_blob(session, str(entry.digest), entry.size, now())
     manifest = Manifest(
         kind=result.kind,
         files=entries,
