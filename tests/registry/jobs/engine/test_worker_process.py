@@ -18,7 +18,7 @@ FATES = {
     "bug": ("job-failed", "exit status 1 without a result: ValueError: a bug in the work"),
     "segv": ("job-failed", "killed by SIGSEGV"),
     "kill": ("job-failed", "killed by SIGKILL, possibly because memory ran out"),
-    "garbage": ("job-failed", "something unreadable"),
+    "garbage": ("job-failed", "an unreadable message"),
 }
 
 
