@@ -1,7 +1,7 @@
 """Merge adapters into a base checkpoint, tensor by tensor, in bounded memory.
 
-`plan_merge` says what will be done, from headers alone; `stream_shard` yields the bytes of one file of the result, for
-any sink; `merge_folder` does all of it between folders. Planning loads no numpy; executing does.
+`plan_merge` plans a merge from headers alone; `stream_shard` yields the bytes of one output file, for any sink;
+`merge_folder` merges folders. Only execution loads numpy.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def stream_shard(
     adapters: Sequence[Source],
     on_tensor: Callable[[TensorStats], None] | None = None,
 ) -> Iterator[memoryview]:
-    """See `lora_kernels.merging.stream.stream_shard`, which is loaded, with numpy, when this is called."""
+    """See `lora_kernels.merging.stream.stream_shard`, which is imported, with numpy, on the first call."""
     from lora_kernels.merging import stream
 
     return stream.stream_shard(plan, file, base=base, adapters=adapters, on_tensor=on_tensor)

@@ -1,4 +1,4 @@
-"""What an adapter of the merge does to a tensor, as a row of the plan."""
+"""The change of a tensor by one adapter of the merge, as a row of the plan."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from lora_kernels.types.matching.change import Change, TiedCopy
 
 
 class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A change by the adapter of that index. Everything else is as of `Change`."""
+    """A `Change`, and the index of its adapter in the merge."""
 
     adapter: int
     module: str
-    update: table.AnyUpdate  # looked up when a plan is read, not when one is made
+    update: table.AnyUpdate  # looked up when a plan is decoded, not when one is built
     weight: float = 1.0
     columns: int | None = None
     copies: tuple[TiedCopy, ...] = ()

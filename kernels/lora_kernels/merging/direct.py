@@ -1,4 +1,4 @@
-"""Merge rows and copy bytes from file to file in one call to C."""
+"""Merge rows, or copy bytes, from file to file in one call to C."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from lora_kernels.numeric.blocks import block_rows
 def write_rows(
     merge: TensorMerge, base: FolderSource, descriptor: int, position: int, r0: int, r1: int, sums: Sums
 ) -> bool:
-    """Do what `merge.chunks(r0, r1, …)` would yield, and write it at `position`. False if that is not possible, or
-    did not go well: `sums` is as it was, and the chunks tell what was wrong."""
+    """Write what `merge.chunks(r0, r1, …)` yields at `position`. Return False if that is not possible or failed: `sums`
+    is unchanged, and `merge.chunks` raises the precise error."""
     tensor, columns = merge.tensor, merge.columns
     merge_rows, updates, step = merge_rows_bf16(), merge.low_rank, block_rows(columns)
     if merge_rows is None or not updates or not step:
@@ -26,11 +26,11 @@ def write_rows(
     source = base.descriptor(tensor.source_file), tensor.source_start + 2 * r0 * columns
     if not merge_rows(source, (descriptor, position), parts, step, columns, found):
         return False
-    sums.add_found(*map(float, found))
+    sums.add_sums(*map(float, found))
     return True
 
 
 def copy(source: tuple[int, int], target: tuple[int, int], count: int, memory: memoryview) -> bool:
-    """Bytes from one place to another, each a descriptor and an offset. False as of `write_rows`."""
+    """Copy bytes. source, target: (descriptor, offset). Return False if that is not possible or failed."""
     call = copy_bytes()
     return call is not None and call(source, target, count, memory)

@@ -1,7 +1,7 @@
-"""Run a plan over a folder: ranges of rows and of untouched bytes, written in place by all processors at once.
+"""Execute a plan in a folder: threads write ranges of rows and of untouched bytes in place.
 
-The tasks follow from the plan alone and their sums are added in its order, so that neither the bytes nor the report
-depend on the number of threads.
+Tasks depend on the plan alone and their sums are added in its order, so neither the bytes nor the report depend on the
+number of threads.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lora_kernels.numeric.blas import one_thread
 
 
 class Queue:
-    """Hand out tasks: of the file that fewest threads write to, since writes to one file wait for each other."""
+    """Queue of tasks. The file with the fewest writers comes next, since writes to one file block each other."""
 
     def __init__(self, shards: Sequence[Shard], staging: Staging[tuple[TensorStats, ...]]) -> None:
         self._lock = threading.Lock()
@@ -46,7 +46,7 @@ class Queue:
             return shard, shard.waiting.popleft(), descriptor
 
     def done(self, shard: Shard) -> None:
-        """Finish a file when its last task is done."""
+        """Report a task as done. The last one finishes the file."""
         with self._lock:
             shard.running -= 1
             if shard.running or shard.waiting:
@@ -64,8 +64,11 @@ def execute(
     threads: int | None,
     count: Count,
 ) -> None:
-    """Write the files of the result that `staging` lacks, without digests. count: called with bytes written, from any
-    thread. Raises as `stream_shard`, and RegistryError `storage-unavailable` where the disk is full."""
+    """Write the output files that `staging` lacks, without digests.
+
+    count: called with the number of bytes written, from any thread. Raises as `stream_shard` does, and RegistryError
+    `storage-unavailable` if the disk is full.
+    """
     context = MergeContext(plan, staging.folder, base, adapters, count)
     shards = [Shard(context, shard) for shard in plan.shards if shard.file not in staging.finished]
     queue = Queue(shards, staging)
@@ -95,7 +98,7 @@ def execute_hashing(
     threads: int | None,
     count: Count,
 ) -> None:
-    """As `execute`, with digests: each file from its first byte to its last, one thread to a file."""
+    """Like `execute`, with digests: one thread writes each file from start to end."""
     sink, stop = FolderSink(staging.folder), threading.Event()
     waiting = deque(shard for shard in plan.shards if shard.file not in staging.finished)
 
@@ -122,7 +125,7 @@ def execute_hashing(
 
 
 def _in_threads(runs: Sequence[Callable[[], None]], stop: threading.Event) -> None:
-    """Run all, or stop all when one fails, and raise its error."""
+    """Run functions in threads. If one fails, stop the others and raise its error."""
     with ExitStack() as stack:
         stack.enter_context(one_thread())
         pool = stack.enter_context(ThreadPoolExecutor(max(len(runs), 1)))

@@ -1,4 +1,4 @@
-"""Merge folders: a base model's folder and adapter folders in, a model folder out."""
+"""Merge of folders: from a base model's folder and adapter folders to a model folder."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from lora_kernels.merging.stats import MIN_KEPT, MergeReport, TensorStats, check
 from lora_kernels.quantized.groups import read_quantized
 from lora_kernels.types.matching.tied import untied_config
 
-# The files of a model beside its weights. Its README describes the base, not the result, and is not copied.
-_CARRIED_SUFFIXES: Final = frozenset({".json", ".jinja", ".txt", ".model", ".tiktoken"})
-_CARRIED_STEMS: Final = ("LICENSE", "LICENCE", "NOTICE")
+# Model files other than weights. The README describes the base, not the result, and is not copied.
+_COPIED_SUFFIXES: Final = frozenset({".json", ".jinja", ".txt", ".model", ".tiktoken"})
+_COPIED_PREFIXES: Final = ("LICENSE", "LICENCE", "NOTICE")
 
 
 def merge_folder(
@@ -42,12 +42,18 @@ def merge_folder(
 ) -> MergeReport:
     """Merge adapter folders, each with its weight, into a copy of a base model's folder.
 
-    The result has the base's files and index; it appears under `out_dir` whole or not at all. dtype, onto, rounding,
-    seed: see `plan_merge`. min_kept: see `check_kept`. digests: hash the weight files while writing, which takes longer
-    than all the rest. threads: None for one per processor; the bytes do not depend on it. progress: called with bytes
-    written and bytes in all, from several threads. Raises RegistryError as `read_quantized`, `plan_merge`,
-    `stream_shard`, `check_kept` and `resumable_folder` do, and `not-found` for files that are missing. Interrupted, or
-    out of space, the same call resumes after the last completed file.
+    The result has the base's files and index; `out_dir` appears complete or not at all. After an interruption, or when
+    the disk was full, the same call resumes after the last completed file.
+
+    Args:
+        dtype, onto, rounding, seed: see `plan_merge`.
+        min_kept: see `check_kept`.
+        digests: hash the weight files while writing, which takes longer than everything else.
+        threads: None for one per processor; the bytes do not depend on it.
+        progress: called with bytes written and bytes in total, from several threads.
+
+    Raises RegistryError as `read_quantized`, `plan_merge`, `stream_shard`, `check_kept` and `resumable_folder` do, and
+    `not-found` for missing files.
     """
     plan, index = _plan(base_dir, adapters, dtype=dtype, onto=onto, rounding=rounding, seed=seed)
     folders = [folder for folder, _ in adapters]
@@ -59,7 +65,7 @@ def merge_folder(
         check_kept(stats, min_kept=min_kept)
         if index is not None:
             _write_json(staging.folder / INDEX, merged_index(index, plan))
-        _carry(Path(base_dir), staging.folder, plan)
+        _copy_other_files(Path(base_dir), staging.folder, plan)
     return merge_report(stats, files=files, ignored=[name for adapter in plan.adapters for name in adapter.ignored])
 
 
@@ -72,7 +78,7 @@ def plan_folder(
     rounding: str = "nearest",
     seed: int = 0,
 ) -> MergePlan:
-    """What `merge_folder` would do, from the headers of its inputs alone."""
+    """Plan what `merge_folder` would do, from the headers of its inputs alone."""
     return _plan(base_dir, adapters, dtype=dtype, onto=onto, rounding=rounding, seed=seed)[0]
 
 
@@ -87,7 +93,7 @@ def _plan(
 
 
 def merged_index(index: dict[str, Any], plan: MergePlan) -> dict[str, Any]:
-    """The base's index with the sizes of the result."""
+    """The base's index, updated for the result."""
     tensors = [(tensor, shard.file) for shard in plan.shards for tensor in shard.tensors]
     metadata = dict(index.get("metadata") or {})
     metadata["total_size"] = sum(tensor.end - tensor.start for tensor, _ in tensors)
@@ -96,8 +102,8 @@ def merged_index(index: dict[str, Any], plan: MergePlan) -> dict[str, Any]:
 
 
 def merged_config(config: dict[str, Any], plan: MergePlan) -> dict[str, Any]:
-    """The base's config.json, naming the output dtype if one was asked for, how the result is quantized if that
-    is not the base's way, and an output layer that is no longer tied. The very same object if nothing is changed."""
+    """The base's config.json, updated for the output dtype, its quantization and an untied output layer. Returns
+    `config` itself if nothing changes."""
     if plan.untied is not None:
         config = untied_config(config, plan.untied_configs)
     if plan.quantization != "keep":
@@ -143,11 +149,11 @@ def _write_json(path: Path, document: dict[str, Any]) -> None:
     path.write_text(json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _carry(base: Path, staging: Path, plan: MergePlan) -> None:
+def _copy_other_files(base: Path, staging: Path, plan: MergePlan) -> None:
     """Copy config, tokenizer and licence files."""
     for entry in sorted(base.iterdir()):
-        named = entry.suffix in _CARRIED_SUFFIXES or entry.name.upper().startswith(_CARRIED_STEMS)
-        if not entry.is_file() or not named or entry.name.endswith(".index.json"):
+        wanted = entry.suffix in _COPIED_SUFFIXES or entry.name.upper().startswith(_COPIED_PREFIXES)
+        if not entry.is_file() or not wanted or entry.name.endswith(".index.json"):
             continue
         config = json.loads(entry.read_bytes()) if entry.name == "config.json" else None
         if config is not None and (merged := merged_config(config, plan)) is not config:

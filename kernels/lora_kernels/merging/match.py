@@ -1,7 +1,6 @@
-"""Which tensor of an adapter does what to which tensor of the base.
+"""Matching of an adapter's tensors to the base tensors that they change.
 
-The tensors in the file are the authority: every one of them is matched, ignored for a stated reason, or an error that
-names it.
+Each tensor in the file is matched, ignored for a stated reason, or reported by name in an error.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ from lora_kernels.types.room import Room
 from lora_kernels.types.table import ROOMS
 
 _CONVERT: Final = (
-    "Save it converted to plain LoRA (PEFT: path_initial_model_for_weight_conversion) and merge that, or serve it "
+    "Convert it to plain LoRA (PEFT: path_initial_model_for_weight_conversion) and merge the result, or serve it "
     "unmerged with PEFT."
 )
 
 
 @dataclass(frozen=True)
 class Matched:
-    """ignored: names of the adapter's tensors that are copies, of base weights or of others of its own."""
+    """ignored: names of the adapter's tensors that copy base weights or other tensors of the adapter."""
 
     changes: Matches
     ignored: tuple[str, ...] = ()
@@ -45,7 +44,7 @@ def match_adapter(
 
     Args:
         index: of the adapter in the merge, for messages.
-        tie: of the base's output layer, whose weight counts as one of its own.
+        tie: the base's tied embedding and output layer; each counts as having its own weight.
 
     Raises as `plan_merge` does.
     """
@@ -66,13 +65,13 @@ def match_adapter(
 
 
 def _check_complete(view: View, changes: Matches) -> None:
-    """Raises RegistryError `rejected` for a tensor that has no part in the merge."""
+    """Raise RegistryError `rejected` for a tensor that the merge does not use."""
     used = {known.name for change in changes for known in change.update.factors}.union(view.ignored)
     for entry in sorted(view.adapter.header.tensors, key=lambda tensor: tensor.name):
         if entry.name not in used:
             raise rejected(
-                f"{entry.name} has no part in what an adapter of type {view.config.peft_type} with this config does "
-                f"to the base; it would be left out",
+                f"{entry.name} is not used by an adapter of type {view.config.peft_type} with this config; the merge "
+                "would omit it",
                 entry,
             )
 
@@ -87,8 +86,8 @@ def _room(adapter: AdapterInput) -> Room:
         raise RegistryError(
             "unsupported",
             f"The adapter was trained with {changed}, which changes the base weights when training starts; its tensors "
-            "are not an update of the base as it is stored.",
-            hint=_CONVERT if changed != "kasa_config" else "Serve it unmerged with PEFT, which changes the base again.",
+            "are not an update of the stored base.",
+            hint=_CONVERT if changed != "kasa_config" else "Serve it unmerged with PEFT, which repeats that change.",
             type=changed,
         )
     return room

@@ -1,7 +1,7 @@
-"""The plan of a merge: pure data, made from headers alone, before a byte of a tensor is read.
+"""The plan of a merge: pure data, made from headers alone.
 
-A plan holds, for each file of the result, its tensors in the order of the base's file: where each comes from, what is
-added to it, as which type it is stored. It prints as JSON (`msgspec.to_builtins`); the same inputs give the same plan.
+For each output file, a plan lists the tensors in the order of the base's file: the source of each, its updates and its
+output dtype. It converts to JSON (`msgspec.to_builtins`); equal inputs give equal plans.
 """
 
 from __future__ import annotations
@@ -30,12 +30,16 @@ METADATA: Final = {"format": "pt"}
 
 
 class TensorPlan(msgspec.Struct, frozen=True):
-    """A tensor of the result. source_*: its bytes in a file of the base; start / end: its bytes in the result's file.
+    """A tensor of the result.
 
-    columns: width of the tensor seen as a matrix if it is not the product of all dimensions but the first.
-    quantized: how the base stores it, where not as `source_dtype`, which dequantizing it gives. through_nf4: what is
-    added to is not the weight itself, but what NF4 leaves of it. seed: of stochastic rounding, None for the nearest.
-    form: of a tensor that is written quantized, the result's `dtype` being NF4 then.
+    Args:
+        source_file, source_start, source_end: its bytes in a file of the base.
+        start, end: its bytes in the output file.
+        columns: width of the tensor as a matrix; None for the product of all dimensions but the first.
+        quantized: its quantized form in the base, which dequantizes to `source_dtype`; None if it is not quantized.
+        through_nf4: updates are added to the weight's NF4-dequantized values.
+        seed: of stochastic rounding; None for rounding to nearest.
+        form: quantized form of the output, whose `dtype` is then NF4.
     """
 
     name: str
@@ -56,18 +60,18 @@ class TensorPlan(msgspec.Struct, frozen=True):
 
     @property
     def copied(self) -> bool:
-        """Is copied byte by byte."""
+        """Whether its bytes are copied unchanged."""
         plain = self.quantized is None and not self.through_nf4
         return plain and not self.deltas and self.dtype == self.source_dtype
 
     @property
     def entries(self) -> list[Entry]:
-        """The tensors of the result's file that hold it: one, or several that follow each other."""
+        """The entries of the output file that store it: one, or several in sequence."""
         return _entries(self.name, self.shape, self.dtype, self.form)
 
 
-class CopiedRun(NamedTuple):
-    """Neighbouring tensors that are copied byte by byte. start: of the run in the result's file."""
+class CopiedRange(NamedTuple):
+    """Adjacent tensors that are copied unchanged. start: offset in the output file."""
 
     source_file: str
     source_start: int
@@ -76,7 +80,7 @@ class CopiedRun(NamedTuple):
 
 
 class ShardPlan(msgspec.Struct, frozen=True):
-    """A file of the result, of the same name as the base's. size: bytes, header included."""
+    """An output file, named like the base's. size: in bytes, including the header."""
 
     file: str
     size: int
@@ -84,8 +88,8 @@ class ShardPlan(msgspec.Struct, frozen=True):
 
 
 class AdapterPlan(msgspec.Struct, frozen=True):
-    """An adapter that goes in. ignored: its tensors that change nothing: copies of the base's own weights or of others
-    of its own, state of the training."""
+    """An adapter of the merge. ignored: names of tensors that change nothing: copies of base weights or of other
+    tensors of the adapter, and training state."""
 
     file: str
     type: str
@@ -94,10 +98,15 @@ class AdapterPlan(msgspec.Struct, frozen=True):
 
 
 class MergePlan(msgspec.Struct, frozen=True):
-    """All of a merge. dtype: as asked for, None if every tensor keeps its own. untied: the output layer's weight,
-    if the base shares it with the embedding and the result does not. untied_configs: paths of the nested
-    configs that say so. onto, rounding, seed: see `plan_merge`.
-    quantization: the result's `quantization_config`, None for none, "keep" for what the base's config says."""
+    """The plan of a merge.
+
+    Args:
+        dtype: as requested; None if every tensor keeps its dtype.
+        untied: the output layer's weight, if the base ties it to the embedding and the result does not.
+        untied_configs: paths of the nested configs that then say so.
+        onto, rounding, seed: see `plan_merge`.
+        quantization: the result's `quantization_config`; None for none, "keep" for the base's.
+    """
 
     shards: tuple[ShardPlan, ...]
     adapters: tuple[AdapterPlan, ...]
@@ -111,7 +120,7 @@ class MergePlan(msgspec.Struct, frozen=True):
     operation_version: int = OPERATION_VERSION
 
     def shard(self, file: str) -> ShardPlan:
-        """Raises RegistryError `not-found`."""
+        """The plan of a file. Raises RegistryError `not-found`."""
         for shard in self.shards:
             if shard.file == file:
                 return shard
@@ -119,7 +128,7 @@ class MergePlan(msgspec.Struct, frozen=True):
 
     @property
     def size(self) -> int:
-        """Bytes of all weight files."""
+        """Total size of the weight files in bytes."""
         return sum(shard.size for shard in self.shards)
 
 
@@ -135,17 +144,20 @@ def plan_merge(
 ) -> MergePlan:
     """Plan the merge of `adapters`, in this order, into `base`.
 
-    dtype: `bfloat16`, `float16` or `float32`, for every touched tensor and every other one of the checkpoint's main
-    type (the floating-point type with the most bytes: tensors kept apart on purpose, such as a float32 router in a
-    bfloat16 model, stay as they are); None to keep each tensor's own type. `nf4` for linear layers quantized as
-    bitsandbytes does, all others keeping their own type. quantized: of a base that holds quantized weights, those that
-    `read_quantized` finds; they become of the type that they had before, unless the dtype says otherwise.
-    onto: `fp` to add to the base's weights as they are, `nf4` to add to what NF4 leaves of them, in all linear layers.
-    rounding: `nearest`, or `stochastic` for touched tensors written as bfloat16 or NF4, its random numbers by `seed`.
+    No tensor is skipped silently.
 
-    Nothing is skipped silently. Raises RegistryError `unsupported` for what cannot be merged, naming type and module,
-    `rejected` for tensors that do not fit the base or lack their other half, and `invalid-request` for options that are
-    unknown or do not go together.
+    Args:
+        dtype: `bfloat16`, `float16` or `float32`, for touched tensors and all others of the checkpoint's main dtype
+            (the floating-point dtype with the most bytes; a float32 router in a bfloat16 model stays float32). `nf4`
+            quantizes linear layers as bitsandbytes does and keeps the dtype of others. None keeps all dtypes.
+        quantized: quantized weights of the base, from `read_quantized`. Unless `dtype` differs, they get the dtype that
+            they had before quantization.
+        onto: `fp` to add to the base's weights as stored, `nf4` to add to the NF4-dequantized weights of linear layers.
+        rounding: `nearest`, or `stochastic` for touched tensors written as bfloat16 or NF4.
+        seed: of stochastic rounding.
+
+    Raises RegistryError `unsupported` for what cannot be merged, with type and module, `rejected` for tensors that do
+    not fit the base or lack their other half, and `invalid-request` for options that are unknown or conflict.
     """
     quantized = quantized or {}
     raw, base = base, logical_base(base, quantized)
@@ -159,24 +171,24 @@ def plan_merge(
         for change in matched.changes:
             deltas.setdefault(change.tensor, []).append(Delta.of(index, change))
         plans.append(AdapterPlan(adapter.file, adapter.config.peft_type, adapter.weight, matched.ignored))
-    parted = tie if tie is not None and _part(deltas, tie) else None
+    untied = tie if tie is not None and _untie(deltas, tie) else None
     _refuse_conflicts(deltas)
     precision.check(deltas, base)
     quantization = precision.quantization()
     precision, stored = precision.settle(raw, base, deltas)
     files: dict[str, list[BaseTensor]] = {}
-    for tensor in (*stored, *(parted.written if parted is not None else ())):
+    for tensor in (*stored, *(untied.written if untied is not None else ())):
         files.setdefault(tensor.file, []).append(tensor)
-    drawn = seed if rounding == "stochastic" else None
+    used = seed if rounding == "stochastic" else None
     shards = [
-        _shard(file, tensors, deltas=deltas, precision=precision, seed=drawn) for file, tensors in sorted(files.items())
+        _shard(file, tensors, deltas=deltas, precision=precision, seed=used) for file, tensors in sorted(files.items())
     ]
     return MergePlan(
         shards=tuple(shards),
         adapters=tuple(plans),
         dtype=dtype,
-        untied=parted.head.weight.name if parted is not None else None,
-        untied_configs=parted.configs if parted is not None else (),
+        untied=untied.head.weight.name if untied is not None else None,
+        untied_configs=untied.configs if untied is not None else (),
         onto=onto,
         rounding=rounding,
         seed=seed,
@@ -185,31 +197,34 @@ def plan_merge(
 
 
 def shard_header(shard: ShardPlan) -> bytes:
-    """The canonical safetensors header of a file of the result, with its eight length bytes."""
+    """The canonical safetensors header of an output file, with its eight length bytes."""
     return write_header([entry for tensor in shard.tensors for entry in tensor.entries], METADATA)
 
 
 def shard_size(plan: MergePlan, file: str) -> int:
-    """Bytes of a file of the result, known before it is made."""
+    """Size of an output file in bytes, known before it is written."""
     return plan.shard(file).size
 
 
-def copied_runs(shard: ShardPlan) -> Iterator[CopiedRun | TensorPlan]:
-    """The tensors of a file in order, those that are copied side by side joined to one run."""
-    run: CopiedRun | None = None
+def coalesced(shard: ShardPlan) -> Iterator[CopiedRange | TensorPlan]:
+    """The tensors of a file in order, with adjacent copied tensors coalesced."""
+    copied: CopiedRange | None = None
     for tensor in shard.tensors:
-        follows = run is not None and (run.source_file, run.source_end) == (tensor.source_file, tensor.source_start)
-        if run is not None and not (tensor.copied and follows):
-            yield run
-            run = None
+        follows = copied is not None and (copied.source_file, copied.source_end) == (
+            tensor.source_file,
+            tensor.source_start,
+        )
+        if copied is not None and not (tensor.copied and follows):
+            yield copied
+            copied = None
         if not tensor.copied:
             yield tensor
-        elif run is None:
-            run = CopiedRun(tensor.source_file, tensor.source_start, tensor.source_end, tensor.start)
+        elif copied is None:
+            copied = CopiedRange(tensor.source_file, tensor.source_start, tensor.source_end, tensor.start)
         else:
-            run = run._replace(source_end=tensor.source_end)
-    if run is not None:
-        yield run
+            copied = copied._replace(source_end=tensor.source_end)
+    if copied is not None:
+        yield copied
 
 
 def _shard(
@@ -256,9 +271,9 @@ def _entries(name: str, shape: tuple[int, ...], dtype: str, form: Nf4Form | None
     return [(name, dtype, shape)] if form is None else nf4_entries(name, shape, form)
 
 
-def _part(deltas: dict[str, list[Delta]], tie: Tie) -> bool:
-    """Whether the two layers are changed otherwise than each other, so that they must part. If both are changed alike
-    they stay one tensor, and the changes are left with the one that the base's files hold."""
+def _untie(deltas: dict[str, list[Delta]], tie: Tie) -> bool:
+    """Whether the two layers change differently, so that the result unties them. If they change equally, they stay
+    tied, and `deltas` keeps only the changes of the stored tensor."""
     if deltas.get(tie.head.weight.name) != deltas.get(tie.embedding.weight.name):
         return True
     if tie.absent is not None:
@@ -271,7 +286,7 @@ def _columns(tensor: str, deltas: Sequence[Delta]) -> int | None:
     if len(found) > 1:
         raise RegistryError(
             "unsupported",
-            f"{tensor}: adapters that change whole experts and others cannot be merged at once.",
+            f"{tensor}: adapters that change whole experts cannot be merged together with others.",
             hint="Merge them one after the other.",
             tensor=tensor,
         )
@@ -279,10 +294,10 @@ def _columns(tensor: str, deltas: Sequence[Delta]) -> int | None:
 
 
 def _refuse_conflicts(deltas: Mapping[str, Sequence[Delta]]) -> None:
-    for tensor, parts in deltas.items():
-        replacing = [delta for delta in parts if isinstance(delta.update, Replacement)]
-        if replacing and len(parts) > 1:
-            others = [delta for delta in parts if delta is not replacing[0]]
+    for tensor, changes in deltas.items():
+        replacing = [delta for delta in changes if isinstance(delta.update, Replacement)]
+        if replacing and len(changes) > 1:
+            others = [delta for delta in changes if delta is not replacing[0]]
             what = (
                 "replace it" if len(replacing) > 1 else f"replaces it, and adapter {others[0].adapter + 1} adds to it"
             )

@@ -1,4 +1,4 @@
-"""In which form each tensor of a merge is read and written: types, quantized bases, quantized results."""
+"""Dtypes and quantization of the tensors that a merge reads and writes."""
 
 from __future__ import annotations
 
@@ -22,9 +22,16 @@ _LONG_NAMES: Final = {short: name for name, short in DTYPE_NAMES.items()}
 
 @dataclass(frozen=True)
 class Precision:
-    """quantized: weights that the base holds quantized. linear: weights that NF4 is for, by tensor name: those that
-    transformers quantizes when it loads a model in 4 bits. output: as asked for, in short; None for none. main: the
-    type with the most bytes. skipped: linear modules that stay as they are where others are quantized."""
+    """Dtypes of a merge.
+
+    Args:
+        quantized: quantized weights of the base, by tensor name.
+        linear: names of weights that NF4 applies to: those that transformers quantizes when it loads a model in 4 bits.
+        skipped: paths of linear modules that are never quantized.
+        output: short name of the requested dtype; None if every tensor keeps its dtype.
+        main: the floating-point dtype with the most bytes.
+        onto, rounding: see `plan_merge`.
+    """
 
     quantized: Mapping[str, Quantized]
     linear: frozenset[str]
@@ -45,23 +52,22 @@ class Precision:
         onto: str,
         rounding: str,
     ) -> Precision:
-        """base, modules: with quantized weights as what they stand for. Raises RegistryError `invalid-request`,
-        `unsupported`."""
-        _known("output dtype", dtype or NF4, (*DTYPE_NAMES, NF4))
-        _known("base to merge onto", onto, _ONTO)
-        _known("rounding", rounding, _ROUNDINGS)
+        """base, modules: of the `logical_base`. Raises RegistryError `invalid-request`, `unsupported`."""
+        _check_known("output dtype", dtype or NF4, (*DTYPE_NAMES, NF4))
+        _check_known("base to merge onto", onto, _ONTO)
+        _check_known("rounding", rounding, _ROUNDINGS)
         if onto == "nf4" and quantized:
             raise RegistryError(
                 "invalid-request",
-                "The base is stored quantized, so that adapters are added to what it holds; NF4 of it is not a base "
-                "that anything was trained on.",
-                hint="Leave the option out.",
+                "The base is stored quantized, and adapters are added to its dequantized weights; no adapter was "
+                "trained on an NF4 copy of them.",
+                hint="Omit the option.",
             )
         transposed = [module for _, module in sorted(modules.modules.items()) if module.transposed]
         if transposed and (quantized or onto == "nf4" or dtype == "nf4"):
             raise RegistryError(
                 "unsupported",
-                f"{transposed[0].path} is stored (in, out), as in GPT-2, and bitsandbytes quantizes it turned round.",
+                f"{transposed[0].path} is stored (in, out), as in GPT-2, and bitsandbytes quantizes its transpose.",
                 hint="Merge in full precision.",
                 module=transposed[0].path,
             )
@@ -70,15 +76,17 @@ class Precision:
         return cls(quantized, linear, skipped, output, _main_dtype(base.tensors), onto, rounding)
 
     def check(self, touched: Collection[str], base: BaseFingerprint) -> None:
-        """Raises RegistryError `invalid-request` if no touched tensor is written in a type for which there is
-        stochastic rounding, or one is in another that rounds."""
+        """Check that stochastic rounding applies to the output dtypes of touched tensors.
+
+        Raises RegistryError `invalid-request` if none is bfloat16 or NF4, or if one is float16.
+        """
         if self.rounding == "nearest" or not touched:
             return
         tensors = base.by_name()
         written = {name: self.dtype(tensors[name], touched=True) for name in sorted(touched) if name in tensors}
         wrong = [name for name, dtype in written.items() if dtype == "F16"]
         if wrong or not {"BF16", "NF4"}.intersection(written.values()):
-            found = f"{wrong[0]} becomes F16" if wrong else "none of the touched tensors is written as one of them"
+            found = f"{wrong[0]} becomes F16" if wrong else "no touched tensor is written as either"
             raise RegistryError(
                 "invalid-request",
                 f"Stochastic rounding is for bfloat16 and NF4; {found}.",
@@ -89,18 +97,18 @@ class Precision:
         return self.onto == "nf4" and name in self.linear
 
     def dtype(self, tensor: BaseTensor, *, touched: bool) -> str:
-        """Of the tensor in the result, NF4 for those that are written quantized."""
+        """The dtype of a tensor in the result; NF4 if it is written quantized."""
         if self.form(tensor) is not None:
             return "NF4"
         changed = touched or tensor.name in self.quantized or self.through_nf4(tensor.name)
         output = self.output if self.output != "NF4" else None
         dtype = output if output is not None and (changed or tensor.dtype == self.main) else tensor.dtype
         if dtype != tensor.dtype or changed:
-            _refuse_type(tensor, dtype)
+            _check_dtypes(tensor, dtype)
         return dtype
 
     def form(self, tensor: BaseTensor) -> Nf4Form | None:
-        """How a tensor is written quantized: as the base has it if that is NF4. None if it is not."""
+        """The quantized form that a tensor is written in, the base's if that is NF4; None if it is not quantized."""
         if self.output != "NF4":
             return None
         known = self.quantized.get(tensor.name)
@@ -108,16 +116,16 @@ class Precision:
             return Nf4Form(known.dtype, known.blocksize, known.nested is not None, known.packed.dtype)
         if tensor.name not in self.linear:
             return None
-        _refuse_type(tensor, tensor.dtype)
+        _check_dtypes(tensor, tensor.dtype)
         return Nf4Form(dtype=tensor.dtype)
 
     def settle(
         self, raw: BaseFingerprint, base: BaseFingerprint, touched: Collection[str]
     ) -> tuple[Precision, Sequence[BaseTensor]]:
-        """What holds once it is known which tensors are touched, and the tensors to go through: where the result is
-        quantized, untouched NF4 goes over as it is.
+        """The precision for these touched tensors, and the tensors to read. If the result is NF4, untouched NF4
+        weights are copied unchanged.
 
-        raw: the base as its files have it; base: with quantized weights as what they stand for.
+        raw: the base as stored. base: its `logical_base`.
         """
         if self.output != "NF4":
             return self, base.tensors
@@ -129,7 +137,7 @@ class Precision:
         return replace(self, quantized=rest, linear=self.linear - kept.keys()), tensors
 
     def quantization(self) -> dict[str, Any] | Literal["keep"] | None:
-        """See `MergePlan`."""
+        """`MergePlan.quantization`."""
         if self.output != "NF4":
             return None if self.quantized else "keep"
         if self.quantized and all(group.scheme == NF4 for group in self.quantized.values()):
@@ -147,7 +155,7 @@ class Precision:
 
 
 def _linear(modules: BaseModules, quantized: Mapping[str, Quantized]) -> tuple[frozenset[str], tuple[str, ...]]:
-    """Weights of the linear layers but the output layer's, and the paths of the linear layers that are left."""
+    """Names of the weights that NF4 applies to, and paths of the linear layers that it skips (output layers)."""
     experts = [path for path, module in sorted(modules.modules.items()) if module.kind == "experts"]
     if experts:
         raise RegistryError(
@@ -169,30 +177,31 @@ def _linear(modules: BaseModules, quantized: Mapping[str, Quantized]) -> tuple[f
 
 
 def _linear_layer(path: str, module: BaseModule) -> bool:
-    """With a weight of its own, and no embedding by its name (such as CLIP's of positions, which counts as linear)."""
+    """Whether a module is a linear layer with its own weight. The name excludes embeddings such as CLIP's of positions,
+    whose kind is linear."""
     own = module.weight is not None and module.weight.name == f"{path}.weight"
     return own and module.kind == "linear" and "embed" not in path.rpartition(".")[2]
 
 
-def _refuse_type(tensor: BaseTensor, dtype: str) -> None:
+def _check_dtypes(tensor: BaseTensor, dtype: str) -> None:
     if tensor.dtype not in FLOAT_DTYPES:
         raise RegistryError(
             "unsupported",
-            f"The base tensor {tensor.name} has the type {tensor.dtype}; a merge adds to floating-point weights only.",
+            f"The base tensor {tensor.name} has the dtype {tensor.dtype}; a merge adds to floating-point weights only.",
             hint="Merge onto the full-precision base.",
             tensor=tensor.name,
         )
     if dtype == "F64" or tensor.dtype == "F64":
         raise RegistryError(
             "unsupported",
-            f"The base tensor {tensor.name} has the type F64; a merge computes in float32 and would lose digits.",
+            f"The base tensor {tensor.name} has the dtype F64; a merge computes in float32 and would lose precision.",
             hint="Convert the base to float32 first.",
             tensor=tensor.name,
         )
 
 
 def _main_dtype(tensors: Sequence[BaseTensor]) -> str | None:
-    """The floating-point type that holds most bytes; None for a base without any."""
+    """The floating-point dtype with the most bytes; None if the base has none."""
     counts: Counter[str] = Counter()
     for tensor in tensors:
         if tensor.dtype in FLOAT_DTYPES:
@@ -200,6 +209,6 @@ def _main_dtype(tensors: Sequence[BaseTensor]) -> str | None:
     return max(sorted(counts), key=lambda dtype: counts[dtype]) if counts else None
 
 
-def _known(what: str, value: str, known: Collection[str]) -> None:
+def _check_known(what: str, value: str, known: Collection[str]) -> None:
     if value not in known:
         raise RegistryError("invalid-request", f"The {what} is {value!r}; expected one of {', '.join(known)}.")

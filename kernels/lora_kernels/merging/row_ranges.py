@@ -1,4 +1,4 @@
-"""Ranges of rows, one for each task on a tensor. They follow from the plan alone."""
+"""Ranges of rows of a tensor, one per task. They depend on the plan alone."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from lora_kernels.merging.plan import TensorPlan
 from lora_kernels.numeric.blocks import block_rows, matrix
 from lora_kernels.types.forms.low_rank import LowRankProduct
 
-# Bytes of the result that a task writes: many enough for its overhead not to count, few enough to balance threads.
+# Output bytes of a task: large enough to hide its overhead, small enough to balance threads.
 TASK_BYTES: Final = 8 << 20
 
 
 def row_ranges(tensor: TensorPlan) -> Iterator[tuple[int, int]]:
-    """(r0, r1) of its rows as a matrix, in order; one of all rows if some of them may have to stay together."""
+    """(r0, r1) of the tensor as a matrix, in order; one range of all rows if rows may depend on each other."""
     rows, columns = matrix(tensor.shape, tensor.columns)
     if (
         not rows
@@ -30,6 +30,6 @@ def row_ranges(tensor: TensorPlan) -> Iterator[tuple[int, int]]:
 
 
 def row_start(tensor: TensorPlan, row: int) -> int:
-    """Where the bytes of a row begin in the result's file, for a row that a range begins with."""
+    """Offset in the output file of a row that starts a range."""
     rows, _ = matrix(tensor.shape, tensor.columns)
     return tensor.start + (row * ((tensor.end - tensor.start) // rows) if row else 0)

@@ -1,4 +1,4 @@
-"""Tensors that any type may carry beside its own: saved modules, trained biases, copies of base weights.
+"""Tensors that adapters of any type may contain: saved modules, trained biases, copies of base weights.
 
 Merge rules are those of peft 0.21.2 (`ModulesToSaveWrapper`, `bias` of `LoraConfig`).
 """
@@ -20,13 +20,13 @@ BASE_LAYER: Final = ".base_layer."
 
 
 class SavedMatcher:
-    """Tells replacements from copies. A copy of the base's own weight changes nothing and is left out knowingly."""
+    """Matches replacements and copies. A copy of a base weight changes nothing and is ignored."""
 
     def __init__(self, view: View, entries: Sequence[TensorEntry]) -> None:
         self._view = view
         self._ends = tuple(view.config.modules_to_save)
         tie = view.tie
-        # With ensure_weight_tying PEFT saves one module under the names of both.
+        # With ensure_weight_tying PEFT saves one module under both names.
         tied = tie is not None and view.config.on("ensure_weight_tying")
         self._embedding = self._entry_of(tie.embedding.weight, entries) if tied and tie is not None else None
         self._head = (
@@ -34,7 +34,7 @@ class SavedMatcher:
         )
 
     def match(self, entry: TensorEntry) -> Matches:
-        """The replacement that a tensor is; empty for a copy. Raises RegistryError `rejected` for anything else."""
+        """The replacement by a saved tensor; empty for a copy. Raises RegistryError `rejected` for anything else."""
         name = entry.name.removeprefix(PREFIX)
         trained_bias = name.endswith(".bias") and self._trains_bias(wrapped=BASE_LAYER in name)
         if BASE_LAYER in name and not trained_bias:
@@ -60,7 +60,7 @@ class SavedMatcher:
         if target is None and (partners := view.modules.sharing.partners(name)):
             raise RegistryError(
                 "unsupported",
-                f"{entry.name} replaces {name}, which the base ties to {', '.join(partners)} and does not hold.",
+                f"{entry.name} replaces {name}, which the base ties to {', '.join(partners)} and does not store.",
                 hint="Serve the adapter unmerged, or untie the base first and register it as a base of its own.",
                 module=module,
                 tensor=entry.name,
@@ -74,12 +74,12 @@ class SavedMatcher:
         if view.adapter.weight != 1:
             raise RegistryError(
                 "rejected",
-                f"{what} replaces {target.name} whole; it cannot be weighted by {view.adapter.weight:g}.",
+                f"{what} replaces all of {target.name}; it cannot be weighted by {view.adapter.weight:g}.",
                 hint="Give this adapter the weight 1.",
                 tensor=entry.name,
             )
         if entry is self._head:
-            return []  # named as ignored with the embedding's, which it is compared with
+            return []  # `View.both` lists it as ignored when it compares it with the embedding's
         new = factor(entry)
         change = Change(target.name, module, Replacement(new))
         if entry is not self._embedding:
@@ -97,7 +97,7 @@ class SavedMatcher:
         return None
 
     def _target(self, name: str) -> BaseTensor | None:
-        """The base's tensor of a parameter; of a tied output layer it is the embedding's."""
+        """The base tensor of a parameter; the embedding's for a tied output layer."""
         found = self._view.modules.resolve_parameter(name)
         if found is None and name.endswith(".weight"):
             owner = self._view.modules.resolve(name.removesuffix(".weight"))
@@ -105,7 +105,7 @@ class SavedMatcher:
         return found
 
     def _check_copy(self, entry: TensorEntry) -> None:
-        """A copy of the base's own weight, as PEFT stores it for adapted embeddings, must at least be as large."""
+        """Check the shape of a copy of a base weight, which PEFT stores for adapted embeddings."""
         original = self._target(_plain(entry))
         if original is None:
             raise rejected(f"{entry.name} is a copy of a base weight that the base does not have", entry)
@@ -117,12 +117,12 @@ class SavedMatcher:
             )
 
     def _trains_bias(self, *, wrapped: bool) -> bool:
-        """bias of the config: "all" biases of the model, or those of adapted layers ("lora_only")."""
+        """Whether the config trains biases: "all", or those of adapted layers ("lora_only")."""
         return self._view.config.bias == "all" or (self._view.config.bias.endswith("_only") and wrapped)
 
     def _is_saved(self, module: str) -> bool:
-        """modules_to_save may name a container: then its children are saved with it. PEFT compares the ends of paths,
-        so that "norm" saves every input_layernorm too."""
+        """Whether modules_to_save names a module or one of its parents. PEFT compares the ends of paths, so "norm" also
+        saves every input_layernorm."""
         while module:
             if module.endswith(self._ends):
                 return True
@@ -131,6 +131,6 @@ class SavedMatcher:
 
 
 def _plain(entry: TensorEntry) -> str:
-    """The name of the base's parameter."""
+    """The name of the base parameter."""
     name = entry.name.removeprefix(PREFIX)
     return name.replace(BASE_LAYER, ".").replace(".modules_to_save.", ".")

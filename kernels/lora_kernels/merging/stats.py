@@ -1,7 +1,7 @@
 """How much of an adapter survived the rounding of a merge, by tensor and in total.
 
-kept = <realised update, dW> / <dW, dW>, where the realised update is what the stored weights really changed by; the
-cosine is between the two. Both are 1 without rounding. Sums of squares are kept, so that parts can be added up.
+kept = <realised update, dW> / <dW, dW>; the realised update is the actual change of the stored weights, and the cosine
+is between it and dW. Both are 1 without rounding. The sums are stored, so that they can be added.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ MIN_KEPT = 0.5
 
 
 class TensorStats(msgspec.Struct, frozen=True):
-    """One touched tensor. kind: `update` where something was added, `replace` where the tensor was exchanged whole.
+    """Statistics of one touched tensor.
 
-    adapters: indices of the adapters that touched it. max_delta: largest absolute element of dW.
+    kind: `update`, or `replace` if an adapter replaced the whole tensor. adapters: indices of the adapters that touched
+    it. max_delta: largest absolute element of dW.
     """
 
     name: str
@@ -33,9 +34,10 @@ class TensorStats(msgspec.Struct, frozen=True):
 
 
 class MergeReport(msgspec.Struct, frozen=True):
-    """What a merge did. kept / cosine are over all updates; replaced tensors do not count, lest they drown the rest.
+    """Report of a merge.
 
-    ignored: tensors of the adapters that change nothing and were left out knowingly.
+    kept, cosine: over all updates; replaced tensors do not count, since they would dominate. ignored: names of adapter
+    tensors that change nothing.
     """
 
     kept: float | None
@@ -47,7 +49,7 @@ class MergeReport(msgspec.Struct, frozen=True):
 
 
 def total(tensors: Iterable[TensorStats]) -> UpdateSums:
-    """The sums over all updates, the same in whatever order the tensors were done."""
+    """The sums over all updates, independent of the order of the tensors."""
     sums = [tensor.sums for tensor in tensors if tensor.kind == "update"]
     return UpdateSums(
         delta_delta=math.fsum(part.delta_delta for part in sums),
@@ -59,7 +61,7 @@ def total(tensors: Iterable[TensorStats]) -> UpdateSums:
 def merge_report(
     tensors: Sequence[TensorStats], *, files: Sequence[FileRecord] = (), ignored: Sequence[str] = ()
 ) -> MergeReport:
-    """Put the parts of a merge together, sorted by tensor name and by path."""
+    """Build the report of a merge, with tensors sorted by name and files by path."""
     sums = total(tensors)
     return MergeReport(
         kept=sums.kept,
@@ -72,9 +74,10 @@ def merge_report(
 
 
 def check_kept(tensors: Sequence[TensorStats], *, min_kept: float | None = MIN_KEPT) -> None:
-    """Refuse a merge that lost the adapter. min_kept: least share of the update to survive; None to allow any loss.
+    """Refuse a merge whose rounding discards too much of the update.
 
-    An adapter without any effect (zero weight, zero B) has nothing to lose and passes. Raises RegistryError `rejected`.
+    min_kept: smallest share that must survive; None to allow any loss. An adapter without effect (zero weight or B)
+    passes. Raises RegistryError `rejected`.
     """
     sums = total(tensors)
     if min_kept is None or sums.kept is None or sums.kept >= min_kept:
@@ -83,10 +86,10 @@ def check_kept(tensors: Sequence[TensorStats], *, min_kept: float | None = MIN_K
     raise RegistryError(
         "rejected",
         f"Only {sums.kept:.0%} of the adapter survived the rounding of the merged weights (kept {sums.kept:.3f}"
-        f"{cosine}; at least {min_kept:.0%} is expected): the update is so small beside the weights that most of it is "
-        "less than half a step of the output's number format.",
-        hint="Merge into a finer dtype (float32, or bfloat16 in place of NF4), round stochastically, serve the "
-        "adapter unmerged, or allow the loss expressly.",
+        f"{cosine}; the minimum is {min_kept:.0%}): relative to the weights, most of the update is less than half a "
+        "step of the output dtype.",
+        hint="Merge into a finer dtype (float32, or bfloat16 instead of NF4), use stochastic rounding, serve the "
+        "adapter unmerged, or allow the loss explicitly.",
         kept=sums.kept,
         cosine=sums.cosine,
         min_kept=min_kept,

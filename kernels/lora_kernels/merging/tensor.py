@@ -1,9 +1,8 @@
-"""One tensor of the result, or some of its rows: new weights rounded once to the output type, and
-how much of dW survived rounding.
+"""Merge of one tensor, or of a range of its rows, and how much of dW survived rounding.
 
-W_new = round(float32(W) + dW), dW formed first, in float32 and in the order of the adapters; then one addition, then
-one rounding. Blocks have a fixed size and BLAS runs on one thread, so the bytes depend on the plan and the processor's
-instruction set only.
+W_new = round(float32(W) + dW): dW is summed in float32 in the order of the adapters, added once and rounded once.
+Blocks have a fixed size and BLAS runs on one thread, so the bytes depend only on the plan and the processor's
+instruction set.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _LARGEST: Final = {"BF16": 3.3895313892515355e38, "F16": 65504.0, "F32": 3.40282
 
 
 class Buffers:
-    """Reused for every block of a thread, so that memory does not depend on the model."""
+    """Buffers of a thread, reused for every block, so that memory does not depend on the model."""
 
     def __init__(self) -> None:
         self._size = 0
@@ -48,13 +47,13 @@ class Buffers:
             self.out = bytearray(elements * 8)
 
     def raw(self, size: int) -> memoryview:
-        """So many bytes for a block as it is stored."""
+        """A buffer of `size` bytes for a stored block."""
         if len(self._raw) < size:
             self._raw = bytearray(size)
         return memoryview(self._raw)[:size]
 
     def of(self, block: Block) -> tuple[F32, F32, F32, F32]:
-        """weight, change, new, scratch in the block's shape."""
+        """(weight, change, new, scratch), each of the block's shape."""
         self._grow(block.elements)
         weight, change, new, scratch = (
             buffer[: block.elements].reshape(block.shape)
@@ -64,7 +63,7 @@ class Buffers:
 
 
 class Sums:
-    """Sums over blocks: products within a block in float32 by BLAS, blocks added up in float64, in order."""
+    """Sums over blocks. Dot products within a block are float32 (BLAS); blocks are added in float64, in order."""
 
     def __init__(self) -> None:
         self.delta_delta = 0.0
@@ -73,9 +72,9 @@ class Sums:
         self.max_delta = 0.0
 
     def add(self, weight: F32, change: F32 | None, stored: F32) -> bool:
-        """Take in a block; `stored` is overwritten. False if the stored values or the update are not finite.
+        """Add a block; `stored` is overwritten. Return False if the stored values or the update are not finite.
 
-        change: None if nothing was added and only the type changed.
+        change: None if only the dtype changed.
         """
         realised = np.subtract(stored, weight, out=stored).reshape(-1)
         rr = float(np.dot(realised, realised))
@@ -85,7 +84,7 @@ class Sums:
         largest = max(float(flat.max()), -float(flat.min()))
         dd = float(np.dot(flat, flat))
         rd = float(np.dot(realised, flat))
-        # Squares leave float32's range long before the values do, at either end.
+        # Squares overflow or underflow float32 long before the values do.
         if not (math.isfinite(rr) and math.isfinite(dd)) or (largest > 0 and dd < _SMALLEST_SUM):
             if not (np.isfinite(realised).all() and np.isfinite(flat).all()):
                 return False
@@ -99,15 +98,15 @@ class Sums:
         self.max_delta = max(self.max_delta, largest)
         return True
 
-    def add_found(self, delta_delta: float, realised_delta: float, realised_realised: float, max_delta: float) -> None:
-        """Take in sums of blocks that were made elsewhere."""
+    def add_sums(self, delta_delta: float, realised_delta: float, realised_realised: float, max_delta: float) -> None:
+        """Add sums of blocks that C code computed."""
         self.delta_delta += delta_delta
         self.realised_delta += realised_delta
         self.realised_realised += realised_realised
         self.max_delta = max(self.max_delta, max_delta)
 
     def join(self, other: Sums) -> None:
-        """Take in the sums of the rows that follow."""
+        """Add the sums of the rows that follow."""
         self.delta_delta += other.delta_delta
         self.realised_delta += other.realised_delta
         self.realised_realised += other.realised_realised
@@ -115,7 +114,7 @@ class Sums:
 
 
 class TensorMerge:
-    """A touched tensor, or one whose type changes. Loaded factors are shared by all threads that work on its rows."""
+    """Merge of a touched tensor, or of one whose dtype changes. All threads that work on its rows share its factors."""
 
     def __init__(self, tensor: TensorPlan, base: Source, readers: Sequence[FactorReader]) -> None:
         self.tensor = tensor
@@ -136,13 +135,13 @@ class TensorMerge:
 
     @property
     def step(self) -> int:
-        """Ranges of rows begin at its multiples."""
+        """Ranges of rows start at its multiples."""
         return max(block_rows(self.columns, band=self._band), 1)
 
     @property
     def low_rank(self) -> list[LowRankAddition] | None:
-        """The updates where the merge is what the loops in C do: low-rank ones of plain bfloat16, rounded to the
-        nearest. Else None."""
+        """The updates, if the C loops support the merge: low-rank updates of plain bfloat16, rounded to nearest. Else
+        None."""
         tensor = self.tensor
         plain = (tensor.source_dtype, tensor.dtype) == ("BF16", "BF16") and isinstance(self._writer, Rounded)
         if not plain or tensor.seed is not None or tensor.quantized is not None or tensor.through_nf4:
@@ -150,9 +149,11 @@ class TensorMerge:
         return self.updates.low_rank if self.updates is not None else None
 
     def chunks(self, r0: int, r1: int, buffers: Buffers, sums: Sums) -> Iterator[memoryview]:
-        """The bytes of the rows r0:r1, each chunk valid until the next; what precedes the elements comes with the first
-        row. Raises RegistryError `rejected`, naming the tensor, if values are not finite in the output type,
-        `corrupt` if a file is too short."""
+        """Yield the bytes of the rows r0:r1, each chunk valid until the next. The writer's head precedes row 0.
+
+        Raises RegistryError `rejected`, with the name of the tensor, if values are not finite in the output dtype, and
+        `corrupt` if a file is too short.
+        """
         add_round, updates = add_round_bf16(), self.low_rank
         if add_round is not None and updates is not None:
             yield from self._fused(add_round, updates, r0, r1, buffers, sums)
@@ -189,21 +190,21 @@ class TensorMerge:
                     sum_block(updates, block, change, scratch)
                     finite = add_round(raw, change, np.float32(1), out, found)
             if not finite:
-                # The other path finds what it was, and says so.
+                # The general path raises the precise error.
                 yield from self._chunks(block.r0, block.r1, buffers, sums)
-                raise RegistryError("internal", f"{tensor.name}: values that are not finite in one of two merges.")
+                raise RegistryError("internal", f"{tensor.name}: two merges disagree whether all values are finite.")
             yield out
-        sums.add_found(*map(float, found))
+        sums.add_sums(*map(float, found))
 
     def before(self, buffers: Buffers) -> Iterator[tuple[Block, F32]]:
-        """The base's values, block by block, each valid until the next. Raises RegistryError `corrupt`."""
+        """Yield the base's values by block, each valid until the next. Raises RegistryError `corrupt`."""
         weights = self._open()
         for block in blocks(0, self.rows, self.columns, band=self._band):
             yield block, weights.read(block, buffers.of(block)[0])
 
     def merged(self, r0: int, r1: int, buffers: Buffers) -> Iterator[tuple[Block, F32, F32 | None, F32]]:
-        """Block, weight before, change (None if there is none) and weight after, not yet rounded to the output
-        type, valid until the next. r0: a multiple of `step`. Raises RegistryError `corrupt`."""
+        """Yield (block, weight before, change, weight after), before rounding to the output dtype, each valid until the
+        next. The change is None if there is no update. r0: a multiple of `step`. Raises RegistryError `corrupt`."""
         weights = self._open()
         for block in blocks(r0, r1, self.columns, band=self._band):
             weight, change, new, scratch = buffers.of(block)
@@ -228,7 +229,7 @@ class TensorMerge:
 
 
 def _aligned(band: int, blocksize: int, columns: int) -> int:
-    """The band with which blocks of the tensor begin with blocks of the format."""
+    """The band that aligns blocks of the tensor with blocks of the format."""
     step = blocksize // math.gcd(blocksize, columns) if columns else 1
     return math.lcm(max(band, 1), step) if step > 1 else band
 

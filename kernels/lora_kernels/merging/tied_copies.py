@@ -1,4 +1,4 @@
-"""Tensors that an adapter holds twice because PEFT ties them. Merging one is right only if both are equal."""
+"""Tensors that an adapter stores twice because PEFT ties them. Merging one is correct only if both are equal."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lora_kernels.types.matching.change import TiedCopy
 
 
 def check_copies(copies: Sequence[TiedCopy], reader: FactorReader) -> None:
-    """Raises RegistryError `rejected` for a factor and a copy of it that differ."""
+    """Raise RegistryError `rejected` if a factor and its copy differ."""
     for original, copy in sorted(copies, key=lambda pair: pair.original.name):
-        same = _equal if original.shape == copy.shape else _turned
+        same = _equal if original.shape == copy.shape else _transposed
         if not same(original, copy, reader):
             raise RegistryError(
                 "rejected",
                 f"{original.name} and {copy.name} differ, but adapter_config.json says that the adapter ties them; "
-                "the training has parted them.",
+                "training has made them differ.",
                 hint="Set ensure_weight_tying to false in adapter_config.json and name both layers in "
                 "target_modules or modules_to_save, so that each gets its own.",
                 tensor=copy.name,
@@ -40,5 +40,5 @@ def _equal(first: Factor, second: Factor, reader: FactorReader) -> bool:
     return True
 
 
-def _turned(first: Factor, second: Factor, reader: FactorReader) -> bool:
+def _transposed(first: Factor, second: Factor, reader: FactorReader) -> bool:
     return bool(np.array_equal(reader.load(first), reader.load(second).T))

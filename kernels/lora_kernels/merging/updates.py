@@ -1,4 +1,4 @@
-"""The updates of one tensor, put together in the order of the adapters."""
+"""The updates of one tensor, combined in the order of the adapters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lora_kernels.types.updates import Additive, Inputs, Transform, Update
 
 
 class Updates:
-    """All that is done to one tensor, in order: neighbouring additive updates are summed first and added once."""
+    """The updates of one tensor, in order. Adjacent additive updates are summed first and added once."""
 
     def __init__(self, rows: int, columns: int) -> None:
         self._rows = rows
@@ -26,7 +26,7 @@ class Updates:
         self._steps: list[tuple[list[Additive] | Transform, float]] = []
 
     def append(self, update: Update, weight: float) -> None:
-        """weight: of a Transform's adapter."""
+        """Append an update. weight: of the adapter, used for a Transform only."""
         last = self._steps[-1][0] if self._steps else None
         if isinstance(update, Transform):
             self._steps.append((update, weight))
@@ -45,20 +45,20 @@ class Updates:
 
     @property
     def band(self) -> int:
-        """Rows that no block may part; 0 if an element depends on no other."""
+        """Number of rows that a block must not split; 0 if elements are independent."""
         bands = [step.band for step, _ in self._steps if isinstance(step, Transform) and step.reach == "row"]
         return math.lcm(*bands) if bands else 0
 
     @property
     def low_rank(self) -> list[LowRankAddition] | None:
-        """The updates where all of them are low-rank products, which most merges are; else None."""
+        """The updates if all are low-rank products, as in most merges; else None."""
         if len(self._steps) != 1 or not isinstance(self._steps[0][0], list):
             return None
         found = [update for update in self._steps[0][0] if isinstance(update, LowRankAddition)]
         return found if len(found) == len(self._steps[0][0]) else None
 
     def apply(self, block: Block, weight: F32, change: F32, new: F32, scratch: F32) -> None:
-        """Write the block after all updates to `new` and what they changed to `change`; scratch is overwritten."""
+        """Write the updated block to `new` and its change to `change`; `scratch` is overwritten."""
         if len(self._steps) == 1 and isinstance(self._steps[0][0], list):
             sum_block(self._steps[0][0], block, change, new)
             np.add(weight, change, out=new)
@@ -79,7 +79,7 @@ class Updates:
         np.subtract(new, weight, out=change)
 
     def before(self, weights: Weights) -> Iterator[tuple[Block, F32]]:
-        """The tensor as the updates so far leave it."""
+        """Yield the blocks of the tensor after the updates so far."""
         for block in blocks(0, self._rows, self._columns, band=max(self.band, 1)):
             weight, change, new, scratch = (np.empty(block.shape, np.float32) for _ in range(4))
             weights.read(block, weight)
@@ -91,7 +91,7 @@ class Updates:
 def load_updates(
     deltas: Sequence[Delta], readers: Sequence[FactorReader], weights: Weights, rows: int, columns: int
 ) -> Updates:
-    """Load what the plan says of one tensor. readers: one per adapter of the plan. Raises RegistryError `rejected`."""
+    """Load the planned updates of one tensor. readers: one per adapter of the plan. Raises RegistryError `rejected`."""
     updates, untouched = Updates(rows, columns), Updates(rows, columns)
     for delta in deltas:
         reader = readers[delta.adapter]

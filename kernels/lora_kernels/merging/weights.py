@@ -1,4 +1,4 @@
-"""The base's weights as a merge takes them: as stored, dequantized, or through NF4."""
+"""The base's weights as a merge reads them: as stored, dequantized, or through NF4."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lora_kernels.quantized.weights import FourBitWeights, Int8Weights, WeightsT
 
 
 def open_weights(tensor: TensorPlan, source: Source) -> Callable[[], Weights]:
-    """Read what all threads that work on a tensor share, and return a function that opens a reader for one thread.
+    """Read the state that all threads share, and return a function that opens a reader for one thread.
 
     Raises RegistryError `corrupt`, and `rejected` if scales of quantized weights are damaged.
     """

@@ -1,4 +1,4 @@
-"""How new weights are stored: rounded once to the nearest, stochastically, or quantized to NF4."""
+"""Writers of new weights: rounded to nearest, rounded stochastically, or quantized to NF4."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ U32 = npt.NDArray[np.uint32]
 
 
 class Writer(Protocol):
-    """Of one tensor."""
+    """Encoder of one tensor."""
 
     head: bytes
-    """What precedes the elements."""
+    """Bytes before the elements."""
 
     def size(self, elements: int) -> int:
-        """Size in bytes."""
+        """Size of encoded elements in bytes."""
 
     def encode(self, new: F32, block: Block, out: memoryview, bits: U32) -> None:
-        """Store the block's values. out: of `size`. bits: scratch, at least as many as the elements."""
+        """Encode a block. out: of `size` bytes. bits: scratch, at least one per element."""
 
     def decode(self, stored: memoryview, block: Block, out: F32) -> F32:
-        """What a reader of the stored bytes sees, exactly."""
+        """Decode stored bytes to exactly what a reader sees."""
 
 
 class Rounded:
-    """Each element by itself. seed: of stochastic rounding to bf16; None for the nearest."""
+    """Elements rounded one by one: bf16 stochastically if the plan has a seed, else to nearest."""
 
     head = b""
 
@@ -63,10 +63,10 @@ class Rounded:
 
 
 class Nf4:
-    """Packed codes after their scales. Blocks begin with a block of the format.
+    """Packed codes, preceded by their scales. Blocks start at blocks of the format.
 
-    With stochastic rounding elements are scaled by what a reader takes for the absmax of their block, so that their
-    mean is theirs; without, by the absmax itself, as in bitsandbytes.
+    Stochastic rounding divides by the absmax that a reader decodes, so that it is unbiased; rounding to nearest divides
+    by the exact absmax, as bitsandbytes does.
     """
 
     def __init__(self, tensor: TensorPlan, form: Nf4Form, merged: Iterator[tuple[Block, F32]]) -> None:

@@ -27,7 +27,7 @@ from lora_kernels.merging import (
     read_quantized,
     shard_size,
 )
-from lora_kernels.merging.stream import stream_pieces
+from lora_kernels.merging.stream import stream_chunks
 from lora_registry.blobs.protocols import BlobStore, Chunk, Stored
 from lora_registry.processes.child import ChildReporter
 from lora_registry.runtime.faults import fault_point
@@ -96,7 +96,7 @@ def merge_shard(data: ShardInput, reporter: ChildReporter) -> MergedFile:
     total = shard_size(merge_plan, file)
     digests = {path: Digest.parse(stored.digest) for path, stored in data.base.items()}
     tensors: list[TensorStats] = []
-    stream = stream_pieces(
+    stream = stream_chunks(
         merge_plan,
         file,
         base=_source(blobs, data.base),
