@@ -1,7 +1,7 @@
-"""Compose adapters: several go in, one comes out.
+"""Composition of several adapters into one.
 
-`compose_folders` does all of it between folders, `compose_adapters` with readers that are open already. The methods
-are those of `lora_contract.methods`; `folder.METHOD_FUNCTIONS` maps each to its function on one module.
+`compose_folders` composes folders, `compose_adapters` open readers. The methods are those of `lora_contract.methods`;
+`folder.METHOD_FUNCTIONS` maps each to its function on one module.
 """
 
 from __future__ import annotations

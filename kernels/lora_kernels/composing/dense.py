@@ -1,5 +1,7 @@
-"""Methods on the updates D_i themselves, element by element: one module is held as float32, twice at most, whatever the
-number of adapters, and computed in blocks of rows. What comes out has no low rank and is cut to its leading triplets.
+"""Elementwise methods on the updates D_i.
+
+They compute a module in blocks of rows and hold at most two float32 copies of it, whatever the number of adapters. The
+result has no low rank and is truncated to its leading singular triplets.
 """
 
 from __future__ import annotations
@@ -21,48 +23,48 @@ from lora_kernels.composing.elements import (
     nth_largest,
     weighted_sum,
 )
-from lora_kernels.composing.module import Compose, Composed, ComposeSettings, Parts, triplets_composed
+from lora_kernels.composing.module import Compose, Composed, ComposeSettings, Terms, from_triplets
 from lora_kernels.linalg.krylov import dense_triplets
 from lora_kernels.numeric import philox
 from lora_kernels.numeric.dtypes import F32, Indices
 
-# Elements of a block of one update; those of a few adapters stay in a core's cache.
+# Elements in a block of one update; the blocks of a few adapters fit in a core's cache.
 _BLOCK: Final = 1 << 16
-# Modules with more elements (128 MiB as float32) are done one at a time, whatever the threads.
+# Modules with more elements (128 MiB as float32) are composed one at a time, whatever the number of threads.
 _LARGE: Final = 1 << 25
-_one_large: Final = threading.Lock()
+_large_lock: Final = threading.Lock()
 
 Merged = Callable[[int, int], F32]
 """Rows r0:r1 of the merged update."""
 
 
 class Deltas:
-    """The updates D_i of a module (rows, columns), computed row by row from their factors."""
+    """The updates D_i of a module, (rows, columns), computed from their factors in ranges of rows."""
 
-    def __init__(self, parts: Parts) -> None:
-        self.parts = parts
-        self._factors = [(part.module.b * np.float32(part.module.scale), part.module.a) for part in parts]
-        self.rows, self.columns = parts[0].module.b.shape[0], parts[0].module.a.shape[1]
+    def __init__(self, terms: Terms) -> None:
+        self.terms = terms
+        self._factors = [(term.module.b * np.float32(term.module.scale), term.module.a) for term in terms]
+        self.rows, self.columns = terms[0].module.b.shape[0], terms[0].module.a.shape[1]
         self.size = self.rows * self.columns
-        self.weights = [part.weight for part in parts]
+        self.weights = [term.weight for term in terms]
 
     def ranges(self) -> Iterator[tuple[int, int]]:
         step = max(_BLOCK // max(self.columns, 1), 1)
         for r0 in range(0, self.rows, step):
             yield r0, min(r0 + step, self.rows)
 
-    def of(self, number: int, r0: int, r1: int) -> F32:
-        b, a = self._factors[number]
+    def of(self, index: int, r0: int, r1: int) -> F32:
+        b, a = self._factors[index]
         return np.matmul(b[r0:r1], a, out=np.empty((r1 - r0, self.columns), np.float32))
 
     def all(self, r0: int, r1: int) -> list[F32]:
-        return [self.of(number, r0, r1) for number in range(len(self.parts))]
+        return [self.of(index, r0, r1) for index in range(len(self.terms))]
 
-    def limits(self, number: int, counts: Sequence[int]) -> list[np.float32]:
+    def limits(self, index: int, counts: Sequence[int]) -> list[np.float32]:
         """The magnitudes of the `counts`-th largest elements of an update."""
         bits = np.empty((self.rows, self.columns), np.int32)
         for r0, r1 in self.ranges():
-            bits[r0:r1] = magnitude_bits(self.of(number, r0, r1))
+            bits[r0:r1] = magnitude_bits(self.of(index, r0, r1))
         return [nth_largest(bits.reshape(-1), count) for count in counts]
 
 
@@ -89,7 +91,7 @@ def _dare_ties(deltas: Deltas, settings: ComposeSettings) -> Merged:
 def _breadcrumbs(deltas: Deltas, settings: ComposeSettings) -> Merged:
     outliers = int(settings.number("gamma") * deltas.size)
     counts = outliers, outliers + int(settings.density * deltas.size)
-    limits = [deltas.limits(number, counts) for number in range(len(deltas.parts))]
+    limits = [deltas.limits(index, counts) for index in range(len(deltas.terms))]
     weights = [settings.scaling * weight for weight in deltas.weights]
 
     def merged(r0: int, r1: int) -> F32:
@@ -104,23 +106,23 @@ def _breadcrumbs(deltas: Deltas, settings: ComposeSettings) -> Merged:
 
 def _della(deltas: Deltas, settings: ComposeSettings) -> Merged:
     epsilon, columns = settings.number("epsilon"), deltas.columns
-    # Of the elements of a row, from the smallest to the largest; their mean is the density.
-    chances = settings.density + epsilon * ((np.arange(columns) + 0.5) / columns - 0.5)
-    keys = [settings.key(part, "D") for part in deltas.parts]
+    # By rank of the magnitude within a row, ascending; their mean is the density.
+    probabilities = settings.density + epsilon * ((np.arange(columns) + 0.5) / columns - 0.5)
+    keys = [settings.key(term, "D") for term in deltas.terms]
 
     def merged(r0: int, r1: int) -> F32:
         values = []
         for value, key, weight in zip(deltas.all(r0, r1), keys, deltas.weights, strict=True):
-            chance = chances[_ranks(value)]
-            kept = philox.uniform(key, r0 * columns, value.size).reshape(value.shape) < chance
-            values.append(value * np.float32(weight) * kept / chance.astype(np.float32))
+            probability = probabilities[_ranks(value)]
+            kept = philox.uniform(key, r0 * columns, value.size).reshape(value.shape) < probability
+            values.append(value * np.float32(weight) * kept / probability.astype(np.float32))
         return disjoint_mean(values, [settings.scaling] * len(values), settings.majority)
 
     return merged
 
 
 def _ranks(values: F32) -> Indices:
-    """The place of each element among the magnitudes of its row, from 0; equal ones in the order of their columns."""
+    """The rank of each element's magnitude in its row, ascending from 0; ties in the order of columns."""
     columns = np.arange(values.shape[1], dtype=np.int64)
     order = np.sort((magnitude_bits(values).astype(np.int64) << 32) | columns, axis=1) & 0xFFFFFFFF
     ranks: Indices = np.empty(values.shape, np.int64)
@@ -137,38 +139,38 @@ def _sce(deltas: Deltas, settings: ComposeSettings) -> Merged:
         bits[r0:r1] = magnitude_bits(np.var(weighted(r0, r1), axis=0))
     limit = nth_largest(bits.reshape(-1), int(settings.density * deltas.size))
     del bits
-    squares = np.zeros(len(deltas.parts))
+    squares = np.zeros(len(deltas.terms))
     for r0, r1 in deltas.ranges():
         values = weighted(r0, r1)
         selected = np.var(values, axis=0) >= limit
         squares += [
             np.square(value, where=selected, out=np.zeros_like(value)).sum(dtype=np.float64) for value in values
         ]
-    total = squares.sum()
-    shares = squares / total if total > 0 else squares
+    energy = squares.sum()
+    shares = squares / energy if energy > 0 else squares
 
     def merged(r0: int, r1: int) -> F32:
         values = weighted(r0, r1)
         selected = np.var(values, axis=0) >= limit
-        up = weighted_sum(values, [1.0] * len(values)) >= 0
-        top, bottom = np.zeros_like(values[0]), np.zeros_like(values[0])
+        positive = weighted_sum(values, [1.0] * len(values)) >= 0
+        total, weight = np.zeros_like(values[0]), np.zeros_like(values[0])
         for value, share in zip(values, shares, strict=True):
-            agrees = np.where(up, value > 0, value < 0) & selected
-            top += value * np.float32(share) * agrees
-            bottom += np.float32(share) * agrees
-        return np.float32(settings.scaling) * np.divide(top, bottom, where=bottom > 0, out=np.zeros_like(top))
+            agrees = np.where(positive, value > 0, value < 0) & selected
+            total += value * np.float32(share) * agrees
+            weight += np.float32(share) * agrees
+        return np.float32(settings.scaling) * np.divide(total, weight, where=weight > 0, out=np.zeros_like(total))
 
     return merged
 
 
 def _trimmed(deltas: Deltas, settings: ComposeSettings) -> Callable[[int, int], list[F32]]:
     count = int(settings.density * deltas.size)
-    limits = [deltas.limits(number, [count])[0] for number in range(len(deltas.parts))]
+    limits = [deltas.limits(index, [count])[0] for index in range(len(deltas.terms))]
     return lambda r0, r1: [at_least(value, limit) for value, limit in zip(deltas.all(r0, r1), limits, strict=True)]
 
 
 def _dropped(deltas: Deltas, settings: ComposeSettings) -> Callable[[int, int], list[F32]]:
-    keys = [settings.key(part, "D") for part in deltas.parts]
+    keys = [settings.key(term, "D") for term in deltas.terms]
     return lambda r0, r1: [
         drop_out(value, key, r0 * deltas.columns, settings.density)
         for value, key in zip(deltas.all(r0, r1), keys, strict=True)
@@ -176,15 +178,15 @@ def _dropped(deltas: Deltas, settings: ComposeSettings) -> Callable[[int, int], 
 
 
 def _dense(method: Callable[[Deltas, ComposeSettings], Merged]) -> Compose:
-    def compose(parts: Parts, settings: ComposeSettings) -> Composed:
-        deltas = Deltas(parts)
-        with _one_large if deltas.size > _LARGE else nullcontext():
+    def compose(terms: Terms, settings: ComposeSettings) -> Composed:
+        deltas = Deltas(terms)
+        with _large_lock if deltas.size > _LARGE else nullcontext():
             merged = method(deltas, settings)
             out = np.empty((deltas.rows, deltas.columns), np.float32)
             with np.errstate(over="ignore", invalid="ignore"):
                 for r0, r1 in deltas.ranges():
                     out[r0:r1] = merged(r0, r1)
-            name = parts[0].module.module
+            name = terms[0].module.module
             try:
                 found = dense_triplets(out, settings.rank, name=name)
             except ValueError as error:
@@ -194,7 +196,7 @@ def _dense(method: Callable[[Deltas, ComposeSettings], Merged]) -> Compose:
                     hint="Choose smaller weights.",
                     module=name,
                 ) from error
-            return triplets_composed(found.left, found.singular, found.right, found.energy, settings.clamp)
+            return from_triplets(found.left, found.singular, found.right, found.energy, settings.clamp)
 
     return compose
 

@@ -1,4 +1,4 @@
-"""Compose adapter folders, module by module, into a new one."""
+"""Composition of adapter folders, module by module, into a new one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lora_kernels.adapters.size import stored_type
 from lora_kernels.checkpoint.records import Progress
 from lora_kernels.composing.dense import DENSE
 from lora_kernels.composing.factorwise import FACTORWISE
-from lora_kernels.composing.module import Compose, Composed, ComposeSettings, Part
+from lora_kernels.composing.module import Compose, Composed, ComposeSettings, Term
 from lora_kernels.composing.report import ComposedModule, ComposeReport
 from lora_kernels.composing.spectral import SPECTRAL
 from lora_kernels.numeric.blas import one_thread
@@ -42,15 +42,17 @@ def compose_folders(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> ComposeReport:
-    """Compose adapter folders, each with its weight, into the folder `out_dir`, whole or not at all.
+    """Compose adapter folders, each with its weight, into the folder `out_dir`, which appears complete or not at all.
 
-    method, parameters: see `lora_contract.methods`. seed: of methods that draw. dtype: `float32`, `bfloat16` or
-    `float16`; None for the narrowest that holds all factors of the inputs exactly. threads: modules done at a time; the
-    bytes do not depend on it. progress: called with modules done and modules in all.
+    Args:
+        method, parameters: see `lora_contract.methods`.
+        seed: of randomized methods.
+        dtype: `float32`, `bfloat16` or `float16`; None for the narrowest that holds all factors of the inputs exactly.
+        threads: modules composed at a time, None for one per processor; the bytes do not depend on it.
+        progress: called with modules done and modules in total.
 
-    Raises RegistryError as `check_parameters`, `open_adapter` and `adapter_writer` do; `rejected` where the inputs do
-    not fit each other, `unsupported` if one has more than factors, `invalid-request` for weights that are no
-    numbers.
+    Raises RegistryError as `check_parameters`, `open_adapter` and `adapter_writer` do; `rejected` if the inputs do not
+    fit each other, `unsupported` if one contains more than factors, `invalid-request` for weights that are not finite.
     """
     with ExitStack() as stack:
         readers = [(stack.enter_context(open_adapter(folder)), weight) for folder, weight in adapters]
@@ -77,7 +79,7 @@ def compose_adapters(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> ComposeReport:
-    """As `compose_folders`, of adapters that are open."""
+    """Like `compose_folders`, for open adapters."""
     checked = check_parameters(method, parameters or {})
     _check_weights([weight for _, weight in adapters])
     ignored = [name for index, (reader, _) in enumerate(adapters) for name in _ignored(index, reader)]
@@ -86,24 +88,24 @@ def compose_adapters(
     settings = ComposeSettings(checked, seed, max((shape.rank for shape in shapes), default=1))
     stored = widest([shape.dtype for shape in shapes]) if dtype is None else stored_type(dtype)
 
-    def one(path: str) -> tuple[Composed, LowRankModule] | None:
-        parts = [Part(index, adapters[index][1], adapters[index][0].load(path)) for index in inputs[path]]
-        parts = [part for part in parts if part.module.rank]
-        if not parts:
+    def compose(path: str) -> tuple[Composed, LowRankModule] | None:
+        terms = [Term(index, adapters[index][1], adapters[index][0].load(path)) for index in inputs[path]]
+        terms = [term for term in terms if term.module.rank]
+        if not terms:
             return None
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # the writer refuses what is not finite
-            composed = METHOD_FUNCTIONS[method](parts, settings)
-        like = parts[0].module
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # the writer refuses non-finite values
+            composed = METHOD_FUNCTIONS[method](terms, settings)
+        like = terms[0].module
         return composed, LowRankModule(path, like.kind, composed.a, composed.b, inputs=like.inputs)
 
-    # At most the sum of the ranks of a module: `cat` and the exact sum take that.
+    # The upper bound: `cat` and the exact sum need the sum of a module's ranks.
     needed = DTYPE_BYTES[stored] * sum(shape.rank * (shape.columns + shape.outputs) for shape in shapes)
     composed: list[ComposedModule] = []
     energies: list[tuple[float, float]] = []
     identity = _identity([reader for reader, _ in adapters])
     with (
         adapter_writer(out_dir, identity, dtype=stored, needed=needed) as writer,
-        closing(_in_order(one, list(inputs), threads)) as results,
+        closing(_in_order(compose, list(inputs), threads)) as results,
     ):
         for path, result in zip(inputs, results, strict=True):
             rank = result[1].rank if result is not None else 0
@@ -123,7 +125,7 @@ def compose_adapters(
         parameters=checked,
         seed=seed if chosen.seeded else None,
         rank=max(module.rank for module in composed),
-        kept=math.fsum(part * kept for part, kept in energies) / energy if energy > 0 else None,
+        kept=math.fsum(exact * kept for exact, kept in energies) / energy if energy > 0 else None,
         modules=tuple(composed),
         ignored=tuple(ignored),
         files=writer.files,
@@ -132,21 +134,22 @@ def compose_adapters(
 
 def _check_weights(weights: Sequence[float]) -> None:
     if not weights:
-        raise RegistryError("invalid-request", "There is nothing to compose; give at least one adapter.")
+        raise RegistryError("invalid-request", "Nothing to compose; give at least one adapter.")
     for weight in weights:
         if not math.isfinite(weight) or abs(weight) > float(np.finfo(np.float32).max):
             raise RegistryError("invalid-request", f"The weight {weight} is not a finite number.")
 
 
 def _ignored(index: int, reader: AdapterReader) -> list[str]:
-    """Tensors of an adapter that are not factors and change nothing. Raises RegistryError `unsupported` for others."""
+    """Tensors that are not factors and change nothing, as `index:name`. Raises RegistryError `unsupported` for
+    others."""
     for extra in reader.extras:
         if extra.kind != "copy":
-            what = "replaces modules whole (modules_to_save)" if extra.kind == "saved" else "trains biases"
+            what = "replaces whole modules (modules_to_save)" if extra.kind == "saved" else "trains biases"
             raise RegistryError(
                 "unsupported",
-                f"Adapter {index} {what}: {extra.factor.name} is not an update that could be weighted.",
-                hint="Merge it into the base by itself, or train it without that.",
+                f"Adapter {index} {what}: {extra.factor.name} is not an update and cannot be weighted.",
+                hint="Merge it into the base separately, or train it without that.",
                 adapter=index,
                 tensor=extra.factor.name,
             )
@@ -154,7 +157,7 @@ def _ignored(index: int, reader: AdapterReader) -> list[str]:
 
 
 def _inputs(readers: Sequence[AdapterReader]) -> dict[str, tuple[int, ...]]:
-    """Indices of the adapters of each module, by path, sorted. Raises RegistryError `rejected` for shapes that
+    """Indices of the adapters that have each module, by sorted path. Raises RegistryError `rejected` if shapes
     differ."""
     known = [frozenset(reader.modules) for reader in readers]
     found: dict[str, tuple[int, ...]] = {}
@@ -176,7 +179,7 @@ def _inputs(readers: Sequence[AdapterReader]) -> dict[str, tuple[int, ...]]:
 
 
 def _identity(readers: Sequence[AdapterReader]) -> AdapterIdentity:
-    """That of the first adapter, what it does not say taken from the next that does."""
+    """The identity of the first adapter; fields that it lacks come from the next one that has them."""
     found = [AdapterIdentity.of(reader.config) for reader in readers]
     return replace(
         found[0],
@@ -185,14 +188,14 @@ def _identity(readers: Sequence[AdapterReader]) -> AdapterIdentity:
     )
 
 
-def _in_order(one: Callable[[str], _T], paths: Sequence[str], threads: int | None) -> Generator[_T, None, None]:
-    """`one` of every path, in order; only as many modules are held as there are threads, and as many results."""
+def _in_order(compose: Callable[[str], _T], paths: Sequence[str], threads: int | None) -> Generator[_T, None, None]:
+    """Yield `compose(path)` for each path, in order. At most `2 * threads` calls run ahead, which bounds the memory."""
     count = threads or os.cpu_count() or 1
     with one_thread(), ThreadPoolExecutor(count) as pool:
         waiting: deque[Future[_T]] = deque()
         try:
             for path in paths:
-                waiting.append(pool.submit(one, path))
+                waiting.append(pool.submit(compose, path))
                 if len(waiting) > 2 * count:
                     yield waiting.popleft().result()
             while waiting:

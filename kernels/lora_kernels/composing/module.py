@@ -1,4 +1,4 @@
-"""One module of a composition: what goes into a method and what comes out."""
+"""Input and output of a composition method on one module."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from lora_kernels.numeric import philox
 from lora_kernels.numeric.dtypes import F32, F64
 
 
-class Part(NamedTuple):
-    """What one adapter does to the module. adapter: its place in the list; weight: as asked for."""
+class Term(NamedTuple):
+    """The update by one adapter. adapter: index in the list. weight: as requested."""
 
     adapter: int
     weight: float
@@ -24,13 +24,13 @@ class Part(NamedTuple):
 
     @property
     def coefficient(self) -> float:
-        """Weight and scale of the adapter."""
+        """Weight times scale of the adapter."""
         return self.weight * self.module.scale
 
 
 @dataclass(frozen=True)
 class ComposeSettings:
-    """parameters: checked, with defaults. largest: rank of any input, in any module."""
+    """parameters: checked, with defaults. largest: largest rank of any module of any input."""
 
     parameters: Mapping[str, Value]
     seed: int
@@ -54,28 +54,28 @@ class ComposeSettings:
         return self.number("scaling")
 
     @property
-    def asked_rank(self) -> int | None:
+    def requested_rank(self) -> int | None:
         rank = self.parameters["rank"]
         assert rank is None or isinstance(rank, int)
         return rank
 
     @property
     def rank(self) -> int:
-        """As PEFT has it: if none is asked for, the largest one of all inputs, in every module."""
-        return self.asked_rank or self.largest
+        """The rank of every module: as requested or, as in PEFT, the largest of all inputs."""
+        return self.requested_rank or self.largest
 
     @property
     def clamp(self) -> float | None:
         return None if self.parameters.get("clamp") is None else self.number("clamp")
 
-    def key(self, part: Part, tensor: str) -> int:
-        """Of the random numbers of an adapter in the module. tensor: A, B, or D of the whole update."""
-        return philox.stream_key(self.seed, f"{part.adapter}\0{part.module.module}\0{tensor}")
+    def key(self, term: Term, tensor: str) -> int:
+        """The key of the random numbers of an adapter in the module. tensor: A, B, or D for the whole update."""
+        return philox.stream_key(self.seed, f"{term.adapter}\0{term.module.module}\0{tensor}")
 
 
 class Composed(NamedTuple):
-    """b @ a, b (outputs, r), a (r, columns). energy: the squared norm of what was asked for, kept: the part of it that
-    b @ a holds; None if a method asks for no product."""
+    """The product of b (outputs, r) and a (r, columns). energy: squared norm of the exact result. kept: its share in
+    b @ a; None if the method defines no product."""
 
     b: F32
     a: F32
@@ -83,12 +83,12 @@ class Composed(NamedTuple):
     kept: float | None = None
 
 
-Parts = Sequence[Part]
-Compose = Callable[[Parts, ComposeSettings], Composed]
+Terms = Sequence[Term]
+Compose = Callable[[Terms, ComposeSettings], Composed]
 
 
-def triplets_composed(left: F64, singular: F64, right: F64, energy: float, clamp: float | None = None) -> Composed:
-    """B = U S and A = V, as PEFT splits them. energy: of all singular values, those left out too."""
+def from_triplets(left: F64, singular: F64, right: F64, energy: float, clamp: float | None = None) -> Composed:
+    """B = U S and A = V, as in PEFT. energy: of all singular values, including the discarded ones."""
     b, a = left * singular, right
     if clamp is not None and len(singular):
         b, a = _clamped(b, a, clamp)
@@ -98,8 +98,8 @@ def triplets_composed(left: F64, singular: F64, right: F64, energy: float, clamp
 
 
 def _clamped(b: F64, a: F64, clamp: float) -> tuple[F64, F64]:
-    """Both cut off at plus and minus the quantile of their elements. The signs of each pair of vectors, which the
-    decomposition leaves open, are fixed first: the quantile depends on them."""
+    """Clip both factors at plus and minus the quantile of their elements. The signs of each pair of vectors, which are
+    arbitrary in a decomposition, are fixed first: the quantile depends on them."""
     signs = np.where(a[np.arange(len(a)), np.abs(a).argmax(axis=1)] < 0, -1.0, 1.0)
     b, a = b * signs, signs[:, None] * a
     limit = float(np.quantile(np.concatenate([b.ravel(), a.ravel()]), clamp))

@@ -1,4 +1,4 @@
-"""What a composition did."""
+"""Report of a composition."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from lora_kernels.checkpoint.records import FileRecord
 
 
 class ComposedModule(msgspec.Struct, frozen=True):
-    """adapters: indices of the inputs that adapt the module. rank: of the result; 0 if nothing was left, and the
-    module got no factors. kept: the part of the squared norm of what the method asks for that the rank holds; None of
-    methods that work on A and B apart, which ask for no product. Of `tsv` and `iso_c`, which change singular values:
-    what their vectors held before."""
+    """A module of the result.
+
+    Args:
+        adapters: indices of the inputs that adapt the module.
+        rank: 0 if the result is zero, and the module has no factors.
+        kept: share of the squared norm of the exact result that the rank keeps. None for methods on A and B separately,
+            which define no product. For `tsv` and `iso_c`, which change singular values, the share before that.
+    """
 
     module: str
     adapters: tuple[int, ...]
@@ -21,9 +25,15 @@ class ComposedModule(msgspec.Struct, frozen=True):
 
 
 class ComposeReport(msgspec.Struct, frozen=True):
-    """parameters: with defaults filled in; `rank` as it was asked for. seed: None of methods that draw nothing. rank:
-    the largest. kept: over all modules, see ComposedModule. ignored: tensors that change nothing and were left out
-    knowingly, as `index:name`."""
+    """Report of a composition.
+
+    Args:
+        parameters: with defaults; `rank` as requested.
+        seed: None for methods without randomness.
+        rank: the largest of all modules.
+        kept: over all modules; see `ComposedModule`.
+        ignored: tensors that change nothing, as `index:name`.
+    """
 
     method: str
     version: int
