@@ -1,4 +1,4 @@
-"""Two adapters of one base, module by module, from their factors: what changed, and how much."""
+"""Comparison of two adapters of one base, module by module, from their factors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compare two adapters in folders, one module of each in memory at a time."""
+"""Comparison of two adapter folders, with one module of each in memory at a time."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from lora_kernels.comparing.modules import Comparison, compare_modules, summed
 def compare_folders(
     before: Path, after: Path, progress: Callable[[int, int], None] = lambda _done, _total: None
 ) -> Comparison:
-    """progress: modules done, of how many. Raises RegistryError `unsupported` for types that are not low-rank products,
-    `conflict` where a module has another shape."""
+    """Compare two adapter folders. progress: called with modules done and modules in total.
+
+    Raises RegistryError `unsupported` for types that are not low-rank products, `conflict` if a module's shapes differ.
+    """
     with open_adapter(before) as one, open_adapter(after) as other:
         names = sorted({*one.modules, *other.modules})
         found = []
@@ -23,7 +25,7 @@ def compare_folders(
             theirs = other.load(name) if name in other.modules else None
             if mine and theirs and not one.shape(name).fits(other.shape(name)):
                 raise RegistryError(
-                    "conflict", f"{name} has another shape in both adapters: they were made for different bases."
+                    "conflict", f"{name} has different shapes in the adapters: they were made for different bases."
                 )
             found.append(compare_modules(mine, theirs))
             progress(number + 1, len(names))

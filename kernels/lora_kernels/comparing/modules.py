@@ -1,4 +1,4 @@
-"""One module of two adapters, compared from the factors: the products are never formed. All in float64."""
+"""Comparison of one module of two adapters from the factors, in float64. The products are never formed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ F64 = npt.NDArray[np.float64]
 
 
 class ModuleDiff(msgspec.Struct, frozen=True, kw_only=True):
-    """before, after, difference: Frobenius norms of both updates and of what lies between them. cosine: of the updates
-    as vectors; None if one is zero. inputs, outputs: overlap of the spaces that are read from and written to.
+    """Difference between the updates of a module.
 
-    state: `same` if the factors are equal, `changed`, or `added` and `removed` if one adapter lacks the module.
+    Args:
+        state: `same` if the factors are equal, `changed`, or `added` or `removed` if one adapter lacks the module.
+        before, after, difference: Frobenius norms of both updates and of their difference.
+        cosine: of the updates as vectors; None if one is zero.
+        inputs, outputs: overlap of the row spaces and of the column spaces, 0 to 1; None if an update is zero.
     """
 
     module: str
@@ -35,7 +38,8 @@ class ModuleDiff(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
-    """Of whole adapters; modules by falling difference. The norms are those of all modules as one vector."""
+    """Comparison of two adapters. Norms are of all modules as one vector; modules are sorted by descending
+    difference."""
 
     before: float
     after: float
@@ -45,10 +49,11 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def compare_modules(before: LowRankModule | None, after: LowRankModule | None) -> ModuleDiff:
-    """Raises ValueError if both are None. The shapes of both must fit."""
+    """Compare a module of two adapters; None if an adapter lacks it. The shapes must fit. Raises ValueError if both are
+    None."""
     known = before or after
     if known is None:
-        raise ValueError("there is nothing to compare")
+        raise ValueError("no module to compare")
     if before is None or after is None:
         norm = product_norm(*_factors(known))
         return ModuleDiff(
@@ -79,7 +84,7 @@ def compare_modules(before: LowRankModule | None, after: LowRankModule | None) -
 
 
 def summed(modules: list[ModuleDiff]) -> Comparison:
-    """All modules as one vector: <a, b> of a module is (|a|^2 + |b|^2 - |a - b|^2) / 2."""
+    """Compare all modules as one vector: <a, b> of a module is (|a|^2 + |b|^2 - |a - b|^2) / 2."""
     before, after, difference = (
         math.fsum(getattr(module, name) ** 2 for module in modules) for name in ("before", "after", "difference")
     )
@@ -111,7 +116,7 @@ def _overlaps(one: tuple[F64, F64], other: tuple[F64, F64]) -> tuple[float, floa
     bases = []
     for left, right in (one, other):
         found = product_svd(left, right)
-        # What float32 factors leave of a direction that is not there.
+        # Smaller singular values are rounding errors of the float32 factors.
         kept = found.singular > found.singular[0] * np.finfo(np.float32).eps
         bases.append((found.right[kept].T, found.left[:, kept]))
     values = []

@@ -1,6 +1,6 @@
-"""Extract an adapter from a fine-tuned checkpoint: a LoRA of what it changed in its base.
+"""Extraction of a LoRA from the difference between a fine-tuned checkpoint and its base.
 
-Importing the package loads no numpy; the functions do when they are first looked up.
+The functions, which load numpy, are imported on first access.
 """
 
 from __future__ import annotations

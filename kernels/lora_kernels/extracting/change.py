@@ -1,4 +1,4 @@
-"""What a fine-tune changed in one tensor, read in blocks of rows from both checkpoints."""
+"""The change of one tensor by a fine-tune, read in blocks of rows from both checkpoints."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from lora_kernels.linalg.randomized import F64
 from lora_kernels.numeric.blocks import matrix
 from lora_kernels.numeric.dtypes import F32, decode, storage
 
-# Elements of a block: large enough for the products of a sketch to run at the speed of the processor, some 24 MB of
-# buffers a thread.
+# Elements of a block: large enough for the products of a sketch to be compute-bound; about 24 MB of buffers per thread.
 BLOCK: Final = 1 << 20
 
 
@@ -35,8 +34,7 @@ class ChangeNorms(NamedTuple):
 
 
 class WeightChange:
-    """float64(tuned) - float64(base) as a matrix, the first dimension against all others: a RowStream. For one
-    thread."""
+    """float64(tuned) - float64(base) as a matrix, the first dimension by all others. A RowStream; not thread-safe."""
 
     def __init__(self, pair: Pair, tuned: Source, base: Source) -> None:
         self.pair = pair
@@ -44,7 +42,7 @@ class WeightChange:
         self._sources = (tuned, base)
 
     def identical(self) -> bool:
-        """Whether both sides hold the same bytes. False for two encodings of the same numbers."""
+        """Whether both tensors have the same bytes. False for equal numbers of different dtypes."""
         tuned, base = self.pair
         if tuned.dtype != base.dtype:
             return False
@@ -60,13 +58,13 @@ class WeightChange:
         return True
 
     def norms(self) -> ChangeNorms:
-        """Raises RegistryError `rejected` if a value is not finite, `unsupported` if values are not floating-point
-        numbers."""
+        """Norms of the change and the base. Raises RegistryError `rejected` if a value is not finite, `unsupported` if
+        the dtype is not a floating-point one."""
         if self.pair.base.dtype not in FLOAT_DTYPES:
             raise RegistryError(
                 "unsupported",
-                f"{self.pair.name} holds {self.pair.base.dtype} and differs between the fine-tune and its base; no "
-                "adapter can hold that.",
+                f"{self.pair.name} has the dtype {self.pair.base.dtype} and differs between the fine-tune and its "
+                "base; an adapter cannot store such a change.",
                 hint="Give full-precision checkpoints of the same model.",
                 tensor=self.pair.name,
             )
@@ -119,6 +117,6 @@ class WeightChange:
         return RegistryError(
             "rejected",
             f"{self.pair.name} holds NaN or infinite values in the {side}.",
-            hint="Give an undamaged checkpoint: the training diverged, or the file was damaged.",
+            hint="Give another checkpoint: the training diverged, or the file is damaged.",
             tensor=self.pair.name,
         )

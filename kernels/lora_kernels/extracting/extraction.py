@@ -1,8 +1,7 @@
-"""A LoRA of the difference between a fine-tune and its base, streamed from both checkpoints.
+"""Extraction of a LoRA from the difference between a fine-tune and its base, streamed from both checkpoints.
 
-Each tensor is compared once; each that changed and is a target is decomposed by a few more readings of its blocks.
-Memory is that of a thread's blocks and sketch, whatever the size of the model; see `linalg.randomized` for the
-exception.
+Each tensor is compared once; changed targets are then read a few more times to decompose them. Memory is that of the
+threads' blocks and sketches, whatever the size of the model; for the exception see `linalg.randomized`.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ Outcome = Extracted | UnheldChange | None
 def extract_folders(
     tuned_dir: str | os.PathLike[str], base_dir: str | os.PathLike[str], out_dir: str | os.PathLike[str], **options: Any
 ) -> ExtractReport:
-    """`extract` between model folders. options: as `extract` takes them."""
+    """Run `extract` on model folders. options: those of `extract`."""
     tuned, _ = read_base(tuned_dir)
     base, _ = read_base(base_dir)
     with FolderSource(tuned_dir) as tuned_source, FolderSource(base_dir) as base_source:
@@ -68,24 +67,29 @@ def extract(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> ExtractReport:
-    """Write the adapter folder `out_dir`, which appears whole or not at all, and say what it holds and what it lacks.
+    """Write the adapter folder `out_dir`, which appears complete or not at all.
 
-    rank, keep_energy, max_rank: see `Size`; a module gets no more than its smaller side. targets: see `choose`.
-    save_changed: store whole what changed and has no factors. seed: of the sketches. dtype: of the factors, `float32`,
-    `bfloat16` or `float16`. base_name: for the config. threads: tensors done at a time, None for one per processor; the
-    bytes do not depend on it. progress: called with bytes compared and bytes in all, from several threads.
+    Args:
+        rank, keep_energy, max_rank: see `Size`; a module's rank is at most its smaller side.
+        targets: see `choose`.
+        save_changed: store changed tensors that have no factors in full.
+        seed: of the sketches.
+        dtype: of the factors: `float32`, `bfloat16` or `float16`.
+        base_name: for the adapter's config.
+        threads: tensors processed at a time, None for one per processor; the bytes do not depend on it.
+        progress: called with bytes compared and bytes in total, from several threads.
 
-    Raises RegistryError as `pair_tensors`, `choose` and `adapter_writer` do; `rejected` naming the tensor if values
-    are not finite, `corrupt` if a file is too short, `invalid-request` for options that do not fit and if no
+    Raises RegistryError as `pair_tensors`, `choose` and `adapter_writer` do; `rejected`, with the name of the tensor,
+    if values are not finite, `corrupt` if a file is too short, `invalid-request` for inconsistent options and if no
     target changed.
     """
     size = Size(rank, keep_energy, max_rank)
-    run = _Run(tuned, tuned_source, base, base_source, size, targets, seed, stored_type(dtype))
-    # The size of the result is known only at the end. It is small beside the checkpoints: a full disk is reported then.
-    with adapter_writer(out_dir, run.identity(base_name), dtype=stored_type(dtype)) as writer:
+    extraction = _Extraction(tuned, tuned_source, base, base_source, size, targets, seed, stored_type(dtype))
+    # The output size is not known in advance, but small compared with the checkpoints: the writer reports a full disk.
+    with adapter_writer(out_dir, extraction.identity(base_name), dtype=stored_type(dtype)) as writer:
         modules: list[ExtractedModule] = []
         unheld: list[UnheldChange] = []
-        with closing(run.outcomes(threads, progress)) as outcomes:
+        with closing(extraction.outcomes(threads, progress)) as outcomes:
             for outcome in outcomes:
                 if isinstance(outcome, Extracted):
                     writer.add(outcome.factors)
@@ -93,11 +97,11 @@ def extract(
                 elif outcome is not None:
                     unheld.append(outcome)
         if not modules:
-            raise _nothing(unheld)
-        identical = len(run.paired.pairs) - len(modules) - len(unheld)
+            raise _no_target_changed(unheld)
+        identical = len(extraction.paired.pairs) - len(modules) - len(unheld)
         if save_changed:
             adapted = {module.tensor.rpartition(".")[0] for module in modules}
-            saved, unheld = save_whole(unheld, adapted, run.paired.pairs, base, run.modules)
+            saved, unheld = save_whole(unheld, adapted, extraction.paired.pairs, base, extraction.modules)
             for name, tensor in sorted(saved.tensors.items()):
                 writer.add_extra(name, tensor.dtype, tensor.shape, _bytes(tensor, tuned_source))
             writer.identity = replace(
@@ -105,23 +109,23 @@ def extract(
                 modules_to_save=tuple(saved.modules),
                 bias="lora_only" if saved.biases else "none",
             )
-    change, rest = (
+    change, residual = (
         math.fsum(norm**2 for norm in norms)
         for norms in ([m.change_norm for m in modules], [m.residual_norm for m in modules])
     )
     return ExtractReport(
         rank=max(module.rank for module in modules),
-        kept_energy=1 - rest / change,
+        kept_energy=1 - residual / change,
         modules=tuple(sorted(modules, key=lambda module: module.module)),
         unheld=tuple(unheld),
         identical=identical,
-        derived=run.paired.derived,
+        derived=extraction.paired.derived,
         files=writer.files,
     )
 
 
-class _Run:
-    """One extraction: what is compared with what, and to which size."""
+class _Extraction:
+    """One extraction: its tensor pairs, targets and options."""
 
     def __init__(
         self,
@@ -144,7 +148,7 @@ class _Run:
         self._dtype = dtype
 
     def identity(self, base_name: str | None) -> AdapterIdentity:
-        """What is known beforehand."""
+        """The adapter's identity, as far as it is known in advance."""
         return AdapterIdentity(
             base_model=base_name,
             task_type=next((task for end, task in _TASKS if self.base.architecture.endswith(end)), None),
@@ -152,17 +156,17 @@ class _Run:
         )
 
     def outcomes(self, threads: int | None, progress: Progress | None) -> Generator[Outcome, None, None]:
-        """What became of every pair, sorted by name."""
+        """Yield the outcome of each pair, sorted by name."""
         pairs = self.paired.pairs.values()
         counter = _Counter(sum(pair.base.end - pair.base.start for pair in pairs), progress)
 
-        def one(pair: Pair) -> Outcome:
+        def process(pair: Pair) -> Outcome:
             outcome = self._tensor(pair)
             counter.add(pair.base.end - pair.base.start)
             return outcome
 
         with one_thread(), ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-            futures = deque(pool.submit(one, pair) for pair in pairs)
+            futures = deque(pool.submit(process, pair) for pair in pairs)
             try:
                 while futures:
                     yield futures.popleft().result()
@@ -185,7 +189,7 @@ class _Run:
 
 
 class _Counter:
-    """Progress over all threads."""
+    """Progress of all threads."""
 
     def __init__(self, total: int, progress: Progress | None) -> None:
         self._total = total
@@ -208,16 +212,16 @@ def _bytes(tensor: BaseTensor, source: Source) -> Iterator[memoryview]:
         yield chunk
 
 
-def _nothing(unheld: Sequence[UnheldChange]) -> RegistryError:
+def _no_target_changed(unheld: Sequence[UnheldChange]) -> RegistryError:
     if not unheld:
         return RegistryError(
             "invalid-request",
-            "The fine-tune is its base: no tensor differs.",
+            "The fine-tune equals its base: no tensor differs.",
             hint="Give the fine-tuned checkpoint, and the base that it started from.",
         )
     names = ", ".join(change.tensor for change in unheld[:3]) + (" …" if len(unheld) > 3 else "")
     return RegistryError(
         "invalid-request",
-        f"None of the targets changed; what did change is {names}.",
-        hint="Name other targets, or store changed tensors whole.",
+        f"No target changed; these tensors did: {names}.",
+        hint="Name other targets, or store changed tensors in full.",
     )

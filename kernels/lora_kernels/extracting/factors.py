@@ -1,4 +1,4 @@
-"""The factors of one module's change: decomposed, rounded as they are stored, and measured as they are stored."""
+"""The factors of one module's change: decomposed, rounded to the stored dtype, and measured after rounding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lora_kernels.linalg.randomized import leading_triplets, residual
 
 
 class Extracted(NamedTuple):
-    """factors: of scale 1, with the values that the file holds."""
+    """factors: of scale 1, rounded to the stored dtype."""
 
     factors: LowRankModule
     row: ExtractedModule
@@ -25,7 +25,7 @@ class Extracted(NamedTuple):
 def extract_module(
     change: WeightChange, norms: ChangeNorms, module: BaseModule, path: str, *, size: Size, seed: int, dtype: str
 ) -> Extracted:
-    """path: of the module in the running model. dtype: as stored, such as BF16."""
+    """Decompose the change of a module. path: in the running model. dtype: stored dtype, such as BF16."""
     name = change.pair.name
     found = leading_triplets(
         change, name=name, rank=size.rank, keep_energy=size.keep_energy, max_rank=size.max_rank, seed=seed

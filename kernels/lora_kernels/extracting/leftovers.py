@@ -1,4 +1,4 @@
-"""Changes without factors: reported, and stored whole on request, as PEFT's modules_to_save and trained biases."""
+"""Changes without factors: reported and, on request, stored in full as PEFT's modules_to_save and trained biases."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _SAVED_KINDS: Final = ("linear", "embedding", "norm", "conv")
 
 @dataclass
 class SavedTensors:
-    """tensors: of the fine-tune, by the name in the adapter. modules: for modules_to_save. biases: whether biases of
-    adapted modules are among the tensors (`bias: lora_only`)."""
+    """tensors: of the fine-tune, by name in the adapter. modules: for modules_to_save. biases: whether the tensors
+    include biases of adapted modules (`bias: lora_only`)."""
 
     tensors: dict[str, BaseTensor] = field(default_factory=dict)
     modules: list[str] = field(default_factory=list)
@@ -37,7 +37,7 @@ def reason(name: str, modules: BaseModules) -> str:
     if leaf == "bias":
         return "a bias"
     if module is None or leaf != "weight":
-        return "no weight of a layer"
+        return "not the weight of a layer"
     if module.kind == "norm":
         return "a norm"
     return f"a weight of kind {module.kind}" if module.kind not in _SAVED_KINDS else "not among the targets"
@@ -50,13 +50,13 @@ def save_whole(
     base: BaseFingerprint,
     modules: BaseModules,
 ) -> tuple[SavedTensors, list[UnheldChange]]:
-    """What is stored for the changes, and the changes with what became of them.
+    """Collect the tensors to store for the changes. Returns them, and the changes with `saved` and `reason` updated.
 
-    adapted: paths of the modules that have factors; their biases are stored as trained ones, all or none, as PEFT does.
-    Modules are stored with all of their tensors: a loader expects them whole.
+    adapted: paths of the modules that have factors; their biases are stored as trained biases, all or none, as PEFT
+    does. Other modules are stored with all of their tensors, which loaders expect.
     """
     saved = SavedTensors()
-    changes_made = []
+    updated = []
     for change in changes:
         path, _, leaf = change.tensor.rpartition(".")
         why = _unsavable(change.tensor, pairs, base, modules)
@@ -71,26 +71,26 @@ def save_whole(
                     for part in ("weight", "bias")
                     if f"{path}.{part}" in pairs
                 }
-        changes_made.append(msgspec.structs.replace(change, saved=why is None, reason=why or change.reason))
+        updated.append(msgspec.structs.replace(change, saved=why is None, reason=why or change.reason))
     if saved.biases:
         saved.tensors |= {
             f"{PREFIX}{running_path(base, modules, path)}.base_layer.bias": pairs[f"{path}.bias"].tuned
             for path in sorted(adapted)
             if f"{path}.bias" in pairs
         }
-    return saved, changes_made
+    return saved, updated
 
 
 def _unsavable(name: str, pairs: Mapping[str, Pair], base: BaseFingerprint, modules: BaseModules) -> str | None:
     path, _, leaf = name.rpartition(".")
     module = modules.modules.get(path)
     if module is None or module.kind not in _SAVED_KINDS or leaf not in ("weight", "bias"):
-        return "no parameter of a module that PEFT can save"
+        return "not a parameter of a module that PEFT can save"
     if shared(modules, module):
         return "shared by the output layer and the input embedding"
     stored = [pairs[part].tuned for part in (f"{path}.weight", f"{path}.bias") if part in pairs]
     if any(tensor.dtype not in ADAPTER_DTYPES for tensor in stored):
-        return f"stored as {stored[0].dtype}, which no adapter holds"
+        return f"stored as {stored[0].dtype}, which adapters do not support"
     try:
         running_path(base, modules, path)
     except RegistryError as error:

@@ -1,6 +1,6 @@
-"""Which tensors of a fine-tune and of its base belong together: by name, of the same shape, of readable types.
+"""Pairing of the tensors of a fine-tune and its base, by name, from headers alone.
 
-Headers alone are looked at. Nothing is left out: what cannot be compared is an error that names it.
+No tensor is skipped silently: one that cannot be compared raises an error with its name.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from lora_contract.errors import RegistryError
 from lora_contract.modules import is_embedding_name, is_output_name
 from lora_contract.tensors import FLOAT_DTYPES
 
-# Buffers that follow from the config; older writers stored them, newer ones do not, and loaders pass over them.
+# Buffers that are computed from the config; older writers stored them, newer ones do not, and loaders ignore them.
 _DERIVED: Final = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
-_NAMED: Final = 3
+_MAX_NAMED: Final = 3
 
 
 class Pair(NamedTuple):
-    """One tensor on both sides."""
+    """A tensor of both checkpoints."""
 
     tuned: BaseTensor
     base: BaseTensor
@@ -29,24 +29,27 @@ class Pair(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """All pairs by name, sorted. derived: tensors of one side alone that no loader reads."""
+    """All pairs by sorted name. derived: tensors of one checkpoint only that loaders ignore."""
 
     pairs: dict[str, Pair]
     derived: tuple[str, ...]
 
 
 def pair_tensors(tuned: BaseFingerprint, base: BaseFingerprint) -> Pairs:
-    """Raises RegistryError `rejected` where a tensor stands on one side alone or has another shape there, and
-    `unsupported` if one is not stored as floating-point numbers."""
-    here, there = tuned.by_name(), base.by_name()
-    alone = sorted(here.keys() ^ there.keys())
-    derived = tuple(name for name in alone if name.endswith(_DERIVED))
-    missing = [name for name in alone if name not in derived]
-    for tensor in (here.get(name) or there[name] for name in missing):
-        _refuse_quantized(tensor, "fine-tune" if tensor.name in here else "base")
-    _refuse_missing([name for name in missing if name in there], "base", "fine-tune", tied=tuned.tied)
-    _refuse_missing([name for name in missing if name in here], "fine-tune", "base", tied=base.tied)
-    pairs = {name: Pair(here[name], there[name]) for name in sorted(here.keys() & there.keys())}
+    """Pair the tensors of two checkpoints.
+
+    Raises RegistryError `rejected` if a tensor is in only one of them or has different shapes, and `unsupported` if one
+    is not stored as floating-point numbers.
+    """
+    ours, theirs = tuned.by_name(), base.by_name()
+    unpaired = sorted(ours.keys() ^ theirs.keys())
+    derived = tuple(name for name in unpaired if name.endswith(_DERIVED))
+    missing = [name for name in unpaired if name not in derived]
+    for tensor in (ours.get(name) or theirs[name] for name in missing):
+        _refuse_quantized(tensor, "fine-tune" if tensor.name in ours else "base")
+    _refuse_missing([name for name in missing if name in theirs], "base", "fine-tune", tied=tuned.tied)
+    _refuse_missing([name for name in missing if name in ours], "fine-tune", "base", tied=base.tied)
+    pairs = {name: Pair(ours[name], theirs[name]) for name in sorted(ours.keys() & theirs.keys())}
     for pair in pairs.values():
         _check(pair)
     return Pairs(pairs, derived)
@@ -54,7 +57,7 @@ def pair_tensors(tuned: BaseFingerprint, base: BaseFingerprint) -> Pairs:
 
 def _check(pair: Pair) -> None:
     tuned, base = pair
-    # Whole numbers are buffers, if both sides have them alike; anything else is quantized.
+    # Integers are buffers if dtypes and shapes agree; otherwise they are quantized weights.
     if tuned.dtype != base.dtype or tuned.shape != base.shape:
         for tensor, side in ((tuned, "fine-tune"), (base, "base")):
             _refuse_quantized(tensor, side)
@@ -78,7 +81,7 @@ def _refuse_quantized(tensor: BaseTensor, side: str) -> None:
             "unsupported",
             f"{tensor.name} is stored as {tensor.dtype} in the {side}; a difference needs floating-point numbers "
             f"({', '.join(sorted(FLOAT_DTYPES))}) on both sides.",
-            hint="Give the full-precision checkpoint; dequantize it first where there is none.",
+            hint="Give the full-precision checkpoint; if there is none, dequantize this one first.",
             tensor=tensor.name,
         )
 
@@ -86,11 +89,11 @@ def _refuse_quantized(tensor: BaseTensor, side: str) -> None:
 def _refuse_missing(names: list[str], has: str, lacks: str, *, tied: bool) -> None:
     if not names:
         return
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
     ties = " It ties its output layer to its input embedding." if tied and is_output_name(_module(names[0])) else ""
     raise RegistryError(
         "rejected",
-        f"The {lacks} has no tensor {', '.join(names[:_NAMED])}{more}, which the {has} has.{ties}",
+        f"The {lacks} has no tensor {', '.join(names[:_MAX_NAMED])}{more}, which the {has} has.{ties}",
         hint="Give the base that the fine-tune started from, both saved by the same version of the library.",
         tensor=names[0],
         tensors=names,

@@ -1,4 +1,4 @@
-"""What an extraction found: of each module, and of all that an adapter cannot hold."""
+"""Report of an extraction: its modules, and the changes that factors cannot represent."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from lora_kernels.checkpoint.records import FileRecord
 class ExtractedModule(msgspec.Struct, frozen=True):
     """A module of the adapter, D its change. Norms are Frobenius norms.
 
-    kept_energy: 1 - residual_norm^2 / change_norm^2, of the factors as they are stored. residual_norm: ||D - B A||.
-    relative_change: ||D|| / ||W||, None if W is zero. exact: the decomposition was the exact one; else the
-    randomized one, whose residual is a little above the best one where the spectrum hardly falls.
+    kept_energy: 1 - residual_norm^2 / change_norm^2, of the stored factors. residual_norm: ||D - B A||.
+    relative_change: ||D|| / ||W||; None if W is zero. exact: the decomposition was exact; a randomized one has a
+    slightly larger residual if the spectrum is nearly flat.
     """
 
     module: str
@@ -26,9 +26,9 @@ class ExtractedModule(msgspec.Struct, frozen=True):
 
 
 class UnheldChange(msgspec.Struct, frozen=True):
-    """A tensor that differs from the base and that the low-rank factors do not hold.
+    """A changed tensor that the low-rank factors do not represent.
 
-    reason: why not. saved: whether it is stored whole, by modules_to_save or as a trained bias.
+    reason: why not. saved: whether it is stored in full, by modules_to_save or as a trained bias.
     """
 
     tensor: str
@@ -39,10 +39,10 @@ class UnheldChange(msgspec.Struct, frozen=True):
 
 
 class ExtractReport(msgspec.Struct, frozen=True):
-    """What `extract` did.
+    """Report of `extract`.
 
-    kept_energy: over all modules; None if no module changed. unheld: sorted by tensor. identical: tensors that did
-    not change. derived: tensors of one side alone that follow from the config.
+    kept_energy: over all modules; None if no module changed. unheld: sorted by tensor. identical: number of unchanged
+    tensors. derived: tensors of one checkpoint only that are computed from the config.
     """
 
     rank: int
@@ -55,5 +55,5 @@ class ExtractReport(msgspec.Struct, frozen=True):
 
     @property
     def dropped(self) -> tuple[UnheldChange, ...]:
-        """Changes that the adapter lacks."""
+        """Changes that the adapter does not contain."""
         return tuple(change for change in self.unheld if not change.saved)

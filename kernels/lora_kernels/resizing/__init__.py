@@ -1,6 +1,6 @@
-"""Adapters rewritten with other factors: of another rank, or as plain LoRA with the same product.
+"""Rewriting of adapters with other factors: at another rank, or as plain LoRA with the same product.
 
-Importing the package loads no numpy; the functions do when they are first looked up.
+The functions, which load numpy, are imported on first access.
 """
 
 from __future__ import annotations

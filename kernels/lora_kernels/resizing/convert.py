@@ -1,4 +1,4 @@
-"""Any low-rank adapter as plain LoRA with the same product: alpha = r, no rsLoRA, patterns that change no scale."""
+"""Conversion of low-rank adapters to plain LoRA with the same product: alpha = r, no rsLoRA, scale 1 everywhere."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def convert_folder(
     uniform_rank: bool = False,
     dtype: str | None = None,
 ) -> ConvertReport:
-    """Write the adapter folder `out_dir`, whole or not at all.
+    """Write the adapter folder `out_dir`, which appears complete or not at all.
 
-    Each module's scale goes into its B: exactly if it is a power of two, else with one rounding to the stored type.
-    uniform_rank: fill all factors up with zeros to the largest rank, for engines that ignore rank_pattern. dtype: as of
-    `resize_folder`. Raises RegistryError as `open_adapter` and `adapter_writer` do: adapters whose factors are no
-    update of the base (PiSSA and the like) have a hint; `rejected` if a value is not finite.
+    Each module's scale is folded into its B: exactly if it is a power of two, else with one rounding to the stored
+    dtype. uniform_rank: pad all factors with zeros to the largest rank, for engines that ignore rank_pattern. dtype:
+    see `resize_folder`. Raises RegistryError as `open_adapter` and `adapter_writer` do, with a hint if the factors are
+    not an update of the base (PiSSA and the like), and `rejected` if a value is not finite.
     """
     modules: list[ConvertedModule] = []
     with rewriting(adapter_dir, out_dir, stored_type(dtype) if dtype is not None else None) as rewrite:
@@ -36,7 +36,7 @@ def convert_folder(
                 if factors.rank:
                     rewrite.writer.add(factors)
                     modules.append(row)
-        extras = rewrite.extras()
+        extras = rewrite.copy_extras()
     return ConvertReport(
         rank=max(rewrite.writer.ranks.values()),
         exact=all(module.relative_error == 0 for module in modules),

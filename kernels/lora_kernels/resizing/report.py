@@ -1,5 +1,4 @@
-"""What rewriting an adapter cost, module by module. Norms are Frobenius norms of s B A; losses are those of the factors
-as they are stored."""
+"""Approximation errors of rewritten adapters. Norms are Frobenius norms of s B A; errors are of the stored factors."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ from lora_kernels.checkpoint.records import FileRecord
 
 
 class ResizedModule(msgspec.Struct, frozen=True):
-    """relative_error: ||dW - dW_new|| / ||dW||; kept_energy: 1 minus its square. 0 and 1 of a module without effect."""
+    """relative_error: ||dW - dW_new|| / ||dW||; kept_energy: 1 minus its square. For a zero update they are 0 and 1."""
 
     module: str
     rank_before: int
@@ -20,8 +19,8 @@ class ResizedModule(msgspec.Struct, frozen=True):
 
 
 class ResizeReport(msgspec.Struct, frozen=True):
-    """rank: the largest. kept_energy, relative_error: over all modules. dropped: modules that were without any effect
-    and got no factors. extras: tensors that were no factors and went over as they were."""
+    """rank: the largest. kept_energy, relative_error: over all modules. dropped: modules with a zero update, which got
+    no factors. extras: tensors other than factors, copied unchanged."""
 
     rank: int
     kept_energy: float
@@ -33,8 +32,8 @@ class ResizeReport(msgspec.Struct, frozen=True):
 
 
 class ConvertedModule(msgspec.Struct, frozen=True):
-    """scale: that was folded into B. rank: of the factors, zeros of a uniform rank not counted. relative_error: as of
-    ResizedModule; 0 if the same product is stored exactly, one rounding of B else."""
+    """scale: folded into B. rank: of the factors, without padding. relative_error: as in `ResizedModule`; 0 if the
+    product is stored exactly, else the effect of one rounding of B."""
 
     module: str
     rank: int
@@ -43,8 +42,8 @@ class ConvertedModule(msgspec.Struct, frozen=True):
 
 
 class ConvertReport(msgspec.Struct, frozen=True):
-    """rank: the largest, which with `uniform_rank` all modules are stored with. exact: no product changed.
-    relative_error: the largest. dropped, extras: as of ResizeReport."""
+    """rank: the largest; with `uniform_rank` all modules are stored with it. exact: no product changed.
+    relative_error: the largest. dropped, extras: as in `ResizeReport`."""
 
     rank: int
     exact: bool

@@ -1,4 +1,4 @@
-"""An adapter at another rank: the best approximation of each module's update, by the decomposition of its factors."""
+"""Resizing of adapters: the best approximation of each module's update at another rank, from the SVD of its factors."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ def resize_folder(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> ResizeReport:
-    """Write the adapter folder `out_dir`, whole or not at all: plain LoRA with alpha = r.
+    """Write the adapter folder `out_dir`, which appears complete or not at all: plain LoRA with alpha = r.
 
-    rank: of every module that has a larger one; the others keep their factors, since a larger rank holds nothing more.
-    keep_energy: instead, for each module the least rank that holds so much of its squared norm. dtype: `float32`,
-    `bfloat16` or `float16`, None for the adapter's own. threads: modules done at a time; the bytes do not depend on it.
-    progress: called with modules done and modules in all.
+    Args:
+        rank: of the modules that have a larger one; others keep their factors, since a larger rank adds nothing.
+        keep_energy: instead of `rank`: the smallest rank of each module that keeps this share of its squared norm.
+        dtype: `float32`, `bfloat16` or `float16`; None for the adapter's own.
+        threads: modules processed at a time, None for one per processor; the bytes do not depend on it.
+        progress: called with modules done and modules in total.
 
     Raises RegistryError as `open_adapter`, `Size` and `adapter_writer` do, and `rejected` if values are not finite,
     before or after rounding.
@@ -45,7 +47,7 @@ def resize_folder(
                 else:
                     rewrite.writer.add(factors)
                     modules.append(row)
-        extras = rewrite.extras()
+        extras = rewrite.copy_extras()
     energy = math.fsum(module.update_norm**2 for module in modules)
     lost = math.fsum((module.update_norm * module.relative_error) ** 2 for module in modules)
     return ResizeReport(

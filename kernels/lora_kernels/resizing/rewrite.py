@@ -1,4 +1,4 @@
-"""Module by module from one adapter folder into another: what resize and convert share."""
+"""Rewriting of an adapter folder module by module, shared by resize and convert."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 
 
 class Rewrite:
-    """An adapter that goes in and one that comes out. dtype: of the factors that come out, as stored."""
+    """An open adapter and the one that replaces it. dtype: stored dtype of the new factors."""
 
     def __init__(self, reader: AdapterReader, writer: AdapterWriter, dtype: str) -> None:
         self.reader = reader
@@ -34,12 +34,12 @@ class Rewrite:
         self.dtype = dtype
 
     def each(
-        self, one: Callable[[str], _T], threads: int | None, progress: Progress | None
+        self, rewrite: Callable[[str], _T], threads: int | None, progress: Progress | None
     ) -> Generator[_T, None, None]:
-        """`one` of every module, in order of their paths. progress: called with modules done and modules in all."""
+        """Yield `rewrite(path)` for each module, in order of paths. progress: called with modules done and in total."""
         modules = self.reader.modules
         with one_thread(), ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-            futures = deque(pool.submit(one, module) for module in modules)
+            futures = deque(pool.submit(rewrite, module) for module in modules)
             try:
                 while futures:
                     yield futures.popleft().result()
@@ -49,13 +49,13 @@ class Rewrite:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def factors(self, module: LowRankModule, b: F64, a: F64) -> LowRankModule:
-        """The module with other factors, of scale 1, with the values that the file will hold."""
+        """The module with new factors of scale 1, rounded to the stored dtype."""
         return LowRankModule(
             module.module, module.kind, stored_values(a, self.dtype), stored_values(b, self.dtype), inputs=module.inputs
         )
 
-    def extras(self) -> tuple[str, ...]:
-        """Take over the tensors that are not factors, as they are; their names."""
+    def copy_extras(self) -> tuple[str, ...]:
+        """Copy the tensors that are not factors. Returns their names."""
         for extra in self.reader.extras:
             tensor = extra.factor
             self.reader.check_finite(tensor)
@@ -67,8 +67,8 @@ class Rewrite:
 def rewriting(
     adapter_dir: str | os.PathLike[str], out_dir: str | os.PathLike[str], dtype: str | None
 ) -> Iterator[Rewrite]:
-    """From a folder into a new one, which appears whole when the block ends well. dtype: as stored, such as BF16; None
-    for the one that holds the adapter's own factors exactly."""
+    """Open an adapter folder and a new one, which appears when the block succeeds. dtype: stored dtype, such as BF16;
+    None for the narrowest that holds the adapter's factors exactly."""
     with open_adapter(adapter_dir) as reader:
         config = reader.config
         identity = replace(AdapterIdentity.of(config), modules_to_save=tuple(config.modules_to_save), bias=config.bias)
@@ -80,12 +80,12 @@ def rewriting(
 
 
 def wide(module: LowRankModule) -> tuple[F64, F64]:
-    """b with the scale folded in and a, in float64."""
+    """(b times scale, a) in float64."""
     return module.scale * module.b.astype(np.float64), module.a.astype(np.float64)
 
 
 def relative_error(before: tuple[F64, F64], after: LowRankModule) -> float:
-    """||b a - b' a'|| / ||b a||; 0 if the factors are the same, or the product was zero."""
+    """||b a - b' a'|| / ||b a||; 0 if the factors are equal or the product is zero."""
     now = after.b.astype(np.float64), after.a.astype(np.float64)
     if all(np.array_equal(*pair) for pair in zip(before, now, strict=True)):
         return 0.0

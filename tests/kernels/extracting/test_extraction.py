@@ -250,7 +250,7 @@ def test_refusals_name_the_tensor(base: Path, tmp_path: Path) -> None:
         assert f"{Q}.weight holds NaN or infinite values in the fine-tune" in refused(broken).detail
     assert "no tensor differs" in refused(weights()).detail
     assert NORM in refused(tune(weights(), f"{NORM}.weight")).detail
-    assert "means no module" in refused(whole, targets=["q_proj", "nowhere"]).detail
+    assert "matches no module" in refused(whole, targets=["q_proj", "nowhere"]).detail
     assert "kind norm" in refused(whole, targets=["input_layernorm"]).detail
 
 
