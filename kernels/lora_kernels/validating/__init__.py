@@ -1,7 +1,7 @@
-"""Validate an adapter on its pinned base, with the libraries that its users load it with.
+"""Validation of an adapter on its pinned base, with the libraries that users load it with.
 
-`validate` takes folders and returns a report. It loads torch, transformers and PEFT into a process that should not
-serve or merge anything afterwards: an adapter is untrusted until it has passed.
+`validate` takes folders and returns a report. It loads torch, transformers and PEFT. Its process should not serve or
+merge anything afterwards: an adapter is untrusted until it has passed.
 """
 
 from __future__ import annotations

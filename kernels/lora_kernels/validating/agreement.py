@@ -1,4 +1,4 @@
-"""Merged against unmerged: how far a merge is from the adapter, in each dtype that it could be served in."""
+"""Divergence of merges from the unmerged adapter, in each dtype that a merge may be served in."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from lora_contract.findings import Finding, Severity
 from lora_contract.validation import LayerResult, Precision
 from lora_kernels.merging import merge_folder
 from lora_kernels.validating.losses import probe_logits
-from lora_kernels.validating.models import computed_in, load_base
+from lora_kernels.validating.models import compute_dtype, load_base
 
 Probes = Sequence[np.ndarray[Any, np.dtype[np.float64]]]
 
-# Nats between merged and unmerged. In float32 both are the same numbers in another order of sums; bfloat16 keeps eight
-# bits of each weight (docs/validation.md has what was measured).
+# Nats between merged and unmerged. In float32 only the order of sums differs; bfloat16 keeps eight bits of each weight
+# (measurements: docs/validation.md).
 EXACT: Final = 1e-6
 ROUNDED: Final = 1e-2
 
 
 class Form(NamedTuple):
-    """A way to merge. bound: divergence in nats above which there is a finding; None if the base's quantization differs
-    as well, which is reported only."""
+    """A form of merge. bound: largest divergence in nats without a finding; None if the base's quantization differs as
+    well, and the divergence is only reported."""
 
     name: str
     dtype: str
@@ -42,7 +42,7 @@ FORMS: Final[dict[Precision, tuple[Form, ...]]] = {
         Form("float16", "float16", "fp", ROUNDED),
         Form("nf4 base, bfloat16", "bfloat16", "nf4"),
     ),
-    # Sums in bfloat16 differ by more than a merge to float32 or float16 does.
+    # bfloat16 sums differ by more than the rounding of a merge to float32 or float16.
     "bfloat16": (Form("bfloat16", "bfloat16", "fp", ROUNDED), Form("nf4 base, bfloat16", "bfloat16", "nf4")),
     "nf4": (
         Form("nf4 base, float32", "float32", "nf4", ROUNDED),
@@ -53,15 +53,15 @@ FORMS: Final[dict[Precision, tuple[Form, ...]]] = {
 
 
 def divergence(one: Probes, other: Probes) -> float:
-    """Mean over all tokens of KL(one || other), in nats, of log-probabilities."""
-    parts = [(np.exp(a) * (a - b)).sum(axis=-1) for a, b in zip(one, other, strict=True)]
-    return max(float(np.concatenate(parts).mean()), 0.0)
+    """Mean of KL(one || other) over all tokens, in nats. one, other: log-probabilities."""
+    nats = [(np.exp(a) * (a - b)).sum(axis=-1) for a, b in zip(one, other, strict=True)]
+    return max(float(np.concatenate(nats).mean()), 0.0)
 
 
 def top_agreement(one: Probes, other: Probes) -> float:
-    """Share of tokens after which both expect the same next one."""
-    parts = [a.argmax(axis=-1) == b.argmax(axis=-1) for a, b in zip(one, other, strict=True)]
-    return float(np.concatenate(parts).mean())
+    """Share of tokens after which both predict the same next one."""
+    equal = [a.argmax(axis=-1) == b.argmax(axis=-1) for a, b in zip(one, other, strict=True)]
+    return float(np.concatenate(equal).mean())
 
 
 def agreement(
@@ -73,12 +73,12 @@ def agreement(
     *,
     precision: Precision = "float32",
 ) -> LayerResult:
-    """Merge in each form and compare with the unmerged adapter. Types that have no merged form pass.
-    precision: of the unmerged model."""
+    """Merge in each form and compare with the unmerged adapter. Types without a merged form pass. precision: of the
+    unmerged model."""
     findings: list[Finding] = []
     forms: dict[str, Any] = {}
-    # A merge is dense: in place of NF4 it runs in NF4's compute dtype.
-    loaded = computed_in(precision)
+    # A merge is dense: instead of NF4 it runs in NF4's compute dtype.
+    loaded = compute_dtype(precision)
     for name, dtype, onto, bound, severity in FORMS[precision]:
         progress(name)
         with TemporaryDirectory(prefix="lora-reg-merged-") as folder:
@@ -99,8 +99,8 @@ def agreement(
                 Finding(
                     "merged-differs",
                     severity,
-                    f"Merged to {name} it is {found['divergence']:.1e} nats from what it is unmerged; "
-                    f"at most {bound:.0e} is rounding.",
+                    f"Merged to {name} it diverges by {found['divergence']:.1e} nats from the unmerged adapter; "
+                    f"rounding explains at most {bound:.0e}.",
                 )
             )
     return LayerResult(

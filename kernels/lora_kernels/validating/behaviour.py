@@ -1,4 +1,4 @@
-"""Answers to prompts, compared with what is expected. Greedy and one at a time: equal inputs give equal answers."""
+"""Answers to prompts, compared with expectations. Greedy and one at a time: equal inputs give equal answers."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from lora_kernels.validating.losses import MAX_TOKENS, Encoded, read_records
 from lora_kernels.validating.subject import EvaluationSet
 
 LONGEST: Final = 64
-"""Tokens of an answer."""
+"""Maximum number of tokens of an answer."""
 
 SHOWN: Final = 5
-_CUT: Final = 400
+_MAX_CHARACTERS: Final = 400
 
 
 def answered(model: Any, tokenizer: Any, chosen: EvaluationSet, progress: Callable[[str, int, int], None]) -> Answers:
-    """Ask every prompt of a set."""
+    """Generate an answer to each prompt of a set and count those that are as expected."""
     records = read_records(chosen.path)
     met = 0
     missed: list[Facts] = []
     for number, record in enumerate(records, 1):
         answer = _answer(model, tokenizer, record)
-        assert record.expect is not None  # as the set was checked to be
+        assert record.expect is not None  # the set has been checked
         if meets(answer, record.expect):
             met += 1
         elif len(missed) < SHOWN:
-            missed.append({"record": number, "expected": _expected(record.expect), "answer": answer[:_CUT]})
+            missed.append({"record": number, "expected": _expected(record.expect), "answer": answer[:_MAX_CHARACTERS]})
         progress(f"{chosen.name}, answers", number, len(records))
     return Answers(chosen.name, met, len(records), missed)
 
@@ -62,7 +62,7 @@ def _answer(model: Any, tokenizer: Any, record: Record) -> str:
     prompt = torch.tensor([ids], device=model.device)
     end = tokenizer.eos_token_id
     with torch.inference_mode():
-        made = model.generate(
+        generated = model.generate(
             input_ids=prompt,
             attention_mask=torch.ones_like(prompt),
             max_new_tokens=LONGEST,
@@ -71,12 +71,12 @@ def _answer(model: Any, tokenizer: Any, record: Record) -> str:
             eos_token_id=end,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end,
         )
-    answer: str = tokenizer.decode(made[0, len(ids) :], skip_special_tokens=True)
+    answer: str = tokenizer.decode(generated[0, len(ids) :], skip_special_tokens=True)
     return answer
 
 
 def _json(text: str) -> Any:
-    """The JSON value that the answer is, or begins with. Raises ValueError."""
+    """The JSON value at the start of an answer. Raises ValueError."""
     import json
 
     return json.JSONDecoder().raw_decode(text)[0]
@@ -89,4 +89,5 @@ def _fetch_nothing(uri: str) -> Any:
 def _expected(expect: Expectation) -> str:
     if expect.json_schema is not None:
         return "JSON of the schema"
-    return f"exact: {expect.exact}"[:_CUT] if expect.exact is not None else f"regex: {expect.regex}"[:_CUT]
+    expected = f"exact: {expect.exact}" if expect.exact is not None else f"regex: {expect.regex}"
+    return expected[:_MAX_CHARACTERS]

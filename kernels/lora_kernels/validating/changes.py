@@ -1,7 +1,7 @@
-"""What a merge would change in one tensor, measured without writing it.
+"""Measurement of what a merge would change in one tensor, without writing it.
 
-Products of low rank are measured from their factors alone. Every other type is asked for the merged weights, block by
-block, as a merge asks for them, so that its formula stands in one place.
+Low-rank products are measured from their factors alone. Every other type supplies the merged weights by block, as in a
+merge, so that its formula exists once.
 """
 
 from __future__ import annotations
@@ -17,21 +17,26 @@ from lora_kernels.linalg.spectral_norm import spectral_norm
 from lora_kernels.merging.tensor import Buffers, TensorMerge
 from lora_kernels.numeric.dtypes import F32, F64, decode, encode, storage
 
-# Elements of a change that is held in float32 (256 MiB) for its spectral norm: more than linear layers of a Llama of
-# 8 billion parameters have (59 million at most). Larger ones have none.
+# Maximum elements of a change whose spectral norm is computed; it is held in float32 (256 MiB). Linear layers of a
+# Llama of 8 billion parameters have at most 59 million.
 HELD: Final = 1 << 26
-# Of the length of the largest pair: what float32 makes of a pair that adds nothing.
+# Norm of a pair that adds nothing, relative to the largest pair: float32 rounding.
 DEAD: Final = 1e-6
 DTYPES: Final = {"float16": "F16", "bfloat16": "BF16"}
 
 
 @dataclass(frozen=True, slots=True)
 class TensorChange:
-    """norm, weight: Frobenius norms of what is changed and of the base's tensor, not rounded. spectral: largest
-    singular value of the change; None for vectors, for experts in one tensor, and beyond HELD. rank: columns of the
-    factors, where the change is a product of such, and dead_pairs: the share of them that adds nothing. largest: of
-    the absolute elements after the merge, before they are rounded to a type; of a product of factors a bound, where
-    that is within the range of float16."""
+    """Measurements of the change of a tensor, before rounding to the output dtype.
+
+    Args:
+        norm, weight: Frobenius norms of the change and of the base tensor.
+        spectral: largest singular value of the change; None for vectors, experts in one tensor, and beyond HELD.
+        largest: largest absolute element after the merge; for low-rank products an upper bound, if that is within the
+            range of float16.
+        rank: columns of the factors; None if the change is not a low-rank product.
+        dead_pairs: share of the rank that adds nothing; None like `rank`.
+    """
 
     norm: float
     weight: float
@@ -46,19 +51,19 @@ class TensorChange:
 
     @property
     def overflows(self) -> list[str]:
-        """The output types that a merge would refuse for values beyond their range."""
+        """The output dtypes that a merge would refuse, since values exceed their range."""
         return [name for name, dtype in DTYPES.items() if _beyond(self.largest, dtype)]
 
 
 def measure(merge: TensorMerge) -> TensorChange:
-    """Look at one touched tensor. Raises RegistryError as a merge does."""
+    """Measure one touched tensor. Raises RegistryError as a merge does."""
     factors = _factors(merge)
     return _from_blocks(merge) if factors is None else _from_factors(merge, *factors)
 
 
 def _factors(merge: TensorMerge) -> tuple[F64, F64] | None:
-    """left (rows, r) and right (r, columns), scales included; None if the change is not such a product, or of more
-    ranks than the tensor has."""
+    """left (rows, r) and right (r, columns), scales included; None if the change is not a low-rank product, or if r
+    exceeds the smaller side of the tensor."""
     updates = merge.updates.low_rank if merge.updates is not None else None
     if not updates or sum(update.left.shape[1] for update in updates) > min(merge.rows, merge.columns):
         return None
@@ -71,7 +76,7 @@ def _from_factors(merge: TensorMerge, left: F64, right: F64) -> TensorChange:
     pairs = np.linalg.norm(left, axis=0) * np.linalg.norm(right, axis=1)
     longest = float(pairs.max(initial=0.0))
     squares, largest = _weight(merge)
-    # Cauchy-Schwarz: no element of the product is larger. Only where that does not say enough, the sums are formed.
+    # Cauchy-Schwarz bounds the elements of the product. Only a bound beyond float16 needs the elements themselves.
     bound = largest + float(np.linalg.norm(left, axis=1).max() * np.linalg.norm(right, axis=0).max())
     if _beyond(bound, DTYPES["float16"]):
         bound = _from_blocks(merge, spectral=False).largest
@@ -107,7 +112,7 @@ def _from_blocks(merge: TensorMerge, *, spectral: bool = True) -> TensorChange:
 
 
 def _weight(merge: TensorMerge) -> tuple[float, float]:
-    """Sum of squares of the base's values, and the largest of them."""
+    """Sum of squares of the base's values, and their largest magnitude."""
     squares, largest = [0.0], 0.0
     for _, weight in merge.before(Buffers()):
         squares.append(_square(weight))
@@ -116,17 +121,17 @@ def _weight(merge: TensorMerge) -> tuple[float, float]:
 
 
 def _square(values: F32) -> float:
-    """Each square in float64: in float32 they leave the range long before the values do."""
+    """Sum of squares in float64: in float32, squares overflow or underflow long before the values do."""
     wide = values.reshape(-1).astype(np.float64)
     return float(np.dot(wide, wide))
 
 
 def _largest(values: F32) -> float:
-    """NaN where one is."""
+    """The largest magnitude; NaN if a value is NaN."""
     return float(np.max(np.abs(values), initial=0.0))
 
 
 def _beyond(value: float, dtype: str) -> bool:
-    """Whether rounding to the type makes it infinite."""
+    """Whether rounding to the dtype makes a value infinite."""
     one = np.array([value], np.float32)
     return not np.isfinite(decode(encode(one, dtype, np.empty(1, storage(dtype))), dtype, one))[0]

@@ -1,6 +1,6 @@
-"""Facts and findings from the contributions of modules. The thresholds rest on the figures of docs/validation.md.
+"""Facts and findings from the contributions of modules. The thresholds rest on measurements in docs/validation.md.
 
-In a report a gradient is called `pull`, a gain at α = 1/2 `help`, and an ablation `without`.
+Reports call a gradient `pull`, a gain at α = 1/2 `help`, and an ablation `without`.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from lora_contract.statistics import Interval
 from lora_contract.validation import Facts
 from lora_kernels.validating.module_ablation import Contributions
 
-# Nats per token by which the loss falls when a module is ablated, from which that is an error.
+# Nats per token: a module whose ablation lowers the loss by at least this much is an error.
 HARM: Final = 0.01
-# Times the fall of the loss without the worst module: if the joint gradient of the others is larger, the whole update
-# is too strong.
+# If the joint gradient of the other modules exceeds this multiple of the loss decrease without the worst one, the whole
+# update is too strong.
 OTHERS: Final = 5
-# Of the median gain: a suspect whose interval ends below this, and whose ablation raises the loss by no more than this,
-# adds nothing.
+# Share of the median gain: a suspect whose interval ends below it, and whose ablation raises the loss by no more, adds
+# nothing.
 IDLE: Final = 0.12
-# Share of suspects among the active modules, from which the adapter is of another base, if the loss does not rise
-# without them.
-ASTRAY: Final = 0.4
+# If more than this share of the active modules is suspect, and the loss does not rise without them, the adapter was
+# trained on another base.
+WRONG_BASE: Final = 0.4
 _SHOWN: Final = 3
 
 
@@ -44,30 +44,30 @@ def facts(found: Contributions) -> Facts:
 
 
 def findings(found: Contributions) -> list[Finding]:
-    """At most one: what is wrong with the whole shows in its modules as well."""
-    # Worse than the base, it is refused for its losses, and what single modules do there says little.
-    looks = (_astray, _against, _too_strong, _idle) if found.gain > 0 else (_too_strong,)
-    return next(([finding] for look in looks if (finding := look(found)) is not None), [])
+    """At most one finding: a fault of the whole adapter shows in its modules as well."""
+    # An adapter worse than the base is refused for its losses; its single modules then say little.
+    checks = (_wrong_base, _harmful, _too_strong, _idle) if found.gain > 0 else (_too_strong,)
+    return next(([finding] for check in checks if (finding := check(found)) is not None), [])
 
 
-def _astray(found: Contributions) -> Finding | None:
+def _wrong_base(found: Contributions) -> Finding | None:
     names, count = found.suspects, _active(found)
     rise = found.ablation.get(names)
-    if len(names) <= max(ASTRAY * count, 2) or rise is None or rise.mean > found.least:
+    if len(names) <= max(WRONG_BASE * count, 2) or rise is None or rise.mean > found.least:
         return None
-    way = "higher" if rise.mean > 0 else "lower"
+    direction = "higher" if rise.mean > 0 else "lower"
     return Finding(
         "modules-do-not-help",
         "error",
-        f"{len(names)} of {count} modules do not lower the loss, as if they were trained for another base: "
-        f"{_names(names)}. Without them it is {way} by {abs(rise.mean):.4f} nats per token "
+        f"{len(names)} of {count} modules do not lower the loss, as if they were trained on another base: "
+        f"{_names(names)}. Without them it is {direction} by {abs(rise.mean):.4f} nats per token "
         f"({rise.records} records).",
         where=names[0],
-        hint="Look which base it was trained on, and push it against that one.",
+        hint="Check which base it was trained on, and push it against that one.",
     )
 
 
-def _against(found: Contributions) -> Finding | None:
+def _harmful(found: Contributions) -> Finding | None:
     alone = _single(found)
     names = [name for name, rise in alone.items() if rise.high < 0 and rise.mean <= -found.least]
     if not names:
@@ -76,7 +76,7 @@ def _against(found: Contributions) -> Finding | None:
     worst = alone[names[0]]
     if found.joint_gradient([name for name in found.gradient if name not in names]).mean > OTHERS * -worst.mean:
         return None
-    also = f"; so it would without {_names(names[1:])}" if names[1:] else ""
+    also = f"; likewise without {_names(names[1:])}" if names[1:] else ""
     return Finding(
         "module-pulls-back",
         "error" if worst.mean <= -HARM else "warning",
@@ -84,7 +84,7 @@ def _against(found: Contributions) -> Finding | None:
         f"({-worst.high:.4f} to {-worst.low:.4f} at {worst.level:.0%}, {worst.records} records){also}. "
         "Its sign or its scale is suspect.",
         where=names[0],
-        hint="Export it again, and compare the file with what the training wrote.",
+        hint="Export it again, and compare the file with the one that the training wrote.",
     )
 
 
@@ -95,10 +95,10 @@ def _too_strong(found: Contributions) -> Finding | None:
     return Finding(
         "update-too-strong",
         "warning",
-        f"Turning the whole adapter down by a tenth would lower the loss by {together.mean / 10:.4f} nats per token "
+        f"Scaling the whole adapter down by a tenth would lower the loss by {together.mean / 10:.4f} nats per token "
         f"({together.low / 10:.4f} to {together.high / 10:.4f} at {together.level:.0%}, {together.records} records): "
-        "its scale is larger than in training, or it was trained on too little for too long.",
-        hint="Look at alpha and rsLoRA in the config, or stop the training earlier.",
+        "its scale is larger than in training, or it was trained for too long on too little data.",
+        hint="Check alpha and rsLoRA in the config, or stop the training earlier.",
     )
 
 
@@ -116,9 +116,9 @@ def _idle(found: Contributions) -> Finding | None:
     return Finding(
         "module-adds-nothing",
         "warning",
-        f"{len(names)} of {_active(found)} modules change the outputs and do not lower the loss: {_names(names)}.",
+        f"{len(names)} of {_active(found)} modules change the outputs but do not lower the loss: {_names(names)}.",
         where=names[0],
-        hint="Compare the file with what the training wrote: their halves may be exchanged.",
+        hint="Compare the file with the one that the training wrote: their factors may be swapped.",
     )
 
 
@@ -136,8 +136,8 @@ def _names(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-def _fields(what: str, found: Interval) -> Facts:
-    return {what: _short(found.mean), f"{what}_low": _short(found.low), f"{what}_high": _short(found.high)}
+def _fields(key: str, found: Interval) -> Facts:
+    return {key: _short(found.mean), f"{key}_low": _short(found.low), f"{key}_high": _short(found.high)}
 
 
 _short = partial(round, ndigits=6)

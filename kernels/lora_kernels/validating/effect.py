@@ -16,9 +16,9 @@ from lora_kernels.validating.losses import Encoded
 from lora_kernels.validating.module_ablation import measure
 
 WEIGHTS: Final = "adapter_model.safetensors"
-# PEFT stores a copy of an adapted embedding beside its factors: the base's own weights, which have no effect.
+# PEFT stores the base's weights of an adapted embedding beside its factors. They have no effect.
 _COPY: Final = ".base_layer."
-# Nats. Of the test bed's adapters the one that learned least moves the probes by 0.1.
+# Nats. The weakest of the test bed's adapters changes the probes by 0.1.
 WEAK: Final = 1e-6
 
 Probes = list[np.ndarray[Any, np.dtype[np.float64]]]
@@ -38,8 +38,8 @@ def effect(
         model: of PEFT.
         header: of the adapter's file.
         before, after: log-probabilities of the probes.
-        records: of the evaluation sets that it was trained for, each with its nats of the base alone.
-        progress: called with the passes over them done, and of how many.
+        records: of the task evaluation sets, each with its nats on the base.
+        progress: called with passes done and passes in total.
     """
     findings = _coverage(model, header)
     finite = all(np.isfinite(probe).all() for probe in after)
@@ -47,14 +47,14 @@ def effect(
     if not finite:
         findings.append(Finding("not-finite", "error", "With the adapter the model's outputs are NaN or infinite."))
     else:
-        moved = max(float(np.abs(a - b).max()) for a, b in zip(after, before, strict=True))
+        change = max(float(np.abs(a - b).max()) for a, b in zip(after, before, strict=True))
         facts |= {
-            "largest_change": moved,
+            "largest_change": change,
             "divergence": divergence(before, after),
             "top_agreement": top_agreement(before, after),
         }
-        if moved == 0:
-            findings.append(Finding("no-effect", "error", "With the adapter the outputs are the base's."))
+        if change == 0:
+            findings.append(Finding("no-effect", "error", "With the adapter the outputs equal the base's."))
         elif facts["divergence"] < WEAK:
             findings.append(
                 Finding(
@@ -68,16 +68,16 @@ def effect(
 
 
 def _coverage(model: Any, header: Header) -> list[Finding]:
-    """Keys of the file that PEFT has no parameter for, and parameters without a key. PEFT ignores both."""
+    """Report keys of the file without a parameter in PEFT, and parameters without a key. PEFT ignores both."""
     from peft import get_peft_model_state_dict
 
-    placed = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    parameters = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     stored = {tensor.name for tensor in header.tensors if _COPY not in tensor.name}
     findings = [
-        Finding("key-without-effect", "error", f"PEFT has no place for {name}: it has no effect.", WEIGHTS, name)
-        for name in sorted(stored - placed)
+        Finding("key-without-effect", "error", f"PEFT has no parameter for {name}: it has no effect.", WEIGHTS, name)
+        for name in sorted(stored - parameters)
     ]
     return findings + [
-        Finding("key-missing", "error", f"PEFT made {name} at random, as the file lacks it.", WEIGHTS, name)
-        for name in sorted(placed - stored)
+        Finding("key-missing", "error", f"The file lacks {name}: PEFT initialized it randomly.", WEIGHTS, name)
+        for name in sorted(parameters - stored)
     ]

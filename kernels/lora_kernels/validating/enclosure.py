@@ -24,7 +24,7 @@ _ENVIRONMENT: Final = {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
     "HF_EVALUATE_OFFLINE": "1",
-    # Resampling in processes of its own would copy this one, model and all.
+    # Resampling in child processes would copy this one, including the model.
     "DISABLE_MULTIPROC": "1",
 }
 
@@ -81,7 +81,7 @@ def prepared() -> Iterator[None]:
 
 @contextlib.contextmanager
 def enclosed(folder: Path) -> Iterator[None]:
-    """Work in the folder of some tasks. What they print goes to stderr."""
+    """Isolate tasks, in their folder. What they print goes to stderr."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(_environment(_ENVIRONMENT))
         for module, name in _CONSTANTS:
@@ -99,7 +99,7 @@ def enclosed(folder: Path) -> Iterator[None]:
 
 
 def seed(number: int) -> None:
-    """Seed every generator that a task may draw from."""
+    """Seed every random generator that a task may use."""
     import numpy as np
     import torch
 

@@ -1,4 +1,4 @@
-"""What made the numbers of a report: backend, machine, and the versions of libraries."""
+"""Environment of a report's measurements: backend, machine and library versions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ _LIBRARIES: Final = ("lora-reg", "numpy", "torch", "transformers", "peft", "bits
 
 
 def environment(*more: str) -> dict[str, str]:
-    """Equal on equal machines: no name of a host, a folder or a user is in it. more: libraries that had a part too."""
+    """Backend, machine and versions, without names of hosts, folders or users. more: further libraries that were
+    used."""
     from lora_kernels.validating.models import device
 
     found = {name: importlib.metadata.version(name) for name in (*_LIBRARIES, *more) if _installed(name)}

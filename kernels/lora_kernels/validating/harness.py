@@ -1,7 +1,7 @@
-"""Tasks of lm-evaluation-harness: folders of a user, run on the base and with the adapter.
+"""Tasks of lm-evaluation-harness in a user's folders, run on the base and with the adapter.
 
-Task files hold Python (`!function`) and templates that are rendered without a sandbox. They are the user's own, on the
-user's own machine; no job of a registry gets here, and nothing of an adapter is among them.
+Task files contain Python (`!function`) and templates that are rendered without a sandbox. They are the user's own, on
+the user's own machine: registry jobs do not run tasks, and tasks never come from an adapter.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from lora_contract.validation import TaskMetric, TaskResult
 from lora_kernels.validating import enclosure
 
 SEED: Final = 1234
-"""Of examples that are drawn for a prompt, of sampling, and of all that a task's own Python draws."""
+"""Seed of few-shot examples, of sampling, and of random numbers in a task's Python."""
 
 RESAMPLES: Final = 100
-"""For the standard error of a metric that is not a mean, such as F1."""
+"""Bootstrap resamples for the standard error of a metric that is not a mean, such as F1."""
 
-# What the index of lm-evaluation-harness leaves out as well; Python writes the first by itself.
-_NO_CONTENT: Final = ("__pycache__", ".ipynb_checkpoints")
+# Folders that the index of lm-evaluation-harness ignores as well. Python writes the first.
+_IGNORED: Final = ("__pycache__", ".ipynb_checkpoints")
 
 Score = tuple[float | None, float | None]
 """A metric and its standard error. None: not finite, or missing."""
@@ -52,17 +52,17 @@ class Tasks:
         self._records: dict[str, int] = {}
 
     def scores(self, model: Any, tokenizer: Any, progress: Callable[[int, int], None]) -> Scores:
-        """Run every task, record by record. model, tokenizer: of transformers; neither is changed. progress: called
-        with the folders done, and of how many. Raises RegistryError `usage` for a task that fails."""
+        """Run every task, record by record. model, tokenizer: of transformers, not modified. progress: called with
+        folders done and folders in total. Raises RegistryError `usage` if a task fails."""
         found: Scores = {}
-        for number, folder in enumerate(self._folders):
-            progress(number, len(self._folders))
-            found |= self._of(folder, model, tokenizer)
+        for done, folder in enumerate(self._folders):
+            progress(done, len(self._folders))
+            found |= self._run(folder, model, tokenizer)
         return found
 
     def results(self, base: Scores, adapter: Scores) -> dict[str, TaskResult]:
-        """Both beside each other. base, adapter: from `scores`."""
-        # A task's own Python may give a metric for some answers only.
+        """Combine the scores of base and adapter, from `scores`."""
+        # A task's Python may return a metric for some answers only.
         none: Score = (None, None)
         digests = {name: folder.digest for folder in self._folders for name in _names(folder)}
         return {
@@ -76,11 +76,11 @@ class Tasks:
             for name, row in sorted(adapter.items())
         }
 
-    def _of(self, folder: _Folder, model: Any, tokenizer: Any) -> Scores:
+    def _run(self, folder: _Folder, model: Any, tokenizer: Any) -> Scores:
         from lm_eval import evaluate
         from lm_eval.models.huggingface import HFLM
 
-        with _blamed(folder.path, "fails"), enclosure.enclosed(folder.path), _tied_as_it_is(model):
+        with _usage_errors(folder.path, "fails"), enclosure.enclosed(folder.path), _without_tying(model):
             enclosure.seed(SEED)
             loaded = folder.manager.load(folder.items)
             for task in loaded["tasks"].values():
@@ -98,52 +98,52 @@ class Tasks:
 def opened(folders: Sequence[Path]) -> Iterator[Tasks]:
     """Read and prepare every task that is defined in the folders.
 
-    Raises RegistryError `usage`: lm_eval is not installed; a file that is not YAML, or that defines nothing and is
-    included by none; a name twice; a task that cannot be prepared, as its data are not in the folder.
+    Raises RegistryError `usage` if lm_eval is not installed, a file is not YAML, a file defines nothing and no other
+    includes it, a name is defined twice, or a task cannot be prepared (its data are missing, for example).
     """
     if not folders:
         yield Tasks()
         return
     with enclosure.prepared():
-        made: list[_Folder] = []
+        found: list[_Folder] = []
         for path in map(Path.absolute, folders):
             with enclosure.enclosed(path):
-                made.append(_open(path))
-            names = [name for folder in made for name in _names(folder)]
-            _once(names, path)
-        yield Tasks(made)
+                found.append(_open(path))
+            names = [name for folder in found for name in _names(folder)]
+            _check_unique(names, path)
+        yield Tasks(found)
 
 
 def _open(path: Path) -> _Folder:
     from lm_eval.tasks import TaskManager
 
     _check(path)
-    with _blamed(path, "cannot be prepared"):
+    with _usage_errors(path, "cannot be prepared"):
         manager = TaskManager(include_path=path, include_defaults=False)
         groups = [manager.load([name])["groups"][name] for name in manager.all_groups]
         inner = {group.name for outer in groups for group in outer.get_all_groups()}
         items: list[Any] = [group for group in groups if group.name not in inner]
         grouped = {task.task_name for group in items for task in group.get_all_tasks()}
-        alone = [name for name in manager.all_subtasks if name not in grouped]
-        items += [task for name in alone for task in manager.load([name])["tasks"].values()]
+        ungrouped = [name for name in manager.all_subtasks if name not in grouped]
+        items += [task for name in ungrouped for task in manager.load([name])["tasks"].values()]
     return _Folder(path, digest_of(path), manager, items)
 
 
 def _check(path: Path) -> None:
-    """The harness's own index passes over a file that it cannot read and over a name that it has met."""
+    """Check the files of tasks. The harness's index silently ignores a file that it cannot read and a repeated name."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    files = [file for file in sorted(path.rglob("*.yaml")) if not _passed_over(file)]
+    files = [file for file in sorted(path.rglob("*.yaml")) if not _ignored(file)]
     nameless, included, names = [], set(), []
     for file in files:
         try:
             own = load_yaml(file, resolve_func=False, recursive=False)
             load_yaml(file, resolve_func=False)
-        except Exception as error:  # of the parser, of the file system, of a cycle of files
+        except Exception as error:  # of the parser, of the file system, or an include cycle
             raise RegistryError(
                 "usage",
                 f"{file} cannot be read as a task: {' '.join(str(error).split())[:300]}",
-                hint="Mend the file, or move it out of the folder.",
+                hint="Fix the file, or move it out of the folder.",
             ) from error
         more = own.get("include", [])
         included |= {(file.parent / one).resolve() for one in (more if isinstance(more, list) else [more])}
@@ -157,32 +157,30 @@ def _check(path: Path) -> None:
             raise RegistryError(
                 "usage",
                 f"{file} names neither a `task` nor a `group`, and no other file includes it.",
-                hint="Give the task its name, or move the file out of the folder.",
+                hint="Name the task, or move the file out of the folder.",
             )
     if not names:
         raise RegistryError(
             "usage", f"No task is defined in {path}.", hint="A task is a file *.yaml with the key `task`."
         )
-    _once(names, path)
+    _check_unique(names, path)
 
 
-def _once(names: list[str], path: Path) -> None:
+def _check_unique(names: list[str], path: Path) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise RegistryError(
-            "usage", f"{path}: {twice[0]!r} is defined twice.", hint="Give each task a name of its own."
-        )
+        raise RegistryError("usage", f"{path}: {twice[0]!r} is defined twice.", hint="Give each task a unique name.")
 
 
 def _names(folder: _Folder) -> list[str]:
-    """Of all that gets a score: groups, and the tasks in and beside them."""
+    """Names of all that gets a score: groups, and the tasks in and outside them."""
     loaded = folder.manager.load(folder.items)
     return [*loaded["tasks"], *loaded["groups"]]
 
 
 def digest_of(path: Path) -> str:
-    """Of a folder: of its files' paths and sha256."""
-    files = (file for file in path.rglob("*") if file.is_file() and not _passed_over(file))
+    """The digest of a folder, from the paths and sha256 of its files."""
+    files = (file for file in path.rglob("*") if file.is_file() and not _ignored(file))
     return str(canonical.digest({file.relative_to(path).as_posix(): _sha256(file) for file in files}))
 
 
@@ -191,12 +189,13 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _passed_over(file: Path) -> bool:
-    return any(part in _NO_CONTENT for part in file.parts)
+def _ignored(file: Path) -> bool:
+    return any(part in _IGNORED for part in file.parts)
 
 
 def _scores(row: dict[str, Any]) -> dict[str, Score]:
-    """Of a row of the harness: `acc,none` is the metric acc behind no filter, `acc_stderr,none` its error."""
+    """The scores in a row of the harness: `acc,none` is the metric acc without a filter, `acc_stderr,none` its
+    error."""
     found: dict[str, Score] = {}
     for key, value in row.items():
         metric, comma, filtered = key.partition(",")
@@ -217,25 +216,25 @@ def _number(value: Any) -> float | None:
 
 
 @contextmanager
-def _blamed(path: Path, what: str) -> Iterator[None]:
-    """Report whatever a task's own code and data raise as an error of that folder."""
+def _usage_errors(path: Path, what: str) -> Iterator[None]:
+    """Raise any exception of a task's code and data as a `usage` error of its folder."""
     try:
         yield
     except RegistryError:
         raise
     except Exception as error:
-        heard = enclosure.last_error()
+        logged = enclosure.last_error()
         raise RegistryError(
             "usage",
-            f"A task of {path} {what}: {type(error).__name__}: {' '.join(str(error).split())[:300]}{heard}",
-            hint="Mend the task; its data and metrics have to be on this machine, and paths are from the folder.",
+            f"A task of {path} {what}: {type(error).__name__}: {' '.join(str(error).split())[:300]}{logged}",
+            hint="Fix the task; its data and metrics must be on this machine, and paths are relative to the folder.",
         ) from error
 
 
 @contextmanager
-def _tied_as_it_is(model: Any) -> Iterator[None]:
-    """The harness ties the weights of a model that it is given once more, which fails where the base's lm_head is tied
-    and the adapter has its own."""
+def _without_tying(model: Any) -> Iterator[None]:
+    """Disable `tie_weights`. The harness calls it again, which fails if the base ties its lm_head and the adapter has
+    its own."""
     model.tie_weights = lambda *_args, **_kwargs: None
     try:
         yield

@@ -1,7 +1,7 @@
-"""Import what a validation needs, so that processes can be forked with it done.
+"""Import the modules of a validation before child processes are forked.
 
-Nothing of it may start a thread or touch CUDA: neither survives a fork. PEFT imports bitsandbytes, which asks every GPU
-for its abilities; where there is one, both are left to the child.
+No import may start a thread or initialize CUDA: neither survives a fork. PEFT imports bitsandbytes, which queries every
+GPU; on machines with a GPU, the child imports both.
 """
 
 from __future__ import annotations

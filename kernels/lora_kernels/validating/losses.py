@@ -1,4 +1,4 @@
-"""Losses record by record, and logits on probes."""
+"""Losses per record, and logits on probes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from lora_contract.dataset import MAX_LINE, Record, parse_records, split_lines
 
 MAX_TOKENS: Final = 512
-# Eight at a time took 1.8 times less processor time than 32: the activations stay in cache.
+# Batches of 8 took 1.8 times less processor time than 32: the activations stay in cache.
 BATCH: Final = 8
 PROBES: Final = 8
 _PROBE_TEXTS: Final = (
@@ -30,7 +30,7 @@ def read_records(path: Path) -> list[Record]:
 
 
 class Encoded:
-    """A record as token ids. first: index of the first token that is predicted."""
+    """A record as token ids. first: index of the first predicted token."""
 
     def __init__(self, tokenizer: Any, record: Record) -> None:
         start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
@@ -48,15 +48,15 @@ def encode(tokenizer: Any, records: Sequence[Record]) -> list[Encoded]:
 
 
 def losses(model: Any, items: Sequence[Encoded], progress: Callable[[int], None]) -> list[float | None]:
-    """Sum of -log p over the predicted tokens of each record, each in a context of its own; None if it is not finite.
-    progress: called with the records done."""
+    """Sum of -log p over the predicted tokens of each record, each in its own context; None if it is not finite.
+    progress: called with the number of records done."""
     order = sorted(range(len(items)), key=lambda index: len(items[index].ids))
     found: list[float | None] = [0.0] * len(items)
     for start in range(0, len(order), BATCH):
-        some = [index for index in order[start : start + BATCH] if items[index].tokens]
-        if some:
-            logits = _logits(model, [items[index].ids for index in some])
-            for row, index in enumerate(some):
+        batch = [index for index in order[start : start + BATCH] if items[index].tokens]
+        if batch:
+            logits = _logits(model, [items[index].ids for index in batch])
+            for row, index in enumerate(batch):
                 value = float(record_nats(logits[row], items[index]))
                 found[index] = value if math.isfinite(value) else None
         progress(min(start + BATCH, len(order)))
@@ -94,8 +94,8 @@ def _logits(model: Any, ids: Sequence[Sequence[int]]) -> torch.Tensor:
 
 
 def forward(model: Any, ids: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Logits (records, longest, vocabulary); past the end of a shorter record they are meaningless. In a causal model
-    later tokens have no effect on earlier ones, so the padding needs no mask but the attention's."""
+    """Logits (records, longest, vocabulary), meaningless past the end of a shorter record. In a causal model, later
+    tokens have no effect on earlier ones, so padding needs only the attention mask."""
     longest = max(map(len, ids))
     padded = torch.zeros((len(ids), longest), dtype=torch.long)
     mask = torch.zeros((len(ids), longest), dtype=torch.long)
@@ -105,5 +105,5 @@ def forward(model: Any, ids: Sequence[Sequence[int]]) -> torch.Tensor:
     result: torch.Tensor = model(
         input_ids=padded.to(model.device), attention_mask=mask.to(model.device), use_cache=False
     ).logits
-    # Virtual tokens of prompt tuning stand before those of the text, and have logits of their own.
+    # Virtual tokens of prompt tuning precede the text and have logits as well.
     return result[:, -longest:].float()

@@ -1,7 +1,7 @@
-"""The base and the adapter as their users load them: transformers and PEFT, nothing fetched, nothing executed.
+"""Loading of base and adapter as users do, with transformers and PEFT. Nothing is downloaded, no remote code is run.
 
-Both get folders, are progress that files are local, and see an adapter only when its structure has passed: without its
-weights PEFT would ask a hub for them.
+Both libraries get folders and only local files. They load an adapter only after its structure has passed: PEFT would
+request missing weights from a hub.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def quiet() -> Iterator[None]:
     """Silence the warnings and progress bars of transformers, PEFT and bitsandbytes."""
     from transformers.utils import logging as transformers_logging
 
-    # It looks for a faster kernel on a hub, and logs at length that there is none.
+    # bitsandbytes looks for a faster kernel on a hub, and logs at length if it finds none.
     logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
     library: Any = transformers_logging
     level = library.get_verbosity()
@@ -52,9 +52,8 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def computed_in(precision: Precision) -> Precision:
-    """The compute dtype. On a CPU, sums in bfloat16 depend on the number of threads and those in float32 do not, so NF4
-    is computed in float32 there."""
+def compute_dtype(precision: Precision) -> Precision:
+    """The compute dtype. NF4 is computed in float32 on a CPU, where bfloat16 sums depend on the number of threads."""
     if precision == "nf4":
         return "float32" if device().type == "cpu" else "bfloat16"
     return precision
@@ -66,16 +65,16 @@ def load_base(folder: Path, precision: Precision = "float32") -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    where = device()
-    wide = getattr(torch, computed_in(precision))
-    placed = where.type == "cuda" or precision == "nf4"
+    target = device()
+    dtype = getattr(torch, compute_dtype(precision))
+    placed = target.type == "cuda" or precision == "nf4"
     # An explicit None would replace the checkpoint's own config.
-    quantized = {"quantization_config": _nf4(wide)} if precision == "nf4" else {}
+    quantized = {"quantization_config": _nf4(dtype)} if precision == "nf4" else {}
     with quiet():
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=wide,
-            device_map={"": where} if placed else None,
+            dtype=dtype,
+            device_map={"": target} if placed else None,
             local_files_only=True,
             trust_remote_code=False,
             **quantized,
@@ -111,14 +110,13 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def attach(base: Any, adapter: Path) -> Any:
-    """The base, of `load_base`, with the adapter, by PEFT; the base itself is changed. Raises RegistryError
-    `rejected`."""
+    """Attach the adapter with PEFT. base: from `load_base`; it is modified. Raises RegistryError `rejected`."""
     from peft import PeftModel
 
     try:
         with quiet():
             model = PeftModel.from_pretrained(base, adapter, local_files_only=True, is_trainable=False)
-    except Exception as error:  # whatever PEFT raises, it is what users would meet
+    except Exception as error:  # users would get the same exception
         raise RegistryError(
             "rejected", f"PEFT cannot load the adapter: {type(error).__name__}: {str(error)[:300]}"
         ) from error
@@ -127,9 +125,11 @@ def attach(base: Any, adapter: Path) -> Any:
 
 
 def _round_projections(model: Any, base: Path, adapter: Path) -> None:
-    """PEFT rounds the projections that it draws by a seed (VeRA, PVeRA) to the type of the weights in memory: trained
-    and served, that is the one that the checkpoint stores, which a merge takes too. Here it may be float32. Beside
-    quantized weights PEFT leaves them as they are."""
+    """Round seeded projections (VeRA, PVeRA) to the dtype of the checkpoint, as a merge does.
+
+    PEFT rounds them to the dtype of the weights in memory: in training and serving that is the checkpoint's, here it
+    may be float32. For quantized weights PEFT does not round them.
+    """
     import torch
 
     if getattr(model, "is_quantized", False):
@@ -137,7 +137,7 @@ def _round_projections(model: Any, base: Path, adapter: Path) -> None:
     try:
         shards = plan_folder(base, [(adapter, 1.0)]).shards
     except RegistryError:
-        return  # what has no merged form has no projections by a seed either
+        return  # types without a merged form have no seeded projections
     updates = [delta.update for shard in shards for tensor in shard.tensors for delta in tensor.deltas]
     for dtype in {update.dtype for update in updates if isinstance(update, DrawnProduct)} & _ROUNDED.keys():
         for name in ("vera_A", "vera_B", "pvera_A", "pvera_B"):

@@ -1,21 +1,22 @@
-"""What each module contributes to the loss: its gradient with respect to a gate, and its ablation.
+"""Contribution of each module to the loss: its gradient with respect to a gate, and its ablation.
 
 Each module's contribution to its layer is scaled by a gate α. One forward+backward pass gives the derivatives of the
 loss with respect to all gates.
 
-At α = 1 a gradient above 0 says that the loss would be lower if the module did a little less. Training ends where the
-gradient is about 0, or below if it ended early. A module whose sign or scale is wrong has a gradient of about what it
-costs, and alone; all modules have one if the whole update is too strong, or was trained on too little for too long.
+At α = 1, a positive gradient means that the loss would fall if the module were scaled down slightly. Training ends with
+a gradient of about 0, or below if it ended early. A module with a wrong sign or scale is alone in having a gradient, of
+about the loss that it costs; all modules have one if the whole update is too strong, or was trained for too long on too
+little data.
 
-At α = 1/2 the gradients sum to about the loss of the adapter less that of the base, so each with its sign turned is the
-module's gain. A module whose factors were exchanged, or that was trained on another base, has little gradient and no
+At α = 1/2, the gradients sum to about the loss of the adapter minus that of the base, so the negated gradient is the
+module's gain. A module whose factors were swapped, or that was trained on another base, has a small gradient and no
 gain.
 
-A gradient at one point may have the wrong sign for a module that helps only beside the whole others, and a module that
-memorized a little has a positive gradient and helps all the same. Those that seem not to help, or whose gradient is
-positive, are therefore ablated, and the rise of the loss without them is measured.
+A gradient at one point may have the wrong sign for a module that helps only beside the others at full scale, and a
+slightly overfitted module has a positive gradient but helps nevertheless. Modules without a gain or with a positive
+gradient are therefore ablated, and the rise of the loss is measured.
 
-None of it needs another version to compare with.
+No other version is needed for comparison.
 """
 
 from __future__ import annotations
@@ -33,23 +34,22 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lora_contract.statistics import LEVEL, MIN_RECORDS, Interval, paired_difference
 from lora_kernels.validating.losses import Encoded, forward, losses, record_nats
 
-# A forward+backward pass costs about as much as four of losses, and there are two: on a quarter of the records they
-# cost about what the losses of base and adapter do on all of them.
-_FEW, _MANY, _PART = 16, 64, 4
-# Nats per token, and as a share of the gain: the larger of both is the smallest change that counts.
+# A forward+backward pass costs about four forward passes, and there are two: on a quarter of the records they cost
+# about as much as the losses of base and adapter on all of them.
+_FEWEST, _MOST, _FRACTION = 16, 64, 4
+# Nats per token, and share of the gain: the larger one is the smallest change that counts.
 LEAST: Final = 0.005
 SHARE: Final = 0.01
-# Of the kernels for attention the plain one alone sums in a fixed order on every device.
+# Only the plain attention kernel sums in a fixed order on every device.
 _fixed_order = partial(sdpa_kernel, SDPBackend.MATH)
-# Modules that are ablated one at a time.
-_ABLATED = 8
-# Arguments that PEFT gives to its own layers and not to the layer below.
-_OF_PEFT: Final = frozenset({"adapter_names", "alora_offsets"})
+# Maximum number of modules that are ablated one at a time.
+_MAX_ABLATED = 8
+# Arguments that PEFT's layers take and do not pass to the layer below.
+_PEFT_ARGUMENTS: Final = frozenset({"adapter_names", "alora_offsets"})
 
 Progress = Callable[[int, int], None]
 Pair = tuple[Encoded, float]
-"""A record, and its nats of the base alone."""
-
+"""A record, and its nats on the base."""
 
 Table = list[list[float]]
 """(records, modules)"""
@@ -58,10 +58,14 @@ Table = list[list[float]]
 class Contributions:
     """Contribution of each module, by its name in the base, in nats per token.
 
-    gradient: derivative of the loss at α = 1. gain_at_half: the same at α = 1/2, with its sign turned. inactive:
-    modules that change nothing. suspects: the others with no gain above 0. gain: loss of the base less that of the
-    adapter, on the same records. least: the smallest change that counts. ablation: rise of the loss, by the modules
-    ablated.
+    Attributes:
+        gradient: derivative of the loss at α = 1.
+        gain_at_half: negated derivative of the loss at α = 1/2.
+        inactive: modules that change nothing.
+        suspects: other modules without a positive gain.
+        gain: loss of the base minus that of the adapter, on the same records.
+        least: the smallest change that counts.
+        ablation: rise of the loss, by the modules ablated.
     """
 
     def __init__(self, names: Sequence[str], gain: float, at_one: Table, at_half: Table, tokens: list[int]) -> None:
@@ -78,17 +82,17 @@ class Contributions:
         self.ablation: dict[tuple[str, ...], Interval] = {}
 
     def joint_gradient(self, names: Sequence[str]) -> Interval:
-        """The gradient of some modules with respect to one gate for all of them."""
+        """The gradient with respect to one gate for all of these modules."""
         rows = zip(*(self._at_one[name] for name in names), strict=True)
         return self._interval([sum(row) for row in rows] or [0.0] * len(self._tokens))
 
     def ablate(self, names: tuple[str, ...], rise: Sequence[float]) -> None:
-        """Add an ablation. rise: nats of each record without these modules, less those with all."""
+        """Add an ablation. rise: nats of each record without these modules, minus those with all."""
         self.ablation[names] = self._interval(rise)
 
     def _interval(self, values: Sequence[float]) -> Interval:
         found = paired_difference(values, [0.0] * len(values), self._tokens, level=LEVEL)
-        assert found is not None  # as there are records enough
+        assert found is not None  # `measure` requires enough records
         return found
 
 
@@ -97,8 +101,8 @@ def measure(model: Any, records: Sequence[tuple[Encoded, float | None]], progres
 
     Args:
         model: of PEFT.
-        records: with their nats of the base alone.
-        progress: called with the passes done, and of how many.
+        records: with their nats on the base.
+        progress: called with passes done and passes in total.
 
     Returns:
         None if there is nothing to measure: fewer than MIN_RECORDS records, values that are not finite, or a type that
@@ -126,17 +130,18 @@ def measure(model: Any, records: Sequence[tuple[Encoded, float | None]], progres
 
 
 def _to_ablate(found: Contributions) -> list[tuple[str, ...]]:
-    """All suspects together, then the worst of them and of those with a positive gradient one at a time. Nothing of an
-    adapter that is worse than its base: it is refused for its losses."""
+    """All suspects together; then, one at a time, the worst of them and of the modules with a positive gradient. Empty
+    if the adapter is worse than its base: it is refused for its losses."""
     if found.gain <= 0:
         return []
-    doubted = {*found.suspects, *(name for name, gradient in found.gradient.items() if gradient.low >= found.least)}
-    worst = sorted(doubted, key=lambda name: (found.gain_at_half[name].mean - found.gradient[name].mean, name))
-    return list(dict.fromkeys(names for names in [found.suspects, *((name,) for name in worst[:_ABLATED])] if names))
+    doubtful = {*found.suspects, *(name for name, gradient in found.gradient.items() if gradient.low >= found.least)}
+    worst = sorted(doubtful, key=lambda name: (found.gain_at_half[name].mean - found.gradient[name].mean, name))
+    singles = [(name,) for name in worst[:_MAX_ABLATED]]
+    return list(dict.fromkeys(names for names in [found.suspects, *singles] if names))
 
 
 def _losses_without(model: Any, ablated: dict[str, Any], items: Sequence[Encoded]) -> list[float | None]:
-    # The other modules have no gate at all: at α = 1 they give the same bits, for half the products.
+    # The other modules have no gate: at α = 1 it would change no bit and double the products.
     with _gated(ablated, torch.zeros(len(ablated)), differentiate=False), _fixed_order():
         return losses(model, items, lambda _done: None)
 
@@ -146,8 +151,7 @@ def _gradients(
 ) -> tuple[list[float], Table]:
     """Nats of each record, and their derivative with respect to the gate of each module, with all gates at `alpha`.
 
-    One record at a time: a gate is then one number whatever the shape that a module works in, and what is kept for the
-    backward pass is that of the longest record.
+    One record at a time: a gate is then a scalar for modules of any shape, and activations are kept for one record.
     """
     nats, table = [], []
     for done, item in enumerate(items, 1):
@@ -163,23 +167,23 @@ def _gradients(
 
 @contextmanager
 def _gated(layers: dict[str, Any], gates: torch.Tensor, *, differentiate: bool) -> Iterator[None]:
-    """Scale the contribution of each layer by its gate. A contribution is the output less that of the layer below, for
-    every type that wraps layers.
+    """Scale the contribution of each layer by its gate. For every type that wraps layers, a contribution is the output
+    minus that of the layer below.
 
-    differentiate: whether gradients pass through the contributions. At α = 1 nothing is taken away, so that none needs
-    to, and outputs stay equal to the bit.
+    differentiate: whether gradients pass through the contributions. At α = 1 that is not needed, since their factor
+    α - 1 is 0, and outputs stay equal bit by bit.
     """
 
-    def hook(number: int, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: torch.Tensor) -> torch.Tensor:
+    def hook(index: int, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: torch.Tensor) -> torch.Tensor:
         below = layer.base_layer if hasattr(layer, "base_layer") else layer.original_module
         with torch.set_grad_enabled(differentiate):
-            added = out - below(*args, **{name: value for name, value in kwargs.items() if name not in _OF_PEFT})
-        scaled: torch.Tensor = out + ((gates[number].to(added.device) - 1) * added.float()).to(out.dtype)
+            added = out - below(*args, **{name: value for name, value in kwargs.items() if name not in _PEFT_ARGUMENTS})
+        scaled: torch.Tensor = out + ((gates[index].to(added.device) - 1) * added.float()).to(out.dtype)
         return scaled
 
     handles = [
-        layer.register_forward_hook(partial(hook, number), with_kwargs=True)
-        for number, layer in enumerate(layers.values())
+        layer.register_forward_hook(partial(hook, index), with_kwargs=True)
+        for index, layer in enumerate(layers.values())
     ]
     try:
         yield
@@ -189,7 +193,7 @@ def _gated(layers: dict[str, Any], gates: torch.Tensor, *, differentiate: bool) 
 
 
 def _layers(model: Any) -> dict[str, Any]:
-    """Modules that the adapter wraps. Attention that is one module of torch returns more than one tensor: left out."""
+    """Modules that the adapter wraps, except torch's MultiheadAttention, which returns more than one tensor."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import ModulesToSaveWrapper
 
@@ -202,6 +206,6 @@ def _layers(model: Any) -> dict[str, Any]:
 
 
 def _spread(records: list[Pair]) -> list[Pair]:
-    """Some records of all sets, evenly spaced."""
-    count = min(max(len(records) // _PART, _FEW), _MANY, len(records))
-    return [records[number * len(records) // count] for number in range(count)]
+    """Evenly spaced records of all sets."""
+    count = min(max(len(records) // _FRACTION, _FEWEST), _MOST, len(records))
+    return [records[index * len(records) // count] for index in range(count)]

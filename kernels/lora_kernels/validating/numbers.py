@@ -17,18 +17,20 @@ from lora_kernels.numeric.blas import one_thread
 from lora_kernels.types.forms.replace import Replacement
 from lora_kernels.validating.changes import DTYPES, TensorChange, measure
 
-# Norm of the update, as a share of that of the weight: an update as large as the weight replaces it.
+# Norm of the update relative to that of the weight: an update as large as the weight replaces it.
 LARGE: Final = 1.0
-# Of the same: types that compute a weight anew leave so much where they leave it as it was, by float32's rounding.
+# Likewise: float32 rounding of an unchanged weight, for types that recompute it.
 NOTHING: Final = 2.0**-22
 
 
 def numbers(base: Path, adapter: Path) -> LayerResult:
-    """Of each tensor of the base that a merge would change: norm of the change, its share of the weight's norm, stable
-    rank (squared Frobenius over squared spectral norm), and of products of low rank the share of pairs that add
-    nothing; and which tensors would be beyond the range of an output type. Of types without a merged form the values
-    are checked by the structure alone, and this says so. What can be merged by its names and shapes but not by its
-    values is a warning."""
+    """Measure each base tensor that a merge would change: norm of the change, its share of the weight's norm, stable
+    rank (squared Frobenius over squared spectral norm), for low-rank products the share of the rank that adds nothing,
+    and the output dtypes whose range it exceeds.
+
+    Types without a merged form get a note: only the structure layer checks their values. An adapter that can be merged
+    by its names and shapes but not by its values gets a warning.
+    """
     empty = {"modules": [], "overflows": {name: [] for name in DTYPES}}
     try:
         plan = plan_folder(base, [(adapter, 1.0)])
@@ -57,7 +59,7 @@ def _measured(plan: MergePlan, base: FolderSource, adapter: FolderSource) -> lis
 
 
 def _row(tensor: TensorPlan, change: TensorChange) -> dict[str, Any]:
-    """None: what is not finite, and what was not measured."""
+    """Facts of a tensor. None for values that are not finite or were not measured."""
     share = change.norm / change.weight if change.weight > 0 else None
     nothing = change.norm == 0 or (share is not None and share < NOTHING)
     finite, spectral = change.finite, change.spectral
@@ -79,9 +81,9 @@ def _findings(rows: list[dict[str, Any]]) -> list[Finding]:
         Finding(
             "update-not-finite",
             "warning",
-            f"What the adapter makes of {row['tensor']} holds NaN or infinite values.",
+            f"Merged with the adapter, {row['tensor']} holds NaN or infinite values.",
             where=row["module"],
-            hint="Look at the base and at the learning rate; take an earlier checkpoint.",
+            hint="Check the base and the learning rate, or use an earlier checkpoint.",
         )
         for row in rows
         if row["norm"] is None
@@ -90,16 +92,16 @@ def _findings(rows: list[dict[str, Any]]) -> list[Finding]:
         Finding(
             "update-large",
             "warning",
-            f"The update of {row['module']} has {row['share']:.1f} times the norm of the weight itself; "
+            f"The update of {row['module']} has {row['share']:.1f} times the norm of the weight; "
             f"expected less than {LARGE:g}.",
             where=row["module"],
-            hint="Look at the learning rate, and at alpha.",
+            hint="Check the learning rate and alpha.",
         )
         for row in rows
-        # A bias is often near zero, where any change of it is large beside it.
+        # A bias is often near zero, so any change of it is relatively large.
         if row["share"] is not None and row["share"] > LARGE and not row["tensor"].endswith("bias")
     ]
-    # A module is one with its bias: IA3 scales a bias of zeros too.
+    # Weight and bias count as one module: IA3 scales a bias of zeros, too.
     modules = {row["module"]: True for row in rows}
     for row in rows:
         modules[row["module"]] &= row["norm"] == 0
@@ -112,12 +114,12 @@ def _findings(rows: list[dict[str, Any]]) -> list[Finding]:
                 "warning",
                 f"{len(dead)} of {len(modules)} modules change nothing: {', '.join(dead[:3])}{more}.",
                 where=dead[0],
-                hint="Where these were to be trained, train again; else leave them out of target_modules.",
+                hint="If they should be trained, train again; otherwise remove them from target_modules.",
             )
         )
     return findings
 
 
 def _short(value: float) -> float:
-    """Six digits."""
+    """Round to six significant digits."""
     return float(f"{value:.6g}")

@@ -1,4 +1,4 @@
-"""The check of a push, repeated on folders: PEFT must not load a file that has not passed it."""
+"""The check of a push, repeated on folders: PEFT must load only files that pass it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from lora_kernels.validating.subject import Subject
 
 
 def structure(subject: Subject) -> tuple[LayerResult, AdapterFacts | None]:
-    """Names, shapes and values of the adapter against the base's tensors. facts: None if it could not be read."""
+    """Check names, shapes and values of the adapter against the base. Returns the facts as well, None if the adapter
+    cannot be read."""
     files = [
         AdapterFile(str(path.relative_to(subject.adapter)), path.lstat().st_size)
         for path in sorted(subject.adapter.rglob("*"))

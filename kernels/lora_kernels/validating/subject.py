@@ -1,4 +1,4 @@
-"""What is validated, and on what."""
+"""Subject of a validation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lora_contract.validation import DatasetRole, Layer, Precision
 
 @dataclass(frozen=True, slots=True)
 class EvaluationSet:
-    """path: JSON lines, of `lora_contract.dataset`. digest: of its version; name: for people."""
+    """path: JSON lines as in `lora_contract.dataset`. digest: of its version. name: for display."""
 
     role: DatasetRole
     digest: str
@@ -24,12 +24,12 @@ class Subject:
 
     Args:
         base, adapter: folders.
-        version, base_digest: what the report is bound to.
+        version, base_digest: digests that the report is bound to.
         sets: evaluation sets.
-        skip: layers not to run, and why.
-        base_names: names by which trainers know the base; None accepts whatever the adapter's config says.
+        skip: layers to skip, with the reasons.
+        base_names: aliases of the base; None accepts any base name in the adapter's config.
         precision: how the base is loaded.
-        tasks: folders of lm-evaluation-harness, whose code is run: the user's own.
+        tasks: folders of lm-evaluation-harness tasks; the user's own, since their code is run.
     """
 
     base: Path

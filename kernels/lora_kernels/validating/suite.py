@@ -1,4 +1,4 @@
-"""All layers in order, from a subject to a report."""
+"""Validation of a subject: all layers in order, and the report."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from lora_kernels.validating.harness import Tasks
 
 Progress = Callable[[str, int, int], None]
-"""(step, done, of how many)"""
+"""(step, done, total)"""
 
-_RUN: Final[tuple[Layer, ...]] = (
+_LAYERS: Final[tuple[Layer, ...]] = (
     "tokenizer",
     "serveability",
     "numbers",
@@ -60,11 +60,11 @@ def validate(subject: Subject, *, progress: Progress | None = None) -> Validatio
     answers: dict[str, Answers] = {}
     tasks: dict[str, TaskResult] = {}
     if result.state == "failed" or facts is None:
-        layers |= {layer: LayerResult("skipped", reason="the structure is broken.") for layer in _run(subject)}
+        layers |= {layer: LayerResult("skipped", reason="the structure is broken.") for layer in _to_run(subject)}
     else:
-        _read(subject, facts, layers)
-        tasks_given = subject.tasks if "behaviour" in _run(subject) else ()
-        with opened(tasks_given) as harness, few_threads(subject.base, subject.precision):
+        _check_files(subject, facts, layers)
+        folders = subject.tasks if "behaviour" in _to_run(subject) else ()
+        with opened(folders) as harness, few_threads(subject.base, subject.precision):
             _measure(subject, layers, evaluations, answers, tasks, harness, progress)
     return Validation(
         version=subject.version,
@@ -79,12 +79,12 @@ def validate(subject: Subject, *, progress: Progress | None = None) -> Validatio
     )
 
 
-def _read(subject: Subject, facts: AdapterFacts, layers: dict[Layer, LayerResult]) -> None:
-    """The layers that load no model."""
+def _check_files(subject: Subject, facts: AdapterFacts, layers: dict[Layer, LayerResult]) -> None:
+    """Run the layers that load no model."""
     from lora_kernels.checkpoint.folders import read_base
     from lora_kernels.validating.tokenizer import tokenizer
 
-    run = _run(subject)
+    run = _to_run(subject)
     config = parse_config((subject.adapter / "adapter_config.json").read_bytes())
     brings = facts.has_embeddings or bool(config.trainable_tokens)
     rows = read_base(subject.base)[0].embedding_rows or 0
@@ -116,6 +116,7 @@ def _measure(
     harness: Tasks,
     progress: Progress,
 ) -> None:
+    """Run the layers that load models or merge."""
     from lora_kernels.checkpoint.folders import read_adapter
     from lora_kernels.validating import losses, models
     from lora_kernels.validating.agreement import agreement
@@ -123,7 +124,7 @@ def _measure(
     from lora_kernels.validating.effect import effect
     from lora_kernels.validating.numbers import numbers
 
-    run = _run(subject)
+    run = _to_run(subject)
     layers |= {layer: LayerResult("skipped", reason=why) for layer, why in subject.skip.items()}
     if "numbers" in run:
         progress("numbers", 0, 1)
@@ -137,35 +138,35 @@ def _measure(
     sets = [(one, items) for one, items in sets if one.role in run]
     probes = losses.probes(tokenizer, [item for _, items in sets for item in items])
 
-    def pass_over(model: Any, who: str) -> list[list[float | None]]:
+    def all_losses(model: Any, label: str) -> list[list[float | None]]:
         return [
-            losses.losses(model, items, partial(_count, progress, f"{one.name}, {who}", len(items)))
+            losses.losses(model, items, partial(_count, progress, f"{one.name}, {label}", len(items)))
             for one, items in sets
         ]
 
     model = models.load_base(subject.base, subject.precision)
-    before, base_nats = losses.probe_logits(model, probes), pass_over(model, "base")
+    before, base_nats = losses.probe_logits(model, probes), all_losses(model, "base")
     base_scores = harness.scores(model, tokenizer, partial(progress, "tasks, base"))
     try:
         model = models.attach(model, subject.adapter)
     except RegistryError as error:
         layers["effect"] = LayerResult("failed", [Finding("not-loaded", "error", error.detail)])
-        late = [layer for layer in run if layer not in layers]
-        layers |= {layer: LayerResult("skipped", reason="PEFT cannot load the adapter.") for layer in late}
+        remaining = [layer for layer in run if layer not in layers]
+        layers |= {layer: LayerResult("skipped", reason="PEFT cannot load the adapter.") for layer in remaining}
         return
-    after, nats = losses.probe_logits(model, probes), pass_over(model, "adapter")
+    after, nats = losses.probe_logits(model, probes), all_losses(model, "adapter")
     if "effect" in run:
-        good_at = [
+        records = [
             pair
             for (one, items), nats_of in zip(sets, base_nats, strict=True)
             if one.role == "quality"
             for pair in zip(items, nats_of, strict=True)
         ]
         header = read_adapter(subject.adapter).header
-        layers["effect"] = effect(model, header, before, after, good_at, partial(progress, "ablation of each module"))
+        layers["effect"] = effect(model, header, before, after, records, partial(progress, "ablation of each module"))
     if "behaviour" in run:
-        asked = [one for one in subject.sets if one.role == "behaviour"]
-        answers |= {one.digest: answered(model, tokenizer, one, progress) for one in asked}
+        prompts = [one for one in subject.sets if one.role == "behaviour"]
+        answers |= {one.digest: answered(model, tokenizer, one, progress) for one in prompts}
         scores = harness.scores(model, tokenizer, partial(progress, "tasks, adapter"))
         tasks |= harness.results(base_scores, scores)
         layers["behaviour"] = _behaviour(answers, tasks)
@@ -185,25 +186,25 @@ def _measure(
     layers |= _losses(evaluations)
 
 
-def _count(progress: Progress, what: str, total: int, done: int) -> None:
-    progress(what, done, total)
+def _count(progress: Progress, step: str, total: int, done: int) -> None:
+    progress(step, done, total)
 
 
 def _losses(evaluations: list[Evaluation]) -> dict[Layer, LayerResult]:
-    """The layers of losses hold the evidence; whether it suffices is for a policy to decide."""
+    """The layers of losses, as evidence: a policy decides whether it suffices."""
     by_role: dict[DatasetRole, list[Evaluation]] = defaultdict(list)
     for found in evaluations:
         by_role[found.role].append(found)
     layers: dict[Layer, LayerResult] = {}
-    for role, some in by_role.items():
+    for role, group in by_role.items():
         findings = [
             Finding("loss-not-finite", "error", f"The loss on {found.name} is NaN or infinite.")
-            for found in some
+            for found in group
             if None in found.nats
         ]
         facts: dict[str, Any] = {
             found.name: {"loss": found.loss, "base": found.base_loss, "records": len(found.tokens)}
-            for found in some
+            for found in group
             if None not in found.nats
         }
         layers[role] = LayerResult("failed" if findings else "passed", findings, facts)
@@ -220,12 +221,12 @@ def _behaviour(answers: dict[str, Answers], tasks: dict[str, TaskResult]) -> Lay
     return LayerResult("passed", facts=facts)
 
 
-def _run(subject: Subject) -> list[Layer]:
+def _to_run(subject: Subject) -> list[Layer]:
     """The layers to run."""
     roles: set[Layer] = {one.role for one in subject.sets}
     if subject.tasks:
         roles.add("behaviour")
-    wanted = [layer for layer in _RUN if layer not in DATASET_ROLES or layer in roles]
+    wanted = [layer for layer in _LAYERS if layer not in DATASET_ROLES or layer in roles]
     return [layer for layer in wanted if layer not in subject.skip]
 
 

@@ -1,7 +1,7 @@
-"""Render a chat template of untrusted origin: sandboxed, with limits on time, memory and output.
+"""Rendering of an untrusted chat template: sandboxed, with limits on time, memory and output.
 
-Runs in the main thread of child processes and of the command line: the limits hold for the whole process. See
-CVE-2024-34359 for what an unsandboxed environment lets a template do.
+Runs in the main thread of child processes and of the command line: the limits apply to the whole process. For what a
+template can do without a sandbox see CVE-2024-34359.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SPECIAL: Final = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 def render_template(source: str, tokenizer: dict[str, Any]) -> str:
-    """The template on a fixed conversation, with a generation prompt. Raises RegistryError `rejected`."""
+    """Render a template on a fixed conversation with a generation prompt. Raises RegistryError `rejected`."""
     from jinja2 import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -50,25 +50,25 @@ def render_template(source: str, tokenizer: dict[str, Any]) -> str:
     tokens = {name: _token(tokenizer.get(name)) for name in SPECIAL}
     try:
         with _limits():
-            pieces, length = [], 0
-            for piece in environment.from_string(source).generate(
+            chunks, length = [], 0
+            for chunk in environment.from_string(source).generate(
                 messages=CONVERSATION, add_generation_prompt=True, **tokens
             ):
-                length += len(piece)
+                length += len(chunk)
                 if length > MAX_OUTPUT:
                     raise RegistryError(
                         "rejected", f"The chat template writes more than {MAX_OUTPUT} characters for three messages."
                     )
-                pieces.append(piece)
+                chunks.append(chunk)
     except RegistryError:
         raise
     except MemoryError as error:
         raise RegistryError("rejected", f"The chat template needs more than {MEMORY} bytes.") from error
-    except Exception as error:  # a template may raise whatever Python can
+    except Exception as error:  # a template may raise any exception
         raise RegistryError(
             "rejected", f"The chat template cannot be rendered: {type(error).__name__}: {str(error)[:200]}."
         ) from error
-    return "".join(pieces)
+    return "".join(chunks)
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:
@@ -99,6 +99,6 @@ def _limits() -> Iterator[None]:
 
 
 def _mapped() -> int:
-    """Bytes of address space that the process has now; libraries map far more than they use."""
+    """Current address space of the process in bytes; libraries map far more than they use."""
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[0]) * resource.getpagesize()

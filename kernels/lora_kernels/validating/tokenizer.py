@@ -1,7 +1,7 @@
-"""The tokenizer and the chat template that an adapter brings, against those of its base.
+"""Comparison of an adapter's tokenizer and chat template with those of its base.
 
-Servers read prompts with the base's tokenizer. An adapter that was trained with another one has learned other ids: it
-loads, and writes nonsense. Files are compared as JSON and never loaded; only a chat template is rendered, in a sandbox.
+Servers encode prompts with the base's tokenizer. An adapter that was trained with another one has learned other ids: it
+loads, but generates nonsense. Files are compared as JSON and never loaded; only chat templates are rendered, sandboxed.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ CONFIG: Final = "tokenizer_config.json"
 TEMPLATE: Final = "chat_template.jinja"
 MODEL: Final = "tokenizer.model"
 
-# What a trainer sets for its batches, and what has no part in the ids.
-_OF_BATCHES: Final = frozenset({"version", "truncation", "padding", "added_tokens", "model"})
+# Batch settings of trainers, and keys that are compared separately or do not affect ids.
+_NOT_COMPARED: Final = frozenset({"version", "truncation", "padding", "added_tokens", "model"})
 _SPECIAL: Final[dict[str, Severity]] = {
     "bos_token": "error", "eos_token": "error", "unk_token": "warning", "pad_token": "warning",
     "add_bos_token": "error", "add_eos_token": "error",
@@ -31,24 +31,23 @@ _SPECIAL: Final[dict[str, Severity]] = {
 
 
 def tokenizer(base: Path, adapter: Path, *, rows: int, brings_embedding: bool) -> LayerResult:
-    """Compare. rows: of the base's embedding. brings_embedding: the adapter has rows for tokens that it adds."""
+    """Compare the files of both. rows: of the base's embedding. brings_embedding: the adapter has embedding rows for
+    tokens that it adds."""
     findings: list[Finding] = []
     own = [name for name in (TOKENIZER, MODEL, CONFIG, TEMPLATE) if (adapter / name).is_file()]
     if (adapter / TOKENIZER).is_file() and (base / TOKENIZER).is_file():
         findings += _vocabulary(_read(base / TOKENIZER), _read(adapter / TOKENIZER), rows, brings_embedding)
     elif (adapter / MODEL).is_file() and (base / MODEL).is_file():
         if (adapter / MODEL).read_bytes() != (base / MODEL).read_bytes():
-            findings.append(_differs("tokenizer-differs", "error", f"{MODEL} is another file than the base's", MODEL))
+            findings.append(_differs("tokenizer-differs", "error", f"{MODEL} differs from the base's", MODEL))
     elif TOKENIZER in own or MODEL in own:
         findings.append(
-            Finding(
-                "tokenizer-not-compared", "warning", "The base has no tokenizer of the form that the adapter brings."
-            )
+            Finding("tokenizer-not-compared", "warning", "The base has no tokenizer in the format of the adapter's.")
         )
     ours, theirs = _config(base), _config(adapter)
     findings += [
         _differs(
-            "special-token-differs", severity, f"{key} is {_text(theirs[key])!r}, and {_text(ours[key])!r} of the base",
+            "special-token-differs", severity, f"{key} is {_text(theirs[key])!r}, but {_text(ours[key])!r} in the base",
             CONFIG,
         )
         for key, severity in _SPECIAL.items()
@@ -62,22 +61,25 @@ def tokenizer(base: Path, adapter: Path, *, rows: int, brings_embedding: bool) -
 def _vocabulary(base: Any, own: Any, rows: int, brings_embedding: bool) -> list[Finding]:
     ours, theirs = _ids(base), _ids(own)
     findings = []
-    moved = [token for token, number in theirs.items() if token in ours and ours[token] != number]
-    if moved:
-        first = min(moved, key=lambda token: theirs[token])
+    changed = [token for token, number in theirs.items() if token in ours and ours[token] != number]
+    if changed:
+        first = min(changed, key=lambda token: theirs[token])
         findings.append(
             _differs(
                 "token-ids-differ",
                 "error",
-                f"{len(moved)} of {len(ours)} tokens have other ids than in the base: {first[:40]!r} is "
+                f"{len(changed)} of {len(ours)} tokens have other ids than in the base: {first[:40]!r} is "
                 f"{theirs[first]} instead of {ours[first]}",
                 TOKENIZER,
             )
         )
-    if gone := sorted(ours.keys() - theirs.keys()):
+    if missing := sorted(ours.keys() - theirs.keys()):
         findings.append(
             _differs(
-                "tokens-missing", "error", f"{len(gone)} tokens of the base are not there: {gone[0][:40]!r}", TOKENIZER
+                "tokens-missing",
+                "error",
+                f"{len(missing)} tokens of the base are missing: {missing[0][:40]!r}",
+                TOKENIZER,
             )
         )
     if added := sorted(theirs.keys() - ours.keys(), key=lambda token: theirs[token]):
@@ -86,26 +88,28 @@ def _vocabulary(base: Any, own: Any, rows: int, brings_embedding: bool) -> list[
             _differs(
                 "tokens-without-embedding",
                 "error",
-                f"{len(beyond)} added tokens have no row in the base's embedding of {rows}, nor in the adapter: "
-                f"{beyond[0][:40]!r} is {theirs[beyond[0]]}",
+                f"{len(beyond)} added tokens have no row in the base's embedding of {rows} rows or in the adapter: "
+                f"{beyond[0][:40]!r} has the id {theirs[beyond[0]]}",
                 TOKENIZER,
             )
             if beyond and not brings_embedding
             else Finding("tokens-added", "note", f"{len(added)} tokens were added: {added[0][:40]!r}.", TOKENIZER)
         )
-    parts = sorted(key for key in {*base, *own} - _OF_BATCHES if base.get(key) != own.get(key))
+    keys = sorted(key for key in {*base, *own} - _NOT_COMPARED if base.get(key) != own.get(key))
     models = (base.get("model") or {}, own.get("model") or {})
-    parts += sorted(key for key in {*models[0], *models[1]} - {"vocab"} if models[0].get(key) != models[1].get(key))
-    if parts:
-        severity: Severity = "warning" if parts == ["decoder"] else "error"
+    keys += sorted(key for key in {*models[0], *models[1]} - {"vocab"} if models[0].get(key) != models[1].get(key))
+    if keys:
+        severity: Severity = "warning" if keys == ["decoder"] else "error"
         findings.append(
-            _differs("tokenizer-differs", severity, f"Text becomes other tokens: {', '.join(parts)} differ", TOKENIZER)
+            _differs(
+                "tokenizer-differs", severity, f"Text is tokenized differently: {', '.join(keys)} differ", TOKENIZER
+            )
         )
     return findings
 
 
 def _ids(document: Any) -> dict[str, int]:
-    """Token to id, of the model and of what was added to it."""
+    """Ids by token, of the model and its added tokens."""
     model = document.get("model") or {}
     vocab = model.get("vocab") or {}
     pairs = vocab.items() if isinstance(vocab, dict) else ((entry[0], number) for number, entry in enumerate(vocab))
@@ -118,24 +122,25 @@ def _template(base: Path, ours: dict[str, Any], adapter: Path, theirs: dict[str,
     if own is None or own == source:
         return []
     if source is None:
-        return [Finding("chat-template-added", "note", "The adapter brings a chat template, and the base has none.")]
-    # The special tokens are the base's for both: a difference is a finding of its own.
+        return [Finding("chat-template-added", "note", "The adapter has a chat template, but the base has none.")]
+    # Both get the base's special tokens: a difference of these is a finding of its own.
     try:
-        written, expected = render_template(own, ours), render_template(source, ours)
+        rendered, expected = render_template(own, ours), render_template(source, ours)
     except RegistryError as error:
         return [Finding("chat-template-not-compared", "warning", error.detail, TEMPLATE)]
-    if written == expected:
+    if rendered == expected:
         return []
     at = next(
-        (n for n, (a, b) in enumerate(zip(written, expected, strict=False)) if a != b), min(len(written), len(expected))
+        (n for n, (a, b) in enumerate(zip(rendered, expected, strict=False)) if a != b),
+        min(len(rendered), len(expected)),
     )
     return [
         _differs(
             "chat-template-differs",
             "warning",
-            f"Its chat template writes {written[at : at + 24]!r} where the base's writes {expected[at : at + 24]!r}",
+            f"Its chat template renders {rendered[at : at + 24]!r} where the base's renders {expected[at : at + 24]!r}",
             TEMPLATE,
-            "Serve it with its own template; servers take the base's.",
+            "Serve it with its own template; servers use the base's.",
         )
     ]
 
@@ -152,7 +157,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Raises RegistryError `rejected` for a file that is not a JSON object."""
+    """Read a JSON object. Raises RegistryError `rejected` for anything else."""
     try:
         return msgspec.json.decode(_bytes(path), type=dict[str, Any])
     except msgspec.MsgspecError as error:
@@ -170,5 +175,5 @@ def _text(value: Any) -> Any:
 
 
 def _differs(code: str, severity: Severity, what: str, file: str, hint: str | None = None) -> Finding:
-    way = hint or "Train with the base's tokenizer, or push against the base that this one belongs to."
-    return Finding(code, severity, f"{what}.", file, hint=way)
+    hint = hint or "Train with the base's tokenizer, or push against the base that this tokenizer belongs to."
+    return Finding(code, severity, f"{what}.", file, hint=hint)
