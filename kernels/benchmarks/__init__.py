@@ -1,5 +1,5 @@
-"""Benchmarks of the tensor engine: `make bench`, or `python -m benchmarks SUITE` where `kernels` is on the path.
+"""Benchmarks of the tensor engine: `make bench`, or `python -m benchmarks SUITE` with `kernels` on the path.
 
-Every figure is a whole process against its peers in the same run; results are checked against float64 first, and no
-speed is told of a wrong one.
+Every figure is of a whole process, measured against its peers in the same run. Results are checked against float64
+first; the speed of a wrong one is not reported.
 """

@@ -1,4 +1,4 @@
-"""python -m benchmarks [SUITE]: measure, write `results/SUITE.json`, and show the figures in the docs."""
+"""python -m benchmarks [SUITE]: measure, write `results/SUITE.json`, and update the tables in the docs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from benchmarks import compose, drift, drift_table, merge, sparse7b, table
-from benchmarks.exact import Wrong
-from benchmarks.machine import Quiet, machine, versions
+from benchmarks.exact import WrongResult
+from benchmarks.machine import OtherLoad, machine, versions
 from benchmarks.options import Options
 from benchmarks.process import ROOT, CommandFailed, environment, python
 
@@ -23,14 +23,14 @@ SUITES: Final[dict[str, Suite]] = {
     "sparse7b": sparse7b.run,
     "drift": drift.run,
 }
-# Fewer rounds are a trial: nothing is written.
+# A run of fewer rounds is a trial and writes nothing.
 RUNS: Final = 5
 _ONCE: Final = ("sparse7b",)
-# What is said by a model, not how fast.
+# Suites that measure outputs, not speed.
 _UNTIMED: Final = ("drift",)
-# What stands between the marks of which page.
+# Tables between the markers of each page.
 PAGES: Final = {"docs/benchmarks.md": table.tables, "docs/validation.md": drift_table.tables}
-# Other processes may take so much of the machine before the figures are called noisy and are not written.
+# Share of the machine that other processes may use; beyond it, figures are noise and are not written.
 NOISE: Final = 0.1
 
 
@@ -45,7 +45,7 @@ def main() -> int:
     try:
         for name in chosen:
             measure(name, options)
-    except (Wrong, CommandFailed, sparse7b.NoSpace) as error:
+    except (WrongResult, CommandFailed, sparse7b.NoSpace) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 1
     for page, tables in PAGES.items():
@@ -58,9 +58,9 @@ def main() -> int:
 
 def measure(name: str, options: Options) -> None:
     print(f"== {name}", flush=True)
-    quiet = Quiet()
+    load = OtherLoad()
     result = SUITES[name](options, lambda line: print(line, flush=True))
-    others = quiet.others()
+    others = load.share()
     for row in [*result["rows"], result.get("svd", {})]:
         for bar, met in row.get("bars", {}).items():
             label = row.get("adapter") or row.get("method") or ("svd" if "modules" in row else name)
@@ -68,9 +68,9 @@ def measure(name: str, options: Options) -> None:
     if options.runs < RUNS:
         print("A trial: nothing is written.")
         return
-    # What is measured once is memory, which no noise changes.
+    # A suite that runs once measures memory, which noise does not change.
     if others > NOISE and name not in (*_ONCE, *_UNTIMED):
-        print(f"{others:.0%} of the machine went to other processes: these figures are noise, and are not written.")
+        print(f"Other processes used {others:.0%} of the machine: these figures are noise and are not written.")
         return
     record = {
         "machine": machine(),
@@ -85,7 +85,7 @@ def measure(name: str, options: Options) -> None:
 
 
 def _rounded(value: Any) -> Any:
-    """Six digits are more than a clock gives."""
+    """Round to six digits, more than the precision of a clock."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, dict):

@@ -1,9 +1,9 @@
-"""Eight adapters of rank 16 on all linear layers made one, by every method that PEFT has, against PEFT.
+"""Composition of eight adapters of rank 16 on all linear layers, by every method of PEFT, against PEFT.
 
-`svd` is the bar. PEFT takes about ten minutes for it, so its time is first estimated from two blocks; it is measured
-whole, once, where the estimate is within the limit, and told per module of the two blocks where it is not. The methods
-that decompose whole updates are compared on a smaller model, all others on the same one. Times of a process begin with
-its start; `combine` is the call alone: in ours it holds reading and writing the files, in PEFT's neither.
+`svd` is the bar. PEFT takes about ten minutes for it, so its time is first estimated from two blocks. If the estimate
+is within the limit, it is measured in full, once; otherwise the time per module of the two blocks is reported. Methods
+that decompose whole updates are compared on a smaller model. Times of a process include its start; `combine` is the
+call alone, which reads and writes files in ours but not in PEFT's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.options import Options
 from benchmarks.process import Usage, interleaved, measure, python
 
 SVD_BAR: Final = 300
-# Of the error: both are the optimum but for float32, and float64's own error is far below.
+# Relative difference of the errors: both are optimal except for float32 rounding; float64's is far below.
 _SAME_ERROR: Final = 1e-9
 _PEERS: Final = Path(__file__).parent / "peers"
 _RUNS: Final = 3
@@ -33,11 +33,11 @@ _SAMPLED: Final = [f"model.layers.0.{path}" for path in fixtures.LLAMA_1B.linear
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """How a method's result is compared with PEFT's.
+    """Comparison of a method's result with PEFT's.
 
-    distance: of the products, relative, in the Frobenius norm. energy: how far the products' energies may be apart:
-    where random numbers differ, and where low rank is taken of updates that have none, so that many answers are as
-    good. Energy above PEFT's is never wrong where nothing is drawn at random.
+    distance: maximum relative distance of the products, in the Frobenius norm. energy: maximum relative difference of
+    their energies instead, if random numbers differ, or if updates of full rank are truncated so that many results are
+    equally good. Without random numbers, energy above PEFT's is never wrong.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Case:
     seeded: bool = False
 
 
-# float32 sums of eight terms on either side, in another order.
+# Both are float32 sums of eight terms, in different orders.
 _ROUNDING: Final = 1e-5
 _FACTORWISE: Final = (
     Case("cat", distance=_ROUNDING),
@@ -65,24 +65,24 @@ _DENSE: Final = (
 )
 
 
-def run(options: Options, told: Callable[[str], None]) -> dict[str, Any]:
-    """Raises `exact.Wrong` before a speed is told, and CommandFailed."""
+def run(options: Options, log: Callable[[str], None]) -> dict[str, Any]:
+    """Raises `exact.WrongResult` before a speed is reported, and CommandFailed."""
     with tempfile.TemporaryDirectory(dir=fixtures.root(), prefix=".compose.") as folder:
         bench = _Bench(Path(folder))
-        result = {"svd": _svd(bench, options, told)}
+        result = {"svd": _svd(bench, options, log)}
         rows = []
         for cases, model, base, adapters in (
             (_FACTORWISE, "1.1 B", fixtures.one_billion(), fixtures.composed()),
             (_DENSE, "small", fixtures.base("small", fixtures.LLAMA_SMALL, shards=1), _small()),
         ):
             for case in cases:
-                row = _row(bench, case, base, adapters, min(options.runs, _RUNS), told)
+                row = _row(bench, case, base, adapters, min(options.runs, _RUNS), log)
                 rows.append({"method": case.name, "model": model, **row})
         return {**result, "rows": rows}
 
 
 class _Bench:
-    """Runs either program on adapters; each has an output folder of its own, which is emptied before."""
+    """Runs either program on adapters. Each has its own output folder, which is emptied before a run."""
 
     def __init__(self, scratch: Path) -> None:
         self.scratch = scratch
@@ -105,29 +105,29 @@ class _Bench:
         return usage
 
 
-def _svd(bench: _Bench, options: Options, told: Callable[[str], None]) -> dict[str, Any]:
+def _svd(bench: _Bench, options: Options, log: Callable[[str], None]) -> dict[str, Any]:
     case = Case("svd", {"rank": 16})
     two, adapters = fixtures.composed("t", fixtures.LLAMA_TWO), fixtures.composed()
     two_base = fixtures.base("two", fixtures.LLAMA_TWO, shards=1)
-    modules, part = (len(model.modules(fixtures.ALL)) for model in (fixtures.LLAMA_1B, fixtures.LLAMA_TWO))
-    told("svd:")
+    modules, sampled = (len(model.modules(fixtures.ALL)) for model in (fixtures.LLAMA_1B, fixtures.LLAMA_TWO))
+    log("svd:")
     bench.ours(case, two)
     bench.peft(case, two_base, two)
     error = _errors(bench, two)
-    told("  error: " + ", ".join(f"{name} {value:.12f}" for name, value in error.items()))
+    log("  error: " + ", ".join(f"{name} {value:.12f}" for name, value in error.items()))
     if error["ours"] > error["peft"] * (1 + _SAME_ERROR):
-        raise exact.Wrong(f"svd: the error is {error['ours']!r}, and PEFT's {error['peft']!r}.")
-    peft_seconds = bench.combined["peft"][-1] / part
-    told(f"  PEFT: {peft_seconds:.2f} s a module, {peft_seconds * modules:.0f} s expected for all")
-    measured = interleaved({"ours": lambda: bench.ours(case, adapters)}, options.runs, told)["ours"]
+        raise exact.WrongResult(f"svd: the error is {error['ours']!r}, and PEFT's {error['peft']!r}.")
+    peft_seconds = bench.combined["peft"][-1] / sampled
+    log(f"  PEFT: {peft_seconds:.2f} s per module, {peft_seconds * modules:.0f} s expected for all")
+    measured = interleaved({"ours": lambda: bench.ours(case, adapters)}, options.runs, log)["ours"]
     ours_seconds = sorted(bench.combined["ours"][-options.runs :])[options.runs // 2]
-    peft: dict[str, Any] = {"modules": part, "combine_seconds": peft_seconds * part}
+    peft: dict[str, Any] = {"modules": sampled, "combine_seconds": peft_seconds * sampled}
     if peft_seconds * modules <= options.peft_limit:
         whole = bench.peft(case, fixtures.one_billion(), adapters)
         peft = {"modules": modules, "combine_seconds": bench.combined["peft"][-1], "seconds": whole.seconds}
         peft["peak_mb"] = whole.peak_mb
     per_module = peft["combine_seconds"] / peft["modules"]
-    # The whole of our process against PEFT's call alone, module by module.
+    # Our whole process against PEFT's call alone, per module.
     faster = per_module / (measured["seconds"] / modules)
     return {
         "modules": modules,
@@ -143,16 +143,16 @@ def _svd(bench: _Bench, options: Options, told: Callable[[str], None]) -> dict[s
 
 
 def _row(
-    bench: _Bench, case: Case, base: Path, adapters: Sequence[Path], runs: int, told: Callable[[str], None]
+    bench: _Bench, case: Case, base: Path, adapters: Sequence[Path], runs: int, log: Callable[[str], None]
 ) -> dict[str, Any]:
-    told(f"{case.name}:")
+    log(f"{case.name}:")
     bench.ours(case, adapters)
     bench.peft(case, base, adapters)
     compared = _compare(bench, case)
-    told("  " + ", ".join(f"{what} {value:.2e}" for what, value in compared.items()))
+    log("  " + ", ".join(f"{what} {value:.2e}" for what, value in compared.items()))
     bench.combined.clear()
     contestants = {"ours": lambda: bench.ours(case, adapters), "peft": lambda: bench.peft(case, base, adapters)}
-    measured = interleaved(contestants, runs, told)
+    measured = interleaved(contestants, runs, log)
     for name, values in bench.combined.items():
         measured[name]["combine_seconds"] = sorted(values)[runs // 2]
     faster, call = (measured["peft"][what] / measured["ours"][what] for what in ("seconds", "combine_seconds"))
@@ -161,9 +161,8 @@ def _row(
 
 
 def _errors(bench: _Bench, adapters: Sequence[Path]) -> dict[str, float]:
-    """|D - result| / |D| over the sampled modules, D the sum of the updates: of both programs, and the least possible.
-
-    All in float64, the squares added up over the modules.
+    """|D - result| / |D| over the sampled modules, D being the sum of the updates: of both programs, and the least
+    possible. In float64, with squares summed over the modules.
     """
     results = {name: exact.products(bench.out(name), _SAMPLED) for name in ("ours", "peft")}
     parts = [exact.products(folder, _SAMPLED) for folder in adapters]
@@ -180,17 +179,17 @@ def _errors(bench: _Bench, adapters: Sequence[Path]) -> dict[str, float]:
 
 
 def _compare(bench: _Bench, case: Case) -> dict[str, float]:
-    """Raises Wrong."""
+    """Compare the result with PEFT's. Raises WrongResult."""
     ours, peft = (exact.products(bench.out(name), _SAMPLED) for name in ("ours", "peft"))
     energies = [sum(float(np.square(product).sum()) for product in side.values()) for side in (ours, peft)]
-    apart = energies[0] / energies[1] - 1
-    far = sum(float(np.square(ours[module] - peft[module]).sum()) for module in _SAMPLED)
-    distance = (far / energies[1]) ** 0.5
+    excess = energies[0] / energies[1] - 1
+    squares = sum(float(np.square(ours[module] - peft[module]).sum()) for module in _SAMPLED)
+    distance = (squares / energies[1]) ** 0.5
     if case.distance is not None and not distance <= case.distance:
-        raise exact.Wrong(f"{case.name}: the product is {distance:.1e} away from PEFT's.")
-    if case.energy is not None and not (-case.energy <= apart and (apart <= case.energy or not case.seeded)):
-        raise exact.Wrong(f"{case.name}: the product's energy is {apart:+.1%} away from PEFT's.")
-    return {"distance": distance} if case.distance is not None else {"energy": apart}
+        raise exact.WrongResult(f"{case.name}: the product differs from PEFT's by {distance:.1e}.")
+    if case.energy is not None and not (-case.energy <= excess and (excess <= case.energy or not case.seeded)):
+        raise exact.WrongResult(f"{case.name}: the product's energy differs from PEFT's by {excess:+.1%}.")
+    return {"distance": distance} if case.distance is not None else {"energy": excess}
 
 
 def _small() -> list[Path]:

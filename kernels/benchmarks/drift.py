@@ -1,8 +1,8 @@
-"""What merging costs in what a model says: adapters of every type, trained a little by PEFT, merged and compared.
+"""Effect of merging on a model's outputs: adapters of every type, briefly trained with PEFT, merged and compared.
 
-Each is trained on the example base of this checkout (`examples/tiny`) on the house variant of the queries, saved as
-PEFT saves it, loaded again and read by `lora_kernels.validating`, as a validation does. Nothing is timed, and all of it
-runs on one thread of a processor, so that the same machine gives the same figures.
+Each is trained on the example base of this checkout (`examples/tiny`) on the house variant of the queries, saved and
+loaded by PEFT, and measured by `lora_kernels.validating`, as in a validation. Nothing is timed. Everything runs on one
+CPU thread, so that the same machine gives the same figures.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ HELD_OUT: Final = EXAMPLE / "data" / "queries_eval.jsonl"
 STEPS: Final = 30
 
 
-def run(_: Options, told: Callable[[str], None]) -> dict[str, Any]:
-    """A row for each of TRAINED, the reasons of the types that have no merged form, and a QLoRA adapter."""
-    # Before CUDA is asked for: models would go to a GPU. Other suites have processes of their own.
+def run(_: Options, log: Callable[[str], None]) -> dict[str, Any]:
+    """Measure each of TRAINED and a QLoRA adapter; add the reasons of the types without a merged form."""
+    # Before CUDA is initialized, so that models do not go to a GPU. Other suites run in their own processes.
     with patch.dict(os.environ, CUDA_VISIBLE_DEVICES=""):
-        return _run(told)
+        return _run(log)
 
 
-def _run(told: Callable[[str], None]) -> dict[str, Any]:
+def _run(log: Callable[[str], None]) -> dict[str, Any]:
     import torch
 
     from lora_kernels.types.refused import REASONS
@@ -44,11 +44,11 @@ def _run(told: Callable[[str], None]) -> dict[str, Any]:
         bases = {False: EXAMPLE / "base", True: with_biases(Path(folder) / "biased")}
         for trained in TRAINED:
             row = measured(trained, bases[trained.biased], Path(folder) / "adapter")
-            told(f"  {trained.label:34} {row['loss']:.3f}  {row['effect']:.1e}  {_float32(row)}")
+            log(f"  {trained.label:34} {row['loss']:.3f}  {row['effect']:.1e}  {_float32(row)}")
             rows.append(row)
         qlora = measured_qlora(Path(folder) / "qlora")
         for row in qlora["rows"]:
-            told(f"  {row['label']:52} {row['loss']:.4f}  {row['divergence']:.1e}")
+            log(f"  {row['label']:52} {row['loss']:.4f}  {row['divergence']:.1e}")
     ids = probe_ids(EXAMPLE / "base")
     return {
         "steps": STEPS,
@@ -60,8 +60,11 @@ def _run(told: Callable[[str], None]) -> dict[str, Any]:
 
 
 def measured(trained: Trained, base: Path, folder: Path) -> dict[str, Any]:
-    """Train, save, load, merge in every form. loss: nats per token of the last step; effect: nats between the base and
-    the adapter on it; forms: as of the layer `agreement`. folder: for the adapter, emptied."""
+    """Train, save, load, and merge in every form. folder: for the adapter, emptied first.
+
+    In the result, loss: nats per token of the last step; effect: nats between the base and the adapter; forms: those of
+    the layer `agreement`.
+    """
     from lora_kernels.validating import losses, models
     from lora_kernels.validating.agreement import agreement, divergence
 
@@ -106,7 +109,7 @@ def measured_qlora(scratch: Path) -> dict[str, Any]:
 
 
 def train(trained: Trained, base: Path, folder: Path) -> float:
-    """A few steps, by PEFT, on the weights as they are stored, computed in float32; the loss of the last."""
+    """Train a few steps with PEFT on the stored weights, computed in float32. Returns the loss of the last step."""
     import peft
     import torch
 
@@ -123,7 +126,7 @@ def train(trained: Trained, base: Path, folder: Path) -> float:
 
 
 def probe_ids(base: Path) -> list[list[int]]:
-    """As a validation on the held-out queries takes them."""
+    """The probes of a validation on the held-out queries."""
     from lora_kernels.validating import losses, models
 
     tokenizer = models.load_tokenizer(base)
@@ -131,7 +134,7 @@ def probe_ids(base: Path) -> list[list[int]]:
 
 
 def with_biases(folder: Path) -> Path:
-    """The example's base with biases on its attention, of random numbers as small as a trained model's."""
+    """The example's base with random attention biases, as small as those of a trained model."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -1,8 +1,8 @@
-"""What becomes of a QLoRA adapter on each base that it could be served on, against what it was trained as.
+"""Divergence of a QLoRA adapter, on each base that it could be served on, from the model that was trained.
 
-That is its base dequantized with the adapter beside it, all computed in float32. bitsandbytes repacks weights in place
-at the first forward pass that is no training (on processors with AVX-512 for bfloat16), so a model in NF4 is run and
-let go, and nothing is ever read from it.
+That model is the dequantized base with the unmerged adapter, computed in float32. bitsandbytes repacks weights in place
+at the first forward pass outside training (on processors with AVX-512 for bfloat16), so a model in NF4 is run and
+discarded, and its weights are never read.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from benchmarks.drift_types import ALL
 
-# Of one training: more than of the other adapters, so that a base in NF4 is made up for.
+# Training steps: more than for the other adapters, to compensate for the base in NF4.
 STEPS: Final = 60
 # (label, dtype, onto) of the merges.
 _MERGED: Final = (
@@ -29,7 +29,7 @@ Evaluate = Callable[[Any], tuple[list[Any], float]]
 
 
 def measured(base: Path, scratch: Path, fit: Callable[[Any, int], float], evaluate: Evaluate) -> dict[str, Any]:
-    """fit: trains a model for so many steps. scratch: an empty folder."""
+    """fit: trains a model for a number of steps. scratch: an empty folder."""
     from lora_kernels.merging import merge_folder
     from lora_kernels.validating import models
     from lora_kernels.validating.agreement import divergence, top_agreement
@@ -39,7 +39,7 @@ def measured(base: Path, scratch: Path, fit: Callable[[Any, int], float], evalua
     fit(adapted, STEPS)
     adapted.save_pretrained(str(adapter), save_embedding_layers=False)
     del adapted
-    alone = evaluate(_dequantized(base))
+    unadapted = evaluate(_dequantized(base))
     trained = evaluate(models.attach(_dequantized(base), adapter))
 
     def row(label: str, model: Any) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def measured(base: Path, scratch: Path, fit: Callable[[Any, int], float], evalua
         out = scratch / f"merged-{number}"
         report = merge_folder(base, [(adapter, 1.0)], out, dtype=dtype, onto=onto, min_kept=None)
         rows.append({**row(label, models.load_base(out)), "kept": report.kept})
-    return {"steps": STEPS, "base_loss": alone[1], "loss": trained[1], "rows": rows}
+    return {"steps": STEPS, "base_loss": unadapted[1], "loss": trained[1], "rows": rows}
 
 
 def _adapted(base: Path) -> Any:
@@ -73,7 +73,7 @@ def _adapted(base: Path) -> Any:
 
 
 def _dequantized(base: Path) -> Any:
-    """The base in float32, with what bitsandbytes' NF4 leaves of its linear layers but the output layer."""
+    """The base in float32, with linear layers except the output layer quantized to NF4 (bitsandbytes) and back."""
     import torch
     from bitsandbytes import functional
 
@@ -83,7 +83,7 @@ def _dequantized(base: Path) -> Any:
     with torch.no_grad():
         for name, module in model.named_modules():
             if isinstance(module, torch.nn.Linear) and name != "lm_head":
-                # As one row: where its blocks straddle rows, one of its ways to dequantize is wrong.
+                # As one row: one dequantization path of bitsandbytes is wrong if blocks straddle rows.
                 flat = module.weight.reshape(1, -1)
                 codes, state = functional.quantize_4bit(flat, quant_type="nf4", compress_statistics=True)
                 module.weight.copy_(functional.dequantize_4bit(codes, state).reshape(module.weight.shape))

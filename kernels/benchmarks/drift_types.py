@@ -1,4 +1,4 @@
-"""The adapters whose merges are compared with themselves unmerged: one or more of every PEFT type that merges."""
+"""The adapters whose merges are compared with the unmerged adapter: at least one of each PEFT type that merges."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ ALL: Final = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "d
 BLOCKS: Final = ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj"]
 ATTENTION: Final = ["q_proj", "k_proj", "v_proj", "o_proj"]
 NORMS: Final = ["input_layernorm", "post_attention_layernorm", "model.norm"]
-# Digits, operators and a few capitals, which the queries are full of.
+# Digits, operators and a few capitals, which are frequent in the queries.
 TOKENS: Final = list(range(16, 48))
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """config: name of PEFT's class. options: its fields. rate: of learning; of scales, angles and the like it is higher
-    than of weights. biased: on the base with biases, which types that act on biases need."""
+    """config: name of PEFT's class. options: its fields. rate: learning rate, higher for scales, angles and the like
+    than for weights. biased: on the base with biases, which types that act on biases need."""
 
     label: str
     type: str

@@ -1,7 +1,7 @@
-"""The models and adapters that are measured: random weights of real shapes, made once, the same everywhere.
+"""Models and adapters of the benchmarks: random weights of real shapes, generated once and identical everywhere.
 
-They lie under LORA_REG_BENCH_DIR, or in the user's cache. A fixture appears under its name when it is whole. Values are
-drawn from a generator that is keyed by (seed, tensor name), so that the order in which they are made does not matter.
+They are stored under LORA_REG_BENCH_DIR, or in the user's cache. A fixture appears under its name when it is complete.
+The random generator is keyed by (seed, tensor name), so that the order of generation does not matter.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import numpy.typing as npt
 
 ENVIRONMENT: Final = "LORA_REG_BENCH_DIR"
 SPREAD: Final = 0.02
-_AT_ONCE: Final = 1 << 22
+_CHUNK: Final = 1 << 22
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Llama:
-    """The sizes of a model of Llama's kind."""
+    """Dimensions of a Llama model."""
 
     layers: int
     hidden: int
@@ -38,7 +38,7 @@ class Llama:
     vocabulary: int
 
     def linear(self) -> dict[str, tuple[int, int]]:
-        """(o, i) of each linear layer of a block, by its path within the block."""
+        """(out, in) of each linear layer of a block, by its path within the block."""
         width = self.hidden // self.heads * self.kv_heads
         return {
             "self_attn.q_proj": (self.hidden, self.hidden),
@@ -59,7 +59,7 @@ class Llama:
         return {**shapes, "model.norm.weight": (self.hidden,), "lm_head.weight": (self.vocabulary, self.hidden)}
 
     def modules(self, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
-        """(o, i) of the modules whose last name is among the targets, by full path, in the order of the layers."""
+        """(out, in) of the modules whose last name is among the targets, by full path, in the order of the layers."""
         return {
             f"model.layers.{layer}.{path}": shape
             for layer in range(self.layers)
@@ -96,13 +96,13 @@ ALL: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "d
 LLAMA_1B: Final = Llama(22, 2048, 5632, 32, 4, 32000)
 LLAMA_7B: Final = Llama(32, 4096, 11008, 32, 32, 32000)
 COMPOSED: Final = 8
-# The first two blocks of LLAMA_1B, for what takes minutes a block; and a model for what decomposes whole updates.
+# The first two blocks of LLAMA_1B, for methods that take minutes per block; a model for decomposing whole updates.
 LLAMA_TWO: Final = Llama(2, 2048, 5632, 32, 4, 64)
 LLAMA_SMALL: Final = Llama(2, 1024, 2816, 16, 4, 64)
 
 
 def root() -> Path:
-    """The folder of the fixtures; it is made where it is missing."""
+    """The folder of the fixtures, created if it is missing."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = Path(os.environ.get(ENVIRONMENT) or cache / "lora-reg-bench")
     folder.mkdir(parents=True, exist_ok=True)
@@ -111,12 +111,12 @@ def root() -> Path:
 
 def base(name: str, model: Llama, *, shards: int = 2) -> Path:
     """A bf16 checkpoint: matrices of normal values, norms about one."""
-    return _made(name, lambda folder: _write_base(folder, model, shards, _bf16))
+    return _cached(name, lambda folder: _write_base(folder, model, shards, _bf16))
 
 
 def sparse_base(name: str, model: Llama, *, shards: int) -> Path:
-    """A bf16 checkpoint whose files are holes, and whose weights therefore are zeros: its size without its disk."""
-    return _made(name, lambda folder: _write_base(folder, model, shards, None))
+    """A bf16 checkpoint of sparse files: full size, zero weights, hardly any disk space."""
+    return _cached(name, lambda folder: _write_base(folder, model, shards, None))
 
 
 def adapter(name: str, model: Llama, *, rank: int, targets: Sequence[str], seed: int = 1) -> Path:
@@ -131,8 +131,8 @@ def adapter(name: str, model: Llama, *, rank: int, targets: Sequence[str], seed:
         with (folder / "adapter_model.safetensors").open("wb") as file:
             _write_header(file, shapes, "F32", 4)
             for tensor, shape in shapes.items():
-                for part in _normal(seed, tensor, shape):
-                    file.write(part.astype("<f4").tobytes())
+                for chunk in _normal(seed, tensor, shape):
+                    file.write(chunk.astype("<f4").tobytes())
         config = {
             "base_model_name_or_path": None,
             "bias": "none",
@@ -148,7 +148,7 @@ def adapter(name: str, model: Llama, *, rank: int, targets: Sequence[str], seed:
         }
         _write_json(folder / "adapter_config.json", config)
 
-    return _made(name, write)
+    return _cached(name, write)
 
 
 def one_billion() -> Path:
@@ -156,7 +156,7 @@ def one_billion() -> Path:
 
 
 def adapters() -> dict[str, Path]:
-    """The three adapters of the merge's bars, by name."""
+    """The three adapters of the merge benchmark, by name."""
     return {
         "qv16": adapter("qv16", LLAMA_1B, rank=16, targets=QV),
         "all16": adapter("all16", LLAMA_1B, rank=16, targets=ALL),
@@ -165,11 +165,12 @@ def adapters() -> dict[str, Path]:
 
 
 def composed(prefix: str = "c", model: Llama = LLAMA_1B) -> list[Path]:
-    """The adapters of the bar of compose; of another model, those of the same names are the same."""
+    """The adapters of the compose benchmark. prefix: of their names, different for each model: names are cached."""
     return [adapter(f"{prefix}{n}", model, rank=16, targets=ALL, seed=100 + n) for n in range(COMPOSED)]
 
 
-def _made(name: str, write: Callable[[Path], None]) -> Path:
+def _cached(name: str, write: Callable[[Path], None]) -> Path:
+    """The fixture of that name, written if it is missing."""
     folder = root() / name
     if folder.is_dir():
         return folder
@@ -187,7 +188,7 @@ Encode = Callable[[npt.NDArray[np.float32]], bytes]
 
 
 def _write_base(folder: Path, model: Llama, shards: int, encode: Encode | None) -> None:
-    """encode: None leaves the values as holes."""
+    """encode: None writes sparse files."""
     shapes = model.tensors()
     sizes = {name: 2 * int(np.prod(shape)) for name, shape in shapes.items()}
     total = sum(sizes.values())
@@ -196,36 +197,36 @@ def _write_base(folder: Path, model: Llama, shards: int, encode: Encode | None) 
     for name, shape in shapes.items():
         files[min(before * shards // total, shards - 1)][name] = shape
         before += sizes[name]
-    places: dict[str, str] = {}
-    for number, held in enumerate(files, 1):
+    weight_map: dict[str, str] = {}
+    for number, tensors in enumerate(files, 1):
         path = folder / f"model-{number:05}-of-{shards:05}.safetensors"
         with path.open("wb") as file:
-            _write_header(file, held, "BF16", 2)
-            for name, shape in held.items():
-                places[name] = path.name
+            _write_header(file, tensors, "BF16", 2)
+            for name, shape in tensors.items():
+                weight_map[name] = path.name
                 if encode is None:
                     continue
-                for part in _normal(0, name, shape):
-                    file.write(encode(part if len(shape) > 1 else part + np.float32(1.0)))
+                for chunk in _normal(0, name, shape):
+                    file.write(encode(chunk if len(shape) > 1 else chunk + np.float32(1.0)))
             if encode is None:
-                file.truncate(file.tell() + sum(sizes[name] for name in held))
-    _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": places})
+                file.truncate(file.tell() + sum(sizes[name] for name in tensors))
+    _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
     _write_json(folder / "config.json", model.config())
 
 
 def _normal(seed: int, name: str, shape: tuple[int, ...]) -> Iterator[npt.NDArray[np.float32]]:
-    """The values of a tensor in parts, in order."""
+    """Yield the values of a tensor in chunks, in order."""
     generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    left = int(np.prod(shape))
-    while left:
-        part = generator.standard_normal(min(left, _AT_ONCE), dtype=np.float32)
-        part *= np.float32(SPREAD)
-        yield part
-        left -= part.size
+    remaining = int(np.prod(shape))
+    while remaining:
+        chunk = generator.standard_normal(min(remaining, _CHUNK), dtype=np.float32)
+        chunk *= np.float32(SPREAD)
+        yield chunk
+        remaining -= chunk.size
 
 
 def _bf16(values: npt.NDArray[np.float32]) -> bytes:
-    """Rounded to nearest even; no value is large enough to overflow."""
+    """Round to nearest even; no value is large enough to overflow."""
     bits = values.view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes()
 

@@ -1,4 +1,4 @@
-"""What the figures were measured on, and how quiet it was."""
+"""The machine of a measurement, and its load by other processes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Versions of the packages of this environment; those that are missing are left out."""
+    """Versions of installed packages, without missing ones."""
     found = {}
     for package in packages:
         try:
@@ -35,23 +35,23 @@ def versions(*packages: str) -> dict[str, str]:
     return found
 
 
-class Quiet:
-    """How much of the machine other processes took since this was made; the kernel's own write-back is among them."""
+class OtherLoad:
+    """Load by other processes since this object was created, including the kernel's write-back."""
 
     def __init__(self) -> None:
-        self._busy, self._all = _machine_ticks()
+        self._busy, self._total = _machine_ticks()
         self._own = _own_seconds()
 
-    def others(self) -> float:
+    def share(self) -> float:
         """The share of all cores' time, from 0 to 1."""
-        busy, every = _machine_ticks()
+        busy, total = _machine_ticks()
         spent = _own_seconds() - self._own
         ticks = os.sysconf("SC_CLK_TCK")
-        return max(0.0, (busy - self._busy) / ticks - spent) / max((every - self._all) / ticks, 1e-9)
+        return max(0.0, (busy - self._busy) / ticks - spent) / max((total - self._total) / ticks, 1e-9)
 
 
 def _machine_ticks() -> tuple[int, int]:
-    """Ticks of all cores that were busy, and all of them."""
+    """(busy, total) ticks of all cores."""
     values = [int(text) for text in Path("/proc/stat").read_text().partition("\n")[0].split()[1:9]]
     idle = values[3] + values[4]
     return sum(values) - idle, sum(values)

@@ -14,10 +14,10 @@ from benchmarks.options import Options
 from benchmarks.peers import mergekit
 from benchmarks.process import Usage, interleaved, measure, python
 
-# At most so many times cp, at least so many times faster than PEFT and mergekit.
+# (maximum time relative to cp, minimum speedup over PEFT and mergekit)
 BARS: Final = {"qv16": (1.8, 8), "all16": (2.5, 10), "all64": (3.5, 7)}
 PEAK_MB: Final = 100
-# Blocks whose tensors are compared with float64: the first, one of the middle, the last.
+# Blocks whose tensors are compared with float64: the first, one in the middle, the last.
 _COMPARED: Final = (0, 10, 21)
 _PEERS: Final = Path(__file__).parent / "peers"
 OURS: Final = "lora-reg"
@@ -31,7 +31,7 @@ def lora_reg(base: Path, adapter: Path, out: Path) -> list[object]:
 
 
 def contestants() -> tuple[dict[str, Command], dict[str, str]]:
-    """The commands by name, and those that cannot run here with the reason."""
+    """The commands by name, and the reasons of those that cannot run here."""
     found: dict[str, Command] = {
         "cp": lambda base, _, out: ["cp", "-r", "--reflink=never", base, out],
         OURS: lora_reg,
@@ -40,24 +40,24 @@ def contestants() -> tuple[dict[str, Command], dict[str, str]]:
     }
     try:
         mergekit.environment()
-    except mergekit.NotThere as error:
+    except mergekit.NotInstalled as error:
         return found, {"mergekit": str(error)}
     found["mergekit"] = lambda base, adapter, out: mergekit.command(base, adapter, out, out.with_name("cache"))
     return found, {}
 
 
-def run(options: Options, told: Callable[[str], None]) -> dict[str, Any]:
-    """Raises `exact.Wrong` before anything is timed, and CommandFailed."""
+def run(options: Options, log: Callable[[str], None]) -> dict[str, Any]:
+    """Raises `exact.WrongResult` before anything is timed, and CommandFailed."""
     base, adapters = fixtures.one_billion(), fixtures.adapters()
     commands, skipped = contestants()
     for name, reason in skipped.items():
-        told(f"Without {name}: {reason}")
+        log(f"Without {name}: {reason}")
     with tempfile.TemporaryDirectory(dir=fixtures.root(), prefix=".merge.") as folder:
         scratch = Path(folder)
 
         def once(name: str, adapter: Path) -> Usage:
-            for left in ("out", "cache"):
-                shutil.rmtree(scratch / left, ignore_errors=True)
+            for stale in ("out", "cache"):
+                shutil.rmtree(scratch / stale, ignore_errors=True)
             return measure(commands[name](base, adapter, scratch / "out"), scratch, ours=name == OURS)
 
         checks: dict[str, dict[str, Any]] = {adapter_name: {} for adapter_name in adapters}
@@ -66,15 +66,15 @@ def run(options: Options, told: Callable[[str], None]) -> dict[str, Any]:
                 once(name, adapter)
                 try:
                     checked = exact.check_merge(base, adapter, scratch / "out", layers=_COMPARED)
-                except exact.Wrong as error:
-                    raise exact.Wrong(f"{adapter_name} by {name}: {error}") from None
+                except exact.WrongResult as error:
+                    raise exact.WrongResult(f"{adapter_name} by {name}: {error}") from None
                 checks[adapter_name][name] = checked
-                counts = "{differing} of {compared} elements are not the correctly rounded ones".format(**checked)
-                told(f"  {adapter_name:6} {name:12} {counts}")
+                counts = "{differing} of {compared} elements are not correctly rounded".format(**checked)
+                log(f"  {adapter_name:6} {name:12} {counts}")
         rows = []
         for adapter_name, adapter in adapters.items():
-            told(f"{adapter_name}:")
-            measured = interleaved({name: partial(once, name, adapter) for name in commands}, options.runs, told)
+            log(f"{adapter_name}:")
+            measured = interleaved({name: partial(once, name, adapter) for name in commands}, options.runs, log)
             for name, checked in checks[adapter_name].items():
                 measured[name] |= checked
             rows.append({"adapter": adapter_name, "contestants": measured, **_against(adapter_name, measured)})
@@ -85,15 +85,17 @@ def _against(adapter: str, measured: dict[str, Any]) -> dict[str, Any]:
     """The ratios that have bars, and whether they are met."""
     ours = measured[OURS]
     times_cp, faster = BARS[adapter]
-    over = ours["seconds"] / measured["cp"]["seconds"]
-    than = {name: value["seconds"] / ours["seconds"] for name, value in measured.items() if name not in ("cp", OURS)}
+    relative = ours["seconds"] / measured["cp"]["seconds"]
+    speedups = {
+        name: value["seconds"] / ours["seconds"] for name, value in measured.items() if name not in ("cp", OURS)
+    }
     bars = {
-        f"at most {times_cp} times cp": over <= times_cp,
+        f"at most {times_cp} times cp": relative <= times_cp,
         f"at most {PEAK_MB} MB": ours["peak_mb"] <= PEAK_MB,
         **{
             f"at least {faster} times faster than {name}": ratio >= faster
-            for name, ratio in than.items()
+            for name, ratio in speedups.items()
             if name in ("PEFT", "mergekit")
         },
     }
-    return {"times_cp": over, "faster_than": than, "bars": bars}
+    return {"times_cp": relative, "faster_than": speedups, "bars": bars}

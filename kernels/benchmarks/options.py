@@ -1,4 +1,4 @@
-"""What the command's flags say to a suite."""
+"""Options of a suite, from the command line."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """runs: rounds, of which medians are taken. peft_limit: seconds that one measurement of PEFT may be expected to
-    take; beyond it a part is measured and the result says so."""
+    """runs: rounds; medians are reported. peft_limit: maximum estimate of one PEFT measurement in seconds; beyond it,
+    only a part is measured, and the result says so."""
 
     runs: int = 5
     peft_limit: float = 720.0

@@ -1,4 +1,4 @@
-"""Whole processes, measured: wall time, processor time and peak memory of a command, from its start to its end."""
+"""Measurement of whole processes: wall time, processor time and peak memory of a command, from start to end."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 
-# A process starts its life with its parent's peak memory (Linux keeps it over exec), so the parent is this, not the
-# benchmark with its arrays. The peak is the largest of the process and of the children that it waited for.
+# A process starts with its parent's peak memory (Linux keeps it across exec), so the parent is this launcher, not the
+# benchmark with its arrays. The peak is the largest one of the process and of the children that it waited for.
 _LAUNCHER: Final = """
 import json, os, sys, time
 began = time.perf_counter()
@@ -25,13 +25,13 @@ took = time.perf_counter() - began
 with open(sys.argv[1], "w") as file:
     json.dump([os.waitstatus_to_exitcode(status), took, usage.ru_utime + usage.ru_stime, usage.ru_maxrss], file)
 """
-# Threads are each program's own default; waiting ones sleep, which the peers were measured to be faster with.
+# Each program uses its default number of threads. Waiting threads sleep, which was measured to be faster for the peers.
 _DROPPED: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "PYTHONPATH", "PYTHONHASHSEED")
 _SET: Final = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "OMP_WAIT_POLICY": "passive"}
 
 
 class CommandFailed(Exception):
-    """The command ended with another status than 0; the text holds the end of what it said."""
+    """The command exited with a status other than 0. The text contains the end of its stderr."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +45,14 @@ class Usage:
 
 
 def environment(extra: Mapping[str, str] = {}, *, ours: bool = False) -> dict[str, str]:
-    """ours: with this checkout's packages on the path."""
+    """The environment of a measured process. ours: with this checkout's packages on the path."""
     kept = {name: value for name, value in os.environ.items() if name not in _DROPPED}
     path = {"PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("client", "kernels"))} if ours else {}
     return {**kept, **_SET, **path, **extra}
 
 
 def python(*arguments: object) -> list[str]:
-    """A command of this interpreter."""
+    """A command that runs this interpreter."""
     return [sys.executable, *map(str, arguments)]
 
 
@@ -65,26 +65,26 @@ def measure(command: Sequence[object], scratch: Path, *, ours: bool = False) -> 
             launcher, env=environment(ours=ours), stdout=subprocess.PIPE, stderr=errors, check=False, text=True
         )
         errors.seek(0)
-        said = errors.read().decode(errors="replace")[-2000:]
+        stderr = errors.read().decode(errors="replace")[-2000:]
     if done.returncode:
-        raise CommandFailed(f"{' '.join(map(str, command))} could not be started:\n{said}")
+        raise CommandFailed(f"{' '.join(map(str, command))} could not be started:\n{stderr}")
     status, seconds, cpu, peak = json.loads(result.read_text())
     if status:
-        raise CommandFailed(f"{' '.join(map(str, command))} ended with {status}:\n{said}")
+        raise CommandFailed(f"{' '.join(map(str, command))} exited with {status}:\n{stderr}")
     return Usage(seconds, cpu, peak * 1024 / 1e6, done.stdout)
 
 
 def interleaved(
-    contestants: Mapping[str, Callable[[], Usage]], runs: int, told: Callable[[str], None]
+    contestants: Mapping[str, Callable[[], Usage]], runs: int, log: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
-    """Every contestant once per round, each round beginning with another one; medians and all values, by name."""
+    """Run every contestant once per round, each round starting with a different one. Returns summaries by name."""
     names = list(contestants)
     usages: dict[str, list[Usage]] = {name: [] for name in names}
-    for turn in range(runs):
-        first = turn % len(names)
+    for index in range(runs):
+        first = index % len(names)
         for name in names[first:] + names[:first]:
             usage = contestants[name]()
-            told(f"  round {turn + 1}  {name:16} {usage.seconds:8.2f} s  {usage.peak_mb:7.0f} MB")
+            log(f"  round {index + 1}  {name:16} {usage.seconds:8.2f} s  {usage.peak_mb:7.0f} MB")
             usages[name].append(usage)
     return {name: summary(measured) for name, measured in usages.items()}
 

@@ -1,8 +1,8 @@
-"""The table of `docs/kernels.md`: what each variant of each Triton kernel costs when it is compiled for an H200.
+"""Print the table of `docs/kernels.md`: the resources of each variant of each Triton kernel, compiled for an H200.
 
     python kernels/benchmarks/registers.py
 
-No GPU is needed, and none is measured: registers, spills and shared memory are what ptxas reports.
+No GPU is needed: registers, spills and shared memory are as reported by ptxas.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A checkpoint of 7 billion parameters, made of holes, merged in the memory of a small one."""
+"""Merge of a sparse checkpoint of 7 billion parameters, in the memory of a small one."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _COMPARED: Final = (0, 31)
 
 
 class NoSpace(Exception):
-    """The disk has no room for the result."""
+    """The disk has too little free space for the result."""
 
 
-def run(_: Options, told: Callable[[str], None]) -> dict[str, Any]:
-    """Once: what is measured is memory. Raises NoSpace, `exact.Wrong` and CommandFailed."""
+def run(_: Options, log: Callable[[str], None]) -> dict[str, Any]:
+    """Run once, to measure memory. Raises NoSpace, `exact.WrongResult` and CommandFailed."""
     base = fixtures.sparse_base("sparse7b", fixtures.LLAMA_7B, shards=2)
     adapter = fixtures.adapter("qv16-7b", fixtures.LLAMA_7B, rank=16, targets=fixtures.QV)
     size = sum(path.stat().st_size for path in base.iterdir())
@@ -35,7 +35,7 @@ def run(_: Options, told: Callable[[str], None]) -> dict[str, Any]:
         files = list(out.iterdir())
         written = sum(path.stat().st_size for path in files)
         allocated = sum(path.stat().st_blocks * 512 for path in files)
-    told(f"  {usage.seconds:.1f} s, {usage.peak_mb:.0f} MB; {written / 1e9:.1f} GB, {allocated / 1e9:.1f} on disk")
+    log(f"  {usage.seconds:.1f} s, {usage.peak_mb:.0f} MB; {written / 1e9:.1f} GB, {allocated / 1e9:.1f} on disk")
     row = {
         "base_bytes": size,
         "written_bytes": written,

@@ -1,4 +1,4 @@
-"""The tables of docs/benchmarks.md, made from the JSON files in `results`."""
+"""The tables of docs/benchmarks.md, from the JSON files in `results`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _merge(record: dict[str, Any]) -> Iterator[str]:
 
 
 def _compose(record: dict[str, Any]) -> Iterator[str]:
-    yield "| compose 8 adapters of rank 16 | seconds | peak MB | PEFT: times slower | its call against ours |"
+    yield "| compose 8 adapters of rank 16 | seconds | peak MB | PEFT: times slower | call alone: times slower |"
     yield "|---|---|---|---|---|"
     svd = record["svd"]
     ours, peft = svd["ours"], svd["peft"]
@@ -80,5 +80,5 @@ def _machine(record: dict[str, Any]) -> str:
     runs = "one run" if record["runs"] == 1 else f"medians of {record['runs']} interleaved runs"
     return (
         f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_gb']} GB, {machine['system']}; whole "
-        f"processes, {runs}; {record['others']:.0%} of the machine went to others."
+        f"processes, {runs}; other processes used {record['others']:.0%} of the machine."
     )

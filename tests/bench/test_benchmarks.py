@@ -91,14 +91,14 @@ def test_a_wrong_element_is_found(model: tuple[Path, Path, Path], name: str, sen
     row, column = np.unravel_index(int(np.argmax(bits & 0x7FFF)), bits.shape)
     bits[row, column] += 1
     bits.flush()
-    with pytest.raises(exact.Wrong, match=sentence):
+    with pytest.raises(exact.WrongResult, match=sentence):
         exact.check_merge(base, adapter, out, layers=(0, 1))
 
 
 def test_a_merge_that_did_nothing_is_found(model: tuple[Path, Path, Path], tmp_path: Path) -> None:
     base, adapter, _ = model
     shutil.copytree(base, tmp_path / "copy")
-    with pytest.raises(exact.Wrong):
+    with pytest.raises(exact.WrongResult):
         exact.check_merge(base, adapter, tmp_path / "copy", layers=(0, 1))
 
 

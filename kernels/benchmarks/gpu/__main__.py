@@ -2,13 +2,12 @@
 
     python -m benchmarks.gpu [--rounds N] [--results DIR]
 
-Each case is first compared with float64; on a wrong result nothing is timed and the exit status is 1. Then the case, a
-plain copy and the case's peer run in turn over as many tensors as many times the second-level cache holds, so that none
-finds its data there. `share of copy` is bytes per second, of what the operation must read and write at least, over the
-copy's bytes per second in the same round; the median over the rounds is reported, of the GPU's own time, and beside it
-the time of a whole call, the host's part included. Merges of low-rank updates do all tensors in one launch, as a
-model's are done; the others launch once or a few times per tensor. Results go to `results/gpu-<device>.json`. Without a
-GPU it says so, and writes nothing.
+Each case is first compared with float64; after a wrong result nothing is timed and the exit status is 1. Then the case,
+a plain copy and the case's peer run in turn, over tensors of many times the size of the L2 cache, so that no data is
+cached. `share of copy` is bytes per second, counting what the operation must read and write at least, over the copy's
+bytes per second in the same round. Reported is the median over the rounds, in GPU time, and the time of a whole call
+including the host's part. Low-rank merges process all tensors in one launch, as for a model; others launch once or a
+few times per tensor. Results go to `results/gpu-<device>.json`. Without a GPU nothing is measured or written.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from benchmarks.gpu.cases import Case, Shape, cases, normal, size
 from benchmarks.gpu.clock import on_device, whole
 
 SHAPES: Final[tuple[Shape, ...]] = ((4096, 4096), (8192, 28672))
-# Some twenty times the second-level cache of an H200.
+# About twenty times the L2 cache of an H200.
 ROTATION_BYTES: Final = 1 << 30
 
 
@@ -69,7 +68,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "results")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
-        print("There is no GPU on this machine: nothing was measured, and no figure about a GPU is claimed.")
+        print("There is no GPU on this machine: nothing was measured.")
         return 0
     device = torch.cuda.get_device_name()
     torch.manual_seed(0)
@@ -80,7 +79,7 @@ def main() -> int:
                 if case.check is not None:
                     case.check(case.prepare())
             except AssertionError as error:
-                print(f"{case.name} on {shape} is wrong, so that no speed is told: {error}", file=sys.stderr)
+                print(f"{case.name} on {shape} is wrong, so no speed is reported: {error}", file=sys.stderr)
                 return 1
             rows.append(measure(case, shape, arguments.rounds))
             print(_line(rows[-1]), flush=True)

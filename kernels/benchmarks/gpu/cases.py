@@ -1,4 +1,4 @@
-"""What is measured on a GPU: each operation, what it must move at least, its exact result, and a peer."""
+"""Cases of the GPU benchmark: each operation, the bytes that it must move, its exact result, and a peer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from lora_kernels.ops.testing import assert_close
 
 Shape = tuple[int, int]
 Item = tuple[Any, Any]
-"""What is read, and what is written: tensors, or weights as `lora_kernels.ops` takes them."""
+"""(input, output): tensors, or weights as `lora_kernels.ops` takes them."""
 
 _KEYS: Final = [1, 2, 3, 4]
 _WEIGHTS: Final = [1.0, 0.5, -1.0, 0.25]
@@ -40,10 +40,16 @@ _WEIGHTS: Final = [1.0, 0.5, -1.0, 0.25]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """prepare(): one matrix and its output. run(items): the operation on each. moved(item): bytes that one must read
-    and write at least; the factors are not counted. check(item): raises AssertionError; None where the tests alone
-    check the result. peer(items): the same in plain torch, as PEFT does it; None where there is none.
-    bar: the least share of the copy's bandwidth; None where the design names none."""
+    """A case.
+
+    Args:
+        prepare: returns one matrix and its output.
+        run: runs the operation on each item.
+        moved: bytes that the operation must read and write at least, without the factors.
+        check: raises AssertionError for a wrong result; None if only the tests check it.
+        peer: the same in plain torch, as PEFT does it; None if there is none.
+        bar: minimum share of the copy's bandwidth; None if the design has none.
+    """
 
     name: str
     prepare: Callable[[], Item]
@@ -163,7 +169,7 @@ def _sparse(shape: Shape) -> list[Case]:
     ties: dict[str, Any] = {"weights": _WEIGHTS, "density": 0.2}
     dare: dict[str, Any] = {"weights": _WEIGHTS, "density": 0.5, "keys": _KEYS}
     return [
-        # Near its threshold an element is kept or not by a last bit, so that float64 keeps others: see the tests.
+        # Near the threshold the last bit decides which elements are kept, so that float64 keeps others: see the tests.
         Case(
             "TIES of 4 x rank 16",
             lambda: dense(shape),
@@ -201,7 +207,7 @@ def normal(shape: tuple[int, ...], scale: float) -> torch.Tensor:
 
 
 def size(part: torch.Tensor | Quantized) -> int:
-    """Bytes of a weight, tables left out."""
+    """Bytes of a weight, without lookup tables."""
     if isinstance(part, Int8Rows):
         return part.codes.nbytes + part.scb.nbytes
     if isinstance(part, FourBit):
@@ -230,7 +236,7 @@ def _delta(adapters: Sequence[LowRank]) -> torch.Tensor:
 
 
 def _against(item: Item, exact: Callable[[Any, torch.Tensor], object], run: Callable[[Any, Any], object]) -> None:
-    """As close to float64 as plain torch is, in an output that was full of NaN."""
+    """Check that the result is as close to float64 as plain torch is. The output is filled with NaN first."""
     w, out = item
     in_float64, as_torch = torch.empty_like(out, dtype=torch.float64), torch.empty_like(out)
     exact(w, in_float64)

@@ -1,4 +1,4 @@
-"""Time on the GPU's own clock."""
+"""Timing on the GPU's own clock."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Final
 
 import torch
 
-# Cycles: about 2 ms, in which the host prepares what a call launches.
+# Cycles: about 2 ms, in which the host queues the launches of a call.
 _AHEAD: Final = 4_000_000
 
 
 def on_device(run: Callable[[], object]) -> float:
     """Seconds from the first launch of `run` to the end of the last. The GPU waits before the first, so that launches
-    follow each other as they do in a long queue of work."""
+    follow each other as in a full queue."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     torch.cuda.synchronize()
     torch.cuda._sleep(_AHEAD)  # type: ignore[no-untyped-call]
@@ -26,7 +26,7 @@ def on_device(run: Callable[[], object]) -> float:
 
 
 def whole(run: Callable[[], object]) -> float:
-    """Seconds from the call to the end of what it launched, on an idle GPU: with the host's part."""
+    """Seconds from the call to the end of its launches, on an idle GPU, including the host's part."""
     torch.cuda.synchronize()
     began = time.perf_counter()
     run()

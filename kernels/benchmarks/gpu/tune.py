@@ -1,10 +1,10 @@
-"""Which launch configurations are fastest on this GPU: the measurements behind `lora_kernels.ops.configs`.
+"""Find the fastest launch configurations on this GPU: the measurements behind `lora_kernels.ops.configs`.
 
     python -m benchmarks.gpu.tune [KERNEL]... [--out FILE] [--compilers N]
 
-Every configuration of a kernel's grid is compiled, in several processes at once, and timed on a large matrix in several
-rounds; the table shows the fastest, in shares of the copy's bandwidth, and the one that is in use. Nothing is changed:
-a choice is written into `configs.py` by hand, with what it was measured on.
+Every configuration of a kernel's grid is compiled, in several processes, and timed on a large matrix in several rounds.
+The table shows the fastest, as shares of the copy's bandwidth, and the one in use. Nothing is changed: write a choice
+into `configs.py` by hand, with the device and shape that it was measured on.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ Run = Callable[[Sequence[Item], LaunchConfig], None]
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """prepare(shape): an item. build(shape): what runs it by a configuration. present: the one in use."""
+    """prepare(shape): an item. build(shape): a function that runs items with a configuration. present: the
+    configuration in use."""
 
     prepare: Callable[[Shape], Item]
     build: Callable[[Shape], Run]
@@ -56,7 +57,7 @@ def grid(
 
 
 def _each(one: Callable[[Any, Any, LaunchConfig], object]) -> Run:
-    """A run of an operation that takes one weight a call."""
+    """Run an operation that takes one weight per call."""
 
     def run(items: Sequence[Item], config: LaunchConfig) -> None:
         for w, out in items:
@@ -170,7 +171,7 @@ KERNELS: Final[dict[str, Tuned]] = {
 
 
 def compiled(name: str, config: LaunchConfig) -> None:
-    """Run a configuration once on a small matrix, in a process of its own, so that the cache of kernels holds it."""
+    """Run a configuration once on a small matrix, in a child process, to fill the kernel cache."""
     tuned = KERNELS[name]
     tuned.build(SMALL)([tuned.prepare(SMALL)], config)
     torch.cuda.synchronize()
@@ -199,7 +200,7 @@ def timed(name: str, chosen: Sequence[LaunchConfig]) -> Iterator[dict[str, Any]]
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.tune", description=__doc__)
-    parser.add_argument("kernel", nargs="*", choices=[[], *KERNELS], help="all where none is named")
+    parser.add_argument("kernel", nargs="*", choices=[[], *KERNELS], help="default: all")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--compilers", type=int, default=12)
     arguments = parser.parse_args()
@@ -207,17 +208,17 @@ def main() -> int:
         print("There is no GPU on this machine: nothing was measured.")
         return 0
     names = arguments.kernel or list(KERNELS)
-    work = [(name, config) for name in names for config in dict.fromkeys((*KERNELS[name].grid, KERNELS[name].present))]
+    tasks = [(name, config) for name in names for config in dict.fromkeys((*KERNELS[name].grid, KERNELS[name].present))]
     with ProcessPoolExecutor(arguments.compilers, mp_context=get_context("spawn")) as pool:
-        waited = [pool.submit(compiled, name, config) for name, config in work]
-        failures = [future.exception() for future in waited]
-    for (name, config), failure in zip(work, failures, strict=True):
+        futures = [pool.submit(compiled, name, config) for name, config in tasks]
+        failures = [future.exception() for future in futures]
+    for (name, config), failure in zip(tasks, failures, strict=True):
         if failure:
             print(f"{name} {config}: {str(failure)[:120]}")
     rows = []
     for name in names:
-        good = [c for (kernel, c), failure in zip(work, failures, strict=True) if kernel == name and not failure]
-        found = sorted(timed(name, good), key=lambda row: row["milliseconds"])
+        usable = [c for (kernel, c), failure in zip(tasks, failures, strict=True) if kernel == name and not failure]
+        found = sorted(timed(name, usable), key=lambda row: row["milliseconds"])
         rows += found
         present = KERNELS[name].present
         print(f"{name}, on {SHAPE}:", flush=True)
@@ -240,7 +241,7 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _rounded(row: dict[str, Any]) -> dict[str, Any]:
-    """Four digits are more than the runs differ by."""
+    """Round to four digits, finer than the differences between runs."""
     return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in row.items()}
 
 

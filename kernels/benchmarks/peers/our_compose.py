@@ -1,6 +1,6 @@
-"""python our_compose.py OUT METHOD PARAMETERS ADAPTER...: adapter folders in, an adapter folder out, weights of one.
+"""python our_compose.py OUT METHOD PARAMETERS ADAPTER...: compose adapter folders with weights of one.
 
-Prints how long the call took, as JSON.
+Prints the seconds of the call as JSON.
 """
 
 from __future__ import annotations

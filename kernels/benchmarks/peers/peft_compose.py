@@ -1,6 +1,6 @@
-"""python peft_compose.py OUT METHOD PARAMETERS BASE ADAPTER...: `add_weighted_adapter` with weights of one, and saved.
+"""python peft_compose.py OUT METHOD PARAMETERS BASE ADAPTER...: `add_weighted_adapter` with weights of one, and save.
 
-The base is loaded in float32, so that PEFT does not round the result to bf16. Prints how long each part took, as JSON.
+The base is loaded in float32, so that PEFT does not round the result to bf16. Prints the seconds of each step as JSON.
 """
 
 from __future__ import annotations

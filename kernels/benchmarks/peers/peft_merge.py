@@ -1,4 +1,4 @@
-"""python peft_merge.py BASE ADAPTER OUT: the way that PEFT's guide tells."""
+"""python peft_merge.py BASE ADAPTER OUT: merge as in PEFT's guide."""
 
 from __future__ import annotations
 

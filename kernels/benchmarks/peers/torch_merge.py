@@ -1,7 +1,7 @@
 """python torch_merge.py BASE ADAPTER OUT: the plain torch computation, tensor by tensor.
 
-Sums in float32, one rounding. The headers of the base are kept as they are; writes are of 256 KiB, which was measured
-to be several times faster than writing whole tensors.
+Sums in float32, one rounding. The headers of the base are kept. Writes of 256 KiB were measured to be several times as
+fast as writes of whole tensors.
 """
 
 from __future__ import annotations
