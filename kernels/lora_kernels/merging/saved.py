@@ -79,7 +79,7 @@ class SavedMatcher:
                 tensor=entry.name,
             )
         if entry is self._head:
-            return []  # `View.both` lists it as ignored when it compares it with the embedding's
+            return []  # `View.with_tied` lists it as ignored when it compares it with the embedding's
         new = factor(entry)
         change = Change(target.name, module, Replacement(new))
         if entry is not self._embedding:
