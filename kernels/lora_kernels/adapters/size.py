@@ -34,7 +34,7 @@ class Size:
             raise _invalid(f"The energy to keep is {self.keep_energy}; expected above 0 and at most 1, such as 0.9.")
 
 
-def stored_type(dtype: str) -> str:
+def stored_dtype(dtype: str) -> str:
     """The safetensors name of a dtype: F32 for `float32`. Raises RegistryError `invalid-request`."""
     if dtype not in DTYPE_NAMES:
         raise _invalid(f"The dtype of the factors is {dtype!r}; expected one of {', '.join(DTYPE_NAMES)}.")

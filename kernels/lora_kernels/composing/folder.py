@@ -17,7 +17,7 @@ from lora_contract.errors import RegistryError
 from lora_contract.methods import DEFAULT_METHOD, check_parameters, find_method
 from lora_contract.tensors import DTYPE_BYTES
 from lora_kernels.adapters import AdapterIdentity, AdapterReader, LowRankModule, adapter_writer, open_adapter, widest
-from lora_kernels.adapters.size import stored_type
+from lora_kernels.adapters.size import stored_dtype
 from lora_kernels.checkpoint.records import Progress
 from lora_kernels.composing.dense import DENSE
 from lora_kernels.composing.factorwise import FACTORWISE
@@ -86,7 +86,7 @@ def compose_adapters(
     inputs = _inputs([reader for reader, _ in adapters])
     shapes = [adapters[index][0].shape(path) for path, indices in inputs.items() for index in indices]
     settings = ComposeSettings(checked, seed, max((shape.rank for shape in shapes), default=1))
-    stored = widest([shape.dtype for shape in shapes]) if dtype is None else stored_type(dtype)
+    stored = widest([shape.dtype for shape in shapes]) if dtype is None else stored_dtype(dtype)
 
     def compose(path: str) -> tuple[Composed, LowRankModule] | None:
         terms = [Term(index, adapters[index][1], adapters[index][0].load(path)) for index in inputs[path]]

@@ -20,7 +20,7 @@ from lora_contract.base import BaseFingerprint, BaseTensor
 from lora_contract.errors import RegistryError
 from lora_contract.modules import modules_of
 from lora_kernels.adapters import AdapterIdentity, adapter_writer
-from lora_kernels.adapters.size import Size, stored_type
+from lora_kernels.adapters.size import Size, stored_dtype
 from lora_kernels.checkpoint.folders import read_base
 from lora_kernels.checkpoint.records import Progress
 from lora_kernels.checkpoint.sources import FolderSource, Source
@@ -84,9 +84,9 @@ def extract(
     target changed.
     """
     size = Size(rank, keep_energy, max_rank)
-    extraction = _Extraction(tuned, tuned_source, base, base_source, size, targets, seed, stored_type(dtype))
+    extraction = _Extraction(tuned, tuned_source, base, base_source, size, targets, seed, stored_dtype(dtype))
     # The output size is not known in advance, but small compared with the checkpoints: the writer reports a full disk.
-    with adapter_writer(out_dir, extraction.identity(base_name), dtype=stored_type(dtype)) as writer:
+    with adapter_writer(out_dir, extraction.identity(base_name), dtype=stored_dtype(dtype)) as writer:
         modules: list[ExtractedModule] = []
         unheld: list[UnheldChange] = []
         with closing(extraction.outcomes(threads, progress)) as outcomes:

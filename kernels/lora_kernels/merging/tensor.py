@@ -124,19 +124,19 @@ class TensorMerge:
         self._open = open_weights(tensor, base)
         if tensor.deltas:
             self.updates = load_updates(tensor.deltas, readers, self._open(), self.rows, self.columns)
-        self._band = self.updates.band if self.updates is not None else 0
+        self._row_group = self.updates.row_group if self.updates is not None else 0
         self._writer: Writer
         if tensor.form is None:
             self._writer = Rounded(tensor)
         else:
-            self._band = _aligned(self._band, tensor.form.blocksize, self.columns)
+            self._row_group = _aligned(self._row_group, tensor.form.blocksize, self.columns)
             merged = self.merged(0, self.rows, Buffers())
             self._writer = Nf4(tensor, tensor.form, ((block, new) for block, _, _, new in merged))
 
     @property
     def step(self) -> int:
         """Ranges of rows start at its multiples."""
-        return max(block_rows(self.columns, band=self._band), 1)
+        return max(block_rows(self.columns, row_group=self._row_group), 1)
 
     @property
     def low_rank(self) -> list[LowRankAddition] | None:
@@ -177,7 +177,7 @@ class TensorMerge:
         self, add_round: AddRound, updates: list[LowRankAddition], r0: int, r1: int, buffers: Buffers, sums: Sums
     ) -> Iterator[memoryview]:
         tensor, found = self.tensor, np.zeros(4)
-        for block in blocks(r0, r1, self.columns, band=self._band):
+        for block in blocks(r0, r1, self.columns, row_group=self._row_group):
             _, change, _, scratch = buffers.of(block)
             size = 2 * block.elements
             raw, out = buffers.raw(size), memoryview(buffers.out)[:size]
@@ -199,14 +199,14 @@ class TensorMerge:
     def before(self, buffers: Buffers) -> Iterator[tuple[Block, F32]]:
         """Yield the base's values by block, each valid until the next. Raises RegistryError `corrupt`."""
         weights = self._open()
-        for block in blocks(0, self.rows, self.columns, band=self._band):
+        for block in blocks(0, self.rows, self.columns, row_group=self._row_group):
             yield block, weights.read(block, buffers.of(block)[0])
 
     def merged(self, r0: int, r1: int, buffers: Buffers) -> Iterator[tuple[Block, F32, F32 | None, F32]]:
         """Yield (block, weight before, change, weight after), before rounding to the output dtype, each valid until the
         next. The change is None if there is no update. r0: a multiple of `step`. Raises RegistryError `corrupt`."""
         weights = self._open()
-        for block in blocks(r0, r1, self.columns, band=self._band):
+        for block in blocks(r0, r1, self.columns, row_group=self._row_group):
             weight, change, new, scratch = buffers.of(block)
             with np.errstate(over="ignore", invalid="ignore"):
                 weights.read(block, weight)
@@ -228,10 +228,10 @@ class TensorMerge:
         )
 
 
-def _aligned(band: int, blocksize: int, columns: int) -> int:
-    """The band that aligns blocks of the tensor with blocks of the format."""
+def _aligned(row_group: int, blocksize: int, columns: int) -> int:
+    """The size of row groups that aligns blocks of the tensor with blocks of the format."""
     step = blocksize // math.gcd(blocksize, columns) if columns else 1
-    return math.lcm(max(band, 1), step) if step > 1 else band
+    return math.lcm(max(row_group, 1), step) if step > 1 else row_group
 
 
 def _refuse_nonfinite(tensor: TensorPlan, weight: F32, stored: F32) -> NoReturn:

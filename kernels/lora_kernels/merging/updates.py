@@ -44,10 +44,10 @@ class Updates:
         return any(isinstance(step, Transform) and step.replaces for step, _ in self._steps)
 
     @property
-    def band(self) -> int:
+    def row_group(self) -> int:
         """Number of rows that a block must not split; 0 if elements are independent."""
-        bands = [step.band for step, _ in self._steps if isinstance(step, Transform) and step.reach == "row"]
-        return math.lcm(*bands) if bands else 0
+        row_groups = [step.row_group for step, _ in self._steps if isinstance(step, Transform) and step.reach == "row"]
+        return math.lcm(*row_groups) if row_groups else 0
 
     @property
     def low_rank(self) -> list[LowRankAddition] | None:
@@ -80,7 +80,7 @@ class Updates:
 
     def before(self, weights: Weights) -> Iterator[tuple[Block, F32]]:
         """Yield the blocks of the tensor after the updates so far."""
-        for block in blocks(0, self._rows, self._columns, band=max(self.band, 1)):
+        for block in blocks(0, self._rows, self._columns, row_group=max(self.row_group, 1)):
             weight, change, new, scratch = (np.empty(block.shape, np.float32) for _ in range(4))
             weights.read(block, weight)
             if self._steps:

@@ -42,16 +42,17 @@ def matrix(shape: tuple[int, ...], columns: int | None = None) -> tuple[int, int
     return (elements // columns, columns) if columns else (0, 0)
 
 
-def block_rows(columns: int, *, band: int = 0) -> int:
-    """Rows per block; 0 if a block is a part of one row. band: rows that stay in one block; 0 if a row may be split."""
+def block_rows(columns: int, *, row_group: int = 0) -> int:
+    """Rows per block; 0 if a block is a part of one row. row_group: number of consecutive rows that stay in one block;
+    0 if a row may be split."""
     rows = BLOCK // columns if columns else 1
-    return max(rows // band, 1) * band if band else rows
+    return max(rows // row_group, 1) * row_group if row_group else rows
 
 
-def blocks(r0: int, r1: int, columns: int, *, band: int = 0) -> Iterator[Block]:
+def blocks(r0: int, r1: int, columns: int, *, row_group: int = 0) -> Iterator[Block]:
     """The blocks of the rows r0:r1, in byte order. r0: a multiple of `block_rows`, so that the blocks of a matrix do
     not depend on how its rows are split into tasks."""
-    step = block_rows(columns, band=band)
+    step = block_rows(columns, row_group=row_group)
     if not columns:
         return
     if step:

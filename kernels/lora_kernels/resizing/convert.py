@@ -8,7 +8,7 @@ from contextlib import closing
 import numpy as np
 
 from lora_kernels.adapters.low_rank import LowRankModule
-from lora_kernels.adapters.size import stored_type
+from lora_kernels.adapters.size import stored_dtype
 from lora_kernels.resizing.report import ConvertedModule, ConvertReport
 from lora_kernels.resizing.rewrite import Rewrite, relative_error, rewriting, wide
 
@@ -28,7 +28,7 @@ def convert_folder(
     not an update of the base (PiSSA and the like), and `rejected` if a value is not finite.
     """
     modules: list[ConvertedModule] = []
-    with rewriting(adapter_dir, out_dir, stored_type(dtype) if dtype is not None else None) as rewrite:
+    with rewriting(adapter_dir, out_dir, stored_dtype(dtype) if dtype is not None else None) as rewrite:
         ranks = {path: rewrite.reader.shape(path).rank for path in rewrite.reader.modules}
         uniform = max(ranks.values(), default=0) if uniform_rank else 0
         with closing(rewrite.each(lambda path: _module(rewrite, path, uniform), None, None)) as outcomes:

@@ -7,7 +7,7 @@ import os
 from contextlib import closing
 
 from lora_kernels.adapters.low_rank import LowRankModule
-from lora_kernels.adapters.size import Size, stored_type
+from lora_kernels.adapters.size import Size, stored_dtype
 from lora_kernels.checkpoint.records import Progress
 from lora_kernels.linalg.factored import balanced, product_norm, product_svd, rank_for_energy
 from lora_kernels.resizing.report import ResizedModule, ResizeReport
@@ -39,7 +39,7 @@ def resize_folder(
     size = Size(rank, keep_energy)
     modules: list[ResizedModule] = []
     dropped: list[str] = []
-    with rewriting(adapter_dir, out_dir, stored_type(dtype) if dtype is not None else None) as rewrite:
+    with rewriting(adapter_dir, out_dir, stored_dtype(dtype) if dtype is not None else None) as rewrite:
         with closing(rewrite.each(lambda path: _module(rewrite, path, size), threads, progress)) as outcomes:
             for factors, row in outcomes:
                 if factors is None:

@@ -66,7 +66,7 @@ class Road(Transform):
         self._group = group
         # A bias is one row, whose elements are the outputs.
         self._vector = vector
-        self.band = 1 if vector else group
+        self.row_group = 1 if vector else group
 
     def apply(self, block: Block, values: F32) -> None:
         outputs = values.reshape(-1, 1) if self._vector else values

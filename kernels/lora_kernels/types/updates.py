@@ -56,8 +56,8 @@ class Transform(ABC):
     """Computes new weights from the old ones."""
 
     reach: ClassVar[Reach] = "row"
-    # Rows in a band, a group of consecutive rows that affect each other; 1 if rows are independent.
-    band: int = 1
+    # Number of consecutive rows that affect each other; 1 if rows are independent.
+    row_group: int = 1
     # The result does not depend on the old weights.
     replaces: ClassVar[bool] = False
 
@@ -65,7 +65,7 @@ class Transform(ABC):
     def apply(self, block: Block, values: F32) -> None:
         """Change a block in place: `values`, of the block's shape, are the weights after the preceding updates.
 
-        Depending on `reach` and `band` the block is arbitrary, or consists of whole bands of whole rows.
+        Depending on `reach` and `row_group` the block is arbitrary, or consists of whole rows and groups of rows.
         """
 
 
