@@ -24,7 +24,7 @@ from typing import Any, Final
 import torch
 
 from benchmarks.gpu.cases import Case, Shape, cases, normal, size
-from benchmarks.gpu.clock import on_device, whole
+from benchmarks.gpu.clock import on_device, whole_call
 
 SHAPES: Final[tuple[Shape, ...]] = ((4096, 4096), (8192, 28672))
 # About twenty times the L2 cache of an H200.
@@ -42,7 +42,7 @@ def measure(case: Case, shape: Shape, rounds: int) -> dict[str, Any]:
     for _ in range(rounds + 1):
         copies.append(2 * size(source) / on_device(lambda: target.copy_(source)))
         times.append(on_device(lambda: case.run(items)))
-        calls.append(whole(lambda: case.run(items)))
+        calls.append(whole_call(lambda: case.run(items)))
         if case.peer is not None:
             peers.append(on_device(partial(case.peer, items)))
     # The first round compiles.

@@ -25,7 +25,7 @@ def on_device(run: Callable[[], object]) -> float:
     return float(start.elapsed_time(end)) / 1e3
 
 
-def whole(run: Callable[[], object]) -> float:
+def whole_call(run: Callable[[], object]) -> float:
     """Seconds from the call to the end of its launches, on an idle GPU, including the host's part."""
     torch.cuda.synchronize()
     began = time.perf_counter()

@@ -25,7 +25,7 @@ def compare_folders(
             theirs = other.load(name) if name in other.modules else None
             if mine and theirs and not one.shape(name).fits(other.shape(name)):
                 raise RegistryError(
-                    "conflict", f"{name} has different shapes in the adapters: they were made for different bases."
+                    "conflict", f"{name} has different shapes in the adapters: they were trained on different bases."
                 )
             found.append(compare_modules(mine, theirs))
             progress(number + 1, len(names))

@@ -61,7 +61,7 @@ class SavedMatcher:
             raise RegistryError(
                 "unsupported",
                 f"{entry.name} replaces {name}, which the base ties to {', '.join(partners)} and does not store.",
-                hint="Serve the adapter unmerged, or untie the base first and register it as a base of its own.",
+                hint="Serve the adapter unmerged, or untie the base first and register the result as a new base.",
                 module=module,
                 tensor=entry.name,
             )

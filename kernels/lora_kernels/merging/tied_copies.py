@@ -21,7 +21,7 @@ def check_copies(copies: Sequence[TiedCopy], reader: FactorReader) -> None:
             raise RegistryError(
                 "rejected",
                 f"{original.name} and {copy.name} differ, but adapter_config.json says that the adapter ties them; "
-                "training has made them differ.",
+                "training changed them separately.",
                 hint="Set ensure_weight_tying to false in adapter_config.json and name both layers in "
                 "target_modules or modules_to_save, so that each gets its own.",
                 tensor=copy.name,

@@ -123,7 +123,7 @@ def _template(base: Path, ours: dict[str, Any], adapter: Path, theirs: dict[str,
         return []
     if source is None:
         return [Finding("chat-template-added", "note", "The adapter has a chat template, but the base has none.")]
-    # Both get the base's special tokens: a difference of these is a finding of its own.
+    # Both get the base's special tokens: a difference of these is a separate finding.
     try:
         rendered, expected = render_template(own, ours), render_template(source, ours)
     except RegistryError as error:
