@@ -1,5 +1,7 @@
 import os
+import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 import hypothesis
@@ -14,6 +16,12 @@ if os.environ.get("CI"):
 
 # Most workers of the tests run no validation.
 os.environ.setdefault("LORA_REG_PRELOAD", "false")
+
+# Temporary folders in memory, if there is room: what the service and the kernels write is synced to a disk thousands of
+# times, which these tests, that kill processes and not the machine, cannot notice.
+MEMORY = Path("/dev/shm")
+if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 8 << 30 and "TMPDIR" not in os.environ:
+    os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
 
 # A shell that starts this in the background without job control has SIGINT ignored, in all that is started here too.
 signal.signal(signal.SIGINT, signal.default_int_handler)

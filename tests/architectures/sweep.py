@@ -51,7 +51,7 @@ def _save(kind: Any, model_type: str, folder: Path) -> None:
         size = sum(parameter.numel() for parameter in kind(config).parameters())
     if size > MAX_PARAMETERS:
         raise NotCovered(f"{size / 1e6:.0f} million parameters at the least")
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     kind(config).save_pretrained(folder)
 
 
@@ -89,12 +89,13 @@ def _adapted(case: str, model: Any, folder: Path, *, without: str = "no layer") 
         if embedding is None:
             raise NotCovered("no input embedding")
         settings["modules_to_save"] = [embedding]
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     adapted = get_peft_model(copy.deepcopy(model), LoraConfig(**settings)).eval()
     for name, parameter in adapted.named_parameters():
         if parameter.requires_grad:
             with torch.no_grad():
                 parameter.normal_(0, 0.3 if "lora_" in name else 0.05)
+    adapted.create_or_update_model_card = lambda _folder: None  # a third of the time of saving
     adapted.save_pretrained(folder, save_embedding_layers=False)
     return adapted.base_model.model
 
@@ -171,7 +172,7 @@ def _other_outputs(model: Any, adapted: Any, merged: Any, inputs: dict[str, Any]
 
 
 def _run(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-    torch.manual_seed(2)
+    torch.default_generator.manual_seed(2)
     with torch.no_grad():
         found = model(**inputs)
     logits = getattr(found, "logits", None)
@@ -194,7 +195,7 @@ def _inputs(model: Any) -> dict[str, Any] | None:
 
 def _candidates(model: Any) -> Iterator[dict[str, Any]]:
     taken = set(inspect.signature(model.forward).parameters)
-    torch.manual_seed(3)
+    torch.default_generator.manual_seed(3)
     tokens = torch.randint(3, VOCABULARY // 2, (2, 16))
     text = {"input_ids": tokens}
     if "decoder_input_ids" in taken:

@@ -117,7 +117,7 @@ def _state(shared: Path) -> Iterator[dict[str, object]]:
 def _join(shared: Path) -> str:
     with _state(shared) as state:
         if not state:
-            folder = Path(tempfile.mkdtemp(dir="/tmp", prefix="pg"))
+            folder = Path(tempfile.mkdtemp(prefix="pg"))
             state.update(folder=str(folder), url=_start(folder), pids=[])
         pids = state["pids"]
         assert isinstance(pids, list)
