@@ -9,7 +9,7 @@ from lora_contract.errors import RegistryError
 from lora_registry.auth import tokens
 from lora_registry.blobs.hashing import checked
 from lora_registry.context import Context
-from lora_registry.db import migrate as schema
+from lora_registry.db import revision
 from lora_registry.db.engine import make_engine, require_connection
 from lora_registry.jobs.engine import client as engine_client
 from lora_registry.repositories import store as version_store
@@ -23,7 +23,10 @@ def migrate(settings: Settings) -> None:
     settings.make_data_folder()
     engine = make_engine(settings.resolved_database_url)
     require_connection(engine)
-    schema.upgrade(engine)
+    if not revision.is_current(engine):
+        from lora_registry.db.migrate import upgrade
+
+        upgrade(engine)
     engine.dispose()
     engine_client.migrate(settings.resolved_database_url)
 
@@ -67,5 +70,5 @@ def _open(settings: Settings) -> Context:
     """Open the context; require a reachable database at the newest schema."""
     ctx = open_context(settings)
     require_connection(ctx.db.engine)
-    schema.require_current(ctx.db.engine)
+    revision.require_current(ctx.db.engine)
     return ctx

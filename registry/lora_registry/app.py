@@ -21,7 +21,7 @@ from lora_registry.auth.guards import caller_of
 from lora_registry.auth.routes import router as auth
 from lora_registry.bases.routes import router as bases
 from lora_registry.context import Context
-from lora_registry.db import migrate
+from lora_registry.db import revision
 from lora_registry.derivations.routes import router as derivations
 from lora_registry.events.routes import router as events
 from lora_registry.gates.routes import router as gates
@@ -50,7 +50,7 @@ def healthz() -> dict[str, str]:
 @get("/readyz", sync_to_thread=True, include_in_schema=False)
 def readyz(ctx: Context) -> Response[dict[str, str]]:
     """Readiness: the database is at the newest schema and the blob store is reachable."""
-    migrate.require_current(ctx.db.engine)
+    revision.require_current(ctx.db.engine)
     ctx.blobs.check()
     return Response({"status": "ready", "version": __version__})
 

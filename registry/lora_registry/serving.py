@@ -20,7 +20,7 @@ from uvicorn.supervisors import Multiprocess
 from lora_contract.errors import RegistryError
 from lora_registry.admin import migrate
 from lora_registry.app import create_app
-from lora_registry.db import migrate as schema
+from lora_registry.db import revision
 from lora_registry.db.engine import make_engine, require_connection
 from lora_registry.processes.attributes import die_with_parent
 from lora_registry.settings import Settings, environment, load
@@ -40,7 +40,7 @@ def serve(settings: Settings, *, processes: int) -> int:
     else:
         engine = make_engine(settings.resolved_database_url)
         require_connection(engine)
-        schema.require_current(engine)
+        revision.require_current(engine)
         engine.dispose()
     listener = _listen(settings)
     settings = replace(settings, port=listener.getsockname()[1])

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from lora_registry.db import migrate
+from lora_registry.db import migrate, revision
 from lora_registry.db.engine import make_engine
 from lora_registry.jobs.engine import client as engine_client
 from lora_registry.settings import PREFIX, Settings
@@ -57,9 +57,9 @@ def test_migrations_make_the_tables_that_the_code_has(kind: str, tmp_path: Path,
 def _migrate(url: str) -> None:
     engine = make_engine(url)
     try:
-        assert not migrate.is_current(engine)
+        assert not revision.is_current(engine)
         migrate.upgrade(engine)
-        assert migrate.is_current(engine)
+        assert revision.is_current(engine)
         engine_client.migrate(url)
         assert migrate.difference(engine) == []
         before = set(sa.inspect(engine).get_table_names())

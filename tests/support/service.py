@@ -54,7 +54,13 @@ class Service:
 def environment(data: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment of a service on this data folder: nothing of LORA_REG_* from outside, our sources on the path."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("LORA_REG_")}
-    return {**clean, "PYTHONPATH": PYTHONPATH, "LORA_REG_DATA": str(data), "OMP_NUM_THREADS": "1", **(extra or {})}
+    ours = {
+        "PYTHONPATH": PYTHONPATH,
+        "LORA_REG_DATA": str(data),
+        "LORA_REG_PRELOAD": os.environ["LORA_REG_PRELOAD"],
+        "OMP_NUM_THREADS": "1",
+    }
+    return {**clean, **ours, **(extra or {})}
 
 
 def start(

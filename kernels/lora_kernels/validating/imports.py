@@ -10,6 +10,8 @@ import importlib
 import os
 from typing import Final
 
+from lora_kernels.validating.libraries import import_peft
+
 _MODULES: Final = (
     "torch",
     "transformers.modeling_utils",
@@ -28,8 +30,10 @@ _MODULES: Final = (
     "lora_kernels.validating.threads",
     "lora_kernels.validating.tokenizer",
 )
-_TOUCH_CUDA: Final = ("peft", "lora_kernels.validating.effect")
 _GPU: Final = ("/dev/nvidiactl", "/dev/kfd")
 
-for _name in (*_MODULES, *(() if any(map(os.path.exists, _GPU)) else _TOUCH_CUDA)):
+for _name in _MODULES:
     importlib.import_module(_name)
+if not any(map(os.path.exists, _GPU)):
+    import_peft()
+    importlib.import_module("lora_kernels.validating.effect")

@@ -14,7 +14,6 @@ from sqlmodel import SQLModel
 
 import lora_registry.db.tables  # noqa: F401  fills the metadata
 from alembic import command
-from lora_contract.errors import RegistryError
 
 
 def _config() -> Config:
@@ -33,21 +32,6 @@ def upgrade(engine: Engine) -> None:
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7305617)")
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
-
-
-def is_current(engine: Engine) -> bool:
-    """Return whether the database is at the newest revision."""
-    with engine.connect() as connection:
-        current = MigrationContext.configure(connection).get_current_revision()
-    return current == ScriptDirectory.from_config(_config()).get_current_head()
-
-
-def require_current(engine: Engine) -> None:
-    """Raise RegistryError `unavailable` if the database is not at the newest revision."""
-    if not is_current(engine):
-        raise RegistryError(
-            "unavailable", "The database is not at the newest schema.", hint="Run `lora-registry migrate`."
-        )
 
 
 def make_revision(engine: Engine, message: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import NoReturn
 
-from lora_registry.db import migrate
+from lora_registry.db import revision
 from lora_registry.db.engine import require_connection
 from lora_registry.jobs.engine.kinds import handled
 from lora_registry.jobs.engine.worker_process import run_worker
@@ -28,7 +28,7 @@ def work(settings: Settings, *, queues: tuple[str, ...], name: str | None, paren
     os.environ.update(environment(settings))  # children of jobs read their settings there
     ctx = open_context(settings)
     require_connection(ctx.db.engine)
-    migrate.require_current(ctx.db.engine)
+    revision.require_current(ctx.db.engine)
     housekeeping.start(ctx)
     run_worker(
         ctx.db.engine,
