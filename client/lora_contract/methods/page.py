@@ -58,6 +58,11 @@ def _overview() -> str:
     return "\n".join(["| method | in PEFT | seeded | version |", "|---|---|---|---|", *rows, ""])
 
 
+def _sentence(summary: str) -> str:
+    """With a capital, unless the first word is a symbol of a formula."""
+    return summary[0].upper() + summary[1:] if summary[1].isalpha() else summary
+
+
 def _yes(flag: bool) -> str:
     return "yes" if flag else ""
 
@@ -66,7 +71,7 @@ def _section(method: Method) -> str:
     lines = [
         f"## {method.name}",
         "",
-        f"{method.summary[0].upper()}{method.summary[1:]}.",
+        f"{_sentence(method.summary)}.",
         "",
         f"Source: {method.source}.",
     ]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     Names: TypeAlias = dict[DatasetRole, dict[str, str]]
     """Names of datasets by role and digest."""
     Found: TypeAlias = tuple[Validation, Validation | None, Names]
-    """The report, that of the version in service, and the datasets."""
+    """The report, that of the adapter to compare with, and the datasets."""
 
 
 @click.command(
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 @click.option(
     "--general", multiple=True, metavar="REF", help="General-text set, to measure forgetting; may be repeated."
 )
-@click.option("--against", metavar="REF", help="Adapter in service now; the new one must not be worse.")
+@click.option("--against", metavar="REF", help="Adapter to compare with; the new one must not be worse.")
 @click.option(
     "--policy", "policy_file", metavar="FILE", help="Policy to judge by, as TOML or JSON (default: the default policy)."
 )

@@ -223,5 +223,5 @@ def _no_target_changed(unheld: Sequence[UnheldChange]) -> RegistryError:
     return RegistryError(
         "invalid-request",
         f"No target changed; these tensors did: {names}.",
-        hint="Name other targets, or store changed tensors in full.",
+        hint="Add some of these tensors to the targets; an adapter needs at least one module with factors.",
     )

@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from lora_kernels.linalg.randomized import EXACT_SIDE, LeadingTriplets, leading_triplets
+from lora_kernels.linalg.randomized import EXACT_SIDE, LeadingTriplets, leading_triplets, square_norm
 from lora_kernels.numeric import philox
 from lora_kernels.numeric.dtypes import F32, F64
 
@@ -54,7 +54,7 @@ def _tall_triplets(matrix: DenseRows, rank: int, name: str) -> LeadingTriplets:
     side = matrix.columns
     if side <= EXACT_SIDE or rank + OVERSAMPLING > WIDEST * side:
         return leading_triplets(matrix, name=name, rank=rank, exact_side=side)
-    energy = sum(_square(block) for _, block in matrix.blocks())
+    energy = sum(square_norm(block) for _, block in matrix.blocks())
     if energy == 0:
         return leading_triplets(matrix, name=name, rank=rank, exact_side=side)
     vectors, passes = _krylov(matrix, rank, name)
@@ -94,10 +94,3 @@ def _krylov(matrix: DenseRows, rank: int, name: str) -> tuple[F64 | None, int]:
         if step + 1 < max_steps:
             basis[:, known : known + width] = following
     return None, max_steps
-
-
-def _square(block: F64) -> float:
-    square = float(np.vdot(block, block))
-    if not np.isfinite(square):
-        raise ValueError("the matrix has NaN, infinity or values whose squares overflow float64")
-    return square

@@ -90,7 +90,7 @@ def leading_triplets(
     exact_side: int = EXACT_SIDE,
 ) -> LeadingTriplets:
     """The leading `rank` triplets, or the fewest with the fraction `keep_energy` (0 to 1) of ||D||^2, at most
-    `max_rank`. Exactly one of rank and keep_energy must be given.
+    `max_rank`, which goes with keep_energy alone. Exactly one of rank and keep_energy must be given.
 
     name, seed: key of the sketch, so that it does not depend on what else is decomposed. exact_side: see EXACT_SIDE.
     Returns fewer triplets if the matrix has fewer rows or columns, none for a zero matrix. With nearly flat spectra the
@@ -183,7 +183,7 @@ class _Sketch:
             image = np.zeros_like(self.basis)
             parts = []
             for _, block in self._matrix.blocks():
-                parts.append(_square(block))
+                parts.append(square_norm(block))
                 image += block.T @ (block @ self.basis)
             self.energy = math.fsum(parts)
             self.passes += 1
@@ -216,7 +216,7 @@ def _by_gram(matrix: RowStream, limit: int, keep_energy: float | None, passes: i
     gram = np.zeros((min(matrix.rows, matrix.columns),) * 2)
     parts, kept = [], []
     for _, block in matrix.blocks():
-        parts.append(_square(block))
+        parts.append(square_norm(block))
         if wide:
             kept.append(block.astype(np.float32))
         else:
@@ -246,10 +246,10 @@ def _by_gram(matrix: RowStream, limit: int, keep_energy: float | None, passes: i
 
 
 def _energy(matrix: RowStream) -> float:
-    return math.fsum(_square(block) for _, block in matrix.blocks())
+    return math.fsum(square_norm(block) for _, block in matrix.blocks())
 
 
-def _square(block: F64) -> float:
+def square_norm(block: F64) -> float:
     """The sum of squares. Raises ValueError if it is not finite."""
     square = float(np.vdot(block, block))
     if not math.isfinite(square):
