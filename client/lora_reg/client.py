@@ -10,7 +10,7 @@ from urllib.parse import quote
 import httpx
 
 from lora_contract.reference import Reference
-from lora_contract.wire.common import Principal
+from lora_contract.wire.common import Identity
 from lora_contract.wire.jobs import JobList, JobProgressList, JobView, ReportList
 from lora_contract.wire.operations import (
     ComposeRequest,
@@ -54,9 +54,9 @@ class Client(GateCalls):
 
     # Caller
 
-    def whoami(self) -> Principal:
+    def whoami(self) -> Identity:
         """The authenticated caller."""
-        return self._get("/whoami", Principal)
+        return self._get("/whoami", Identity)
 
     # Repositories and versions
 

@@ -13,12 +13,12 @@ from lora_registry.db import revision
 from lora_registry.db.engine import make_engine, require_connection
 from lora_registry.jobs.engine import client as engine_client
 from lora_registry.repositories import store as version_store
-from lora_registry.settings import Settings
+from lora_registry.settings import ServiceSettings
 from lora_registry.storage import open_blobs
 from lora_registry.wiring import open_context
 
 
-def migrate(settings: Settings) -> None:
+def migrate(settings: ServiceSettings) -> None:
     """Migrate our tables, then those of the job engine."""
     settings.make_data_folder()
     engine = make_engine(settings.resolved_database_url)
@@ -31,7 +31,7 @@ def migrate(settings: Settings) -> None:
     engine_client.migrate(settings.resolved_database_url)
 
 
-def check(settings: Settings) -> Iterator[str]:
+def check(settings: ServiceSettings) -> Iterator[str]:
     """Yield one line per component that works. Raises RegistryError for the first that does not."""
     engine = _open(settings).db.engine
     yield f"database: {engine.url.render_as_string(hide_password=True)}, newest schema"
@@ -40,7 +40,7 @@ def check(settings: Settings) -> Iterator[str]:
     yield f"login: {settings.auth}"
 
 
-def fsck(settings: Settings) -> Iterator[tuple[str, str | None]]:
+def fsck(settings: ServiceSettings) -> Iterator[tuple[str, str | None]]:
     """Yield the digest of each blob of live versions, with its problem or None."""
     ctx = _open(settings)
     with ctx.db.read() as session:
@@ -59,14 +59,14 @@ def fsck(settings: Settings) -> Iterator[tuple[str, str | None]]:
             yield digest_text, None
 
 
-def create_token(settings: Settings, *, name: str, role: str, namespace: str | None) -> str:
+def create_token(settings: ServiceSettings, *, name: str, role: str, namespace: str | None) -> str:
     """Create a token and return its secret, which is not stored."""
     ctx = _open(settings)
     with ctx.db.write() as session:
         return tokens.create(session, name=name, role=role, namespace=namespace)  # type: ignore[arg-type]
 
 
-def _open(settings: Settings) -> Context:
+def _open(settings: ServiceSettings) -> Context:
     """Open the context; require a reachable database at the newest schema."""
     ctx = open_context(settings)
     require_connection(ctx.db.engine)

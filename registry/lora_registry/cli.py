@@ -15,7 +15,7 @@ import click
 from lora_contract import __version__
 from lora_contract.errors import RegistryError
 from lora_registry import settings as settings_module
-from lora_registry.settings import Settings
+from lora_registry.settings import ServiceSettings
 
 INTERRUPTED: Final = 130
 
@@ -166,7 +166,7 @@ def create(name: str, role: str, namespace: str | None, data: Path | None) -> No
     click.echo(admin.create_token(load(data=data), name=name, role=role, namespace=namespace))
 
 
-def load(**overrides: Any) -> Settings:
+def load(**overrides: Any) -> ServiceSettings:
     """Load settings (options before environment before file) and set up logging."""
     config = settings_module.load(os.environ, **overrides)
     logging.basicConfig(

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from lora_registry.blobs.protocols import BlobStore
 from lora_registry.db.session import Database
 from lora_registry.jobs.engine.port import JobEngine
-from lora_registry.settings import Settings
+from lora_registry.settings import ServiceSettings
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    settings: Settings
+    settings: ServiceSettings
     db: Database
     blobs: BlobStore
     jobs: JobEngine

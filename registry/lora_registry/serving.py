@@ -23,7 +23,7 @@ from lora_registry.app import create_app
 from lora_registry.db import revision
 from lora_registry.db.engine import make_engine, require_connection
 from lora_registry.processes.attributes import die_with_parent
-from lora_registry.settings import Settings, environment, load
+from lora_registry.settings import ServiceSettings, environment, load
 from lora_registry.wiring import open_context
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 INTERRUPTED: Final = 130
 
 
-def serve(settings: Settings, *, processes: int) -> int:
+def serve(settings: ServiceSettings, *, processes: int) -> int:
     """Listen until SIGINT or SIGTERM, then stop the worker. Return the exit status: 130 after SIGINT, else 0."""
     settings.check_exposure()
     settings.make_data_folder()
@@ -115,7 +115,7 @@ def application() -> object:
     return create_app(open_context(load()))
 
 
-def _listen(settings: Settings) -> socket.socket:
+def _listen(settings: ServiceSettings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
@@ -132,7 +132,7 @@ def _listen(settings: Settings) -> socket.socket:
     return listener
 
 
-def _supervise_worker(settings: Settings, stopping: threading.Event) -> None:
+def _supervise_worker(settings: ServiceSettings, stopping: threading.Event) -> None:
     """Keep one worker process running beside the API, and restart it if it dies."""
     command = [sys.executable, "-m", "lora_registry.cli", "worker", "--parent", str(os.getpid())]
     while not stopping.is_set():

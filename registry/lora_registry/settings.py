@@ -21,7 +21,7 @@ _POSITIVE: Final = ("presign_seconds", "upload_seconds", "max_file_bytes", "leas
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class ServiceSettings:
     """Settings of the service. The variable is the field's name in capitals after `LORA_REG_`.
 
     Args:
@@ -105,14 +105,14 @@ class Settings:
             )
 
 
-def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> ServiceSettings:
     """Load settings from a TOML file (`LORA_REG_CONFIG`), then the environment, then `overrides` that are not None.
 
     Raises RegistryError `usage` for an invalid value and for an unknown key in the file.
     """
     environ = os.environ if environ is None else environ
     values: dict[str, Any] = {}
-    known = {field.name: field for field in fields(Settings)}
+    known = {field.name: field for field in fields(ServiceSettings)}
     if path := environ.get(PREFIX + "CONFIG"):
         try:
             document = tomllib.loads(Path(path).read_text("utf-8"))
@@ -130,14 +130,14 @@ def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings
         if (text := environ.get(PREFIX + name.upper())) not in (None, ""):
             values[name] = text
     values.update({key: value for key, value in overrides.items() if value is not None})
-    return Settings(**{name: _convert(name, str(known[name].type), value) for name, value in values.items()})
+    return ServiceSettings(**{name: _convert(name, str(known[name].type), value) for name, value in values.items()})
 
 
-def environment(settings: Settings) -> dict[str, str]:
+def environment(settings: ServiceSettings) -> dict[str, str]:
     """Return the settings as environment variables, for the processes that `serve` starts."""
     return {
         PREFIX + name.upper(): str(value)
-        for name in Settings.__dataclass_fields__
+        for name in ServiceSettings.__dataclass_fields__
         if (value := getattr(settings, name)) is not None
     }
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from lora_registry.blobs.open import open_store
 from lora_registry.blobs.protocols import BlobStore
 from lora_registry.blobs.s3_settings import S3Settings
-from lora_registry.settings import Settings
+from lora_registry.settings import ServiceSettings
 
 
-def open_blobs(settings: Settings) -> BlobStore:
+def open_blobs(settings: ServiceSettings) -> BlobStore:
     return open_store(
         settings.storage_url,
         settings.data.resolve(),
@@ -16,7 +16,7 @@ def open_blobs(settings: Settings) -> BlobStore:
             endpoint_url=settings.s3_endpoint_url,
             region=settings.s3_region,
             path_style=settings.s3_path_style,
-            checksums=settings.s3_checksum,  # type: ignore[arg-type]  # checked by Settings
+            checksums=settings.s3_checksum,  # type: ignore[arg-type]  # checked by ServiceSettings
             verify=settings.s3_ca_bundle or True,
         ),
     )

@@ -95,6 +95,6 @@ def test_a_user_s_three_lines_have_types(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert 'Revealed type is "lora_contract.wire.common.Principal"' in done.stdout
+    assert 'Revealed type is "lora_contract.wire.common.Identity"' in done.stdout
     for package in ("client/lora_contract", "client/lora_reg", "registry/lora_registry", "kernels/lora_kernels"):
         assert (ROOT / package / "py.typed").exists()

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from lora_contract.errors import RegistryError
 from lora_registry.cli import main
-from lora_registry.settings import Settings, load
+from lora_registry.settings import ServiceSettings, load
 from tests.support import service
 
 
@@ -125,5 +125,5 @@ def test_a_port_in_use_and_a_database_without_tables(tmp_path: Path) -> None:
 def test_settings_are_checked_where_they_are_made() -> None:
     with pytest.raises(RegistryError, match="LORA_REG_PRESIGN_SECONDS"):
         load({"LORA_REG_PRESIGN_SECONDS": "-1"})
-    assert Settings(log_level="debug").log_level == "DEBUG"
-    assert Settings(database_url="postgresql+psycopg://me@db/registry").embedded is False
+    assert ServiceSettings(log_level="debug").log_level == "DEBUG"
+    assert ServiceSettings(database_url="postgresql+psycopg://me@db/registry").embedded is False

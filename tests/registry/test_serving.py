@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from lora_registry.db import migrate, revision
 from lora_registry.db.engine import make_engine
 from lora_registry.jobs.engine import client as engine_client
-from lora_registry.settings import PREFIX, Settings
+from lora_registry.settings import PREFIX, ServiceSettings
 from tests.registry.conftest import Sites
 from tests.registry.site import DATABASES, Site
 from tests.support.postgres import fresh_database
@@ -73,7 +73,7 @@ def _migrate(url: str) -> None:
 def test_the_page_of_settings_lists_them_all_and_no_other() -> None:
     page = (ROOT / "docs" / "settings.md").read_text("utf-8")
     service, client = page.split("## The client")
-    ours = {PREFIX + field.name.upper() for field in dataclasses.fields(Settings)} | {f"{PREFIX}CONFIG"}
+    ours = {PREFIX + field.name.upper() for field in dataclasses.fields(ServiceSettings)} | {f"{PREFIX}CONFIG"}
     assert set(re.findall(r"^\| `(LORA_REG_\w+)`", service, re.MULTILINE)) == ours
     assert set(re.findall(r"^\| `(LORA_REG_\w+)`", client, re.MULTILINE)) == CLIENT
 

@@ -34,7 +34,7 @@ class Problem(Response, frozen=True):
     current: Any = None
 
 
-class Principal(Response, frozen=True):
+class Identity(Response, frozen=True):
     """The caller. namespace None: the role applies to every namespace. role: reader, writer or admin."""
 
     name: str

@@ -35,14 +35,14 @@ class CachedVersion(msgspec.Struct, frozen=True):
         return wanted.is_bare or wanted.selector() in self.selectors
 
 
-class Contents(msgspec.Struct, frozen=True):
+class CacheContents(msgspec.Struct, frozen=True):
     """size: bytes on disk, each file once."""
 
     versions: list[CachedVersion]
     size: int
 
 
-def contents(cache: Cache) -> Contents:
+def contents(cache: Cache) -> CacheContents:
     """List the cached versions by name."""
     found: dict[tuple[str, str, str], list[str]] = {}
     for path, entry in _references(cache):
@@ -56,7 +56,7 @@ def contents(cache: Cache) -> Contents:
         CachedVersion(namespace, name, digest, _size(cache, digest), sorted(set(selectors)))
         for (namespace, name, digest), selectors in sorted(found.items())
     ]
-    return Contents(versions, sum(path.stat().st_size for path in _files(cache)))
+    return CacheContents(versions, sum(path.stat().st_size for path in _files(cache)))
 
 
 def remove(cache: Cache, versions: Sequence[CachedVersion], *, everything: bool = False) -> int:

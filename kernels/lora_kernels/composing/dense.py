@@ -23,7 +23,7 @@ from lora_kernels.composing.elements import (
     nth_largest,
     weighted_sum,
 )
-from lora_kernels.composing.module import Compose, Composed, ComposeSettings, Terms, from_triplets
+from lora_kernels.composing.module import Compose, Composed, ComposeSettings, Summands, from_triplets
 from lora_kernels.linalg.krylov import dense_triplets
 from lora_kernels.numeric import philox
 from lora_kernels.numeric.dtypes import F32, Indices
@@ -41,12 +41,14 @@ Merged = Callable[[int, int], F32]
 class Deltas:
     """The updates D_i of a module, (rows, columns), computed from their factors in ranges of rows."""
 
-    def __init__(self, terms: Terms) -> None:
-        self.terms = terms
-        self._factors = [(term.module.b * np.float32(term.module.scale), term.module.a) for term in terms]
-        self.rows, self.columns = terms[0].module.b.shape[0], terms[0].module.a.shape[1]
+    def __init__(self, summands: Summands) -> None:
+        self.summands = summands
+        self._factors = [
+            (summand.module.b * np.float32(summand.module.scale), summand.module.a) for summand in summands
+        ]
+        self.rows, self.columns = summands[0].module.b.shape[0], summands[0].module.a.shape[1]
         self.size = self.rows * self.columns
-        self.weights = [term.weight for term in terms]
+        self.weights = [summand.weight for summand in summands]
 
     def ranges(self) -> Iterator[tuple[int, int]]:
         step = max(_BLOCK // max(self.columns, 1), 1)
@@ -58,7 +60,7 @@ class Deltas:
         return np.matmul(b[r0:r1], a, out=np.empty((r1 - r0, self.columns), np.float32))
 
     def all(self, r0: int, r1: int) -> list[F32]:
-        return [self.of(index, r0, r1) for index in range(len(self.terms))]
+        return [self.of(index, r0, r1) for index in range(len(self.summands))]
 
     def limits(self, index: int, counts: Sequence[int]) -> list[np.float32]:
         """The magnitudes of the `counts`-th largest elements of an update."""
@@ -91,7 +93,7 @@ def _dare_ties(deltas: Deltas, settings: ComposeSettings) -> Merged:
 def _breadcrumbs(deltas: Deltas, settings: ComposeSettings) -> Merged:
     outliers = int(settings.number("gamma") * deltas.size)
     counts = outliers, outliers + int(settings.density * deltas.size)
-    limits = [deltas.limits(index, counts) for index in range(len(deltas.terms))]
+    limits = [deltas.limits(index, counts) for index in range(len(deltas.summands))]
     weights = [settings.scaling * weight for weight in deltas.weights]
 
     def merged(r0: int, r1: int) -> F32:
@@ -108,7 +110,7 @@ def _della(deltas: Deltas, settings: ComposeSettings) -> Merged:
     epsilon, columns = settings.number("epsilon"), deltas.columns
     # By rank of the magnitude within a row, ascending; their mean is the density.
     probabilities = settings.density + epsilon * ((np.arange(columns) + 0.5) / columns - 0.5)
-    keys = [settings.key(term, "D") for term in deltas.terms]
+    keys = [settings.key(summand, "D") for summand in deltas.summands]
 
     def merged(r0: int, r1: int) -> F32:
         values = []
@@ -139,7 +141,7 @@ def _sce(deltas: Deltas, settings: ComposeSettings) -> Merged:
         bits[r0:r1] = magnitude_bits(np.var(weighted(r0, r1), axis=0))
     limit = nth_largest(bits.reshape(-1), int(settings.density * deltas.size))
     del bits
-    squares = np.zeros(len(deltas.terms))
+    squares = np.zeros(len(deltas.summands))
     for r0, r1 in deltas.ranges():
         values = weighted(r0, r1)
         selected = np.var(values, axis=0) >= limit
@@ -165,12 +167,12 @@ def _sce(deltas: Deltas, settings: ComposeSettings) -> Merged:
 
 def _trimmed(deltas: Deltas, settings: ComposeSettings) -> Callable[[int, int], list[F32]]:
     count = int(settings.density * deltas.size)
-    limits = [deltas.limits(index, [count])[0] for index in range(len(deltas.terms))]
+    limits = [deltas.limits(index, [count])[0] for index in range(len(deltas.summands))]
     return lambda r0, r1: [at_least(value, limit) for value, limit in zip(deltas.all(r0, r1), limits, strict=True)]
 
 
 def _dropped(deltas: Deltas, settings: ComposeSettings) -> Callable[[int, int], list[F32]]:
-    keys = [settings.key(term, "D") for term in deltas.terms]
+    keys = [settings.key(summand, "D") for summand in deltas.summands]
     return lambda r0, r1: [
         drop_out(value, key, r0 * deltas.columns, settings.density)
         for value, key in zip(deltas.all(r0, r1), keys, strict=True)
@@ -178,15 +180,15 @@ def _dropped(deltas: Deltas, settings: ComposeSettings) -> Callable[[int, int], 
 
 
 def _dense(method: Callable[[Deltas, ComposeSettings], Merged]) -> Compose:
-    def compose(terms: Terms, settings: ComposeSettings) -> Composed:
-        deltas = Deltas(terms)
+    def compose(summands: Summands, settings: ComposeSettings) -> Composed:
+        deltas = Deltas(summands)
         with _large_lock if deltas.size > _LARGE else nullcontext():
             merged = method(deltas, settings)
             out = np.empty((deltas.rows, deltas.columns), np.float32)
             with np.errstate(over="ignore", invalid="ignore"):
                 for r0, r1 in deltas.ranges():
                     out[r0:r1] = merged(r0, r1)
-            name = terms[0].module.module
+            name = summands[0].module.module
             try:
                 found = dense_triplets(out, settings.rank, name=name)
             except ValueError as error:

@@ -21,7 +21,7 @@ from lora_kernels.adapters.size import stored_dtype
 from lora_kernels.checkpoint.records import Progress
 from lora_kernels.composing.dense import DENSE
 from lora_kernels.composing.factorwise import FACTORWISE
-from lora_kernels.composing.module import Compose, Composed, ComposeSettings, Term
+from lora_kernels.composing.module import Compose, Composed, ComposeSettings, Summand
 from lora_kernels.composing.report import ComposedModule, ComposeReport
 from lora_kernels.composing.spectral import SPECTRAL
 from lora_kernels.numeric.blas import one_thread
@@ -89,13 +89,13 @@ def compose_adapters(
     stored = widest([shape.dtype for shape in shapes]) if dtype is None else stored_dtype(dtype)
 
     def compose(path: str) -> tuple[Composed, LowRankModule] | None:
-        terms = [Term(index, adapters[index][1], adapters[index][0].load(path)) for index in inputs[path]]
-        terms = [term for term in terms if term.module.rank]
-        if not terms:
+        summands = [Summand(index, adapters[index][1], adapters[index][0].load(path)) for index in inputs[path]]
+        summands = [summand for summand in summands if summand.module.rank]
+        if not summands:
             return None
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # the writer refuses non-finite values
-            composed = METHOD_FUNCTIONS[method](terms, settings)
-        like = terms[0].module
+            composed = METHOD_FUNCTIONS[method](summands, settings)
+        like = summands[0].module
         return composed, LowRankModule(path, like.kind, composed.a, composed.b, inputs=like.inputs)
 
     # The upper bound: `cat` and the exact sum need the sum of a module's ranks.

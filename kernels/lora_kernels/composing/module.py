@@ -15,7 +15,7 @@ from lora_kernels.numeric import philox
 from lora_kernels.numeric.dtypes import F32, F64
 
 
-class Term(NamedTuple):
+class Summand(NamedTuple):
     """The update by one adapter. adapter: index in the list. weight: as requested."""
 
     adapter: int
@@ -68,9 +68,9 @@ class ComposeSettings:
     def clamp(self) -> float | None:
         return None if self.parameters.get("clamp") is None else self.number("clamp")
 
-    def key(self, term: Term, tensor: str) -> int:
+    def key(self, summand: Summand, tensor: str) -> int:
         """The key of the random numbers of an adapter in the module. tensor: A, B, or D for the whole update."""
-        return philox.stream_key(self.seed, f"{term.adapter}\0{term.module.module}\0{tensor}")
+        return philox.stream_key(self.seed, f"{summand.adapter}\0{summand.module.module}\0{tensor}")
 
 
 class Composed(NamedTuple):
@@ -83,8 +83,8 @@ class Composed(NamedTuple):
     kept: float | None = None
 
 
-Terms = Sequence[Term]
-Compose = Callable[[Terms, ComposeSettings], Composed]
+Summands = Sequence[Summand]
+Compose = Callable[[Summands, ComposeSettings], Composed]
 
 
 def from_triplets(left: F64, singular: F64, right: F64, energy: float, clamp: float | None = None) -> Composed:

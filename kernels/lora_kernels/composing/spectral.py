@@ -11,34 +11,34 @@ import numpy as np
 
 from lora_contract.errors import RegistryError
 from lora_kernels.composing.elements import disjoint_mean, trim
-from lora_kernels.composing.module import Compose, Composed, ComposeSettings, Terms, from_triplets
+from lora_kernels.composing.module import Compose, Composed, ComposeSettings, Summands, from_triplets
 from lora_kernels.linalg.factored import product_svd
 from lora_kernels.linalg.small_core import leading_product
 from lora_kernels.numeric.dtypes import F64
 
 
-def svd(terms: Terms, settings: ComposeSettings) -> Composed:
-    found = leading_product(*_stacked(terms), settings.rank)
+def svd(summands: Summands, settings: ComposeSettings) -> Composed:
+    found = leading_product(*_stacked(summands), settings.rank)
     return from_triplets(*found.leading, found.energy, settings.clamp)
 
 
-def task_arithmetic(terms: Terms, settings: ComposeSettings) -> Composed:
-    return _sum(terms, settings.scaling, settings.requested_rank)
+def task_arithmetic(summands: Summands, settings: ComposeSettings) -> Composed:
+    return _sum(summands, settings.scaling, settings.requested_rank)
 
 
-def iso_c(terms: Terms, settings: ComposeSettings) -> Composed:
-    found = leading_product(*_stacked(terms), settings.rank)
+def iso_c(summands: Summands, settings: ComposeSettings) -> Composed:
+    found = leading_product(*_stacked(summands), settings.rank)
     left, singular, right = found.leading
     mean = np.full_like(singular, settings.scaling * singular.mean()) if len(singular) else singular
     composed = from_triplets(left, singular, right, found.energy)
     return composed._replace(b=(left * mean).astype(np.float32))
 
 
-def model_stock(terms: Terms, settings: ComposeSettings) -> Composed:
-    count = len(terms)
-    left, right = _stacked(terms)
+def model_stock(summands: Summands, settings: ComposeSettings) -> Composed:
+    count = len(summands)
+    left, right = _stacked(summands)
     # <D_i, D_j> is the sum of the products of B_i^T B_j and A_i A_j^T, element by element.
-    edges = np.cumsum([0, *(term.module.rank for term in terms)])[:-1]
+    edges = np.cumsum([0, *(summand.module.rank for summand in summands)])[:-1]
     products = (left.T @ left) * (right @ right.T)
     inner = np.add.reduceat(np.add.reduceat(products, edges, axis=0), edges, axis=1)
     norms = np.sqrt(np.maximum(inner.diagonal(), 0))
@@ -48,24 +48,24 @@ def model_stock(terms: Terms, settings: ComposeSettings) -> Composed:
     if count > 1:
         cosine = max(float(cosines[np.triu_indices(count, 1)].mean()), 0.0)
         share = count * cosine / (1 + (count - 1) * cosine)
-    return _sum(terms, share / count, settings.requested_rank)
+    return _sum(summands, share / count, settings.requested_rank)
 
 
-def tsv(terms: Terms, settings: ComposeSettings) -> Composed:
+def tsv(summands: Summands, settings: ComposeSettings) -> Composed:
     """Replace the stacked singular vectors by the nearest orthogonal matrices (Procrustes)."""
-    count = len(terms)
+    count = len(summands)
     if settings.rank < count:
         raise RegistryError(
             "invalid-request",
-            f"tsv splits the rank {settings.rank} among the {count} adapters of {terms[0].module.module}.",
+            f"tsv splits the rank {settings.rank} among the {count} adapters of {summands[0].module.module}.",
             hint=f"Request a rank of {count} or more.",
             parameter="rank",
         )
     lefts, singulars, rights = [], [], []
     energy = 0.0
-    for index, term in enumerate(terms):
+    for index, summand in enumerate(summands):
         share = settings.rank // count + (index < settings.rank % count)
-        found = leading_product(*_stacked([term]), share)
+        found = leading_product(*_stacked([summand]), share)
         lefts.append(found.leading.left)
         singulars.append(found.leading.singular)
         rights.append(found.leading.right.T)
@@ -77,41 +77,41 @@ def tsv(terms: Terms, settings: ComposeSettings) -> Composed:
     return composed._replace(b=(settings.scaling * left[:, :width] * singular[:width]).astype(np.float32))
 
 
-def knots(terms: Terms, settings: ComposeSettings) -> Composed:
+def knots(summands: Summands, settings: ComposeSettings) -> Composed:
     """Weights apply to the sign election, on V; U and S are of the unweighted updates."""
-    basis, core = np.linalg.qr(np.hstack([term.module.b.astype(np.float64) for term in terms]))
-    edges = np.cumsum([0, *(term.module.rank for term in terms)])
+    basis, core = np.linalg.qr(np.hstack([summand.module.b.astype(np.float64) for summand in summands]))
+    edges = np.cumsum([0, *(summand.module.rank for summand in summands)])
     rows, cores = [], []
-    for term, start, stop in zip(terms, edges, edges[1:], strict=False):
-        row_basis, lower = np.linalg.qr(term.module.a.astype(np.float64).T)
+    for summand, start, stop in zip(summands, edges, edges[1:], strict=False):
+        row_basis, lower = np.linalg.qr(summand.module.a.astype(np.float64).T)
         rows.append(row_basis.T)
-        cores.append(term.module.scale * core[:, start:stop] @ lower.T)
+        cores.append(summand.module.scale * core[:, start:stop] @ lower.T)
     u, singular, v = np.linalg.svd(np.hstack(cores), full_matrices=False)
     edges = np.cumsum([0, *(len(row) for row in rows)])
     shared = [
         (v[:, start:stop] @ row).astype(np.float32) for row, start, stop in zip(rows, edges, edges[1:], strict=False)
     ]
     values = [trim(value, settings.density) for value in shared]
-    merged = disjoint_mean(values, [settings.scaling * term.weight for term in terms], settings.majority)
+    merged = disjoint_mean(values, [settings.scaling * summand.weight for summand in summands], settings.majority)
     found = leading_product(basis @ (u * singular), merged.astype(np.float64), settings.rank)
     return from_triplets(*found.leading, found.energy)
 
 
-def _sum(terms: Terms, factor: float, rank: int | None) -> Composed:
-    left, right = _stacked(terms)
+def _sum(summands: Summands, factor: float, rank: int | None) -> Composed:
+    left, right = _stacked(summands)
     found = leading_product(left, factor * right, rank)
     return from_triplets(*found.leading, found.energy)
 
 
-def _stacked(terms: Terms) -> tuple[F64, F64]:
+def _stacked(summands: Summands) -> tuple[F64, F64]:
     """B (out, k) and A (k, in) of sum w_i D_i, with the coefficients in A."""
-    left = np.empty((terms[0].module.b.shape[0], sum(term.module.rank for term in terms)))
-    right = np.empty((left.shape[1], terms[0].module.a.shape[1]))
+    left = np.empty((summands[0].module.b.shape[0], sum(summand.module.rank for summand in summands)))
+    right = np.empty((left.shape[1], summands[0].module.a.shape[1]))
     start = 0
-    for term in terms:
-        stop = start + term.module.rank
-        left[:, start:stop] = term.module.b
-        np.multiply(term.module.a, np.float64(term.coefficient), out=right[start:stop])
+    for summand in summands:
+        stop = start + summand.module.rank
+        left[:, start:stop] = summand.module.b
+        np.multiply(summand.module.a, np.float64(summand.coefficient), out=right[start:stop])
         start = stop
     return left, right
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from litestar import Request, Response, Router
 
-from lora_contract.wire.common import Principal as PrincipalView
+from lora_contract.wire.common import Identity
 from lora_registry.auth.caller import Caller
 from lora_registry.http.answers import reply
 from lora_registry.http.handlers import get
@@ -15,9 +15,9 @@ R = Request[Any, Any, Any]
 
 
 @get("/whoami", summary="Show the authenticated caller")
-def whoami(request: R, caller: Caller) -> Response[PrincipalView]:
+def whoami(request: R, caller: Caller) -> Response[Identity]:
     me = caller.principal
-    view = PrincipalView(name=me.name, role=me.role, namespace=me.namespace, anonymous=me.anonymous)
+    view = Identity(name=me.name, role=me.role, namespace=me.namespace, anonymous=me.anonymous)
     return reply(request, view)
 
 

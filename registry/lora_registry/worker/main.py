@@ -10,7 +10,7 @@ from lora_registry.db.engine import require_connection
 from lora_registry.jobs.engine.kinds import handled
 from lora_registry.jobs.engine.worker_process import run_worker
 from lora_registry.jobs.specs import DERIVE, DIFF, INSPECT, REPRODUCE, VALIDATE
-from lora_registry.settings import Settings, environment
+from lora_registry.settings import ServiceSettings, environment
 from lora_registry.wiring import open_context
 from lora_registry.worker import housekeeping
 from lora_registry.worker.handlers import derive, diff, inspect, merge, reproduce, validate
@@ -23,7 +23,7 @@ WARM = (
 """Modules whose functions run in children, grouped by shared imports: the first group needs no torch."""
 
 
-def work(settings: Settings, *, queues: tuple[str, ...], name: str | None, parent: int | None) -> NoReturn:
+def work(settings: ServiceSettings, *, queues: tuple[str, ...], name: str | None, parent: int | None) -> NoReturn:
     """Run jobs until a signal stops the worker. Raises RegistryError `unavailable` if the database is not migrated."""
     os.environ.update(environment(settings))  # children of jobs read their settings there
     ctx = open_context(settings)

@@ -31,10 +31,10 @@ def present(loaded: Sequence[Factors], weights: Sequence[float], module: str) ->
 
 
 def arithmetic_error(inputs: Sequence[Input]) -> float:
-    """Norm of the error of sum w_i D_i in float32: a product of r terms and its scale, a weight, a sum, a quotient."""
-    terms = max(part.a.shape[0] for part in inputs) + len(inputs) + 6
+    """Norm of the error of sum w_i D_i in float32: a product of r summands and its scale, a weight, a sum, a quotient."""
+    summands = max(part.a.shape[0] for part in inputs) + len(inputs) + 6
     room = sum(abs(part.weight) * (np.abs(part.b) @ np.abs(part.a)) for part in inputs)
-    return float(terms * UNIT * np.linalg.norm(room))
+    return float(summands * UNIT * np.linalg.norm(room))
 
 
 def truncated(exact: F64, rank: int) -> F64:

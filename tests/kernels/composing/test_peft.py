@@ -59,7 +59,7 @@ def test_factors_are_those_of_peft(
     ours = factors(composed(adapters, tmp_path / "out", method, parameters=options))
     theirs = composed_by_peft(base, adapters, WEIGHTS, method, **options)
     assert set(ours) == set(theirs)
-    # Weights, their products, two sums of three terms and a quotient, in float32 on either side.
+    # Weights, their products, two sums of three summands and a quotient, in float32 on either side.
     size = max(abs(tensor).max() for path in adapters for pair in factors(path).values() for tensor in pair)
     for module, (b, a) in theirs.items():
         rank = ours[module][1].shape[0]  # PEFT pads `cat` with zeros

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from lora_registry.app import create_app
-from lora_registry.settings import Settings
+from lora_registry.settings import ServiceSettings
 from lora_registry.wiring import open_context
 from tests.registry.conftest import Sites
 from tests.registry.site import Site, adapter_files, base_files, problem, unique
@@ -218,7 +218,7 @@ def test_every_route_against_every_caller(guarded: Guarded, row: Row) -> None:
 
 
 def test_every_route_of_the_service_has_a_row(tmp_path: Path) -> None:
-    ctx = open_context(Settings(data=tmp_path))
+    ctx = open_context(ServiceSettings(data=tmp_path))
     try:
         app = create_app(ctx)
         found = set()
