@@ -1,3 +1,4 @@
+import gc
 import os
 import shutil
 import signal
@@ -32,6 +33,15 @@ os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
 
 # Compiled kernels, by the digest of their source: with the checkout rather than with the user.
 os.environ.setdefault("TRITON_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".cache" / "triton"))
+
+
+# Collecting imports all of torch, transformers and PEFT, and makes no garbage.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # later collections do not visit what has been imported
+    gc.enable()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

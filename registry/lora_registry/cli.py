@@ -15,6 +15,7 @@ import click
 from lora_contract import __version__
 from lora_contract.errors import RegistryError
 from lora_registry import settings as settings_module
+from lora_registry.runtime.startup import importing
 from lora_registry.settings import ServiceSettings
 
 INTERRUPTED: Final = 130
@@ -82,7 +83,8 @@ def serve(data: Path | None, host: str | None, port: int | None, workers: int) -
 
     Without any setting: SQLite and blobs in ./lora-reg-data, loopback only, no login. Ctrl-C stops both.
     """
-    from lora_registry import serving
+    with importing():
+        from lora_registry import serving
 
     config = load(data=data, host=host, port=port)
     sys.exit(serving.serve(config, processes=workers))
@@ -97,7 +99,8 @@ def serve(data: Path | None, host: str | None, port: int | None, workers: int) -
 @click.option("--parent", type=int, hidden=True, help="Stop when this process ends.")
 def worker(data: Path | None, queues: str, name: str | None, parent: int | None) -> None:
     """Run a job worker without the API."""
-    from lora_registry.worker import main as worker_main
+    with importing():
+        from lora_registry.worker import main as worker_main
 
     config = load(data=data)
     worker_main.work(config, queues=tuple(queue.strip() for queue in queues.split(",")), name=name, parent=parent)
@@ -110,7 +113,8 @@ def migrate(data: Path | None) -> None:
 
     Safe to run twice, and on several machines at once.
     """
-    from lora_registry import admin
+    with importing():
+        from lora_registry import admin
 
     config = load(data=data)
     admin.migrate(config)
@@ -121,7 +125,8 @@ def migrate(data: Path | None) -> None:
 @data_option
 def check(data: Path | None) -> None:
     """Check settings, database and blob store."""
-    from lora_registry import admin
+    with importing():
+        from lora_registry import admin
 
     config = load(data=data)
     config.check_exposure()
@@ -133,7 +138,8 @@ def check(data: Path | None) -> None:
 @data_option
 def fsck(data: Path | None) -> None:
     """Re-hash every blob that a version needs; exit 7 if one is missing or damaged."""
-    from lora_registry import admin
+    with importing():
+        from lora_registry import admin
 
     config = load(data=data)
     damaged = 0
@@ -161,7 +167,8 @@ def token() -> None:
 @data_option
 def create(name: str, role: str, namespace: str | None, data: Path | None) -> None:
     """Create a token and print it. It is not shown again."""
-    from lora_registry import admin
+    with importing():
+        from lora_registry import admin
 
     click.echo(admin.create_token(load(data=data), name=name, role=role, namespace=namespace))
 

@@ -10,7 +10,7 @@ import importlib
 import os
 from typing import Final
 
-from lora_kernels.validating.libraries import import_peft
+from lora_kernels.validating.libraries import import_libraries
 
 _MODULES: Final = (
     "torch",
@@ -35,5 +35,5 @@ _GPU: Final = ("/dev/nvidiactl", "/dev/kfd")
 for _name in _MODULES:
     importlib.import_module(_name)
 if not any(map(os.path.exists, _GPU)):
-    import_peft()
+    import_libraries()
     importlib.import_module("lora_kernels.validating.effect")

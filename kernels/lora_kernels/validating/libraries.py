@@ -1,30 +1,42 @@
-"""Import PEFT and bitsandbytes without their compiler."""
+"""Import the libraries that models run with, sooner than they import each other."""
 
 from __future__ import annotations
 
+import gc
 import importlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
 
-def import_peft() -> None:
-    """Import PEFT, and bitsandbytes if it is installed.
+def import_libraries() -> None:
+    """Import torch, transformers, PEFT and, if it is installed, bitsandbytes.
 
-    bitsandbytes wraps the functions for its CPU backend in `torch.compile` when it is imported, and calls the plain
-    ones if compiling fails: the same bits. Importing the compiler takes a second and compiling them 20, more than a
-    small model's validation, so they stay plain here.
+    Garbage collections find nothing then and take a fifth of the time. bitsandbytes wraps the functions of its CPU
+    backend in `torch.compile` when it is imported, and calls the plain ones if compiling fails: the same bits. The
+    compiler takes a second to import and 20 to compile them, more than a small model's validation, so they stay plain.
     """
-    import torch
-
-    compiler = torch.compile
-    torch.compile = _plain  # type: ignore[assignment]
+    if "peft" in sys.modules:
+        return
+    enabled = gc.isenabled()
+    gc.disable()
     try:
-        importlib.import_module("bitsandbytes")
-    except ImportError:
-        pass
+        import torch
+
+        compiler = torch.compile
+        torch.compile = _plain  # type: ignore[assignment]
+        try:
+            importlib.import_module("bitsandbytes")
+        except ImportError:
+            pass
+        finally:
+            torch.compile = compiler
+        for name in ("transformers.modeling_utils", "transformers.models.auto.modeling_auto", "peft"):
+            importlib.import_module(name)
     finally:
-        torch.compile = compiler
-    importlib.import_module("peft")
+        gc.freeze()
+        if enabled:
+            gc.enable()
 
 
 def _plain(function: Callable[..., Any], **_options: Any) -> Callable[..., Any]:

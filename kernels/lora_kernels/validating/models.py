@@ -18,7 +18,6 @@ from lora_contract.errors import RegistryError
 from lora_contract.validation import Precision
 from lora_kernels.merging.folder import plan_folder
 from lora_kernels.types.vera import DrawnProduct
-from lora_kernels.validating.libraries import import_peft
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +62,6 @@ def compute_dtype(precision: Precision) -> Precision:
 def load_base(folder: Path, precision: Precision = "float32") -> Any:
     """Load a causal language model for evaluation, on `device`. A quantized checkpoint stays quantized; `precision` is
     then its compute dtype."""
-    import_peft()  # transformers would import bitsandbytes with its compiler
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -49,6 +49,7 @@ def validate(subject: Subject, *, progress: Progress | None = None) -> Validatio
     skipped for that reason. Raises RegistryError for a base or an evaluation set that cannot be read."""
     from lora_kernels.validating.environment import environment
     from lora_kernels.validating.harness import opened
+    from lora_kernels.validating.libraries import import_libraries
     from lora_kernels.validating.structure import structure
     from lora_kernels.validating.threads import few_threads
 
@@ -62,6 +63,7 @@ def validate(subject: Subject, *, progress: Progress | None = None) -> Validatio
     if result.state == "failed" or facts is None:
         layers |= {layer: LayerResult("skipped", reason="the structure is broken.") for layer in _to_run(subject)}
     else:
+        import_libraries()
         _check_files(subject, facts, layers)
         folders = subject.tasks if "behaviour" in _to_run(subject) else ()
         with opened(folders) as harness, few_threads(subject.base, subject.precision):

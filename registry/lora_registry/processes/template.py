@@ -10,7 +10,6 @@ process id is not reused before that.
 
 from __future__ import annotations
 
-import gc
 import importlib
 import os
 import socket
@@ -22,6 +21,7 @@ from typing import Any, Final
 
 from lora_registry.processes import child
 from lora_registry.processes.attributes import die_with_parent
+from lora_registry.runtime.startup import importing
 
 READY: Final = b"ready"
 
@@ -29,15 +29,15 @@ READY: Final = b"ready"
 def main(channel: socket.socket, parent: int, modules: Sequence[str]) -> None:
     """Serve until the worker closes the socket. Also returns in each child, after its work."""
     die_with_parent(parent)
-    for module in modules:
-        # The child imports it again and reports the error as its own.
-        with suppress(Exception):
-            importlib.import_module(module)
+    # What is frozen is not visited by a collection in a child, which would write to every page and so copy it.
+    with importing():
+        for module in modules:
+            # The child imports it again and reports the error as its own.
+            with suppress(Exception):
+                importlib.import_module(module)
     if (reason := reason_not_to_fork()) is not None:
         channel.send(reason.encode())
         return
-    gc.collect()
-    gc.freeze()  # otherwise a collection in a child would write to every page and so copy it
     channel.send(READY)
     while True:
         message, ends, _, _ = socket.recv_fds(channel, 16, 3)

@@ -8,8 +8,8 @@ import sys
 
 PROGRAM = """
 import sys
-from lora_kernels.validating.libraries import import_peft
-import_peft()
+from lora_kernels.validating.libraries import import_libraries
+import_libraries()
 import torch
 print(torch.compile.__module__, *(name for name in ("peft", "bitsandbytes", "torch._inductor.lowering") if name in sys.modules))
 """
