@@ -8,7 +8,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-pytest_plugins = ["tests.support.postgres"]
+pytest_plugins = ["tests.support.postgres", "tests.support.s3_fixtures"]
 
 # CI tries the same examples every time, so that a red run is about the change; elsewhere new ones are tried.
 hypothesis.settings.register_profile("ci", derandomize=True, database=None)
@@ -21,7 +21,21 @@ os.environ.setdefault("LORA_REG_PRELOAD", "false")
 # Temporary folders in memory, if there is room: what the service and the kernels write is synced to a disk thousands of
 # times, which these tests, that kill processes and not the machine, cannot notice.
 MEMORY = Path("/dev/shm")
-if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 8 << 30 and "TMPDIR" not in os.environ:
+
+
+def fits(folder: Path) -> bool:
+    """Whether a folder has room for a run, and takes the extended attributes that Swift writes."""
+    if not folder.is_dir() or shutil.disk_usage(folder).free < 8 << 30:
+        return False
+    with tempfile.NamedTemporaryFile(dir=folder) as probe:
+        try:
+            os.setxattr(probe.name, "user.probe", b"1")
+        except OSError:
+            return False
+    return True
+
+
+if "TMPDIR" not in os.environ and fits(MEMORY):
     os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
 
 # A shell that starts this in the background without job control has SIGINT ignored, in all that is started here too.

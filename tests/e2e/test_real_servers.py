@@ -18,7 +18,6 @@ import pytest
 from lora_contract.digest import Digest
 from tests.support import service
 from tests.support.s3 import BUCKET, S3Server
-from tests.support.s3_fixtures import ministack_server, swift_server  # noqa: F401
 
 TINY = service.ROOT / "examples" / "tiny"
 

@@ -1,7 +1,7 @@
 """Which tests belong together, which come first, and which are fast.
 
-A unit is what one process of a run takes at once: a file, whose fixtures are then made once. Files whose jobs one worker
-runs are a unit together. Tests that mostly wait, for kills and for leases, are units of their own.
+A unit is what one process of a run takes at once: a file, whose fixtures are then made once. Files that share a worker
+or S3 servers are a unit together. Tests that mostly wait, for kills and for leases, are units of their own.
 """
 
 from __future__ import annotations
@@ -16,11 +16,18 @@ APART: Final = (
     "tests/registry/crash/test_gate_crash.py",
     "tests/architectures/test_sweep.py",
     "tests/house/test_readme.py",
-    "tests/kernels/validating/test_suite.py",
 )
 """Files whose tests share nothing that is expensive."""
 
-WORKING: Final = {
+TOGETHER: Final = {
+    "the S3 servers": (
+        "tests/e2e/test_real_servers.py",
+        "tests/registry/blobs/test_memory.py",
+        "tests/registry/blobs/test_protocols.py",
+        "tests/registry/blobs/test_s3.py",
+        "tests/registry/hub/test_storage_and_rights.py",
+        "tests/registry/worker/children/test_merge.py",
+    ),
     "the registry's worker": (
         "tests/registry/derivations/test_merge.py",
         "tests/registry/derivations/test_routes.py",
@@ -33,14 +40,14 @@ WORKING: Final = {
         "tests/client/cli/test_jobs.py",
     ),
 }
-"""Files whose jobs one worker runs. With a matrix of databases it is one for each."""
+"""Files that share what takes long to start: S3 servers, or a worker that has imported torch."""
 
 FIRST: Final = (
     "tests/house/",
     "tests/e2e/",
     "tests/ci/",
-    "tests/registry/",
     "tests/kernels/validating/",
+    "tests/registry/",
     "tests/client/",
     "tests/examples/",
     "tests/architectures/",
@@ -82,10 +89,11 @@ def unit(nodeid: str) -> str:
     file, _, test = nodeid.partition("::")
     if file in APART:
         return nodeid
-    for worker, files in WORKING.items():
+    for shared, files in TOGETHER.items():
         if file in files:
-            database = next((each for each in ("sqlite", "postgresql") if each in test), "")
-            return f"{worker} {database}"
+            # A worker is started for each database.
+            database = next((each for each in ("sqlite", "postgresql") if each in test and "worker" in shared), "")
+            return f"{shared} {database}"
     return file
 
 

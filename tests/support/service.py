@@ -57,7 +57,7 @@ def environment(data: Path, extra: Mapping[str, str] | None = None) -> dict[str,
     ours = {
         "PYTHONPATH": PYTHONPATH,
         "LORA_REG_DATA": str(data),
-        "LORA_REG_PRELOAD": os.environ["LORA_REG_PRELOAD"],
+        "LORA_REG_PRELOAD": os.environ.get("LORA_REG_PRELOAD", "true"),
         "OMP_NUM_THREADS": "1",
     }
     return {**clean, **ours, **(extra or {})}

@@ -7,9 +7,6 @@ from pathlib import Path
 import pytest
 
 from tests.registry.blobs.places import LocalPlace, Place, S3Place
-from tests.support.s3_fixtures import ministack_server, swift_server
-
-__all__ = ["ministack_server", "place", "swift_server"]
 
 
 @pytest.fixture(params=["local", "ministack-http", "ministack-https", "swift-http", "swift-https"])

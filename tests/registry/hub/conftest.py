@@ -10,11 +10,10 @@ import httpx
 import pytest
 
 from tests.support.push import push, push_folder
-from tests.support.s3_fixtures import ministack_server
 from tests.support.service import InProcess, in_process
 from tests.support.testbed import require_testbed
 
-__all__ = ["ministack_server", "testbed", "world"]
+__all__ = ["testbed", "world"]
 
 NOTES = random.Random(7).randbytes(12 * 1024 * 1024).hex().encode()
 """24 MiB: clients write to disk in pieces of 10 MiB, so less cannot be resumed."""

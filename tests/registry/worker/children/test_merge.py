@@ -24,7 +24,6 @@ from tests.kernels.checkpoints import write_base
 from tests.support.adapters import fingerprint_of_files, make_draft, read_folder
 from tests.support.faults import FaultProxy
 from tests.support.s3 import BUCKET, S3Server
-from tests.support.s3_fixtures import ministack_server, swift_server  # noqa: F401
 
 MIB = 2**20
 HIDDEN, VOCABULARY = 64, 120_000
