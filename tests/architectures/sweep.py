@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
 import transformers
@@ -25,6 +25,7 @@ from tests.architectures.tiny import VOCABULARY, config_class, tiny_config
 
 CASES: Final = ("linear", "embedding", "output", "saved")
 MAX_PARAMETERS: Final = 30_000_000
+Example: TypeAlias = tuple[dict[str, Any], torch.Tensor]
 
 
 class NotCovered(Exception):
@@ -41,8 +42,8 @@ def sweep(name: str, model_type: str, folder: Path) -> dict[str, str]:
             model = kind.from_pretrained(folder / "base", dtype=torch.float32).eval()
         except Exception as error:
             return dict.fromkeys(CASES, f"not covered: {_line(error)}")
-        inputs = _inputs(model)
-        return {case: _outcome(case, kind, model, inputs, folder) for case in CASES}
+        example = _example(model)
+        return {case: _outcome(case, kind, model, example, folder) for case in CASES}
 
 
 def _save(kind: Any, model_type: str, folder: Path) -> None:
@@ -55,7 +56,7 @@ def _save(kind: Any, model_type: str, folder: Path) -> None:
     kind(config).save_pretrained(folder)
 
 
-def _outcome(case: str, kind: Any, model: Any, inputs: dict[str, Any] | None, folder: Path) -> str:
+def _outcome(case: str, kind: Any, model: Any, example: Example | None, folder: Path) -> str:
     try:
         try:
             adapted = _adapted(case, model, folder / case)
@@ -73,11 +74,11 @@ def _outcome(case: str, kind: Any, model: Any, inputs: dict[str, Any] | None, fo
         return f"refused: {error.code}: {error.detail}"
     merged = kind.from_pretrained(folder / f"{case}-out", dtype=torch.float32).eval()
     fault = _difference(adapted, merged, model)
-    if fault is None and inputs is not None:
-        fault = _other_outputs(model, adapted, merged, inputs)
+    if fault is None and example is not None:
+        fault = _other_outputs(adapted, merged, *example)
     if fault is not None:
         return f"wrong: {fault}"
-    return "equal" if inputs is not None else "equal (weights)"
+    return "equal" if example is not None else "equal (weights)"
 
 
 def _adapted(case: str, model: Any, folder: Path, *, without: str = "no layer") -> Any:
@@ -162,8 +163,9 @@ def _difference(adapted: Any, merged: Any, model: Any) -> str | None:
     return None
 
 
-def _other_outputs(model: Any, adapted: Any, merged: Any, inputs: dict[str, Any]) -> str | None:
-    base, want, got = (_run(each, inputs) for each in (model, adapted, merged))
+def _other_outputs(adapted: Any, merged: Any, inputs: dict[str, Any], base: torch.Tensor) -> str | None:
+    """base: the output of the model without an adapter."""
+    want, got = (_run(each, inputs) for each in (adapted, merged))
     error, effect = (got - want).abs().max().item(), (want - base).abs().max().item()
     scale = max(want.abs().max().item(), effect)
     return (
@@ -182,14 +184,13 @@ def _run(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
     return result.float()
 
 
-def _inputs(model: Any) -> dict[str, Any] | None:
-    """Inputs that the model takes; None if none of those that can be made up are."""
+def _example(model: Any) -> Example | None:
+    """Inputs that the model takes and its output; None if none of those that can be made up are."""
     for inputs in _candidates(model):
         try:
-            _run(model, inputs)
+            return inputs, _run(model, inputs)
         except Exception:  # whatever a model raises for inputs that it does not take
             continue
-        return inputs
     return None
 
 

@@ -175,13 +175,14 @@ def _here(
     progress = state.progress()
     try:
         skip: dict[Layer, str] = dict.fromkeys(policy.skip, "the policy skips it.")
-        report = _report(validating, base, folder, sets, skip, precision, progress, tasks)
+        known = validating.BaseLosses()
+        report = _report(validating, base, folder, sets, skip, precision, progress, known, tasks)
         holder = None
         if against is not None:
             only_losses: dict[Layer, str] = dict.fromkeys(
                 ("numbers", "effect", "agreement", "behaviour"), "only losses are compared."
             )
-            holder = _report(validating, base, Path(against), sets, only_losses, precision, progress)
+            holder = _report(validating, base, Path(against), sets, only_losses, precision, progress, known)
     finally:
         progress.end()
     return report, holder, {role: {_digest(path): path.stem for path in paths} for role, paths in sets.items()}
@@ -195,8 +196,10 @@ def _report(
     skip: dict[Layer, str],
     precision: Precision,
     progress: Progress,
+    known: Any,
     tasks: tuple[str, ...] = (),
 ) -> Validation:
+    """known: the kernels' `BaseLosses`, for all adapters of a command."""
     chosen = tuple(
         validating.EvaluationSet(role, _digest(path), path.stem, path) for role, paths in sets.items() for path in paths
     )
@@ -214,7 +217,7 @@ def _report(
         progress.advance(done - before)
         before = done
 
-    found: Validation = validating.validate(subject, progress=report_progress)
+    found: Validation = validating.validate(subject, progress=report_progress, base_losses=known)
     return found
 
 

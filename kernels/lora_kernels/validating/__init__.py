@@ -6,7 +6,8 @@ merge anything afterwards: an adapter is untrusted until it has passed.
 
 from __future__ import annotations
 
+from lora_kernels.validating.base_losses import BaseLosses
 from lora_kernels.validating.subject import EvaluationSet, Subject
 from lora_kernels.validating.suite import validate
 
-__all__ = ["EvaluationSet", "Subject", "validate"]
+__all__ = ["BaseLosses", "EvaluationSet", "Subject", "validate"]

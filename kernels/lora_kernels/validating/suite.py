@@ -24,6 +24,7 @@ from lora_contract.validation import (
     TaskResult,
     Validation,
 )
+from lora_kernels.validating.base_losses import BaseLosses, Measured
 from lora_kernels.validating.subject import Subject
 
 if TYPE_CHECKING:
@@ -44,9 +45,16 @@ _LAYERS: Final[tuple[Layer, ...]] = (
 )
 
 
-def validate(subject: Subject, *, progress: Progress | None = None) -> Validation:
+def validate(
+    subject: Subject, *, progress: Progress | None = None, base_losses: BaseLosses | None = None
+) -> Validation:
     """Run every layer except those to skip. An adapter whose structure fails is not loaded, and the other layers are
-    skipped for that reason. Raises RegistryError for a base or an evaluation set that cannot be read."""
+    skipped for that reason.
+
+    base_losses: to reuse the losses of the base between adapters; None computes them.
+
+    Raises RegistryError for a base or an evaluation set that cannot be read.
+    """
     from lora_kernels.validating.environment import environment
     from lora_kernels.validating.harness import opened
     from lora_kernels.validating.libraries import import_libraries
@@ -67,7 +75,7 @@ def validate(subject: Subject, *, progress: Progress | None = None) -> Validatio
         _check_files(subject, facts, layers)
         folders = subject.tasks if "behaviour" in _to_run(subject) else ()
         with opened(folders) as harness, few_threads(subject.base, subject.precision):
-            _measure(subject, layers, evaluations, answers, tasks, harness, progress)
+            _measure(subject, layers, evaluations, answers, tasks, harness, progress, base_losses or BaseLosses())
     return Validation(
         version=subject.version,
         base=subject.base_digest,
@@ -117,6 +125,7 @@ def _measure(
     tasks: dict[str, TaskResult],
     harness: Tasks,
     progress: Progress,
+    known: BaseLosses,
 ) -> None:
     """Run the layers that load models or merge."""
     from lora_kernels.checkpoint.folders import read_adapter
@@ -140,14 +149,17 @@ def _measure(
     sets = [(one, items) for one, items in sets if one.role in run]
     probes = losses.probes(tokenizer, [item for _, items in sets for item in items])
 
-    def all_losses(model: Any, label: str) -> list[list[float | None]]:
-        return [
+    def measured(model: Any, label: str) -> Measured:
+        return losses.probe_logits(model, probes), [
             losses.losses(model, items, partial(_count, progress, f"{one.name}, {label}", len(items)))
             for one, items in sets
         ]
 
     model = models.load_base(subject.base, subject.precision)
-    before, base_nats = losses.probe_logits(model, probes), all_losses(model, "base")
+    before, base_nats = known.get(
+        (subject.base, subject.base_digest, subject.precision, tuple(one for one, _ in sets)),
+        partial(measured, model, "base"),
+    )
     base_scores = harness.scores(model, tokenizer, partial(progress, "tasks, base"))
     try:
         model = models.attach(model, subject.adapter)
@@ -156,7 +168,7 @@ def _measure(
         remaining = [layer for layer in run if layer not in layers]
         layers |= {layer: LayerResult("skipped", reason="PEFT cannot load the adapter.") for layer in remaining}
         return
-    after, nats = losses.probe_logits(model, probes), all_losses(model, "adapter")
+    after, nats = measured(model, "adapter")
     if "effect" in run:
         records = [
             pair

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections import defaultdict
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -16,8 +17,8 @@ import numpy as np
 import pytest
 
 from lora_contract.policy import DEFAULT, Decision, GateFacts, decide
-from lora_contract.validation import Layer, Validation, parse_validation
-from lora_kernels.validating import EvaluationSet, Subject, validate
+from lora_contract.validation import Layer, Precision, Validation, parse_validation
+from lora_kernels.validating import BaseLosses, EvaluationSet, Subject, validate
 from tests.kernels.validating.training import train
 from tests.support.testbed import require_testbed
 
@@ -45,13 +46,21 @@ BROKEN = [
     "zero-adapter",
 ]
 PULLED = {"module-pulls-back", "update-too-strong", "modules-do-not-help", "module-adds-nothing"}
+ONLY_LOSSES: dict[Layer, str] = dict.fromkeys(("numbers", "effect", "agreement"), "not asked for.")
 LOSSES_ALONE: dict[Layer, str] = {"agreement": "not asked for."}
 
 
-def run(adapter: Path, domain: str, skip: dict[Layer, str] | None = None) -> Validation:
+KNOWN = defaultdict[str, BaseLosses](BaseLosses)
+"""By domain."""
+
+
+def run(
+    adapter: Path, domain: str, skip: dict[Layer, str] | None = None, base_losses: BaseLosses | None = None
+) -> Validation:
     bed = require_testbed()
     chosen = EvaluationSet("quality", "sha256:aa", domain, bed / "data" / f"{domain}_eval.jsonl")
-    return validate(Subject(bed / "base", adapter, "sha256:version", "sha256:base", (chosen,), skip or {}))
+    subject = Subject(bed / "base", adapter, "sha256:version", "sha256:base", (chosen,), skip or {})
+    return validate(subject, base_losses=base_losses or KNOWN[domain])
 
 
 def judged(report: Validation, domain: str, holder: Validation | None = None) -> Decision:
@@ -75,10 +84,29 @@ def test_losses_are_those_that_were_measured() -> None:
         np.testing.assert_allclose(np.array(mine, float), [nats for nats, _ in theirs], rtol=1e-5)
 
 
+def test_the_base_is_measured_once_for_the_same_sets_and_again_for_others(tmp_path: Path) -> None:
+    bed = require_testbed()
+    steps: list[str] = []
+    few = tmp_path / "few.jsonl"
+    few.write_bytes(b"".join((bed / "data" / "sql_eval.jsonl").read_bytes().splitlines(keepends=True)[:4]))
+    known = BaseLosses()
+    reports = []
+    cases: list[tuple[str, Precision]] = [("a", "float32"), ("a", "float32"), ("b", "float32"), ("b", "bfloat16")]
+    for digest, precision in cases:
+        chosen = EvaluationSet("quality", digest, "few", few)
+        subject = Subject(
+            bed / "base", bed / "adapters" / "ia3-sql", "v", "base", (chosen,), ONLY_LOSSES, precision=precision
+        )
+        reports.append(validate(subject, progress=lambda step, _done, _total: steps.append(step), base_losses=known))
+    assert [step for step in steps if step == "few, base"] == ["few, base"] * 3
+    assert reports[0].evaluations == reports[1].evaluations
+    assert reports[2].evaluations[0].base_nats != reports[3].evaluations[0].base_nats
+
+
 def test_a_report_goes_through_its_bytes_and_comes_again_the_same() -> None:
     report = second()
     assert parse_validation(report.to_bytes()) == report
-    again = run(require_testbed() / "adapters" / "series-sql" / "v2", "sql")
+    again = run(require_testbed() / "adapters" / "series-sql" / "v2", "sql", base_losses=BaseLosses())
     assert again.digest == report.digest
     assert list(report.layers) == [
         "structure",
