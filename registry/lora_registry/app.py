@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from litestar import Litestar, Response, Router, get
+from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig
@@ -26,7 +27,7 @@ from lora_registry.derivations.routes import router as derivations
 from lora_registry.events.routes import router as events
 from lora_registry.gates.routes import router as gates
 from lora_registry.http import problems
-from lora_registry.http.texts import refuse_nul_in_url
+from lora_registry.http.admission import admit
 from lora_registry.hub.routes import router as hub
 from lora_registry.jobs.routes import router as jobs
 from lora_registry.policies.routes import router as policies
@@ -37,7 +38,7 @@ from lora_registry.signatures.routes import router as signatures
 from lora_registry.tags.routes import router as tags
 
 THREADS = 24
-MAX_BODY = 64 * 1024 * 1024
+MAX_BODY = 1024 * 1024
 """Maximum size of a JSON body in bytes; blobs are streamed and limited to their announced size."""
 
 
@@ -110,11 +111,12 @@ def create_app(ctx: Context) -> Litestar:
             HTTPException: problems.http_error,
             Exception: problems.any_error,
         },
-        before_request=refuse_nul_in_url,
+        before_request=admit,
         lifespan=[lifespan],
         openapi_config=OpenAPIConfig(
             title="lora-reg", version=__version__, path="/schema", render_plugins=[JsonRenderPlugin()]
         ),
         request_max_body_size=MAX_BODY,
+        state=State({"ctx": ctx}),
         logging_config=None,
     )

@@ -15,6 +15,9 @@ from lora_registry.context import Context
 
 def caller_of(request: Request[Any, Any, Any], ctx: Context) -> Caller:
     """Return the caller. Raises `unauthenticated` if a token is required and missing or invalid."""
+    known: Caller | None = request.scope["state"].get("caller")
+    if known is not None:
+        return known
     if ctx.settings.auth == "none":
         return Caller(ctx, LOCAL)
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")

@@ -12,8 +12,8 @@ from litestar import put as _put
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import BodyKwarg, FromPath, HeaderParameter, JSONBody, QueryParameter
 
+from lora_registry.http.admission import admit_json
 from lora_registry.http.problems import RESPONSES
-from lora_registry.http.texts import refuse_nul_in_body
 
 __all__ = [
     "FromPath",
@@ -45,7 +45,7 @@ def post(path: str, *, summary: str, status_code: int = 201) -> Decorator:
         responses=RESPONSES,
         summary=summary,
         status_code=status_code,
-        before_request=refuse_nul_in_body,
+        before_request=admit_json,
     )
 
 
@@ -56,7 +56,7 @@ def put(path: str, *, summary: str) -> Decorator:
         responses=RESPONSES,
         summary=summary,
         status_code=200,
-        before_request=refuse_nul_in_body,
+        before_request=admit_json,
     )
 
 

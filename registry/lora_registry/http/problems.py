@@ -32,7 +32,7 @@ _BY_STATUS: Final[dict[int, ErrorCode]] = {
     404: "not-found",
     405: "method-not-allowed",
     413: "too-large",
-    415: "invalid-request",
+    415: "unsupported-media-type",
     429: "rate-limited",
 }
 

@@ -57,6 +57,7 @@ async def serve(request: R, ctx: Context) -> Response[Any]:
     if call is None:
         raise RegistryError("not-found", "The Hub dialect of this registry has no such path.", hint=API_HINT)
     if call.verb == "paths-info":
+        await anyio.to_thread.run_sync(caller_of, request, ctx)  # nobody else has a body read
         call = replace(call, paths=_paths(request, await request.body()))
     return await anyio.to_thread.run_sync(_dispatch, request, ctx, call)
 
