@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
 
+import anyio
 import anyio.from_thread
 import anyio.to_thread
 from litestar import Request, Response
@@ -16,20 +17,37 @@ from lora_contract.errors import RegistryError
 from lora_registry.blobs.protocols import BlobStore
 
 CHUNK: Final = 256 * 1024
+IDLE_SECONDS: Final = 60.0
+"""A body of which no byte arrives for so long is given up."""
+
+UPLOADS: Final = 256
+"""Uploads that a process receives at a time; others wait. Each holds a thread, none of those that serve reads."""
+
 _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})\Z")
 
 
 def from_thread(request: Request[Any, Any, Any]) -> Iterator[bytes]:
-    """Yield the request's body in a worker thread, in chunks of about CHUNK bytes: one trip to the event loop each."""
-    stream = request.stream()
+    """Yield the request's body in a worker thread, in chunks of about CHUNK bytes: one trip to the event loop each.
+
+    Raises RegistryError `size-mismatch` if it stops for IDLE_SECONDS.
+    """
+    stream = aiter(request.stream())
 
     async def chunk() -> bytes:
-        parts, length = [], 0
-        async for part in stream:
-            parts.append(part)
-            length += len(part)
-            if length >= CHUNK:
-                break
+        parts: list[bytes] = []
+        length = 0
+        try:
+            while length < CHUNK:
+                with anyio.fail_after(IDLE_SECONDS):
+                    part = await anext(stream, None)
+                if part is None:
+                    break
+                parts.append(part)
+                length += len(part)
+        except TimeoutError as error:
+            raise RegistryError(
+                "size-mismatch", f"The body stopped: no byte arrived for {IDLE_SECONDS:g} seconds."
+            ) from error
         return b"".join(parts)
 
     while data := anyio.from_thread.run(chunk):

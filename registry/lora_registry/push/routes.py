@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
+import anyio
 import anyio.to_thread
 from litestar import Request, Response, Router
 from litestar import put as async_put
@@ -15,7 +16,7 @@ from lora_contract.wire.repositories import CommitRequest, CommitResult
 from lora_contract.wire.uploads import UploadRequest, UploadSession
 from lora_registry.auth.caller import Caller
 from lora_registry.http.answers import reply
-from lora_registry.http.bodies import from_thread
+from lora_registry.http.bodies import UPLOADS, from_thread
 from lora_registry.http.handlers import FromPath, IdempotencyKey, JSONBody, delete, get, post
 from lora_registry.http.idempotency import once
 from lora_registry.http.problems import RESPONSES
@@ -23,6 +24,9 @@ from lora_registry.push import commit, sessions
 from lora_registry.repositories.paths import RepositoryPath
 
 R = Request[Any, Any, Any]
+
+_UPLOADS: Final = anyio.CapacityLimiter(UPLOADS)
+"""Apart from the threads of reads, so that slow uplinks do not stop downloads."""
 
 
 class RawBody(Operation):
@@ -68,7 +72,7 @@ async def receive_blob(request: R, caller: Caller, upload_id: FromPath[str], dig
     def receive() -> None:
         sessions.receive(caller, upload_id, wanted, from_thread(request))
 
-    await anyio.to_thread.run_sync(receive)
+    await anyio.to_thread.run_sync(receive, limiter=_UPLOADS)
 
 
 @post(
