@@ -75,9 +75,9 @@ class ServiceSettings:
             _check_storage_url(self.storage_url)
 
     def make_data_folder(self) -> None:
-        """Create the data folder if it is missing. Raises RegistryError `usage` if the path is not a folder."""
+        """Create a missing data folder, for its owner alone. Raises RegistryError `usage` if the path is a file."""
         try:
-            self.data.mkdir(parents=True, exist_ok=True)
+            self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             file = next(path for path in (self.data, *self.data.parents) if path.exists())
             raise RegistryError(

@@ -127,3 +127,12 @@ def test_settings_are_checked_where_they_are_made() -> None:
         load({"LORA_REG_PRESIGN_SECONDS": "-1"})
     assert ServiceSettings(log_level="debug").log_level == "DEBUG"
     assert ServiceSettings(database_url="postgresql+psycopg://me@db/registry").embedded is False
+
+
+def test_the_data_folder_is_its_owners_alone(tmp_path: Path) -> None:
+    """It holds weights and the hashes of tokens."""
+    assert command(tmp_path / "new", "migrate").exit_code == 0
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "old").mkdir(mode=0o755)
+    assert command(tmp_path / "old", "migrate").exit_code == 0
+    assert (tmp_path / "old").stat().st_mode & 0o777 == 0o755, "what exists is left to its owner"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from lora_contract.findings import Finding
 
 API = "/api/v1"
+
+Reason = Annotated[str, msgspec.Meta(max_length=4096)]
+"""A sentence that is stored and listed with what it explains."""
 
 
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from lora_contract.validation import Precision
-from lora_contract.wire.common import Request, Response
+from lora_contract.wire.common import Reason, Request, Response
 from lora_contract.wire.jobs import JobView
 from lora_contract.wire.tags import TagView
 
@@ -98,7 +98,7 @@ class ApproveRequest(Request, frozen=True):
 
     version: str
     tag: str
-    reason: str = ""
+    reason: Reason = ""
 
 
 class ApprovalView(Response, frozen=True):
@@ -123,7 +123,7 @@ class PromoteRequest(Request, frozen=True):
     data: list[str] = []
     expect_generation: int | None = None
     force: bool = False
-    reason: str = ""
+    reason: Reason = ""
 
 
 class PromotionView(Response, frozen=True):

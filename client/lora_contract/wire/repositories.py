@@ -6,7 +6,7 @@ from typing import Any
 
 from lora_contract.findings import Finding
 from lora_contract.manifest import Kind
-from lora_contract.wire.common import Request, Response
+from lora_contract.wire.common import Reason, Request, Response
 from lora_contract.wire.uploads import FileSpec
 
 
@@ -92,7 +92,7 @@ class CommitResult(Response, frozen=True):
 
 
 class YankRequest(Request, frozen=True):
-    reason: str
+    reason: Reason
 
 
 class RepositoryView(Response, frozen=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lora_contract.wire.common import Request, Response
+from lora_contract.wire.common import Reason, Request, Response
 from lora_contract.wire.repositories import VersionRef
 
 
@@ -10,14 +10,14 @@ class TagRequest(Request, frozen=True):
     """target: a selector in the same repository (`v3`, another tag, a digest, `latest`)."""
 
     target: str
-    reason: str = ""
+    reason: Reason = ""
 
 
 class RollbackRequest(Request, frozen=True):
     """to: a selector; None: the tag's previous target."""
 
     to: str | None = None
-    reason: str = ""
+    reason: Reason = ""
 
 
 class ProtectRequest(Request, frozen=True):

@@ -64,7 +64,7 @@ def refuse_foreign(request: R) -> None:
     if request.method in SAFE:
         return
     origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")
-    if site not in _OWN_SITE or (origin is not None and urlsplit(origin).netloc != host):
+    if site not in _OWN_SITE or (origin is not None and origin.partition("://")[2] != host):
         raise RegistryError(
             "forbidden",
             "A page of another origin may not change anything in a service without login.",

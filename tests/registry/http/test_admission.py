@@ -43,6 +43,8 @@ def test_without_login_loopback_host_names_are_answered(local: Site, host: str) 
     [
         {"Origin": "http://evil.example"},
         {"Origin": "null"},
+        {"Origin": "http://["},
+        {"Origin": ""},
         {"Origin": "http://localhost:3000", "Sec-Fetch-Site": "same-site"},
         {"Sec-Fetch-Site": "cross-site"},
     ],
@@ -146,3 +148,19 @@ def test_bodies_that_mean_something_else_than_they_show(local: Site, body: bytes
 def test_an_escaped_backslash_before_u0000_is_no_nul(local: Site) -> None:
     answer = local.client.post(MERGE, content=rb'{"to":"a\\u0000b"}', headers=JSON)
     assert "NUL" not in problem(answer, "invalid-request")["detail"]
+
+
+def test_a_reason_has_at_most_4096_characters(local: Site) -> None:
+    local.need_base()
+    path, client = local.repository(), local.client
+    version, reason = "v1", "x" * 4097
+    for method, target, body in (
+        ("PUT", f"{path}/tags/prod", {"target": version}),
+        ("POST", f"{path}/tags/prod/rollback", {}),
+        ("PUT", f"{path}/versions/v1/yank", {}),
+        ("POST", f"{path}/promotions", {"version": version, "tag": "prod"}),
+        ("POST", f"{path}/approvals", {"version": version, "tag": "prod"}),
+    ):
+        answer = client.request(method, target, json={**body, "reason": reason})
+        assert "4096" in problem(answer, "invalid-request")["detail"], target
+    assert client.put(f"{path}/tags/prod", json={"target": version, "reason": reason[1:]}).status_code == 200
