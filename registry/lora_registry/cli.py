@@ -14,8 +14,8 @@ import click
 
 from lora_contract import __version__
 from lora_contract.errors import RegistryError
+from lora_contract.startup import importing
 from lora_registry import settings as settings_module
-from lora_registry.runtime.startup import importing
 from lora_registry.settings import ServiceSettings
 
 INTERRUPTED: Final = 130

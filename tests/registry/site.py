@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
+import sqlalchemy as sa
 
 from lora_contract.base import BaseFingerprint
 from lora_contract.errors import ERRORS
@@ -229,6 +231,17 @@ def open_site(
         site = Site(folder, url, chosen, arguments)
         stack.callback(site.stop)
         yield site
+
+
+def refuses_changes(database: str, *statements: str) -> None:
+    """Check that the database itself refuses to change or delete rows that stay as they were written."""
+    engine = sa.create_engine(database)
+    try:
+        for statement in statements:
+            with pytest.raises(sa.exc.DatabaseError, match="stay as they were written"), engine.begin() as connection:
+                connection.execute(sa.text(statement))
+    finally:
+        engine.dispose()
 
 
 def problem(answer: httpx.Response, code: str) -> dict[str, Any]:

@@ -32,8 +32,8 @@ _MODULES: Final = (
 )
 _GPU: Final = ("/dev/nvidiactl", "/dev/kfd")
 
-for _name in _MODULES:
-    importlib.import_module(_name)
-if not any(map(os.path.exists, _GPU)):
+_cpu = not any(map(os.path.exists, _GPU))
+if _cpu:
     import_libraries()
-    importlib.import_module("lora_kernels.validating.effect")
+for _name in (*_MODULES, *(["lora_kernels.validating.effect"] if _cpu else [])):
+    importlib.import_module(_name)

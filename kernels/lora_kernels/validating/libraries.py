@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 import sys
 from collections.abc import Callable
 from typing import Any
 
+from lora_contract.startup import importing
+
 
 def import_libraries() -> None:
     """Import torch, transformers, PEFT and, if it is installed, bitsandbytes.
 
-    Garbage collections find nothing then and take a fifth of the time. bitsandbytes wraps the functions of its CPU
-    backend in `torch.compile` when it is imported, and calls the plain ones if compiling fails: the same bits. The
-    compiler takes a second to import and 20 to compile them, more than a small model's validation, so they stay plain.
+    bitsandbytes wraps the functions of its CPU backend in `torch.compile` when it is imported, and calls the plain ones
+    if compiling fails: the same bits. The compiler takes a second to import and 20 to compile them, more than a small
+    model's validation, so they stay plain.
     """
     if "peft" in sys.modules:
         return
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
+    with importing():
         import torch
 
         compiler = torch.compile
@@ -33,10 +32,6 @@ def import_libraries() -> None:
             torch.compile = compiler
         for name in ("transformers.modeling_utils", "transformers.models.auto.modeling_auto", "peft"):
             importlib.import_module(name)
-    finally:
-        gc.freeze()
-        if enabled:
-            gc.enable()
 
 
 def _plain(function: Callable[..., Any], **_options: Any) -> Callable[..., Any]:

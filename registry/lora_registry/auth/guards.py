@@ -14,10 +14,16 @@ from lora_registry.context import Context
 
 
 def caller_of(request: Request[Any, Any, Any], ctx: Context) -> Caller:
-    """Return the caller. Raises `unauthenticated` if a token is required and missing or invalid."""
-    known: Caller | None = request.scope["state"].get("caller")
-    if known is not None:
-        return known
+    """Return the caller, looked up once per request. Raises `unauthenticated` if a token is required and missing or
+    invalid."""
+    state = request.scope["state"]
+    if "caller" not in state:
+        state["caller"] = _authenticate(request, ctx)
+    caller: Caller = state["caller"]
+    return caller
+
+
+def _authenticate(request: Request[Any, Any, Any], ctx: Context) -> Caller:
     if ctx.settings.auth == "none":
         return Caller(ctx, LOCAL)
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")

@@ -1,4 +1,4 @@
-"""Upgrade a database to the newest schema, and check its revision."""
+"""Upgrade a database to the newest schema."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ async def admit_json(request: R) -> None:
     await admit(request)
     ctx = context(request)
     if ctx.settings.auth != "none":
-        request.scope["state"]["caller"] = await anyio.to_thread.run_sync(caller_of, request, ctx)
+        await anyio.to_thread.run_sync(caller_of, request, ctx)
     body = await request.body()
     if body:
         require_json(request.headers.get("content-type"))

@@ -28,8 +28,6 @@ from lora_registry.runtime import paging
 R = Request[Any, Any, Any]
 VerbHandler = Callable[[R, Caller, Call], Response[Any]]
 
-MAX_BODY: Final = 1024 * 1024
-"""Maximum size of the body of paths-info, in bytes."""
 PAGE: Final = 100
 MODELS: Final = 1000
 API_HINT: Final = "The native API is documented at /schema/openapi.json."
@@ -46,7 +44,6 @@ class PathsBody(msgspec.Struct):
     http_method=[HttpMethod.GET, HttpMethod.HEAD, HttpMethod.POST, HttpMethod.PUT, HttpMethod.DELETE],
     status_code=200,
     include_in_schema=False,
-    request_max_body_size=MAX_BODY,
 )
 async def serve(request: R, ctx: Context) -> Response[Any]:
     """Handle any request of a Hub client. The raw path is parsed: see `paths`."""

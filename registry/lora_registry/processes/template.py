@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final
 
+from lora_contract.startup import importing
 from lora_registry.processes import child
 from lora_registry.processes.attributes import die_with_parent
-from lora_registry.runtime.startup import importing
 
 READY: Final = b"ready"
 
