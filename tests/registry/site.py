@@ -24,6 +24,7 @@ from lora_registry import admin, settings
 from tests.support import service
 from tests.support.adapters import BASE_ID, fingerprint_of_files, make_base, make_draft, read_folder
 from tests.support.databases import migrated
+from tests.support.forks import Forked
 from tests.support.push import push
 
 DATABASES = ("sqlite", "postgresql")
@@ -98,16 +99,17 @@ class Site:
 
     def run(self, *arguments: str) -> str:
         """One command of `lora-registry` to its end."""
-        done = subprocess.run(
+        command = Forked(
             [sys.executable, "-m", "lora_registry.cli", *arguments],
             env=service.environment(self.data, self.extra),
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=120,
-            check=False,
         )
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
+        output: str
+        output, errors = command.communicate(timeout=120)
+        assert command.returncode == 0, errors
+        return output.strip()
 
     def token(self, role: str, namespace: str | None = None) -> str:
         """A token with a name of its own, as `lora-registry token create` makes it."""
@@ -119,7 +121,7 @@ class Site:
         extra = {**self.extra, **({"LORA_REG_FAULT": fault} if fault else {})}
         log = self.data / f"worker-{len(self.workers)}.log"
         with log.open("wb") as output:
-            process = subprocess.Popen(
+            process = Forked(
                 [sys.executable, "-m", "lora_registry.cli", "worker", *(["--name", name] if name else [])],
                 env=service.environment(self.data, extra),
                 stdout=output,

@@ -25,6 +25,7 @@ from lora_registry import settings
 from lora_registry.app import create_app
 from lora_registry.wiring import open_context
 from tests.support.databases import sqlite_in
+from tests.support.forks import Forked
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHONPATH = os.pathsep.join(str(ROOT / folder) for folder in ("client", "registry", "kernels"))
@@ -71,7 +72,7 @@ def start(
     env = environment(data, extra)
     log = data / f"serve-{time.time_ns()}.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(
+        process = Forked(
             [sys.executable, "-m", "lora_registry.cli", "serve", "--port", "0", *arguments],
             env=env,
             stdout=output,
@@ -160,7 +161,7 @@ def in_process(data: Path, extra: Mapping[str, str] | None = None) -> Iterator[I
 def worker(service: InProcess, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A job worker beside a service that is a thread, for the length of a block."""
     with log.open("ab") as output:
-        process = subprocess.Popen(
+        process = Forked(
             [sys.executable, "-m", "lora_registry.cli", "worker", "--parent", str(os.getpid())],
             env=service.environment,
             stdout=output,

@@ -22,6 +22,7 @@ from lora_registry.jobs.engine.client import DbosEngine, migrate
 from lora_registry.jobs.engine.lease_store import create_table
 from lora_registry.jobs.engine.port import JobStatus
 from tests.registry.jobs.engine.handlers import KINDS, Outcome
+from tests.support.forks import Forked
 from tests.support.postgres import fresh_database
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -42,7 +43,7 @@ class Site:
         """Start a worker with short leases; its talk goes to `worker-N.log`."""
         chosen = QUICK | options | {"fault": fault}
         with (self.folder / f"worker-{len(self.workers)}.log").open("wb") as log:
-            worker = subprocess.Popen(
+            worker = Forked(
                 [sys.executable, "-m", "tests.registry.jobs.engine.program", self.url, json.dumps(chosen)],
                 cwd=ROOT,
                 stdout=log,
@@ -59,17 +60,17 @@ class Site:
         chosen = QUICK | {"lease_seconds": 600.0}
         options = [chosen | {"queues": [queue], "fault": fault} for queue, fault in faults.items()]
         with (self.folder / "doomed.log").open("wb") as log:
-            done = subprocess.run(
+            program = Forked(
                 [sys.executable, "-m", "tests.registry.jobs.engine.program", self.url, json.dumps(options)],
                 cwd=ROOT,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                timeout=60,
-                check=True,
             )
+            output, _ = program.communicate(timeout=60)
+            assert program.returncode == 0
         with self.database.begin() as connection:
             connection.execute(update(WorkerLease).values(lease_us=0))
-        statuses: list[int] = json.loads(done.stdout)
+        statuses: list[int] = json.loads(output)
         return statuses
 
     def journal(self, job_id: str) -> Path:
