@@ -22,6 +22,13 @@ _HEAD: Final = "-----BEGIN PUBLIC KEY-----"
 _TAIL: Final = "-----END PUBLIC KEY-----"
 _HINT: Final = "Export the public key of an Ed25519 or P-256 key with `openssl pkey -in KEY.pem -pubout`."
 
+# Edwards25519: -x^2 + y^2 = 1 + D x^2 y^2 over the integers modulo Q (RFC 8032, section 5.1).
+_Q: Final = 2**255 - 19
+_D: Final = -121665 * pow(121666, -1, _Q) % _Q
+_Y8: Final = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
+_SMALL_ORDER: Final = frozenset({0, 1, _Q - 1, _Y8, _Q - _Y8})
+"""The y of the eight points whose order divides 8. _Y8: of a point of order 8."""
+
 # The curve P-256: y^2 = x^3 - 3x + B over the integers modulo P (FIPS 186-5, SP 800-186).
 _P: Final = 2**256 - 2**224 + 2**192 + 2**96 - 1
 _B: Final = 0x5AC635D8AA3A93E7B3EBBD55769886BC651D06B0CC53B0F63BCE3C3E27D2604B
@@ -64,15 +71,38 @@ def parse_public_key(text: str) -> PublicKey:
 
 
 def parse_der(der: bytes) -> PublicKey:
-    """Parse a SubjectPublicKeyInfo. Raises RegistryError `invalid-request`."""
+    """Parse a SubjectPublicKeyInfo. Raises RegistryError `invalid-request`, also for a key that is not a point of its
+    curve, and for a key of small order."""
+    key = read_der(der)
+    if key.algorithm == "ed25519":
+        _check_ed25519(der[len(_ED25519) :])
+    else:
+        _check_p256(der[len(_P256) :])
+    return key
+
+
+def read_der(der: bytes) -> PublicKey:
+    """Read a SubjectPublicKeyInfo without a check of its point: enough to show a key, not to trust it."""
     if der.startswith(_ED25519) and len(der) == len(_ED25519) + 32:
         return PublicKey("ed25519", der)
     if der.startswith(_P256) and len(der) == len(_P256) + 64:
-        point = der[len(_P256) :]
-        x, y = int.from_bytes(point[:32], "big"), int.from_bytes(point[32:], "big")
-        if x < _P and y < _P and (y * y - (x * x * x - 3 * x + _B)) % _P == 0:
-            return PublicKey("ecdsa-p256", der)
-        raise RegistryError("invalid-request", "The key is not a point on the curve P-256.", hint=_HINT)
+        return PublicKey("ecdsa-p256", der)
     raise RegistryError(
         "invalid-request", "The key is not a SubjectPublicKeyInfo of an Ed25519 or P-256 key.", hint=_HINT
     )
+
+
+def _check_ed25519(encoded: bytes) -> None:
+    """Refuse what RFC 8032 cannot decode, and keys of small order: anyone can make signatures that those verify."""
+    y = int.from_bytes(encoded, "little") & (2**255 - 1)
+    if y % _Q in _SMALL_ORDER:
+        raise RegistryError("invalid-request", "The key has a small order, so that it proves nothing.", hint=_HINT)
+    square = (y * y - 1) * pow(_D * y * y + 1, -1, _Q) % _Q
+    if y >= _Q or pow(square, (_Q - 1) // 2, _Q) != 1:
+        raise RegistryError("invalid-request", "The key is not a point on the curve Ed25519.", hint=_HINT)
+
+
+def _check_p256(point: bytes) -> None:
+    x, y = int.from_bytes(point[:32], "big"), int.from_bytes(point[32:], "big")
+    if x >= _P or y >= _P or (y * y - (x * x * x - 3 * x + _B)) % _P != 0:
+        raise RegistryError("invalid-request", "The key is not a point on the curve P-256.", hint=_HINT)

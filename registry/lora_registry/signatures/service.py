@@ -19,7 +19,7 @@ from lora_contract.signing import (
     signatures_of,
     wrap_signature,
 )
-from lora_contract.signing.keys import parse_der
+from lora_contract.signing.keys import read_der
 from lora_contract.wire.signatures import SignatureList, SignatureView, SignRequest
 from lora_registry.auth.caller import Caller
 from lora_registry.db.tables import Repository, Version, VersionSignature
@@ -115,7 +115,7 @@ def _is_valid(repo: Repository, version: Version, key: PublicKey, row: VersionSi
 
 
 def _view(version: Version, row: VersionSignature) -> SignatureView:
-    key = parse_der(row.key)
+    key = read_der(row.key)  # it may be older than a check of `parse_der`
     return SignatureView(
         digest=version.digest,
         key_id=row.key_id,

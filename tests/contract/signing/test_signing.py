@@ -292,3 +292,74 @@ def test_no_key_breaks_the_parser(der: bytes) -> None:
         assert parse_public_key(base64.b64encode(der).decode()).der == der
     except RegistryError as error:
         assert error.code == "invalid-request"
+
+
+# Ed25519, computed here from RFC 8032, 5.1: affine points of -x^2 + y^2 = 1 + d x^2 y^2.
+
+ED_P = 2**255 - 19
+ED_D = -121665 * pow(121666, -1, ED_P) % ED_P
+Point = tuple[int, int]
+
+
+def ed_add(one: Point, other: Point) -> Point:
+    (x1, y1), (x2, y2) = one, other
+    product = ED_D * x1 * x2 * y1 * y2
+    return (
+        (x1 * y2 + x2 * y1) * pow(1 + product, -1, ED_P) % ED_P,
+        (y1 * y2 + x1 * x2) * pow(1 - product, -1, ED_P) % ED_P,
+    )
+
+
+def ed_points(y: int) -> list[Point]:
+    """The points with this y: two, one if x is 0, or none."""
+    square = (y * y - 1) * pow(ED_D * y * y + 1, -1, ED_P) % ED_P
+    root = pow(square, (ED_P + 3) // 8, ED_P)
+    for x in (root, root * pow(2, (ED_P - 1) // 4, ED_P) % ED_P):
+        if x * x % ED_P == square:
+            return sorted({(x, y), (-x % ED_P, y)})
+    return []
+
+
+def ed_small() -> list[Point]:
+    """The points of which 8 times is the identity: multiples of one of order 8, which L times a random point is."""
+    order = 2**252 + 27742317777372353535851937790883648493
+    for y in range(2, 100):
+        for point in ed_points(y):
+            found, power = (0, 1), point
+            for bit in range(order.bit_length()):
+                found = ed_add(found, power) if order >> bit & 1 else found
+                power = ed_add(power, power)
+            multiples = [(0, 1)]
+            while (following := ed_add(multiples[-1], found)) != (0, 1):
+                multiples.append(following)
+            if len(multiples) == 8:
+                return multiples
+    raise AssertionError
+
+
+def ed_key(y: int, sign: int) -> bytes:
+    return Signer().public.der[:12] + (y | sign << 255).to_bytes(32, "little")
+
+
+def test_keys_of_small_order_are_refused_in_every_encoding() -> None:
+    """Of such a key one signature fits many messages, so that it proves nothing."""
+    points = ed_small()
+    assert len(set(points)) == 8
+    encodings = {(y + shift, sign) for _, y in points for shift in (0, ED_P) for sign in (0, 1) if y + shift < 2**255}
+    assert len(encodings) == 14
+    assert load_der_public_key(ed_key(1, 0)).verify(ed_key(1, 0)[12:] + bytes(32), b"anything") is None
+    for y, sign in sorted(encodings):
+        error = refused("invalid-request", parse_public_key, base64.b64encode(ed_key(y, sign)).decode())
+        assert "small order" in error.detail
+
+
+def test_what_is_no_point_of_ed25519_is_refused() -> None:
+    values = [y for y in range(2, 40) if not ed_points(y)]
+    assert len(values) > 10
+    for y in values:
+        assert "curve" in refused("invalid-request", parse_der, ed_key(y, 0)).detail
+    for y in range(ED_P, 2**255):
+        for sign in (0, 1):
+            refused("invalid-request", parse_der, ed_key(y, sign))
+    for y in (y for y in range(2, 40) if ed_points(y)):
+        assert parse_der(ed_key(y, 1)).algorithm == "ed25519"

@@ -154,6 +154,19 @@ def _predicate(place: Place, signer: Signer) -> dict[str, Any]:
     return {"envelope": signer.envelope(payload), "key": signer.pem}
 
 
+def _small_order(place: Place) -> dict[str, Any]:
+    """The identity as the key and as R, and S = 0: Ed25519 verifies that for any message."""
+    payload = make_statement("ns", place.name, Digest.parse(place.digest()))
+    identity = bytes([1]) + bytes(31)
+    signature = base64.b64encode(identity + bytes(32)).decode()
+    envelope = {
+        "payload": base64.b64encode(payload).decode(),
+        "payloadType": PAYLOAD_TYPE,
+        "signatures": [{"sig": signature}],
+    }
+    return {"envelope": envelope, "key": base64.b64encode(Signer().public.der[:12] + identity).decode()}
+
+
 @pytest.mark.parametrize(
     ("make", "code"),
     [
@@ -167,6 +180,7 @@ def _predicate(place: Place, signer: Signer) -> dict[str, Any]:
         (lambda place, signer: signer.of_version("other", place.name, place.digest()), "signature-mismatch"),
         (lambda place, signer: {**place.body(Signer()), "key": signer.pem}, "signature-mismatch"),
         (lambda place, signer: {**place.body(signer), "key": "no key"}, "invalid-request"),
+        (lambda place, signer: {**place.body(signer), **_small_order(place)}, "invalid-request"),
         (lambda place, signer: {"envelope": signer.envelope(b"x"), "key": signer.pem}, "invalid-request"),
         (lambda place, signer: {"envelope": signer.envelope(bytes(4097)), "key": signer.pem}, "invalid-request"),
         (lambda place, signer: {"envelope": {**place.body(signer)["envelope"], "signatures": []}, "key": signer.pem}, "invalid-request"),
@@ -174,7 +188,7 @@ def _predicate(place: Place, signer: Signer) -> dict[str, Any]:
     ],
     ids=[
         "payload", "signature", "payload-type", "other-type", "predicate", "version", "repository", "namespace", "key",
-        "no-key", "no-statement", "large", "unsigned", "no-envelope",
+        "no-key", "small-order", "no-statement", "large", "unsigned", "no-envelope",
     ],
 )  # fmt: skip
 def test_what_is_no_signature_of_this_version_is_not_kept(
