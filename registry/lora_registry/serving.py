@@ -22,6 +22,7 @@ from lora_registry.admin import migrate
 from lora_registry.app import create_app
 from lora_registry.db import revision
 from lora_registry.db.engine import make_engine, require_connection
+from lora_registry.http.connections import Connection
 from lora_registry.processes.attributes import die_with_parent
 from lora_registry.settings import ServiceSettings, environment, load
 from lora_registry.wiring import open_context
@@ -48,6 +49,7 @@ def serve(settings: ServiceSettings, *, processes: int) -> int:
     config = uvicorn.Config(
         "lora_registry.serving:application",
         factory=True,
+        http=Connection,
         loop="uvloop",  # with several workers, uvicorn on asyncio leaves Nagle's algorithm on: 44 ms per request
         log_level="warning",
         access_log=False,

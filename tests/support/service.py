@@ -23,6 +23,7 @@ import uvicorn
 
 from lora_registry import settings
 from lora_registry.app import create_app
+from lora_registry.http.connections import Connection
 from lora_registry.wiring import open_context
 from tests.support.databases import sqlite_in
 from tests.support.forks import Forked
@@ -124,6 +125,7 @@ class InProcess:
         self._server = uvicorn.Server(
             uvicorn.Config(
                 create_app(self.context),
+                http=Connection,
                 loop="uvloop",
                 ws="none",
                 log_config=None,

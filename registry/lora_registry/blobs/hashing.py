@@ -22,6 +22,10 @@ class Tally:
     def digest(self) -> Digest:
         return Digest(self._sha256.hexdigest())
 
+    def add(self, data: bytes) -> None:
+        self._sha256.update(data)
+        self.size += len(data)
+
     @overload
     def over(self, chunks: Iterable[bytes]) -> Iterator[bytes]: ...
 
@@ -33,9 +37,45 @@ class Tally:
         for chunk in chunks:
             raw = chunk.data if isinstance(chunk, Stored) else chunk
             data = raw if type(raw) is bytes else bytes(raw)
-            self._sha256.update(data)
-            self.size += len(data)
+            self.add(data)
             yield chunk._replace(data=data) if isinstance(chunk, Stored) else data
+
+
+class Verifier:
+    """Checks a stream against its announced length and digest, chunk by chunk."""
+
+    def __init__(self, *, digest: Digest, size: int) -> None:
+        self._expected = digest
+        self._size = size
+        self._tally = Tally()
+
+    def add(self, chunk: bytes) -> None:
+        """Raise RegistryError `size-mismatch` for the first surplus byte."""
+        self._tally.add(chunk)
+        if self._tally.size > self._size:
+            raise RegistryError(
+                "size-mismatch",
+                f"More than the announced {self._size} bytes were sent for {self._expected}.",
+                expected=self._size,
+            )
+
+    def finish(self) -> None:
+        """Raise RegistryError `size-mismatch` or `digest-mismatch` if the stream was not the announced one."""
+        size, digest = self._tally.size, self._tally.digest
+        if size != self._size:
+            raise RegistryError(
+                "size-mismatch",
+                f"{size} bytes were sent for {self._expected}; {self._size} were announced.",
+                expected=self._size,
+                found=size,
+            )
+        if digest != self._expected:
+            raise RegistryError(
+                "digest-mismatch",
+                f"The {size} bytes sent have the digest {digest}; {self._expected} was announced.",
+                expected=str(self._expected),
+                found=str(digest),
+            )
 
 
 def checked(chunks: Iterable[bytes], *, digest: Digest, size: int) -> Iterator[bytes]:
@@ -44,24 +84,9 @@ def checked(chunks: Iterable[bytes], *, digest: Digest, size: int) -> Iterator[b
     So a loop over it that ends normally has verified what it wrote. Raises RegistryError `size-mismatch`, before the
     first surplus byte or at the end if bytes are missing, or `digest-mismatch` at the end.
     """
-    tally = Tally()
-    for chunk in tally.over(chunks):
-        if tally.size > size:
-            raise RegistryError(
-                "size-mismatch", f"More than the announced {size} bytes were sent for {digest}.", expected=size
-            )
-        yield chunk
-    if tally.size != size:
-        raise RegistryError(
-            "size-mismatch",
-            f"{tally.size} bytes were sent for {digest}; {size} were announced.",
-            expected=size,
-            found=tally.size,
-        )
-    if tally.digest != digest:
-        raise RegistryError(
-            "digest-mismatch",
-            f"The {size} bytes sent have the digest {tally.digest}; {digest} was announced.",
-            expected=str(digest),
-            found=str(tally.digest),
-        )
+    verifier = Verifier(digest=digest, size=size)
+    for chunk in chunks:
+        data = chunk if type(chunk) is bytes else bytes(chunk)
+        verifier.add(data)
+        yield data
+    verifier.finish()

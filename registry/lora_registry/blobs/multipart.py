@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from itertools import count
 from typing import Any, Final
 
 from lora_contract.digest import Digest
@@ -21,6 +22,8 @@ from lora_registry.blobs.s3_settings import MIB
 
 MAX_PARTS: Final = 10_000
 _COPY_PART: Final = 256 * MIB
+_SENDERS: Final = ThreadPoolExecutor(max_workers=16, thread_name_prefix="s3-part")
+"""Shared by all uploads of the process, which wait most of their time for bytes."""
 _CHECKSUMS: Final = ("ChecksumCRC32", "ChecksumCRC32C", "ChecksumCRC64NVME", "ChecksumSHA1", "ChecksumSHA256")
 
 
@@ -30,64 +33,96 @@ def part_size_for(size: int, wanted: int) -> int:
     return max(wanted, -(-minimum // MIB) * MIB)
 
 
-def upload(
-    client: Any,
-    *,
-    bucket: str,
-    key: str,
-    chunks: Iterable[Chunk],
-    part_size: int,
-    parallel: int,
-    key_of: Callable[[Digest], str],
-    single_limit: int,
-) -> str:
-    """Store the chunks as one object and return its ETag.
+class Upload:
+    """One object, sent in parts; it appears with `finish`. Keeps `parallel` + 2 parts in memory.
 
-    The object appears when the iterator ends without an error; any error aborts the upload and leaves nothing. Keeps
-    `parallel` + 2 parts in memory. key_of: returns the key of the blob that a range is copied from. If the store
-    refuses to copy the first range, that one and all others are sent.
+    Between the calls it holds no thread.
+
+    Args:
+        key_of: returns the key of the blob that a range is copied from. If the store refuses to copy the first range,
+            that one and all others are sent.
     """
 
-    def send(number: int, part: bytes | Range) -> dict[str, Any]:
+    def __init__(
+        self,
+        client: Any,
+        *,
+        bucket: str,
+        key: str,
+        part_size: int,
+        parallel: int,
+        key_of: Callable[[Digest], str],
+        single_limit: int,
+    ) -> None:
+        self._client = client
+        self._target = {"Bucket": bucket, "Key": key}
+        self._key_of = key_of
+        self._parallel = parallel
+        self._cutter = Cutter(part_size, min(_COPY_PART, single_limit))
+        self._numbers = count(1)
+        self._sent: list[dict[str, Any]] = []
+        self._pending: deque[Future[dict[str, Any]]] = deque()
+        self._target["UploadId"] = call(client, "create_multipart_upload", **self._target)["UploadId"]
+
+    def add(self, chunk: Chunk) -> None:
+        for part in self._cutter.add(chunk):
+            self._send_soon(part)
+
+    def finish(self) -> str:
+        """Complete the object and return its ETag."""
+        for part in self._cutter.end():
+            self._send_soon(part)
+        while self._pending:
+            self._sent.append(self._pending.popleft().result())
+        return _complete(self._client, self._target, sorted(self._sent, key=lambda part: int(part["PartNumber"])))
+
+    def abort(self) -> None:
+        # No part may arrive after the abort: the store could keep it forever.
+        for future in self._pending:
+            future.cancel()
+        wait(self._pending)
+        _abort(self._client, self._target)
+
+    def _send_soon(self, part: bytes | Range) -> None:
+        number = next(self._numbers)
+        if len(self._pending) == self._parallel:
+            self._sent.append(self._pending.popleft().result())
+        if isinstance(part, Range) and part.data is not None:
+            self._sent.append(self._try_copy(number, part, part.data))
+        else:
+            self._pending.append(_SENDERS.submit(self._send, number, part))
+
+    def _send(self, number: int, part: bytes | Range) -> dict[str, Any]:
         if isinstance(part, Range):
-            origin = {"Bucket": bucket, "Key": key_of(part.digest)}
             response = call(
-                client, "upload_part_copy", **target, PartNumber=number, CopySource=origin, CopySourceRange=part.header
+                self._client,
+                "upload_part_copy",
+                **self._target,
+                PartNumber=number,
+                CopySource={"Bucket": self._target["Bucket"], "Key": self._key_of(part.digest)},
+                CopySourceRange=part.header,
             )
             return _part(number, response["CopyPartResult"])
-        return _part(number, call(client, "upload_part", **target, PartNumber=number, Body=part))
+        return _part(number, call(self._client, "upload_part", **self._target, PartNumber=number, Body=part))
 
-    def try_copy(number: int, part: Range, data: bytes) -> dict[str, Any]:
+    def _try_copy(self, number: int, part: Range, data: bytes) -> dict[str, Any]:
         try:
-            done = send(number, part)
+            done = self._send(number, part)
         except StoreResponseError:
-            cutter.copies = False
-            return send(number, data)
-        cutter.copies = True
+            self._cutter.copies = False
+            return self._send(number, data)
+        self._cutter.copies = True
         return done
 
-    target = {"Bucket": bucket, "Key": key}
-    cutter = Cutter(part_size, min(_COPY_PART, single_limit))
-    target["UploadId"] = call(client, "create_multipart_upload", **target)["UploadId"]
+
+def upload(begun: Upload, chunks: Iterable[Chunk]) -> str:
+    """Send a whole stream and return the ETag. Any error, also of `chunks`, aborts and leaves nothing."""
     try:
-        sent: list[dict[str, Any]] = []
-        pool = ThreadPoolExecutor(max_workers=parallel, thread_name_prefix="s3-part")
-        try:
-            pending: deque[Future[dict[str, Any]]] = deque()
-            for number, part in enumerate(cutter.parts(chunks), start=1):
-                if len(pending) == parallel:
-                    sent.append(pending.popleft().result())
-                if isinstance(part, Range) and part.data is not None:
-                    sent.append(try_copy(number, part, part.data))
-                else:
-                    pending.append(pool.submit(send, number, part))
-            sent.extend(future.result() for future in pending)
-        finally:
-            # No part may arrive after the abort: the store could keep it forever.
-            pool.shutdown(wait=True, cancel_futures=True)
-        return _complete(client, target, sorted(sent, key=lambda part: int(part["PartNumber"])))
+        for chunk in chunks:
+            begun.add(chunk)
+        return begun.finish()
     except BaseException:
-        _abort(client, target)
+        begun.abort()
         raise
 
 

@@ -50,11 +50,19 @@ class Cutter:
 
     def parts(self, chunks: Iterable[Chunk]) -> Iterator[bytes | Range]:
         for chunk in chunks:
-            if isinstance(chunk, Stored):
-                yield from self._stored(memoryview(chunk.data), chunk.digest, chunk.offset)
-            else:
-                yield from self._end_run()
-                yield from self._add(memoryview(chunk))
+            yield from self.add(chunk)
+        yield from self.end()
+
+    def add(self, chunk: Chunk) -> Iterator[bytes | Range]:
+        """Yield the parts that this chunk completes."""
+        if isinstance(chunk, Stored):
+            yield from self._stored(memoryview(chunk.data), chunk.digest, chunk.offset)
+        else:
+            yield from self._end_run()
+            yield from self._add(memoryview(chunk))
+
+    def end(self) -> Iterator[bytes | Range]:
+        """Yield what is left."""
         yield from self._end_run()
         if self._body.size:
             yield self._body.joined()

@@ -62,7 +62,27 @@ class BlobReader(Protocol):
         """
 
 
+class Reception(Protocol):
+    """A blob whose bytes arrive one after another. Its methods may be called by different threads, one at a time.
+
+    Between the calls it holds a file or an unfinished upload, but no thread: bytes may be slow to come. After an
+    error only `discard` may be called.
+    """
+
+    def write(self, data: bytes) -> None:
+        """Hash and store the next bytes. Raises RegistryError `size-mismatch`, `storage-unavailable`."""
+
+    def finish(self) -> None:
+        """Make the blob visible. Raises RegistryError `size-mismatch`, `digest-mismatch`, `storage-unavailable`."""
+
+    def discard(self) -> None:
+        """Release what is held; without `finish`, nothing of the bytes is left behind. Idempotent."""
+
+
 class BlobWriter(Protocol):
+    def receive(self, *, digest: Digest, size: int) -> Reception:
+        """Begin a blob whose bytes are handed over piece by piece. The caller must `discard` it in the end."""
+
     def put(self, chunks: Iterable[bytes], *, digest: Digest, size: int) -> None:
         """Store a blob from a stream, hashing while writing; visible only after length and digest are verified.
 

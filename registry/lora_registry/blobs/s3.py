@@ -10,20 +10,21 @@ from __future__ import annotations
 import base64
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import chain
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
-from lora_registry.blobs import keys
-from lora_registry.blobs.hashing import Tally, checked
-from lora_registry.blobs.protocols import Chunk, Presigned, Stored
+from lora_registry.blobs import keys, multipart
+from lora_registry.blobs.hashing import Tally, Verifier, checked
+from lora_registry.blobs.protocols import Chunk, Presigned, Reception, Stored
 from lora_registry.blobs.s3_client import StoreResponseError, make_client
 from lora_registry.blobs.s3_objects import Objects
 from lora_registry.blobs.s3_settings import S3Settings
-from lora_registry.blobs.streams import byte_range, primed, refuse_negative
+from lora_registry.blobs.streams import byte_range, feed, primed, refuse_negative
 
 _CHUNK: Final = 256 * 1024
 _TYPE: Final = "application/octet-stream"
@@ -76,12 +77,13 @@ class S3Store:
             raise RegistryError("corrupt", f"{digest} ends at byte {end}; expected bytes up to {wanted}.")
         return primed(self._objects.chunks(response, key, offset, end, chunk))
 
-    def put(self, chunks: Iterable[bytes], *, digest: Digest, size: int) -> None:
-        verified = checked(chunks, digest=digest, size=size)
+    def receive(self, *, digest: Digest, size: int) -> Reception:
         if size <= self._settings.part_size:
-            self._put_short(b"".join(verified), digest)
-        else:
-            self._objects.upload(keys.blob_key(digest), verified, size)
+            return _ShortReception(partial(self._put_short, digest=digest), digest, size)
+        return _LongReception(partial(self._objects.begin_upload, keys.blob_key(digest), size), digest, size)
+
+    def put(self, chunks: Iterable[bytes], *, digest: Digest, size: int) -> None:
+        feed(self.receive(digest=digest, size=size), chunks)
 
     def put_unknown(self, chunks: Iterable[Chunk]) -> tuple[Digest, int]:
         tally = Tally()
@@ -204,6 +206,52 @@ class S3Store:
                 "storage-unavailable",
                 f"The S3 store assembled {head and head['ContentLength']} bytes; expected {size}.",
             )
+
+
+class _ShortReception:
+    """A blob of one PUT, in memory until all its bytes are there."""
+
+    def __init__(self, put: Callable[[bytes], None], digest: Digest, size: int) -> None:
+        self._put = put
+        self._verifier = Verifier(digest=digest, size=size)
+        self._data = bytearray()
+
+    def write(self, data: bytes) -> None:
+        self._verifier.add(data)
+        self._data += data
+
+    def finish(self) -> None:
+        self._verifier.finish()
+        self._put(bytes(self._data))
+
+    def discard(self) -> None:
+        self._data = bytearray()
+
+
+class _LongReception:
+    """A multipart upload, begun with its first bytes."""
+
+    def __init__(self, begin: Callable[[], multipart.Upload], digest: Digest, size: int) -> None:
+        self._begin = begin
+        self._verifier = Verifier(digest=digest, size=size)
+        self._upload: multipart.Upload | None = None
+
+    def write(self, data: bytes) -> None:
+        self._verifier.add(data)
+        if self._upload is None:
+            self._upload = self._begin()
+        self._upload.add(data)
+
+    def finish(self) -> None:
+        self._verifier.finish()
+        assert self._upload is not None, "the verifier accepts no empty stream for a long blob"
+        self._upload.finish()
+        self._upload = None
+
+    def discard(self) -> None:
+        if self._upload is not None:
+            self._upload.abort()
+            self._upload = None
 
 
 def _base64(digest: Digest) -> str:

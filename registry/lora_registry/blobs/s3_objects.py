@@ -94,12 +94,15 @@ class Objects:
             response = self.get(key, position, end, etag=etag)
 
     def upload(self, key: str, chunks: Iterable[Chunk], size: int | None) -> str:
-        """Upload in parts; return the ETag. size: total in bytes, to choose the part size; None if unknown."""
-        return multipart.upload(
+        """Upload a stream in parts; return the ETag. size: see `begin_upload`."""
+        return multipart.upload(self.begin_upload(key, size), chunks)
+
+    def begin_upload(self, key: str, size: int | None) -> multipart.Upload:
+        """Begin an upload in parts. size: total in bytes, to choose the part size; None if unknown."""
+        return multipart.Upload(
             self._client,
             bucket=self._bucket,
             key=self._prefix + key,
-            chunks=chunks,
             part_size=multipart.part_size_for(size or 0, self._settings.part_size),
             parallel=self._settings.parallel_parts,
             key_of=lambda digest: self._prefix + keys.blob_key(digest),

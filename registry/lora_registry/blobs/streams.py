@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
+from lora_registry.blobs.protocols import Reception
 
 
 def refuse_negative(offset: int, length: int | None) -> None:
@@ -35,3 +36,13 @@ def primed(chunks: Iterator[bytes]) -> Iterator[bytes]:
     first = next(chunks)
     assert first == b"", "the first yield only marks that all resources are open"
     return chunks
+
+
+def feed(reception: Reception, chunks: Iterable[bytes]) -> None:
+    """Hand over a whole stream. What `chunks` raises is raised, and nothing is left behind."""
+    try:
+        for chunk in chunks:
+            reception.write(chunk if type(chunk) is bytes else bytes(chunk))
+        reception.finish()
+    finally:
+        reception.discard()

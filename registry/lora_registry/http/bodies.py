@@ -1,13 +1,12 @@
-"""Stream bodies in constant memory: a request's body as an iterator for a thread, and blobs with ranges."""
+"""Stream bodies in constant memory: a request's body in batches, and blobs with ranges."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import anyio
-import anyio.from_thread
 import anyio.to_thread
 from litestar import Request, Response
 from litestar.response import Stream
@@ -20,38 +19,35 @@ CHUNK: Final = 256 * 1024
 IDLE_SECONDS: Final = 60.0
 """A body of which no byte arrives for so long is given up."""
 
-UPLOADS: Final = 256
-"""Uploads that a process receives at a time; others wait. Each holds a thread, none of those that serve reads."""
+BATCH: Final = 1024 * 1024
+"""A body is handed to a thread in pieces of about this size."""
 
 _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})\Z")
 
 
-def from_thread(request: Request[Any, Any, Any]) -> Iterator[bytes]:
-    """Yield the request's body in a worker thread, in chunks of about CHUNK bytes: one trip to the event loop each.
+async def batches(request: Request[Any, Any, Any]) -> AsyncIterator[bytes]:
+    """Yield the request's body in pieces of at least BATCH bytes, and a shorter last one, perhaps empty.
 
-    Raises RegistryError `size-mismatch` if it stops for IDLE_SECONDS.
+    Waiting for bytes holds no thread. Raises RegistryError `size-mismatch` if none arrives for IDLE_SECONDS.
     """
     stream = aiter(request.stream())
-
-    async def chunk() -> bytes:
+    while True:
         parts: list[bytes] = []
         length = 0
-        try:
-            while length < CHUNK:
+        while length < BATCH:
+            try:
                 with anyio.fail_after(IDLE_SECONDS):
                     part = await anext(stream, None)
-                if part is None:
-                    break
-                parts.append(part)
-                length += len(part)
-        except TimeoutError as error:
-            raise RegistryError(
-                "size-mismatch", f"The body stopped: no byte arrived for {IDLE_SECONDS:g} seconds."
-            ) from error
-        return b"".join(parts)
-
-    while data := anyio.from_thread.run(chunk):
-        yield data
+            except TimeoutError as error:
+                raise RegistryError(
+                    "size-mismatch", f"The body stopped: no byte arrived for {IDLE_SECONDS:g} seconds."
+                ) from error
+            if part is None:
+                yield b"".join(parts)
+                return
+            parts.append(part)
+            length += len(part)
+        yield b"".join(parts)
 
 
 def send_blob(

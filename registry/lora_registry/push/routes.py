@@ -16,7 +16,7 @@ from lora_contract.wire.repositories import CommitRequest, CommitResult
 from lora_contract.wire.uploads import UploadRequest, UploadSession
 from lora_registry.auth.caller import Caller
 from lora_registry.http.answers import reply
-from lora_registry.http.bodies import UPLOADS, from_thread
+from lora_registry.http.bodies import BATCH, batches
 from lora_registry.http.handlers import FromPath, IdempotencyKey, JSONBody, delete, get, post
 from lora_registry.http.idempotency import once
 from lora_registry.http.problems import RESPONSES
@@ -25,8 +25,8 @@ from lora_registry.repositories.paths import RepositoryPath
 
 R = Request[Any, Any, Any]
 
-_UPLOADS: Final = anyio.CapacityLimiter(UPLOADS)
-"""Apart from the threads of reads, so that slow uplinks do not stop downloads."""
+_WRITERS: Final = anyio.CapacityLimiter(16)
+"""Threads that hash and store what uploads have received, apart from those that serve reads."""
 
 
 class RawBody(Operation):
@@ -67,12 +67,15 @@ def abandon_session(caller: Caller, upload_id: FromPath[str]) -> None:
     request_max_body_size=None,
 )
 async def receive_blob(request: R, caller: Caller, upload_id: FromPath[str], digest: FromPath[str]) -> None:
-    wanted = Digest.parse(digest)
-
-    def receive() -> None:
-        sessions.receive(caller, upload_id, wanted, from_thread(request))
-
-    await anyio.to_thread.run_sync(receive, limiter=_UPLOADS)
+    reception = sessions.Reception(caller, upload_id, Digest.parse(digest))
+    try:
+        async for data in batches(request):
+            store = reception.write if len(data) >= BATCH else reception.finish
+            await anyio.to_thread.run_sync(store, data, limiter=_WRITERS)
+    finally:
+        if reception.begun:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(reception.close, limiter=_WRITERS)
 
 
 @post(

@@ -6,8 +6,6 @@ requested again, so that no response reveals what another namespace has.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from lora_contract import reference
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
@@ -15,6 +13,7 @@ from lora_contract.manifest import MAX_FILES, FileEntry
 from lora_contract.wire.uploads import UploadRequest, UploadSession, UploadTarget
 from lora_registry.auth.caller import Caller
 from lora_registry.auth.principals import Principal
+from lora_registry.blobs import protocols
 from lora_registry.context import Context
 from lora_registry.db.tables import UploadFile, UploadSessionRow
 from lora_registry.push import store
@@ -75,12 +74,48 @@ def show(caller: Caller, upload_id: str) -> UploadSession:
     )
 
 
-def receive(caller: Caller, upload_id: str, digest: Digest, chunks: Iterable[bytes]) -> None:
-    """Store a blob's bytes. Raises `digest-mismatch`, `size-mismatch`, `not-found`; nothing is stored then."""
-    expected = _require_announced(caller, upload_id, digest)
-    caller.ctx.blobs.put(chunks, digest=digest, size=expected.size)
-    fault_point("upload.stored")
-    _record(caller.ctx, upload_id, digest, expected.size)
+class Reception:
+    """A blob of a session whose bytes arrive one batch after another. It holds no thread between them.
+
+    Raises `digest-mismatch`, `size-mismatch`, `not-found`; nothing is stored then. Close it in the end.
+    """
+
+    def __init__(self, caller: Caller, upload_id: str, digest: Digest) -> None:
+        self._caller = caller
+        self._upload_id = upload_id
+        self._digest = digest
+        self._size = 0
+        self._bytes: protocols.Reception | None = None
+
+    @property
+    def begun(self) -> bool:
+        """True while something is to be closed."""
+        return self._bytes is not None
+
+    def write(self, data: bytes) -> None:
+        self._begun().write(data)
+
+    def finish(self, data: bytes) -> None:
+        """Store the last bytes, record the blob, and close."""
+        begun = self._begun()
+        if data:
+            begun.write(data)
+        begun.finish()
+        fault_point("upload.stored")
+        _record(self._caller.ctx, self._upload_id, self._digest, self._size)
+        self.close()
+
+    def close(self) -> None:
+        """Release what is held; bytes that were not finished are dropped."""
+        if self._bytes is not None:
+            self._bytes.discard()
+            self._bytes = None
+
+    def _begun(self) -> protocols.Reception:
+        if self._bytes is None:
+            self._size = _require_announced(self._caller, self._upload_id, self._digest).size
+            self._bytes = self._caller.ctx.blobs.receive(digest=self._digest, size=self._size)
+        return self._bytes
 
 
 def complete(caller: Caller, upload_id: str, digest: Digest) -> None:
