@@ -1,17 +1,16 @@
-"""Rendering of an untrusted chat template: sandboxed, with limits on time, memory and output.
+"""Rendering of an untrusted chat template, in a process of its own that is killed after its time.
 
-Runs in the main thread of child processes and of the command line: the limits apply to the whole process. For what a
-template can do without a sandbox see CVE-2024-34359.
+For what a template can do without a sandbox see CVE-2024-34359; for what it can do in one, `rendering`.
 """
 
 from __future__ import annotations
 
 import json
-import resource
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Final, NoReturn
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Final
 
 from lora_contract.errors import RegistryError
 
@@ -23,82 +22,54 @@ CONVERSATION: Final = [
 MAX_SOURCE: Final = 1024 * 1024
 MAX_OUTPUT: Final = 1024 * 1024
 SECONDS: Final = 5
+"""Processor time."""
+WALL_SECONDS: Final = 30
+"""With the start of the process, on a busy machine."""
 MEMORY: Final = 512 * 1024 * 1024
 SPECIAL: Final = ("bos_token", "eos_token", "pad_token", "unk_token")
+_RENDERER: Final = Path(__file__).with_name("rendering.py")
+_ENVIRONMENT: Final = ("PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
 
 
 def render_template(source: str, tokenizer: dict[str, Any]) -> str:
     """Render a template on a fixed conversation with a generation prompt. Raises RegistryError `rejected`."""
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
     if len(source) > MAX_SOURCE:
         raise RegistryError(
             "rejected", f"The chat template has {len(source)} characters; at most {MAX_SOURCE} are rendered."
         )
-
-    def raise_exception(message: str) -> NoReturn:
-        raise TemplateError(message)
-
-    # The environment that transformers renders chat templates with (utils/chat_template_utils.py).
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda _format: "2024-01-01"
-    tokens = {name: _token(tokenizer.get(name)) for name in SPECIAL}
+    request = {
+        "source": source,
+        "tokens": {name: _token(tokenizer.get(name)) for name in SPECIAL},
+        "messages": CONVERSATION,
+        "seconds": SECONDS,
+        "memory": MEMORY,
+        "output": MAX_OUTPUT,
+    }
     try:
-        with _limits():
-            chunks, length = [], 0
-            for chunk in environment.from_string(source).generate(
-                messages=CONVERSATION, add_generation_prompt=True, **tokens
-            ):
-                length += len(chunk)
-                if length > MAX_OUTPUT:
-                    raise RegistryError(
-                        "rejected", f"The chat template writes more than {MAX_OUTPUT} characters for three messages."
-                    )
-                chunks.append(chunk)
-    except RegistryError:
-        raise
-    except MemoryError as error:
-        raise RegistryError("rejected", f"The chat template needs more than {MEMORY} bytes.") from error
-    except Exception as error:  # a template may raise any exception
-        raise RegistryError(
-            "rejected", f"The chat template cannot be rendered: {type(error).__name__}: {str(error)[:200]}."
-        ) from error
-    return "".join(chunks)
-
-
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+        ended = subprocess.run(
+            [sys.executable, "-P", str(_RENDERER)],
+            input=json.dumps(request).encode(),
+            check=False,  # its exit status tells why
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=WALL_SECONDS,
+            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+        )
+    except subprocess.TimeoutExpired as error:
+        raise RegistryError("rejected", f"The chat template did not end within {WALL_SECONDS} seconds.") from error
+    if ended.returncode < 0:
+        raise RegistryError("rejected", f"The chat template used more than {SECONDS} seconds of processor time.")
+    try:
+        answer = json.loads(ended.stdout)
+    except ValueError as error:
+        raise RegistryError("rejected", "The chat template ended the process that rendered it.") from error
+    if "refused" in answer:
+        raise RegistryError("rejected", f"The chat template {answer['refused']}.")
+    text: str = answer["text"]
+    return text
 
 
 def _token(value: Any) -> str:
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) else ""
-
-
-@contextmanager
-def _limits() -> Iterator[None]:
-    def expired(_signal: int, _frame: object) -> NoReturn:
-        raise RegistryError("rejected", f"The chat template did not end within {SECONDS} seconds.")
-
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    handler = signal.signal(signal.SIGALRM, expired)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY + _mapped(), before[1]))
-    signal.alarm(SECONDS)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, handler)
-        resource.setrlimit(resource.RLIMIT_AS, before)
-
-
-def _mapped() -> int:
-    """Current address space of the process in bytes; libraries map far more than they use."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[0]) * resource.getpagesize()
