@@ -17,6 +17,7 @@ from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_contract.findings import Finding
 from lora_contract.modules import BaseModule, input_embedding, modules_of
+from lora_contract.remote_code import code_in
 from lora_contract.tensors import read_header
 
 INDEX: Final = "model.safetensors.index.json"
@@ -47,17 +48,30 @@ def check_base_files(files: Sequence[AdapterFile], read: ReadFile) -> list[Findi
     return report.findings()
 
 
+def check_side_files(files: Sequence[AdapterFile], read: ReadFile) -> list[Finding]:
+    """Find problems of these files of a base, without asking whether they are all."""
+    report = CheckReport()
+    check_files(files, read, report, base=True)
+    return report.findings()
+
+
+def read_base_config(files: Mapping[str, tuple[int, str]], read: ReadFile) -> dict[str, Any]:
+    """Read config.json. Raises RegistryError `rejected` if it is missing or lets a loader run code."""
+    config = _json("config.json", files, read, _MAX_CONFIG)
+    if not isinstance(config, dict):
+        raise _bad("config.json is not a JSON object")
+    if (found := code_in(config)) is not None:
+        raise _bad(f"config.json has the key {found[0]!r}: {found[1]}")
+    return config
+
+
 def build_fingerprint(files: Mapping[str, tuple[int, str]], read: ReadFile) -> BaseFingerprint:
     """Build the fingerprint from (size, `sha256:` digest) by path.
 
     Raises RegistryError `rejected` for a missing config.json, weights other than safetensors, an index that disagrees
     with the shards, and a tensor in two shards.
     """
-    config = _json("config.json", files, read, _MAX_CONFIG)
-    if not isinstance(config, dict):
-        raise _bad("config.json is not a JSON object")
-    if config.get("auto_map"):
-        raise _bad("config.json contains auto_map: the model needs custom code, which is never run")
+    config = read_base_config(files, read)
     tensors = _tensors(files, read)
     tied = _tied(config, tensors)
     fingerprint = BaseFingerprint(

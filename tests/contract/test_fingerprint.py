@@ -61,6 +61,12 @@ FAULTS = {
     "config a list": (lambda f: f.update({"config.json": b"[]"}), "not a JSON object"),
     "config twice": (lambda f: f.update({"config.json": b'{"a":1,"a":2}'}), "twice"),
     "remote code": (lambda f: change_json(f, "config.json", auto_map={"AutoModel": "x.Y"}), "auto_map"),
+    "remote code deep down": (lambda f: change_json(f, "config.json", text_config={"x": [{"AUTO_MAP": {"a": "x.Y"}}]}), "AUTO_MAP"),
+    "code from the Hub": (lambda f: change_json(f, "config.json", trust_remote_code=True), "trust_remote_code"),
+    "attention from the Hub": (lambda f: change_json(f, "config.json", _attn_implementation_internal="evil/kernel"), "evil/kernel"),
+    "attention of a part": (lambda f: change_json(f, "config.json", attn_implementation={"text_config": "evil/kernel:x"}), "evil/kernel"),
+    "generation from the Hub": (lambda f: change_json(f, "config.json", custom_generate="evil/generate"), "custom_generate"),
+    "quantization of its own": (lambda f: change_json(f, "config.json", quantization_config={"quant_method": "evil"}), "quant_method"),
     "no shard": (lambda f: f.pop("model-00002-of-00002.safetensors"), "which model.safetensors.index.json lists"),
     "no index": (lambda f: f.pop("model.safetensors.index.json"), "not a shard"),
     "a pickle": (lambda f: f.update({"pytorch_model.bin": b"x"}), "never opened"),
@@ -89,6 +95,15 @@ def test_base_fault(files, name):
         fingerprint_of_files(files)
     assert caught.value.code == "rejected"
     assert words in caught.value.detail
+
+
+def test_what_configs_on_the_hub_have_is_accepted(files):
+    change_json(
+        files, "config.json", auto_map=None, trust_remote_code=False, _attn_implementation_autoset=True,
+        attn_implementation="flash_attention_2", text_config={"_attn_implementation": "sdpa"}, custom_generate=None,
+        quantization_config={"quant_method": "compressed-tensors", "config_groups": {"group_0": {"targets": ["Linear"]}}},
+    )  # fmt: skip
+    assert fingerprint_of_files(files).config["attn_implementation"] == "flash_attention_2"
 
 
 def test_files_of_a_base(files):

@@ -8,6 +8,7 @@ any depth.
 from __future__ import annotations
 
 import math
+import re
 from typing import Any, Final
 
 import msgspec
@@ -15,6 +16,7 @@ import msgspec
 from lora_contract import canonical
 from lora_contract.adapter.types import TYPES
 from lora_contract.errors import RegistryError
+from lora_contract.remote_code import code_in
 
 MAX_CONFIG_BYTES: Final = 16 * 1024 * 1024
 MAX_RANK: Final = 65_536
@@ -45,6 +47,8 @@ _BOOLS: Final = (
     "use_effective_conv2d",
 )
 _CODE_KEYS: Final = frozenset({"auto_map", "_attn_implementation_internal", "custom_pipelines", "library_import_path"})
+_PARENT_LIBRARY: Final = re.compile(r"transformers(\.models(\.[a-z0-9_]+)*|\.modeling_utils)?")
+"""Modules whose import has no effect beyond defining models."""
 
 
 class AdapterConfig(msgspec.Struct, frozen=True):
@@ -94,7 +98,7 @@ def parse_config(data: bytes) -> AdapterConfig:
     document = canonical.loads_strict(data, what="adapter_config.json", max_bytes=MAX_CONFIG_BYTES)
     if not isinstance(document, dict):
         raise _bad(f"is {_kind(document)}, expected an object")
-    _refuse_code(document, 0)
+    _refuse_code(document)
     peft_type = document.get("peft_type")
     if not isinstance(peft_type, str):
         raise _bad("has no peft_type")
@@ -234,33 +238,24 @@ class _Reader:
         return value
 
 
-def _refuse_code(value: Any, depth: int) -> None:
+def _refuse_code(document: Any) -> None:
     """Refuse keys that make a loader import or run code, at any depth."""
-    if isinstance(value, list):
-        for item in value:
-            _refuse_code(item, depth + 1)
-    if not isinstance(value, dict):
-        return
-    for key, item in value.items():
-        if key in _CODE_KEYS and item is not None:
-            raise _code(key, "it lets a loader run code that comes with the adapter")
-        if key == "trust_remote_code" and item is not False and item is not None:
-            raise _code(key, "it lets a loader run code from the Hub")
-        if key == "megatron_core" and item not in (None, "megatron.core"):
-            raise _code(key, f"PEFT imports the module it names, {str(item)[:60]!r}; expected 'megatron.core'")
-        if key == "parent_library" and item is not None and not _transformers(item):
-            raise _code(key, f"PEFT imports the module it names, {str(item)[:60]!r}; expected a module of transformers")
-        _refuse_code(item, depth + 1)
+    if (found := code_in(document, _adapter_code)) is not None:
+        key, why = found
+        raise RegistryError(
+            "rejected", f"adapter_config.json has the key {key!r}: {why}.", hint=f"Remove {key!r} and push again."
+        )
 
 
-def _transformers(value: Any) -> bool:
-    return isinstance(value, str) and (value == "transformers" or value.startswith("transformers."))
-
-
-def _code(key: str, why: str) -> RegistryError:
-    return RegistryError(
-        "rejected", f"adapter_config.json has the key {key!r}: {why}.", hint=f"Remove {key!r} and push again."
-    )
+def _adapter_code(key: str, value: Any) -> str | None:
+    """Keys that PEFT imports modules for, or that only a base's config has."""
+    if key in _CODE_KEYS:
+        return "it lets a loader run code that comes with the files"
+    if key == "megatron_core" and value != "megatron.core":
+        return f"PEFT imports the module it names, {str(value)[:60]!r}; expected 'megatron.core'"
+    if key == "parent_library" and not (isinstance(value, str) and _PARENT_LIBRARY.fullmatch(value)):
+        return f"PEFT imports the module it names, {str(value)[:60]!r}; expected a module of models in transformers"
+    return None
 
 
 def _bad(why: str) -> RegistryError:

@@ -11,6 +11,7 @@ from lora_contract import canonical
 from lora_contract.adapter.report import CONFIG, WEIGHTS, CheckReport
 from lora_contract.errors import RegistryError
 from lora_contract.manifest import MAX_FILES, check_path
+from lora_contract.remote_code import code_in
 
 ReadFile = Callable[[str, int, int], bytes]
 """read(path, offset, length) -> exactly that many bytes of the file."""
@@ -203,13 +204,14 @@ def _check_json(file: AdapterFile, read: ReadFile, report: CheckReport) -> None:
     except RegistryError as error:
         report.add_error("bad-json", error, file=file.path)
         return
-    if isinstance(document, dict) and document.get("auto_map"):
+    if (found := code_in(document)) is not None:
+        key, why = found
         report.add(
             "auto-map",
-            f"{file.path} has the key auto_map: it lets a loader run code that comes with the files.",
+            f"{file.path} has the key {key[:80]!r}: {why}.",
             file=file.path,
-            where="auto_map",
-            hint="Remove auto_map and push again.",
+            where=key[:80],
+            hint=f"Remove {key[:80]!r} and push again.",
         )
 
 

@@ -14,7 +14,7 @@ from lora_contract.base import BaseFingerprint, BaseTensor, parse_fingerprint
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_contract.findings import Finding
-from lora_contract.fingerprint import build_fingerprint, check_base_files
+from lora_contract.fingerprint import build_fingerprint, check_base_files, check_side_files, read_base_config
 from lora_contract.manifest import FileEntry
 from lora_contract.wire.repositories import CommitRequest
 from lora_registry.bases import store as base_store
@@ -139,10 +139,15 @@ def _base(request: CommitRequest, files: tuple[FileEntry, ...], read: Reader) ->
             raise RegistryError(
                 "invalid-request", "A base without its weights requires the fingerprint computed by the client."
             )
-        findings = []
+        stored = [entry for entry in files if not entry.path.endswith(".safetensors")]
+        findings = list(check_side_files([AdapterFile(entry.path, entry.size) for entry in stored], read))
+        if any(finding.severity == "error" for finding in findings):
+            return ContentCheck(findings)
         fingerprint = parse_fingerprint(msgspec.json.encode(request.fingerprint))
         if fingerprint.files != {path: digest for path, (_, digest) in table.items()}:
             raise RegistryError("rejected", "The fingerprint and the commit name different files.")
+        if fingerprint.config != read_base_config(table, read):
+            raise RegistryError("rejected", "The fingerprint and config.json differ.", hint="Run the command again.")
     facts: dict[str, object] = {
         "architecture": fingerprint.architecture,
         "model_type": fingerprint.model_type,

@@ -255,6 +255,14 @@ TENSOR_FAULTS = {
         "bad-config",
         None,
     ),
+    "auto_mapping of a module that is no model": (
+        config(auto_mapping={"parent_library": "transformers.commands.serving", "base_model_class": "M"}),
+        "bad-config",
+        None,
+    ),
+    "AUTO_MAP": (config(AUTO_MAP={"AutoModel": "evil.Model"}), "bad-config", None),
+    "custom_generate": (config(custom_generate="evil/generate"), "bad-config", None),
+    "attention from a repository": (config(x={"attn_implementation": "evil/kernel"}), "bad-config", None),
     "megatron_core": (config(megatron_core="evil.module"), "bad-config", None),
     "remote code for a tokenizer": (config(tokenizer_kwargs={"trust_remote_code": True}), "bad-config", None),
     "remote code by text": (config(tokenizer_kwargs={"trust_remote_code": "yes"}), "bad-config", None),
@@ -328,6 +336,14 @@ FILE_FAULTS = {
     "absolute": (lambda f, d: f.update({"/etc/README.md": b"x"}), "bad-path"),
     "hidden": (lambda f, d: f.update({".git/config": b"x"}), "bad-path"),
     "two of a name": (lambda f, d: f.update({"readme.md": b"x", "README.md": b"y"}), "duplicate-path"),
+    "auto_map deep in the tokenizer": (
+        lambda f, d: f.update({"tokenizer_config.json": b'{"x": [{"Auto_Map": {"a": "b"}}]}'}),
+        "auto-map",
+    ),
+    "custom_generate beside": (
+        lambda f, d: f.update({"generation_config.json": b'{"custom_generate": "evil/generate"}'}),
+        "auto-map",
+    ),
     "auto_map in the tokenizer": (
         lambda f, d: f.update({"tokenizer_config.json": b'{"auto_map": {"a": "b"}}'}),
         "auto-map",
