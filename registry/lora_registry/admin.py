@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_contract.digest import Digest
-from lora_contract.errors import RegistryError
 from lora_registry.auth import tokens
-from lora_registry.blobs.hashing import checked
 from lora_registry.context import Context
 from lora_registry.db import revision
 from lora_registry.db.engine import make_engine, require_connection
 from lora_registry.jobs.engine import client as engine_client
-from lora_registry.repositories import store as version_store
+from lora_registry.keeping import fsck as keeping_fsck
 from lora_registry.settings import ServiceSettings
 from lora_registry.storage import open_blobs
 from lora_registry.wiring import open_context
@@ -40,23 +37,13 @@ def check(settings: ServiceSettings) -> Iterator[str]:
     yield f"login: {settings.auth}"
 
 
-def fsck(settings: ServiceSettings) -> Iterator[tuple[str, str | None]]:
-    """Yield the digest of each blob of live versions, with its problem or None."""
+def fsck(
+    settings: ServiceSettings, *, repair: bool, sample: float, rate: float | None
+) -> Iterator[keeping_fsck.Checked]:
+    """Check the rows of blobs against the store, then the store against the rows. rate: in bytes per second."""
     ctx = _open(settings)
-    with ctx.db.read() as session:
-        wanted = version_store.stored_blobs(session)
-    for digest_text, size in wanted:
-        digest = Digest.parse(digest_text)
-        if ctx.blobs.size(digest) is None:
-            yield digest_text, "missing"
-            continue
-        try:
-            for _ in checked(ctx.blobs.stream(digest), digest=digest, size=size):
-                pass
-        except RegistryError as error:
-            yield digest_text, error.detail
-        else:
-            yield digest_text, None
+    yield from keeping_fsck.check_rows(ctx, sample=sample, rate=rate, repair=repair)
+    yield from keeping_fsck.unnamed(ctx)
 
 
 def create_token(settings: ServiceSettings, *, name: str, role: str, namespace: str | None) -> str:

@@ -136,19 +136,46 @@ def check(data: Path | None) -> None:
 
 @command
 @data_option
-def fsck(data: Path | None) -> None:
-    """Re-hash every blob that a version needs; exit 7 if one is missing or damaged."""
+@click.option("--repair", is_flag=True, help="Mark damaged and missing blobs, so that the next push stores them again.")
+@click.option(
+    "--sample",
+    type=click.FloatRange(0, 1),
+    default=1.0,
+    show_default=True,
+    help="Share of the blobs to re-hash, chosen at random; of the others only presence and length are checked.",
+)
+@click.option("--rate", type=click.FloatRange(0, min_open=True), help="Read at most this many MB per second.")
+def fsck(data: Path | None, repair: bool, sample: float, rate: float | None) -> None:
+    """Compare the blobs with the database, both ways; exit 7 if one is missing or damaged.
+
+    Re-hashes what is stored. Objects that no row names are counted; `gc` removes them.
+    """
     with importing():
         from lora_registry import admin
 
     config = load(data=data)
-    damaged = 0
-    for number, (digest, problem) in enumerate(admin.fsck(config), 1):
-        if problem:
+    damaged = orphans = 0
+    for number, found in enumerate(
+        admin.fsck(config, repair=repair, sample=sample, rate=None if rate is None else rate * 1e6), 1
+    ):
+        if found.problem == "orphan":
+            orphans += 1
+        elif found.problem:
             damaged += 1
-            click.echo(f"{digest}: {problem}")
+            users = ", ".join((*found.others, *found.derived)) or "no version"
+            click.echo(f"{found.where}: {found.problem}, needed by {users}")
+            if found.others:
+                click.echo("  push its files again to repair it")
+            for name in found.derived:
+                click.echo(f"  lora-reg reproduce {name}  derives it again")
+        elif found.was != "ok":
+            click.echo(f"{found.where}: was {found.was}, is right now")
         elif number % 1000 == 0 and sys.stderr.isatty():
-            click.echo(f"{number} blobs read", err=True)
+            click.echo(f"{number} blobs checked", err=True)
+    if orphans:
+        click.echo(
+            f"{orphans} objects belong to no blob; they are of unfinished pushes and jobs, or `gc` removes them."
+        )
     click.echo("All blobs match their digests." if not damaged else f"{damaged} blobs are missing or damaged.")
     if damaged:
         sys.exit(7)

@@ -33,6 +33,8 @@ class ServiceSettings:
         presign_seconds: lifetime of a presigned URL.
         upload_seconds: lifetime of an upload session.
         max_file_bytes: the largest file that a push may contain.
+        verified_seconds: a stored file that was not verified for this long is not handed to Hub clients by a presigned
+            URL, but through the service, which verifies it.
         s3_endpoint_url, s3_region, s3_path_style, s3_checksum, s3_ca_bundle: how boto3 reaches the store; None or
             empty: boto3's own defaults. s3_checksum is boto3's `request_checksum_calculation`.
         preload: import torch and PEFT soon after a worker's start rather than for its first validation.
@@ -50,6 +52,7 @@ class ServiceSettings:
     presign_seconds: int = 300
     upload_seconds: int = 24 * 3600
     max_file_bytes: int = 64 * 1024**3
+    verified_seconds: float = 7 * 24 * 3600.0
     s3_endpoint_url: str | None = None
     s3_region: str | None = None
     s3_path_style: bool = True

@@ -250,15 +250,23 @@ def _send_and_commit(
 ) -> tuple[CommitResult, int]:
     by_path: dict[str, LocalFile] = {file.path: file for file in scan.files}
     kind: Kind = request.kind
-    session = client.open_upload(
-        UploadRequest(namespace=target.namespace or "", name=target.name, kind=kind, files=list(specs))
-    )
-    sent = send_blobs(client, session, {spec.digest: by_path[spec.path] for spec in specs}, progress)
-    progress.begin("Checking on the server", None)
-    try:
-        return client.commit(target, msgspec.structs.replace(request, session=session.id)), sent
-    finally:
-        progress.end()
+    files = {spec.digest: by_path[spec.path] for spec in specs}
+    sent = 0
+    for repeated in (False, True):
+        session = client.open_upload(
+            UploadRequest(namespace=target.namespace or "", name=target.name, kind=kind, files=list(specs))
+        )
+        sent += send_blobs(client, session, files, progress)
+        progress.begin("Checking on the server", None)
+        try:
+            return client.commit(target, msgspec.structs.replace(request, session=session.id)), sent
+        except RegistryError as error:
+            # The store has damaged a file that need not be sent: a new session asks for it, which repairs it.
+            if error.code != "corrupt" or repeated:
+                raise
+        finally:
+            progress.end()
+    raise AssertionError("the second attempt returns or raises")
 
 
 def _pushed(

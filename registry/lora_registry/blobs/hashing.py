@@ -69,7 +69,7 @@ class Verifier:
                 expected=self._size,
                 found=size,
             )
-        if digest != self._expected:
+        if digest.hex != self._expected.hex:  # which may be an address
             raise RegistryError(
                 "digest-mismatch",
                 f"The {size} bytes sent have the digest {digest}; {self._expected} was announced.",

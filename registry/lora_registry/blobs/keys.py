@@ -3,6 +3,7 @@
     <root folder, or bucket and prefix>
     ├── blobs/sha256/
     │   ├── 00/0012…                     a blob: named by the sha256 of its content, written once, never changed
+    │   ├── 00/0012….5f3a9c01            the same content in a later life, or made by a job: see BlobAddress
     │   └── ff/ffe8…
     ├── uploads/<session>/
     │   ├── <64 hex>                     bytes of a presigned PUT; a blob only after `adopt` has hashed them
@@ -17,6 +18,8 @@ store of a million blobs has about four thousand names per folder.
 from __future__ import annotations
 
 import re
+import secrets
+from dataclasses import dataclass
 from typing import Final
 
 from lora_contract.digest import Digest
@@ -29,11 +32,33 @@ ADOPTED: Final = ".adopted"
 
 _HEX: Final = re.compile(r"[0-9a-f]{64}\Z")
 _SESSION: Final = re.compile(r"[0-9a-fA-F][0-9a-fA-F-]{7,63}\Z")
+_LIFE: Final = re.compile(r"[0-9a-f]{8}\Z")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class BlobAddress(Digest):
+    """A digest, and which of the objects with this content: a key is never used again once its object was deleted.
+
+    So the delete of a collector that was frozen for hours cannot remove bytes that were stored again meanwhile.
+    life: eight hex digits; empty: the plain key.
+    """
+
+    life: str = ""
+
+
+def address(digest: Digest, life: str) -> Digest:
+    """Return where the bytes of a digest are: a plain digest for the plain key."""
+    return BlobAddress(digest.hex, life) if life else Digest(digest.hex)
+
+
+def new_life() -> str:
+    return secrets.token_hex(4)
 
 
 def blob_key(digest: Digest) -> str:
-    """`blobs/sha256/ab/abcdef…`."""
-    return f"{BLOBS}{digest.hex[:2]}/{digest.hex}"
+    """`blobs/sha256/ab/abcdef…`, or `blobs/sha256/ab/abcdef….5f3a9c01` for a BlobAddress with a life."""
+    life = f".{digest.life}" if isinstance(digest, BlobAddress) and digest.life else ""
+    return f"{BLOBS}{digest.hex[:2]}/{digest.hex}{life}"
 
 
 def upload_prefix(upload: str) -> str:
@@ -56,8 +81,9 @@ def adopted_key(upload: str, digest: Digest) -> str:
 
 
 def parse_blob_key(key: str) -> Digest | None:
-    """Return the digest of a blob's key; None for any other key, which a store should not contain but may."""
+    """Return the address of a blob's key; None for any other key, which a store should not contain but may."""
     shard, _, name = key.removeprefix(BLOBS).partition("/")
-    if not key.startswith(BLOBS) or not _HEX.match(name) or name[:2] != shard:
+    name, dot, life = name.partition(".")
+    if not key.startswith(BLOBS) or not _HEX.match(name) or name[:2] != shard or (dot and not _LIFE.match(life)):
         return None
-    return Digest(name)
+    return address(Digest(name), life)

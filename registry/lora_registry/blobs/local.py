@@ -63,12 +63,12 @@ class LocalStore:
     def put(self, chunks: Iterable[bytes], *, digest: Digest, size: int) -> None:
         feed(self.receive(digest=digest, size=size), chunks)
 
-    def put_unknown(self, chunks: Iterable[Chunk]) -> tuple[Digest, int]:
+    def put_unknown(self, chunks: Iterable[Chunk], *, life: str = "") -> tuple[Digest, int]:
         tally = Tally()
         with self._temporary() as (path, descriptor):
             _write(descriptor, self._copy_stored(descriptor, tally.over(chunks)))
-            self._publish(path, descriptor, tally.digest)
-        return tally.digest, tally.size
+            self._publish(path, descriptor, keys.address(tally.digest, life))
+        return keys.address(tally.digest, life), tally.size
 
     def adopt(self, upload: str, *, digest: Digest, size: int) -> None:
         path = self._root / keys.upload_key(upload, digest)

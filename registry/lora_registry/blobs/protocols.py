@@ -90,10 +90,11 @@ class BlobWriter(Protocol):
         `size-mismatch`, `storage-unavailable`; in each case nothing becomes visible or is left behind.
         """
 
-    def put_unknown(self, chunks: Iterable[Chunk]) -> tuple[Digest, int]:
-        """Store a stream of unknown digest, with the same guarantees. Return digest and length.
+    def put_unknown(self, chunks: Iterable[Chunk], *, life: str = "") -> tuple[Digest, int]:
+        """Store a stream of unknown digest, with the same guarantees. Return address and length.
 
-        `Stored` ranges are not sent: a folder lets the kernel copy them, an S3 store copies long ones itself.
+        `Stored` ranges are not sent: a folder lets the kernel copy them, an S3 store copies long ones itself. life: of
+        the address, see `keys.BlobAddress`; wherever else a digest names a blob, it may be an address.
         """
 
     def adopt(self, upload: str, *, digest: Digest, size: int) -> None:

@@ -85,7 +85,7 @@ class S3Store:
     def put(self, chunks: Iterable[bytes], *, digest: Digest, size: int) -> None:
         feed(self.receive(digest=digest, size=size), chunks)
 
-    def put_unknown(self, chunks: Iterable[Chunk]) -> tuple[Digest, int]:
+    def put_unknown(self, chunks: Iterable[Chunk], *, life: str = "") -> tuple[Digest, int]:
         tally = Tally()
         counted = tally.over(chunks)
         head: list[Chunk] = []
@@ -95,16 +95,17 @@ class S3Store:
                 break
         else:
             data = b"".join(chunk.data if isinstance(chunk, Stored) else chunk for chunk in head)
-            self._put_short(data, tally.digest)
-            return tally.digest, tally.size
+            self._put_short(data, keys.address(tally.digest, life))
+            return keys.address(tally.digest, life), tally.size
         staging = keys.upload_prefix(uuid.uuid4().hex) + "stream"
         etag = self._objects.upload(staging, chain(_drain(head), counted), None)
         try:
             self._check_length(staging, tally.size)
-            self._objects.copy(staging, keys.blob_key(tally.digest), size=tally.size, etag=etag)
+            stored = keys.address(tally.digest, life)
+            self._objects.copy(staging, keys.blob_key(stored), size=tally.size, etag=etag)
         finally:
             self._objects.remove(staging)
-        return tally.digest, tally.size
+        return stored, tally.size
 
     def adopt(self, upload: str, *, digest: Digest, size: int) -> None:
         key = keys.upload_key(upload, digest)
@@ -191,12 +192,22 @@ class S3Store:
         try:
             self._objects.put(keys.blob_key(digest), data, IfNoneMatch="*", **parameters)
         except StoreResponseError as error:
-            if error.status == 412:
+            if error.status == 412 and self._holds(data, digest):
                 return
-            # 409: a concurrent write of the same bytes, which may still fail. 501: no support for conditional writes.
-            if error.status not in (409, 501):
+            # 412: the object is damaged, and is replaced. 409: a concurrent write of the same bytes, which may still
+            # fail. 501: no support for conditional writes.
+            if error.status not in (409, 412, 501):
                 raise
             self._objects.put(keys.blob_key(digest), data, **parameters)
+
+    def _holds(self, data: bytes, digest: Digest) -> bool:
+        """Return whether the stored blob has these bytes."""
+        try:
+            return self.read(digest) == data
+        except RegistryError as error:
+            if error.kind.retryable:
+                raise
+            return False
 
     def _check_length(self, key: str, size: int) -> None:
         """Check the length of an assembled object, in case the store ignored the range of a copy."""

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
-from lora_registry.blobs.hashing import checked
 from lora_registry.context import Context
-from lora_registry.db.tables import VersionBlob
 from lora_registry.gates.evaluation import GateInputs
-from lora_registry.repositories import store
+from lora_registry.keeping import reading
 
 MAX_BASE_BYTES: Final = 256 << 20
 """Largest base, in bytes, that a promotion hashes; larger ones are hashed by each validation and by `fsck`."""
@@ -21,21 +18,14 @@ def check(ctx: Context, inputs: GateInputs) -> None:
     sets = [version.id for version in inputs.sets.versions()]
     base = inputs.base.id
     with ctx.db.read() as session:
-        files = store.files_of(session, [inputs.version.id, base, *sets])
-    if sum(file.size for file in files[base]) > MAX_BASE_BYTES:
+        files = reading.contents(session, [inputs.version.id, base, *sets])
+    if sum(file.size for file in files[base].values()) > MAX_BASE_BYTES:
         del files[base]
-    for file in (file for rows in files.values() for file in rows if file.stored):
-        _read(ctx, file)
-
-
-def _read(ctx: Context, file: VersionBlob) -> None:
-    digest = Digest.parse(file.digest)
-    try:
-        for _ in checked(ctx.blobs.stream(digest), digest=digest, size=file.size):
-            pass
-    except RegistryError as error:
-        if error.kind.retryable:
-            raise
-        raise RegistryError(
-            "corrupt", f"{file.path} differs from what was pushed and evaluated: {error.detail} The tag was not moved."
-        ) from error
+    for file in (file for paths in files.values() for file in paths.values()):
+        try:
+            reading.verify(ctx, file)
+        except RegistryError as error:
+            if error.code != "corrupt":
+                raise
+            detail = f"{error.detail} It is not what was evaluated, so the tag was not moved."
+            raise RegistryError("corrupt", detail, hint=error.hint, **error.facts) from error

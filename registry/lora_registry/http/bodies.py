@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Final
 
 import anyio
@@ -13,7 +13,6 @@ from litestar.response import Stream
 
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
-from lora_registry.blobs.protocols import BlobStore
 
 CHUNK: Final = 256 * 1024
 IDLE_SECONDS: Final = 60.0
@@ -51,11 +50,19 @@ async def batches(request: Request[Any, Any, Any]) -> AsyncIterator[bytes]:
 
 
 def send_blob(
-    request: Request[Any, Any, Any], blobs: BlobStore, digest: Digest, size: int, *, headers: dict[str, str]
+    request: Request[Any, Any, Any],
+    read: Callable[[int, int], Iterator[bytes]],
+    digest: Digest,
+    size: int,
+    *,
+    headers: dict[str, str],
 ) -> Response[Any]:
     """Send a blob or the requested range of it; for HEAD only headers. Never compressed.
 
-    Raises `range-not-satisfiable`. A malformed range is ignored (RFC 9110, 14.2).
+    Raises `range-not-satisfiable`, and what `read` raises. A malformed range is ignored (RFC 9110, 14.2).
+
+    Args:
+        read: called with offset and length before the response begins; an error of its iterator cuts the connection.
     """
     start, end = 0, size
     wanted = _RANGE.match(request.headers.get("range", ""))
@@ -83,7 +90,7 @@ def send_blob(
     if request.method == "HEAD":
         return Response(b"", status_code=status, headers=fields, media_type="application/octet-stream")
     return Stream(
-        _chunks(blobs, digest, start, end - start),
+        _chunks(read(start, end - start)),
         status_code=status,
         headers=fields,
         media_type="application/octet-stream",
@@ -102,7 +109,6 @@ def _may_range(request: Request[Any, Any, Any], digest: Digest) -> bool:
     return condition is None or condition.strip('"') == digest.hex
 
 
-async def _chunks(blobs: BlobStore, digest: Digest, offset: int, length: int) -> AsyncIterator[bytes]:
-    chunks = blobs.stream(digest, offset, length, CHUNK)
+async def _chunks(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
     while data := await anyio.to_thread.run_sync(next, chunks, b""):
         yield data

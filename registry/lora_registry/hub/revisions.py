@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from sqlmodel import Session
 
-from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_contract.wire.repositories import VersionFile
 from lora_registry.auth.caller import Caller
@@ -19,6 +18,8 @@ from lora_registry.bases import store as base_store
 from lora_registry.db.tables import Repository, Version
 from lora_registry.hub import errors, names
 from lora_registry.hub.paths import Call
+from lora_registry.keeping import store as kept
+from lora_registry.keeping.reading import Content
 from lora_registry.repositories import resolve, store, views
 from lora_registry.repositories.paths import RepositoryPath
 from lora_registry.repositories.versions import FileLocation
@@ -79,11 +80,12 @@ def locate(caller: Caller, call: Call) -> tuple[FileLocation, str | None]:
     with caller.ctx.db.read() as session:
         repo, version = _find(session, caller.principal, call)
         row = store.file(session, version.id, call.path)
-    if row is None or not row.stored:
+        blob = None if row is None else kept.blob(session, row.digest)
+    if row is None or blob is None or not row.stored:
         reason = "has no file" if row is None else "was registered without"
         detail = f"{repo.namespace}/{repo.name}:v{version.number} {reason} {call.path[:200]!r}."
         raise errors.entry_not_found(detail, commit=version.commit_id)
-    found = FileLocation(row.path, Digest.parse(row.digest), row.size, version.digest, version.commit_id)
+    found = FileLocation(row.path, Content.of(blob, row.path), version.digest, version.commit_id)
     return found, version.yanked_reason
 
 

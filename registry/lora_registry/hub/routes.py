@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 from urllib.parse import parse_qs, parse_qsl, urlencode
 
@@ -21,6 +22,7 @@ from lora_registry.http.answers import matches, reply
 from lora_registry.http.bodies import redirect_to_store, send_blob
 from lora_registry.hub import errors, mapping, revisions
 from lora_registry.hub.paths import Call, Verb, parse
+from lora_registry.keeping import reading
 from lora_registry.repositories import service as repositories
 from lora_registry.repositories import versions
 from lora_registry.runtime import paging
@@ -144,15 +146,19 @@ def send_file(request: R, caller: Caller, call: Call) -> Response[Any]:
     etag = headers["X-Linked-Etag"]
     if matches(request.headers.get("if-none-match"), etag):
         return Response(b"", status_code=304, headers={**headers, "ETag": etag})
-    if caller.ctx.settings.presign and request.method == "GET":
-        presigned = caller.ctx.blobs.presign_get(
-            found.digest, filename=None, expires_in=caller.ctx.settings.presign_seconds
-        )
+    settings = caller.ctx.settings
+    if request.method == "HEAD":
+        reading.require_present(caller.ctx, found.content)
+    elif settings.presign and reading.is_verified(found.content, within=settings.verified_seconds):
+        # Clients of the Hub do not compare digests: bytes that were not read for long go through this process.
+        presigned = caller.ctx.blobs.presign_get(found.digest, filename=None, expires_in=settings.presign_seconds)
         if presigned is not None:
+            reading.require_present(caller.ctx, found.content)
             return redirect_to_store(
                 presigned.url, status=302, headers={**headers, "ETag": etag, "Accept-Ranges": "bytes"}
             )
-    return send_blob(request, caller.ctx.blobs, found.digest, found.size, headers=headers)
+    read = partial(reading.read, caller.ctx, found.content)
+    return send_blob(request, read, found.digest, found.size, headers=headers)
 
 
 HANDLERS: Final[dict[Verb, VerbHandler]] = {

@@ -11,7 +11,6 @@ from sqlmodel import Session
 from lora_contract import dataset
 from lora_contract.adapter.check import AdapterFile, check_adapter
 from lora_contract.base import BaseFingerprint, BaseTensor, parse_fingerprint
-from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_contract.findings import Finding
 from lora_contract.fingerprint import build_fingerprint, check_base_files, check_side_files, read_base_config
@@ -21,18 +20,24 @@ from lora_registry.bases import store as base_store
 from lora_registry.blobs.protocols import BlobStore
 from lora_registry.blobs.window import Window
 from lora_registry.context import Context
-from lora_registry.db.tables import Version, VersionBlob
+from lora_registry.db.tables import Version
+from lora_registry.keeping.reading import Content, contents
 from lora_registry.repositories import store
 
 
 @dataclass(frozen=True, slots=True)
 class PinnedBase:
-    """The base against which an adapter is checked. names: its own name and its aliases."""
+    """The base against which an adapter is checked. names: its own name and its aliases. files: those stored."""
 
     version: Version
     fingerprint: bytes
     names: Collection[str]
-    files: Mapping[str, VersionBlob]
+    files: Mapping[str, Content]
+    used: set[str] = field(default_factory=set)
+    """Paths of the files that a check has read."""
+
+    def contents_read(self) -> list[Content]:
+        return [self.files[path] for path in sorted(self.used)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +86,10 @@ def base_reader(blobs: BlobStore, pin: PinnedBase) -> Callable[[BaseTensor, int,
     if pin.version.weights_absent:
         return None
 
-    windows = {path: Window(blobs, Digest.parse(file.digest), file.size) for path, file in pin.files.items()}
+    windows = {path: Window(blobs, file.where, file.size) for path, file in pin.files.items()}
 
     def read(tensor: BaseTensor, offset: int, length: int) -> bytes:
+        pin.used.add(tensor.file)
         return windows[tensor.file].read(tensor.start + offset, length)
 
     return read
@@ -112,8 +118,7 @@ def load_base(session: Session, version: Version) -> PinnedBase:
     if row is None:
         raise RegistryError("corrupt", f"The fingerprint of {repo.namespace}/{repo.name}:v{version.number} is missing.")
     names = {*base_store.aliases(session, repo.id), repo.name, f"{repo.namespace}/{repo.name}"}
-    shards = {file.path: file for file in store.files_of(session, [version.id]).get(version.id, [])}
-    return PinnedBase(version, row.body, frozenset(names), shards)
+    return PinnedBase(version, row.body, frozenset(names), contents(session, [version.id])[version.id])
 
 
 def _dataset(blobs: BlobStore, files: tuple[FileEntry, ...]) -> ContentCheck:

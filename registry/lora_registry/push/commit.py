@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 
 from sqlmodel import Session
@@ -15,7 +16,12 @@ from lora_contract.wire.repositories import CommitRequest, CommitResult
 from lora_registry.auth.caller import Caller
 from lora_registry.auth.principals import Principal
 from lora_registry.bases import service as bases
+from lora_registry.context import Context
+from lora_registry.db.dialect import database_now
 from lora_registry.jobs import enqueue
+from lora_registry.keeping import reading
+from lora_registry.keeping import store as kept
+from lora_registry.keeping.reading import Content
 from lora_registry.push import check
 from lora_registry.push import store as upload_rows
 from lora_registry.repositories import resolve, store, views
@@ -65,9 +71,23 @@ def _draft(caller: Caller, path: RepositoryPath, request: CommitRequest) -> tupl
     with caller.ctx.db.read() as session:
         check_target(store.repository(session, path), path, request.kind)
         stored = _stored(caller.principal, path, request, files, session)
+        opened = upload_rows.session_row(session, request.session)
+        contents = {
+            entry.path: Content.of(blob, entry.path)
+            for entry in files
+            if str(entry.digest) in stored and (blob := kept.blob(session, str(entry.digest))) is not None
+        }
         parents = tuple(resolve.by_text(session, caller.principal, text)[1].id for text in request.parents)
         pin = _pin(session, caller.principal, request)
-    outcome = check.by_kind(caller.ctx, request, files, pin)
+    # Before the content is judged: what the store damaged is not the author's fault.
+    _verify(caller.ctx, request.session, contents.values(), since=opened.created_at if opened else None)
+    placed = tuple(
+        FileEntry(entry.path, entry.size, contents[entry.path].where if entry.path in contents else entry.digest)
+        for entry in files
+    )
+    outcome = check.by_kind(caller.ctx, request, placed, pin)
+    if pin is not None and any(finding.severity == "error" for finding in outcome.findings):
+        _verify(caller.ctx, request.session, pin.contents_read(), since=None)
     refuse(outcome.findings)
     manifest = Manifest(
         kind=request.kind,
@@ -90,6 +110,23 @@ def _draft(caller: Caller, path: RepositoryPath, request: CommitRequest) -> tupl
     return draft, [finding for finding in outcome.findings if finding.severity != "error"]
 
 
+def _verify(ctx: Context, upload_id: str, contents: Iterable[Content], *, since: int | None) -> None:
+    """Compare stored bytes with their digests, except those that were verified after `since`.
+
+    Raises RegistryError `corrupt`; the blob is then marked, and the session asks for it.
+    """
+    for content in contents:
+        if since is not None and content.verified_at >= since and content.state == "ok":
+            continue
+        try:
+            reading.verify(ctx, content)
+        except RegistryError as error:
+            if error.code == "corrupt":
+                with ctx.db.write() as session:
+                    upload_rows.mark_stored(session, upload_id, str(content.where), stored=False)
+            raise
+
+
 def _stored(
     principal: Principal,
     path: RepositoryPath,
@@ -107,6 +144,7 @@ def _stored(
         row is not None
         and row.author == principal.name
         and (row.namespace, row.name, row.kind) == (path.namespace, path.name, request.kind)
+        and row.expires_at >= database_now(session)
     )
     announced = upload_rows.files(session, request.session) if known else []
     sizes = {file.digest: (file.size, file.stored) for file in announced}

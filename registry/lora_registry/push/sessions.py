@@ -6,6 +6,8 @@ requested again, so that no response reveals what another namespace has.
 
 from __future__ import annotations
 
+from sqlmodel import Session
+
 from lora_contract import reference
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
@@ -14,13 +16,18 @@ from lora_contract.wire.uploads import UploadRequest, UploadSession, UploadTarge
 from lora_registry.auth.caller import Caller
 from lora_registry.auth.principals import Principal
 from lora_registry.blobs import protocols
+from lora_registry.blobs.keys import address, new_life
 from lora_registry.context import Context
+from lora_registry.db.dialect import database_now
 from lora_registry.db.tables import UploadFile, UploadSessionRow
+from lora_registry.keeping import damage, reading
+from lora_registry.keeping import store as kept
+from lora_registry.keeping.reading import Content
 from lora_registry.push import store
 from lora_registry.repositories import store as version_store
 from lora_registry.repositories.insert import check_target
 from lora_registry.repositories.paths import RepositoryPath
-from lora_registry.runtime.clock import iso, new_id, now
+from lora_registry.runtime.clock import iso, new_id
 from lora_registry.runtime.faults import fault_point
 
 
@@ -44,30 +51,49 @@ def open_session(caller: Caller, request: UploadRequest) -> UploadSession:
             )
         if sizes.setdefault(str(entry.digest), entry.size) != entry.size:
             raise RegistryError("invalid-request", f"{entry.digest.short} is announced with two sizes.")
-    at = now()
-    row = UploadSessionRow(
-        id=new_id(),
-        namespace=request.namespace,
-        name=request.name,
-        kind=request.kind,
-        author=caller.principal.name,
-        created_at=at,
-        expires_at=at + caller.ctx.settings.upload_seconds * 1_000_000,
-    )
+    upload_id = new_id()
     with caller.ctx.db.write() as session:
         check_target(version_store.repository(session, path), path, request.kind)
-        session.add(row)
+        at = database_now(session)
+        session.add(
+            UploadSessionRow(
+                id=upload_id,
+                namespace=request.namespace,
+                name=request.name,
+                kind=request.kind,
+                author=caller.principal.name,
+                created_at=at,
+                expires_at=at + caller.ctx.settings.upload_seconds * 1_000_000,
+            )
+        )
         session.flush()
+        visible = caller.principal.visible()
+        readable = [d for d, size in sizes.items() if version_store.readable_blob(session, d, visible) == size]
+        # What the client need not send is kept for the session: no collector takes what its rows name.
+        present = kept.rescue(session, readable)
         for digest, size in sorted(sizes.items()):
-            stored = version_store.readable_blob(session, digest, caller.principal.visible()) == size
-            session.add(UploadFile(session_id=row.id, digest=digest, size=size, stored=stored))
-    return show(caller, row.id)
+            session.add(UploadFile(session_id=upload_id, digest=digest, size=size, stored=digest in present))
+        fault_point("upload.announced")
+    for digest, blob in present.items():
+        _require_stored(caller.ctx, upload_id, Content.of(blob, digest))
+    return show(caller, upload_id)
+
+
+def _require_stored(ctx: Context, upload_id: str, content: Content) -> None:
+    """Have the client send a blob whose object is missing or has another length."""
+    try:
+        reading.require_present(ctx, content)
+    except RegistryError as error:
+        if error.code != "corrupt":
+            raise
+        with ctx.db.write() as session:
+            store.mark_stored(session, upload_id, str(content.where), stored=False)
 
 
 def show(caller: Caller, upload_id: str) -> UploadSession:
     """Show the blobs that are still needed, with fresh presigned requests if the store supports them."""
     with caller.ctx.db.read() as session:
-        row = _require_own(store.session_row(session, upload_id), caller.principal, upload_id)
+        row = _require_own(session, caller.principal, upload_id)
         files = store.files(session, upload_id)
     return UploadSession(
         id=row.id, expires_at=iso(row.expires_at), blobs=[_target(caller.ctx, row.id, file) for file in files]
@@ -84,6 +110,7 @@ class Reception:
         self._caller = caller
         self._upload_id = upload_id
         self._digest = digest
+        self._where = digest
         self._size = 0
         self._bytes: protocols.Reception | None = None
 
@@ -102,7 +129,7 @@ class Reception:
             begun.write(data)
         begun.finish()
         fault_point("upload.stored")
-        _record(self._caller.ctx, self._upload_id, self._digest, self._size)
+        _record(self._caller, self._upload_id, self._where, self._size)
         self.close()
 
     def close(self) -> None:
@@ -113,24 +140,25 @@ class Reception:
 
     def _begun(self) -> protocols.Reception:
         if self._bytes is None:
-            self._size = _require_announced(self._caller, self._upload_id, self._digest).size
-            self._bytes = self._caller.ctx.blobs.receive(digest=self._digest, size=self._size)
+            expected, self._where = _require_announced(self._caller, self._upload_id, self._digest)
+            self._size = expected.size
+            self._bytes = self._caller.ctx.blobs.receive(digest=self._where, size=self._size)
         return self._bytes
 
 
 def complete(caller: Caller, upload_id: str, digest: Digest) -> None:
     """Check the bytes that the store received by a presigned PUT, and accept them. The client is not trusted."""
-    expected = _require_announced(caller, upload_id, digest)
+    expected, where = _require_announced(caller, upload_id, digest)
     if expected.stored:
         return
-    caller.ctx.blobs.adopt(upload_id, digest=digest, size=expected.size)
+    caller.ctx.blobs.adopt(upload_id, digest=where, size=expected.size)
     fault_point("upload.adopted")
-    _record(caller.ctx, upload_id, digest, expected.size)
+    _record(caller, upload_id, where, expected.size)
 
 
 def abandon(caller: Caller, upload_id: str) -> None:
     with caller.ctx.db.read() as session:
-        _require_own(store.session_row(session, upload_id), caller.principal, upload_id)
+        _require_own(session, caller.principal, upload_id)
     caller.ctx.blobs.discard_upload(upload_id)
     with caller.ctx.db.write() as session:
         store.remove(session, upload_id)
@@ -139,7 +167,7 @@ def abandon(caller: Caller, upload_id: str) -> None:
 def sweep(ctx: Context) -> int:
     """Remove expired sessions and their leftovers in the store. Return their number."""
     with ctx.db.read() as session:
-        ids = store.expired(session, now())
+        ids = store.expired(session, database_now(session))
     for upload_id in ids:
         ctx.blobs.discard_upload(upload_id)
         with ctx.db.write() as session:
@@ -147,31 +175,43 @@ def sweep(ctx: Context) -> int:
     return len(ids)
 
 
-def _require_own(row: UploadSessionRow | None, principal: Principal, upload_id: str) -> UploadSessionRow:
+def _require_own(session: Session, principal: Principal, upload_id: str) -> UploadSessionRow:
+    row = store.session_row(session, upload_id)
     if row is None or row.author != principal.name or not principal.may("writer", row.namespace):
         raise RegistryError(
             "not-found", f"There is no upload session {upload_id[:40]!r}.", hint="Push again: this opens a new session."
         )
-    if row.expires_at < now():
+    if row.expires_at < database_now(session):
         raise RegistryError(
             "not-found", "The upload session has expired.", hint="Push again: this opens a new session."
         )
     return row
 
 
-def _require_announced(caller: Caller, upload_id: str, digest: Digest) -> UploadFile:
+def _require_announced(caller: Caller, upload_id: str, digest: Digest) -> tuple[UploadFile, Digest]:
+    """Return what was announced, and the address at which its bytes are to be stored."""
     with caller.ctx.db.read() as session:
-        _require_own(store.session_row(session, upload_id), caller.principal, upload_id)
+        _require_own(session, caller.principal, upload_id)
         row = store.file(session, upload_id, str(digest))
+        blob = kept.blob(session, str(digest))
     if row is None:
         raise RegistryError("not-found", f"The upload session did not announce {digest.short}.")
-    return row
+    if blob is None:
+        return row, digest
+    return row, kept.place(blob) if blob.state in kept.KEPT else address(digest, new_life())
 
 
-def _record(ctx: Context, upload_id: str, digest: Digest, size: int) -> None:
-    with ctx.db.write() as session:
-        store.record_blob(session, str(digest), size, now())
-        store.mark_stored(session, upload_id, str(digest))
+def _record(caller: Caller, upload_id: str, where: Digest, size: int) -> None:
+    digest = str(where)
+    with caller.ctx.db.write() as session:
+        # A session that expired meanwhile no longer keeps the blob from a collector.
+        _require_own(session, caller.principal, upload_id)
+        before = kept.blob(session, digest)
+        repaired = before is not None and before.state in ("damaged", "missing")
+        kept.record(session, {where: size})
+        store.mark_stored(session, upload_id, digest)
+        if repaired:
+            damage.tell(session, digest, "ok")
     fault_point("upload.recorded")
 
 

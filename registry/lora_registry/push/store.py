@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from sqlmodel import Session, col, delete, select, update
 
-from lora_registry.db.dialect import insert_ignore
-from lora_registry.db.tables import Blob, UploadFile, UploadSessionRow
+from lora_registry.db.tables import UploadFile, UploadSessionRow
 
 
 def session_row(session: Session, upload_id: str) -> UploadSessionRow | None:
@@ -21,17 +20,12 @@ def file(session: Session, upload_id: str, digest: str) -> UploadFile | None:
     return session.get(UploadFile, (upload_id, digest))
 
 
-def mark_stored(session: Session, upload_id: str, digest: str) -> None:
+def mark_stored(session: Session, upload_id: str, digest: str, *, stored: bool = True) -> None:
     session.exec(
         update(UploadFile)
         .where(col(UploadFile.session_id) == upload_id, col(UploadFile.digest) == digest)
-        .values(stored=True)
+        .values(stored=stored)
     )
-
-
-def record_blob(session: Session, digest: str, size: int, at: int) -> None:
-    """Record a blob whose bytes were checked. Safe for concurrent uploads of the same bytes."""
-    session.execute(insert_ignore(session, Blob).values(digest=digest, size=size, created_at=at))
 
 
 def remove(session: Session, upload_id: str) -> None:

@@ -12,8 +12,10 @@ from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_contract.manifest import Manifest
 from lora_registry.auth.principals import Principal
+from lora_registry.blobs.damage import known
 from lora_registry.db.tables import BaseFingerprintRow, Repository, Version, VersionBlob, VersionEdge
 from lora_registry.events import audit
+from lora_registry.keeping import store as kept
 from lora_registry.repositories import store
 from lora_registry.repositories.paths import RepositoryPath
 from lora_registry.runtime.clock import now
@@ -56,6 +58,7 @@ def insert(
     if existing is not None and existing.deleted_at is None:
         return repo, existing, False
     _check_origins(session, draft)
+    _keep_blobs(session, draft)
     at = now()
     version = Version(
         repository_id=repo.id,
@@ -108,6 +111,23 @@ def insert(
     )
     session.flush()
     return repo, version, True
+
+
+def _keep_blobs(session: Session, draft: Draft) -> None:
+    """Lock the blobs that the version will refer to. Raises `corrupt` or `conflict` if one is not stored any more."""
+    stored = {str(entry.digest): entry for entry in draft.manifest.files if str(entry.digest) in draft.stored}
+    found = kept.rescue(session, stored)
+    for digest, entry in stored.items():
+        if digest not in found:
+            row = kept.blob(session, digest)
+            if row is not None and row.state in kept.KEPT:
+                raise known(kept.place(row), entry.path, row.state)
+            raise RegistryError(
+                "conflict",
+                f"{entry.path} ({entry.digest.short}) is not stored any more.",
+                hint="Push again: this opens a new session, which asks for the missing bytes.",
+            )
+    kept.declare(session, {str(e.digest): e.size for e in draft.manifest.files if str(e.digest) not in stored})
 
 
 def _check_origins(session: Session, draft: Draft) -> None:

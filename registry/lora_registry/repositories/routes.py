@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 from litestar import HttpMethod, Request, Response, Router, route
@@ -29,6 +30,7 @@ from lora_registry.http.handlers import (
     put,
 )
 from lora_registry.http.problems import RESPONSES
+from lora_registry.keeping import reading
 from lora_registry.repositories import lineage, versions
 from lora_registry.repositories import service as repositories
 from lora_registry.repositories.paths import RepositoryPath, VersionPath
@@ -128,13 +130,17 @@ def show_file(
     headers = {"X-Lora-Reg-Digest": found.version, "Cache-Control": "no-cache"}
     if matches(request.headers.get("if-none-match"), etag):
         return Response(b"", status_code=304, headers={**headers, "ETag": etag})
-    if caller.ctx.settings.presign and request.method == "GET":
+    if request.method == "HEAD":
+        reading.require_present(caller.ctx, found.content)
+    elif caller.ctx.settings.presign:
         presigned = caller.ctx.blobs.presign_get(
             found.digest, filename=None, expires_in=caller.ctx.settings.presign_seconds
         )
         if presigned is not None:
+            reading.require_present(caller.ctx, found.content)
             return redirect_to_store(presigned.url, status=307, headers={**headers, "ETag": etag})
-    return send_blob(request, caller.ctx.blobs, found.digest, found.size, headers=headers)
+    read = partial(reading.read, caller.ctx, found.content)
+    return send_blob(request, read, found.digest, found.size, headers=headers)
 
 
 @get(VERSION + "/lineage", summary="Show the ancestors and descendants of a version")

@@ -8,7 +8,7 @@ from sqlalchemy import func
 from sqlmodel import Session, col, select
 
 from lora_registry.db.dialect import insert_ignore
-from lora_registry.db.tables import Repository, Version, VersionBlob, VersionEdge
+from lora_registry.db.tables import Blob, Repository, Version, VersionBlob, VersionEdge
 from lora_registry.repositories.paths import RepositoryPath
 
 
@@ -154,12 +154,18 @@ def file(session: Session, version_id: int, path: str) -> VersionBlob | None:
 
 
 def readable_blob(session: Session, digest: str, namespace: str | None) -> int | None:
-    """Return the size of a blob of a live version in this namespace (None: any); None if no live version has it."""
+    """Return the size of a sound blob of a live version in this namespace (None: any); None if there is none."""
     query = (
         select(VersionBlob.size)
         .join(Version, col(Version.id) == col(VersionBlob.version_id))
         .join(Repository, col(Repository.id) == col(Version.repository_id))
-        .where(VersionBlob.digest == digest, col(VersionBlob.stored).is_(True), col(Version.deleted_at).is_(None))
+        .join(Blob, col(Blob.digest) == col(VersionBlob.digest))
+        .where(
+            VersionBlob.digest == digest,
+            col(VersionBlob.stored).is_(True),
+            col(Version.deleted_at).is_(None),
+            Blob.state == "ok",
+        )
         .limit(1)
     )
     if namespace is not None:
@@ -191,14 +197,3 @@ def create_repository(session: Session, path: RepositoryPath, kind: str, at: int
     # RETURNING instead of the row count, which psycopg does not know (-1) with an identity column.
     statement = insert_ignore(session, Repository).values(**values).returning(col(Repository.id))
     return session.connection().execute(statement).first() is not None
-
-
-def stored_blobs(session: Session) -> list[tuple[str, int]]:
-    """Return digest and size of every blob that a live version needs."""
-    query = (
-        select(VersionBlob.digest, VersionBlob.size)
-        .join(Version, col(Version.id) == col(VersionBlob.version_id))
-        .where(col(VersionBlob.stored).is_(True), col(Version.deleted_at).is_(None))
-        .distinct()
-    )
-    return [(digest, size) for digest, size in session.exec(query)]

@@ -9,6 +9,8 @@ from lora_contract.errors import RegistryError
 from lora_contract.wire.repositories import VersionList, VersionView
 from lora_registry.auth.caller import Caller
 from lora_registry.events import audit
+from lora_registry.keeping import store as kept
+from lora_registry.keeping.reading import Content
 from lora_registry.repositories import resolve, store, views
 from lora_registry.repositories.paths import RepositoryPath, VersionPath
 from lora_registry.runtime import paging
@@ -21,10 +23,17 @@ class FileLocation:
     """The blob of a file. version: the version's digest."""
 
     path: str
-    digest: Digest
-    size: int
+    content: Content
     version: str
     commit: str
+
+    @property
+    def digest(self) -> Digest:
+        return self.content.where
+
+    @property
+    def size(self) -> int:
+        return self.content.size
 
 
 def show(caller: Caller, path: VersionPath) -> VersionView:
@@ -57,8 +66,9 @@ def locate(caller: Caller, path: VersionPath, file: str) -> FileLocation:
     with caller.ctx.db.read() as session:
         repo, version = resolve.version(session, caller.principal, path)
         row = store.file(session, version.id, file)
+        blob = None if row is None else kept.blob(session, row.digest)
     label = f"{repo.namespace}/{repo.name}:v{version.number}"
-    if row is None:
+    if row is None or blob is None:
         raise RegistryError("not-found", f"{label} has no file {file[:120]!r}.", commit=version.commit_id)
     if not row.stored:
         raise RegistryError(
@@ -66,7 +76,7 @@ def locate(caller: Caller, path: VersionPath, file: str) -> FileLocation:
             f"{file} of {label} was never uploaded.",
             hint="The base was registered with --manifest-only; add it with its weights.",
         )
-    return FileLocation(row.path, Digest.parse(row.digest), row.size, version.digest, version.commit_id)
+    return FileLocation(row.path, Content.of(blob, row.path), version.digest, version.commit_id)
 
 
 def yank(caller: Caller, path: VersionPath, reason: str | None) -> VersionView:

@@ -8,8 +8,10 @@ from sqlmodel import Session
 
 from lora_contract.errors import RegistryError
 from lora_registry.auth.principals import Principal
+from lora_registry.blobs.damage import known
 from lora_registry.db.tables import Repository, Tag, TagMove, Version
 from lora_registry.events import audit
+from lora_registry.keeping import store as kept
 from lora_registry.policies import guard
 from lora_registry.runtime.clock import now
 from lora_registry.tags import store, views
@@ -61,13 +63,17 @@ def set_tag(
     """Move a tag in the caller's transaction, which holds the repository's lock.
 
     Without a gate's decision, the policy that governs the tag must have allowed the version: see
-    `policies.guard.check_move`, also for `is_rollback`. Raises `tag-moved`, `tag-protected`, `tag-gated`.
+    `policies.guard.check_move`, also for `is_rollback`. Raises `tag-moved`, `tag-protected`, `tag-gated`, and `corrupt`
+    if stored bytes of the version are known to be damaged or missing.
     """
     row = store.tag(session, repo.id, tag)
     check(session, repo, row, tag, expect)
     if decision is None and (row is None or row.version_id != version.id):
         target = row.version_id if row is not None else None
         guard.check_move(session, principal, repo, tag, version, target=target, is_rollback=is_rollback)
+    if (row is None or row.version_id != version.id) and (unsound := kept.unsound_file(session, version.id)):
+        path, blob = unsound
+        raise known(kept.place(blob), f"{path} of v{version.number}", blob.state)
     at = now()
     if row is None:
         generation = store.last_generation(session, repo.id, tag) + 1

@@ -14,6 +14,7 @@ from lora_registry.settings import ServiceSettings, environment
 from lora_registry.wiring import open_context
 from lora_registry.worker import housekeeping
 from lora_registry.worker.handlers import derive, diff, inspect, merge, reproduce, validate
+from lora_registry.worker.handlers.marking import marking
 
 _CHILDREN = "lora_registry.worker.children."
 WARM = (
@@ -34,11 +35,11 @@ def work(settings: ServiceSettings, *, queues: tuple[str, ...], name: str | None
         ctx.db.engine,
         [
             handled(INSPECT, inspect.handler(ctx)),
-            handled(VALIDATE, validate.handler(ctx)),
-            handled(DIFF, diff.handler(ctx)),
-            handled(REPRODUCE, reproduce.handler(ctx)),
+            handled(VALIDATE, marking(ctx, validate.handler(ctx))),
+            handled(DIFF, marking(ctx, diff.handler(ctx))),
+            handled(REPRODUCE, marking(ctx, reproduce.handler(ctx))),
             *(
-                handled(kind, merge.handler(ctx) if operation == "merge" else derive.handler(ctx))
+                handled(kind, marking(ctx, merge.handler(ctx) if operation == "merge" else derive.handler(ctx)))
                 for operation, kind in DERIVE.items()
             ),
         ],

@@ -5,9 +5,9 @@ Times are microseconds since the epoch in UTC: equal values and order on both da
 
 from lora_registry.db.tables.access import AuditEvent, IdempotencyRecord, Token
 from lora_registry.db.tables.bases import BaseAlias, BaseFingerprintRow
-from lora_registry.db.tables.blobs import Blob, UploadFile, UploadSessionRow
+from lora_registry.db.tables.blobs import Blob, Orphan, UploadFile, UploadSessionRow
 from lora_registry.db.tables.gates import Approval, DecisionRow, PolicyRow, VersionSignature
-from lora_registry.db.tables.jobs import WorkerLease
+from lora_registry.db.tables.jobs import TaskLease, WorkerLease
 from lora_registry.db.tables.repositories import Repository, Tag, TagMove, Version, VersionBlob, VersionEdge
 from lora_registry.db.tables.work import JobRow, RecipeRow, ReportRow
 
@@ -20,12 +20,14 @@ __all__ = [
     "DecisionRow",
     "IdempotencyRecord",
     "JobRow",
+    "Orphan",
     "PolicyRow",
     "RecipeRow",
     "ReportRow",
     "Repository",
     "Tag",
     "TagMove",
+    "TaskLease",
     "Token",
     "UploadFile",
     "UploadSessionRow",

@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
+from sqlalchemy import BigInteger, CheckConstraint
 from sqlmodel import Field, SQLModel
 
 from lora_registry.db.tables.columns import big_int
 
 
 class Blob(SQLModel, table=True):
-    """A blob whose bytes are in the store and were checked against their digest."""
+    """The state of the bytes of a digest. Rows are never removed, so that a life is never used again.
+
+    state: `ok`: in the store, and right when they were last read. `damaged`, `missing`: found so; versions need them.
+    `deleting`: a collector removes them. `absent`: never stored, or removed. life: see `blobs.keys.BlobAddress`.
+    Times are the database's: condemned_at: when a collector first found that nothing needs them; verified_at: when all
+    of them were last read and compared with the digest.
+    """
 
     __tablename__ = "blob"
+    __table_args__ = (CheckConstraint("state in ('ok', 'damaged', 'missing', 'deleting', 'absent')", name="state"),)
 
     digest: str = Field(primary_key=True, max_length=71)
     size: int = big_int()
     created_at: int = big_int()
+    state: str = Field(default="ok", max_length=16, index=True)
+    life: str = Field(default="", max_length=8)
+    condemned_at: int | None = big_int(nullable=True, index=True)
+    verified_at: int = Field(default=0, sa_type=BigInteger, index=True)
+
+
+class Orphan(SQLModel, table=True):
+    """An object of the store that no blob's row names: of an upload or a job that has not committed yet, or left over.
+
+    first_seen_at: by the database's clock. doomed: a collector is about to remove it, so nothing may refer to it.
+    """
+
+    __tablename__ = "orphan"
+
+    digest: str = Field(primary_key=True, max_length=71)
+    life: str = Field(primary_key=True, max_length=8)
+    size: int = big_int()
+    first_seen_at: int = big_int()
+    doomed: bool = False
 
 
 class UploadSessionRow(SQLModel, table=True):
@@ -38,6 +65,6 @@ class UploadFile(SQLModel, table=True):
     __tablename__ = "upload_file"
 
     session_id: str = Field(primary_key=True, max_length=32, foreign_key="upload_session.id", ondelete="CASCADE")
-    digest: str = Field(primary_key=True, max_length=71)
+    digest: str = Field(primary_key=True, max_length=71, index=True)
     size: int = big_int()
     stored: bool = False

@@ -1,4 +1,4 @@
-"""Leases of job workers."""
+"""Leases of job workers, and of tasks that one process at a time does."""
 
 from __future__ import annotations
 
@@ -21,3 +21,17 @@ class WorkerLease(SQLModel, table=True):
     queues: str = Field(max_length=1024)
     beat_at: int = Field(sa_type=BigInteger)
     lease_us: int = Field(sa_type=BigInteger)
+
+
+class TaskLease(SQLModel, table=True):
+    """A periodic task, such as the collection of garbage. Times are microseconds of the database's clock.
+
+    holder: the process that does it until `expires_at`. done_at: when it was last done.
+    """
+
+    __tablename__ = "task_lease"
+
+    name: str = Field(primary_key=True, max_length=32)
+    holder: str = Field(default="", max_length=64)
+    expires_at: int = Field(default=0, sa_type=BigInteger)
+    done_at: int = Field(default=0, sa_type=BigInteger)

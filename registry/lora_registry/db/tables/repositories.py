@@ -77,7 +77,7 @@ class VersionBlob(SQLModel, table=True):
 
     version_id: int = foreign_key("version.id", primary_key=True)
     path: str = Field(primary_key=True, max_length=255)
-    digest: str = Field(max_length=71, index=True)
+    digest: str = Field(max_length=71, index=True, foreign_key="blob.digest")
     size: int = big_int()
     stored: bool = True
 

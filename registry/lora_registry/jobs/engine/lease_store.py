@@ -8,28 +8,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Connection, Engine, delete, func, literal_column, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, Engine, delete, func, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 from sqlmodel import SQLModel, col
 
+from lora_registry.db.dialect import insert, now_sql
 from lora_registry.db.engine import autocommitting
 from lora_registry.db.tables.jobs import WorkerLease
 from lora_registry.runtime.faults import fault_point
-
-_NOW = {
-    "sqlite": "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)",
-    "postgresql": "CAST(extract(epoch from clock_timestamp()) * 1000000 AS BIGINT)",
-}
 
 _executor: InstrumentedAttribute[str] = col(WorkerLease.executor_id)  # type: ignore[assignment]
 _instance: InstrumentedAttribute[str] = col(WorkerLease.instance)  # type: ignore[assignment]
 _beat: InstrumentedAttribute[int] = col(WorkerLease.beat_at)  # type: ignore[assignment]
 _lease: InstrumentedAttribute[int] = col(WorkerLease.lease_us)  # type: ignore[assignment]
-
-
-def _now(bind: Engine | Connection) -> ColumnElement[int]:
-    return literal_column(_NOW[bind.dialect.name], BigInteger)
 
 
 def _read_connection(engine: Engine) -> Connection:
@@ -43,17 +34,16 @@ def claim(engine: Engine, *, executor_id: str, instance: str, host: str, queues:
         "instance": instance,
         "host": host,
         "queues": queues,
-        "beat_at": _now(engine),
+        "beat_at": now_sql(engine),
         "lease_us": int(lease_seconds * 1_000_000),
     }
-    insert = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
     statement = (
-        insert(WorkerLease)
+        insert(engine, WorkerLease)
         .values(executor_id=executor_id, **values)
         .on_conflict_do_update(
             index_elements=[_executor],
             set_=values,
-            where=(_instance == instance) | (_beat + _lease < _now(engine)),
+            where=(_instance == instance) | (_beat + _lease < now_sql(engine)),
         )
         .returning(_executor)
     )
@@ -63,7 +53,9 @@ def claim(engine: Engine, *, executor_id: str, instance: str, host: str, queues:
 
 def beat(engine: Engine, *, executor_id: str, instance: str) -> bool:
     """Renew the lease. Return False if the row is missing or another instance's: this worker's jobs were requeued."""
-    statement = update(WorkerLease).where(_executor == executor_id, _instance == instance).values(beat_at=_now(engine))
+    statement = (
+        update(WorkerLease).where(_executor == executor_id, _instance == instance).values(beat_at=now_sql(engine))
+    )
     with autocommitting(engine).connect() as connection:
         renewed = connection.execute(statement).rowcount == 1
         fault_point("jobs.lease.renewed")
@@ -81,7 +73,7 @@ def drop_expired(engine: Engine, *, exclude: str) -> list[str]:
 
     A worker that was suspended past its lease detects by the missing row that it lost its jobs.
     """
-    expired = (_beat + _lease < _now(engine)) & (_executor != exclude)
+    expired = (_beat + _lease < now_sql(engine)) & (_executor != exclude)
     with _read_connection(engine) as connection:
         found = connection.execute(select(func.count()).select_from(WorkerLease).where(expired)).scalar_one()
     if not found:
@@ -98,7 +90,7 @@ def holders(engine: Engine) -> set[str]:
 
 def served_queues(session: Session) -> set[str]:
     """Return the queues that live workers serve."""
-    alive = select(col(WorkerLease.queues)).where(_beat + _lease >= _now(session.get_bind()))
+    alive = select(col(WorkerLease.queues)).where(_beat + _lease >= now_sql(session.get_bind()))
     return {queue for queues in session.execute(alive).scalars() for queue in queues.split(",")}
 
 

@@ -18,6 +18,7 @@ from lora_contract.base import BaseFingerprint
 from lora_contract.errors import RegistryError
 from lora_contract.fingerprint import build_fingerprint
 from lora_contract.recipe import ComposeRecipe, ConvertRecipe, ExtractRecipe, MergeRecipe, Recipe, ResizeRecipe
+from lora_registry.blobs.keys import new_life
 from lora_registry.blobs.protocols import BlobStore
 from lora_registry.processes.child import ChildReporter
 from lora_registry.runtime.faults import fault_point
@@ -71,8 +72,8 @@ class WorkFolder:
         stored = []
         for path in sorted(path for path in self.result.rglob("*") if path.is_file()):
             fault_point("derive.store")
-            digest, size = self.blobs.put_unknown(_chunks(path))
-            stored.append(files.ResultFile(path.relative_to(self.result).as_posix(), size, str(digest)))
+            where, size = self.blobs.put_unknown(_chunks(path), life=new_life())
+            stored.append(files.ResultFile.made(path.relative_to(self.result).as_posix(), size, where))
         return DerivedFiles(tuple(stored), report_body(report))
 
 
@@ -149,6 +150,7 @@ def _extract(recipe: ExtractRecipe, data: DeriveInput, reporter: ChildReporter) 
 
     blobs = files.blobs()
     tuned, base = data.inputs[0], data.base
+    verification = files.Verification(blobs, tuned, base)
     with _working((), reporter) as work:
         made = run(
             _fingerprint(blobs, tuned),
@@ -166,6 +168,7 @@ def _extract(recipe: ExtractRecipe, data: DeriveInput, reporter: ChildReporter) 
             base_name=recipe.base_name,
             progress=work.progress("extract", "bytes"),
         )
+        verification.finish()
         return work.store_result(made)
 
 

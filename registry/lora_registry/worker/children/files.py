@@ -10,8 +10,11 @@ from typing import TypeAlias
 import msgspec
 
 from lora_contract.digest import Digest
+from lora_contract.errors import RegistryError
 from lora_kernels.merging import RangeSource
+from lora_registry.blobs.damage import damaged, verify
 from lora_registry.blobs.hashing import checked
+from lora_registry.blobs.keys import address
 from lora_registry.blobs.protocols import BlobStore
 from lora_registry.blobs.window import Window
 from lora_registry.settings import load
@@ -19,10 +22,15 @@ from lora_registry.storage import open_blobs
 
 
 class StoredFile(msgspec.Struct, frozen=True, array_like=True):
-    """A blob of the store: the content of a file, without its path."""
+    """A blob of the store: the content of a file, without its path. life: see `blobs.keys.BlobAddress`."""
 
     digest: str
     size: int
+    life: str = ""
+
+    @property
+    def where(self) -> Digest:
+        return address(Digest.parse(self.digest), self.life)
 
 
 Files: TypeAlias = dict[str, StoredFile]
@@ -30,11 +38,23 @@ Files: TypeAlias = dict[str, StoredFile]
 
 
 class ResultFile(msgspec.Struct, frozen=True):
-    """A file of a job's result; its bytes are in the store."""
+    """A file of a job's result; its bytes are in the store.
+
+    life: of the object that the job made; None: the file is one of an input, as it is.
+    """
 
     path: str
     size: int
     digest: str
+    life: str | None = None
+
+    @classmethod
+    def made(cls, path: str, size: int, where: Digest) -> ResultFile:
+        return cls(path, size, str(where), getattr(where, "life", ""))
+
+    @property
+    def where(self) -> Digest:
+        return address(Digest.parse(self.digest), self.life or "")
 
 
 def blobs() -> BlobStore:
@@ -44,7 +64,7 @@ def blobs() -> BlobStore:
 
 def reader(store: BlobStore, files: Files) -> Callable[[str, int, int], bytes]:
     """Return `read(path, offset, length)` over the files of a version, for one thread."""
-    windows = {path: Window(store, Digest.parse(file.digest), file.size) for path, file in files.items()}
+    windows = {path: Window(store, file.where, file.size) for path, file in files.items()}
 
     def read(path: str, offset: int, length: int) -> bytes:
         return windows[path].read(offset, length)
@@ -57,14 +77,50 @@ def sizes(files: Files) -> dict[str, int]:
 
 
 def fetch(store: BlobStore, files: Files, folder: Path) -> None:
-    """Write the files of a version to `folder`, verifying digests. Raises RegistryError if one differs."""
+    """Write the files of a version to `folder`, verifying digests. Raises RegistryError `corrupt` if one differs."""
     for path, stored in files.items():
-        digest = Digest.parse(stored.digest)
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("xb") as file:
-            for chunk in checked(store.stream(digest), digest=digest, size=stored.size):
-                file.write(chunk)
+        try:
+            with target.open("xb") as file:
+                for chunk in checked(store.stream(stored.where), digest=stored.where, size=stored.size):
+                    file.write(chunk)
+        except RegistryError as error:
+            raise damaged(stored.where, path, error) from error
+
+
+def verify_all(store: BlobStore, files: Files) -> None:
+    """Compare files with their digests. Raises RegistryError `corrupt` if one is damaged or missing."""
+    for path, stored in files.items():
+        verify(store, stored.where, stored.size, path)
+
+
+class Verification:
+    """Compares files with their digests in a thread, beside work that reads ranges of them. `finish` must be called
+    before a result is stored.
+
+    A second reading costs little: a folder's files are in the page cache, and hashing releases the interpreter lock.
+    """
+
+    def __init__(self, store: BlobStore, *versions: Files) -> None:
+        self._store = store
+        self._versions = versions
+        self._error: RegistryError | None = None
+        self._thread = threading.Thread(target=self._run, name="verification", daemon=True)
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Wait for the end. Raises RegistryError `corrupt` if a file is damaged or missing."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            for files in self._versions:
+                verify_all(self._store, files)
+        except RegistryError as error:
+            self._error = error
 
 
 class ThreadSource:

@@ -15,6 +15,7 @@ from lora_contract.errors import RegistryError
 from lora_contract.findings import Finding
 from lora_contract.tensors import read_header
 from lora_kernels.validating.template import render_template
+from lora_registry.blobs.damage import damaged
 from lora_registry.blobs.hashing import checked
 from lora_registry.processes.child import ChildReporter
 from lora_registry.worker.children import files
@@ -43,7 +44,8 @@ class Inspection(msgspec.Struct, frozen=True):
     """The body of the report; fields that were not measured are omitted.
 
     bytes, files: totals. modules, peft_type: of an adapter. rendered_template: of a base, the digest of its chat
-    template rendered on a fixed conversation; None if it has no template.
+    template rendered on a fixed conversation; None if it has no template. damaged: the blobs found so, as errors of
+    `blobs.damage` name them.
     """
 
     bytes: int
@@ -52,20 +54,25 @@ class Inspection(msgspec.Struct, frozen=True):
     modules: tuple[MeasuredTensor, ...] | UnsetType = UNSET
     peft_type: str | UnsetType = UNSET
     rendered_template: str | UnsetType | None = UNSET
+    damaged: tuple[dict[str, str], ...] | UnsetType = UNSET
 
 
 def examine(data: InspectInput, reporter: ChildReporter) -> Inspection:
     """Read and measure every stored file of a version."""
     blobs = files.blobs()
     findings: list[Finding] = []
+    found: list[dict[str, str]] = []
     total, done = sum(files.sizes(data.files).values()), 0
     for path, stored in sorted(data.files.items()):
-        digest = Digest.parse(stored.digest)
+        where = stored.where
         try:
-            for chunk in checked(blobs.stream(digest), digest=digest, size=stored.size):
+            for chunk in checked(blobs.stream(where), digest=where, size=stored.size):
                 done += len(chunk)
                 reporter.progress(f"re-hash {path}", done=done, total=total, unit="bytes")
         except RegistryError as error:
+            refusal = damaged(where, path, error)
+            if refusal.code != "corrupt":
+                raise
             findings.append(
                 Finding(
                     code="stored-bytes-differ",
@@ -74,6 +81,7 @@ def examine(data: InspectInput, reporter: ChildReporter) -> Inspection:
                     file=path,
                 )
             )
+            found.append(refusal.facts["blob"])
     read = files.reader(blobs, data.files)
     modules: tuple[MeasuredTensor, ...] | UnsetType = UNSET
     peft_type: str | UnsetType = UNSET
@@ -83,7 +91,7 @@ def examine(data: InspectInput, reporter: ChildReporter) -> Inspection:
         peft_type = parse_config(read(CONFIG, 0, data.files[CONFIG].size)).peft_type
     elif not findings and data.kind == "base":
         template = _template(read, data.files, findings)
-    return Inspection(total, len(data.files), tuple(findings), modules, peft_type, template)
+    return Inspection(total, len(data.files), tuple(findings), modules, peft_type, template, tuple(found) or UNSET)
 
 
 def _modules(

@@ -28,6 +28,7 @@ from lora_kernels.merging import (
     shard_size,
 )
 from lora_kernels.merging.stream import stream_chunks
+from lora_registry.blobs.keys import address, new_life
 from lora_registry.blobs.protocols import BlobStore, Chunk, Stored
 from lora_registry.processes.child import ChildReporter
 from lora_registry.runtime.faults import fault_point
@@ -36,6 +37,7 @@ from lora_registry.worker.children import files
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 INDEX = "model.safetensors.index.json"
+WEIGHTS_END = ".safetensors"
 
 
 class MergeInput(msgspec.Struct, frozen=True):
@@ -47,10 +49,12 @@ class MergeInput(msgspec.Struct, frozen=True):
 
 
 class PlannedFile(msgspec.Struct, frozen=True):
-    """A weight file of the result. plan: of this file alone, packed by `pack`."""
+    """A weight file of the result. plan: of this file alone, packed by `pack`. verify: the files of the base whose
+    digests are compared while this one is merged; each file of the base is compared once."""
 
     file: str
     plan: str
+    verify: tuple[str, ...] = ()
 
 
 class PlannedMerge(msgspec.Struct, frozen=True):
@@ -75,12 +79,19 @@ class MergedFile(files.ResultFile, frozen=True, kw_only=True):
 def plan(data: MergeInput, reporter: ChildReporter) -> PlannedMerge:
     """Plan from headers only. Raises RegistryError if the adapters do not fit or cannot be merged."""
     blobs = files.blobs()
+    for adapter in data.inputs:
+        files.verify_all(blobs, adapter)
+    # Tokenizer, index and config are read, or referred to, here; the weights are compared by who reads them all.
+    files.verify_all(blobs, {path: file for path, file in data.base.items() if not path.endswith(WEIGHTS_END)})
     merge_plan = _plan(data, blobs)
-    weights = []
+    weights: list[PlannedFile] = []
+    shards = {shard.file for shard in merge_plan.shards}
+    others = tuple(sorted(path for path in data.base if path.endswith(WEIGHTS_END) and path not in shards))
     for shard in merge_plan.shards:
         touched = sum(bool(tensor.deltas) for tensor in shard.tensors)
         reporter.log(f"{shard.file}: {len(shard.tensors)} tensors, {touched} touched, {shard.size} bytes")
-        weights.append(PlannedFile(shard.file, pack(msgspec.structs.replace(merge_plan, shards=(shard,)))))
+        verify = (*((shard.file,) if shard.file in data.base else ()), *(() if weights else others))
+        weights.append(PlannedFile(shard.file, pack(msgspec.structs.replace(merge_plan, shards=(shard,))), verify))
     side = _side_files(data.base, merge_plan, blobs)
     reporter.log(f"{len(side)} files beside the weights")
     return PlannedMerge(tuple(weights), side)
@@ -94,7 +105,8 @@ def merge_shard(data: ShardInput, reporter: ChildReporter) -> MergedFile:
     blobs = files.blobs()
     merge_plan, file = unpack(data.planned.plan), data.planned.file
     total = shard_size(merge_plan, file)
-    digests = {path: Digest.parse(stored.digest) for path, stored in data.base.items()}
+    places = {path: stored.where for path, stored in data.base.items()}
+    verification = files.Verification(blobs, {path: data.base[path] for path in data.planned.verify})
     tensors: list[TensorStats] = []
     stream = stream_chunks(
         merge_plan,
@@ -107,13 +119,14 @@ def merge_shard(data: ShardInput, reporter: ChildReporter) -> MergedFile:
     def pieces() -> Iterator[Chunk]:
         done = 0
         for view, origin in stream:
-            yield bytes(view) if origin is None else Stored(view, digests[origin[0]], origin[1])
+            yield bytes(view) if origin is None else Stored(view, places[origin[0]], origin[1])
             done += len(view)
             fault_point("merge.piece")
             reporter.progress(file, done=done, total=total, unit="bytes")
+        verification.finish()
 
-    digest, size = blobs.put_unknown(pieces())
-    return MergedFile(file, size, str(digest), tensors=tuple(tensors))
+    where, size = blobs.put_unknown(pieces(), life=new_life())
+    return MergedFile(file, size, str(where), getattr(where, "life", ""), tensors=tuple(tensors))
 
 
 def pack(merge_plan: MergePlan) -> str:
@@ -130,7 +143,7 @@ def _side_files(base: files.Files, merge_plan: MergePlan, blobs: BlobStore) -> t
     read = files.reader(blobs, base)
     side = []
     for path, stored in base.items():
-        if path.endswith(".safetensors") or path.lower() == "readme.md":
+        if path.endswith(WEIGHTS_END) or path.lower() == "readme.md":
             continue
         if path == INDEX:
             side.append(_store(blobs, path, merged_index(json.loads(read(path, 0, stored.size)), merge_plan)))
@@ -170,6 +183,6 @@ def _source(blobs: BlobStore, stored: files.Files) -> RangeSource:
 
 def _store(blobs: BlobStore, path: str, document: dict[str, Any]) -> files.ResultFile:
     body = (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
-    digest = Digest.of(body)
-    blobs.put([body], digest=digest, size=len(body))
-    return files.ResultFile(path, len(body), str(digest))
+    where = address(Digest.of(body), new_life())
+    blobs.put([body], digest=where, size=len(body))
+    return files.ResultFile.made(path, len(body), where)

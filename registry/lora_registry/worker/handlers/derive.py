@@ -24,8 +24,8 @@ from lora_registry.jobs import enqueue
 from lora_registry.jobs import store as job_store
 from lora_registry.jobs.engine.kinds import Handler, JobContext
 from lora_registry.jobs.specs import DeriveSpec, RecipeSpec
+from lora_registry.keeping import store as kept
 from lora_registry.push import check
-from lora_registry.push import store as uploads
 from lora_registry.repositories import store as catalog
 from lora_registry.repositories.insert import Derivation, Draft, insert
 from lora_registry.repositories.paths import RepositoryPath
@@ -86,7 +86,8 @@ def _check(ctx: Context, base_id: int, files: Sequence[ResultFile]) -> dict[str,
     """Check a derived adapter like a pushed one; return its facts. Raises `rejected`."""
     with ctx.db.read() as session:
         pin = check.load_base(session, catalog.versions_by_id(session, [base_id])[base_id])
-    outcome = check.adapter(ctx, _entries(files), pin, accept_base=True)
+    placed = tuple(FileEntry(file.path, file.size, file.where) for file in files)
+    outcome = check.adapter(ctx, placed, pin, accept_base=True)
     refuse(outcome.findings)
     return outcome.facts or {}
 
@@ -96,8 +97,13 @@ def commit(session: Session, ctx: Context, job_id: str, spec: DeriveSpec, result
     recipe = _recipe(session, spec.recipe)
     _versions(session, spec)
     entries = _entries(result.files)
-    for entry in entries:
-        uploads.record_blob(session, str(entry.digest), entry.size, now())
+    made = {file.where: file.size for file in result.files if file.life is not None}
+    for where, size in made.items():
+        if ctx.blobs.size(where) != size:
+            raise RegistryError(
+                "job-failed", f"The result {where.short} was left over for too long and was removed from the store."
+            )
+    kept.record(session, made)
     manifest = Manifest(
         kind=result.kind,
         files=entries,

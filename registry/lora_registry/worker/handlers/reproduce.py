@@ -1,14 +1,23 @@
-"""The reproduce job: run a recipe again and compare the digests of the result with those of the version."""
+"""The reproduce job: run a recipe again and compare the digests of the result with those of the version.
+
+If they are equal, the bytes replace those that the store has damaged or lost.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+
+from sqlmodel import Session
 
 from lora_contract.recipe import MergeRecipe
 from lora_registry.context import Context
 from lora_registry.jobs.engine.kinds import Handler, JobContext
 from lora_registry.jobs.specs import ReproduceSpec
+from lora_registry.keeping import damage
+from lora_registry.keeping import store as kept
 from lora_registry.repositories import store as catalog
+from lora_registry.worker.children.files import ResultFile
 from lora_registry.worker.handlers import derive, merge, report
 
 
@@ -27,11 +36,36 @@ def handler(ctx: Context) -> Handler[ReproduceSpec]:
             {"path": path, "expected": stored.get(path), "found": found.get(path)} for path in sorted({*stored, *found})
         ]
         body = json.dumps({"operation": data.recipe.operation, "files": files}, sort_keys=True)
-        return job.transaction(
-            "report", report.add, job.job_id, "reproduce", spec.version, passed=stored == found, body=body
-        )
+        made = tuple(file for file in derived if file.life is not None)
+        passed = stored == found
+        result = job.transaction("report", _report, job.job_id, spec.version, made, passed=passed, body=body)
+        job.step("discard", _discard, ctx, made)
+        return result
 
     return run
+
+
+def _report(
+    session: Session, job_id: str, version_id: int, made: Sequence[ResultFile], *, passed: bool, body: str
+) -> report.ReportResult:
+    """Store the report, and repair the blobs of the version from bytes that have the same digests."""
+    rows = kept.blobs(session, [file.digest for file in made])
+    repaired = [file for file in made if file.digest in rows and rows[file.digest].state in ("damaged", "missing")]
+    if passed:
+        kept.record(session, {file.where: file.size for file in repaired})
+        for file in repaired:
+            damage.tell(session, file.digest, "ok")
+    return report.add(session, job_id, "reproduce", version_id, passed=passed, body=body)
+
+
+def _discard(ctx: Context, made: Sequence[ResultFile]) -> int:
+    """Remove the objects that no row names; their addresses are this job's own. Return their number."""
+    with ctx.db.read() as session:
+        kept_places = kept.addresses(session, [file.digest for file in made])
+    left = [file.where for file in made if kept_places.get(file.digest) != file.where]
+    for where in left:
+        ctx.blobs.delete(where)
+    return len(left)
 
 
 def _stored(ctx: Context, version_id: int) -> dict[str, str]:
