@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -22,7 +21,9 @@ def kept(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, postgres_server: str
 ) -> Iterator[tuple[Site, Shelf]]:
     s3 = request.getfixturevalue("ministack_server") if request.param.endswith("s3") else None
-    extra = {"LORA_REG_VERIFIED_SECONDS": "0"} if s3 else {}  # Hub clients get all bytes from the service, not the store
+    extra = (
+        {"LORA_REG_VERIFIED_SECONDS": "0"} if s3 else {}
+    )  # Hub clients get all bytes from the service, not the store
     with shelved(request.param, tmp_path_factory.mktemp("kept"), postgres_server, s3, **extra) as made:
         yield made
 
@@ -72,7 +73,8 @@ def repair(site: Site, shelf: Shelf, name: str, files: dict[str, bytes], data: b
     session = upload(site.client, "ns", name, "adapter", files).json()
     states = {blob["digest"]: blob["state"] for blob in session["blobs"]}
     assert states == {
-        item["digest"]: "needed" if item["digest"] == f"sha256:{sha256(data)}" else "present" for item in describe(files)
+        item["digest"]: "needed" if item["digest"] == f"sha256:{sha256(data)}" else "present"
+        for item in describe(files)
     }
     assert shelf.read(data) == data
     again = site.client.post(
@@ -117,7 +119,11 @@ def test_a_lost_or_short_blob_is_found_before_the_status_line(
     shelf.write(data, None if cut is None else data[:cut])
     for dialect in ("native", "hub"):
         assert get(site, name, path, dialect).status_code == 500
-        url = f"/hf/ns/{name}/resolve/v1/{path}" if dialect == "hub" else f"/api/v1/repositories/ns/{name}/versions/v1/files/{path}"
+        url = (
+            f"/hf/ns/{name}/resolve/v1/{path}"
+            if dialect == "hub"
+            else f"/api/v1/repositories/ns/{name}/versions/v1/files/{path}"
+        )
         assert site.client.head(url).status_code == 500
     assert kinds(site, name) == ["blob-missing" if cut is None else "blob-damaged"]
     assert pushed(site, files, name).status_code == 200
