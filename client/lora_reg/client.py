@@ -116,6 +116,10 @@ class Client(GateCalls):
     def lineage(self, ref: str | Reference, *, direction: Literal["up", "down", "both"] = "both") -> Lineage:
         return self._get(f"{self._version(ref)}/lineage", Lineage, {"direction": direction})
 
+    def provenance(self, ref: str | Reference) -> bytes:
+        """The in-toto statement (SLSA provenance v1) of a derived version. Raises `not-found` for a pushed one."""
+        return self._call("GET", f"{self._version(ref)}/provenance").content
+
     def reports(self, ref: str | Reference) -> ReportList:
         return self._get(f"{self._version(ref)}/reports", ReportList)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lora_contract.reference import Reference
-from lora_contract.signing import Envelope, PublicKey
+from lora_contract.signing import Envelope, PublicKey, SignatureFormat
 from lora_contract.validation import Precision
 from lora_contract.wire.gates import (
     ApprovalView,
@@ -95,9 +95,12 @@ class GateCalls(Calls):
         request = SignRequest(envelope=envelope, key=key.text)
         return self._post(f"{self._version(ref)}/signatures", request, SignatureView)
 
-    def signatures(self, ref: str | Reference, *, key_id: str | None = None) -> Iterator[SignatureView]:
-        """Signatures, oldest first. key_id: only those of one key."""
-        return self._pages(f"{self._version(ref)}/signatures", SignatureList, {"key": key_id}, None)
+    def signatures(
+        self, ref: str | Reference, *, key_id: str | None = None, signature_format: SignatureFormat | None = None
+    ) -> Iterator[SignatureView]:
+        """Signatures, oldest first. key_id, signature_format: only those of one key, in one format."""
+        params: dict[str, str | int | None] = {"key": key_id, "format": signature_format}
+        return self._pages(f"{self._version(ref)}/signatures", SignatureList, params, None)
 
     def _full(self, texts: Sequence[str]) -> list[str]:
         return [str(self.parse(text)) for text in texts]

@@ -16,12 +16,15 @@ from lora_contract.signing import (
     PAYLOAD_TYPE,
     Envelope,
     PublicKey,
-    check_statement,
+    SignatureFormat,
+    check_signed,
     is_valid_signature,
+    make_model_statement,
     make_statement,
     pae,
     parse_public_key,
     payload_of,
+    require_key_of,
     signatures_of,
     wrap_signature,
 )
@@ -139,37 +142,60 @@ def require_same_files(subject: VerifiedVersion, folder: Path) -> None:
         )
 
 
-def make_envelope(subject: VerifiedVersion, key: PrivateKey) -> Envelope:
-    """Sign the statement on a version."""
+def make_envelope(
+    subject: VerifiedVersion, key: PrivateKey, signature_format: SignatureFormat = "lora-reg"
+) -> Envelope:
+    """Sign the statement on a version. Raises `invalid-request` for a key that the format does not support."""
+    require_key_of(signature_format, public_half(key))
+    if signature_format == "model-signing":
+        return sign_payload(make_model_statement(f"{subject.namespace}/{subject.name}", subject.manifest.files), key)
+    return sign_payload(make_statement(subject.namespace, subject.name, subject.digest), key)
+
+
+def sign_payload(payload: bytes, key: PrivateKey) -> Envelope:
+    """Sign an in-toto statement."""
     from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePrivateKey
     from cryptography.hazmat.primitives.hashes import SHA256
 
-    payload = make_statement(subject.namespace, subject.name, subject.digest)
     message = pae(PAYLOAD_TYPE, payload)
     signed = key.sign(message, ECDSA(SHA256())) if isinstance(key, EllipticCurvePrivateKey) else key.sign(message)
     return wrap_signature(payload, signed, public_half(key).key_id)
 
 
-def require_signed(client: Client, subject: VerifiedVersion, keys: Sequence[PublicKey]) -> list[SignatureView]:
-    """The signature of each key. Raises `signature-mismatch` if a key has not signed this version."""
-    return [_signed(client, subject, key) for key in keys]
+def require_signed(
+    client: Client,
+    subject: VerifiedVersion,
+    keys: Sequence[PublicKey],
+    signature_format: SignatureFormat = "lora-reg",
+) -> list[SignatureView]:
+    """The signature of each key in this format. Raises `signature-mismatch` if a key has not signed this version."""
+    return [_signed(client, subject, key, signature_format) for key in keys]
 
 
-def _signed(client: Client, subject: VerifiedVersion, key: PublicKey) -> SignatureView:
-    why = f"The registry has no signature of {subject.label} ({subject.digest.short}) by the key {key.key_id}."
-    for view in client.signatures(subject.reference, key_id=key.key_id):
+def _signed(
+    client: Client, subject: VerifiedVersion, key: PublicKey, signature_format: SignatureFormat
+) -> SignatureView:
+    kind = "signature" if signature_format == "lora-reg" else f"{signature_format} signature"
+    why = f"The registry has no {kind} of {subject.label} ({subject.digest.short}) by the key {key.key_id}."
+    for view in client.signatures(subject.reference, key_id=key.key_id, signature_format=signature_format):
         try:
-            payload = payload_of(view.envelope)
-            check_statement(payload, subject.namespace, subject.name, subject.digest)
-            signatures = signatures_of(view.envelope)
+            if verify_envelope(subject, view.envelope, key) == signature_format:
+                return view
         except RegistryError as error:
             why = f"The signature of {subject.label} by the key {key.key_id} is invalid: {error.detail}"
-            continue
-        message = pae(PAYLOAD_TYPE, payload)
-        if any(is_valid_signature(key, message, signature) for signature in signatures):
-            return view
-        why = f"The signature of {subject.label} attributed to the key {key.key_id} was made by another key."
     raise RegistryError("signature-mismatch", why)
+
+
+def verify_envelope(subject: VerifiedVersion, envelope: Envelope, key: PublicKey) -> SignatureFormat:
+    """Verify that an envelope is this key's signature of the version; return its format.
+
+    Raises `signature-mismatch` if it is not, `invalid-request` if the envelope or its statement is malformed.
+    """
+    payload = payload_of(envelope)
+    message = pae(PAYLOAD_TYPE, payload)
+    if not any(is_valid_signature(key, message, signature) for signature in signatures_of(envelope)):
+        raise RegistryError("signature-mismatch", f"It was not made by the key {key.key_id}.")
+    return check_signed(payload, subject.namespace, subject.name, subject.digest, subject.manifest)
 
 
 def need_cryptography() -> None:

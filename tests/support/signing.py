@@ -21,8 +21,16 @@ from cryptography.hazmat.primitives.serialization import (  # fmt: skip
 from lora_contract.digest import Digest
 from lora_contract.signing import PublicKey, make_statement
 from lora_contract.signing.keys import parse_der
+from tests.support.envs import ensure_env
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
+# sigstore no longer brings pyOpenSSL, which model-signing 1.1.1 imports.
+MODEL_SIGNING = ["model-signing==1.1.1", "sigstore==4.5.1", "pyOpenSSL==26.4.0"]
+
+
+def model_signing_programs() -> Path:
+    """The folder of OpenSSF's model_signing and of a Python with in-toto's own libraries."""
+    return ensure_env("model-signing", MODEL_SIGNING)
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ _PICKLE_SUFFIXES: Final = (
     ".joblib",
 )
 _ARCHIVE_SUFFIXES: Final = (".tar", ".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".whl")
+_SIGNATURE_SUFFIXES: Final = (".sig", ".sigstore", ".sigstore.json")
 _MAX_SIDE_JSON: Final = 64 * 1024 * 1024
 _SNIFF: Final = 512
 
@@ -188,7 +189,9 @@ def _allowed(path: str, report: CheckReport, *, base: bool) -> bool:
         "file-not-allowed",
         f"{path} is not an allowed file of {what.lower()}.",
         file=path,
-        hint=f"Leave it out; {what.lower()} consists of its config, weights, tokenizer and documentation.",
+        hint="Leave it out, and add it to the version with `lora-reg signature import`."
+        if lower.endswith(_SIGNATURE_SUFFIXES)
+        else f"Leave it out; {what.lower()} consists of its config, weights, tokenizer and documentation.",
     )
     return False
 

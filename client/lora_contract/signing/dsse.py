@@ -12,7 +12,8 @@ from msgspec import Meta
 from lora_contract.errors import RegistryError
 
 PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
-MAX_PAYLOAD_BYTES: Final = 4096
+MAX_PAYLOAD_BYTES: Final = 128 * 1024
+"""About 700 files of a statement in the format of model signing."""
 MAX_SIGNATURE_BYTES: Final = 128
 """Ed25519 signatures have 64 bytes, ECDSA over P-256 in DER at most 72."""
 MAX_SIGNATURES: Final = 16

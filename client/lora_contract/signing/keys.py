@@ -47,6 +47,12 @@ class PublicKey:
         return str(Digest.of(self.der))
 
     @property
+    def pem(self) -> str:
+        """`der` as PEM, as OpenSSL writes it."""
+        lines = (self.text[start : start + 64] for start in range(0, len(self.text), 64))
+        return "\n".join((_HEAD, *lines, _TAIL, ""))
+
+    @property
     def text(self) -> str:
         """`der` in base64 on one line: the normal form in policies."""
         return base64.b64encode(self.der).decode("ascii")

@@ -10,9 +10,9 @@ from typing import Any, Final
 from lora_contract import canonical
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
-from lora_contract.signing.dsse import MAX_PAYLOAD_BYTES
 
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
+MAX_STATEMENT_BYTES: Final = 4096
 PREDICATE_TYPE: Final = "urn:lora-reg:version-signature:1"
 
 
@@ -36,7 +36,7 @@ def check_statement(payload: bytes, namespace: str, name: str, digest: Digest) -
     `signature-mismatch` for another subject.
     """
     try:
-        document = canonical.loads_strict(payload, what="The signed statement", max_bytes=MAX_PAYLOAD_BYTES)
+        document = canonical.loads_strict(payload, what="The signed statement", max_bytes=MAX_STATEMENT_BYTES)
     except RegistryError as error:
         raise RegistryError("invalid-request", error.detail) from error
     if not isinstance(document, dict):

@@ -6,13 +6,13 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from lora_contract.signing import Algorithm, Envelope
+from lora_contract.signing import Algorithm, Envelope, SignatureFormat
 from lora_contract.wire.common import Request, Response
 
 
 class SignRequest(Request, frozen=True):
-    """`POST …/versions/{selector}/signatures`. envelope: with a signature by `key`; others' signatures are ignored.
-    key: the public key, as PEM or its base64 body."""
+    """`POST …/versions/{selector}/signatures`. envelope: with a signature by `key`; others' signatures are ignored; its
+    statement is ours, or one of OpenSSF model signing. key: the public key, as PEM or its base64 body."""
 
     envelope: Envelope
     key: Annotated[str, Meta(max_length=1024)]
@@ -22,7 +22,7 @@ class SignatureView(Response, frozen=True):
     """A signature that was verified on arrival: the signer had the key, which does not prove the signer's identity.
 
     digest: the version's. key_id: `sha256:` of the key's SubjectPublicKeyInfo, which `key` is in base64. author: the
-    sender.
+    sender. format: of the statement; policies count `lora-reg` alone.
     """
 
     digest: str
@@ -32,6 +32,7 @@ class SignatureView(Response, frozen=True):
     envelope: Envelope
     author: str
     created_at: str
+    format: SignatureFormat = "lora-reg"
 
 
 class SignatureList(Response, frozen=True):

@@ -31,6 +31,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "resize": (f"{_HERE}.resize:resize", "Change the rank of an adapter, or convert it to plain LoRA."),
     "lineage": (f"{_HERE}.lineage:lineage", "Show what a version was made from and what was made from it."),
     "reproduce": (f"{_HERE}.diff:reproduce", "Run the recipe of a version again and compare digests."),
+    "provenance": (f"{_HERE}.provenance:provenance", "Show the provenance of a derived version (in-toto, SLSA)."),
     "history": (f"{_HERE}.browse:history", "Show the versions of a repository and the moves of its tags."),
     "tags": (f"{_HERE}.tags:tags", "List the tags of a repository."),
     "tag": (f"{_HERE}.tags:tag", "Point a tag at a version."),
@@ -43,6 +44,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "delete": (f"{_HERE}.versions:delete", "Delete a version or a repository permanently."),
     "sign": (f"{_HERE}.signatures:sign", "Sign a version with a private key."),
     "verify": (f"{_HERE}.signatures:verify", "Verify that a key has signed a version."),
+    "signature": (f"{_HERE}.signatures:signature", "Manage signatures as files, for other programs."),
     "gate": (f"{_HERE}.gates:gate", "Decide whether a version may get a tag; exit 0 or 6."),
     "promote": (f"{_HERE}.gates:promote", "Gate a version and move the tag to it, in one transaction."),
     "approve": (f"{_HERE}.gates:approve", "Approve a version for a tag."),
@@ -58,10 +60,10 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
 }
 SECTIONS: Final[dict[str, tuple[str, ...]]] = {
     "Adapters": ("push", "pull", "list", "show", "validate", "report", "diff"),
-    "Merge and derive": ("merge", "compose", "extract", "resize", "lineage", "reproduce"),
+    "Merge and derive": ("merge", "compose", "extract", "resize", "lineage", "reproduce", "provenance"),
     "Versions and tags": (
         *("history", "tags", "tag", "untag", "rollback", "protect", "unprotect"),
-        *("yank", "unyank", "delete", "sign", "verify"),
+        *("yank", "unyank", "delete", "sign", "verify", "signature"),
     ),
     "Gates": ("gate", "promote", "approve", "policy"),
     "Jobs": ("job",),

@@ -46,8 +46,8 @@ def version(view: VersionView) -> list[str]:
 
 
 def signatures(found: Iterable[SignatureView]) -> list[str]:
-    rows = [(one.algorithm, one.author, when(one.created_at), one.key_id) for one in found]
-    return indented(table(("SIGNATURE", "SENT BY", "WHEN", "KEY"), rows), 4)
+    rows = [(one.algorithm, one.format, one.author, when(one.created_at), one.key_id) for one in found]
+    return indented(table(("SIGNATURE", "FORMAT", "SENT BY", "WHEN", "KEY"), rows), 4)
 
 
 def versions(views: Iterable[VersionView]) -> list[str]:

@@ -23,6 +23,12 @@ def job(session: Session, job_id: str) -> JobRow | None:
     return session.get(JobRow, job_id)
 
 
+def job_of_result(session: Session, version_id: int) -> JobRow | None:
+    """The first job whose result is this version."""
+    query = select(JobRow).where(JobRow.result_version_id == version_id).order_by(col(JobRow.created_at))
+    return session.exec(query.limit(1)).first()
+
+
 def jobs_by_prefix(session: Session, prefix: str, *, namespace: str | None, limit: int) -> list[JobRow]:
     """List jobs whose ids begin with `prefix`, by id."""
     query = select(JobRow).where(col(JobRow.id).startswith(prefix, autoescape=True)).order_by(col(JobRow.id))

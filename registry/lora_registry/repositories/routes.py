@@ -9,6 +9,7 @@ from litestar import HttpMethod, Request, Response, Router, route
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import QueryParameter
 
+from lora_contract.digest import Digest
 from lora_contract.wire.repositories import (
     Lineage,
     RepositoryList,
@@ -31,7 +32,7 @@ from lora_registry.http.handlers import (
 )
 from lora_registry.http.problems import RESPONSES
 from lora_registry.keeping import reading
-from lora_registry.repositories import lineage, versions
+from lora_registry.repositories import lineage, provenance, versions
 from lora_registry.repositories import service as repositories
 from lora_registry.repositories.paths import RepositoryPath, VersionPath
 
@@ -153,6 +154,23 @@ def show_lineage(
     return reply(request, lineage.show(caller, version, direction=direction))
 
 
+@get(
+    VERSION + "/provenance",
+    summary="Show the provenance of a derived version: an in-toto statement (SLSA v1)",
+    media_type="application/vnd.in-toto+json",
+)
+def show_provenance(
+    request: R,
+    caller: Caller,
+    version: VersionPath,
+) -> Response[dict[str, Any]]:
+    body = provenance.show(caller, version)
+    headers = {"ETag": f'"{Digest.of(body).hex}"', "Cache-Control": "no-cache"}
+    if matches(request.headers.get("if-none-match"), headers["ETag"]):
+        return Response(None, status_code=304, headers=headers)  # type: ignore[arg-type]
+    return Response(body, media_type="application/vnd.in-toto+json", headers=headers)  # type: ignore[arg-type]
+
+
 @put(VERSION + "/yank", summary="Mark a version as not to be used (yank)")
 def yank_version(
     request: R,
@@ -185,6 +203,7 @@ router = Router(
         show_manifest,
         show_file,
         show_lineage,
+        show_provenance,
         yank_version,
         unyank_version,
     ],

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from litestar import Request, Response, Router
+from litestar.params import QueryParameter
 
 from lora_contract.wire.signatures import SignatureList, SignatureView, SignRequest
 from lora_registry.auth.caller import Caller
@@ -27,16 +28,17 @@ def add_signature(
     return reply(request, signatures.add(caller, version, data))
 
 
-@get(SIGNATURES, summary="List the signatures of a version; with a key's id, only that key's")
+@get(SIGNATURES, summary="List the signatures of a version; by key or format")
 def list_signatures(
     request: R,
     caller: Caller,
     version: VersionPath,
     key: Text = None,
+    signature_format: Annotated[str | None, QueryParameter(name="format")] = None,
     cursor: Text = None,
     limit: Limit = 100,
 ) -> Response[SignatureList]:
-    found = signatures.list_all(caller, version, key=key, cursor=cursor, limit=limit)
+    found = signatures.list_all(caller, version, key=key, signature_format=signature_format, cursor=cursor, limit=limit)
     return reply(request, found)
 
 

@@ -8,14 +8,18 @@ from sqlmodel import Session
 
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
+from lora_contract.manifest import parse
 from lora_contract.signing import (
+    FORMATS,
     PAYLOAD_TYPE,
     PublicKey,
+    check_signed,
     check_statement,
     is_valid_signature,
     pae,
     parse_public_key,
     payload_of,
+    require_key_of,
     signatures_of,
     wrap_signature,
 )
@@ -32,7 +36,7 @@ from lora_registry.signatures import store
 
 
 def add(caller: Caller, path: VersionPath, request: SignRequest) -> SignatureView:
-    """Store a key's signature of a version. If the key has signed it before, return the first signature.
+    """Store a key's signature of a version. If the key has signed it before in this format, return the first one.
 
     Raises `invalid-request` for a malformed key or envelope, `signature-mismatch` if the key did not sign exactly this
     version.
@@ -47,8 +51,10 @@ def add(caller: Caller, path: VersionPath, request: SignRequest) -> SignatureVie
     with caller.ctx.db.write() as session:
         repo = resolve.repository(session, caller.principal, path.repository, lock=True)
         version = resolve.in_repository(session, repo, path.selector)
-        check_statement(payload, repo.namespace, repo.name, Digest.parse(version.digest))
-        row = next(iter(store.signatures(session, version.id, key_ids=[key.key_id])), None)
+        digest, manifest = Digest.parse(version.digest), parse(version.manifest)
+        kind = check_signed(payload, repo.namespace, repo.name, digest, manifest)
+        require_key_of(kind, key)
+        row = next(iter(store.signatures(session, version.id, key_ids=[key.key_id], signature_format=kind)), None)
         if row is None:
             row = VersionSignature(
                 version_id=version.id,
@@ -56,6 +62,7 @@ def add(caller: Caller, path: VersionPath, request: SignRequest) -> SignatureVie
                 key=key.der,
                 statement=payload,
                 signature=signature,
+                format=kind,
                 author=caller.principal.name,
                 created_at=now(),
             )
@@ -67,6 +74,7 @@ def add(caller: Caller, path: VersionPath, request: SignRequest) -> SignatureVie
                 namespace=repo.namespace,
                 subject=f"{repo.namespace}/{repo.name}:v{version.number}",
                 key=key.key_id,
+                format=kind,
                 digest=version.digest,
             )
         return _view(version, row)
@@ -77,10 +85,15 @@ def list_all(
     path: VersionPath,
     *,
     key: str | None,
+    signature_format: str | None,
     cursor: str | None,
     limit: int,
 ) -> SignatureList:
-    """List signatures in order of arrival. key: list only the signature of this key id."""
+    """List signatures in order of arrival. key, signature_format: list only those of this key id, in this format."""
+    if signature_format is not None and signature_format not in FORMATS:
+        raise RegistryError(
+            "invalid-request", f"format is {signature_format[:40]!r}; expected one of {', '.join(FORMATS)}."
+        )
     after = paging.decode(cursor, int)
     with caller.ctx.db.read() as session:
         _, version = resolve.version(session, caller.principal, path)
@@ -88,6 +101,7 @@ def list_all(
             session,
             version.id,
             key_ids=None if key is None else [key],
+            signature_format=signature_format,
             after=after[0] if after else 0,
             limit=limit,
         )
@@ -102,7 +116,7 @@ def signers(session: Session, repo: Repository, version: Version, keys: Sequence
     by_id = {key.key_id: key for key in keys}
     if not by_id:
         return []
-    rows = store.signatures(session, version.id, key_ids=list(by_id))
+    rows = store.signatures(session, version.id, key_ids=list(by_id), signature_format="lora-reg")
     return [row.key_id for row in rows if _is_valid(repo, version, by_id[row.key_id], row)]
 
 
@@ -124,4 +138,5 @@ def _view(version: Version, row: VersionSignature) -> SignatureView:
         envelope=wrap_signature(row.statement, row.signature, row.key_id),
         author=row.author,
         created_at=iso(row.created_at),
+        format=row.format,  # type: ignore[arg-type]
     )

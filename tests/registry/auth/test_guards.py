@@ -53,6 +53,7 @@ ROWS = [
     Row("GET", VERSION + "/files/{path}", "reader"),
     Row("GET", VERSION + "/fingerprint", "reader", allowed={404}),
     Row("GET", VERSION + "/lineage", "reader"),
+    Row("GET", VERSION + "/provenance", "reader", allowed={404}),  # pushed, and not derived
     Row("GET", VERSION + "/reports", "reader"),
     Row("GET", VERSION + "/signatures", "reader"),
     Row("POST", VERSION + "/signatures", "writer", "sign"),

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
+from lora_registry import settings
+from lora_registry.auth.caller import Caller
+from lora_registry.auth.principals import Principal
+from lora_registry.repositories import provenance
+from lora_registry.repositories.paths import RepositoryPath, VersionPath
+from lora_registry.wiring import open_context
 from tests.registry.site import SHARED, Site, problem, unique
+from tests.support import service
 
 pytestmark = pytest.mark.worker
 
@@ -66,6 +74,18 @@ def test_each_operation_makes_a_version_with_lineage_and_report(site: Site) -> N
         assert sorted(shown(site, out)["tags"]) == ["fresh", "later"]
         inspected = [j for j in site.client.get("/api/v1/jobs").json()["items"] if j["title"] == f"inspect {out}:v1"]
         assert len(inspected) == 1
+
+
+def test_provenance_does_not_name_what_a_caller_may_not_read(site: Site) -> None:
+    one, small = adapter(site, 64), f"alone/{unique('small')}"
+    asked(site, "resizes", adapter=one, rank=1, to=small)
+    path = VersionPath(RepositoryPath(*small.split("/")), "v1")
+    ctx = open_context(settings.load(service.environment(site.data, site.extra)))
+    for namespace, names in ((None, [f"{SHARED}/base:v1", f"{one}:v1"]), ("alone", [None, None])):
+        statement = provenance.show(Caller(ctx, Principal("x", "reader", namespace)), path)
+        dependencies = json.loads(statement)["predicate"]["buildDefinition"]["resolvedDependencies"]
+        assert [dependency.get("name") for dependency in dependencies] == names
+    ctx.db.engine.dispose()
 
 
 def test_a_derived_adapter_is_an_input_like_any_other(site: Site) -> None:

@@ -45,10 +45,10 @@ class Approval(SQLModel, table=True):
 
 
 class VersionSignature(SQLModel, table=True):
-    """A key's signature of a version, one per key. Verified on arrival and before each use."""
+    """A key's signature of a version, one per key and format. Verified on arrival and before each use."""
 
     __tablename__ = "signature"
-    __table_args__ = (UniqueConstraint("version_id", "key_id"),)
+    __table_args__ = (UniqueConstraint("version_id", "key_id", "format"),)
 
     id: int = row_id()
     version_id: int = foreign_key("version.id")
@@ -58,6 +58,7 @@ class VersionSignature(SQLModel, table=True):
     statement: bytes = Field(sa_type=LargeBinary)
     """The signed payload of the envelope."""
     signature: bytes = Field(sa_type=LargeBinary)
+    format: str = Field(default="lora-reg", max_length=16, sa_column_kwargs={"server_default": "lora-reg"})
     author: str = Field(max_length=128)
     created_at: int = big_int()
 
