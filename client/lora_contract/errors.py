@@ -75,7 +75,7 @@ ERRORS: Final[dict[ErrorCode, ErrorKind]] = {
     "exists": ErrorKind(409, 5, "Choose another name, or use the existing one."),
     "tag-moved": ErrorKind(412, 5, "The tag was moved in the meantime; check `lora-reg history` and decide again."),
     "tag-protected": ErrorKind(428, 5, "The tag is protected: name the version it points to now with `--expect`."),
-    "in-use": ErrorKind(409, 5, "Move or delete what refers to it first; the detail names it."),
+    "in-use": ErrorKind(409, 5, "Move or delete what refers to it first; the detail names what you may read."),
     "idempotency-mismatch": ErrorKind(422, 5, "Use a new Idempotency-Key for a different request."),
     "rejected": ErrorKind(422, 6, "Fix the reported problems and push again."),
     "base-mismatch": ErrorKind(

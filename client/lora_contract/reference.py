@@ -24,6 +24,10 @@ from lora_contract.errors import RegistryError
 MAX_NAMESPACE: Final = 96
 MAX_NAME: Final = 64
 DEFAULT_NAMESPACE: Final = "default"
+RESERVED_NAMESPACES: Final = frozenset(
+    {"api", "hf", "v2", "schema", "healthz", "readyz", "metrics", "static", "assets"}
+)
+"""First parts of the service's own URLs; pages of its own are under `/-/`, which is no namespace."""
 
 _COMPONENT: Final = re.compile(r"[a-z0-9]+(?:(?:\.|__|_|-+)[a-z0-9]+)*\Z")
 _TAG: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z")
@@ -118,6 +122,17 @@ def check_namespace(namespace: str, whole: str | None = None) -> str:
             f"'__' or dashes, at most {MAX_NAMESPACE} characters",
         )
     return namespace
+
+
+def check_new_namespace(namespace: str) -> str:
+    """Check a namespace in which something is created. Raises RegistryError `invalid-reference` if it is reserved."""
+    if namespace in RESERVED_NAMESPACES:
+        raise RegistryError(
+            "invalid-reference",
+            f"{namespace!r} is reserved for URLs of the service and cannot be a namespace.",
+            hint="Choose another namespace.",
+        )
+    return check_namespace(namespace)
 
 
 def check_name(name: str, whole: str | None = None) -> str:

@@ -38,7 +38,7 @@ class Calls:
     ) -> None:
         self.settings = settings or load_settings(server=server, token=token)
         self.namespace = namespace or self.settings.namespace
-        self.transport = transport or Transport(self.settings.server, self.settings.token)
+        self.transport = transport or Transport(self.settings.server, self.settings.bearer)
 
     def __enter__(self) -> Self:
         return self

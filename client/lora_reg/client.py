@@ -9,7 +9,9 @@ from urllib.parse import quote
 
 import httpx
 
-from lora_contract.reference import Reference
+from lora_contract.reference import Reference, check_namespace
+from lora_contract.roles import Visibility
+from lora_contract.wire.access import NamespaceList, NamespaceView, TokenList, TokenView, VisibilityRequest
 from lora_contract.wire.common import Identity
 from lora_contract.wire.jobs import JobList, JobProgressList, JobView, ReportList
 from lora_contract.wire.operations import (
@@ -57,6 +59,28 @@ class Client(GateCalls):
     def whoami(self) -> Identity:
         """The authenticated caller."""
         return self._get("/whoami", Identity)
+
+    # Namespaces and tokens
+
+    def namespaces(self, *, limit: int | None = None) -> Iterator[NamespaceView]:
+        """Readable namespaces by name."""
+        return self._pages("/namespaces", NamespaceList, {}, limit)
+
+    def namespace_view(self, name: str) -> NamespaceView:
+        return self._get(f"/namespaces/{check_namespace(name)}", NamespaceView)
+
+    def set_visibility(self, name: str, visibility: Visibility) -> NamespaceView:
+        """Set who may read a namespace; for its administrators."""
+        request = VisibilityRequest(visibility=visibility)
+        return self._put(f"/namespaces/{check_namespace(name)}", request, NamespaceView)
+
+    def tokens(self, *, limit: int | None = None) -> Iterator[TokenView]:
+        """Tokens with a grant in a namespace that the caller administers, by name."""
+        return self._pages("/tokens", TokenList, {}, limit)
+
+    def revoke_token(self, name: str) -> None:
+        """Remove the grants of a token in namespaces that the caller administers; without others it is revoked."""
+        self._send("DELETE", f"/tokens/{quote(name, safe='')}")
 
     # Repositories and versions
 

@@ -1,14 +1,16 @@
 """Settings of the client. Precedence: options, environment, `./.lora-reg.toml`, the user's config folder.
 
-| setting   | variable           | default                       |
-|-----------|--------------------|-------------------------------|
-| server    | LORA_REG_SERVER    | http://127.0.0.1:8750         |
-| token     | LORA_REG_TOKEN     | stored by `lora-reg login`    |
-| namespace | LORA_REG_NAMESPACE | default                       |
-| cache     | LORA_REG_CACHE     | $XDG_CACHE_HOME/lora-reg      |
-| offline   | LORA_REG_OFFLINE   | false                         |
+| setting    | variable            | default                       |
+|------------|---------------------|-------------------------------|
+| server     | LORA_REG_SERVER     | http://127.0.0.1:8750         |
+| token      | LORA_REG_TOKEN      | the content of `token_file`   |
+| token_file | LORA_REG_TOKEN_FILE | stored by `lora-reg login`    |
+| namespace  | LORA_REG_NAMESPACE  | default                       |
+| cache      | LORA_REG_CACHE      | $XDG_CACHE_HOME/lora-reg      |
+| offline    | LORA_REG_OFFLINE    | false                         |
 
-A token is not read from TOML files: `lora-reg login` stores it in a file that only its owner can read.
+Neither a token nor the path of one is read from TOML files: a project's file could send it to another server. `lora-reg
+login` stores a token in a file that only its owner can read.
 """
 
 from __future__ import annotations
@@ -42,24 +44,34 @@ _TRUTH: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """server: origin and path without a trailing slash. token None: requests are sent without a token."""
+    """server: origin and path without a trailing slash. token, token_file: at most one is set; without either, requests
+    are sent without a token."""
 
     server: str = DEFAULT_SERVER
     token: str | None = field(default=None, repr=False)
+    token_file: Path | None = None
     namespace: str = DEFAULT_NAMESPACE
     cache: Path = Path()
     offline: bool = False
+
+    def bearer(self) -> str | None:
+        """Return the token to send with a request. A file is read again each time: Kubernetes renews projected tokens.
+
+        Raises RegistryError `unauthenticated` for a file that cannot be read.
+        """
+        return self.token if self.token_file is None else read_token(self.token_file)
 
 
 def load_settings(
     *,
     server: str | None = None,
     token: str | None = None,
+    token_file: str | Path | None = None,
     offline: bool | None = None,
     environ: Mapping[str, str] | None = None,
     folder: Path | None = None,
 ) -> Settings:
-    """Load settings from all sources; the first three arguments are options, None if not given.
+    """Load settings from all sources; the first four arguments are options, None if not given.
 
     folder: of `.lora-reg.toml`; None: the current folder. Raises RegistryError `usage` for an invalid file or value,
     `unauthenticated` for a credentials file that others can read.
@@ -67,18 +79,23 @@ def load_settings(
     environ = os.environ if environ is None else environ
     config_home = config_folder(environ)
     values: dict[str, Any] = {}
-    for path in (config_home / "config.toml", (folder or Path.cwd()) / PROJECT_FILE):
-        values.update(_read_toml(path))
+    for file in (config_home / "config.toml", (folder or Path.cwd()) / PROJECT_FILE):
+        values.update(_read_toml(file))
     for key in (*KEYS, "token"):
         if text := environ.get(f"LORA_REG_{key.upper()}", "").strip():
             values[key] = text
     flags = {"server": server, "token": token, "offline": offline}
     values.update({key: flag for key, flag in flags.items() if flag is not None})
+    if token_file is not None and token is None:
+        values.pop("token", None)
+    path = token_file or environ.get("LORA_REG_TOKEN_FILE", "").strip()
     stored = credentials.read(config_home)
     url = check_server(str(values.get("server") or stored.current or DEFAULT_SERVER))
+    secret = values.get("token")
     return Settings(
         server=url,
-        token=values.get("token") or stored.token(url),
+        token=secret or (None if path else stored.token(url)),
+        token_file=Path(path).expanduser() if path and not secret else None,
         namespace=check_namespace(str(values.get("namespace", DEFAULT_NAMESPACE))),
         cache=Path(values["cache"]).expanduser() if values.get("cache") else cache_folder(environ),
         offline=_truth(values.get("offline", False)),
@@ -91,6 +108,20 @@ def config_folder(environ: Mapping[str, str] | None = None) -> Path:
 
 def cache_folder(environ: Mapping[str, str] | None = None) -> Path:
     return _xdg("XDG_CACHE_HOME", ".cache", environ)
+
+
+def read_token(path: Path) -> str:
+    """Read a token from the first line of a file. Raises RegistryError `unauthenticated`."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise RegistryError(
+            "unauthenticated", f"The token file {path} cannot be read: {getattr(error, 'strerror', None) or error}."
+        ) from error
+    token = lines[0].strip() if lines else ""
+    if not token:
+        raise RegistryError("unauthenticated", f"The token file {path} has no token in its first line.")
+    return token
 
 
 def check_server(text: str) -> str:

@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, TypeAlias
 from urllib.parse import urlsplit
 
 import httpx
@@ -27,12 +27,14 @@ _MAX_REDIRECTS: Final = 5
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 
 Body = Callable[[], Iterator[bytes]]
+Token: TypeAlias = Callable[[], str | None] | str | None
 
 
 class Transport:
     """Requests to one registry and to the stores that it redirects to. Thread-safe."""
 
-    def __init__(self, server: str, token: str | None = None, *, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(self, server: str, token: Token = None, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        """token: asked for before each request if it is a function."""
         self.server = server.rstrip("/")
         self._token = token
         self._sleep = sleep
@@ -142,8 +144,8 @@ class Transport:
                 content=content() if callable(content) else content,
                 timeout=httpx.Timeout(10.0, read=timeout, write=timeout, pool=None) if timeout else TIMEOUT,
             )
-            if self._is_own(url) and self._token:
-                request.headers["Authorization"] = f"Bearer {self._token}"
+            if self._is_own(url) and (token := self._token() if callable(self._token) else self._token):
+                request.headers["Authorization"] = f"Bearer {token}"
             response = client.send(request, stream=True)
             if not response.has_redirect_location or method not in ("GET", "HEAD"):
                 return response

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from lora_registry.auth import tokens
+from lora_contract.roles import Grant, Visibility
+from lora_contract.wire.access import TokenView
+from lora_registry.access import namespaces, tokens
+from lora_registry.auth.principals import OPERATOR
 from lora_registry.context import Context
 from lora_registry.db import revision
 from lora_registry.db.engine import make_engine, require_connection
@@ -46,11 +49,33 @@ def fsck(
     yield from keeping_fsck.unnamed(ctx)
 
 
-def create_token(settings: ServiceSettings, *, name: str, role: str, namespace: str | None) -> str:
-    """Create a token and return its secret, which is not stored."""
-    ctx = _open(settings)
-    with ctx.db.write() as session:
-        return tokens.create(session, name=name, role=role, namespace=namespace)  # type: ignore[arg-type]
+def create_token(
+    settings: ServiceSettings, *, name: str, grants: Sequence[Grant], lifetime: float | None = None, note: str = ""
+) -> str:
+    """Create a token and return its secret, which is not stored. lifetime: seconds until it expires."""
+    with _open(settings).db.write() as session:
+        return tokens.create(session, OPERATOR, name, grants, lifetime=lifetime, note=note)
+
+
+def list_tokens(settings: ServiceSettings) -> list[TokenView]:
+    with _open(settings).db.read() as session:
+        return tokens.list_all(session, OPERATOR, limit=None).items
+
+
+def revoke_token(settings: ServiceSettings, name: str) -> None:
+    with _open(settings).db.write() as session:
+        tokens.revoke(session, OPERATOR, name)
+
+
+def rotate_token(settings: ServiceSettings, name: str, *, overlap: float, lifetime: float | None) -> str:
+    """Return the new secret. overlap: seconds for which the old one remains valid."""
+    with _open(settings).db.write() as session:
+        return tokens.rotate(session, OPERATOR, name, overlap=overlap, lifetime=lifetime)
+
+
+def set_visibility(settings: ServiceSettings, name: str, visibility: Visibility) -> None:
+    with _open(settings).db.write() as session:
+        namespaces.set_visibility(session, OPERATOR, name, visibility)
 
 
 def _open(settings: ServiceSettings) -> Context:

@@ -18,7 +18,9 @@ from litestar.params import FromPath
 from lora_contract import __version__
 from lora_contract.errors import RegistryError
 from lora_contract.wire.common import API
+from lora_registry.access.routes import router as access
 from lora_registry.auth.guards import caller_of
+from lora_registry.auth.last_use import LastUse
 from lora_registry.auth.routes import router as auth
 from lora_registry.bases.routes import router as bases
 from lora_registry.context import Context
@@ -67,11 +69,14 @@ def version_path(repository: RepositoryPath, selector: FromPath[str]) -> Version
 def create_app(ctx: Context) -> Litestar:
     """Create the ASGI application over an open context, which it closes on shutdown."""
 
+    last_use = LastUse(ctx)
+
     @asynccontextmanager
     async def lifespan(_app: Litestar) -> AsyncIterator[None]:
         # The default executor has a thread per core plus four: a few slow requests would block all others.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="request"))
         yield
+        last_use.close()
         ctx.jobs.close()
         ctx.db.engine.dispose()
 
@@ -86,6 +91,7 @@ def create_app(ctx: Context) -> Litestar:
                 API,
                 route_handlers=[
                     auth,
+                    access,
                     repositories,
                     bases,
                     tags,
@@ -117,6 +123,6 @@ def create_app(ctx: Context) -> Litestar:
             title="lora-reg", version=__version__, path="/schema", render_plugins=[JsonRenderPlugin()]
         ),
         request_max_body_size=MAX_BODY,
-        state=State({"ctx": ctx}),
+        state=State({"ctx": ctx, "last_use": last_use}),
         logging_config=None,
     )

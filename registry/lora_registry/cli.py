@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
 from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any
 
 import click
 
 from lora_contract import __version__
-from lora_contract.errors import RegistryError
 from lora_contract.startup import importing
-from lora_registry import settings as settings_module
-from lora_registry.settings import ServiceSettings
-
-INTERRUPTED: Final = 130
+from lora_registry.cli_access import namespace, token
+from lora_registry.cli_frame import data_option, exit_on_error, load
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -27,48 +21,9 @@ def main() -> None:
     """Run and administer the lora-reg service: API, job workers, database, tokens."""
 
 
-def exit_on_error(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Print an error and its hint instead of a traceback, and exit with its status."""
-
-    @wraps(function)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except RegistryError as error:
-            _fail(error)
-        except ModuleNotFoundError as error:
-            if not error.name or error.name.startswith("lora_"):
-                raise
-            package = error.name.partition(".")[0]
-            _fail(
-                RegistryError(
-                    "usage",
-                    f"This command needs the Python package {package}, which is not installed.",
-                    hint="Install lora-reg with the extra `server`, or `worker` to run jobs.",
-                )
-            )
-        except OSError as error:
-            path = f": {error.filename}" if error.filename else ""
-            _fail(RegistryError("local-io", f"{error.strerror or type(error).__name__}{path}."))
-        except KeyboardInterrupt:
-            sys.exit(INTERRUPTED)
-
-    return run
-
-
-def _fail(error: RegistryError) -> NoReturn:
-    click.echo(f"error: {error.detail}\nhint: {error.hint}", err=True)
-    sys.exit(error.kind.exit)
-
-
 def command(function: Callable[..., Any]) -> Any:
     """Register a command of `lora-registry`."""
     return main.command()(exit_on_error(function))
-
-
-data_option = click.option(
-    "--data", type=click.Path(path_type=Path), help="Folder for database and blobs (LORA_REG_DATA)."
-)
 
 
 @command
@@ -181,34 +136,8 @@ def fsck(data: Path | None, repair: bool, sample: float, rate: float | None) -> 
         sys.exit(7)
 
 
-@main.group()
-def token() -> None:
-    """Manage API tokens of people, CI and inference servers."""
-
-
-@token.command()
-@exit_on_error
-@click.argument("name")
-@click.option("--role", type=click.Choice(["reader", "writer", "admin"]), required=True, help="Role of the token.")
-@click.option("--namespace", help="Restrict the token to one namespace (default: all).")
-@data_option
-def create(name: str, role: str, namespace: str | None, data: Path | None) -> None:
-    """Create a token and print it. It is not shown again."""
-    with importing():
-        from lora_registry import admin
-
-    click.echo(admin.create_token(load(data=data), name=name, role=role, namespace=namespace))
-
-
-def load(**overrides: Any) -> ServiceSettings:
-    """Load settings (options before environment before file) and set up logging."""
-    config = settings_module.load(os.environ, **overrides)
-    logging.basicConfig(
-        level=config.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
-    for noisy in ("dbos", "alembic", "botocore", "boto3", "httpx", "urllib3"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    return config
+main.add_command(token)
+main.add_command(namespace)
 
 
 if __name__ == "__main__":

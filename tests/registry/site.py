@@ -20,7 +20,9 @@ import sqlalchemy as sa
 
 from lora_contract.base import BaseFingerprint
 from lora_contract.errors import ERRORS
+from lora_contract.roles import Visibility, parse_grant
 from lora_registry import admin, settings
+from lora_registry.settings import ServiceSettings
 from tests.support import service
 from tests.support.adapters import BASE_ID, fingerprint_of_files, make_base, make_draft, read_folder
 from tests.support.databases import migrated
@@ -111,10 +113,20 @@ class Site:
         assert command.returncode == 0, errors
         return output.strip()
 
+    def config(self) -> ServiceSettings:
+        return settings.load(service.environment(self.data, self.extra))
+
     def token(self, role: str, namespace: str | None = None) -> str:
         """A token with a name of its own, as `lora-registry token create` makes it."""
-        config = settings.load(service.environment(self.data, self.extra))
-        return admin.create_token(config, name=unique(role), role=role, namespace=namespace)
+        return self.token_with(f"{role}:{namespace or '*'}")
+
+    def token_with(self, *grants: str, name: str | None = None) -> str:
+        """A token with several grants, such as `writer:acme`."""
+        given = [parse_grant(text) for text in grants]
+        return admin.create_token(self.config(), name=name or unique(given[0].role), grants=given)
+
+    def visibility(self, namespace: str, visibility: Visibility) -> None:
+        admin.set_visibility(self.config(), namespace, visibility)
 
     def worker(self, fault: str | None = None, name: str | None = None) -> subprocess.Popen[bytes]:
         """Start a job worker of its own."""

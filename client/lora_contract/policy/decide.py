@@ -12,6 +12,7 @@ from lora_contract.digest import Digest
 from lora_contract.policy.document import Policy
 from lora_contract.policy.evidence import describe_evidence
 from lora_contract.policy.losses import compare_losses, forgetting
+from lora_contract.roles import ROLES
 from lora_contract.validation import Validation
 
 CheckState = Literal["passed", "failed", "warned", "missing"]
@@ -100,9 +101,8 @@ def _declared(policy: Policy, facts: GateFacts) -> Iterable[Check]:
         state = "passed" if licence in policy.licences else "failed"
         yield Check("licence", state, f"The version {declared}; allowed: {', '.join(policy.licences)}.")
     if policy.approvals.count:
-        ranks = ("reader", "writer", "admin")
-        least = ranks.index(policy.approvals.role)
-        names = sorted({name for name, role in facts.approvals if role in ranks and ranks.index(role) >= least})
+        enough = ROLES[ROLES.index(policy.approvals.role) :]
+        names = sorted({name for name, role in facts.approvals if role in enough})
         state = "passed" if len(names) >= policy.approvals.count else "failed"
         yield Check(
             "approvals",

@@ -10,6 +10,7 @@ from msgspec import Meta
 from lora_contract import canonical
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
+from lora_contract.roles import Role
 from lora_contract.serveability import Runtime
 from lora_contract.signing import parse_public_key
 from lora_contract.validation import Layer, Precision
@@ -17,7 +18,6 @@ from lora_contract.validation import Layer, Precision
 MAX_BYTES: Final = 256 * 1024
 
 Nats = Annotated[float, Meta(ge=0, le=100)]
-Role = Literal["reader", "writer", "admin"]
 
 LEAST_EFFECT: Final = 0.02
 """Nats per token, 2 % of perplexity. On the same records even a difference of 0.0005 is statistically significant."""

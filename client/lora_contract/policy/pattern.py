@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from lora_contract import reference
+from lora_contract import glob, reference
 from lora_contract.errors import RegistryError
 
 _WILD: Final = re.compile(r"[A-Za-z0-9._*-]+\Z")
@@ -44,7 +44,7 @@ def parse_pattern(text: str) -> Parts:
 def governing(patterns: Iterable[str], namespace: str, name: str, tag: str) -> str | None:
     """The pattern that governs a tag; None if none matches. The patterns must be valid."""
     subject = (namespace, name, tag)
-    found = [text for text in patterns if all(map(_matches, parse_pattern(text), subject))]
+    found = [text for text in patterns if all(map(glob.matches, parse_pattern(text), subject))]
     return min(found, key=_rank, default=None)
 
 
@@ -52,22 +52,6 @@ def _rank(text: str) -> tuple[object, ...]:
     """A sort key: smaller is more specific."""
     order = [("*" in part, -len(part.replace("*", ""))) for part in parse_pattern(text)]
     return (*order, text)
-
-
-def _matches(pattern: str, text: str) -> bool:
-    """Match a part in linear time: each literal between stars is matched at its leftmost position."""
-    if "*" not in pattern:
-        return pattern == text
-    first, *middle, last = pattern.split("*")
-    if len(text) < len(first) + len(last) or not text.startswith(first) or not text.endswith(last):
-        return False
-    at, end = len(first), len(text) - len(last)
-    for literal in middle:
-        found = text.find(literal, at, end)
-        if found < 0:
-            return False
-        at = found + len(literal)
-    return True
 
 
 def _invalid(text: str, why: str) -> RegistryError:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import msgspec
 
 from lora_contract.findings import Finding
+from lora_contract.roles import Grant
 
 API = "/api/v1"
 
@@ -38,9 +39,10 @@ class Problem(Response, frozen=True):
 
 
 class Identity(Response, frozen=True):
-    """The caller. namespace None: the role applies to every namespace. role: reader, writer or admin."""
+    """The caller. role: its highest. namespace: the one of its only grant; None: see `grants`."""
 
     name: str
     role: str
     namespace: str | None = None
     anonymous: bool = False
+    grants: list[Grant] = []

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from lora_reg.cli.state import Command, State, pass_state
+
+if TYPE_CHECKING:
+    from lora_contract.wire.common import Identity
 
 
 @click.command(
@@ -19,19 +24,19 @@ from lora_reg.cli.state import Command, State, pass_state
 def login(state: State, url: str, token_stdin: bool) -> None:
     """Sign in to a registry and make it the default.
 
-    The token is prompted for without echo, or taken from --token or stdin. It is verified before it is saved, in a file
-    that only you can read. For a registry that needs no token, enter an empty one.
+    The token is prompted for without echo, or read from --token-file or stdin. It is verified before it is saved, in a
+    file that only you can read. For a registry that needs no token, enter an empty one.
     """
     from lora_reg import credentials
     from lora_reg.client import Client
-    from lora_reg.config import Settings, check_server, config_folder
+    from lora_reg.config import Settings, check_server, config_folder, read_token
 
     server = check_server(url)
-    token = state.token or _ask(server, token_stdin)
+    token = read_token(Path(state.token_file)) if state.token_file else _ask(server, token_stdin)
     with Client(settings=Settings(server=server, token=token or None)) as client:
         who = client.whoami()
     credentials.store(config_folder(), server, token or None)
-    human = [f"Signed in to {server} as {who.name} ({who.role}{' in ' + who.namespace if who.namespace else ''})."]
+    human = [f"Signed in to {server} as {who.name} ({_grants(who)})."]
     state.output().result("lora-reg/login/1", {"server": server, "principal": who}, human=human, quiet=[who.name])
 
 
@@ -46,6 +51,12 @@ def _ask(server: str, token_stdin: bool) -> str:
         )
     answer = click.prompt(f"Token for {server}", hide_input=True, default="", show_default=False, err=True)
     return str(answer).strip()
+
+
+def _grants(who: Identity) -> str:
+    """The roles, and where they apply; an older server sends no grants."""
+    grants = [f"{grant.role} in {grant.pattern}" for grant in who.grants]
+    return ", ".join(grants) or f"{who.role} in {who.namespace or '*'}"
 
 
 @click.command(cls=Command, examples=("lora-reg logout",))
@@ -67,10 +78,8 @@ def whoami(state: State) -> None:
     """Show the authenticated user."""
     client = state.client()
     who = client.whoami()
-    where = f" in {who.namespace}" if who.namespace else ""
-    human = [
-        f"{who.name}  {who.role}{where}  {client.settings.server}" + ("  (no token needed)" if who.anonymous else "")
-    ]
+    note = "  (no token needed)" if who.anonymous else ""
+    human = [f"{who.name}  {_grants(who)}  {client.settings.server}{note}"]
     state.output().result(
         "lora-reg/whoami/1", {"server": client.settings.server, "principal": who}, human=human, quiet=[who.name]
     )

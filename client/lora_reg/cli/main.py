@@ -52,6 +52,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "job": (f"{_HERE}.jobs:job", "Manage jobs: list, show, follow, cancel, retry, wait."),
     "base": (f"{_HERE}.bases:base", "Manage base models."),
     "dataset": (f"{_HERE}.datasets:dataset", "Manage datasets for evaluation."),
+    "namespace": (f"{_HERE}.access:namespace", "Manage namespaces: who may read them."),
+    "token": (f"{_HERE}.access:token", "Manage the tokens of namespaces that you administer."),
     "login": (f"{_HERE}.account:login", "Sign in to a registry and make it the default."),
     "logout": (f"{_HERE}.account:logout", "Forget the token of a registry."),
     "whoami": (f"{_HERE}.account:whoami", "Show the authenticated user."),
@@ -68,6 +70,7 @@ SECTIONS: Final[dict[str, tuple[str, ...]]] = {
     "Gates": ("gate", "promote", "approve", "policy"),
     "Jobs": ("job",),
     "Bases and data": ("base", "dataset"),
+    "Rights": ("namespace", "token"),
     "Account and machine": ("login", "logout", "whoami", "cache", "completion"),
 }
 
@@ -78,8 +81,9 @@ SECTIONS: Final[dict[str, tuple[str, ...]]] = {
     sections=SECTIONS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="A reference is [namespace/]name[:tag or :vN][@sha256:...]. Settings: LORA_REG_SERVER, LORA_REG_TOKEN, "
-    "LORA_REG_NAMESPACE, LORA_REG_CACHE, LORA_REG_OFFLINE. Exit status: 0 done, 1 failure, 2 usage, 3 not found, "
-    "4 not allowed, 5 conflict, 6 refused by a check, 7 integrity, 8 still pending, 9 rate or quota, 10 unavailable.",
+    "LORA_REG_TOKEN_FILE, LORA_REG_NAMESPACE, LORA_REG_CACHE, LORA_REG_OFFLINE. Exit status: 0 done, 1 failure, "
+    "2 usage, 3 not found, 4 not allowed, 5 conflict, 6 refused by a check, 7 integrity, 8 still pending, "
+    "9 rate or quota, 10 unavailable.",
 )
 @click.version_option(__version__, prog_name="lora-reg", message="%(prog)s %(version)s")
 def cli() -> None:

@@ -23,7 +23,7 @@ class State:
         self.json = False
         self.quiet = False
         self.server: str | None = None
-        self.token: str | None = None
+        self.token_file: str | None = None
         self.references: list[Reference] = []
 
     def output(self) -> Output:
@@ -34,7 +34,7 @@ class State:
     def settings(self) -> Settings:
         from lora_reg.config import load_settings
 
-        return load_settings(server=self.server, token=self.token)
+        return load_settings(server=self.server, token_file=self.token_file)
 
     def client(self) -> Client:
         """A client that is closed when the command ends."""
@@ -67,8 +67,19 @@ def _remember(context: click.Context, option: click.Parameter, value: Any) -> No
         setattr(context.ensure_object(State), option.name or "", value)
 
 
+def _refuse_secret(_context: click.Context, _option: click.Parameter, value: Any) -> None:
+    if value is not None:
+        from lora_contract.errors import RegistryError
+
+        raise RegistryError(
+            "usage",
+            "A token on the command line can be read by every process of the machine.",
+            hint="Use --token-file FILE, LORA_REG_TOKEN_FILE, LORA_REG_TOKEN or `lora-reg login`.",
+        )
+
+
 def global_options() -> list[click.Parameter]:
-    """--json, --quiet, --server and --token, for a group or a command."""
+    """--json, --quiet, --server and --token-file, for a group or a command."""
     return [
         click.Option(
             ["--json"], is_flag=True, expose_value=False, callback=_remember, help="Print one JSON document on stdout."
@@ -78,7 +89,14 @@ def global_options() -> list[click.Parameter]:
             ["--server"], metavar="URL", expose_value=False, callback=_remember, help="Registry URL (LORA_REG_SERVER)."
         ),
         click.Option(
-            ["--token"], metavar="TOKEN", expose_value=False, callback=_remember, help="API token (LORA_REG_TOKEN)."
+            ["--token-file"],
+            metavar="FILE",
+            expose_value=False,
+            callback=_remember,
+            help="File with the API token (LORA_REG_TOKEN_FILE; or the token in LORA_REG_TOKEN).",
+        ),
+        click.Option(
+            ["--token"], expose_value=False, callback=_refuse_secret, hidden=True, help="Refused: use --token-file."
         ),
     ]
 

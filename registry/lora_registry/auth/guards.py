@@ -2,32 +2,62 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from litestar import Request
+from sqlmodel import Session, col, select
 
 from lora_contract.errors import RegistryError
 from lora_registry.auth import tokens
 from lora_registry.auth.caller import Caller
-from lora_registry.auth.principals import LOCAL
+from lora_registry.auth.last_use import LastUse
+from lora_registry.auth.principals import ANONYMOUS, LOCAL
 from lora_registry.context import Context
+from lora_registry.db.tables import Namespace
+
+READS: Final = ("GET", "HEAD")
 
 
 def caller_of(request: Request[Any, Any, Any], ctx: Context) -> Caller:
-    """Return the caller, looked up once per request. Raises `unauthenticated` if a token is required and missing or
-    invalid."""
+    """Return the caller, looked up once per request. Raises `unauthenticated` if a token is required and missing, and
+    for an invalid one.
+
+    A request that only reads needs no token if a namespace is public: it is anonymous then.
+    """
+    return _once(request, ctx, request.method in READS)
+
+
+def reader_of(request: Request[Any, Any, Any], ctx: Context) -> Caller:
+    """Return the caller of a request that only reads, whatever its method."""
+    return _once(request, ctx, True)
+
+
+def _once(request: Request[Any, Any, Any], ctx: Context, reads: bool) -> Caller:
     state = request.scope["state"]
     if "caller" not in state:
-        state["caller"] = _authenticate(request, ctx)
+        state["caller"] = _authenticate(request, ctx, reads)
     caller: Caller = state["caller"]
     return caller
 
 
-def _authenticate(request: Request[Any, Any, Any], ctx: Context) -> Caller:
+def _authenticate(request: Request[Any, Any, Any], ctx: Context, reads: bool) -> Caller:
     if ctx.settings.auth == "none":
         return Caller(ctx, LOCAL)
-    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not secret.strip():
-        raise RegistryError("unauthenticated", "The request has no token.")
+    header = request.headers.get("authorization")
+    scheme, _, secret = (header or "").partition(" ")
+    secret = secret.strip()
     with ctx.db.read() as session:
-        return Caller(ctx, tokens.verify(session, secret.strip()))
+        if scheme.lower() == "bearer" and secret:
+            used = tokens.verify(session, secret)
+        elif header is None and reads and _has_public(session):
+            return Caller(ctx, ANONYMOUS)
+        else:
+            raise RegistryError("unauthenticated", "The request has no token.")
+    last_use: LastUse = request.app.state["last_use"]
+    last_use.note(used)
+    return Caller(ctx, used.principal)
+
+
+def _has_public(session: Session) -> bool:
+    found = select(Namespace.name).where(col(Namespace.visibility) == "public").limit(1)
+    return session.exec(found).first() is not None

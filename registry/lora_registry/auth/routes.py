@@ -16,9 +16,8 @@ R = Request[Any, Any, Any]
 
 @get("/whoami", summary="Show the authenticated caller")
 def whoami(request: R, caller: Caller) -> Response[Identity]:
-    me = caller.principal
-    view = Identity(name=me.name, role=me.role, namespace=me.namespace, anonymous=me.anonymous)
-    return reply(request, view)
+    caller.require_signed_in()
+    return reply(request, caller.principal.identity())
 
 
 router = Router("/", tags=["operations"], route_handlers=[whoami])

@@ -1,4 +1,4 @@
-"""Bearer tokens. Only their sha256 is stored; they are shown once.
+"""Secrets of tokens. Only their sha256 is stored; they are shown once.
 
 The format is `hf_` and letters and digits, because llama.cpp sends no other format.
 """
@@ -8,41 +8,55 @@ from __future__ import annotations
 import hashlib
 import secrets
 import string
+from dataclasses import dataclass
 
-from sqlmodel import Session, select
+from sqlalchemy import or_
+from sqlmodel import Session, col, select
 
 from lora_contract.errors import RegistryError
-from lora_contract.reference import check_namespace
-from lora_registry.auth.principals import RANK, Principal, Role
-from lora_registry.db.tables import Token
-from lora_registry.runtime.clock import now
+from lora_contract.roles import Grant, check_role
+from lora_registry.auth.principals import Principal
+from lora_registry.db.dialect import now_sql
+from lora_registry.db.tables import Token, TokenGrant, TokenSecret
 
-MAX_NAME = 128
 _ALPHABET = string.ascii_letters + string.digits
 
 
-def create(session: Session, *, name: str, role: Role, namespace: str | None) -> str:
-    """Create a token and return it; it cannot be read again. Raises RegistryError `usage`, `exists`."""
-    if role not in RANK:
-        raise RegistryError("usage", f"{role!r} is not a role; expected reader, writer or admin.")
-    if namespace is not None:
-        check_namespace(namespace)
-    if not 0 < len(name) <= MAX_NAME or not name.isprintable():
-        raise RegistryError("usage", f"A token name must have 1 to {MAX_NAME} printable characters.")
-    if session.exec(select(Token).where(Token.name == name)).first():
-        raise RegistryError("exists", f"A token named {name!r} already exists.")
-    secret = "hf_" + "".join(secrets.choice(_ALPHABET) for _ in range(40))
-    session.add(Token(name=name, hash=_hash(secret), role=role, namespace=namespace, created_at=now()))
-    return secret
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """A token that a request sent. last_used_at: as stored before this request."""
+
+    token_id: int
+    last_used_at: int | None
+    principal: Principal
 
 
-def verify(session: Session, secret: str) -> Principal:
-    """Return the principal of a token. Raises RegistryError `unauthenticated`."""
-    row = session.exec(select(Token).where(Token.hash == _hash(secret), Token.revoked_at == None)).first()  # noqa: E711
-    if row is None:
-        raise RegistryError("unauthenticated", "The token is unknown or was revoked.")
-    return Principal(row.name, row.role, row.namespace)  # type: ignore[arg-type]
+def new_secret() -> str:
+    return "hf_" + "".join(secrets.choice(_ALPHABET) for _ in range(40))
 
 
-def _hash(secret: str) -> str:
+def hash_of(secret: str) -> str:
     return hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()
+
+
+def verify(session: Session, secret: str) -> Verified:
+    """Return the principal of a secret, with one query. Raises RegistryError `unauthenticated`."""
+    now = now_sql(session.get_bind())
+    query = (
+        select(Token, TokenGrant)
+        .join(TokenSecret, col(TokenSecret.token_id) == col(Token.id))
+        .join(TokenGrant, col(TokenGrant.token_id) == col(Token.id))
+        .where(
+            TokenSecret.hash == hash_of(secret),
+            col(Token.revoked_at).is_(None),
+            or_(col(Token.expires_at).is_(None), col(Token.expires_at) > now),
+            or_(col(TokenSecret.expires_at).is_(None), col(TokenSecret.expires_at) > now),
+        )
+        .order_by(col(TokenGrant.pattern))
+    )
+    rows = session.exec(query).all()
+    if not rows:
+        raise RegistryError("unauthenticated", "The token is unknown, expired or revoked.")
+    token = rows[0][0]
+    grants = tuple(Grant(grant.pattern, check_role(grant.role)) for _, grant in rows)
+    return Verified(token.id, token.last_used_at, Principal(token.name, grants))

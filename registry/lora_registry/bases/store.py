@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from sqlmodel import Session, col, delete, select
 
 from lora_registry.db.dialect import insert_ignore
+from lora_registry.db.scope import Scope
 from lora_registry.db.tables import BaseAlias, BaseFingerprintRow, Repository
 
 
@@ -27,18 +28,16 @@ def rendered_templates(session: Session, version_ids: Iterable[int]) -> dict[int
     return {version_id: rendered for version_id, rendered in session.exec(query) if rendered}
 
 
-def by_alias(session: Session, text: str, *, namespace: str | None) -> Repository | None:
-    """Return the live base with this alias, in a namespace or (None) in any. None if there is none, or several."""
+def by_alias(session: Session, text: str, scope: Scope, *, limit: int) -> list[Repository]:
+    """List the live bases with this alias of which something may be read, by namespace."""
     query = (
         select(Repository)
         .join(BaseAlias, col(BaseAlias.repository_id) == col(Repository.id))
-        .where(BaseAlias.alias == text, col(Repository.deleted_at).is_(None))
-        .limit(2)
+        .where(BaseAlias.alias == text, col(Repository.deleted_at).is_(None), scope.repositories())
+        .order_by(col(Repository.namespace), col(Repository.name))
+        .limit(limit)
     )
-    if namespace is not None:
-        query = query.where(BaseAlias.namespace == namespace)
-    found = list(session.exec(query))
-    return found[0] if len(found) == 1 else None
+    return list(session.exec(query))
 
 
 def fingerprint(session: Session, version_id: int) -> BaseFingerprintRow | None:

@@ -34,6 +34,6 @@ def submit(caller: Caller, request: ComposeRequest) -> JobView:
             seed=request.seed,
             dtype=request.dtype,
         )
-        return derive.ResolvedRecipe(recipe, found.base.id, found.ids, found.title)
+        return derive.ResolvedRecipe(recipe, found.base.id, found.ids, found.title, found.mentions)
 
     return derive.submit(caller, request, "adapter", resolve_recipe)

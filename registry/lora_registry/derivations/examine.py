@@ -25,12 +25,11 @@ def diff(caller: Caller, request: DiffRequest) -> JobView:
         after_repo, after = _adapter(session, caller.principal, request.after)
         caller.require("writer", after_repo.namespace)
         job_id = f"{DIFF.name}-{before.id}-{after.id}"
-        title = (
-            f"diff {before_repo.namespace}/{before_repo.name}:v{before.number}"
-            f" {after_repo.namespace}/{after_repo.name}:v{after.number}"
-        )
+        label = f"{before_repo.namespace}/{before_repo.name}:v{before.number}"
+        title = f"diff {label} {after_repo.namespace}/{after_repo.name}:v{after.number}"
         spec = DiffSpec(before.id, after.id)
-        enqueue.examine(caller, session, after_repo, after, DIFF, spec, job_id=job_id, title=title)
+        mentions = [(before.id, label)]
+        enqueue.examine(caller, session, after_repo, after, DIFF, spec, job_id=job_id, title=title, mentions=mentions)
     return jobs.show(caller, job_id)
 
 

@@ -51,6 +51,7 @@ def submit(caller: Caller, request: ExtractRequest) -> JobView:
             seed=request.seed,
             dtype=request.dtype,
         )
-        return derive.ResolvedRecipe(recipe, base.id, (tuned.id,), f"{request.tuned} - {request.base}")
+        mentions = ((tuned.id, request.tuned), (base.id, request.base))
+        return derive.ResolvedRecipe(recipe, base.id, (tuned.id,), f"{request.tuned} - {request.base}", mentions)
 
     return derive.submit(caller, request, "adapter", resolve_recipe)

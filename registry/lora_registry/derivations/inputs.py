@@ -21,12 +21,13 @@ MAX_ADAPTERS: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Adapters:
-    """Adapters of one base. title: the references as given."""
+    """Adapters of one base. title: the references as given. mentions: each with the id of its version."""
 
     base: Version
     inputs: tuple[RecipeInput, ...]
     ids: tuple[int, ...]
     title: str
+    mentions: tuple[tuple[int, str], ...]
 
 
 def adapters(session: Session, principal: Principal, items: Sequence[WeightedAdapter]) -> Adapters:
@@ -55,8 +56,9 @@ def adapters(session: Session, principal: Principal, items: Sequence[WeightedAda
             f"{' and '.join(pins.values())} were made for different base versions.",
             hint="Use adapters of one base.",
         )
-    title = " + ".join(item.adapter for item in items)
-    return Adapters(next(iter(bases.values())), tuple(inputs), tuple(ids), title)
+    names = [item.adapter for item in items]
+    mentions = tuple(zip(ids, names, strict=True))
+    return Adapters(next(iter(bases.values())), tuple(inputs), tuple(ids), " + ".join(names), mentions)
 
 
 def require_weights(version: Version, what: str, hint: str) -> None:

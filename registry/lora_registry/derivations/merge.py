@@ -46,6 +46,6 @@ def submit(caller: Caller, request: MergeRequest) -> JobView:
             rounding=request.rounding,
             seed=request.seed,
         )
-        return derive.ResolvedRecipe(recipe, found.base.id, found.ids, found.title)
+        return derive.ResolvedRecipe(recipe, found.base.id, found.ids, found.title, found.mentions)
 
     return derive.submit(caller, request, "model", resolve_recipe)

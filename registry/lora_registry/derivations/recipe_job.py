@@ -33,13 +33,14 @@ from lora_registry.tags import moves
 class ResolvedRecipe:
     """A recipe, and the ids of the versions that its digests resolved to: several versions may have the same content.
 
-    title: the inputs, for display.
+    title: the inputs, for display. mentions: the versions that it names.
     """
 
     recipe: Recipe
     base: int
     inputs: tuple[int, ...]
     title: str
+    mentions: tuple[tuple[int, str], ...]
 
 
 def submit(
@@ -87,6 +88,7 @@ def submit(
                 inputs=found.inputs,
                 namespace=path.namespace,
                 title=f"{found.title} -> {target.repository}",
+                mentions=found.mentions,
                 tags=request.tags,
                 message=request.message,
             )

@@ -34,7 +34,7 @@ def submit(caller: Caller, request: ResizeRequest) -> JobView:
             keep_energy=request.keep_energy,
             dtype=request.dtype,
         )
-        return derive.ResolvedRecipe(recipe, found.base.id, found.ids, found.title)
+        return derive.ResolvedRecipe(recipe, found.base.id, found.ids, found.title, found.mentions)
 
     return derive.submit(caller, request, "adapter", resolve_recipe)
 
@@ -52,6 +52,6 @@ def submit_conversion(caller: Caller, request: ConvertRequest) -> JobView:
             uniform_rank=request.uniform_rank,
             dtype=request.dtype,
         )
-        return derive.ResolvedRecipe(recipe, found.base.id, found.ids, found.title)
+        return derive.ResolvedRecipe(recipe, found.base.id, found.ids, found.title, found.mentions)
 
     return derive.submit(caller, request, "adapter", resolve_recipe)

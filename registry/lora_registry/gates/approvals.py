@@ -17,15 +17,16 @@ def approve(caller: Caller, path: RepositoryPath, request: ApproveRequest) -> Ap
     """Approve a version for a tag. Repeating it is a no-op, unless the caller's role has changed."""
     reference.check_tag(request.tag)
     caller.require("reader", path.namespace)
+    role = caller.principal.role_in(path.namespace)
     with caller.ctx.db.write() as session:
         repo, version = resolve.version(session, caller.principal, VersionPath(path, request.version))
         row = store.approval(session, version.id, request.tag, caller.principal.name)
-        if row is None or row.role != caller.principal.role:
+        if row is None or row.role != role:
             row = Approval(
                 version_id=version.id,
                 tag=request.tag,
                 author=caller.principal.name,
-                role=caller.principal.role,
+                role=role,
                 reason=request.reason,
                 created_at=now(),
             )
@@ -37,7 +38,7 @@ def approve(caller: Caller, path: RepositoryPath, request: ApproveRequest) -> Ap
                 namespace=repo.namespace,
                 subject=f"{repo.namespace}/{repo.name}:v{version.number}",
                 tag=request.tag,
-                role=caller.principal.role,
+                role=role,
                 reason=request.reason,
             )
         return ApprovalView(

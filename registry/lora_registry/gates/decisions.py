@@ -47,7 +47,7 @@ def gate(caller: Caller, path: RepositoryPath, request: GateRequest) -> GateView
             require_weights(session, outcome.missing)
             validations.start(caller, session, inputs.repo, outcome.missing, inputs.sets)
         elif outcome.decision.allowed is not None and request.document is None:
-            decision = _record(session, caller.principal, inputs, outcome, view)
+            decision = _record(session, caller.principal, inputs, outcome)
             view = msgspec.structs.replace(view, decision=str(decision))
     return _with_jobs(caller, view, outcome, started=request.start)
 
@@ -75,15 +75,12 @@ def promote(caller: Caller, path: RepositoryPath, request: PromoteRequest) -> Pr
             require_weights(session, outcome.missing)
             validations.start(caller, session, inputs.repo, outcome.missing, inputs.sets)
         else:
-            decision = _record(
-                session, caller.principal, inputs, outcome, view, forced=request.force, reason=request.reason
-            )
+            decision = _record(session, caller.principal, inputs, outcome, forced=request.force, reason=request.reason)
             view = msgspec.structs.replace(view, decision=str(decision))
             if outcome.decision.allowed or request.force:
                 gate_decision = GateDecision(decision, outcome.reports, forced=not outcome.decision.allowed)
-                moved = _move(
-                    session, caller.principal, inputs, request, gate_decision, reason=request.reason or view.reason
-                )
+                reason = request.reason or outcome.stored.reason
+                moved = _move(session, caller.principal, inputs, request, gate_decision, reason=reason)
         fault_point("promote.before-commit")
     fault_point("promote.after-commit")
     if moved is None and view.allowed is False:
@@ -116,7 +113,9 @@ def _move(
     return views.tag(inputs.repo, row, inputs.version)
 
 
-def _view(inputs: GateInputs, outcome: GateOutcome) -> GateView:
+def _view(inputs: GateInputs, outcome: GateOutcome, *, stored: bool = False) -> GateView:
+    """stored: in the words that are stored."""
+    decision = outcome.stored if stored else outcome.decision
     return GateView(
         namespace=inputs.repo.namespace,
         name=inputs.repo.name,
@@ -129,9 +128,9 @@ def _view(inputs: GateInputs, outcome: GateOutcome) -> GateView:
         policy=inputs.policy_digest,
         policy_name=inputs.policy.name,
         policy_pattern=inputs.pattern,
-        allowed=outcome.decision.allowed,
-        reason=outcome.decision.reason,
-        checks=[CheckView(c.rule, c.state, c.message, c.evidence) for c in outcome.decision.checks],
+        allowed=decision.allowed,
+        reason=decision.reason,
+        checks=[CheckView(c.rule, c.state, c.message, c.evidence) for c in decision.checks],
         reports=list(outcome.reports),
     )
 
@@ -141,7 +140,6 @@ def _record(
     principal: Principal,
     inputs: GateInputs,
     outcome: GateOutcome,
-    view: GateView,
     *,
     forced: bool = False,
     reason: str = "",
@@ -158,8 +156,8 @@ def _record(
         sets=json.dumps(inputs.sets.digests()),
         allowed=outcome.decision.allowed is True,
         forced=forced,
-        reason=reason if forced else outcome.decision.reason,
-        body=msgspec.json.encode(view).decode(),
+        reason=reason if forced else outcome.stored.reason,
+        body=msgspec.json.encode(_view(inputs, outcome, stored=True)).decode(),
         author=principal.name,
         created_at=now(),
     )

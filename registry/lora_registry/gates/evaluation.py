@@ -6,7 +6,7 @@ All are resolved to digests in one transaction, so the versions that are evaluat
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from lora_contract.policy import DEFAULT, Decision, GateFacts, Policy, decide
 from lora_contract.signing import parse_public_key
 from lora_contract.validation import ValidationKey, parse_validation
 from lora_registry.auth.principals import Principal
+from lora_registry.auth.reading import narrower
 from lora_registry.db.tables import ReportRow, Repository, Tag, Version
 from lora_registry.gates import store
 from lora_registry.jobs import enqueue
@@ -31,6 +32,7 @@ from lora_registry.policies.datasets import EvaluationSets, evaluation_sets
 from lora_registry.repositories import resolve
 from lora_registry.repositories import store as version_store
 from lora_registry.repositories.paths import RepositoryPath
+from lora_registry.repositories.resolve import Readable
 from lora_registry.runtime.clock import now
 from lora_registry.signatures import service as signatures
 from lora_registry.tags import store as tag_store
@@ -69,6 +71,7 @@ class GateInputs:
         pattern: of the policy; None for the default policy and for one that is only tested.
         own: the validation of `version`.
         other: the validation of `target`, to compare with.
+        hidden: namespaces of evaluation sets that not everybody may read who may read the repository.
     """
 
     repo: Repository
@@ -83,6 +86,7 @@ class GateInputs:
     sets: EvaluationSets
     own: RequiredValidation
     other: RequiredValidation | None
+    hidden: frozenset[str]
 
     @property
     def required(self) -> tuple[RequiredValidation, ...]:
@@ -91,9 +95,16 @@ class GateInputs:
 
 @dataclass(frozen=True, slots=True)
 class GateOutcome:
-    """reports: ids of the existing reports, the version's own first. missing: validations without a report."""
+    """A decision for the caller.
+
+    Args:
+        stored: the same decision in the words that are stored, which name no hidden evaluation set.
+        reports: ids of the existing reports, the version's own first.
+        missing: validations without a report.
+    """
 
     decision: Decision
+    stored: Decision
     own: ReportRow | None
     reports: tuple[str, ...]
     missing: tuple[RequiredValidation, ...]
@@ -114,7 +125,7 @@ def resolve_inputs(
     tag, document = question.tag, question.document
     reference.check_tag(tag)
     repo = resolve.repository(session, principal, path, lock=lock)
-    version = resolve.in_repository(session, repo, question.selector)
+    version = resolve.in_repository(session, Readable(repo), question.selector)
     base = resolve.base_of(session, repo, version)
     policy_store.lock_policies(session)
     policy, digest, pattern = DEFAULT, str(DEFAULT.digest), None
@@ -124,7 +135,7 @@ def resolve_inputs(
         digest = str(policy.digest)
     elif found is not None:
         policy, digest, pattern = found.policy, found.digest, found.pattern
-    sets = evaluation_sets(session, principal, policy, question.data)
+    sets = evaluation_sets(session, principal, policy, question.data, is_stored=found is not None)
     tagged = tag_store.tag(session, repo.id, tag)
     target = None
     if tagged is not None and tagged.version_id != version.id:
@@ -134,7 +145,9 @@ def resolve_inputs(
         target_base = resolve.base_of(session, repo, target)
         other = RequiredValidation(target, target_base, sets.key(target, target_base, policy.precision))
     own = RequiredValidation(version, base, sets.key(version, base, policy.precision))
-    return GateInputs(repo, version, base, tag, tagged, target, pattern, policy, digest, sets, own, other)
+    # Without login there is nobody to hide a name from.
+    hidden = frozenset() if principal.anonymous else narrower(session, sets.namespaces(), repo.namespace)
+    return GateInputs(repo, version, base, tag, tagged, target, pattern, policy, digest, sets, own, other, hidden)
 
 
 def evaluate(session: Session, inputs: GateInputs, promoter: str) -> GateOutcome:
@@ -146,9 +159,7 @@ def evaluate(session: Session, inputs: GateInputs, promoter: str) -> GateOutcome
         report=None if own is None else parse_validation(own.body.encode()),
         target=None if other is None else parse_validation(other.body.encode()),
         has_target=inputs.target is not None,
-        quality=inputs.sets.names("quality"),
-        forgetting=inputs.sets.names("forgetting"),
-        behaviour=inputs.sets.names("behaviour"),
+        **_names(inputs.sets, frozenset()),
         adapter=None
         if inputs.version.facts is None
         else msgspec.convert(json.loads(inputs.version.facts), AdapterFacts),
@@ -159,12 +170,19 @@ def evaluate(session: Session, inputs: GateInputs, promoter: str) -> GateOutcome
         ),
         age=0.0 if own is None else (now() - own.created_at) / 1e6,
     )
+    decision = decide(inputs.policy, facts)
+    without_names = msgspec.structs.replace(facts, **_names(inputs.sets, inputs.hidden))
     return GateOutcome(
-        decide(inputs.policy, facts),
+        decision,
+        decide(inputs.policy, without_names) if inputs.hidden else decision,
         own,
         tuple(row.id for row in rows if row is not None),
         tuple(required for required, row in zip(inputs.required, rows, strict=True) if row is None),
     )
+
+
+def _names(sets: EvaluationSets, hidden: Set[str]) -> dict[str, dict[str, str]]:
+    return {role: sets.names(role, hidden=hidden) for role in sets.by_role}
 
 
 def require_weights(session: Session, required: Sequence[RequiredValidation]) -> None:

@@ -13,6 +13,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
 from lora_contract.errors import ErrorCode, RegistryError
+from lora_registry.auth.principals import Principal
 from lora_registry.runtime.clock import new_id
 
 log = logging.getLogger("lora_registry.hub")
@@ -21,8 +22,10 @@ MAX_HEADER: Final = 500
 _BY_STATUS: Final[dict[int, ErrorCode]] = {413: "too-large", 405: "method-not-allowed", 404: "not-found"}
 
 
-def repo_not_found(repo_id: str) -> RegistryError:
+def repo_not_found(repo_id: str, principal: Principal) -> RegistryError:
     """Also for repositories that the caller may not read: the response must be the same."""
+    if not principal.signed_in:
+        return RegistryError("unauthenticated", "The request has no token, and nothing public has this name.")
     return RegistryError(
         "not-found",
         f"There is no repository {repo_id[:200]!r} that you may read.",

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lora_contract.digest import Digest
+from lora_contract.roles import ALL
 from lora_contract.wire.repositories import RepositoryView, VersionFile, VersionView
-from lora_registry.auth.principals import RANK, Principal
+from lora_registry.auth.principals import Principal
 from lora_registry.hub import errors
 from lora_registry.hub.revisions import RevisionInfo
 
@@ -100,8 +101,8 @@ def commit(version: VersionView) -> Json:
 
 
 def whoami(principal: Principal) -> Json:
-    role = "read" if RANK[principal.role] == RANK["reader"] else "write"
-    orgs = [] if principal.namespace is None else [{"name": principal.namespace}]
+    role = "read" if principal.highest_role() == "reader" else "write"
+    orgs = [{"name": grant.pattern} for grant in principal.grants if ALL not in grant.pattern]
     token = {"displayName": principal.name, "role": role}
     return {
         "type": "user",

@@ -22,11 +22,13 @@ from lora_registry.keeping import store as kept
 from lora_registry.keeping.reading import Content
 from lora_registry.repositories import resolve, store, views
 from lora_registry.repositories.paths import RepositoryPath
+from lora_registry.repositories.resolve import Readable
 from lora_registry.repositories.versions import FileLocation
 from lora_registry.runtime.clock import iso
 from lora_registry.tags import store as tag_store
 
-MISSING = ("not-found", "deleted", "invalid-reference")
+MISSING = ("not-found", "unauthenticated", "deleted", "invalid-reference")
+MAX_SAME_ALIAS = 10
 MAX_NUMBERS = 1000
 """Maximum number of versions in `refs`, newest first."""
 
@@ -58,9 +60,8 @@ def show(caller: Caller, call: Call) -> RevisionInfo:
         rows = store.files_of(session, [version.id]).get(version.id, [])
         base = None
         if version.base_version_id is not None:
-            pinned = store.versions_by_id(session, [version.base_version_id])
-            (ref,) = views.refs(session, list(pinned.values())).values()
-            base = f"{ref.namespace}/{ref.name}"
+            pinned = views.readable_refs(session, caller.principal, [version.base_version_id])
+            base = next((f"{ref.namespace}/{ref.name}" for ref in pinned.values()), None)
         return RevisionInfo(
             namespace=repo.namespace,
             kind=repo.kind,
@@ -95,17 +96,18 @@ def refs(caller: Caller, call: Call) -> tuple[str | None, list[tuple[str, str]]]
     Tags on a yanked version are omitted, since they cannot be resolved.
     """
     with caller.ctx.db.read() as session:
-        repo, _ = _repository(session, caller.principal, call.repo)
+        found, _ = _repository(session, caller.principal, call.repo)
         try:
             main: str | None = _find(session, caller.principal, call)[1].commit_id
         except RegistryError as error:
             if error.facts.get("hub") != "RevisionNotFound":
                 raise
             main = None
-        tagged = tag_store.tags(session, [repo.id])
+        repo, only = found.repo, found.only
+        tagged = [tag for tag in tag_store.tags(session, [repo.id]) if only is None or tag.version_id in only]
         targets = store.versions_by_id(session, (tag.version_id for tag in tagged))
         named = [(tag.name, targets[tag.version_id]) for tag in tagged]
-        numbers = store.commits(session, repo.id, limit=MAX_NUMBERS)
+        numbers = store.commits(session, repo.id, limit=MAX_NUMBERS, only=only)
     return main, [
         *((name, version.commit_id) for name, version in named if version.yanked_reason is None),
         *((f"v{number}", commit) for number, commit in numbers),
@@ -122,11 +124,12 @@ def locate_version(caller: Caller, call: Call) -> tuple[RepositoryPath, int]:
 def namespace(caller: Caller, call: Call) -> str:
     """Return the namespace of a call's repository, which may have no version."""
     with caller.ctx.db.read() as session:
-        return _repository(session, caller.principal, call.repo)[0].namespace
+        return _repository(session, caller.principal, call.repo)[0].repo.namespace
 
 
 def _find(session: Session, principal: Principal, call: Call) -> tuple[Repository, Version]:
-    repo, pin = _repository(session, principal, call.repo)
+    found, pin = _repository(session, principal, call.repo)
+    repo = found.repo
     repo_id, wanted = f"{repo.namespace}/{repo.name}", names.selector(call.revision)
     if wanted is None:
         raise errors.revision_not_found(f"{call.revision[:200]!r} is not a revision of {repo_id}.")
@@ -137,7 +140,7 @@ def _find(session: Session, principal: Principal, call: Call) -> tuple[Repositor
         tagged = repo.kind != "base" or tag_store.tag(session, repo.id, call.channel) is not None
         wanted = call.channel if tagged else names.LATEST
     try:
-        version = resolve.in_repository(session, repo, wanted)
+        version = resolve.in_repository(session, found, wanted)
     except RegistryError as error:
         if error.code not in MISSING:
             raise
@@ -147,30 +150,51 @@ def _find(session: Session, principal: Principal, call: Call) -> tuple[Repositor
     return repo, version
 
 
-def _repository(session: Session, principal: Principal, repo_id: str) -> tuple[Repository, str | None]:
+def _repository(session: Session, principal: Principal, repo_id: str) -> tuple[Readable, str | None]:
     """Return the repository of an id, and the selector of its `main`.
 
     A repository's own name comes first, then the alias of a base (clients read it in adapter configs and request it),
-    then a name with a tag or version suffix.
+    then a name with a tag or version suffix. Raises `conflict` for an alias of several bases with different content.
     """
     targets = names.targets(repo_id)
     for target in targets:
-        if target.pin is None and (repo := _readable(session, principal, target)) is not None:
-            return repo, None
-    if base := base_store.by_alias(session, repo_id, namespace=principal.visible()):
+        if target.pin is None and (found := _readable(session, principal, target)) is not None:
+            return found, None
+    if base := _by_alias(session, principal, repo_id):
         return base, None
     for target in targets:
-        if target.pin is not None and (repo := _readable(session, principal, target)) is not None:
-            return repo, target.pin
-    raise errors.repo_not_found(repo_id)
+        if target.pin is not None and (found := _readable(session, principal, target)) is not None:
+            return found, target.pin
+    raise errors.repo_not_found(repo_id, principal)
 
 
-def _readable(session: Session, principal: Principal, target: names.RepositoryCandidate) -> Repository | None:
+def _readable(session: Session, principal: Principal, target: names.RepositoryCandidate) -> Readable | None:
     """Return a live repository of any kind except dataset; None if it is missing or unreadable."""
     try:
-        repo = resolve.repository(session, principal, RepositoryPath(target.namespace, target.name))
+        found = resolve.readable(session, principal, RepositoryPath(target.namespace, target.name))
     except RegistryError as error:
         if error.code not in MISSING:
             raise
         return None
-    return repo if repo.kind != "dataset" else None
+    return found if found.repo.kind != "dataset" else None
+
+
+def _by_alias(session: Session, principal: Principal, alias: str) -> Readable | None:
+    """Return the base with an alias. Bases of several namespaces may have it if their newest versions are the same.
+
+    Raises `conflict` otherwise, naming those that the caller may read.
+    """
+    found: list[tuple[Readable, str]] = []
+    for row in base_store.by_alias(session, alias, principal.visible(), limit=MAX_SAME_ALIAS):
+        base = resolve.readable(session, principal, RepositoryPath(row.namespace, row.name))
+        newest = store.newest(session, base.repo.id, base.only)
+        if newest is not None:
+            found.append((base, newest.digest))
+    if len({digest for _, digest in found}) > 1:
+        several = " and ".join(f"{base.repo.namespace}/{base.repo.name}" for base, _ in found)
+        raise RegistryError(
+            "conflict",
+            f"{alias[:200]!r} is an alias of {several}, whose newest versions differ.",
+            hint="Use the name of the base that you mean.",
+        )
+    return found[0][0] if found else None

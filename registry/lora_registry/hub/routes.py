@@ -16,7 +16,7 @@ from litestar.exceptions import HTTPException
 
 from lora_contract.errors import RegistryError
 from lora_registry.auth.caller import Caller
-from lora_registry.auth.guards import caller_of
+from lora_registry.auth.guards import reader_of
 from lora_registry.context import Context
 from lora_registry.http.answers import matches, reply
 from lora_registry.http.bodies import redirect_to_store, send_blob
@@ -56,13 +56,13 @@ async def serve(request: R, ctx: Context) -> Response[Any]:
     if call is None:
         raise RegistryError("not-found", "The Hub dialect of this registry has no such path.", hint=API_HINT)
     if call.verb == "paths-info":
-        await anyio.to_thread.run_sync(caller_of, request, ctx)  # nobody else has a body read
+        await anyio.to_thread.run_sync(reader_of, request, ctx)  # nobody else has a body read
         call = replace(call, paths=_paths(request, await request.body()))
     return await anyio.to_thread.run_sync(_dispatch, request, ctx, call)
 
 
 def _dispatch(request: R, ctx: Context, call: Call) -> Response[Any]:
-    return HANDLERS[call.verb](request, caller_of(request, ctx), call)
+    return HANDLERS[call.verb](request, reader_of(request, ctx), call)
 
 
 def show_model(request: R, caller: Caller, call: Call) -> Response[Any]:
@@ -130,12 +130,13 @@ def check_permission(request: R, caller: Caller, call: Call) -> Response[Any]:
 
 
 def show_caller(request: R, caller: Caller, _call: Call) -> Response[Any]:
+    caller.require_signed_in()
     return reply(request, mapping.whoami(caller.principal))
 
 
-def refuse_kind(_request: R, _caller: Caller, call: Call) -> Response[Any]:
+def refuse_kind(_request: R, caller: Caller, call: Call) -> Response[Any]:
     """Reject datasets and spaces of the Hub, which this registry does not have."""
-    raise errors.repo_not_found(call.repo)
+    raise errors.repo_not_found(call.repo, caller.principal)
 
 
 def send_file(request: R, caller: Caller, call: Call) -> Response[Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from sqlmodel import Session
 
@@ -17,6 +19,9 @@ from lora_registry.jobs.engine.kinds import JobKind, SpecT
 from lora_registry.jobs.engine.port import Queue
 from lora_registry.jobs.specs import DERIVE, INSPECT, VALIDATE, DeriveSpec, EvaluationSetSpec, InspectSpec, ValidateSpec
 from lora_registry.runtime.clock import now
+
+Mentions: TypeAlias = Sequence[tuple[int, str]]
+"""Versions of other repositories that the texts of a job name: row id, and name as it is there."""
 
 
 def inspect(caller: Caller, session: Session, repo: Repository, version: Version) -> str:
@@ -46,7 +51,8 @@ def validate(
     names = ", ".join(dict.fromkeys(entry.name for entry in sets))
     title = f"validate {repo.namespace}/{repo.name}:v{version.number}" + (f" on {names}" if names else "")
     job_id = validation_job_id(version, key)
-    _insert_row(session, caller.principal, job_id, VALIDATE.name, repo.namespace, title, subject=version.id)
+    mentions = [(entry.version, entry.name) for entry in sets]
+    _insert_row(session, caller.principal, job_id, VALIDATE.name, repo.namespace, title, mentions, subject=version.id)
     spec = ValidateSpec(version.id, tuple(sets), key.precision)
     _enqueue(caller.ctx, session, VALIDATE, spec, job_id, queue)
 
@@ -61,9 +67,10 @@ def examine(
     *,
     job_id: str,
     title: str,
+    mentions: Mentions = (),
 ) -> None:
     """Enqueue a job that reports on `version`; the same id again is a no-op."""
-    _insert_row(session, caller.principal, job_id, kind.name, repo.namespace, title, subject=version.id)
+    _insert_row(session, caller.principal, job_id, kind.name, repo.namespace, title, mentions, subject=version.id)
     _enqueue(caller.ctx, session, kind, spec, job_id)
 
 
@@ -82,13 +89,14 @@ def derive(
     inputs: Sequence[int],
     namespace: str,
     title: str,
+    mentions: Mentions,
     tags: list[str],
     message: str,
 ) -> None:
     """Record a recipe and enqueue its job; the same job again is a no-op. base, inputs: ids of versions."""
     digest = str(recipe.digest)
     session.execute(insert_ignore(session, RecipeRow).values(digest=digest, body=recipe.to_bytes(), created_at=now()))
-    _insert_row(session, caller.principal, job_id, recipe.operation, namespace, title, recipe=digest)
+    _insert_row(session, caller.principal, job_id, recipe.operation, namespace, title, mentions, recipe=digest)
     spec = DeriveSpec(
         recipe=digest,
         base=base,
@@ -107,6 +115,7 @@ def _insert_row(
     kind: str,
     namespace: str,
     title: str,
+    mentions: Mentions = (),
     *,
     subject: int | None = None,
     recipe: str | None = None,
@@ -117,6 +126,7 @@ def _insert_row(
             kind=kind,
             namespace=namespace,
             title=title,
+            mentions=json.dumps(list(dict.fromkeys(mentions))),
             author=principal.name,
             created_at=now(),
             recipe_digest=recipe,

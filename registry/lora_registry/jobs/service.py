@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence, Set
 from itertools import islice
 from typing import Final
@@ -13,13 +12,15 @@ from lora_contract.errors import RegistryError
 from lora_contract.wire.jobs import JobList, JobProgress, JobProgressList, JobView
 from lora_registry.auth.caller import Caller
 from lora_registry.auth.principals import Principal
+from lora_registry.auth.reading import absent
 from lora_registry.context import Context
 from lora_registry.db.tables import JobRow
-from lora_registry.jobs import store
+from lora_registry.jobs import names, store
 from lora_registry.jobs.engine.lease_store import served_queues
 from lora_registry.jobs.engine.port import JobStatus
+from lora_registry.repositories import resolve, views
 from lora_registry.repositories import store as catalog
-from lora_registry.repositories import views
+from lora_registry.repositories.paths import RepositoryPath
 from lora_registry.runtime import paging
 from lora_registry.runtime.clock import iso
 
@@ -34,7 +35,7 @@ def show(caller: Caller, job_id: str) -> JobView:
     """job_id: here and below, a full id or a prefix of only one visible job."""
     with caller.ctx.db.read() as session:
         row = _find(session, caller.principal, job_id)
-    return _views(caller.ctx, [row.id])[0]
+    return _views(caller, [row.id])[0]
 
 
 def list_all(
@@ -46,18 +47,22 @@ def list_all(
     cursor: str | None,
     limit: int,
 ) -> JobList:
-    """List jobs, newest first. A filter by state may leave a page short: follow `next_cursor`."""
+    """List jobs of namespaces in which the caller has a grant, newest first. Visibility does not open them.
+
+    A filter by state may leave a page short: follow `next_cursor`.
+    """
+    caller.require_signed_in()
     before = paging.decode(cursor, int, str)
     with caller.ctx.db.read() as session:
         rows = store.jobs(
             session,
-            namespace=caller.principal.visible(),
+            caller.principal.granted("reader"),
             kind=kind,
             exclude_kind=exclude_kind,
             before=(before[0], before[1]) if before else None,
             limit=limit,
         )
-    items = _views(caller.ctx, [row.id for row in rows])
+    items = _views(caller, [row.id for row in rows])
     return JobList(
         items=[item for item in items if state in (None, item.state)],
         next_cursor=paging.encode(rows[-1].created_at, rows[-1].id) if len(rows) == limit else None,
@@ -68,6 +73,7 @@ def progress(caller: Caller, job_id: str, *, offset: int) -> JobProgressList:
     """Return the records written so far, from `offset` on."""
     with caller.ctx.db.read() as session:
         row = _find(session, caller.principal, job_id)
+        hidden = names.hidden_mentions(session, caller.principal, [row])[row.id]
     state = _status(caller.ctx, row.id).state  # before the records: those of a terminal job are then complete
     records = list(islice(caller.ctx.jobs.follow(row.id, offset, timeout=0.0), MAX_RECORDS))
     return JobProgressList(
@@ -76,8 +82,8 @@ def progress(caller: Caller, job_id: str, *, offset: int) -> JobProgressList:
             JobProgress(
                 offset=r.offset,
                 at=iso(int(r.at * 1e6)),
-                step=r.step,
-                message=r.message,
+                step=names.redact(r.step, hidden),
+                message=names.redact(r.message, hidden),
                 done=r.done,
                 total=r.total,
                 unit=r.unit,
@@ -113,11 +119,9 @@ def _find(session: Session, principal: Principal, job_id: str) -> JobRow:
         return row
     found = []
     if len(job_id) >= MIN_PREFIX:
-        found = store.jobs_by_prefix(session, job_id, namespace=principal.visible(), limit=MAX_LISTED + 1)
+        found = store.jobs_by_prefix(session, job_id, principal.granted("reader"), limit=MAX_LISTED + 1)
     if not found:
-        raise RegistryError(
-            "not-found", f"There is no job {job_id[:80]!r}.", hint="List the jobs with `lora-reg job list`."
-        )
+        raise absent(principal, f"There is no job {job_id[:80]!r}.", hint="List the jobs with `lora-reg job list`.")
     if len(found) > 1:
         ids = ", ".join(job.id for job in found[:MAX_LISTED])
         more = ", and others" if len(found) > MAX_LISTED else ""
@@ -136,22 +140,29 @@ def _status(ctx: Context, job_id: str) -> JobStatus:
     return status
 
 
-def _views(ctx: Context, job_ids: Sequence[str]) -> list[JobView]:
+def _views(caller: Caller, job_ids: Sequence[str]) -> list[JobView]:
     """Query the engine before our rows, so that the rows contain the result of a finished job."""
+    ctx = caller.ctx
     statuses = [_status(ctx, job_id) for job_id in job_ids]
     with ctx.db.read() as session:
-        rows = [(store.job(session, job_id), status) for job_id, status in zip(job_ids, statuses, strict=True)]
+        found = [(store.job(session, job_id), status) for job_id, status in zip(job_ids, statuses, strict=True)]
+        rows = [(row, status) for row, status in found if row is not None]
         queues = served_queues(session) if any(status.state == "queued" for status in statuses) else set()
-        return [_view(session, row, status, queues) for row, status in rows if row is not None]
+        hidden = names.hidden_mentions(session, caller.principal, [row for row, _ in rows])
+        return [_view(session, caller.principal, row, status, queues, hidden[row.id]) for row, status in rows]
 
 
-def _view(session: Session, row: JobRow, status: JobStatus, queues: Set[str]) -> JobView:
-    """queues: those that live workers serve."""
+def _view(
+    session: Session, principal: Principal, row: JobRow, status: JobStatus, queues: Set[str], hidden: Set[str]
+) -> JobView:
+    """queues: those that live workers serve. hidden: names that the caller may not read."""
     result = None
     if row.result_version_id is not None:
         found = catalog.versions_by_id(session, [row.result_version_id])
         result = views.refs(session, list(found.values()))[row.result_version_id]
-    recipe = store.recipe(session, row.recipe_digest) if row.recipe_digest else None
+    recipe = store.recipe_body(session, row.recipe_digest) if row.recipe_digest else None
+    if recipe and "base_name" in recipe and not _names_readable(session, principal, recipe["base_name"]):
+        del recipe["base_name"]
     unserved = status.state == "queued" and status.queue not in queues
     return JobView(
         id=row.id,
@@ -160,12 +171,21 @@ def _view(session: Session, row: JobRow, status: JobStatus, queues: Set[str]) ->
         queue=status.queue,
         created_at=iso(row.created_at),
         updated_at=iso(int(status.updated_at * 1e6)),
-        title=row.title,
+        title=names.redact(row.title, hidden),
         worker=status.worker,
         attempts=status.attempts,
         waiting_for=f"a worker that takes jobs from the queue {status.queue}; none is running" if unserved else None,
-        error=status.error,
+        error=None if status.error is None else names.redact(status.error, hidden),
         error_code=status.error_code,
         result=result,
-        recipe={**json.loads(recipe.body), "digest": recipe.digest} if recipe else None,
+        recipe=recipe or None,
     )
+
+
+def _names_readable(session: Session, principal: Principal, repository: str) -> bool:
+    namespace, _, name = repository.partition("/")
+    try:
+        resolve.readable(session, principal, RepositoryPath(namespace, name))
+    except RegistryError:
+        return False
+    return True

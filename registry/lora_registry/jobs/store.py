@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlmodel import Session, col, select
 
+from lora_registry.db.scope import Scope
 from lora_registry.db.tables import JobRow, RecipeRow, ReportRow
 
 
@@ -29,18 +30,16 @@ def job_of_result(session: Session, version_id: int) -> JobRow | None:
     return session.exec(query.limit(1)).first()
 
 
-def jobs_by_prefix(session: Session, prefix: str, *, namespace: str | None, limit: int) -> list[JobRow]:
+def jobs_by_prefix(session: Session, prefix: str, scope: Scope, *, limit: int) -> list[JobRow]:
     """List jobs whose ids begin with `prefix`, by id."""
-    query = select(JobRow).where(col(JobRow.id).startswith(prefix, autoescape=True)).order_by(col(JobRow.id))
-    if namespace is not None:
-        query = query.where(JobRow.namespace == namespace)
-    return list(session.exec(query.limit(limit)))
+    query = select(JobRow).where(col(JobRow.id).startswith(prefix, autoescape=True), scope.where(col(JobRow.namespace)))
+    return list(session.exec(query.order_by(col(JobRow.id)).limit(limit)))
 
 
 def jobs(
     session: Session,
+    scope: Scope,
     *,
-    namespace: str | None,
     kind: str | None,
     exclude_kind: str | None,
     before: tuple[int, str] | None,
@@ -48,8 +47,7 @@ def jobs(
 ) -> list[JobRow]:
     """List jobs, newest first."""
     query = select(JobRow).order_by(col(JobRow.created_at).desc(), col(JobRow.id).desc()).limit(limit)
-    if namespace is not None:
-        query = query.where(JobRow.namespace == namespace)
+    query = query.where(scope.where(col(JobRow.namespace)))
     if kind is not None:
         query = query.where(JobRow.kind == kind)
     if exclude_kind is not None:

@@ -13,6 +13,7 @@ from lora_contract.errors import RegistryError
 from lora_contract.policy import Policy, governing
 from lora_contract.validation import DatasetRole
 from lora_registry.auth.principals import Principal
+from lora_registry.db.scope import Scope
 from lora_registry.db.tables import DecisionRow, Repository, Version
 from lora_registry.jobs import enqueue
 from lora_registry.jobs import store as job_store
@@ -39,7 +40,7 @@ def policy_of(session: Session, path: RepositoryPath, tag: str) -> GoverningPoli
     """Return the most specific policy that matches a tag; None if none matches."""
     documents = {
         row.pattern: (row.digest, row.body)
-        for row in store.current_policies(session, [path.namespace, "*"])
+        for row in store.current_policies(session, Scope((path.namespace,)))
         if row.digest is not None and row.body is not None
     }
     pattern = governing(documents, path.namespace, path.name, tag)
@@ -83,7 +84,7 @@ def check_move(
         session, version_id=version.id, tag=tag, policy_digest=found.digest, holder_version_id=target
     )
     if decisions:
-        required = evaluation_sets(session, principal, policy)
+        required = evaluation_sets(session, principal, policy, is_stored=True)
         if any(_still_holds(session, decision, version, base, policy, required) for decision in decisions):
             return
     raise RegistryError(

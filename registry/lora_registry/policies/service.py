@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Set
+from typing import Any, Final
+
+from sqlmodel import Session
 
 from lora_contract.errors import RegistryError
+from lora_contract.glob import matches
 from lora_contract.policy import Policy, parse_pattern, parse_policy
+from lora_contract.roles import ALL
 from lora_contract.wire.gates import PolicyList, PolicyRequest, PolicyView
 from lora_registry.auth.caller import Caller
+from lora_registry.auth.principals import Principal
+from lora_registry.auth.reading import absent, may_read, open_namespaces
 from lora_registry.db.tables import PolicyRow
 from lora_registry.events import audit
 from lora_registry.policies import store
-from lora_registry.policies.datasets import evaluation_sets
+from lora_registry.policies.datasets import evaluation_sets, hidden_sets
 from lora_registry.runtime.clock import iso, now
 
-ALL_NAMESPACES = "*"
+HIDDEN: Final = "(hidden)"
 
 
 def put(caller: Caller, request: PolicyRequest) -> PolicyView:
     """Set a pattern's policy, or remove it if the request has no document. The evaluation sets must exist.
 
-    The same document again is a no-op. Raises `invalid-request`, `not-found`, `forbidden`: only an administrator of all
-    namespaces may set a pattern that spans several.
+    The same document again is a no-op. Raises `invalid-request`, `not-found`, `forbidden`: the caller must be a
+    maintainer of every namespace that the pattern spans.
     """
     namespace = parse_pattern(request.pattern)[0]
-    scope = ALL_NAMESPACES if "*" in namespace else namespace
-    caller.require("admin", scope)
+    scope = ALL if ALL in namespace else namespace
+    caller.require("maintainer", namespace)
     policy = None if request.document is None else read(request.document)
     with caller.ctx.db.write() as session:
         store.lock_policies(session, exclusive=True)
@@ -75,24 +82,50 @@ def read(document: Any) -> Policy:
 
 
 def list_all(caller: Caller, *, pattern: str | None) -> PolicyList:
-    """List the policies in force, by pattern; with a pattern, its whole history, newest first."""
+    """List the policies in force that govern a namespace which the caller may read, by pattern; with a pattern, its
+    whole history, newest first. Evaluation sets that the caller may not read are not named."""
     with caller.ctx.db.read() as session:
         if pattern is not None:
             namespace = parse_pattern(pattern)[0]
-            if "*" not in namespace:
-                caller.require("reader", namespace)
-            return PolicyList([_view(row) for row in store.policy_history(session, pattern)])
-        visible = caller.principal.visible()
-        rows = store.current_policies(session, None if visible is None else [visible, ALL_NAMESPACES])
-        return PolicyList([_view(row) for row in rows if row.body is not None])
+            if ALL not in namespace and not may_read(session, caller.principal, namespace):
+                raise absent(caller.principal, f"There is no namespace {namespace!r} that you may read.")
+            rows = store.policy_history(session, pattern)
+        else:
+            rows = store.current_policies(session, caller.principal.visible())
+            rows = [row for row in rows if row.body is not None]
+        rows = _governing(session, caller.principal, rows)
+        policies = [parse_policy(json.loads(row.body)) for row in rows if row.body is not None]
+        hidden = hidden_sets(session, caller.principal, policies)
+        return PolicyList([_view(row, hidden) for row in rows])
 
 
-def _view(row: PolicyRow) -> PolicyView:
+def _governing(session: Session, principal: Principal, rows: list[PolicyRow]) -> list[PolicyRow]:
+    """Return the policies that can govern a namespace which the caller may read."""
+    scope = principal.visible()
+    if scope.is_all or all(row.namespace != ALL for row in rows):
+        return rows
+    names = [*scope.patterns, *open_namespaces(session, principal)]
+
+    def governs(row: PolicyRow) -> bool:
+        namespace = parse_pattern(row.pattern)[0]
+        return any(matches(namespace, name) or matches(name, namespace) for name in names)
+
+    return [row for row in rows if row.namespace != ALL or governs(row)]
+
+
+def _view(row: PolicyRow, hidden: Set[str] = frozenset()) -> PolicyView:
+    """hidden: references that are not shown."""
+    document = None if row.body is None else json.loads(row.body)
+    if document is not None and hidden:
+        for part in ("quality", "forgetting", "behaviour"):
+            document[part]["sets"] = [HIDDEN if text in hidden else text for text in document[part]["sets"]]
+        highest = document["quality"]["highest"]
+        document["quality"]["highest"] = {text: value for text, value in highest.items() if text not in hidden}
     return PolicyView(
         pattern=row.pattern,
         number=row.number,
         digest=row.digest,
-        document=None if row.body is None else json.loads(row.body),
+        document=document,
         author=row.author,
         created_at=iso(row.created_at),
     )

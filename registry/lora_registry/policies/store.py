@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 from sqlalchemy import func
 from sqlmodel import Session, col, select
 
+from lora_contract.roles import ALL
+from lora_registry.db.scope import Scope
 from lora_registry.db.tables import DecisionRow, PolicyRow, TagMove
 
 _LOCK_KEY: Final = 7305619
@@ -24,12 +25,14 @@ def lock_policies(session: Session, *, exclusive: bool = False) -> None:
         session.execute(select(lock(_LOCK_KEY)))
 
 
-def current_policies(session: Session, namespaces: Sequence[str] | None) -> list[PolicyRow]:
-    """Return the newest row of each pattern, including removed policies, by pattern. namespaces: None: all."""
+def current_policies(session: Session, scope: Scope) -> list[PolicyRow]:
+    """Return the newest row of each pattern, including removed policies, by pattern.
+
+    Those that span several namespaces are always among them.
+    """
+    namespace = col(PolicyRow.namespace)
     newest = select(PolicyRow.pattern, func.max(PolicyRow.number)).group_by(col(PolicyRow.pattern))
-    if namespaces is not None:
-        newest = newest.where(col(PolicyRow.namespace).in_(namespaces))
-    found = newest.subquery()
+    found = newest.where(scope.where(namespace) | (namespace == ALL)).subquery()
     query = select(PolicyRow).join(
         found, (found.c[0] == col(PolicyRow.pattern)) & (found.c[1] == col(PolicyRow.number))
     )

@@ -56,7 +56,7 @@ def commit(caller: Caller, path: RepositoryPath, request: CommitRequest) -> Comm
         job = enqueue.inspect(caller, session, repo, version) if created else None
         upload_rows.remove(session, request.session)
         fault_point("commit.before")
-        view = views.version(session, repo, version)
+        view = views.version(session, caller.principal, repo, version)
     fault_point("commit.after")
     with suppress(RegistryError):  # leftovers are swept later; the version is committed
         caller.ctx.blobs.discard_upload(request.session)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sqlmodel import Session
 
+from lora_contract import reference
 from lora_contract.base import BaseFingerprint
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
@@ -143,8 +144,12 @@ def _check_origins(session: Session, draft: Draft) -> None:
 
 
 def check_target(repo: Repository | None, path: RepositoryPath, kind: str) -> None:
-    """Check that a version of `kind` may be added to this repository. Raises `deleted`, `conflict`."""
+    """Check that a version of `kind` may be added to this repository; None: it is to be created.
+
+    Raises `deleted`, `conflict`, and `invalid-reference` for a new repository in a reserved namespace.
+    """
     if repo is None:
+        reference.check_new_namespace(path.namespace)
         return
     if repo.deleted_at is not None:
         raise RegistryError("deleted", f"{path} was deleted; its name cannot be reused.")
@@ -155,6 +160,7 @@ def check_target(repo: Repository | None, path: RepositoryPath, kind: str) -> No
 def _lock_or_create(session: Session, principal: Principal, path: RepositoryPath, kind: str) -> Repository:
     """Lock and return the repository; create it if it is missing."""
     repo = store.repository(session, path, lock=True)
+    check_target(repo, path, kind)
     if repo is None:
         created = store.create_repository(session, path, kind, now())
         repo = store.repository(session, path, lock=True)

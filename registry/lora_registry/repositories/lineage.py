@@ -8,6 +8,7 @@ from sqlmodel import Session
 
 from lora_contract.wire.repositories import Lineage, LineageEdge
 from lora_registry.auth.caller import Caller
+from lora_registry.db.scope import Scope
 from lora_registry.db.tables import Version
 from lora_registry.repositories import resolve, store, views
 from lora_registry.repositories.paths import VersionPath
@@ -17,22 +18,20 @@ Direction = Literal["up", "down", "both"]
 
 
 def show(caller: Caller, path: VersionPath, *, direction: Direction) -> Lineage:
-    """Traverse breadth-first from a version, with one query per level; stop after MAX_NODES versions.
+    """Traverse breadth-first from a version, with two queries per level; stop after MAX_NODES versions.
 
-    Versions in namespaces that the caller may not read are omitted, with their edges.
+    Versions that the caller may not read are omitted, with all that is reached only through them.
     """
     with caller.ctx.db.read() as session:
         _, root = resolve.version(session, caller.principal, path)
         edges: set[tuple[int, int, str]] = set()
         seen = {root.id}
+        scope = caller.principal.visible()
         if direction in ("up", "both"):
-            seen |= _walk(session, root, edges, up=True)
+            seen |= _walk(session, scope, root, edges, up=True)
         if direction in ("down", "both"):
-            seen |= _walk(session, root, edges, up=False)
-        rows = list(store.versions_by_id(session, seen).values())
-        refs = {
-            key: ref for key, ref in views.refs(session, rows).items() if caller.principal.may("reader", ref.namespace)
-        }
+            seen |= _walk(session, scope, root, edges, up=False)
+        refs = views.refs(session, list(store.versions_by_id(session, seen).values()))
         keys = {key: f"{ref.namespace}/{ref.name}:v{ref.number}" for key, ref in refs.items()}
         return Lineage(
             root=keys[root.id],
@@ -46,12 +45,14 @@ def show(caller: Caller, path: VersionPath, *, direction: Direction) -> Lineage:
         )
 
 
-def _walk(session: Session, root: Version, edges: set[tuple[int, int, str]], *, up: bool) -> set[int]:
+def _walk(session: Session, scope: Scope, root: Version, edges: set[tuple[int, int, str]], *, up: bool) -> set[int]:
     seen = {root.id}
     level = set(seen)
     while level and len(seen) <= MAX_NODES:
         found = store.edges_up(session, level) if up else store.edges_down(session, level)
         edges |= {(edge.child_id, edge.parent_id, edge.relation) for edge in found}
         level = {edge.parent_id if up else edge.child_id for edge in found} - seen
+        if level and not scope.is_all:
+            level = store.readable(session, level, scope)
         seen |= level
     return seen

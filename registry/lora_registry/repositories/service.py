@@ -5,13 +5,18 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from sqlmodel import Session
+
 from lora_contract.errors import RegistryError
 from lora_contract.manifest import KINDS
 from lora_contract.wire.repositories import RepositoryList, RepositoryView
 from lora_registry.auth.caller import Caller
+from lora_registry.auth.principals import Principal
+from lora_registry.auth.reading import may_read
 from lora_registry.bases import store as base_store
+from lora_registry.db.tables import Repository
 from lora_registry.events import audit
-from lora_registry.repositories import resolve, store, views
+from lora_registry.repositories import resolve, store, versions, views
 from lora_registry.repositories.paths import RepositoryPath
 from lora_registry.runtime import paging
 from lora_registry.runtime.clock import now
@@ -37,28 +42,33 @@ def list_all(
             "invalid-request",
             f"{pattern[:80]!r} is not a pattern: expected lower-case letters, digits, '.', '_', '-', '/', '*' and '?'.",
         )
-    visible = caller.principal.visible()
-    if visible is not None and namespace not in (None, visible):
-        return RepositoryList(items=[])
     after = paging.decode(cursor, str, str)
     with caller.ctx.db.read() as session:
         rows = store.list_repositories(
             session,
-            namespace=visible or namespace,
+            caller.principal.visible(),
+            namespace=namespace,
             kind=kind,
             like=None if pattern is None else _like(pattern),
             after=(after[0], after[1]) if after else None,
             limit=limit,
         )
         return RepositoryList(
-            items=[views.repository(session, row) for row in rows],
+            items=[_view(session, caller.principal, row) for row in rows],
             next_cursor=paging.encode(rows[-1].namespace, rows[-1].name) if len(rows) == limit else None,
         )
 
 
 def show(caller: Caller, path: RepositoryPath) -> RepositoryView:
     with caller.ctx.db.read() as session:
-        return views.repository(session, resolve.repository(session, caller.principal, path))
+        found = resolve.readable(session, caller.principal, path)
+        return views.repository(session, found.repo, found.only)
+
+
+def _view(session: Session, principal: Principal, repo: Repository) -> RepositoryView:
+    if repo.kind != "base" or may_read(session, principal, repo.namespace):
+        return views.repository(session, repo)
+    return views.repository(session, repo, store.shared_versions(session, repo.id, principal.visible()))
 
 
 def delete(caller: Caller, path: RepositoryPath) -> None:
@@ -78,15 +88,11 @@ def delete(caller: Caller, path: RepositoryPath) -> None:
             )
         at = now()
         live = store.list_versions(session, repo.id, before=None, limit=2**31 - 1)
-        store.lock_versions(session, [version.id for version in live], exclusive=True)
+        own = [version.id for version in live]
+        store.lock_versions(session, own, exclusive=True)
+        if derived := sorted(set(store.live_children(session, own)) - set(own)):
+            raise RegistryError("in-use", versions.describe_derived(session, caller.principal, str(path), derived))
         for version in live:
-            for child in store.live_children(session, version.id):
-                if child.repository_id != repo.id:
-                    other = views.refs(session, [child])[child.id]
-                    raise RegistryError(
-                        "in-use",
-                        f"{other.namespace}/{other.name}:v{other.number} was derived from its v{version.number}.",
-                    )
             version.deleted_at = at
         repo.deleted_at = at
         base_store.delete_aliases(session, repo.id)

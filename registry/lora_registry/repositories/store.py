@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
-from sqlalchemy import func
+from sqlalchemy import ColumnElement, func, true
 from sqlmodel import Session, col, select
 
 from lora_registry.db.dialect import insert_ignore
-from lora_registry.db.tables import Blob, Repository, Version, VersionBlob, VersionEdge
+from lora_registry.db.scope import Scope
+from lora_registry.db.tables import Blob, Namespace, Repository, Version, VersionBlob, VersionEdge
 from lora_registry.repositories.paths import RepositoryPath
 
 
@@ -29,6 +30,7 @@ def repositories_by_id(session: Session, ids: Iterable[int]) -> dict[int, Reposi
 
 def list_repositories(
     session: Session,
+    scope: Scope,
     *,
     namespace: str | None,
     kind: str | None,
@@ -37,7 +39,7 @@ def list_repositories(
     limit: int,
 ) -> list[Repository]:
     """List live repositories by namespace and name. like: an escaped LIKE pattern over `namespace/name`."""
-    query = select(Repository).where(col(Repository.deleted_at).is_(None))
+    query = select(Repository).where(col(Repository.deleted_at).is_(None), scope.repositories())
     if namespace is not None:
         query = query.where(Repository.namespace == namespace)
     if kind is not None:
@@ -54,20 +56,21 @@ def list_repositories(
     return list(session.exec(query))
 
 
-def count_live_versions(session: Session, repository_id: int) -> int:
+def count_live_versions(session: Session, repository_id: int, only: Set[int] | None = None) -> int:
+    """only: here and below, ids of the versions to look at; None: all."""
     query = (
         select(func.count())
         .select_from(Version)
-        .where(Version.repository_id == repository_id, col(Version.deleted_at).is_(None))
+        .where(Version.repository_id == repository_id, col(Version.deleted_at).is_(None), _among(only))
     )
     return session.exec(query).one()
 
 
-def newest(session: Session, repository_id: int) -> Version | None:
+def newest(session: Session, repository_id: int, only: Set[int] | None = None) -> Version | None:
     """Return the newest version that is neither deleted nor yanked; if all are yanked, the newest of those."""
     query = (
         select(Version)
-        .where(Version.repository_id == repository_id, col(Version.deleted_at).is_(None))
+        .where(Version.repository_id == repository_id, col(Version.deleted_at).is_(None), _among(only))
         .order_by(col(Version.yanked_reason).is_not(None), col(Version.number).desc())
         .limit(1)
     )
@@ -119,19 +122,23 @@ def lock_versions(session: Session, ids: Iterable[int], *, exclusive: bool = Fal
     return list(session.exec(query))
 
 
-def list_versions(session: Session, repository_id: int, *, before: int | None, limit: int) -> list[Version]:
+def list_versions(
+    session: Session, repository_id: int, *, before: int | None, limit: int, only: Set[int] | None = None
+) -> list[Version]:
     """List live versions, newest first."""
-    query = select(Version).where(Version.repository_id == repository_id, col(Version.deleted_at).is_(None))
+    query = select(Version).where(
+        Version.repository_id == repository_id, col(Version.deleted_at).is_(None), _among(only)
+    )
     if before is not None:
         query = query.where(col(Version.number) < before)
     return list(session.exec(query.order_by(col(Version.number).desc()).limit(limit)))
 
 
-def commits(session: Session, repository_id: int, *, limit: int) -> list[tuple[int, str]]:
+def commits(session: Session, repository_id: int, *, limit: int, only: Set[int] | None = None) -> list[tuple[int, str]]:
     """List number and commit of live versions, newest first, without loading manifests."""
     query = (
         select(Version.number, Version.commit_id)
-        .where(Version.repository_id == repository_id, col(Version.deleted_at).is_(None))
+        .where(Version.repository_id == repository_id, col(Version.deleted_at).is_(None), _among(only))
         .order_by(col(Version.number).desc())
         .limit(limit)
     )
@@ -153,8 +160,28 @@ def file(session: Session, version_id: int, path: str) -> VersionBlob | None:
     ).first()
 
 
-def readable_blob(session: Session, digest: str, namespace: str | None) -> int | None:
-    """Return the size of a sound blob of a live version in this namespace (None: any); None if there is none."""
+def readable(session: Session, ids: Iterable[int], scope: Scope) -> set[int]:
+    """Return those of these versions that may be read."""
+    query = (
+        select(Version.id)
+        .join(Repository, col(Repository.id) == col(Version.repository_id))
+        .where(col(Version.id).in_(set(ids)), scope.versions())
+    )
+    return set(session.exec(query))
+
+
+def shared_versions(session: Session, repository_id: int, scope: Scope) -> set[int]:
+    """Return the live versions of a repository that may be read."""
+    query = (
+        select(Version.id)
+        .join(Repository, col(Repository.id) == col(Version.repository_id))
+        .where(Version.repository_id == repository_id, col(Version.deleted_at).is_(None), scope.versions())
+    )
+    return set(session.exec(query))
+
+
+def readable_blob(session: Session, digest: str, scope: Scope) -> int | None:
+    """Return the size of a sound blob of a live version in these namespaces; None if there is none."""
     query = (
         select(VersionBlob.size)
         .join(Version, col(Version.id) == col(VersionBlob.version_id))
@@ -165,12 +192,15 @@ def readable_blob(session: Session, digest: str, namespace: str | None) -> int |
             col(VersionBlob.stored).is_(True),
             col(Version.deleted_at).is_(None),
             Blob.state == "ok",
+            scope.where(col(Repository.namespace)),
         )
         .limit(1)
     )
-    if namespace is not None:
-        query = query.where(Repository.namespace == namespace)
     return session.exec(query).first()
+
+
+def _among(only: Set[int] | None) -> ColumnElement[bool]:
+    return true() if only is None else col(Version.id).in_(only)
 
 
 def edges_up(session: Session, ids: Iterable[int]) -> list[VersionEdge]:
@@ -181,18 +211,22 @@ def edges_down(session: Session, ids: Iterable[int]) -> list[VersionEdge]:
     return list(session.exec(select(VersionEdge).where(col(VersionEdge.parent_id).in_(set(ids)))))
 
 
-def live_children(session: Session, version_id: int, limit: int = 10) -> list[Version]:
+def live_children(session: Session, version_ids: Iterable[int]) -> list[int]:
+    """Return the ids of live versions that derive from one of these versions."""
     query = (
-        select(Version)
+        select(Version.id)
         .join(VersionEdge, col(VersionEdge.child_id) == col(Version.id))
-        .where(VersionEdge.parent_id == version_id, col(Version.deleted_at).is_(None))
-        .limit(limit)
+        .where(col(VersionEdge.parent_id).in_(set(version_ids)), col(Version.deleted_at).is_(None))
+        .distinct()
+        .order_by(col(Version.id))
     )
     return list(session.exec(query))
 
 
 def create_repository(session: Session, path: RepositoryPath, kind: str, at: int) -> bool:
-    """Insert a repository if it does not exist. Return True if this call inserted it."""
+    """Insert a repository, and its namespace, if it does not exist. Return True if this call inserted it."""
+    home = {"name": path.namespace, "visibility": "private", "created_at": at}
+    session.execute(insert_ignore(session, Namespace).values(**home))
     values = {"namespace": path.namespace, "name": path.name, "kind": kind, "next_number": 1, "created_at": at}
     # RETURNING instead of the row count, which psycopg does not know (-1) with an identity column.
     statement = insert_ignore(session, Repository).values(**values).returning(col(Repository.id))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
+
+from sqlmodel import Session
 
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_contract.wire.repositories import VersionList, VersionView
 from lora_registry.auth.caller import Caller
+from lora_registry.auth.principals import Principal
 from lora_registry.events import audit
 from lora_registry.keeping import store as kept
 from lora_registry.keeping.reading import Content
@@ -16,6 +21,10 @@ from lora_registry.repositories.paths import RepositoryPath, VersionPath
 from lora_registry.runtime import paging
 from lora_registry.runtime.clock import now
 from lora_registry.tags import store as tag_store
+
+MAX_NAMED: Final = 5
+"""Maximum number of derived versions named in an error."""
+MAX_LOOKED_UP: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +48,19 @@ class FileLocation:
 def show(caller: Caller, path: VersionPath) -> VersionView:
     with caller.ctx.db.read() as session:
         repo, version = resolve.version(session, caller.principal, path)
-        return views.version(session, repo, version)
+        return views.version(session, caller.principal, repo, version)
 
 
 def list_all(caller: Caller, path: RepositoryPath, *, cursor: str | None, limit: int) -> VersionList:
     """List live versions, newest first."""
     before = paging.decode(cursor, int)
     with caller.ctx.db.read() as session:
-        repo = resolve.repository(session, caller.principal, path)
-        rows = store.list_versions(session, repo.id, before=before[0] if before else None, limit=limit)
+        found = resolve.readable(session, caller.principal, path)
+        rows = store.list_versions(
+            session, found.repo.id, before=before[0] if before else None, limit=limit, only=found.only
+        )
         return VersionList(
-            items=views.versions(session, repo, rows),
+            items=views.versions(session, caller.principal, found.repo, rows),
             next_cursor=paging.encode(rows[-1].number) if len(rows) == limit else None,
         )
 
@@ -81,7 +92,7 @@ def locate(caller: Caller, path: VersionPath, file: str) -> FileLocation:
 
 def yank(caller: Caller, path: VersionPath, reason: str | None) -> VersionView:
     """Yank a version; reason None undoes it. Tags keep pointing to it; `latest` skips it."""
-    caller.require("writer", path.namespace)
+    caller.require("maintainer", path.namespace)
     with caller.ctx.db.write() as session:
         resolve.repository(session, caller.principal, path.repository, lock=True)
         repo, version = resolve.version(session, caller.principal, path)
@@ -96,7 +107,18 @@ def yank(caller: Caller, path: VersionPath, reason: str | None) -> VersionView:
                 reason=reason or "",
             )
             session.flush()
-        return views.version(session, repo, version)
+        return views.version(session, caller.principal, repo, version)
+
+
+def describe_derived(session: Session, principal: Principal, label: str, derived: Sequence[int]) -> str:
+    """Say what keeps a version or repository from being deleted: a count, and names that the caller may read."""
+    named = [
+        f"{ref.namespace}/{ref.name}:v{ref.number}"
+        for ref in views.readable_refs(session, principal, derived[:MAX_LOOKED_UP]).values()
+    ][:MAX_NAMED]
+    several = len(derived) != 1
+    count = f"{len(derived)} version{'s were' if several else ' was'} derived from {label}"
+    return f"{count}: {', '.join(named)}{' and others' if len(named) < len(derived) else ''}." if named else f"{count}."
 
 
 def delete(caller: Caller, path: VersionPath) -> None:
@@ -104,7 +126,7 @@ def delete(caller: Caller, path: VersionPath) -> None:
 
     Raises `in-use` if a tag points to it or a live version derives from it.
     """
-    caller.require("admin", path.namespace)
+    caller.require("maintainer", path.namespace)
     with caller.ctx.db.write() as session:
         resolve.repository(session, caller.principal, path.repository, lock=True)
         repo, version = resolve.version(session, caller.principal, path)
@@ -113,10 +135,9 @@ def delete(caller: Caller, path: VersionPath) -> None:
         if tags:
             raise RegistryError("in-use", f"The tag {tags[0]} points to {label}.", hint="Move the tag first.")
         store.lock_versions(session, [version.id], exclusive=True)
-        children = store.live_children(session, version.id)
-        if children:
-            other = views.refs(session, children)[children[0].id]
-            raise RegistryError("in-use", f"{other.namespace}/{other.name}:v{other.number} was derived from {label}.")
+        derived = store.live_children(session, [version.id])
+        if derived:
+            raise RegistryError("in-use", describe_derived(session, caller.principal, label, derived))
         version.deleted_at = now()
         audit.record(
             session,

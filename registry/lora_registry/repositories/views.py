@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
 from sqlmodel import Session
 
 from lora_contract.wire.repositories import RepositoryView, VersionFile, VersionRef, VersionView
+from lora_registry.auth.principals import Principal
 from lora_registry.bases import store as base_store
 from lora_registry.db.tables import Repository, Version
 from lora_registry.jobs import store as job_store
@@ -34,21 +35,33 @@ def refs(session: Session, versions: Sequence[Version]) -> dict[int, VersionRef]
     return {version.id: ref(repos[version.repository_id], version) for version in versions}
 
 
-def version(session: Session, repo: Repository, row: Version) -> VersionView:
-    return versions(session, repo, [row])[0]
+def readable_refs(session: Session, principal: Principal, ids: Iterable[int]) -> dict[int, VersionRef]:
+    """Map the ids of versions that the caller may read to references: what it may not read is not named."""
+    scope = principal.visible()
+    wanted = set(ids)
+    found = wanted if scope.is_all or not wanted else store.readable(session, wanted, scope)
+    return refs(session, list(store.versions_by_id(session, found).values()))
 
 
-def versions(session: Session, repo: Repository, rows: Sequence[Version]) -> list[VersionView]:
+def version(session: Session, principal: Principal, repo: Repository, row: Version) -> VersionView:
+    return versions(session, principal, repo, [row])[0]
+
+
+def versions(session: Session, principal: Principal, repo: Repository, rows: Sequence[Version]) -> list[VersionView]:
+    """Show versions of a repository that the caller may read; parents that it may not read are left out."""
     ids = [row.id for row in rows]
     tags = tag_store.tags_of_versions(session, ids)
     files = store.files_of(session, ids)
     edges = store.edges_up(session, ids)
     rendered = base_store.rendered_templates(session, ids) if repo.kind == "base" else {}
-    related = store.versions_by_id(session, {edge.parent_id for edge in edges})
-    names = refs(session, list(related.values()))
+    names = readable_refs(session, principal, {edge.parent_id for edge in edges})
     result = []
     for row in rows:
-        parents = [names[edge.parent_id] for edge in edges if edge.child_id == row.id and edge.relation != "base"]
+        parents = [
+            names[edge.parent_id]
+            for edge in edges
+            if edge.child_id == row.id and edge.relation != "base" and edge.parent_id in names
+        ]
         result.append(
             VersionView(
                 namespace=repo.namespace,
@@ -84,16 +97,17 @@ def _facts(row: Version, rendered_template: str | None) -> dict[str, Any] | None
     return facts
 
 
-def repository(session: Session, repo: Repository) -> RepositoryView:
-    newest = store.newest(session, repo.id)
-    tags = tag_store.tags(session, [repo.id])
+def repository(session: Session, repo: Repository, only: Set[int] | None = None) -> RepositoryView:
+    """only: ids of the versions that the caller may read; None: all."""
+    newest = store.newest(session, repo.id, only)
+    tags = [tag for tag in tag_store.tags(session, [repo.id]) if only is None or tag.version_id in only]
     numbers = {key: row.number for key, row in store.versions_by_id(session, (tag.version_id for tag in tags)).items()}
     return RepositoryView(
         namespace=repo.namespace,
         name=repo.name,
         kind=repo.kind,  # type: ignore[arg-type]
         created_at=iso(repo.created_at),
-        versions=store.count_live_versions(session, repo.id),
+        versions=store.count_live_versions(session, repo.id, only),
         latest=ref(repo, newest) if newest else None,
         tags={tag.name: numbers[tag.version_id] for tag in tags},
         aliases=base_store.aliases(session, repo.id) if repo.kind == "base" else [],

@@ -30,6 +30,7 @@ from lora_registry.db.tables import Repository, Version, VersionSignature
 from lora_registry.events import audit
 from lora_registry.repositories import resolve
 from lora_registry.repositories.paths import VersionPath
+from lora_registry.repositories.resolve import Readable
 from lora_registry.runtime import paging
 from lora_registry.runtime.clock import iso, now
 from lora_registry.signatures import store
@@ -50,7 +51,7 @@ def add(caller: Caller, path: VersionPath, request: SignRequest) -> SignatureVie
         raise RegistryError("signature-mismatch", f"The envelope has no signature by the key {key.key_id}.")
     with caller.ctx.db.write() as session:
         repo = resolve.repository(session, caller.principal, path.repository, lock=True)
-        version = resolve.in_repository(session, repo, path.selector)
+        version = resolve.in_repository(session, Readable(repo), path.selector)
         digest, manifest = Digest.parse(version.digest), parse(version.manifest)
         kind = check_signed(payload, repo.namespace, repo.name, digest, manifest)
         require_key_of(kind, key)

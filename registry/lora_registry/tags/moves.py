@@ -63,11 +63,11 @@ def set_tag(
     """Move a tag in the caller's transaction, which holds the repository's lock.
 
     Without a gate's decision, the policy that governs the tag must have allowed the version: see
-    `policies.guard.check_move`, also for `is_rollback`. Raises `tag-moved`, `tag-protected`, `tag-gated`, and `corrupt`
-    if stored bytes of the version are known to be damaged or missing.
+    `policies.guard.check_move`, also for `is_rollback`. Raises `tag-moved`, `tag-protected`, `tag-gated`,
+    `forbidden`, and `corrupt` if stored bytes of the version are known to be damaged or missing.
     """
     row = store.tag(session, repo.id, tag)
-    check(session, repo, row, tag, expect)
+    check(session, principal, repo, row, tag, expect)
     if decision is None and (row is None or row.version_id != version.id):
         target = row.version_id if row is not None else None
         guard.check_move(session, principal, repo, tag, version, target=target, is_rollback=is_rollback)
@@ -93,12 +93,20 @@ def set_tag(
     return row
 
 
-def check(session: Session, repo: Repository, row: Tag | None, tag: str, expect: Precondition) -> None:
-    """Raise `tag-moved` or `tag-protected` if the tag does not meet the precondition."""
+def check(
+    session: Session, principal: Principal, repo: Repository, row: Tag | None, tag: str, expect: Precondition
+) -> None:
+    """Raise `forbidden` if the tag is protected and the caller no maintainer, `tag-moved` or `tag-protected` if the tag
+    does not meet the precondition."""
     if row is None:
         if expect.generation is not None:
             raise RegistryError("tag-moved", f"The tag {tag} no longer exists.")
         return
+    if row.protected and not principal.may("maintainer", repo.namespace):
+        raise RegistryError(
+            "forbidden",
+            f"The tag {tag} of {repo.namespace}/{repo.name} is protected, so moving it requires the role maintainer.",
+        )
     if expect.absent or (expect.generation is not None and expect.generation != row.generation):
         raise _moved(session, repo, row)
     if row.protected and not expect.is_conditional:

@@ -76,14 +76,14 @@ def remove(caller: Caller, path: RepositoryPath, tag: str, *, expect: Preconditi
     with caller.ctx.db.write() as session:
         repo = resolve.repository(session, caller.principal, path, lock=True)
         row = _existing(session, repo, tag)
-        moves.check(session, repo, row, tag, expect)
+        moves.check(session, caller.principal, repo, row, tag, expect)
         moves.log(session, caller.principal, repo, tag, row.generation + 1, row.version_id, None, reason)
         session.delete(row)
 
 
 def protect(caller: Caller, path: RepositoryPath, tag: str, *, protected: bool) -> TagView:
-    """Protect a tag or remove its protection. Requires an administrator of the namespace."""
-    caller.require("admin", path.namespace)
+    """Protect a tag or remove its protection. Requires a maintainer of the namespace."""
+    caller.require("maintainer", path.namespace)
     with caller.ctx.db.write() as session:
         repo = resolve.repository(session, caller.principal, path, lock=True)
         row = _existing(session, repo, tag)

@@ -22,6 +22,8 @@ from lora_reg import __version__
 from lora_reg.cli.main import COMMANDS, SECTIONS, cli
 from lora_reg.cli.output import Output, problem_document
 from lora_reg.cli.state import Command
+from lora_reg.client import Client
+from lora_reg.config import load_settings
 from lora_reg.formatting.text import clean, size, table
 from tests.support.command import TINY, Home, fresh
 from tests.support.front import Answer, Front
@@ -98,6 +100,13 @@ def test_these_are_the_commands() -> None:
         "dataset add",
         "dataset list",
         "dataset show",
+        "namespace",
+        "namespace list",
+        "namespace show",
+        "namespace set",
+        "token",
+        "token list",
+        "token revoke",
         "login",
         "logout",
         "whoami",
@@ -336,9 +345,12 @@ def test_login_tries_the_token_before_it_keeps_it(tmp_path: Path, registry: InPr
 
     with Front(registry.url, harm=watch) as front:
         home = Home(tmp_path, "")
-        assert home.run("login", front.url, "--token", f"{TOKEN}x").status == 4
+        wrong, right = tmp_path / "wrong", tmp_path / "right"
+        wrong.write_text(f"{TOKEN}x\n")
+        right.write_text(f"{TOKEN}\n")
+        assert home.run("login", front.url, "--token-file", str(wrong)).status == 4
         assert not (tmp_path / "config" / "lora-reg" / "credentials.json").exists()
-        said = home.ok("login", front.url, "--token", TOKEN)
+        said = home.ok("login", front.url, "--token-file", str(right))
         assert "Signed in to" in said.out
         kept = tmp_path / "config" / "lora-reg" / "credentials.json"
         assert stat.S_IMODE(kept.stat().st_mode) == 0o600
@@ -351,6 +363,50 @@ def test_login_tries_the_token_before_it_keeps_it(tmp_path: Path, registry: InPr
         home.ok("logout")
         assert TOKEN not in kept.read_text()
         assert home.run("login", front.url).status == 2
+
+
+def test_a_token_is_no_argument(home: Home) -> None:
+    """Every process of a machine sees the arguments of all others."""
+    for arguments in (
+        ("whoami", "--token", TOKEN),
+        ("--token", TOKEN, "whoami"),
+        ("login", home.server, f"--token={TOKEN}"),
+    ):
+        said = home.run(*arguments)
+        assert said.status == 2
+        assert "--token-file" in said.err
+        assert TOKEN not in said.out + said.err
+
+
+def test_a_token_file_is_read_again_for_each_request(tmp_path: Path, registry: InProcess) -> None:
+    """Kubernetes replaces the projected tokens of a pod while it runs."""
+    file, seen = tmp_path / "token", []
+    with Front(registry.url, harm=lambda answer: seen.append(answer.asked.get("authorization"))) as front:
+        file.write_text("hf_first\n")
+        settings = load_settings(server=front.url, environ={"HOME": str(tmp_path), "LORA_REG_TOKEN_FILE": str(file)})
+        with Client(settings=settings) as client:
+            client.whoami()
+            file.write_text("hf_second\n")
+            client.whoami()
+            file.write_text("\n")
+            with pytest.raises(RegistryError, match="no token in its first line"):
+                client.whoami()
+    assert seen == ["Bearer hf_first", "Bearer hf_second"]
+
+
+def test_what_is_nearer_decides_the_token(tmp_path: Path) -> None:
+    environ = {"HOME": str(tmp_path), "LORA_REG_TOKEN": "hf_env", "LORA_REG_TOKEN_FILE": str(tmp_path / "file")}
+    (tmp_path / "file").write_text("hf_file")
+    (tmp_path / "option").write_text("hf_option")
+
+    def bearer(**options: str) -> str | None:
+        return load_settings(environ=environ, folder=tmp_path, **options).bearer()
+
+    assert bearer(token="hf_given") == "hf_given"
+    assert bearer(token_file=str(tmp_path / "option")) == "hf_option"
+    assert bearer() == "hf_env"
+    del environ["LORA_REG_TOKEN"]
+    assert bearer() == "hf_file"
 
 
 def test_a_stored_token_that_others_can_read_stops_every_command(home: Home) -> None:

@@ -21,18 +21,22 @@ from tests.support import service
 from tests.support.push import describe, push, upload
 from tests.support.signing import Signer
 
-ROLES = ("anonymous", "reader", "writer", "admin", "stranger")
+ROLES = ("anonymous", "reader", "writer", "maintainer", "admin", "stranger")
 
 
 @dataclass
 class Row:
-    """A route and the least role that may use it. body: what makes the request a sensible one. free: open to all."""
+    """A route and the least role that may use it.
+
+    body: what makes the request a sensible one. free: open to all. below: what weaker roles are answered.
+    """
 
     method: str
     path: str
     least: str
     body: Any = None
     free: bool = False
+    below: str = "forbidden"
     allowed: set[int] = field(default_factory=lambda: {200, 201, 202, 204})
 
 
@@ -46,6 +50,11 @@ ROWS = [
     Row("GET", "/api/v1/repositories", "reader", free=True),
     Row("GET", "/api/v1/jobs", "reader", free=True),
     Row("GET", "/api/v1/events", "reader", free=True),
+    Row("GET", "/api/v1/namespaces", "reader", free=True),
+    Row("GET", "/api/v1/namespaces/{namespace}", "reader"),
+    Row("PUT", "/api/v1/namespaces/{namespace}", "admin", {"visibility": "private"}),
+    Row("GET", "/api/v1/tokens", "reader", free=True),
+    Row("DELETE", "/api/v1/tokens/{token}", "admin", below="not-found"),
     Row("GET", REPO, "reader"),
     Row("GET", REPO + "/versions", "reader"),
     Row("GET", VERSION, "reader"),
@@ -64,11 +73,11 @@ ROWS = [
     Row("GET", "/api/v1/jobs/{job_id}", "reader"),
     Row("GET", "/api/v1/jobs/{job_id}/progress", "reader"),
     Row("PUT", REPO + "/aliases", "writer", {"aliases": ["x"]}, allowed={409}),
-    Row("PUT", VERSION + "/yank", "writer", {"reason": "bad"}),
-    Row("DELETE", VERSION + "/yank", "writer"),
+    Row("PUT", VERSION + "/yank", "maintainer", {"reason": "bad"}),
+    Row("DELETE", VERSION + "/yank", "maintainer"),
     Row("PUT", TAG, "writer", {"target": "v1"}),
     Row("POST", TAG + "/rollback", "writer", {}, allowed={200, 409}),
-    Row("PUT", TAG + "/protection", "admin", {"protected": False}),
+    Row("PUT", TAG + "/protection", "maintainer", {"protected": False}),
     Row("POST", "/api/v1/uploads", "writer", "upload"),
     Row("PUT", "/api/v1/uploads/{upload_id}/blobs/{digest}", "writer", "blob"),
     Row("POST", "/api/v1/uploads/{upload_id}/blobs/{digest}/complete", "writer", allowed={204, 404}),
@@ -82,7 +91,7 @@ ROWS = [
     Row("POST", "/api/v1/reproductions", "writer", "validate", allowed={409}),  # pushed, and not derived
     Row("POST", "/api/v1/validations", "writer", "validate"),
     Row("GET", "/api/v1/policies", "reader", free=True),
-    Row("PUT", "/api/v1/policies", "admin", "policy"),
+    Row("PUT", "/api/v1/policies", "maintainer", "policy"),
     Row("POST", REPO + "/gates", "writer", {"version": "v1", "tag": "u", "start": False}),
     Row("POST", REPO + "/approvals", "reader", {"version": "v1", "tag": "u"}),
     Row("POST", REPO + "/promotions", "writer", {"version": "v1", "tag": "u"}),
@@ -90,10 +99,10 @@ ROWS = [
     Row("POST", "/api/v1/jobs/{job_id}/retry", "writer", allowed={200, 409}),
     Row("DELETE", "/api/v1/uploads/{upload_id}", "writer"),
     Row("DELETE", TAG, "writer"),
-    Row("DELETE", VERSION, "admin"),
+    Row("DELETE", VERSION, "maintainer"),
     Row("DELETE", REPO, "admin", allowed={409}),  # allowed, but for its tag
 ]
-RANK = {role: rank for rank, role in enumerate(("stranger", "anonymous", "reader", "writer", "admin"))}
+RANK = {role: rank for rank, role in enumerate(("stranger", "anonymous", "reader", "writer", "maintainer", "admin"))}
 
 
 @dataclass
@@ -131,7 +140,7 @@ def _guard(site: Site) -> Guarded:
     namespace = unique("team")
 
     token = site.token
-    clients = {role: site.connect(token(role, namespace)) for role in ("reader", "writer", "admin")}
+    clients = {role: site.connect(token(role, namespace)) for role in ("reader", "writer", "maintainer", "admin")}
     clients["stranger"] = site.connect(token("admin", unique("elsewhere")))
     clients["anonymous"] = site.connect()
     root = site.connect(token("admin"))
@@ -163,7 +172,11 @@ def _prepare(guarded: Guarded, row: Row, role: str) -> tuple[str, dict[str, Any]
     session = ""
     if "{upload_id}" in row.path or row.body == "commit":
         session = upload(owner, ns, name if row.body == "commit" else other, "adapter", files).json()["id"]
-    path = row.path.format(**parts, path="adapter_config.json", upload_id=session, digest=describe(files)[0]["digest"])
+    token = unique("token")
+    if "{token}" in row.path:
+        guarded.site.token_with(f"reader:{ns}", name=token)
+    digest = describe(files)[0]["digest"]
+    path = row.path.format(**parts, path="adapter_config.json", upload_id=session, digest=digest, token=token)
     match row.body:
         case "upload":
             return path, {"json": {"namespace": ns, "name": other, "kind": "adapter", "files": describe(files)}}
@@ -213,7 +226,7 @@ def test_every_route_against_every_caller(guarded: Guarded, row: Row) -> None:
             problem(answer, "not-found")
         elif RANK[role] < RANK[row.least]:
             # A session is its owner's alone: to all others it is not there.
-            problem(answer, "not-found" if "{upload_id}" in row.path else "forbidden")
+            problem(answer, "not-found" if "{upload_id}" in row.path else row.below)
         else:
             assert answer.status_code in row.allowed, what
 

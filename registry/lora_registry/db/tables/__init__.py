@@ -3,7 +3,7 @@
 Times are microseconds since the epoch in UTC: equal values and order on both databases.
 """
 
-from lora_registry.db.tables.access import AuditEvent, IdempotencyRecord, Token
+from lora_registry.db.tables.access import AuditEvent, IdempotencyRecord, Namespace, Token, TokenGrant, TokenSecret
 from lora_registry.db.tables.bases import BaseAlias, BaseFingerprintRow
 from lora_registry.db.tables.blobs import Blob, Orphan, UploadFile, UploadSessionRow
 from lora_registry.db.tables.gates import Approval, DecisionRow, PolicyRow, VersionSignature
@@ -20,6 +20,7 @@ __all__ = [
     "DecisionRow",
     "IdempotencyRecord",
     "JobRow",
+    "Namespace",
     "Orphan",
     "PolicyRow",
     "RecipeRow",
@@ -29,6 +30,8 @@ __all__ = [
     "TagMove",
     "TaskLease",
     "Token",
+    "TokenGrant",
+    "TokenSecret",
     "UploadFile",
     "UploadSessionRow",
     "Version",

@@ -1,26 +1,66 @@
-"""Tokens, idempotency records, and the audit log."""
+"""Namespaces, tokens, idempotency records, and the audit log."""
 
 from __future__ import annotations
 
 from sqlalchemy import CheckConstraint, Index, Text
 from sqlmodel import Field, SQLModel
 
-from lora_registry.db.tables.columns import big_int, row_id
+from lora_registry.db.tables.columns import big_int, foreign_key, row_id
+
+
+class Namespace(SQLModel, table=True):
+    """A namespace, from the first repository in it on, or from when its visibility was set."""
+
+    __tablename__ = "namespace"
+    __table_args__ = (
+        CheckConstraint("visibility in ('private', 'internal', 'public')", name="visibility"),
+        Index("ix_namespace_visibility", "visibility"),
+    )
+
+    name: str = Field(primary_key=True, max_length=96)
+    visibility: str = Field(default="private", max_length=16)
+    created_at: int = big_int()
 
 
 class Token(SQLModel, table=True):
-    """A bearer token; only its sha256 is stored. namespace None: the role applies to all namespaces."""
+    """A holder of grants: a person, a CI job, an inference server. Its name is never reused, since events name it.
+
+    Its secrets are rows of their own, so that a rotation can let two of them overlap.
+    """
 
     __tablename__ = "token"
-    __table_args__ = (CheckConstraint("role in ('reader', 'writer', 'admin')", name="role"),)
 
     id: int = row_id()
     name: str = Field(max_length=128, unique=True)
-    hash: str = Field(max_length=64, unique=True)
-    role: str = Field(max_length=16)
-    namespace: str | None = Field(default=None, max_length=96)
+    note: str = Field(default="", sa_type=Text)
+    created_by: str = Field(default="", max_length=128)
     created_at: int = big_int()
+    expires_at: int | None = big_int(nullable=True)
     revoked_at: int | None = big_int(nullable=True)
+    last_used_at: int | None = big_int(nullable=True)
+    """Within a minute."""
+
+
+class TokenSecret(SQLModel, table=True):
+    """A secret of a token; only its sha256 is stored. expires_at: end of the overlap of a rotation."""
+
+    __tablename__ = "token_secret"
+
+    hash: str = Field(primary_key=True, max_length=64)
+    token_id: int = foreign_key("token.id", index=True)
+    created_at: int = big_int()
+    expires_at: int | None = big_int(nullable=True)
+
+
+class TokenGrant(SQLModel, table=True):
+    """A role of a token in the namespaces that a pattern matches."""
+
+    __tablename__ = "token_grant"
+    __table_args__ = (CheckConstraint("role in ('reader', 'writer', 'maintainer', 'admin')", name="role"),)
+
+    token_id: int = foreign_key("token.id", primary_key=True)
+    pattern: str = Field(primary_key=True, max_length=96)
+    role: str = Field(max_length=16)
 
 
 class IdempotencyRecord(SQLModel, table=True):

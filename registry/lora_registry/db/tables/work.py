@@ -19,7 +19,11 @@ class RecipeRow(SQLModel, table=True):
 
 
 class JobRow(SQLModel, table=True):
-    """A requested job. id: the engine's id, from the kind and the recipe's or version's digest."""
+    """A requested job.
+
+    id: the engine's id, from the kind and the recipe's or version's digest. title: names versions of other namespaces
+    as `{0}`, `{1}` …, which `mentions` lists as JSON: pairs of their row id and their name.
+    """
 
     __tablename__ = "job"
 
@@ -27,6 +31,7 @@ class JobRow(SQLModel, table=True):
     kind: str = Field(max_length=32)
     namespace: str = Field(max_length=96, index=True)
     title: str = Field(default="", sa_type=Text)
+    mentions: str = Field(default="[]", sa_type=Text)
     author: str = Field(max_length=128)
     created_at: int = big_int(index=True)
     recipe_digest: str | None = Field(default=None, max_length=71, foreign_key="recipe.digest")

@@ -17,7 +17,7 @@ from lora_contract.findings import refuse
 from lora_contract.manifest import FileEntry, Kind, Manifest
 from lora_contract.recipe import Recipe, parse_recipe
 from lora_registry.auth.caller import Caller
-from lora_registry.auth.principals import Principal
+from lora_registry.auth.principals import everywhere
 from lora_registry.context import Context
 from lora_registry.db.tables import ReportRow, Version
 from lora_registry.jobs import enqueue
@@ -123,7 +123,7 @@ def commit(session: Session, ctx: Context, job_id: str, spec: DeriveSpec, result
         derivation=Derivation(str(recipe.digest), spec.inputs),
     )
     namespace, _, name = recipe.target.partition("/")
-    principal = Principal(spec.author, "admin")
+    principal = everywhere(spec.author)
     repo, version, created = insert(session, principal, RepositoryPath(namespace, name), draft)
     for tag in spec.tags:
         moves.set_tag(session, principal, repo, tag, version, expect=moves.UNCONDITIONAL, reason=spec.message)

@@ -1,0 +1,108 @@
+"""namespace list, show, set; token list, revoke."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import click
+
+from lora_contract.roles import VISIBILITIES, check_visibility
+from lora_reg.cli.state import LazyGroup, State, pass_state
+
+if TYPE_CHECKING:
+    from lora_contract.wire.access import NamespaceView
+
+
+@click.group(cls=LazyGroup)
+def namespace() -> None:
+    """Manage namespaces: who may read them."""
+
+
+@namespace.command("list", examples=("lora-reg namespace list",))
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Maximum number of namespaces (default: all).")
+@pass_state
+def list_(state: State, limit: int | None) -> None:
+    """List the namespaces that you may read, and your role in each."""
+    from lora_reg.formatting.text import table
+
+    found = list(islice(state.client().namespaces(), limit))
+    rows = [(view.name, view.visibility, view.role or "-") for view in found]
+    state.output().result(
+        "lora-reg/namespace-list/1",
+        {"items": found},
+        human=table(("NAMESPACE", "VISIBILITY", "ROLE"), rows),
+        quiet=[view.name for view in found],
+    )
+
+
+@namespace.command(examples=("lora-reg namespace show acme",))
+@click.argument("name")
+@pass_state
+def show(state: State, name: str) -> None:
+    """Show who may read a namespace, and your role in it."""
+    _print(state, state.client().namespace_view(name))
+
+
+@namespace.command("set", examples=("lora-reg namespace set default --visibility internal",))
+@click.argument("name")
+@click.option("--visibility", type=click.Choice(VISIBILITIES), required=True, help="Who may read it.")
+@pass_state
+def set_(state: State, name: str, visibility: str) -> None:
+    """Set who may read a namespace (admin).
+
+    private: whoever has a grant. internal: whoever is signed in. public: everybody.
+    """
+    _print(state, state.client().set_visibility(name, check_visibility(visibility)))
+
+
+@click.group(cls=LazyGroup)
+def token() -> None:
+    """Manage the tokens of namespaces that you administer.
+
+    Whoever runs the service creates and rotates them, with `lora-registry token`.
+    """
+
+
+@token.command("list", examples=("lora-reg token list",))
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Maximum number of tokens (default: all).")
+@pass_state
+def list_tokens(state: State, limit: int | None) -> None:
+    """List the tokens with a grant in a namespace that you administer, also revoked ones."""
+    from lora_reg.formatting.text import table, when
+
+    found = list(islice(state.client().tokens(), limit))
+    rows = [
+        (
+            view.name,
+            ", ".join(map(str, view.grants)),
+            "revoked" if view.revoked_at else "valid",
+            when(view.expires_at) if view.expires_at else "never",
+            when(view.last_used_at) if view.last_used_at else "never",
+            view.note,
+        )
+        for view in found
+    ]
+    state.output().result(
+        "lora-reg/token-list/1",
+        {"items": found},
+        human=table(("TOKEN", "GRANTS", "STATE", "EXPIRES", "LAST USED", "NOTE"), rows),
+        quiet=[view.name for view in found],
+    )
+
+
+@token.command(examples=("lora-reg token revoke ci",))
+@click.argument("name")
+@pass_state
+def revoke(state: State, name: str) -> None:
+    """Remove the grants of a token in the namespaces that you administer.
+
+    A token without other grants is revoked.
+    """
+    state.client().revoke_token(name)
+    state.output().result("lora-reg/token-revoked/1", {"name": name}, human=[f"{name}  revoked"], quiet=[name])
+
+
+def _print(state: State, view: NamespaceView) -> None:
+    human = [f"{view.name}  {view.visibility}  your role: {view.role or 'none'}"]
+    state.output().result("lora-reg/namespace/1", view, human=human, quiet=[view.name])

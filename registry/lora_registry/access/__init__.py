@@ -1,0 +1,1 @@
+"""Namespaces with their visibility, and tokens with their grants."""

@@ -1,0 +1,64 @@
+"""Namespaces and who may read them."""
+
+from __future__ import annotations
+
+from sqlmodel import Session
+
+from lora_contract import reference
+from lora_contract.roles import Visibility
+from lora_contract.wire.access import NamespaceList, NamespaceView
+from lora_registry.access import store
+from lora_registry.auth.principals import Principal
+from lora_registry.auth.reading import absent, may_read
+from lora_registry.db.tables import Namespace
+from lora_registry.events import audit
+from lora_registry.runtime import paging
+from lora_registry.runtime.clock import iso, now
+
+
+def list_all(session: Session, principal: Principal, *, cursor: str | None, limit: int) -> NamespaceList:
+    """List readable namespaces by name."""
+    after = paging.decode(cursor, str)
+    rows = store.namespaces(session, principal.visible(), after=after[0] if after else None, limit=limit)
+    return NamespaceList(
+        items=[_view(principal, row) for row in rows],
+        next_cursor=paging.encode(rows[-1].name) if len(rows) == limit else None,
+    )
+
+
+def show(session: Session, principal: Principal, name: str) -> NamespaceView:
+    """Show a namespace. Raises `not-found` also if the caller may not read it."""
+    reference.check_namespace(name)
+    row = store.namespace(session, name)
+    if row is None or not may_read(session, principal, name):
+        raise absent(principal, f"There is no namespace {name!r} that you may read.", hint=_HINT)
+    return _view(principal, row)
+
+
+def set_visibility(session: Session, principal: Principal, name: str, visibility: Visibility) -> NamespaceView:
+    """Set who may read a namespace, which need not have a repository yet. The caller must be its administrator."""
+    if store.namespace(session, name) is None:
+        reference.check_new_namespace(name)
+    row = store.lock_namespace(session, name, now())
+    if row.visibility != visibility:
+        audit.record(
+            session,
+            "visibility-set",
+            principal=principal,
+            namespace=name,
+            subject=name,
+            visibility=visibility,
+            before=row.visibility,
+        )
+        row.visibility = visibility
+        session.add(row)
+        session.flush()
+    return _view(principal, row)
+
+
+def _view(principal: Principal, row: Namespace) -> NamespaceView:
+    role = principal.role_in(row.name) if principal.may("reader", row.name) else None
+    return NamespaceView(name=row.name, visibility=row.visibility, created_at=iso(row.created_at), role=role)  # type: ignore[arg-type]
+
+
+_HINT = "List them with `lora-reg namespace list`."
