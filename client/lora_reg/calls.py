@@ -15,6 +15,7 @@ from lora_contract import reference
 from lora_contract.errors import RegistryError
 from lora_contract.reference import Reference
 from lora_contract.wire.common import API, Request
+from lora_reg import identity
 from lora_reg.config import Settings, load_settings
 from lora_reg.problems import place
 from lora_reg.transport import Body, Transport
@@ -38,7 +39,7 @@ class Calls:
     ) -> None:
         self.settings = settings or load_settings(server=server, token=token)
         self.namespace = namespace or self.settings.namespace
-        self.transport = transport or Transport(self.settings.server, self.settings.bearer)
+        self.transport = transport or Transport(self.settings.server, identity.tokens(self.settings))
 
     def __enter__(self) -> Self:
         return self

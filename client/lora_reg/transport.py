@@ -7,7 +7,6 @@ are followed for reads only, and the token is not sent to another origin.
 from __future__ import annotations
 
 import random
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,14 +34,13 @@ class Transport:
     """Requests to one registry and to the stores that it redirects to. Thread-safe."""
 
     def __init__(self, server: str, token: Token = None, *, sleep: Callable[[float], None] = time.sleep) -> None:
-        """token: asked for before each request if it is a function."""
+        """token: asked for before each request if it is a function, whose `refusal` may say why it has none."""
         self.server = server.rstrip("/")
         self._token = token
         self._sleep = sleep
         self._reached = False
         self._own = _http_client(self.server)
         self._stores: dict[str, httpx.Client] = {}
-        self._lock = threading.Lock()
 
     def close(self) -> None:
         self._own.close()
@@ -122,6 +120,9 @@ class Transport:
                 last = attempt >= (FEW if hopeless else ATTEMPTS)
             else:
                 refusal, wait = _refusal(response, own=self._is_own(str(response.url)))
+                reason = getattr(self._token, "refusal", None)
+                if refusal.code == "unauthenticated" and isinstance(reason, RegistryError):
+                    raise reason
                 last = attempt >= ATTEMPTS
             if last or not retry or not _may_pass(refusal):
                 raise refusal
@@ -164,10 +165,9 @@ class Transport:
         if self._is_own(url):
             return self._own
         scheme = urlsplit(url).scheme
-        with self._lock:  # of two clients that threads made at once, one would never be closed
-            if scheme not in self._stores:
-                self._stores[scheme] = _http_client(url)
-            return self._stores[scheme]
+        if scheme not in self._stores:
+            self._stores[scheme] = _http_client(url)
+        return self._stores[scheme]
 
 
 def _http_client(url: str) -> httpx.Client:

@@ -33,7 +33,7 @@ def migrate(settings: ServiceSettings) -> None:
 
 def check(settings: ServiceSettings) -> Iterator[str]:
     """Yield one line per component that works. Raises RegistryError for the first that does not."""
-    engine = _open(settings).db.engine
+    engine = open_checked(settings).db.engine
     yield f"database: {engine.url.render_as_string(hide_password=True)}, newest schema"
     open_blobs(settings).check()
     yield f"blobs: {settings.storage_url or settings.data.resolve()}"
@@ -44,7 +44,7 @@ def fsck(
     settings: ServiceSettings, *, repair: bool, sample: float, rate: float | None
 ) -> Iterator[keeping_fsck.Checked]:
     """Check the rows of blobs against the store, then the store against the rows. rate: in bytes per second."""
-    ctx = _open(settings)
+    ctx = open_checked(settings)
     yield from keeping_fsck.check_rows(ctx, sample=sample, rate=rate, repair=repair)
     yield from keeping_fsck.unnamed(ctx)
 
@@ -53,32 +53,32 @@ def create_token(
     settings: ServiceSettings, *, name: str, grants: Sequence[Grant], lifetime: float | None = None, note: str = ""
 ) -> str:
     """Create a token and return its secret, which is not stored. lifetime: seconds until it expires."""
-    with _open(settings).db.write() as session:
+    with open_checked(settings).db.write() as session:
         return tokens.create(session, OPERATOR, name, grants, lifetime=lifetime, note=note)
 
 
 def list_tokens(settings: ServiceSettings) -> list[TokenView]:
-    with _open(settings).db.read() as session:
+    with open_checked(settings).db.read() as session:
         return tokens.list_all(session, OPERATOR, limit=None).items
 
 
 def revoke_token(settings: ServiceSettings, name: str) -> None:
-    with _open(settings).db.write() as session:
+    with open_checked(settings).db.write() as session:
         tokens.revoke(session, OPERATOR, name)
 
 
 def rotate_token(settings: ServiceSettings, name: str, *, overlap: float, lifetime: float | None) -> str:
     """Return the new secret. overlap: seconds for which the old one remains valid."""
-    with _open(settings).db.write() as session:
+    with open_checked(settings).db.write() as session:
         return tokens.rotate(session, OPERATOR, name, overlap=overlap, lifetime=lifetime)
 
 
 def set_visibility(settings: ServiceSettings, name: str, visibility: Visibility) -> None:
-    with _open(settings).db.write() as session:
+    with open_checked(settings).db.write() as session:
         namespaces.set_visibility(session, OPERATOR, name, visibility)
 
 
-def _open(settings: ServiceSettings) -> Context:
+def open_checked(settings: ServiceSettings) -> Context:
     """Open the context; require a reachable database at the newest schema."""
     ctx = open_context(settings)
     require_connection(ctx.db.engine)

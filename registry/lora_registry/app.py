@@ -31,6 +31,7 @@ from lora_registry.gates.routes import router as gates
 from lora_registry.http import problems
 from lora_registry.http.admission import admit
 from lora_registry.hub.routes import router as hub
+from lora_registry.identity.routes import router as identity
 from lora_registry.jobs.routes import router as jobs
 from lora_registry.policies.routes import router as policies
 from lora_registry.push.routes import router as push
@@ -92,6 +93,7 @@ def create_app(ctx: Context) -> Litestar:
                 route_handlers=[
                     auth,
                     access,
+                    identity,
                     repositories,
                     bases,
                     tags,

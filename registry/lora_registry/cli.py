@@ -13,6 +13,7 @@ from lora_contract import __version__
 from lora_contract.startup import importing
 from lora_registry.cli_access import namespace, token
 from lora_registry.cli_frame import data_option, exit_on_error, load
+from lora_registry.cli_trust import trust
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -138,6 +139,7 @@ def fsck(data: Path | None, repair: bool, sample: float, rate: float | None) -> 
 
 main.add_command(token)
 main.add_command(namespace)
+main.add_command(trust)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from lora_registry.blobs.protocols import BlobStore
 from lora_registry.db.session import Database
 from lora_registry.jobs.engine.port import JobEngine
+from lora_registry.oidc.keys import KeyCache
+from lora_registry.oidc.verdicts import Verdicts
 from lora_registry.settings import ServiceSettings
 
 
@@ -16,3 +19,7 @@ class Context:
     db: Database
     blobs: BlobStore
     jobs: JobEngine
+    keys: KeyCache = field(default_factory=KeyCache)
+    """Signing keys of the issuers of identity tokens."""
+    verdicts: Verdicts[Any] = field(default_factory=Verdicts)
+    """Callers by service account tokens that were verified a moment ago."""

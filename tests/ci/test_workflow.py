@@ -15,18 +15,38 @@ import pytest
 import yaml
 
 from lora_contract import __version__
+from lora_contract.roles import Grant
+from lora_registry import admin, settings
 from tests.support import service
 from tests.support.command import ALIAS, ROOT, TINY, Home
+from tests.support.issuer import AUDIENCE, Issuer, actions, issuer, trust
+from tests.support.issuer import github as github_claims
+from tests.support.issuer import gitlab as gitlab_claims
 
 CI = ROOT / "docs" / "ci"
 SCRIPT = CI / "promote.sh"
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+def made() -> Iterator[Issuer]:
+    with issuer() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def home(made: Issuer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    """An administrator's machine. The registry trusts the main branches of a repository and of a project."""
     folder = tmp_path_factory.mktemp("ci")
-    with service.in_process(folder / "data") as running, service.worker(running, folder / "worker.log"):
+    extra = {"LORA_REG_AUTH": "token"}
+    with service.in_process(folder / "data", extra) as running, service.worker(running, folder / "worker.log"):
+        rights = ("--grant", "writer:acme", "--grant", "reader:default", "--issuer", made.url, "--ref", "main")
+        ids = ("--repository-id", "74", "--owner-id", "65", "--workflow", "adapter.yml")
+        trust(running, "gh", "--github", "acme/sql-writer", *ids, *rights)
+        trust(running, "gl", "--gitlab", "acme/sql-writer", "--project-id", "20", "--namespace-id", "72", *rights)
+        config = settings.load(running.environment)
+        secret = admin.create_token(config, name="root", grants=[Grant("*", "admin")])
         user = Home(folder / "home", running.url)
+        user.ok("login", running.url, "--token", secret)
         user.ok("base", "add", "tiny", TINY / "base", "--alias", ALIAS)
         user.ok("dataset", "add", "acme/eval", TINY / "data" / "queries_eval.jsonl")
         yield user
@@ -95,22 +115,39 @@ def test_what_a_pipeline_gets_wrong_is_told(home: Home, path: str) -> None:
 
 
 @pytest.mark.parametrize("template", ["github-action.yml", "gitlab-ci.yml"])
-def test_the_templates_call_the_script_with_what_it_reads(home: Home, path: str, template: str, tmp_path: Path) -> None:
-    """Their variables, but for what stands for the reader's own names, through the script."""
+def test_the_templates_call_the_script_with_what_it_reads(
+    home: Home, made: Issuer, path: str, template: str, tmp_path: Path
+) -> None:
+    """Their variables, but for what stands for the reader's own names, through the script, on a machine without a
+    secret: the job is let in by its identity token."""
     document = yaml.safe_load((CI / template).read_text())
     command, variables = github(document) if template.startswith("github") else gitlab(document)
     assert command == "ci/promote.sh"
     known = {line.split()[1] for line in SCRIPT.read_text().splitlines() if line.startswith("#   ")}
     known |= {word.strip("#, ") for line in SCRIPT.read_text().splitlines()[:10] for word in line.split()}
     assert variables.keys() <= known
-    own = {"ADAPTER": adapter(1), "BASE": "tiny", "REPOSITORY": "acme/template", "DATA": "acme/eval"}
+    repository = f"acme/{template.partition('.')[0]}"
+    own = {"ADAPTER": adapter(1), "BASE": "tiny", "REPOSITORY": repository, "DATA": "acme/eval"}
     given = {**variables, **own, "PROMOTE": "yes"}
     if "REPORT" in given:
         given["REPORT"] = str(tmp_path / given["REPORT"])
-    for name in ("LORA_REG_SERVER", "LORA_REG_TOKEN"):
-        given.pop(name, None)
-    done = pipeline(home, path, **given)
+    given.pop("LORA_REG_SERVER", None)
+    assert "secrets." not in (CI / template).read_text()
+    runner = Home(tmp_path / "runner", home.server)
+    if on_github := template.startswith("github"):
+        assert document["permissions"]["id-token"] == "write"
+    else:
+        assert document["gate-adapter"]["id_tokens"] == {"LORA_REG_ID_TOKEN": {"aud": AUDIENCE}}
+    nobody = pipeline(runner, path, **given)
+    assert nobody.returncode == 4, nobody.stderr
+    with actions(made, github_claims()) as environ:
+        shown = environ if on_github else {"LORA_REG_ID_TOKEN": made.token(gitlab_claims())}
+        done = pipeline(runner, path, **given, **shown)
     assert done.returncode == 0, done.stderr
+    assert home.json("show", f"{repository}:prod")["author"] == (
+        "main@fa1e0c2b7d9b#gh" if on_github else "main@714a629c0b40#gl"
+    )
+    assert not (tmp_path / "runner" / "config").exists()
 
 
 @pytest.mark.parametrize("template", ["github-action.yml", "gitlab-ci.yml"])

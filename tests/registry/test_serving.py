@@ -22,7 +22,10 @@ from tests.registry.site import DATABASES, Site
 from tests.support.postgres import fresh_database
 
 ROOT = Path(__file__).resolve().parents[2]
-CLIENT = {f"{PREFIX}{name}" for name in ("SERVER", "TOKEN", "NAMESPACE", "CACHE", "OFFLINE", "KEY_PASSPHRASE")}
+CLIENT = {
+    f"{PREFIX}{name}"
+    for name in ("SERVER", "TOKEN", "TOKEN_FILE", "ID_TOKEN", "NAMESPACE", "CACHE", "OFFLINE", "KEY_PASSPHRASE")
+}
 
 
 def _maps(pid: int) -> str:

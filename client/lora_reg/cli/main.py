@@ -56,6 +56,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "token": (f"{_HERE}.access:token", "Manage the tokens of namespaces that you administer."),
     "login": (f"{_HERE}.account:login", "Sign in to a registry and make it the default."),
     "logout": (f"{_HERE}.account:logout", "Forget the token of a registry."),
+    "ci-token": (f"{_HERE}.account:ci_token", "Exchange the identity token of a CI job for a token of the registry."),
     "whoami": (f"{_HERE}.account:whoami", "Show the authenticated user."),
     "cache": (f"{_HERE}.cache:cache", "Manage the local cache of pulled versions."),
     "completion": (f"{_HERE}.completion:completion", "Print the completion script of a shell."),
@@ -71,7 +72,7 @@ SECTIONS: Final[dict[str, tuple[str, ...]]] = {
     "Jobs": ("job",),
     "Bases and data": ("base", "dataset"),
     "Rights": ("namespace", "token"),
-    "Account and machine": ("login", "logout", "whoami", "cache", "completion"),
+    "Account and machine": ("login", "logout", "ci-token", "whoami", "cache", "completion"),
 }
 
 

@@ -66,6 +66,11 @@ class Output:
         if self.mode != "quiet":
             self._message(text)
 
+    def say(self, text: str) -> None:
+        """Print a message that the person must see for the command to go on."""
+        self._message(text)
+        self._err.flush()
+
     def warn(self, text: str) -> None:
         self.note(f"warning: {text}")
 

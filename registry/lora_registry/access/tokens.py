@@ -43,6 +43,8 @@ def create(
     """
     if not 0 < len(name) <= MAX_NAME or not name.isprintable():
         raise RegistryError("usage", f"A token name must have 1 to {MAX_NAME} printable characters.")
+    if "#" in name:
+        raise RegistryError("usage", "A token name must not contain '#': names of callers by identity tokens do.")
     if len(note) > MAX_NOTE or "\0" in note:
         raise RegistryError("usage", f"A note must have at most {MAX_NOTE} characters, none of them NUL.")
     if not 0 < len(grants) <= MAX_GRANTS:

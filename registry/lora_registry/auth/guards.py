@@ -8,12 +8,13 @@ from litestar import Request
 from sqlmodel import Session, col, select
 
 from lora_contract.errors import RegistryError
-from lora_registry.auth import tokens
+from lora_registry.auth import tokens, trusted
 from lora_registry.auth.caller import Caller
 from lora_registry.auth.last_use import LastUse
 from lora_registry.auth.principals import ANONYMOUS, LOCAL
 from lora_registry.context import Context
 from lora_registry.db.tables import Namespace
+from lora_registry.oidc.verify import looks_like_jwt
 
 READS: Final = ("GET", "HEAD")
 
@@ -46,6 +47,8 @@ def _authenticate(request: Request[Any, Any, Any], ctx: Context, reads: bool) ->
     header = request.headers.get("authorization")
     scheme, _, secret = (header or "").partition(" ")
     secret = secret.strip()
+    if scheme.lower() == "bearer" and looks_like_jwt(secret):
+        return Caller(ctx, trusted.bearer(ctx, secret))
     with ctx.db.read() as session:
         if scheme.lower() == "bearer" and secret:
             used = tokens.verify(session, secret)

@@ -62,6 +62,11 @@ class Principal:
         return Scope(tuple(grant.pattern for grant in self.grants if ROLES.index(grant.role) >= ROLES.index(role)))
 
 
+def origin(name: str) -> str:
+    """Return what identifies a caller: of one that was let in by an identity token, the part of its name after `#`."""
+    return name.rpartition("#")[2]
+
+
 def everywhere(name: str, *, anonymous: bool = False) -> Principal:
     """Return an administrator of all namespaces."""
     return Principal(name, (Grant(ALL, "admin"),), anonymous)

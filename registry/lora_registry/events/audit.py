@@ -19,7 +19,10 @@ from lora_registry.runtime.clock import iso, now
 _LOCK_KEY: Final = 7305618
 _PENDING: Final = "events"
 
-RIGHTS: Final = ("token-created", "token-rotated", "token-revoked", "grants-removed", "visibility-set")
+RIGHTS: Final = (
+    *("token-created", "token-rotated", "token-revoked", "grants-removed", "visibility-set"),
+    *("trust-added", "trust-removed", "issuer-keys-set", "token-issued"),
+)
 """Changes of rights, which only administrators read; `namespace` may be a pattern in them."""
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from lora_contract import reference
 from lora_contract.wire.gates import ApprovalView, ApproveRequest
 from lora_registry.auth.caller import Caller
+from lora_registry.auth.principals import origin
 from lora_registry.db.tables import Approval
 from lora_registry.events import audit
 from lora_registry.gates import store
@@ -50,3 +53,11 @@ def approve(caller: Caller, path: RepositoryPath, request: ApproveRequest) -> Ap
             role=row.role,
             created_at=iso(row.created_at),
         )
+
+
+def of_others(approvals: Iterable[tuple[str, str]], promoter: str) -> list[tuple[str, str]]:
+    """Return the approvals (name and role) that count, under one name for each origin: two commits of a pipeline, which
+    are callers of two names, neither approve each other nor count twice."""
+    names: dict[str, str] = {}
+    counting = [(name, role) for name, role in approvals if origin(name) != origin(promoter)]
+    return [(names.setdefault(origin(name), name), role) for name, role in counting]

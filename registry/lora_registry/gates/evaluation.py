@@ -23,6 +23,7 @@ from lora_registry.auth.principals import Principal
 from lora_registry.auth.reading import narrower
 from lora_registry.db.tables import ReportRow, Repository, Tag, Version
 from lora_registry.gates import store
+from lora_registry.gates.approvals import of_others
 from lora_registry.jobs import enqueue
 from lora_registry.jobs import store as job_store
 from lora_registry.policies import guard
@@ -164,7 +165,7 @@ def evaluate(session: Session, inputs: GateInputs, promoter: str) -> GateOutcome
         if inputs.version.facts is None
         else msgspec.convert(json.loads(inputs.version.facts), AdapterFacts),
         meta=json.loads(inputs.version.meta),
-        approvals=store.approvals(session, inputs.version.id, inputs.tag, promoter),
+        approvals=of_others(store.approvals(session, inputs.version.id, inputs.tag), promoter),
         signers=signatures.signers(
             session, inputs.repo, inputs.version, [parse_public_key(key) for key in inputs.policy.signatures.keys]
         ),

@@ -17,11 +17,9 @@ def newest_decision(session: Session, version_id: int, tag: str) -> DecisionRow 
     return session.exec(query).first()
 
 
-def approvals(session: Session, version_id: int, tag: str, exclude: str) -> list[tuple[str, str]]:
-    """Return name and role of the approvers except `exclude`: the caller's own approval does not count."""
-    query = select(Approval).where(
-        Approval.version_id == version_id, Approval.tag == tag, col(Approval.author) != exclude
-    )
+def approvals(session: Session, version_id: int, tag: str) -> list[tuple[str, str]]:
+    """Return name and role of each approver."""
+    query = select(Approval).where(Approval.version_id == version_id, Approval.tag == tag)
     return [(row.author, row.role) for row in session.exec(query.order_by(col(Approval.id)))]
 
 

@@ -36,6 +36,16 @@ async def admit_json(request: R) -> None:
     ctx = context(request)
     if ctx.settings.auth != "none":
         await anyio.to_thread.run_sync(caller_of, request, ctx)
+    await _read_json(request)
+
+
+async def admit_open_json(request: R) -> None:
+    """Admit a request with a JSON body from anybody: the route limits the body. Raises as `admit_json` does."""
+    await admit(request)
+    await _read_json(request)
+
+
+async def _read_json(request: R) -> None:
     body = await request.body()
     if body:
         require_json(request.headers.get("content-type"))

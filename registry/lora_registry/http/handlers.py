@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Annotated, Any, TypeAlias
 
 from litestar import delete as _delete
@@ -10,10 +10,9 @@ from litestar import get as _get
 from litestar import post as _post
 from litestar import put as _put
 from litestar.handlers import HTTPRouteHandler
-from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import BodyKwarg, FromPath, HeaderParameter, JSONBody, QueryParameter
 
-from lora_registry.http.admission import admit_json
+from lora_registry.http.admission import admit_json, admit_open_json
 from lora_registry.http.problems import RESPONSES
 
 __all__ = [
@@ -28,6 +27,7 @@ __all__ = [
     "Wait",
     "delete",
     "get",
+    "open_post",
     "post",
     "put",
 ]
@@ -39,17 +39,26 @@ def get(path: str, *, summary: str, media_type: str | None = None) -> Decorator:
     return _get(path, sync_to_thread=True, responses=RESPONSES, summary=summary, media_type=media_type)
 
 
-def post(
-    path: str, *, summary: str, status_code: int = 201, responses: Mapping[int, ResponseSpec] | None = None
-) -> Decorator:
-    """responses: others than that of `status_code` and problems."""
+def post(path: str, *, summary: str, status_code: int = 201) -> Decorator:
     return _post(
         path,
         sync_to_thread=True,
-        responses={**RESPONSES, **(responses or {})},
+        responses=RESPONSES,
         summary=summary,
         status_code=status_code,
         before_request=admit_json,
+    )
+
+
+def open_post(path: str, *, summary: str, max_body: int) -> Decorator:
+    """A route for callers without a token. max_body: bytes."""
+    return _post(
+        path,
+        sync_to_thread=True,
+        responses=RESPONSES,
+        summary=summary,
+        before_request=admit_open_json,
+        request_max_body_size=max_body,
     )
 
 

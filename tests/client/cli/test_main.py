@@ -109,6 +109,7 @@ def test_these_are_the_commands() -> None:
         "token revoke",
         "login",
         "logout",
+        "ci-token",
         "whoami",
         "cache",
         "cache list",

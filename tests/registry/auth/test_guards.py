@@ -28,7 +28,8 @@ ROLES = ("anonymous", "reader", "writer", "maintainer", "admin", "stranger")
 class Row:
     """A route and the least role that may use it.
 
-    body: what makes the request a sensible one. free: open to all. below: what weaker roles are answered.
+    body: what makes the request a sensible one. free: open to all. below: what weaker roles are answered. everyone: what
+    all are answered, whatever their role. The least role `root` is that of an administrator of all namespaces.
     """
 
     method: str
@@ -37,6 +38,7 @@ class Row:
     body: Any = None
     free: bool = False
     below: str = "forbidden"
+    everyone: str | None = None
     allowed: set[int] = field(default_factory=lambda: {200, 201, 202, 204})
 
 
@@ -46,6 +48,12 @@ TAG = REPO + "/tags/{tag}"
 ROWS = [
     Row("GET", "/healthz", "anonymous", free=True),
     Row("GET", "/readyz", "anonymous", free=True),
+    Row("GET", "/api/v1/token-exchange/audience", "anonymous", free=True),
+    Row("GET", "/api/v1/login-options", "anonymous", free=True),
+    Row("POST", "/api/v1/token-exchange", "anonymous", {"token": "x"}, everyone="unauthenticated"),
+    Row("GET", "/api/v1/trust-rules", "root", allowed={200}),
+    Row("POST", "/api/v1/trust-rules", "root", "trust", allowed={201}),
+    Row("DELETE", "/api/v1/trust-rules/{rule}", "root", allowed={404}),
     Row("GET", "/api/v1/whoami", "reader", free=True),
     Row("GET", "/api/v1/repositories", "reader", free=True),
     Row("GET", "/api/v1/jobs", "reader", free=True),
@@ -80,9 +88,6 @@ ROWS = [
     Row("PUT", TAG + "/protection", "maintainer", {"protected": False}),
     Row("POST", "/api/v1/uploads", "writer", "upload"),
     Row("PUT", "/api/v1/uploads/{upload_id}/blobs/{digest}", "writer", "blob"),
-    Row("GET", "/api/v1/uploads/{upload_id}/blobs/{digest}/parts", "writer", allowed={400}),
-    Row("POST", "/api/v1/uploads/{upload_id}/blobs/{digest}/parts", "writer", {"parts": []}, allowed={400}),
-    Row("PUT", "/api/v1/uploads/{upload_id}/blobs/{digest}/parts/{number}", "writer", "blob", allowed={400}),
     Row("POST", "/api/v1/uploads/{upload_id}/blobs/{digest}/complete", "writer", allowed={204, 404}),
     Row("POST", REPO + "/versions", "writer", "commit"),
     Row("POST", "/api/v1/merges", "writer", "merge"),
@@ -179,7 +184,7 @@ def _prepare(guarded: Guarded, row: Row, role: str) -> tuple[str, dict[str, Any]
     if "{token}" in row.path:
         guarded.site.token_with(f"reader:{ns}", name=token)
     digest = describe(files)[0]["digest"]
-    path = row.path.format(**parts, path="adapter_config.json", number=1, upload_id=session, digest=digest, token=token)
+    path = row.path.format(**parts, path="adapter_config.json", upload_id=session, digest=digest, token=token, rule="x")
     match row.body:
         case "upload":
             return path, {"json": {"namespace": ns, "name": other, "kind": "adapter", "files": describe(files)}}
@@ -206,6 +211,10 @@ def _prepare(guarded: Guarded, row: Row, role: str) -> tuple[str, dict[str, Any]
         case "sign":
             digest = writer.get(f"/api/v1/repositories/{ns}/{name}/versions/v1").json()["digest"]
             return path, {"json": Signer().of_version(ns, name, digest)}
+        case "trust":
+            claims, grants = {"sub": unique("x")}, [{"pattern": ns, "role": "admin"}]
+            body = {"name": unique("rule"), "kind": "other", "issuer": "https://ci.example", "claims": claims}
+            return path, {"json": {**body, "grants": grants}}
         case "policy":
             return path, {"json": {"pattern": f"{ns}/{name}:{unique('never')}", "document": None}}
         case None:
@@ -216,11 +225,16 @@ def _prepare(guarded: Guarded, row: Row, role: str) -> tuple[str, dict[str, Any]
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.method} {row.path}")
 def test_every_route_against_every_caller(guarded: Guarded, row: Row) -> None:
+    if row.least == "root":
+        path, request = _prepare(guarded, row, "admin")
+        assert guarded.root.request(row.method, path, **request).status_code in row.allowed
     for role in ROLES:
         path, request = _prepare(guarded, row, role)
         answer = guarded.clients[role].request(row.method, path, **request)
         what = (role, answer.status_code, answer.text[:300])
-        if row.free:
+        if row.everyone or row.least == "root":
+            problem(answer, row.everyone or ("unauthenticated" if role == "anonymous" else "forbidden"))
+        elif row.free:
             assert answer.status_code == (401 if role == "anonymous" and row.least != "anonymous" else 200), what
         elif role == "anonymous":
             problem(answer, "unauthenticated")

@@ -7,6 +7,7 @@ from lora_registry.db.tables.access import AuditEvent, IdempotencyRecord, Namesp
 from lora_registry.db.tables.bases import BaseAlias, BaseFingerprintRow
 from lora_registry.db.tables.blobs import Blob, Orphan, UploadFile, UploadSessionRow
 from lora_registry.db.tables.gates import Approval, DecisionRow, PolicyRow, VersionSignature
+from lora_registry.db.tables.identity import TakenToken, TokenOrigin, TrustedIssuer, TrustRuleRow
 from lora_registry.db.tables.jobs import TaskLease, WorkerLease
 from lora_registry.db.tables.repositories import Repository, Tag, TagMove, Version, VersionBlob, VersionEdge
 from lora_registry.db.tables.work import JobRow, RecipeRow, ReportRow
@@ -28,10 +29,14 @@ __all__ = [
     "Repository",
     "Tag",
     "TagMove",
+    "TakenToken",
     "TaskLease",
     "Token",
     "TokenGrant",
+    "TokenOrigin",
     "TokenSecret",
+    "TrustRuleRow",
+    "TrustedIssuer",
     "UploadFile",
     "UploadSessionRow",
     "Version",
