@@ -65,7 +65,8 @@ class Manifest:
         base: digest of the base version (adapters and models).
         fingerprint: digest of the base fingerprint (bases only).
         recipe: digest of the recipe that derived this version; None if it was pushed.
-        weights_absent: a base registered with `--manifest-only`.
+        weights_absent: a base registered with `--manifest-only` before 2026-12, which had a digest of its own. Whether
+            the weights are stored is no longer part of a version's content.
         config: ModelPack's technical metadata: `architecture`, `format`, `paramSize`, `precision`, `quantization`.
     """
 

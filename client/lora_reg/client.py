@@ -35,7 +35,15 @@ from lora_contract.wire.repositories import (
     YankRequest,
 )
 from lora_contract.wire.tags import ProtectRequest, RollbackRequest, TagEvent, TagHistory, TagList, TagRequest, TagView
-from lora_contract.wire.uploads import UploadRequest, UploadSession
+from lora_contract.wire.uploads import (
+    PartSpec,
+    PartsRequest,
+    PartTarget,
+    PartTargets,
+    StoredParts,
+    UploadRequest,
+    UploadSession,
+)
 from lora_reg.gate_calls import GateCalls
 from lora_reg.transport import Body
 
@@ -210,7 +218,23 @@ class Client(GateCalls):
         self._call("PUT", f"/uploads/{upload_id}/blobs/{digest}", headers=headers, content=body)
 
     def complete_blob(self, upload_id: str, digest: str) -> None:
-        self._send("POST", f"/uploads/{upload_id}/blobs/{digest}/complete", timeout=COMMIT_SECONDS)
+        """Have the server check the bytes that the store received, and wait for it."""
+        path = f"/uploads/{upload_id}/blobs/{digest}/complete"
+        while self._send("POST", path, timeout=COMMIT_SECONDS).status_code == 202:
+            pass  # the server waits before it answers
+
+    def stored_parts(self, upload_id: str, digest: str) -> StoredParts:
+        """The parts of a blob that need not be sent again."""
+        return self._get(f"/uploads/{upload_id}/blobs/{digest}/parts", StoredParts)
+
+    def part_target(self, upload_id: str, digest: str, part: PartSpec) -> PartTarget:
+        """How to send a part."""
+        path = f"/uploads/{upload_id}/blobs/{digest}/parts"
+        return self._post(path, PartsRequest(parts=[part]), PartTargets).parts[0]
+
+    def put_part(self, upload_id: str, digest: str, number: int, body: Body, size: int) -> None:
+        headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
+        self._call("PUT", f"/uploads/{upload_id}/blobs/{digest}/parts/{number}", headers=headers, content=body)
 
     def commit(self, ref: str | Reference, request: CommitRequest) -> CommitResult:
         path = f"{self._repository(ref)}/versions"

@@ -7,6 +7,7 @@ are followed for reads only, and the token is not sent to another origin.
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ class Transport:
         self._reached = False
         self._own = _http_client(self.server)
         self._stores: dict[str, httpx.Client] = {}
+        self._lock = threading.Lock()
 
     def close(self) -> None:
         self._own.close()
@@ -165,9 +167,10 @@ class Transport:
         if self._is_own(url):
             return self._own
         scheme = urlsplit(url).scheme
-        if scheme not in self._stores:
-            self._stores[scheme] = _http_client(url)
-        return self._stores[scheme]
+        with self._lock:  # of two clients that threads made at once, one would never be closed
+            if scheme not in self._stores:
+                self._stores[scheme] = _http_client(url)
+            return self._stores[scheme]
 
 
 def _http_client(url: str) -> httpx.Client:

@@ -17,6 +17,9 @@ from lora_contract.errors import RegistryError
 
 PREFIX = "LORA_REG_"
 LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+MIN_PART: Final = 5 * 1024**2
+MAX_PART: Final = 5 * 1024**3
+"""In bytes: what S3 accepts as a part."""
 _POSITIVE: Final = ("presign_seconds", "upload_seconds", "max_file_bytes", "lease_seconds")
 
 
@@ -35,6 +38,8 @@ class ServiceSettings:
         max_file_bytes: the largest file that a push may contain.
         verified_seconds: a stored file that was not verified for this long is not handed to Hub clients by a presigned
             URL, but through the service, which verifies it.
+        upload_part_bytes: files longer than this are sent in parts of this size, or longer if there were more than
+            10,000; at least 5 MiB. A push that was cut off goes on with the parts that are missing.
         s3_endpoint_url, s3_region, s3_path_style, s3_checksum, s3_ca_bundle: how boto3 reaches the store; None or
             empty: boto3's own defaults. s3_checksum is boto3's `request_checksum_calculation`.
         preload: import torch and PEFT soon after a worker's start rather than for its first validation.
@@ -53,9 +58,10 @@ class ServiceSettings:
     auth: str = "none"
     presign: bool = True
     presign_seconds: int = 300
-    upload_seconds: int = 24 * 3600
+    upload_seconds: int = 72 * 3600
     max_file_bytes: int = 64 * 1024**3
     verified_seconds: float = 7 * 24 * 3600.0
+    upload_part_bytes: int = 64 * 1024**2
     s3_endpoint_url: str | None = None
     s3_region: str | None = None
     s3_path_style: bool = True
@@ -76,6 +82,8 @@ class ServiceSettings:
         _require_one_of("log_level", self.log_level, LOG_LEVELS)
         if not 0 <= self.port <= 65535:
             raise _invalid("port", self.port, "a port from 0 to 65535")
+        if not MIN_PART <= self.upload_part_bytes <= MAX_PART:
+            raise _invalid("upload_part_bytes", self.upload_part_bytes, f"a number from {MIN_PART} to {MAX_PART}")
         for name in _POSITIVE:
             if not getattr(self, name) > 0:
                 raise _invalid(name, getattr(self, name), "a number greater than 0")

@@ -21,10 +21,12 @@ APART: Final = (
 
 TOGETHER: Final = {
     "the S3 servers": (
+        "tests/e2e/test_long_uploads.py",
         "tests/e2e/test_real_servers.py",
         "tests/registry/blobs/test_memory.py",
         "tests/registry/blobs/test_protocols.py",
         "tests/registry/blobs/test_s3.py",
+        "tests/registry/blobs/test_upload_parts.py",
         "tests/registry/hub/test_storage_and_rights.py",
         "tests/registry/worker/children/test_merge.py",
     ),

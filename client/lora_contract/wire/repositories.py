@@ -83,10 +83,14 @@ class CommitRequest(Request, frozen=True):
 
 
 class CommitResult(Response, frozen=True):
-    """created: False if the same content was a version already, whose message and metadata stay unchanged."""
+    """created: False if the same content was a version already, whose message and metadata stay unchanged.
+
+    weights_added: the version was a base without its weights, and now has them.
+    """
 
     version: VersionView
     created: bool
+    weights_added: bool = False
     findings: list[Finding] = []
     job: str | None = None
 

@@ -25,7 +25,8 @@ class UploadTarget(Response, frozen=True):
     """How to send a blob. state: `present` (nothing to send) or `needed`.
 
     url/headers/method: a presigned request to the store, followed by `…/complete`; None: PUT the
-    bytes to `/api/v1/uploads/{id}/blobs/{digest}`.
+    bytes to `/api/v1/uploads/{id}/blobs/{digest}`. part_size: send parts of so many bytes instead, the last one
+    shorter, and then `…/complete`; None: the blob is sent at once.
     """
 
     digest: str
@@ -34,6 +35,40 @@ class UploadTarget(Response, frozen=True):
     method: str | None = None
     url: str | None = None
     headers: dict[str, str] = {}
+    part_size: int | None = None
+
+
+class PartSpec(Request, frozen=True):
+    """A part to send. number: from 1. digest: of the part's bytes, which a store may check."""
+
+    number: int
+    digest: str
+
+
+class PartsRequest(Request, frozen=True):
+    parts: list[PartSpec]
+
+
+class PartTarget(Response, frozen=True):
+    """How to send a part. url/headers/method: a presigned request to the store; None: PUT the bytes to
+    `/api/v1/uploads/{id}/blobs/{digest}/parts/{number}`."""
+
+    number: int
+    size: int
+    method: str | None = None
+    url: str | None = None
+    headers: dict[str, str] = {}
+
+
+class PartTargets(Response, frozen=True):
+    parts: list[PartTarget]
+
+
+class StoredParts(Response, frozen=True):
+    """Parts of a blob that are stored. They need not be sent again."""
+
+    part_size: int
+    numbers: list[int]
 
 
 class UploadSession(Response, frozen=True):

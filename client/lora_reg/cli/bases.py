@@ -20,7 +20,7 @@ def base() -> None:
 )
 @click.argument("name")
 @click.argument("folder", metavar="DIR")
-@click.option("--manifest-only", is_flag=True, help="Register the structure without uploading the weights.")
+@click.option("--manifest-only", is_flag=True, help="Register the structure; weights may follow, as the same version.")
 @click.option(
     "--alias",
     "aliases",
@@ -43,7 +43,8 @@ def add(
     """Register a base model from its folder: config, safetensors, tokenizer.
 
     Adapters are checked against its fingerprint and pinned to it: config, name, shape and dtype of every tensor, and
-    the sha256 of every file.
+    the sha256 of every file. The version has the same digest with and without its weights: add it again without
+    --manifest-only to upload them.
     """
     from lora_reg.cli.push import print_pushed
     from lora_reg.transfer.push import add_base

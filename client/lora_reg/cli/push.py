@@ -9,6 +9,7 @@ import click
 from lora_reg.cli.state import Command, State, pass_state
 
 if TYPE_CHECKING:
+    from lora_contract.wire.repositories import CommitResult
     from lora_reg.cli.output import Output
     from lora_reg.transfer.push import Pushed
 
@@ -99,13 +100,14 @@ def print_pushed(output: Output, schema: str, pushed: Pushed, *, then: str | Non
         {
             "dry_run": False,
             "created": result.created,
+            "weights_added": result.weights_added,
             "version": version,
             "sent": pushed.sent,
             "job": result.job,
             "findings": pushed.findings,
         },
         human=[
-            f"{views.label(version)}  {'created' if result.created else 'exists already'}",
+            f"{views.label(version)}  {_outcome(result)}",
             *fields(
                 [
                     ("base", views.label(version.base) if version.base else None),
@@ -117,6 +119,12 @@ def print_pushed(output: Output, schema: str, pushed: Pushed, *, then: str | Non
         quiet=[name],
     )
     output.next(then or (f"lora-reg pull {name} -o DIR" if version.tags else f"lora-reg tag {name} prod"))
+
+
+def _outcome(result: CommitResult) -> str:
+    if result.weights_added:
+        return "now has its weights"
+    return "created" if result.created else "exists already"
 
 
 def _pairs(meta: tuple[str, ...]) -> dict[str, str]:

@@ -58,6 +58,7 @@ class _Meaning:
     yanked: str | None = None
     at: str | None = None
     asked: bool = True
+    weights_absent: bool = False
 
 
 def pull(
@@ -100,7 +101,7 @@ def _pull(
     meaning = _last(client, wanted, cache) if offline else _ask(client, wanted, cache)
     version = Reference(wanted.name, wanted.namespace, digest=meaning.digest)
     manifest = _manifest(client, version, cache, offline)
-    if manifest.weights_absent:
+    if meaning.weights_absent or manifest.weights_absent:
         raise RegistryError(
             "not-found",
             f"{version.repository} was registered with --manifest-only: its weights are not in the registry.",
@@ -174,7 +175,7 @@ def _ask(client: Client, wanted: Reference, cache: Cache) -> _Meaning:
     digest = Digest.parse(view.digest)
     if wanted.digest is not None and digest != wanted.digest:
         raise RegistryError("digest-mismatch", f"The server answered {digest.short}; expected {wanted.digest.short}.")
-    return _Meaning(digest, view.number, etag, view.yanked)
+    return _Meaning(digest, view.number, etag, view.yanked, weights_absent=view.weights_absent)
 
 
 def _last(client: Client, wanted: Reference, cache: Cache) -> _Meaning:

@@ -49,10 +49,14 @@ class LocalFile:
             raise _changed(self.path, "it was written to or replaced")
         return descriptor
 
-    def chunks(self) -> Iterator[bytes]:
-        """Yield its bytes. Raises RegistryError `digest-mismatch` if it has changed since the scan."""
+    def chunks(self, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """Yield `length` bytes from `offset`; None: to its end. Raises RegistryError `digest-mismatch` if the file has
+        changed since the scan."""
+        end = self.size if length is None else offset + length
         with os.fdopen(self.open(), "rb", buffering=0) as file:
-            while piece := file.read(CHUNK):
+            file.seek(offset)
+            while offset < end and (piece := file.read(min(CHUNK, end - offset))):
+                offset += len(piece)
                 yield piece
 
 

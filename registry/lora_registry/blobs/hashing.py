@@ -42,10 +42,14 @@ class Tally:
 
 
 class Verifier:
-    """Checks a stream against its announced length and digest, chunk by chunk."""
+    """Checks a stream against its announced length and digest, chunk by chunk.
 
-    def __init__(self, *, digest: Digest, size: int) -> None:
+    digest None: its length alone; the caller checks its bytes later. what: what it is, in errors; None: its digest.
+    """
+
+    def __init__(self, *, digest: Digest | None, size: int, what: str | None = None) -> None:
         self._expected = digest
+        self._what = what or str(digest)
         self._size = size
         self._tally = Tally()
 
@@ -55,21 +59,21 @@ class Verifier:
         if self._tally.size > self._size:
             raise RegistryError(
                 "size-mismatch",
-                f"More than the announced {self._size} bytes were sent for {self._expected}.",
+                f"More than the announced {self._size} bytes were sent for {self._what}.",
                 expected=self._size,
             )
 
     def finish(self) -> None:
         """Raise RegistryError `size-mismatch` or `digest-mismatch` if the stream was not the announced one."""
-        size, digest = self._tally.size, self._tally.digest
+        size = self._tally.size
         if size != self._size:
             raise RegistryError(
                 "size-mismatch",
-                f"{size} bytes were sent for {self._expected}; {self._size} were announced.",
+                f"{size} bytes were sent for {self._what}; {self._size} were announced.",
                 expected=self._size,
                 found=size,
             )
-        if digest.hex != self._expected.hex:  # which may be an address
+        if self._expected is not None and (digest := self._tally.digest).hex != self._expected.hex:  # may be an address
             raise RegistryError(
                 "digest-mismatch",
                 f"The {size} bytes sent have the digest {digest}; {self._expected} was announced.",

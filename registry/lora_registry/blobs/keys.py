@@ -7,6 +7,7 @@
     │   └── ff/ffe8…
     ├── uploads/<session>/
     │   ├── <64 hex>                     bytes of a presigned PUT; a blob only after `adopt` has hashed them
+    │   ├── <64 hex>.part-00001           a part of a long upload, from part 1; joined by `adopt`
     │   ├── <64 hex>.adopted             empty: this session uploaded these bytes, so a repeated `adopt` may succeed
     │   └── stream                       (S3) a long stream whose digest is unknown until its end
     └── tmp/put-…                        (folder) a file being written; locked while its writer lives
@@ -28,7 +29,10 @@ from lora_contract.errors import RegistryError
 BLOBS: Final = "blobs/sha256/"
 UPLOADS: Final = "uploads/"
 TMP: Final = "tmp/"
+MAX_PARTS: Final = 10_000
+"""As many as an object of S3 can be joined of."""
 ADOPTED: Final = ".adopted"
+PART: Final = ".part-"
 
 _HEX: Final = re.compile(r"[0-9a-f]{64}\Z")
 _SESSION: Final = re.compile(r"[0-9a-fA-F][0-9a-fA-F-]{7,63}\Z")
@@ -78,6 +82,19 @@ def upload_key(upload: str, digest: Digest) -> str:
 def adopted_key(upload: str, digest: Digest) -> str:
     """`uploads/<session>/<hex>.adopted`: the marker beside it. Raises as upload_prefix."""
     return upload_key(upload, digest) + ADOPTED
+
+
+def part_key(upload: str, digest: Digest, number: int) -> str:
+    """`uploads/<session>/<hex>.part-00001`: a part of the upload; keys sort by number. Raises as upload_prefix."""
+    if not 1 <= number <= MAX_PARTS:
+        raise RegistryError("invalid-request", f"A part has a number from 1 to {MAX_PARTS}, not {number}.")
+    return f"{upload_key(upload, digest)}{PART}{number:05}"
+
+
+def parse_part_key(key: str) -> int | None:
+    """Return the number of a part; None for any other key."""
+    number = key.rpartition(PART)[2]
+    return int(number) if PART in key and len(number) == 5 and number.isascii() and number.isdigit() else None
 
 
 def parse_blob_key(key: str) -> Digest | None:

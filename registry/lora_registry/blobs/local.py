@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
@@ -58,7 +58,8 @@ class LocalStore:
         return primed(self._chunks(digest, offset, length, chunk))
 
     def receive(self, *, digest: Digest, size: int) -> Reception:
-        return _FileReception(self._temporary(), self._publish, digest, size)
+        verifier = Verifier(digest=digest, size=size)
+        return _FileReception(self._temporary(), verifier, lambda path, file: self._publish(path, file, digest))
 
     def put(self, chunks: Iterable[bytes], *, digest: Digest, size: int) -> None:
         feed(self.receive(digest=digest, size=size), chunks)
@@ -73,6 +74,10 @@ class LocalStore:
     def adopt(self, upload: str, *, digest: Digest, size: int) -> None:
         path = self._root / keys.upload_key(upload, digest)
         mark = self._root / keys.adopted_key(upload, digest)
+        if numbers := sorted(self.parts(upload, digest)):
+            self._join([self._root / keys.part_key(upload, digest, number) for number in numbers], digest, size=size)
+            mark.touch()
+            return
         with _disk():
             try:
                 file = path.open("rb", buffering=0)
@@ -89,6 +94,39 @@ class LocalStore:
                     raise
                 mark.touch()
                 self._publish(path, file.fileno(), digest)
+
+    def receive_part(self, upload: str, digest: Digest, number: int, *, size: int) -> Reception:
+        target = self._root / keys.part_key(upload, digest, number)
+
+        def publish(path: Path, descriptor: int) -> None:
+            with _disk():
+                os.fsync(descriptor)
+                _make_folder(target.parent)
+                path.rename(target)
+                _sync_folder(target.parent)
+
+        verifier = Verifier(digest=None, size=size, what=f"part {number} of {digest}")
+        return _FileReception(self._temporary(), verifier, publish)
+
+    def parts(self, upload: str, digest: Digest) -> dict[int, int]:
+        found: dict[int, int] = {}
+        begin = self._root / keys.upload_key(upload, digest)
+        with _disk():
+            for path in begin.parent.glob(f"{begin.name}{keys.PART}*"):
+                number = keys.parse_part_key(path.name)
+                if number is not None:
+                    found[number] = path.stat().st_size
+        return found
+
+    def _join(self, parts: Sequence[Path], digest: Digest, *, size: int) -> None:
+        """Join the parts into a new file: a sender that still holds a part open cannot write to the blob."""
+        try:
+            self.put(_concatenated(parts), digest=digest, size=size)
+        except RegistryError as error:
+            if error.code == "digest-mismatch":
+                _remove(parts)
+            raise
+        _remove(parts)
 
     def discard_upload(self, upload: str) -> None:
         with _disk():
@@ -115,6 +153,9 @@ class LocalStore:
         return None
 
     def presign_put(self, upload: str, digest: Digest, *, size: int, expires_in: int) -> Presigned | None:  # noqa: ARG002
+        return None
+
+    def presign_part(self, *_: object, **__: object) -> None:
         return None
 
     def check(self) -> None:
@@ -210,14 +251,12 @@ class _FileReception:
     def __init__(
         self,
         temporary: AbstractContextManager[tuple[Path, int]],
-        publish: Callable[[Path, int, Digest], None],
-        digest: Digest,
-        size: int,
+        verifier: Verifier,
+        publish: Callable[[Path, int], None],
     ) -> None:
         self._temporary = temporary
         self._publish = publish
-        self._digest = digest
-        self._verifier = Verifier(digest=digest, size=size)
+        self._verifier = verifier
         self._open = ExitStack()
         self._file: tuple[Path, int] | None = None
 
@@ -228,7 +267,7 @@ class _FileReception:
     def finish(self) -> None:
         path, descriptor = self._opened()
         self._verifier.finish()
-        self._publish(path, descriptor, self._digest)
+        self._publish(path, descriptor)
 
     def discard(self) -> None:
         self._open.close()
@@ -311,6 +350,24 @@ def _remove_tree(folder: Path) -> None:
     except FileNotFoundError:
         # Already removed, or another sweep removed a file of it between listing and removal.
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _concatenated(paths: Iterable[Path]) -> Iterator[bytes]:
+    for path in paths:
+        with _disk():
+            file = path.open("rb", buffering=0)
+        with file:
+            while True:
+                with _disk():
+                    data = file.read(CHUNK)
+                if not data:
+                    break
+                yield data
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def _changed(path: Path) -> float:

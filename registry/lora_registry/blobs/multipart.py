@@ -8,29 +8,22 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import count
 from typing import Any, Final
 
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
-from lora_registry.blobs.parts import Cutter, Range
+from lora_registry.blobs.parts import Cutter, Range, part_size_for
 from lora_registry.blobs.protocols import Chunk
 from lora_registry.blobs.s3_client import StoreResponseError, call
 from lora_registry.blobs.s3_settings import MIB
 
-MAX_PARTS: Final = 10_000
 _COPY_PART: Final = 256 * MIB
 _SENDERS: Final = ThreadPoolExecutor(max_workers=16, thread_name_prefix="s3-part")
 """Shared by all uploads of the process, which wait most of their time for bytes."""
 _CHECKSUMS: Final = ("ChecksumCRC32", "ChecksumCRC32C", "ChecksumCRC64NVME", "ChecksumSHA1", "ChecksumSHA256")
-
-
-def part_size_for(size: int, wanted: int) -> int:
-    """Return the requested part size, or a larger one that fits `size` bytes into the 10,000 parts that S3 allows."""
-    minimum = -(-size // MAX_PARTS)
-    return max(wanted, -(-minimum // MIB) * MIB)
 
 
 class Upload:
@@ -136,17 +129,27 @@ def copy(
         return
     step = part_size_for(size, min(_COPY_PART, single_limit))
 
-    def send(number: int) -> dict[str, Any]:
-        first = (number - 1) * step
-        span = f"bytes={first}-{min(first + step, size) - 1}"
-        response = call(client, "upload_part_copy", **target, PartNumber=number, CopySourceRange=span, **origin)
+    spans = [f"bytes={first}-{min(first + step, size) - 1}" for first in range(0, size, step)]
+    parts = [{**origin, "CopySourceRange": span} for span in spans]
+    _copy_parts(client, bucket=bucket, key=key, parts=parts, parallel=parallel)
+
+
+def join(client: Any, *, bucket: str, sources: Sequence[tuple[str, str]], key: str, parallel: int) -> None:
+    """Join whole objects inside the store, given with their ETags; raises as copy."""
+    parts = [{"CopySource": {"Bucket": bucket, "Key": source}, "CopySourceIfMatch": etag} for source, etag in sources]
+    _copy_parts(client, bucket=bucket, key=key, parts=parts, parallel=parallel)
+
+
+def _copy_parts(client: Any, *, bucket: str, key: str, parts: Sequence[dict[str, Any]], parallel: int) -> None:
+    def send(number: int, origin: dict[str, Any]) -> dict[str, Any]:
+        response = call(client, "upload_part_copy", **target, PartNumber=number, **origin)
         return _part(number, response["CopyPartResult"])
 
     target = {"Bucket": bucket, "Key": key}
     target["UploadId"] = call(client, "create_multipart_upload", **target)["UploadId"]
     try:
         with ThreadPoolExecutor(max_workers=parallel, thread_name_prefix="s3-copy") as pool:
-            sent = list(pool.map(send, range(1, -(-size // step) + 1)))
+            sent = list(pool.map(send, range(1, len(parts) + 1), parts))
         _complete(client, target, sent)
     except BaseException:
         _abort(client, target)

@@ -10,10 +10,17 @@ from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from lora_contract.digest import Digest
+from lora_registry.blobs.keys import MAX_PARTS
 from lora_registry.blobs.protocols import Chunk, Stored
 from lora_registry.blobs.s3_settings import MIB
 
 MIN_PART: Final = 5 * MIB
+
+
+def part_size_for(size: int, wanted: int) -> int:
+    """Return the requested part size, or a larger one that fits `size` bytes into the 10,000 parts that S3 allows."""
+    minimum = -(-size // MAX_PARTS)
+    return max(wanted, -(-minimum // MIB) * MIB)
 
 
 class Range(NamedTuple):

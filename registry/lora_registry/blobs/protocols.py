@@ -98,13 +98,20 @@ class BlobWriter(Protocol):
         """
 
     def adopt(self, upload: str, *, digest: Digest, size: int) -> None:
-        """Turn a finished presigned upload, `uploads/<upload>/<hex>`, into a blob.
+        """Turn a finished presigned upload, `uploads/<upload>/<hex>`, or its parts into a blob.
 
         Hashes the stored bytes, since the client is not trusted, then moves them to their key. Idempotent for this
         session until `discard_upload`. Raises `not-found` if this session uploaded nothing, even if the blob exists
         (otherwise a client could claim others' bytes by their digest), and `digest-mismatch` or `size-mismatch`, which
         remove the upload.
         """
+
+    def receive_part(self, upload: str, digest: Digest, number: int, *, size: int) -> Reception:
+        """Begin part `number` (from 1) of an upload in progress, as `receive`; its digest is not checked. A part that
+        is sent again replaces the one before."""
+
+    def parts(self, upload: str, digest: Digest) -> dict[int, int]:
+        """Return the parts that are stored: their lengths in bytes by number."""
 
     def discard_upload(self, upload: str) -> None:
         """Remove all uploads of this session. Idempotent."""
@@ -140,6 +147,11 @@ class Presigner(Protocol):
         The request must include `headers` unchanged. None if the store has no presigned URLs, or `size` exceeds the
         limit of one PUT.
         """
+
+    def presign_part(
+        self, upload: str, digest: Digest, number: int, *, part: Digest, size: int, expires_in: int
+    ) -> Presigned | None:
+        """Return a PUT for part `number` of an upload, bound to the part's length and sha256, as presign_put does."""
 
 
 class BlobStore(BlobReader, BlobWriter, BlobDeleter, BlobLister, Presigner, Protocol):

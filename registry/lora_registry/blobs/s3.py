@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import quote, urlsplit
 
 from lora_contract.digest import Digest
@@ -36,6 +36,15 @@ def connect(url: str, settings: S3Settings) -> S3Store:
     if parts.scheme != "s3" or not parts.netloc or {"@", ":"} & set(parts.netloc) or parts.query or parts.fragment:
         raise RegistryError("usage", "A storage URL is s3://bucket or s3://bucket/prefix, without credentials.")
     return S3Store(bucket=parts.netloc, prefix=parts.path.strip("/"), client=make_client(settings), settings=settings)
+
+
+class _Part(NamedTuple):
+    """A stored part of an upload. size: in bytes."""
+
+    number: int
+    key: str
+    etag: str
+    size: int
 
 
 class S3Store:
@@ -78,9 +87,9 @@ class S3Store:
         return primed(self._objects.chunks(response, key, offset, end, chunk))
 
     def receive(self, *, digest: Digest, size: int) -> Reception:
-        if size <= self._settings.part_size:
-            return _ShortReception(partial(self._put_short, digest=digest), digest, size)
-        return _LongReception(partial(self._objects.begin_upload, keys.blob_key(digest), size), digest, size)
+        return self._receive(
+            keys.blob_key(digest), Verifier(digest=digest, size=size), size, partial(self._put_short, digest=digest)
+        )
 
     def put(self, chunks: Iterable[bytes], *, digest: Digest, size: int) -> None:
         feed(self.receive(digest=digest, size=size), chunks)
@@ -112,6 +121,11 @@ class S3Store:
         mark = keys.adopted_key(upload, digest)
         head = self._objects.head(key)
         if head is None:
+            if parts := self._parts(upload, digest):
+                self._join(parts, digest, size=size)
+                self._objects.put(mark, b"")
+                self._discard(parts)
+                return
             if self._objects.head(mark) is not None and self.size(digest) == size:
                 return
             raise RegistryError("not-found", f"Nothing was uploaded for {digest}.")
@@ -136,6 +150,46 @@ class S3Store:
         self._objects.put(mark, b"")
         self._objects.remove(key)
 
+    def receive_part(self, upload: str, digest: Digest, number: int, *, size: int) -> Reception:
+        key = keys.part_key(upload, digest, number)
+        verifier = Verifier(digest=None, size=size, what=f"part {number} of {digest}")
+        return self._receive(key, verifier, size, partial(self._objects.put, key))
+
+    def parts(self, upload: str, digest: Digest) -> dict[int, int]:
+        return {part.number: part.size for part in self._parts(upload, digest)}
+
+    def _receive(self, key: str, verifier: Verifier, size: int, put_short: Callable[[bytes], None]) -> Reception:
+        if size <= self._settings.part_size:
+            return _ShortReception(put_short, verifier)
+        return _LongReception(partial(self._objects.begin_upload, key, size), verifier)
+
+    def _parts(self, upload: str, digest: Digest) -> list[_Part]:
+        found = []
+        for item in self._objects.list(keys.upload_key(upload, digest) + keys.PART):
+            number = keys.parse_part_key(item["Key"])
+            if number is not None:
+                found.append(_Part(number, item["Key"], str(item["ETag"]), int(item["Size"])))
+        return found
+
+    def _join(self, parts: list[_Part], digest: Digest, *, size: int) -> None:
+        def chunks() -> Iterator[bytes]:
+            for part in parts:
+                response = self._objects.get(part.key, 0, part.size, etag=part.etag)
+                yield from self._objects.chunks(response, part.key, 0, part.size, _CHUNK, etag=part.etag)
+
+        try:
+            for _ in checked(chunks(), digest=digest, size=size):
+                pass
+        except RegistryError as error:
+            if error.code == "digest-mismatch":
+                self._discard(parts)
+            raise
+        self._objects.join([(part.key, part.etag) for part in parts], keys.blob_key(digest))
+
+    def _discard(self, parts: list[_Part]) -> None:
+        for part in parts:
+            self._objects.remove(part.key)
+
     def discard_upload(self, upload: str) -> None:
         for item in self._objects.list(keys.upload_prefix(upload)):
             self._objects.remove(item["Key"])
@@ -158,12 +212,20 @@ class S3Store:
     def presign_put(self, upload: str, digest: Digest, *, size: int, expires_in: int) -> Presigned | None:
         if size > self._settings.single_copy_limit:
             return None
+        return self._presign(keys.upload_key(upload, digest), digest, size=size, expires_in=expires_in)
+
+    def presign_part(
+        self, upload: str, digest: Digest, number: int, *, part: Digest, size: int, expires_in: int
+    ) -> Presigned | None:
+        return self._presign(keys.part_key(upload, digest, number), part, size=size, expires_in=expires_in)
+
+    def _presign(self, key: str, digest: Digest, *, size: int, expires_in: int) -> Presigned:
         sha256 = _base64(digest)
         # Both are signed, so another length or digest needs another signature, and a store that checks the digest
         # refuses other bytes. `adopt` hashes in any case.
         headers = {"content-length": str(size), "x-amz-checksum-sha256": sha256}
         parameters = {"ContentLength": size, "ChecksumSHA256": sha256}
-        return self._objects.presign("PUT", keys.upload_key(upload, digest), parameters, headers, expires_in)
+        return self._objects.presign("PUT", key, parameters, headers, expires_in)
 
     def check(self) -> None:
         self._objects.check()
@@ -222,9 +284,9 @@ class S3Store:
 class _ShortReception:
     """A blob of one PUT, in memory until all its bytes are there."""
 
-    def __init__(self, put: Callable[[bytes], None], digest: Digest, size: int) -> None:
+    def __init__(self, put: Callable[[bytes], None], verifier: Verifier) -> None:
         self._put = put
-        self._verifier = Verifier(digest=digest, size=size)
+        self._verifier = verifier
         self._data = bytearray()
 
     def write(self, data: bytes) -> None:
@@ -242,9 +304,9 @@ class _ShortReception:
 class _LongReception:
     """A multipart upload, begun with its first bytes."""
 
-    def __init__(self, begin: Callable[[], multipart.Upload], digest: Digest, size: int) -> None:
+    def __init__(self, begin: Callable[[], multipart.Upload], verifier: Verifier) -> None:
         self._begin = begin
-        self._verifier = Verifier(digest=digest, size=size)
+        self._verifier = verifier
         self._upload: multipart.Upload | None = None
 
     def write(self, data: bytes) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from botocore.exceptions import BotoCoreError, HTTPClientError
@@ -11,6 +11,7 @@ from urllib3.exceptions import HTTPError
 
 from lora_contract.errors import RegistryError
 from lora_registry.blobs import keys, multipart
+from lora_registry.blobs.parts import part_size_for
 from lora_registry.blobs.protocols import Chunk, Presigned
 from lora_registry.blobs.s3_client import StoreResponseError, call, unreachable
 from lora_registry.blobs.s3_settings import S3Settings
@@ -103,7 +104,7 @@ class Objects:
             self._client,
             bucket=self._bucket,
             key=self._prefix + key,
-            part_size=multipart.part_size_for(size or 0, self._settings.part_size),
+            part_size=part_size_for(size or 0, self._settings.part_size),
             parallel=self._settings.parallel_parts,
             key_of=lambda digest: self._prefix + keys.blob_key(digest),
             single_limit=self._settings.single_copy_limit,
@@ -125,6 +126,24 @@ class Objects:
         except StoreResponseError as error:
             if error.status == 412:
                 raise _changed(source) from None
+            raise
+
+    def join(self, sources: Sequence[tuple[str, str]], key: str) -> None:
+        """Join objects, given with their ETags, inside the store. Each but the last has at least 5 MiB, as S3 requires.
+
+        Raises RegistryError `digest-mismatch` if one of them no longer has its ETag.
+        """
+        try:
+            multipart.join(
+                self._client,
+                bucket=self._bucket,
+                sources=[(self._prefix + source, etag) for source, etag in sources],
+                key=self._prefix + key,
+                parallel=self._settings.parallel_parts,
+            )
+        except StoreResponseError as error:
+            if error.status == 412:
+                raise _changed(key) from None
             raise
 
     def remove(self, key: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeAlias
 
 from litestar import delete as _delete
@@ -10,6 +10,7 @@ from litestar import get as _get
 from litestar import post as _post
 from litestar import put as _put
 from litestar.handlers import HTTPRouteHandler
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import BodyKwarg, FromPath, HeaderParameter, JSONBody, QueryParameter
 
 from lora_registry.http.admission import admit_json, admit_open_json
@@ -39,11 +40,14 @@ def get(path: str, *, summary: str, media_type: str | None = None) -> Decorator:
     return _get(path, sync_to_thread=True, responses=RESPONSES, summary=summary, media_type=media_type)
 
 
-def post(path: str, *, summary: str, status_code: int = 201) -> Decorator:
+def post(
+    path: str, *, summary: str, status_code: int = 201, responses: Mapping[int, ResponseSpec] | None = None
+) -> Decorator:
+    """responses: others than that of `status_code` and problems."""
     return _post(
         path,
         sync_to_thread=True,
-        responses=RESPONSES,
+        responses={**RESPONSES, **(responses or {})},
         summary=summary,
         status_code=status_code,
         before_request=admit_json,

@@ -25,7 +25,7 @@ from lora_registry.keeping.reading import Content
 from lora_registry.push import check
 from lora_registry.push import store as upload_rows
 from lora_registry.repositories import resolve, store, views
-from lora_registry.repositories.insert import Draft, check_target, insert
+from lora_registry.repositories.insert import Draft, add_weights, check_target, insert
 from lora_registry.repositories.paths import RepositoryPath
 from lora_registry.runtime.faults import fault_point
 from lora_registry.tags import moves
@@ -47,6 +47,7 @@ def commit(caller: Caller, path: RepositoryPath, request: CommitRequest) -> Comm
     fault_point("commit.checked")
     with caller.ctx.db.write() as session:
         repo, version, created = insert(session, caller.principal, path, draft)
+        added = not created and add_weights(session, caller.principal, path, version, draft)
         for alias in request.aliases:
             bases.add_alias(session, repo, alias)
         for tag in request.tags:
@@ -60,7 +61,7 @@ def commit(caller: Caller, path: RepositoryPath, request: CommitRequest) -> Comm
     fault_point("commit.after")
     with suppress(RegistryError):  # leftovers are swept later; the version is committed
         caller.ctx.blobs.discard_upload(request.session)
-    return CommitResult(version=view, created=created, findings=findings, job=job)
+    return CommitResult(version=view, created=created, weights_added=added, findings=findings, job=job)
 
 
 def _draft(caller: Caller, path: RepositoryPath, request: CommitRequest) -> tuple[Draft, list[Finding]]:
@@ -94,12 +95,12 @@ def _draft(caller: Caller, path: RepositoryPath, request: CommitRequest) -> tupl
         files=files,
         base=Digest.parse(pin.version.digest) if pin else None,
         fingerprint=outcome.fingerprint.digest if outcome.fingerprint else None,
-        weights_absent=request.weights_absent,
         config=outcome.config,
     )
     draft = Draft(
         manifest=manifest,
         stored=stored,
+        weights_absent=request.weights_absent,
         base_version_id=pin.version.id if pin else None,
         parent_ids=parents,
         facts=outcome.facts,

@@ -8,19 +8,27 @@ import anyio
 import anyio.to_thread
 from litestar import Request, Response, Router
 from litestar import put as async_put
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody, Schema
 from litestar.openapi.spec.enums import OpenAPIFormat, OpenAPIType
 
 from lora_contract.digest import Digest
 from lora_contract.wire.repositories import CommitRequest, CommitResult
-from lora_contract.wire.uploads import UploadRequest, UploadSession
+from lora_contract.wire.uploads import (
+    PartsRequest,
+    PartTargets,
+    StoredParts,
+    UploadRequest,
+    UploadSession,
+)
 from lora_registry.auth.caller import Caller
 from lora_registry.http.answers import reply
 from lora_registry.http.bodies import BATCH, batches
 from lora_registry.http.handlers import FromPath, IdempotencyKey, JSONBody, delete, get, post
 from lora_registry.http.idempotency import once
 from lora_registry.http.problems import RESPONSES
-from lora_registry.push import commit, sessions
+from lora_registry.push import commit, parts, sessions
+from lora_registry.push.reception import Reception
 from lora_registry.repositories.paths import RepositoryPath
 
 R = Request[Any, Any, Any]
@@ -67,7 +75,36 @@ def abandon_session(caller: Caller, upload_id: FromPath[str]) -> None:
     request_max_body_size=None,
 )
 async def receive_blob(request: R, caller: Caller, upload_id: FromPath[str], digest: FromPath[str]) -> None:
-    reception = sessions.Reception(caller, upload_id, Digest.parse(digest))
+    await _receive(request, sessions.receive(caller, upload_id, Digest.parse(digest)))
+
+
+@get("/uploads/{upload_id:str}/blobs/{digest:str}/parts", summary="Show which parts of a blob are stored")
+def stored_parts(request: R, caller: Caller, upload_id: FromPath[str], digest: FromPath[str]) -> Response[StoredParts]:
+    return reply(request, parts.stored(caller, upload_id, Digest.parse(digest)))
+
+
+@post("/uploads/{upload_id:str}/blobs/{digest:str}/parts", summary="Ask how to send parts of a blob", status_code=200)
+def part_targets(
+    request: R, caller: Caller, upload_id: FromPath[str], digest: FromPath[str], data: JSONBody[PartsRequest]
+) -> Response[PartTargets]:
+    return reply(request, parts.targets(caller, upload_id, Digest.parse(digest), data))
+
+
+@async_put(
+    "/uploads/{upload_id:str}/blobs/{digest:str}/parts/{number:int}",
+    summary="Send a part of a blob",
+    status_code=204,
+    responses=RESPONSES,
+    operation_class=RawBody,
+    request_max_body_size=None,
+)
+async def receive_part(
+    request: R, caller: Caller, upload_id: FromPath[str], digest: FromPath[str], number: FromPath[int]
+) -> None:
+    await _receive(request, parts.receive(caller, upload_id, Digest.parse(digest), number))
+
+
+async def _receive(request: R, reception: Reception) -> None:
     try:
         async for data in batches(request):
             store = reception.write if len(data) >= BATCH else reception.finish
@@ -80,11 +117,13 @@ async def receive_blob(request: R, caller: Caller, upload_id: FromPath[str], dig
 
 @post(
     "/uploads/{upload_id:str}/blobs/{digest:str}/complete",
-    summary="Accept the blob that a presigned PUT stored",
+    summary="Accept the blob that the store received",
     status_code=204,
+    responses={202: ResponseSpec(None, description="The bytes are still being checked; ask again.")},
 )
-def complete_blob(caller: Caller, upload_id: FromPath[str], digest: FromPath[str]) -> None:
-    sessions.complete(caller, upload_id, Digest.parse(digest))
+def complete_blob(caller: Caller, upload_id: FromPath[str], digest: FromPath[str]) -> Response[None]:
+    done = sessions.complete(caller, upload_id, Digest.parse(digest))
+    return Response(None, status_code=204 if done else 202)
 
 
 @post("/repositories/{namespace:str}/{name:str}/versions", summary="Commit an upload as a version")
@@ -106,5 +145,15 @@ def commit_version(
 router = Router(
     "/",
     tags=["push"],
-    route_handlers=[open_session, show_session, abandon_session, receive_blob, complete_blob, commit_version],
+    route_handlers=[
+        open_session,
+        show_session,
+        abandon_session,
+        receive_blob,
+        stored_parts,
+        part_targets,
+        receive_part,
+        complete_blob,
+        commit_version,
+    ],
 )

@@ -6,7 +6,7 @@ requested again, so that no response reveals what another namespace has.
 
 from __future__ import annotations
 
-from sqlmodel import Session
+from typing import Final
 
 from lora_contract import reference
 from lora_contract.digest import Digest
@@ -14,25 +14,29 @@ from lora_contract.errors import RegistryError
 from lora_contract.manifest import MAX_FILES, FileEntry
 from lora_contract.wire.uploads import UploadRequest, UploadSession, UploadTarget
 from lora_registry.auth.caller import Caller
-from lora_registry.auth.principals import Principal
 from lora_registry.blobs import protocols
-from lora_registry.blobs.keys import address, new_life
 from lora_registry.context import Context
 from lora_registry.db.dialect import database_now
 from lora_registry.db.tables import UploadFile, UploadSessionRow
 from lora_registry.keeping import damage, reading
 from lora_registry.keeping import store as kept
 from lora_registry.keeping.reading import Content
-from lora_registry.push import store
+from lora_registry.push import background, store
+from lora_registry.push.announced import require_announced, require_own
+from lora_registry.push.parts import part_size
+from lora_registry.push.reception import Reception
 from lora_registry.repositories import store as version_store
 from lora_registry.repositories.insert import check_target
 from lora_registry.repositories.paths import RepositoryPath
 from lora_registry.runtime.clock import iso, new_id
 from lora_registry.runtime.faults import fault_point
 
+COMPLETE_SECONDS: Final = 10.0
+"""A request waits so long for the check of a blob: less than proxies wait for an answer."""
+
 
 def open_session(caller: Caller, request: UploadRequest) -> UploadSession:
-    """Open a session for these files.
+    """Open a session for these files. A push of long files that was cut off finds its session again.
 
     Raises `forbidden`, `deleted`, `conflict` (a repository of another kind), `too-large`, `rejected`.
     """
@@ -51,6 +55,11 @@ def open_session(caller: Caller, request: UploadRequest) -> UploadSession:
             )
         if sizes.setdefault(str(entry.digest), entry.size) != entry.size:
             raise RegistryError("invalid-request", f"{entry.digest.short} is announced with two sizes.")
+    if any(part_size(caller.ctx.settings, size) for size in sizes.values()):
+        with caller.ctx.db.read() as session:
+            unfinished = store.unfinished(session, request, caller.principal.name, sizes, database_now(session))
+        if unfinished is not None:
+            return show(caller, unfinished)
     upload_id = new_id()
     with caller.ctx.db.write() as session:
         check_target(version_store.repository(session, path), path, request.kind)
@@ -93,72 +102,50 @@ def _require_stored(ctx: Context, upload_id: str, content: Content) -> None:
 def show(caller: Caller, upload_id: str) -> UploadSession:
     """Show the blobs that are still needed, with fresh presigned requests if the store supports them."""
     with caller.ctx.db.read() as session:
-        row = _require_own(session, caller.principal, upload_id)
+        row = require_own(session, caller.principal, upload_id)
         files = store.files(session, upload_id)
     return UploadSession(
         id=row.id, expires_at=iso(row.expires_at), blobs=[_target(caller.ctx, row.id, file) for file in files]
     )
 
 
-class Reception:
-    """A blob of a session whose bytes arrive one batch after another. It holds no thread between them.
+def receive(caller: Caller, upload_id: str, digest: Digest) -> Reception:
+    """Receive a blob's bytes. Raises `digest-mismatch`, `size-mismatch`, `not-found` on the way; nothing is stored
+    then."""
+    where: Digest = digest
+    size = 0
 
-    Raises `digest-mismatch`, `size-mismatch`, `not-found`; nothing is stored then. Close it in the end.
-    """
+    def begin() -> protocols.Reception:
+        nonlocal where, size
+        expected, where = require_announced(caller, upload_id, digest)
+        size = expected.size
+        return caller.ctx.blobs.receive(digest=where, size=size)
 
-    def __init__(self, caller: Caller, upload_id: str, digest: Digest) -> None:
-        self._caller = caller
-        self._upload_id = upload_id
-        self._digest = digest
-        self._where = digest
-        self._size = 0
-        self._bytes: protocols.Reception | None = None
-
-    @property
-    def begun(self) -> bool:
-        """True while something is to be closed."""
-        return self._bytes is not None
-
-    def write(self, data: bytes) -> None:
-        self._begun().write(data)
-
-    def finish(self, data: bytes) -> None:
-        """Store the last bytes, record the blob, and close."""
-        begun = self._begun()
-        if data:
-            begun.write(data)
-        begun.finish()
+    def accept() -> None:
         fault_point("upload.stored")
-        _record(self._caller, self._upload_id, self._where, self._size)
-        self.close()
+        _record(caller, upload_id, where, size)
 
-    def close(self) -> None:
-        """Release what is held; bytes that were not finished are dropped."""
-        if self._bytes is not None:
-            self._bytes.discard()
-            self._bytes = None
-
-    def _begun(self) -> protocols.Reception:
-        if self._bytes is None:
-            expected, self._where = _require_announced(self._caller, self._upload_id, self._digest)
-            self._size = expected.size
-            self._bytes = self._caller.ctx.blobs.receive(digest=self._where, size=self._size)
-        return self._bytes
+    return Reception(begin, accept)
 
 
-def complete(caller: Caller, upload_id: str, digest: Digest) -> None:
-    """Check the bytes that the store received by a presigned PUT, and accept them. The client is not trusted."""
-    expected, where = _require_announced(caller, upload_id, digest)
+def complete(caller: Caller, upload_id: str, digest: Digest) -> bool:
+    """Check the bytes that the store received by a presigned PUT or in parts, and accept them. The client is not
+    trusted. Return False if the check goes on: ask again."""
+    expected, where = require_announced(caller, upload_id, digest)
     if expected.stored:
-        return
-    caller.ctx.blobs.adopt(upload_id, digest=where, size=expected.size)
-    fault_point("upload.adopted")
-    _record(caller, upload_id, where, expected.size)
+        return True
+
+    def adopt() -> None:
+        caller.ctx.blobs.adopt(upload_id, digest=where, size=expected.size)
+        fault_point("upload.adopted")
+        _record(caller, upload_id, where, expected.size)
+
+    return background.finished((upload_id, str(digest)), adopt, seconds=COMPLETE_SECONDS)
 
 
 def abandon(caller: Caller, upload_id: str) -> None:
     with caller.ctx.db.read() as session:
-        _require_own(session, caller.principal, upload_id)
+        require_own(session, caller.principal, upload_id)
     caller.ctx.blobs.discard_upload(upload_id)
     with caller.ctx.db.write() as session:
         store.remove(session, upload_id)
@@ -175,37 +162,11 @@ def sweep(ctx: Context) -> int:
     return len(ids)
 
 
-def _require_own(session: Session, principal: Principal, upload_id: str) -> UploadSessionRow:
-    row = store.session_row(session, upload_id)
-    if row is None or row.author != principal.name or not principal.may("writer", row.namespace):
-        raise RegistryError(
-            "not-found", f"There is no upload session {upload_id[:40]!r}.", hint="Push again: this opens a new session."
-        )
-    if row.expires_at < database_now(session):
-        raise RegistryError(
-            "not-found", "The upload session has expired.", hint="Push again: this opens a new session."
-        )
-    return row
-
-
-def _require_announced(caller: Caller, upload_id: str, digest: Digest) -> tuple[UploadFile, Digest]:
-    """Return what was announced, and the address at which its bytes are to be stored."""
-    with caller.ctx.db.read() as session:
-        _require_own(session, caller.principal, upload_id)
-        row = store.file(session, upload_id, str(digest))
-        blob = kept.blob(session, str(digest))
-    if row is None:
-        raise RegistryError("not-found", f"The upload session did not announce {digest.short}.")
-    if blob is None:
-        return row, digest
-    return row, kept.place(blob) if blob.state in kept.KEPT else address(digest, new_life())
-
-
 def _record(caller: Caller, upload_id: str, where: Digest, size: int) -> None:
     digest = str(where)
     with caller.ctx.db.write() as session:
         # A session that expired meanwhile no longer keeps the blob from a collector.
-        _require_own(session, caller.principal, upload_id)
+        require_own(session, caller.principal, upload_id)
         before = kept.blob(session, digest)
         repaired = before is not None and before.state in ("damaged", "missing")
         kept.record(session, {where: size})
@@ -219,12 +180,13 @@ def _target(ctx: Context, upload_id: str, file: UploadFile) -> UploadTarget:
     if file.stored:
         return UploadTarget(digest=file.digest, size=file.size, state="present")
     presigned = None
+    step = part_size(ctx.settings, file.size)
     if ctx.settings.presign:
         presigned = ctx.blobs.presign_put(
             upload_id, Digest.parse(file.digest), size=file.size, expires_in=ctx.settings.presign_seconds
         )
     if presigned is None:
-        return UploadTarget(digest=file.digest, size=file.size, state="needed")
+        return UploadTarget(digest=file.digest, size=file.size, state="needed", part_size=step)
     return UploadTarget(
         digest=file.digest,
         size=file.size,
@@ -232,4 +194,5 @@ def _target(ctx: Context, upload_id: str, file: UploadFile) -> UploadTarget:
         method=presigned.method,
         url=presigned.url,
         headers=presigned.headers,
+        part_size=step,
     )

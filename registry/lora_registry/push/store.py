@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from sqlmodel import Session, col, delete, select, update
 
+from lora_contract.wire.uploads import UploadRequest
 from lora_registry.db.tables import UploadFile, UploadSessionRow
 
 
 def session_row(session: Session, upload_id: str) -> UploadSessionRow | None:
     return session.get(UploadSessionRow, upload_id)
+
+
+def unfinished(session: Session, request: UploadRequest, author: str, sizes: Mapping[str, int], at: int) -> str | None:
+    """Return the author's newest open session for exactly these blobs, by digest and size; None if there is none."""
+    query = (
+        select(UploadSessionRow.id)
+        .where(
+            col(UploadSessionRow.author) == author,
+            col(UploadSessionRow.namespace) == request.namespace,
+            col(UploadSessionRow.name) == request.name,
+            col(UploadSessionRow.kind) == request.kind,
+            col(UploadSessionRow.expires_at) > at,
+        )
+        .order_by(col(UploadSessionRow.created_at).desc())
+        .limit(10)
+    )
+    for upload_id in session.exec(query):
+        if {file.digest: file.size for file in files(session, upload_id)} == sizes:
+            return upload_id
+    return None
 
 
 def files(session: Session, upload_id: str) -> list[UploadFile]:

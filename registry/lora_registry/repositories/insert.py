@@ -33,7 +33,10 @@ class Derivation:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A checked version, ready to insert. stored: digests whose bytes are in the store."""
+    """A checked version, ready to insert.
+
+    stored: digests whose bytes are in the store. weights_absent: a base whose weights are not among them.
+    """
 
     manifest: Manifest
     stored: frozenset[str]
@@ -44,6 +47,7 @@ class Draft:
     message: str
     meta: dict[str, str]
     derivation: Derivation | None = None
+    weights_absent: bool = False
 
 
 def insert(
@@ -71,7 +75,7 @@ def insert(
         size=sum(entry.size for entry in draft.manifest.files),
         base_version_id=draft.base_version_id,
         recipe_digest=draft.derivation.recipe if draft.derivation else None,
-        weights_absent=draft.manifest.weights_absent,
+        weights_absent=draft.weights_absent,
         facts=json.dumps(draft.facts, sort_keys=True) if draft.facts is not None else None,
         meta=json.dumps(draft.meta, sort_keys=True),
         message=draft.message,
@@ -129,6 +133,29 @@ def _keep_blobs(session: Session, draft: Draft) -> None:
                 hint="Push again: this opens a new session, which asks for the missing bytes.",
             )
     kept.declare(session, {str(e.digest): e.size for e in draft.manifest.files if str(e.digest) not in stored})
+
+
+def add_weights(session: Session, principal: Principal, path: RepositoryPath, version: Version, draft: Draft) -> bool:
+    """Record that the weights of a base, absent until now, are in the store. Return False if they were already, or
+    still are absent. Runs in the transaction of `insert`, which found `version` by its content."""
+    if draft.weights_absent or not version.weights_absent:
+        return False
+    _keep_blobs(session, draft)
+    version.weights_absent = False
+    session.add(version)
+    for file in store.files_of(session, [version.id])[version.id]:
+        file.stored = file.digest in draft.stored
+        session.add(file)
+    audit.record(
+        session,
+        "weights-added",
+        principal=principal,
+        namespace=path.namespace,
+        subject=f"{path}:v{version.number}",
+        digest=version.digest,
+    )
+    session.flush()
+    return True
 
 
 def _check_origins(session: Session, draft: Draft) -> None:

@@ -297,6 +297,29 @@ def test_a_base_by_structure_alone_sends_no_weights_and_checks_the_same(
     assert home.run("push", TINY / "broken" / "overwrites-base-norm", "--base", base, f"{fresh()}/x").status == 6
 
 
+def test_weights_that_follow_make_no_other_version(home: Home, folder: Path, tmp_path: Path) -> None:
+    base, small = f"{fresh()}/later", tmp_path / "small"
+    thin = home.json("base", "add", base, TINY / "base", "--manifest-only", "--alias", ALIAS)
+    assert thin["version"]["weights_absent"]
+    name = f"{fresh()}/x"
+    adapter = home.json("push", folder, "--base", base, name)["version"]
+    absent = home.run("pull", base, "-o", small)
+    assert (absent.status, "--manifest-only" in absent.err) == (3, True)
+    whole = home.json("base", "add", base, TINY / "base")
+    assert (whole["created"], whole["weights_added"]) == (False, True)
+    assert (whole["version"]["digest"], whole["version"]["number"]) == (thin["version"]["digest"], 1)
+    assert not whole["version"]["weights_absent"]
+    home.ok("pull", base, "-o", small)
+    assert {path.name: path.read_bytes() for path in small.iterdir()} == {
+        path.name: path.read_bytes() for path in (TINY / "base").iterdir()
+    }
+    # Nothing changes for adapters, and the structure alone does not take the weights away.
+    again = home.json("push", folder, "--base", base, name)
+    assert (again["created"], again["version"]["digest"]) == (False, adapter["digest"])
+    third = home.json("base", "add", base, TINY / "base", "--manifest-only")
+    assert (third["created"], third["weights_added"], third["version"]["weights_absent"]) == (False, False, False)
+
+
 def test_the_python_client_pushes_and_pulls(registry: InProcess, tmp_path: Path) -> None:
     from lora_reg import pull, push_adapter
 

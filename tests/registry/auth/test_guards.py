@@ -88,6 +88,9 @@ ROWS = [
     Row("PUT", TAG + "/protection", "maintainer", {"protected": False}),
     Row("POST", "/api/v1/uploads", "writer", "upload"),
     Row("PUT", "/api/v1/uploads/{upload_id}/blobs/{digest}", "writer", "blob"),
+    Row("GET", "/api/v1/uploads/{upload_id}/blobs/{digest}/parts", "writer", allowed={400}),
+    Row("POST", "/api/v1/uploads/{upload_id}/blobs/{digest}/parts", "writer", {"parts": []}, allowed={400}),
+    Row("PUT", "/api/v1/uploads/{upload_id}/blobs/{digest}/parts/{number}", "writer", "blob", allowed={400}),
     Row("POST", "/api/v1/uploads/{upload_id}/blobs/{digest}/complete", "writer", allowed={204, 404}),
     Row("POST", REPO + "/versions", "writer", "commit"),
     Row("POST", "/api/v1/merges", "writer", "merge"),
@@ -184,7 +187,8 @@ def _prepare(guarded: Guarded, row: Row, role: str) -> tuple[str, dict[str, Any]
     if "{token}" in row.path:
         guarded.site.token_with(f"reader:{ns}", name=token)
     digest = describe(files)[0]["digest"]
-    path = row.path.format(**parts, path="adapter_config.json", upload_id=session, digest=digest, token=token, rule="x")
+    made = {"path": "adapter_config.json", "number": 1, "upload_id": session, "digest": digest, "token": token}
+    path = row.path.format(**parts, **made, rule="x")
     match row.body:
         case "upload":
             return path, {"json": {"namespace": ns, "name": other, "kind": "adapter", "files": describe(files)}}
