@@ -21,6 +21,7 @@ from lora_contract.wire.common import API
 from lora_registry.access.routes import router as access
 from lora_registry.auth.guards import caller_of
 from lora_registry.auth.last_use import LastUse
+from lora_registry.auth.rates import Rates
 from lora_registry.auth.routes import router as auth
 from lora_registry.bases.routes import router as bases
 from lora_registry.context import Context
@@ -71,6 +72,15 @@ def create_app(ctx: Context) -> Litestar:
     """Create the ASGI application over an open context, which it closes on shutdown."""
 
     last_use = LastUse(ctx)
+    settings = ctx.settings
+    rates = Rates(
+        {
+            "reads": settings.reads_per_minute,
+            "writes": settings.writes_per_minute,
+            "jobs": settings.jobs_per_minute,
+            "failures": settings.failures_per_minute,
+        }
+    )
 
     @asynccontextmanager
     async def lifespan(_app: Litestar) -> AsyncIterator[None]:
@@ -125,6 +135,6 @@ def create_app(ctx: Context) -> Litestar:
             title="lora-reg", version=__version__, path="/schema", render_plugins=[JsonRenderPlugin()]
         ),
         request_max_body_size=MAX_BODY,
-        state=State({"ctx": ctx, "last_use": last_use}),
+        state=State({"ctx": ctx, "last_use": last_use, "rates": rates}),
         logging_config=None,
     )

@@ -40,6 +40,8 @@ class ServiceSettings:
             URL, but through the service, which verifies it.
         upload_part_bytes: files longer than this are sent in parts of this size, or longer if there were more than
             10,000; at least 5 MiB. A push that was cut off goes on with the parts that are missing.
+        reads_per_minute, writes_per_minute, jobs_per_minute: requests of a token, in each API process; 0: no limit.
+        failures_per_minute: requests without a valid token from one address, in each API process; 0: no limit.
         s3_endpoint_url, s3_region, s3_path_style, s3_checksum, s3_ca_bundle: how boto3 reaches the store; None or
             empty: boto3's own defaults. s3_checksum is boto3's `request_checksum_calculation`.
         preload: import torch and PEFT soon after a worker's start rather than for its first validation.
@@ -62,6 +64,10 @@ class ServiceSettings:
     max_file_bytes: int = 64 * 1024**3
     verified_seconds: float = 7 * 24 * 3600.0
     upload_part_bytes: int = 64 * 1024**2
+    reads_per_minute: int = 12_000
+    writes_per_minute: int = 3_000
+    jobs_per_minute: int = 120
+    failures_per_minute: int = 300
     s3_endpoint_url: str | None = None
     s3_region: str | None = None
     s3_path_style: bool = True
@@ -84,6 +90,9 @@ class ServiceSettings:
             raise _invalid("port", self.port, "a port from 0 to 65535")
         if not MIN_PART <= self.upload_part_bytes <= MAX_PART:
             raise _invalid("upload_part_bytes", self.upload_part_bytes, f"a number from {MIN_PART} to {MAX_PART}")
+        for name in ("reads_per_minute", "writes_per_minute", "jobs_per_minute", "failures_per_minute"):
+            if getattr(self, name) < 0:
+                raise _invalid(name, getattr(self, name), "a number, or 0 for no limit")
         for name in _POSITIVE:
             if not getattr(self, name) > 0:
                 raise _invalid(name, getattr(self, name), "a number greater than 0")

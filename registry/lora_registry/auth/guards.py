@@ -12,6 +12,7 @@ from lora_registry.auth import tokens, trusted
 from lora_registry.auth.caller import Caller
 from lora_registry.auth.last_use import LastUse
 from lora_registry.auth.principals import ANONYMOUS, LOCAL
+from lora_registry.auth.rates import OPTION, Rates, RequestClass
 from lora_registry.context import Context
 from lora_registry.db.tables import Namespace
 from lora_registry.oidc.verify import looks_like_jwt
@@ -36,8 +37,24 @@ def reader_of(request: Request[Any, Any, Any], ctx: Context) -> Caller:
 def _once(request: Request[Any, Any, Any], ctx: Context, reads: bool) -> Caller:
     state = request.scope["state"]
     if "caller" not in state:
-        state["caller"] = _authenticate(request, ctx, reads)
+        state["caller"] = _limited(request, ctx, reads)
     caller: Caller = state["caller"]
+    return caller
+
+
+def _limited(request: Request[Any, Any, Any], ctx: Context, reads: bool) -> Caller:
+    """Authenticate, and count the request. Raises `rate-limited`."""
+    rates: Rates = request.app.state["rates"]
+    address = request.client.host if request.client else ""
+    try:
+        caller = _authenticate(request, ctx, reads)
+    except RegistryError as error:
+        if error.code == "unauthenticated":
+            rates.take(address, "failures")
+        raise
+    if ctx.settings.auth != "none":
+        kind: RequestClass = request.route_handler.opt.get(OPTION, "reads" if reads else "writes")
+        rates.take(address if caller.principal.anonymous else f"token {caller.principal.name}", kind)
     return caller
 
 

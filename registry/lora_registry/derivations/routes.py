@@ -38,14 +38,16 @@ def _submit_once(
     return reply(request, view, status=200 if view.state == "done" else status)
 
 
-@post("/merges", summary="Merge adapters into their base, by a job", status_code=202)
+@post("/merges", summary="Merge adapters into their base, by a job", status_code=202, starts_job=True)
 def submit_merge(
     request: R, caller: Caller, data: JSONBody[MergeRequest], idempotency_key: IdempotencyKey = None
 ) -> Response[JobView]:
     return _submit_once(request, caller, data, idempotency_key, lambda: merge.submit(caller, data))
 
 
-@post("/compositions", summary="Compose adapters of one base into one adapter, by a job", status_code=202)
+@post(
+    "/compositions", summary="Compose adapters of one base into one adapter, by a job", status_code=202, starts_job=True
+)
 def submit_composition(
     request: R,
     caller: Caller,
@@ -55,7 +57,12 @@ def submit_composition(
     return _submit_once(request, caller, data, idempotency_key, lambda: compose.submit(caller, data))
 
 
-@post("/extractions", summary="Extract an adapter from a fine-tune and its base, by a job", status_code=202)
+@post(
+    "/extractions",
+    summary="Extract an adapter from a fine-tune and its base, by a job",
+    status_code=202,
+    starts_job=True,
+)
 def submit_extraction(
     request: R,
     caller: Caller,
@@ -65,7 +72,7 @@ def submit_extraction(
     return _submit_once(request, caller, data, idempotency_key, lambda: extract.submit(caller, data))
 
 
-@post("/resizes", summary="Change the rank of an adapter, by a job", status_code=202)
+@post("/resizes", summary="Change the rank of an adapter, by a job", status_code=202, starts_job=True)
 def submit_resize(
     request: R,
     caller: Caller,
@@ -75,7 +82,12 @@ def submit_resize(
     return _submit_once(request, caller, data, idempotency_key, lambda: resize.submit(caller, data))
 
 
-@post("/conversions", summary="Convert an adapter to plain LoRA with the same product, by a job", status_code=202)
+@post(
+    "/conversions",
+    summary="Convert an adapter to plain LoRA with the same product, by a job",
+    status_code=202,
+    starts_job=True,
+)
 def submit_conversion(
     request: R,
     caller: Caller,
@@ -85,13 +97,15 @@ def submit_conversion(
     return _submit_once(request, caller, data, idempotency_key, lambda: resize.submit_conversion(caller, data))
 
 
-@post("/diffs", summary="Compare two adapters module by module, by a job", status_code=202)
+@post("/diffs", summary="Compare two adapters module by module, by a job", status_code=202, starts_job=True)
 def submit_diff(request: R, caller: Caller, data: JSONBody[DiffRequest]) -> Response[JobView]:
     view = examine.diff(caller, data)
     return reply(request, view, status=200 if view.state == "done" else 202)
 
 
-@post("/reproductions", summary="Derive a version again and compare digests, by a job", status_code=202)
+@post(
+    "/reproductions", summary="Derive a version again and compare digests, by a job", status_code=202, starts_job=True
+)
 def submit_reproduction(
     request: R,
     caller: Caller,

@@ -27,7 +27,7 @@ R = Request[Any, Any, Any]
 REPO = "/repositories/{namespace:str}/{name:str}"
 
 
-@post("/validations", summary="Validate an adapter on its base, by a job", status_code=202)
+@post("/validations", summary="Validate an adapter on its base, by a job", status_code=202, starts_job=True)
 def submit_validation(
     request: R,
     caller: Caller,

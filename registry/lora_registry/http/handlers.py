@@ -13,6 +13,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import BodyKwarg, FromPath, HeaderParameter, JSONBody, QueryParameter
 
+from lora_registry.auth.rates import OPTION
 from lora_registry.http.admission import admit_json, admit_open_json
 from lora_registry.http.problems import RESPONSES
 
@@ -41,9 +42,14 @@ def get(path: str, *, summary: str, media_type: str | None = None) -> Decorator:
 
 
 def post(
-    path: str, *, summary: str, status_code: int = 201, responses: Mapping[int, ResponseSpec] | None = None
+    path: str,
+    *,
+    summary: str,
+    status_code: int = 201,
+    responses: Mapping[int, ResponseSpec] | None = None,
+    starts_job: bool = False,
 ) -> Decorator:
-    """responses: others than that of `status_code` and problems."""
+    """responses: others than that of `status_code` and problems. starts_job: a worker is put to work."""
     return _post(
         path,
         sync_to_thread=True,
@@ -51,6 +57,7 @@ def post(
         summary=summary,
         status_code=status_code,
         before_request=admit_json,
+        opt={OPTION: "jobs"} if starts_job else None,
     )
 
 

@@ -84,5 +84,5 @@ def _response(error: RegistryError) -> Response[Any]:
     if kind.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     if kind.retryable and kind.status != HTTP_500_INTERNAL_SERVER_ERROR:
-        headers["Retry-After"] = "2"
+        headers["Retry-After"] = str(error.facts.get("retry_after", 2))
     return Response(msgspec.json.encode(problem), status_code=kind.status, media_type=MEDIA_TYPE, headers=headers)
