@@ -44,18 +44,31 @@ def _once(request: Request[Any, Any, Any], ctx: Context, reads: bool) -> Caller:
 
 def _limited(request: Request[Any, Any, Any], ctx: Context, reads: bool) -> Caller:
     """Authenticate, and count the request. Raises `rate-limited`."""
-    rates: Rates = request.app.state["rates"]
-    address = request.client.host if request.client else ""
     try:
         caller = _authenticate(request, ctx, reads)
     except RegistryError as error:
         if error.code == "unauthenticated":
-            rates.take(address, "failures")
+            count_unknown(request)
         raise
     if ctx.settings.auth != "none":
         kind: RequestClass = request.route_handler.opt.get(OPTION, "reads" if reads else "writes")
-        rates.take(address if caller.principal.anonymous else f"token {caller.principal.name}", kind)
+        who = _address(request) if caller.principal.anonymous else f"token {caller.principal.name}"
+        _rates(request).take(who, kind)
     return caller
+
+
+def count_unknown(request: Request[Any, Any, Any]) -> None:
+    """Count a request without a valid token by its address. Raises `rate-limited`."""
+    _rates(request).take(_address(request), "failures")
+
+
+def _rates(request: Request[Any, Any, Any]) -> Rates:
+    rates: Rates = request.app.state["rates"]
+    return rates
+
+
+def _address(request: Request[Any, Any, Any]) -> str:
+    return request.client.host if request.client else ""
 
 
 def _authenticate(request: Request[Any, Any, Any], ctx: Context, reads: bool) -> Caller:

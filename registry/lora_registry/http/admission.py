@@ -10,7 +10,7 @@ import anyio.to_thread
 from litestar import Request
 
 from lora_contract.errors import RegistryError
-from lora_registry.auth.guards import caller_of
+from lora_registry.auth.guards import caller_of, count_unknown
 from lora_registry.context import Context
 from lora_registry.http.texts import check_json, refuse_nul_in_url
 
@@ -42,6 +42,7 @@ async def admit_json(request: R) -> None:
 async def admit_open_json(request: R) -> None:
     """Admit a request with a JSON body from anybody: the route limits the body. Raises as `admit_json` does."""
     await admit(request)
+    count_unknown(request)
     await _read_json(request)
 
 
