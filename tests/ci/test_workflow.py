@@ -44,9 +44,10 @@ def home(made: Issuer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hom
         trust(running, "gh", "--github", "acme/sql-writer", *ids, *rights)
         trust(running, "gl", "--gitlab", "acme/sql-writer", "--project-id", "20", "--namespace-id", "72", *rights)
         config = settings.load(running.environment)
-        secret = admin.create_token(config, name="root", grants=[Grant("*", "admin")])
+        secret = folder / "token"
+        secret.write_text(admin.create_token(config, name="root", grants=[Grant("*", "admin")]))
         user = Home(folder / "home", running.url)
-        user.ok("login", running.url, "--token", secret)
+        user.ok("login", running.url, "--token-file", secret)
         user.ok("base", "add", "tiny", TINY / "base", "--alias", ALIAS)
         user.ok("dataset", "add", "acme/eval", TINY / "data" / "queries_eval.jsonl")
         yield user
