@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from lora_contract.errors import RegistryError
 from lora_contract.roles import Grant, Visibility
 from lora_contract.wire.access import TokenView
 from lora_registry.access import namespaces, tokens
 from lora_registry.auth.principals import OPERATOR
+from lora_registry.backup import take
+from lora_registry.backup.document import Document
+from lora_registry.backup.place import open_place
+from lora_registry.backup.take import Tell
 from lora_registry.context import Context
 from lora_registry.db import revision
 from lora_registry.db.engine import make_engine, require_connection
 from lora_registry.jobs.engine import client as engine_client
 from lora_registry.keeping import fsck as keeping_fsck
 from lora_registry.settings import ServiceSettings
-from lora_registry.storage import open_blobs
+from lora_registry.storage import open_blobs, s3_settings
 from lora_registry.wiring import open_context
+
+if TYPE_CHECKING:
+    from lora_registry.backup.restore import Restored
 
 
 def migrate(settings: ServiceSettings) -> None:
@@ -47,6 +57,48 @@ def fsck(
     ctx = open_checked(settings)
     yield from keeping_fsck.check_rows(ctx, sample=sample, rate=rate, repair=repair)
     yield from keeping_fsck.unnamed(ctx)
+
+
+def backup(settings: ServiceSettings, destination: str, *, parallel: int, tell: Tell) -> Document:
+    """Back up database and blobs to a folder or `s3://bucket/prefix`."""
+    ctx = _open(settings)
+    store = settings.storage_url or str(settings.data)
+    if "://" not in destination + store and Path(destination).resolve() == Path(store).resolve():
+        raise RegistryError("usage", f"{destination} is the store itself.", hint="Name another folder.")
+    if destination.rstrip("/") == store.rstrip("/"):
+        raise RegistryError("usage", "The destination is the store itself.", hint="Name another bucket or prefix.")
+    return take.take(ctx, open_place(destination, s3_settings(settings), create=True), parallel=parallel, tell=tell)
+
+
+def verify_backup(
+    settings: ServiceSettings, source: str, *, backup_id: str | None, parallel: int
+) -> tuple[Document, dict[str, str]]:
+    """Read a backup back; None: the newest. Returns what is missing or damaged, with the reason."""
+    return take.verify(open_place(source, s3_settings(settings), create=False), backup_id, parallel=parallel)
+
+
+def restore(
+    settings: ServiceSettings,
+    source: str,
+    *,
+    backup_id: str | None,
+    existing_store: bool,
+    parallel: int,
+    tell: Tell,
+) -> Restored:
+    """Restore a backup into the empty database and store of the settings."""
+    from lora_registry.backup.restore import restore as run  # imports alembic
+
+    place = open_place(source, s3_settings(settings), create=False)
+    return run(
+        settings,
+        open_blobs(settings),
+        place,
+        backup_id=backup_id,
+        existing_store=existing_store,
+        parallel=parallel,
+        tell=tell,
+    )
 
 
 def create_token(

@@ -12,6 +12,7 @@ import click
 from lora_contract import __version__
 from lora_contract.startup import importing
 from lora_registry.cli_access import namespace, token
+from lora_registry.cli_backup import backup, restore
 from lora_registry.cli_frame import data_option, exit_on_error, load
 from lora_registry.cli_trust import trust
 
@@ -137,6 +138,8 @@ def fsck(data: Path | None, repair: bool, sample: float, rate: float | None) -> 
         sys.exit(7)
 
 
+main.add_command(backup)
+main.add_command(restore)
 main.add_command(token)
 main.add_command(namespace)
 main.add_command(trust)

@@ -9,14 +9,14 @@ from lora_registry.settings import ServiceSettings
 
 
 def open_blobs(settings: ServiceSettings) -> BlobStore:
-    return open_store(
-        settings.storage_url,
-        settings.data.resolve(),
-        S3Settings(
-            endpoint_url=settings.s3_endpoint_url,
-            region=settings.s3_region,
-            path_style=settings.s3_path_style,
-            checksums=settings.s3_checksum,  # type: ignore[arg-type]  # checked by ServiceSettings
-            verify=settings.s3_ca_bundle or True,
-        ),
+    return open_store(settings.storage_url, settings.data.resolve(), s3_settings(settings))
+
+
+def s3_settings(settings: ServiceSettings) -> S3Settings:
+    return S3Settings(
+        endpoint_url=settings.s3_endpoint_url,
+        region=settings.s3_region,
+        path_style=settings.s3_path_style,
+        checksums=settings.s3_checksum,  # type: ignore[arg-type]  # checked by ServiceSettings
+        verify=settings.s3_ca_bundle or True,
     )

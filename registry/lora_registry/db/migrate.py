@@ -24,14 +24,14 @@ def _config() -> Config:
     return config
 
 
-def upgrade(engine: Engine) -> None:
-    """Run the pending migrations in one transaction. Several processes may call this at once."""
+def upgrade(engine: Engine, revision: str = "head") -> None:
+    """Run the pending migrations up to `revision` in one transaction. Several processes may call this at once."""
     config = _config()
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7305617)")
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        command.upgrade(config, revision)
 
 
 def make_revision(engine: Engine, message: str) -> None:

@@ -1,0 +1,1 @@
+"""Back up the database and the blobs to a folder or a bucket, and restore them elsewhere."""

@@ -1,0 +1,227 @@
+"""Where backups are kept: a folder, or a prefix of a bucket. Files appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final, Protocol
+from urllib.parse import urlsplit
+
+import msgspec
+
+from lora_contract.errors import RegistryError
+from lora_registry.backup import document
+from lora_registry.backup.document import Document, Part
+from lora_registry.blobs.local import LocalStore
+from lora_registry.blobs.protocols import BlobStore
+from lora_registry.blobs.s3_settings import S3Settings
+
+CHUNK: Final = 256 * 1024
+
+
+class Place(Protocol):
+    """Named files beside a blob store. scratch: a folder for temporary files; None: it is no folder."""
+
+    blobs: BlobStore
+    scratch: Path | None
+
+    def write(self, name: str, chunks: Iterable[bytes]) -> Part: ...
+
+    def read(self, name: str) -> Iterator[bytes]:
+        """Raises RegistryError `not-found`."""
+
+    def names(self) -> list[str]:
+        """All names, sorted."""
+
+    def remove(self, name: str) -> None: ...
+
+
+class FolderPlace:
+    """A folder for its owner alone: backups hold the hashes of tokens, and weights."""
+
+    def __init__(self, root: Path, *, create: bool) -> None:
+        if not create and not root.is_dir():
+            raise RegistryError("not-found", f"There is no folder {root}.", hint="Name the folder of a backup.")
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._root = root
+        self.blobs: BlobStore = LocalStore(root)
+        self.scratch: Path | None = root / "tmp"
+        for folder in ("blobs", "tmp", "uploads", document.FOLDER):
+            (root / folder).mkdir(mode=0o700, exist_ok=True)
+            (root / folder).chmod(0o700)
+
+    def write(self, name: str, chunks: Iterable[bytes]) -> Part:
+        target = self._root / name
+        target.parent.mkdir(mode=0o700, exist_ok=True)
+        staged = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+        sha256, size = hashlib.sha256(), 0
+        descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                for chunk in chunks:
+                    sha256.update(chunk)
+                    size += len(chunk)
+                    file.write(chunk)
+                file.flush()
+                os.fsync(file.fileno())
+            staged.rename(target)
+        finally:
+            staged.unlink(missing_ok=True)
+        for folder in (target.parent, target.parent.parent):
+            _sync(folder)
+        return Part(size=size, sha256=sha256.hexdigest())
+
+    def read(self, name: str) -> Iterator[bytes]:
+        try:
+            file = (self._root / name).open("rb")
+        except FileNotFoundError:
+            raise RegistryError("not-found", f"The backup has no file {name}.") from None
+        with file:
+            while chunk := file.read(CHUNK):
+                yield chunk
+
+    def names(self) -> list[str]:
+        base = self._root / document.FOLDER
+        return sorted(str(path.relative_to(self._root)) for path in base.glob("*/*"))
+
+    def remove(self, name: str) -> None:
+        path = self._root / name
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()
+
+
+class BucketPlace:
+    """A prefix of a bucket, reached with the S3 settings of the service."""
+
+    scratch: Path | None = None
+
+    def __init__(self, url: str, settings: S3Settings) -> None:
+        from lora_registry.blobs.s3 import connect
+        from lora_registry.blobs.s3_client import make_client
+        from lora_registry.blobs.s3_objects import Objects
+
+        self.blobs: BlobStore = connect(url, settings)
+        parts = urlsplit(url)
+        folder = f"{parts.path.strip('/')}/" if parts.path.strip("/") else ""
+        self._objects = Objects(bucket=parts.netloc, prefix=folder, client=make_client(settings), settings=settings)
+
+    def write(self, name: str, chunks: Iterable[bytes]) -> Part:
+        sha256, size = hashlib.sha256(), 0
+
+        def counted() -> Iterator[bytes]:
+            nonlocal size
+            for chunk in chunks:
+                sha256.update(chunk)
+                size += len(chunk)
+                yield chunk
+
+        stream = counted()
+        first = next(stream, b"")
+        if not first:
+            self._objects.put(name, b"")
+        else:
+            self._objects.upload(name, _after(first, stream), None)
+        return Part(size=size, sha256=sha256.hexdigest())
+
+    def read(self, name: str) -> Iterator[bytes]:
+        response = self._objects.get(name, 0, None)
+        yield from self._objects.chunks(response, name, 0, int(response["ContentLength"]), CHUNK)
+
+    def names(self) -> list[str]:
+        return [item["Key"] for item in self._objects.list(document.FOLDER)]
+
+    def remove(self, name: str) -> None:
+        self._objects.remove(name)
+
+
+def open_place(url: str, settings: S3Settings, *, create: bool) -> Place:
+    """Open a folder, `file:///folder` or `s3://bucket/prefix`. create: a missing folder. Raises RegistryError `usage`,
+    `not-found`."""
+    scheme = urlsplit(url).scheme if "://" in url else ""
+    if scheme == "s3":
+        return BucketPlace(url, settings)
+    if scheme in ("", "file"):
+        return FolderPlace(Path(urlsplit(url).path if scheme else url).resolve(), create=create)
+    raise RegistryError("usage", f"{scheme}:// is not a place for backups; use a folder or s3://bucket/prefix.")
+
+
+def path(backup_id: str, name: str) -> str:
+    return f"{document.FOLDER}{backup_id}/{name}"
+
+
+def finished(place: Place) -> list[str]:
+    """Ids of the finished backups, oldest first."""
+    ending = f"/{document.DOCUMENT}"
+    return [name[len(document.FOLDER) : -len(ending)] for name in place.names() if name.endswith(ending)]
+
+
+def remove_unfinished(place: Place, *, older_than: float) -> None:
+    """Remove what backups left that were killed, if they began this many seconds ago."""
+    whole = set(finished(place))
+    for name in place.names():
+        backup_id = name.split("/")[1]
+        if backup_id not in whole and document.age_of(backup_id) > older_than:
+            place.remove(name)
+
+
+def load(place: Place, backup_id: str | None) -> Document:
+    """Load a backup's document; None: the newest. Raises RegistryError `not-found`, `corrupt`."""
+    known = finished(place)
+    if not known or (backup_id is not None and backup_id not in known):
+        what = f"no finished backup {backup_id}" if backup_id else "no finished backup"
+        raise RegistryError("not-found", f"There is {what} here.", hint=f"Known: {', '.join(known[-5:]) or 'none'}.")
+    chosen = backup_id or known[-1]
+    data = b"".join(place.read(path(chosen, document.DOCUMENT)))
+    try:
+        return msgspec.json.decode(data[: document.MAX_DOCUMENT], type=Document)
+    except msgspec.MsgspecError as error:
+        raise RegistryError("corrupt", f"{document.DOCUMENT} of the backup {chosen} is malformed: {error}.") from error
+
+
+def read_part(place: Place, backup_id: str, name: str, part: Part) -> Iterator[bytes]:
+    """Yield a file of a backup. Raises RegistryError `digest-mismatch` at the end if it is not what was written."""
+    sha256 = hashlib.sha256()
+    for chunk in place.read(path(backup_id, name)):
+        sha256.update(chunk)
+        yield chunk
+    if sha256.hexdigest() != part.sha256:
+        raise RegistryError(
+            "digest-mismatch",
+            f"The file {name} of the backup {backup_id} is damaged: its sha256 is {sha256.hexdigest()[:12]}, expected "
+            f"{part.sha256[:12]}.",
+            hint="Use another backup; `lora-registry backup DEST --verify` reads one back.",
+        )
+
+
+def lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Split a stream into lines with their ends; memory grows with the longest line alone."""
+    rest = b""
+    for chunk in chunks:
+        *whole, last = chunk.split(b"\n")
+        if not whole:
+            rest += last
+            continue
+        yield rest + whole[0] + b"\n"
+        for line in whole[1:]:
+            yield line + b"\n"
+        rest = last
+    if rest:
+        yield rest
+
+
+def _after(first: bytes, rest: Iterable[bytes]) -> Iterator[bytes]:
+    yield first
+    yield from rest
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
