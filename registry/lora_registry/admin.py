@@ -61,7 +61,7 @@ def fsck(
 
 def backup(settings: ServiceSettings, destination: str, *, parallel: int, tell: Tell) -> Document:
     """Back up database and blobs to a folder or `s3://bucket/prefix`."""
-    ctx = _open(settings)
+    ctx = open_checked(settings)
     store = settings.storage_url or str(settings.data)
     if "://" not in destination + store and Path(destination).resolve() == Path(store).resolve():
         raise RegistryError("usage", f"{destination} is the store itself.", hint="Name another folder.")

@@ -14,7 +14,7 @@ from lora_registry.runtime.clock import iso
 
 
 def show(caller: Caller, path: VersionPath) -> bytes:
-    """Make the statement. Inputs in namespaces that the caller may not read appear by digest alone.
+    """Make the statement. Inputs that the caller may not read appear by digest alone.
 
     Raises `not-found` for a version that was pushed.
     """
@@ -28,12 +28,9 @@ def show(caller: Caller, path: VersionPath) -> bytes:
                 hint="Merged, composed, extracted, resized and converted versions have a recipe.",
             )
         edges = [edge for edge in store.edges_up(session, {version.id}) if edge.relation in ("base", "input")]
-        rows = list(store.versions_by_id(session, {edge.parent_id for edge in edges}).values())
-        names = {
-            ref.digest: f"{ref.namespace}/{ref.name}:v{ref.number}"
-            for ref in views.refs(session, rows).values()
-            if caller.principal.may("reader", ref.namespace)
-        }
+        known = store.readable(session, {edge.parent_id for edge in edges}, caller.principal.visible())
+        rows = list(store.versions_by_id(session, known).values())
+        names = {ref.digest: f"{ref.namespace}/{ref.name}:v{ref.number}" for ref in views.refs(session, rows).values()}
         job = job_store.job_of_result(session, version.id)
         return make_provenance(
             f"{repo.namespace}/{repo.name}",

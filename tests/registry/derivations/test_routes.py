@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from lora_contract.roles import Grant
 from lora_registry import settings
 from lora_registry.auth.caller import Caller
 from lora_registry.auth.principals import Principal
@@ -81,8 +82,9 @@ def test_provenance_does_not_name_what_a_caller_may_not_read(site: Site) -> None
     asked(site, "resizes", adapter=one, rank=1, to=small)
     path = VersionPath(RepositoryPath(*small.split("/")), "v1")
     ctx = open_context(settings.load(service.environment(site.data, site.extra)))
-    for namespace, names in ((None, [f"{SHARED}/base:v1", f"{one}:v1"]), ("alone", [None, None])):
-        statement = provenance.show(Caller(ctx, Principal("x", "reader", namespace)), path)
+    # Who may read an adapter may read its base.
+    for pattern, names in (("*", [f"{SHARED}/base:v1", f"{one}:v1"]), ("alone", [f"{SHARED}/base:v1", None])):
+        statement = provenance.show(Caller(ctx, Principal("x", (Grant(pattern, "reader"),))), path)
         dependencies = json.loads(statement)["predicate"]["buildDefinition"]["resolvedDependencies"]
         assert [dependency.get("name") for dependency in dependencies] == names
     ctx.db.engine.dispose()
