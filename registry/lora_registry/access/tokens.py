@@ -11,7 +11,7 @@ from lora_contract.errors import RegistryError
 from lora_contract.roles import Grant
 from lora_contract.wire.access import TokenList, TokenView
 from lora_registry.access import store
-from lora_registry.auth.principals import Principal
+from lora_registry.auth.principals import ANONYMOUS, LOCAL, OPERATOR, WORKER, Principal
 from lora_registry.auth.tokens import hash_of, new_secret
 from lora_registry.db.dialect import database_now
 from lora_registry.db.tables import Token, TokenGrant, TokenSecret
@@ -22,6 +22,7 @@ from lora_registry.runtime.clock import iso
 MAX_NAME: Final = 128
 MAX_NOTE: Final = 4096
 MAX_GRANTS: Final = 64
+RESERVED: Final = tuple(each.name for each in (LOCAL, ANONYMOUS, WORKER, OPERATOR))
 SECOND: Final = 1_000_000
 
 
@@ -41,10 +42,12 @@ def create(
 
     Raises `usage`, `exists` for a name that was used before, `forbidden` for a grant that the caller may not give.
     """
-    if not 0 < len(name) <= MAX_NAME or not name.isprintable():
+    if not 0 < len(name) <= MAX_NAME or not name.isprintable() or name != name.strip():
         raise RegistryError("usage", f"A token name must have 1 to {MAX_NAME} printable characters.")
     if "#" in name:
         raise RegistryError("usage", "A token name must not contain '#': names of callers by identity tokens do.")
+    if name in RESERVED:
+        raise RegistryError("usage", f"{name!r} is what events call the service's own work; choose another name.")
     if len(note) > MAX_NOTE or "\0" in note:
         raise RegistryError("usage", f"A note must have at most {MAX_NOTE} characters, none of them NUL.")
     if not 0 < len(grants) <= MAX_GRANTS:

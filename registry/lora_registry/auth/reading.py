@@ -27,6 +27,12 @@ def open_namespaces(session: Session, principal: Principal) -> list[str]:
     return list(session.exec(query))
 
 
+def public_among(session: Session, namespaces: Set[str]) -> set[str]:
+    """Return those of these namespaces that everybody may read."""
+    query = select(Namespace.name).where(col(Namespace.name).in_(namespaces), Namespace.visibility == "public")
+    return set(session.exec(query))
+
+
 def narrower(session: Session, namespaces: Set[str], than: str) -> frozenset[str]:
     """Return those of these namespaces that not everybody may read who may read the namespace `than`."""
     others = namespaces - {than}

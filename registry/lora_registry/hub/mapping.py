@@ -28,12 +28,12 @@ def model(repo: RepositoryView, *, private: bool) -> Json:
     return _model(f"{repo.namespace}/{repo.name}", repo.namespace, repo.kind, repo.created_at, private)
 
 
-def model_info(repo_id: str, version: RevisionInfo, *, private: bool, blobs: bool) -> Json:
+def model_info(repo_id: str, version: RevisionInfo, *, blobs: bool) -> Json:
     """Encode a version as a model. repo_id: as requested, so that clients keep using an alias.
 
     blobs: include size and sha256 of each file.
     """
-    info = _model(repo_id, version.namespace, version.kind, version.repository_created_at, private)
+    info = _model(repo_id, version.namespace, version.kind, version.repository_created_at, version.private)
     card: Json = {"library_name": info["library_name"], "tags": info["tags"]}
     if version.base is not None:
         relation = "adapter" if version.kind == "adapter" else "merge"

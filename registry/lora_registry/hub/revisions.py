@@ -6,14 +6,16 @@ response for a yanked version.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 
 from sqlmodel import Session
 
 from lora_contract.errors import RegistryError
-from lora_contract.wire.repositories import VersionFile
+from lora_contract.wire.repositories import RepositoryView, VersionFile
 from lora_registry.auth.caller import Caller
 from lora_registry.auth.principals import Principal
+from lora_registry.auth.reading import public_among
 from lora_registry.bases import store as base_store
 from lora_registry.db.tables import Repository, Version
 from lora_registry.hub import errors, names
@@ -38,7 +40,7 @@ class RevisionInfo:
     """A version as Hub clients see it. Times are RFC 3339.
 
     files: those that can be downloaded: a base may be registered without its weights. base: `namespace/name`.
-    yanked: the reason; None if not yanked.
+    private: not everybody may read it. yanked: the reason; None if not yanked.
     """
 
     namespace: str
@@ -50,6 +52,7 @@ class RevisionInfo:
     size: int
     files: list[VersionFile]
     base: str | None
+    private: bool
     yanked: str | None
 
 
@@ -72,8 +75,19 @@ def show(caller: Caller, call: Call) -> RevisionInfo:
             size=version.size,
             files=[VersionFile(path=row.path, size=row.size, digest=row.digest) for row in rows if row.stored],
             base=base,
+            private=repo.namespace not in _public(session, caller, {repo.namespace}),
             yanked=version.yanked_reason,
         )
+
+
+def public_namespaces(caller: Caller, repositories: Iterable[RepositoryView]) -> Set[str]:
+    """Return those of the namespaces that everybody may read; without login all."""
+    with caller.ctx.db.read() as session:
+        return _public(session, caller, {repo.namespace for repo in repositories})
+
+
+def _public(session: Session, caller: Caller, namespaces: Set[str]) -> Set[str]:
+    return namespaces if caller.ctx.settings.auth == "none" else public_among(session, namespaces)
 
 
 def locate(caller: Caller, call: Call) -> tuple[FileLocation, str | None]:

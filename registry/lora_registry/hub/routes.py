@@ -67,7 +67,7 @@ def _dispatch(request: R, ctx: Context, call: Call) -> Response[Any]:
 
 def show_model(request: R, caller: Caller, call: Call) -> Response[Any]:
     found = revisions.show(caller, call)
-    info = mapping.model_info(call.repo, found, private=_private(caller), blobs=_flag(request, "blobs"))
+    info = mapping.model_info(call.repo, found, blobs=_flag(request, "blobs"))
     return reply(request, info, headers=mapping.warning(found.yanked))
 
 
@@ -114,8 +114,9 @@ def list_models(request: R, caller: Caller, _call: Call) -> Response[Any]:
         if error.code == "invalid-request" and search:
             return reply(request, [])  # no name can contain these characters
         raise
+    public = revisions.public_namespaces(caller, page.items)
     items = [
-        mapping.model(repo, private=_private(caller))
+        mapping.model(repo, private=repo.namespace not in public)
         for repo in page.items
         if repo.kind != "dataset" and wanted <= set(mapping.tags_of(repo.kind))
     ]
@@ -125,6 +126,7 @@ def list_models(request: R, caller: Caller, _call: Call) -> Response[Any]:
 def check_permission(request: R, caller: Caller, call: Call) -> Response[Any]:
     namespace = revisions.namespace(caller, call)
     if call.path == "write" and not caller.principal.may("writer", namespace):
+        caller.require_signed_in()
         raise RegistryError("forbidden", f"The token may read {call.repo}, but not write to it.")
     return reply(request, {})
 
@@ -174,10 +176,6 @@ HANDLERS: Final[dict[Verb, VerbHandler]] = {
     "other-kind": refuse_kind,
     "file": send_file,
 }
-
-
-def _private(caller: Caller) -> bool:
-    return caller.ctx.settings.auth != "none"
 
 
 def _flag(request: R, name: str) -> bool:

@@ -8,6 +8,7 @@ from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_registry.auth.caller import Caller
 from lora_registry.auth.principals import Principal
+from lora_registry.auth.reading import absent
 from lora_registry.blobs.keys import address, new_life
 from lora_registry.db.dialect import database_now
 from lora_registry.db.tables import UploadFile, UploadSessionRow
@@ -19,9 +20,8 @@ def require_own(session: Session, principal: Principal, upload_id: str) -> Uploa
     """Return the session. Raises `not-found` if it is not the caller's or has expired."""
     row = store.session_row(session, upload_id)
     if row is None or row.author != principal.name or not principal.may("writer", row.namespace):
-        raise RegistryError(
-            "not-found", f"There is no upload session {upload_id[:40]!r}.", hint="Push again: this opens a new session."
-        )
+        hint = "Push again: this opens a new session."
+        raise absent(principal, f"There is no upload session {upload_id[:40]!r}.", hint=hint)
     if row.expires_at < database_now(session):
         raise RegistryError(
             "not-found", "The upload session has expired.", hint="Push again: this opens a new session."

@@ -28,9 +28,8 @@ def show(caller: Caller, path: VersionPath) -> bytes:
                 hint="Merged, composed, extracted, resized and converted versions have a recipe.",
             )
         edges = [edge for edge in store.edges_up(session, {version.id}) if edge.relation in ("base", "input")]
-        known = store.readable(session, {edge.parent_id for edge in edges}, caller.principal.visible())
-        rows = list(store.versions_by_id(session, known).values())
-        names = {ref.digest: f"{ref.namespace}/{ref.name}:v{ref.number}" for ref in views.refs(session, rows).values()}
+        inputs = views.readable_refs(session, caller.principal, {edge.parent_id for edge in edges})
+        names = {ref.digest: f"{ref.namespace}/{ref.name}:v{ref.number}" for ref in inputs.values()}
         job = job_store.job_of_result(session, version.id)
         return make_provenance(
             f"{repo.namespace}/{repo.name}",

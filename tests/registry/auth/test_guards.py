@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from lora_contract.roles import Visibility
 from lora_registry.app import create_app
 from lora_registry.settings import ServiceSettings
 from lora_registry.wiring import open_context
@@ -21,7 +25,9 @@ from tests.support import service
 from tests.support.push import describe, push, upload
 from tests.support.signing import Signer
 
-ROLES = ("anonymous", "reader", "writer", "maintainer", "admin", "stranger")
+ROLES = ("anonymous", "reader", "writer", "maintainer", "admin", "stranger", "visitor")
+"""stranger: an administrator of another namespace. visitor: a reader of another one."""
+OUTSIDERS = ("anonymous", "stranger", "visitor")
 
 
 @dataclass
@@ -29,7 +35,8 @@ class Row:
     """A route and the least role that may use it.
 
     body: what makes the request a sensible one. free: open to all. below: what weaker roles are answered. everyone: what
-    all are answered, whatever their role. The least role `root` is that of an administrator of all namespaces.
+    all are answered, whatever their role. closed: also in an internal or public namespace it needs a grant. The least
+    role `root` is that of an administrator of all namespaces.
     """
 
     method: str
@@ -39,6 +46,7 @@ class Row:
     free: bool = False
     below: str = "forbidden"
     everyone: str | None = None
+    closed: bool = False
     allowed: set[int] = field(default_factory=lambda: {200, 201, 202, 204})
 
 
@@ -54,14 +62,14 @@ ROWS = [
     Row("GET", "/api/v1/trust-rules", "root", allowed={200}),
     Row("POST", "/api/v1/trust-rules", "root", "trust", allowed={201}),
     Row("DELETE", "/api/v1/trust-rules/{rule}", "root", allowed={404}),
-    Row("GET", "/api/v1/whoami", "reader", free=True),
+    Row("GET", "/api/v1/whoami", "reader", free=True, closed=True),
     Row("GET", "/api/v1/repositories", "reader", free=True),
-    Row("GET", "/api/v1/jobs", "reader", free=True),
-    Row("GET", "/api/v1/events", "reader", free=True),
+    Row("GET", "/api/v1/jobs", "reader", free=True, closed=True),
+    Row("GET", "/api/v1/events", "reader", free=True, closed=True),
     Row("GET", "/api/v1/namespaces", "reader", free=True),
     Row("GET", "/api/v1/namespaces/{namespace}", "reader"),
     Row("PUT", "/api/v1/namespaces/{namespace}", "admin", {"visibility": "private"}),
-    Row("GET", "/api/v1/tokens", "reader", free=True),
+    Row("GET", "/api/v1/tokens", "reader", free=True, closed=True),
     Row("DELETE", "/api/v1/tokens/{token}", "admin", below="not-found"),
     Row("GET", REPO, "reader"),
     Row("GET", REPO + "/versions", "reader"),
@@ -77,9 +85,9 @@ ROWS = [
     Row("GET", REPO + "/tags", "reader"),
     Row("GET", TAG, "reader"),
     Row("GET", REPO + "/history", "reader"),
-    Row("GET", "/api/v1/uploads/{upload_id}", "writer"),
-    Row("GET", "/api/v1/jobs/{job_id}", "reader"),
-    Row("GET", "/api/v1/jobs/{job_id}/progress", "reader"),
+    Row("GET", "/api/v1/uploads/{upload_id}", "writer", closed=True),
+    Row("GET", "/api/v1/jobs/{job_id}", "reader", closed=True),
+    Row("GET", "/api/v1/jobs/{job_id}/progress", "reader", closed=True),
     Row("PUT", REPO + "/aliases", "writer", {"aliases": ["x"]}, allowed={409}),
     Row("PUT", VERSION + "/yank", "maintainer", {"reason": "bad"}),
     Row("DELETE", VERSION + "/yank", "maintainer"),
@@ -113,12 +121,12 @@ ROWS = [
     Row("DELETE", VERSION, "maintainer"),
     Row("DELETE", REPO, "admin", allowed={409}),  # allowed, but for its tag
 ]
-RANK = {role: rank for rank, role in enumerate(("stranger", "anonymous", "reader", "writer", "maintainer", "admin"))}
+RANK = {role: rank for rank, role in enumerate((*OUTSIDERS, "reader", "writer", "maintainer", "admin"))}
 
 
 @dataclass
 class Guarded:
-    """A service that asks for tokens, with one client a role; all tokens but the stranger's are for one namespace."""
+    """A service that asks for tokens, with one client a role; all tokens but the outsiders' are for one namespace."""
 
     site: Site
     namespace: str
@@ -153,6 +161,7 @@ def _guard(site: Site) -> Guarded:
     token = site.token
     clients = {role: site.connect(token(role, namespace)) for role in ("reader", "writer", "maintainer", "admin")}
     clients["stranger"] = site.connect(token("admin", unique("elsewhere")))
+    clients["visitor"] = site.connect(token("reader", unique("elsewhere")))
     clients["anonymous"] = site.connect()
     root = site.connect(token("admin"))
     writer = clients["writer"]
@@ -243,13 +252,124 @@ def test_every_route_against_every_caller(guarded: Guarded, row: Row) -> None:
         elif role == "anonymous":
             problem(answer, "unauthenticated")
             assert answer.headers["www-authenticate"] == "Bearer"
-        elif role == "stranger":
+        elif role in OUTSIDERS:
             problem(answer, "not-found")
         elif RANK[role] < RANK[row.least]:
             # A session is its owner's alone: to all others it is not there.
             problem(answer, "not-found" if "{upload_id}" in row.path else row.below)
         else:
             assert answer.status_code in row.allowed, what
+
+
+@contextmanager
+def visible(guarded: Guarded, visibility: Visibility) -> Iterator[None]:
+    """The namespace as one that outsiders may read, for a while: others share the service."""
+    guarded.site.visibility(guarded.namespace, visibility)
+    try:
+        yield
+    finally:
+        guarded.site.visibility(guarded.namespace, "private")
+
+
+@pytest.mark.parametrize("visibility", ["internal", "public"])
+def test_every_route_of_an_open_namespace_against_outsiders(guarded: Guarded, visibility: Visibility) -> None:
+    """Whoever is signed in, and for a public namespace everybody, reads what is in repositories, and does no more."""
+    wrong = []
+    with visible(guarded, visibility):
+        for role, row in itertools.product(OUTSIDERS, ROWS):
+            if row.everyone or row.least == "root":
+                continue
+            path, request = _prepare(guarded, row, role)
+            answer = guarded.clients[role].request(row.method, path, **request)
+            opened = row.method == "GET" and not row.closed
+            if row.least == "anonymous":
+                expected = {200}
+            elif role == "anonymous":
+                expected = row.allowed if opened and visibility == "public" else {401}
+            elif row.free or opened:
+                expected = row.allowed
+            else:
+                hidden = row.closed or "{upload_id}" in row.path or "{job_id}" in row.path or row.below == "not-found"
+                expected = {404 if hidden else 403}
+            if answer.status_code not in expected:
+                wrong.append((role, row.method, row.path, answer.status_code, answer.text[:200]))
+    assert wrong == []
+
+
+def test_hidden_is_answered_like_absent(guarded: Guarded) -> None:
+    """In every word, for every route: an outsider learns nothing from an error."""
+    absent, wrong = {"{ns}": unique("absent"), "{name}": unique("gone"), "{job}": "inspect-9-0123456789abcdef"}, []
+    there = {"{ns}": guarded.namespace, "{name}": guarded.parts["name"], "{job}": guarded.parts["job_id"]}
+
+    def ask(role: str, row: Row, path: str, request: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+        text = json.dumps([path, request.get("json")])
+        for mark, name in there.items():
+            text = text.replace(name, names[mark])
+        path, body = json.loads(text)
+        sent = {**request, "json": body} if "json" in request else request
+        answer = guarded.clients[role].request(row.method, path, **sent)
+        shown = answer.text
+        for mark, name in names.items():
+            shown = shown.replace(name, mark)
+        return {**json.loads(shown), "request_id": "", "status": answer.status_code}
+
+    for role, row in itertools.product(OUTSIDERS, ROWS):
+        if row.free or row.least in ("anonymous", "root") or "{token}" in row.path or row.body == "sign":
+            continue
+        path, request = _prepare(guarded, row, role)
+        if "{upload_id}" in row.path:
+            absent["{upload}"], there["{upload}"] = "0" * 32, path.split("/")[4]
+        hidden, missing = ask(role, row, path, request, there), ask(role, row, path, request, absent)
+        if hidden != missing:
+            wrong.append((role, row.method, row.path, hidden, missing))
+    assert wrong == []
+
+
+HUB = {
+    "api/models/{repo}": "reader",
+    "api/models/{repo}/revision/v1": "reader",
+    "api/models/{repo}/tree/v1": "reader",
+    "api/models/{repo}/refs": "reader",
+    "api/models/{repo}/commits/main": "reader",
+    "api/models/{repo}/auth-check": "reader",
+    "api/models/{repo}/auth-check/write": "writer",
+    "api/models/{repo}.t": "reader",
+    "channels/t/api/models/{repo}": "reader",
+    "{repo}/resolve/t/adapter_config.json": "reader",
+    "{repo}/resolve/v1/adapter_model.safetensors": "reader",
+    "paths-info": "reader",
+}
+
+
+@pytest.mark.parametrize("visibility", ["private", "internal", "public"])
+def test_every_verb_of_the_hub_dialect_against_every_caller(guarded: Guarded, visibility: Visibility) -> None:
+    repo, wrong = f"{guarded.namespace}/{guarded.parts['name']}", []
+    reads = {"private": "reader", "internal": "visitor", "public": "anonymous"}[visibility]
+    order = ("anonymous", "visitor", "reader", "writer", "maintainer", "admin")
+
+    def ask(role: str, verb: str, repo: str) -> tuple[int, str, str]:
+        client = guarded.clients[role]
+        if verb == "paths-info":
+            answer = client.post(f"/hf/api/models/{repo}/paths-info/v1", json={"paths": ["adapter_config.json"]})
+        else:
+            answer = client.get(f"/hf/{verb.format(repo=repo)}")
+        error = "" if answer.status_code == 200 else answer.json()["error"].replace(repo, "REPO")
+        return answer.status_code, answer.headers.get("x-error-code", ""), error
+
+    with visible(guarded, visibility):
+        for role, (verb, least) in itertools.product(ROLES, HUB.items()):
+            rank = order.index("visitor" if role == "stranger" else role)
+            found = ask(role, verb, repo)
+            if rank >= order.index(least if least == "writer" else reads):
+                good = found[0] == 200
+            elif rank >= order.index(reads):
+                good = found[0] == (401 if role == "anonymous" else 403)
+            else:
+                good = found[:2] == (401 if role == "anonymous" else 404, "RepoNotFound")
+                good = good and found == ask(role, verb, f"{unique('absent')}/gone")
+            if not good:
+                wrong.append((role, verb, *found))
+    assert wrong == []
 
 
 def test_every_route_of_the_service_has_a_row(tmp_path: Path) -> None:
