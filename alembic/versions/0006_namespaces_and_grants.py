@@ -38,6 +38,21 @@ def upgrade() -> None:
         )
     )
 
+    # Read first: SQLite rebuilds the table, which no row may refer to then.
+    tokens = connection.execute(sa.text("SELECT id, hash, role, namespace, created_at FROM token")).all()
+    with op.batch_alter_table("token", schema=None) as batch_op:
+        batch_op.drop_constraint(batch_op.f("ck_token_role"), type_="check")
+        batch_op.drop_constraint(batch_op.f("uq_token_hash"), type_="unique")
+        for name in ("hash", "role", "namespace"):
+            batch_op.drop_column(name)
+        batch_op.add_column(sa.Column("note", sa.Text(), nullable=False, server_default=""))
+        batch_op.add_column(sa.Column("created_by", sa.String(length=128), nullable=False, server_default=""))
+        batch_op.add_column(sa.Column("expires_at", sa.BigInteger(), nullable=True))
+        batch_op.add_column(sa.Column("last_used_at", sa.BigInteger(), nullable=True))
+    with op.batch_alter_table("token", schema=None) as batch_op:
+        batch_op.alter_column("note", server_default=None)
+        batch_op.alter_column("created_by", server_default=None)
+
     op.create_table(
         "token_secret",
         sa.Column("hash", sa.String(length=64), nullable=False),
@@ -58,29 +73,14 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["token_id"], ["token.id"], name=op.f("fk_token_grant_token_id")),
         sa.PrimaryKeyConstraint("token_id", "pattern", name=op.f("pk_token_grant")),
     )
-    connection.execute(
-        sa.text(
-            "INSERT INTO token_secret (hash, token_id, created_at, expires_at) "
-            "SELECT hash, id, created_at, NULL FROM token"
+    for token_id, digest, role, namespace, created_at in tokens:
+        values = {"id": token_id, "hash": digest, "role": role, "pattern": namespace or "*", "at": created_at}
+        connection.execute(
+            sa.text("INSERT INTO token_secret (hash, token_id, created_at) VALUES (:hash, :id, :at)"), values
         )
-    )
-    connection.execute(
-        sa.text(
-            "INSERT INTO token_grant (token_id, pattern, role) SELECT id, coalesce(namespace, '*'), role FROM token"
+        connection.execute(
+            sa.text("INSERT INTO token_grant (token_id, pattern, role) VALUES (:id, :pattern, :role)"), values
         )
-    )
-    with op.batch_alter_table("token", schema=None) as batch_op:
-        batch_op.drop_constraint(batch_op.f("ck_token_role"), type_="check")
-        batch_op.drop_constraint(batch_op.f("uq_token_hash"), type_="unique")
-        for name in ("hash", "role", "namespace"):
-            batch_op.drop_column(name)
-        batch_op.add_column(sa.Column("note", sa.Text(), nullable=False, server_default=""))
-        batch_op.add_column(sa.Column("created_by", sa.String(length=128), nullable=False, server_default=""))
-        batch_op.add_column(sa.Column("expires_at", sa.BigInteger(), nullable=True))
-        batch_op.add_column(sa.Column("last_used_at", sa.BigInteger(), nullable=True))
-    with op.batch_alter_table("token", schema=None) as batch_op:
-        batch_op.alter_column("note", server_default=None)
-        batch_op.alter_column("created_by", server_default=None)
 
     with op.batch_alter_table("job", schema=None) as batch_op:
         batch_op.add_column(sa.Column("mentions", sa.Text(), nullable=False, server_default="[]"))
@@ -111,23 +111,23 @@ def downgrade() -> None:
     connection = op.get_bind()
     with op.batch_alter_table("job", schema=None) as batch_op:
         batch_op.drop_column("mentions")
+    grants = connection.execute(sa.text("SELECT token_id, pattern, role FROM token_grant")).all()
+    query = "SELECT token_id, hash FROM token_secret ORDER BY created_at"
+    secrets = dict(connection.execute(sa.text(query)).tuples().all())
+    op.drop_table("token_grant")
+    op.drop_table("token_secret")
     with op.batch_alter_table("token", schema=None) as batch_op:
         batch_op.add_column(sa.Column("hash", sa.String(length=64), nullable=True))
         batch_op.add_column(sa.Column("role", sa.String(length=16), nullable=True))
         batch_op.add_column(sa.Column("namespace", sa.String(length=96), nullable=True))
     ranks = ("reader", "writer", "maintainer", "admin")
     for (token_id,) in connection.execute(sa.text("SELECT id FROM token")).all():
-        given = {"id": token_id}
-        grants = connection.execute(
-            sa.text("SELECT pattern, role FROM token_grant WHERE token_id = :id"), given
-        ).all()
-        pattern, role = min(grants, key=lambda grant: ranks.index(grant[1]), default=("-", "reader"))
-        secret = connection.execute(
-            sa.text("SELECT hash FROM token_secret WHERE token_id = :id ORDER BY created_at DESC"), given
-        ).scalar()
+        own = [(pattern, role) for held_by, pattern, role in grants if held_by == token_id]
+        pattern, role = min(own, key=lambda grant: ranks.index(grant[1]), default=("-", "reader"))
+        secret = secrets.get(token_id)
         held = pattern == "*" or ("*" not in pattern and pattern != "-")
         values = {
-            **given,
+            "id": token_id,
             "hash": secret if secret is not None else f"none-{token_id}",
             "role": "writer" if role == "maintainer" else role,
             "namespace": None if pattern == "*" else pattern.replace("*", "-"),
@@ -147,6 +147,4 @@ def downgrade() -> None:
         batch_op.create_unique_constraint(batch_op.f("uq_token_hash"), ["hash"])
         for name in ("note", "created_by", "expires_at", "last_used_at"):
             batch_op.drop_column(name)
-    op.drop_table("token_grant")
-    op.drop_table("token_secret")
     op.drop_table("namespace")
