@@ -8,7 +8,6 @@ from sqlmodel import Session
 
 from lora_contract.roles import ROLES, Grant
 from lora_contract.wire.identity import ExchangeRequest, IssuedToken
-from lora_registry.access import store as access
 from lora_registry.auth import trusted as trusted_callers
 from lora_registry.auth.principals import Principal
 from lora_registry.auth.tokens import hash_of, new_secret
@@ -66,9 +65,9 @@ def _issue(session: Session, identity: Identity, trusted: Trusted, at: int, host
         raise RefusedTokenError(f"the name {trusted.name!r} belongs to a token that was created by hand")
     grants = _highest(trusted.grants)
     expires_at = at + trusted.seconds * SECOND
-    access.drop_secrets(session, row.id, at)
+    store.forget_secrets(session, row.id, at=at, every=row.revoked_at is not None)
     store.replace_rights(session, row.id, [each.id for each in trusted.rules], grants)
-    row.revoked_at = None  # its secrets of before have ended; what may follow is what the rules say
+    row.revoked_at = None  # revoking ends what was issued; who may have more is what the rules say
     row.expires_at = max(row.expires_at or 0, expires_at)
     session.add(row)
     secret = new_secret()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from sqlalchemy import or_, true
 from sqlmodel import Session, col, delete, exists, select, update
 
 from lora_contract.roles import Grant
@@ -51,6 +52,13 @@ def is_issued(session: Session, token_id: int) -> bool:
     return (
         session.exec(select(TokenOrigin.rule_id).where(TokenOrigin.token_id == token_id).limit(1)).first() is not None
     )
+
+
+def forget_secrets(session: Session, token_id: int, *, at: int, every: bool) -> None:
+    """Forget the secrets of an issued token that have expired, or have no end of their own, as one that was rotated by
+    hand: it would last as long as the token is issued again. every: all."""
+    ended = or_(col(TokenSecret.expires_at).is_(None), col(TokenSecret.expires_at) <= at)
+    session.exec(delete(TokenSecret).where(col(TokenSecret.token_id) == token_id, true() if every else ended))
 
 
 def replace_rights(session: Session, token_id: int, rule_ids: Iterable[int], grants: Iterable[Grant]) -> None:

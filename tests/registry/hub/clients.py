@@ -22,7 +22,16 @@ def python_with(version: str) -> str:
     return str(ensure_env(f"hub-{version}", [f"huggingface_hub=={version}", "hf-xet"]) / "python")
 
 
-def run(python: str, script: str, arguments: dict[str, Any], *, endpoint: str, home: Path, token: str = "") -> Any:
+def run(
+    python: str,
+    script: str,
+    arguments: dict[str, Any],
+    *,
+    endpoint: str,
+    home: Path,
+    token: str = "",
+    token_file: Path | None = None,
+) -> Any:
     """The JSON that `tests/registry/hub/<script>` prints. Raises AssertionError with what it said where it fails."""
     passed = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "LORA_REG_", "PYTHON"))}
     environment = {
@@ -34,6 +43,7 @@ def run(python: str, script: str, arguments: dict[str, Any], *, endpoint: str, h
         "OMP_NUM_THREADS": "1",
         "NO_PROXY": "127.0.0.1",
         **({"HF_TOKEN": token} if token else {}),
+        **({"HF_TOKEN_PATH": str(token_file)} if token_file else {}),
     }
     done = subprocess.run(
         [python, str(HERE / script), json.dumps(arguments)],

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-import threading
+import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,9 +20,12 @@ from lora_contract.wire.identity import TrustRequest
 from lora_registry import admin, admin_trust, settings
 from lora_registry.oidc.refusal import ACCEPTED_BY_NONE
 from tests.registry.conftest import Sites
-from tests.registry.site import Site, problem, unique
+from tests.registry.hub import clients
+from tests.registry.site import Site, base_files, problem, unique
 from tests.support import service
 from tests.support.issuer import AUDIENCE, Issuer, Key, github, issuer, kubernetes
+from tests.support.push import push
+from tests.support.tls import tls_front
 
 EXCHANGE = "/api/v1/token-exchange"
 IDS = {"repository_id": "74", "repository_owner_id": "65"}
@@ -135,15 +140,24 @@ def test_an_issued_token_ends(registry: Registry) -> None:
     assert registry.exchange(github()).status_code == 201  # and expired secrets are forgotten
 
 
+def at_once(registry: Registry, tokens: list[str]) -> list[httpx.Response]:
+    with ThreadPoolExecutor(len(tokens)) as pool:
+        return list(pool.map(registry.send, tokens))
+
+
+def test_jobs_of_one_commit_sign_in_at_once(registry: Registry) -> None:
+    registry.trust(IDS)
+    answers = at_once(registry, [registry.issuer.token(github()) for _ in range(6)])
+    assert [answer.status_code for answer in answers] == [201] * 6
+    assert len({answer.json()["name"] for answer in answers}) == 1
+    for answer in answers:
+        assert registry.get("/api/v1/whoami", answer.json()["token"]).status_code == 200
+
+
 def test_an_identity_token_is_taken_once(registry: Registry) -> None:
     registry.trust(IDS)
     token = registry.issuer.token(github())
-    answers: list[httpx.Response] = []
-    threads = [threading.Thread(target=lambda: answers.append(registry.send(token))) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    answers = at_once(registry, [token] * 6)
     assert sorted(answer.status_code for answer in answers) == [201, *[401] * 5]
     refused(registry.send(token), "The identity token was exchanged before.")
     same_id = github(jti="run-1")
@@ -175,7 +189,10 @@ def test_claims_that_no_rule_accepts(registry: Registry, claims: dict[str, Any])
     assert registry.events("token-issued") == []
 
 
-def test_what_is_refused_reads_the_same_whether_the_issuer_is_trusted_or_not(registry: Registry) -> None:
+def test_what_is_refused_reads_the_same_whether_the_issuer_is_trusted_or_not(
+    registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And the log has the reason, but no token."""
     registry.trust(IDS)
     with issuer() as stranger:
         answers = [
@@ -186,6 +203,9 @@ def test_what_is_refused_reads_the_same_whether_the_issuer_is_trusted_or_not(reg
         ]
         assert stranger.requests == []
     assert len({json.dumps({**answer.json(), "request_id": ""}) for answer in answers}) == 1
+    for reason in ("matches its claims", "the id 'unknown'", "Signature verification failed", stranger.url):
+        assert reason in caplog.text
+    assert "eyJ" not in caplog.text
     now = int(time.time())
     refused(registry.exchange(github(exp=now - 100)), "The identity token has expired.")
     refused(registry.exchange(github(nbf=now + 100)), "The identity token is not yet valid.")
@@ -195,6 +215,8 @@ def test_what_is_refused_reads_the_same_whether_the_issuer_is_trusted_or_not(reg
 def test_bodies_of_strangers_are_small(registry: Registry) -> None:
     client = registry.site.client
     problem(client.post(EXCHANGE, json={"token": "x" * 40_000}), "too-large")
+    chunks = iter([b'{"token": "', *[b"x" * 1000] * 100, b'"}'])
+    problem(client.post(EXCHANGE, content=chunks, headers={"Content-Type": "application/json"}), "too-large")
     problem(client.post(EXCHANGE, json={"token": "x" * 20_000}), "invalid-request")
     problem(client.post(EXCHANGE, json={"token": ""}), "invalid-request")
     problem(client.post(EXCHANGE, json={"token": "a.b.c", "more": 1}), "invalid-request")
@@ -220,6 +242,68 @@ def test_a_revoked_token_is_dead_and_a_new_one_is_issued(registry: Registry) -> 
     fresh = registry.exchange(github()).json()
     assert registry.get("/api/v1/whoami", fresh["token"]).status_code == 200
     problem(registry.get("/api/v1/whoami", issued["token"]), "unauthenticated")
+
+
+def test_a_secret_that_was_rotated_by_hand_ends_with_the_next_exchange(registry: Registry) -> None:
+    registry.trust(IDS)
+    issued = registry.exchange(github()).json()
+    rotated = admin.rotate_token(registry.config, issued["name"], overlap=0, lifetime=None)
+    assert registry.get("/api/v1/whoami", rotated).status_code == 200
+    assert registry.exchange(github()).status_code == 201
+    problem(registry.get("/api/v1/whoami", rotated), "unauthenticated")
+
+
+def test_tokens_that_expired_long_ago_are_forgotten(registry: Registry) -> None:
+    registry.trust(IDS)
+    old = registry.exchange(github()).json()["name"]
+    by_hand = unique("by-hand")
+    registry.site.token_with(f"reader:{registry.namespace}", name=by_hand)
+    engine = sa.create_engine(registry.site.database)
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE token SET expires_at = 1 WHERE name in (:a, :b)"), {"a": old, "b": by_hand})
+        connection.execute(sa.text("UPDATE taken_token SET expires_at = 1"))
+    registry.exchange(github(ref="refs/heads/topic"))
+    with engine.connect() as connection:
+        names = set(connection.execute(sa.text("SELECT name FROM token")).scalars())
+        taken = connection.execute(sa.text("SELECT count(*) FROM taken_token")).scalar()
+    engine.dispose()
+    assert (old in names, by_hand in names, taken) == (False, True, 1)
+    assert registry.exchange(github()).json()["name"] == old
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["stored-keys", "keys-by-url"])
+def test_a_cluster_that_only_its_own_network_knows(registry: Registry, tmp_path: Path, stored: bool) -> None:
+    """Its issuer resolves nowhere else: its keys are stored, or fetched where an administrator said, by its own CA."""
+    cluster = f"https://kubernetes.{unique('c')}.svc.cluster.local"
+    with tls_front(target_port=int(registry.issuer.url.rpartition(":")[2]), folder=tmp_path) as front:
+        keys: dict[str, str] = {"jwks": registry.issuer.documents["/jwks"].decode()}
+        if not stored:
+            keys = {"jwks_url": f"https://127.0.0.1:{front.port}/jwks", "ca": front.certificate.read_text()}
+        name = registry.trust(ACCOUNT, "reader", kind="kubernetes", issuer=cluster, keys=keys)
+        me = registry.get("/api/v1/whoami", registry.issuer.token(kubernetes(iss=cluster)))
+    assert me.json()["name"] == f"serving/vllm#{name}"
+    assert [event["actor"] for event in registry.events("trust-added")] == ["operator"]
+
+
+def test_an_inference_server_pulls_with_the_token_of_its_pod(registry: Registry, tmp_path: Path) -> None:
+    """By the stock client, which reads the file for each request."""
+    registry.trust(ACCOUNT, "reader", kind="kubernetes")
+    root = registry.site.connect(registry.site.token("admin"))
+    assert push(root, registry.namespace, "base", "base", base_files()).status_code == 201
+    root.close()
+    file = tmp_path / "token"
+    asked = {"wanted": [{"repo_id": f"{registry.namespace}/base"}]}
+
+    def fetch(claims: dict[str, Any], home: str) -> dict[str, Any]:
+        file.write_text(registry.issuer.token(claims))
+        endpoint = f"{registry.site.url}/hf"
+        answers = clients.run(
+            sys.executable, "hub_fetch.py", asked, endpoint=endpoint, home=tmp_path / home, token_file=file
+        )
+        return dict(answers[0])
+
+    assert fetch(kubernetes(), "own")["files"].keys() == base_files().keys()
+    assert "error" in fetch(kubernetes("other"), "other")
 
 
 def test_the_rights_are_those_of_the_rules_now(registry: Registry) -> None:
