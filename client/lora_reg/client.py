@@ -11,7 +11,14 @@ import httpx
 
 from lora_contract.reference import Reference, check_namespace
 from lora_contract.roles import Visibility
-from lora_contract.wire.access import NamespaceList, NamespaceView, TokenList, TokenView, VisibilityRequest
+from lora_contract.wire.access import (
+    NamespaceList,
+    NamespaceView,
+    QuotaRequest,
+    TokenList,
+    TokenView,
+    VisibilityRequest,
+)
 from lora_contract.wire.common import Identity
 from lora_contract.wire.jobs import JobList, JobProgressList, JobView, ReportList
 from lora_contract.wire.operations import (
@@ -81,6 +88,11 @@ class Client(GateCalls):
         """Set who may read a namespace; for its administrators."""
         request = VisibilityRequest(visibility=visibility)
         return self._put(f"/namespaces/{check_namespace(name)}", request, NamespaceView)
+
+    def set_quota(self, name: str, *, max_bytes: int | None, max_versions: int | None) -> NamespaceView:
+        """Set how much a namespace may hold; for administrators of all namespaces. None: no limit."""
+        request = QuotaRequest(max_bytes=max_bytes, max_versions=max_versions)
+        return self._put(f"/namespaces/{check_namespace(name)}/quota", request, NamespaceView)
 
     def tokens(self, *, limit: int | None = None) -> Iterator[TokenView]:
         """Tokens with a grant in a namespace that the caller administers, by name."""

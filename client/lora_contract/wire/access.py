@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import msgspec
+
 from lora_contract.roles import Grant, Role, Visibility
 from lora_contract.wire.common import Request, Response
 
 
+class Usage(Response, frozen=True):
+    """What a namespace holds. bytes: the files of its live versions, also of those that share them. max_bytes,
+    max_versions: its quota; None: no limit."""
+
+    bytes: int
+    versions: int
+    max_bytes: int | None = None
+    max_versions: int | None = None
+
+
 class NamespaceView(Response, frozen=True):
-    """role: the caller's, by a grant; None if only the visibility gives access."""
+    """role: the caller's, by a grant; None if only the visibility gives access. usage: for callers with a role."""
 
     name: str
     visibility: Visibility
     created_at: str
     role: Role | None = None
+    usage: Usage | None = None
 
 
 class NamespaceList(Response, frozen=True):
@@ -24,6 +39,13 @@ class VisibilityRequest(Request, frozen=True):
     """private: who has a grant reads. internal: whoever is signed in reads. public: everybody reads."""
 
     visibility: Visibility
+
+
+class QuotaRequest(Request, frozen=True):
+    """The quota of a namespace. None: no limit. What it holds already stays, also if it is more."""
+
+    max_bytes: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] | None = None
+    max_versions: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)] | None = None
 
 
 class TokenView(Response, frozen=True):

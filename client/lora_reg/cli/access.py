@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,21 @@ import click
 
 from lora_contract.roles import VISIBILITIES, check_visibility
 from lora_reg.cli.state import LazyGroup, State, pass_state
+
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes, with a decimal unit: 500MB, 100GB, 2TB."""
+
+    name = "size"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", str(value).strip())
+        if not found:
+            self.fail(f"{value!r} is not a size; expected for example 500MB or 100GB.", param, ctx)
+        return int(float(found[1]) * _UNITS[found[2]])
+
 
 if TYPE_CHECKING:
     from lora_contract.wire.access import NamespaceView
@@ -54,6 +70,19 @@ def set_(state: State, name: str, visibility: str) -> None:
     private: whoever has a grant. internal: whoever is signed in. public: everybody.
     """
     _print(state, state.client().set_visibility(name, check_visibility(visibility)))
+
+
+@namespace.command(examples=("lora-reg namespace quota acme --max-bytes 100GB", "lora-reg namespace quota acme"))
+@click.argument("name")
+@click.option("--max-bytes", type=Size(), metavar="SIZE", help="Of all files, e.g. 100GB (default: no limit).")
+@click.option("--max-versions", type=click.IntRange(0), metavar="N", help="Of all repositories (default: no limit).")
+@pass_state
+def quota(state: State, name: str, max_bytes: int | None, max_versions: int | None) -> None:
+    """Set how much a namespace may hold (administrators of all namespaces).
+
+    A push that would exceed it is refused with exit status 9. What the namespace holds already stays.
+    """
+    _print(state, state.client().set_quota(name, max_bytes=max_bytes, max_versions=max_versions))
 
 
 @click.group(cls=LazyGroup)
@@ -104,5 +133,12 @@ def revoke(state: State, name: str) -> None:
 
 
 def _print(state: State, view: NamespaceView) -> None:
+    from lora_reg.formatting.text import plural, size
+
     human = [f"{view.name}  {view.visibility}  your role: {view.role or 'none'}"]
+    if (usage := view.usage) is not None:
+        most = [] if usage.max_bytes is None else [f"of {size(usage.max_bytes)}"]
+        held = " ".join([size(usage.bytes), *most])
+        most = [] if usage.max_versions is None else [f"of at most {usage.max_versions}"]
+        human.append(f"holds {held} in {' '.join([plural(usage.versions, 'version'), *most])}")
     state.output().result("lora-reg/namespace/1", view, human=human, quiet=[view.name])

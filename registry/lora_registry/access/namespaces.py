@@ -6,7 +6,7 @@ from sqlmodel import Session
 
 from lora_contract import reference
 from lora_contract.roles import Visibility
-from lora_contract.wire.access import NamespaceList, NamespaceView
+from lora_contract.wire.access import NamespaceList, NamespaceView, Usage
 from lora_registry.access import store
 from lora_registry.auth.principals import Principal
 from lora_registry.auth.reading import absent, may_read
@@ -56,9 +56,35 @@ def set_visibility(session: Session, principal: Principal, name: str, visibility
     return _view(principal, row)
 
 
+def set_quota(
+    session: Session, principal: Principal, name: str, *, max_bytes: int | None, max_versions: int | None
+) -> NamespaceView:
+    """Set how much a namespace may hold; None: no limit."""
+    if store.namespace(session, name) is None:
+        reference.check_new_namespace(name)
+    row = store.lock_namespace(session, name, now())
+    if (row.max_bytes, row.max_versions) != (max_bytes, max_versions):
+        audit.record(
+            session,
+            "quota-set",
+            principal=principal,
+            namespace=name,
+            subject=name,
+            max_bytes=max_bytes,
+            max_versions=max_versions,
+        )
+        row.max_bytes, row.max_versions = max_bytes, max_versions
+        session.add(row)
+        session.flush()
+    return _view(principal, row)
+
+
 def _view(principal: Principal, row: Namespace) -> NamespaceView:
     role = principal.role_in(row.name) if principal.may("reader", row.name) else None
-    return NamespaceView(name=row.name, visibility=row.visibility, created_at=iso(row.created_at), role=role)  # type: ignore[arg-type]
+    usage = None
+    if role is not None:
+        usage = Usage(bytes=row.bytes, versions=row.versions, max_bytes=row.max_bytes, max_versions=row.max_versions)
+    return NamespaceView(row.name, row.visibility, iso(row.created_at), role, usage)  # type: ignore[arg-type]
 
 
 _HINT = "List them with `lora-reg namespace list`."

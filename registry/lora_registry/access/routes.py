@@ -6,7 +6,7 @@ from typing import Any
 
 from litestar import Request, Response, Router
 
-from lora_contract.wire.access import NamespaceList, NamespaceView, TokenList, VisibilityRequest
+from lora_contract.wire.access import NamespaceList, NamespaceView, QuotaRequest, TokenList, VisibilityRequest
 from lora_registry.access import service
 from lora_registry.auth.caller import Caller
 from lora_registry.http.answers import reply
@@ -32,6 +32,13 @@ def set_visibility(
     return reply(request, service.set_visibility(caller, namespace, data.visibility))
 
 
+@put("/namespaces/{namespace:str}/quota", summary="Set how much a namespace may hold")
+def set_quota(
+    request: R, caller: Caller, namespace: FromPath[str], data: JSONBody[QuotaRequest]
+) -> Response[NamespaceView]:
+    return reply(request, service.set_quota(caller, namespace, data))
+
+
 @get("/tokens", summary="List the tokens of namespaces that the caller administers")
 def list_tokens(request: R, caller: Caller, cursor: Text = None, limit: Limit = 100) -> Response[TokenList]:
     return reply(request, service.list_tokens(caller, cursor=cursor, limit=limit))
@@ -45,5 +52,5 @@ def revoke_token(caller: Caller, token: FromPath[str]) -> None:
 router = Router(
     "/",
     tags=["access"],
-    route_handlers=[list_namespaces, show_namespace, set_visibility, list_tokens, revoke_token],
+    route_handlers=[list_namespaces, show_namespace, set_visibility, set_quota, list_tokens, revoke_token],
 )

@@ -26,6 +26,7 @@ from lora_registry.push.announced import require_announced, require_own
 from lora_registry.push.parts import part_size
 from lora_registry.push.reception import Reception
 from lora_registry.repositories import store as version_store
+from lora_registry.repositories import usage
 from lora_registry.repositories.insert import check_target
 from lora_registry.repositories.paths import RepositoryPath
 from lora_registry.runtime.clock import iso, new_id
@@ -80,6 +81,8 @@ def open_session(caller: Caller, request: UploadRequest) -> UploadSession:
         readable = [d for d, size in sizes.items() if version_store.readable_blob(session, d, visible) == size]
         # What the client need not send is kept for the session: no collector takes what its rows name.
         present = kept.rescue(session, readable)
+        if missing := [size for digest, size in sizes.items() if digest not in present]:
+            usage.check(session, path.namespace, size=sum(missing))
         for digest, size in sorted(sizes.items()):
             session.add(UploadFile(session_id=upload_id, digest=digest, size=size, stored=digest in present))
         fault_point("upload.announced")

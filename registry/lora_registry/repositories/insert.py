@@ -17,7 +17,7 @@ from lora_registry.blobs.damage import known
 from lora_registry.db.tables import BaseFingerprintRow, Repository, Version, VersionBlob, VersionEdge
 from lora_registry.events import audit
 from lora_registry.keeping import store as kept
-from lora_registry.repositories import store
+from lora_registry.repositories import store, usage
 from lora_registry.repositories.paths import RepositoryPath
 from lora_registry.runtime.clock import now
 from lora_registry.runtime.faults import fault_point
@@ -85,6 +85,7 @@ def insert(
     repo.next_number += 1
     session.add_all([repo, version])
     session.flush()
+    usage.add(session, path.namespace, size=_stored_size(draft))
     fault_point("commit.inserted")
     for entry in draft.manifest.files:
         session.add(
@@ -118,6 +119,10 @@ def insert(
     return repo, version, True
 
 
+def _stored_size(draft: Draft) -> int:
+    return sum(entry.size for entry in draft.manifest.files if str(entry.digest) in draft.stored)
+
+
 def _keep_blobs(session: Session, draft: Draft) -> None:
     """Lock the blobs that the version will refer to. Raises `corrupt` or `conflict` if one is not stored any more."""
     stored = {str(entry.digest): entry for entry in draft.manifest.files if str(entry.digest) in draft.stored}
@@ -141,6 +146,8 @@ def add_weights(session: Session, principal: Principal, path: RepositoryPath, ve
     if draft.weights_absent or not version.weights_absent:
         return False
     _keep_blobs(session, draft)
+    before = usage.stored_bytes(session, [version.id])
+    usage.add(session, path.namespace, size=_stored_size(draft) - before, versions=0)
     version.weights_absent = False
     session.add(version)
     for file in store.files_of(session, [version.id])[version.id]:

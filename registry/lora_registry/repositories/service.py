@@ -16,7 +16,7 @@ from lora_registry.auth.reading import may_read
 from lora_registry.bases import store as base_store
 from lora_registry.db.tables import Repository
 from lora_registry.events import audit
-from lora_registry.repositories import resolve, store, versions, views
+from lora_registry.repositories import resolve, store, usage, versions, views
 from lora_registry.repositories.paths import RepositoryPath
 from lora_registry.runtime import paging
 from lora_registry.runtime.clock import now
@@ -95,6 +95,7 @@ def delete(caller: Caller, path: RepositoryPath) -> None:
         for version in live:
             version.deleted_at = at
         repo.deleted_at = at
+        usage.remove(session, path.namespace, size=usage.stored_bytes(session, own), versions=len(own))
         base_store.delete_aliases(session, repo.id)
         audit.record(
             session,

@@ -16,7 +16,7 @@ from lora_registry.auth.principals import Principal
 from lora_registry.events import audit
 from lora_registry.keeping import store as kept
 from lora_registry.keeping.reading import Content
-from lora_registry.repositories import resolve, store, views
+from lora_registry.repositories import resolve, store, usage, views
 from lora_registry.repositories.paths import RepositoryPath, VersionPath
 from lora_registry.runtime import paging
 from lora_registry.runtime.clock import now
@@ -139,6 +139,7 @@ def delete(caller: Caller, path: VersionPath) -> None:
         if derived:
             raise RegistryError("in-use", describe_derived(session, caller.principal, label, derived))
         version.deleted_at = now()
+        usage.remove(session, path.namespace, size=usage.stored_bytes(session, [version.id]), versions=1)
         audit.record(
             session,
             "version-deleted",

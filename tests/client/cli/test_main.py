@@ -104,6 +104,7 @@ def test_these_are_the_commands() -> None:
         "namespace list",
         "namespace show",
         "namespace set",
+        "namespace quota",
         "token",
         "token list",
         "token revoke",

@@ -69,6 +69,7 @@ ROWS = [
     Row("GET", "/api/v1/namespaces", "reader", free=True),
     Row("GET", "/api/v1/namespaces/{namespace}", "reader"),
     Row("PUT", "/api/v1/namespaces/{namespace}", "admin", {"visibility": "private"}),
+    Row("PUT", "/api/v1/namespaces/{namespace}/quota", "root", {}),
     Row("GET", "/api/v1/tokens", "reader", free=True, closed=True),
     Row("DELETE", "/api/v1/tokens/{token}", "admin", below="not-found"),
     Row("GET", REPO, "reader"),

@@ -14,12 +14,18 @@ class Namespace(SQLModel, table=True):
     __tablename__ = "namespace"
     __table_args__ = (
         CheckConstraint("visibility in ('private', 'internal', 'public')", name="visibility"),
+        CheckConstraint("bytes >= 0 and versions >= 0", name="usage"),
         Index("ix_namespace_visibility", "visibility"),
     )
 
     name: str = Field(primary_key=True, max_length=96)
     visibility: str = Field(default="private", max_length=16)
     created_at: int = big_int()
+    bytes: int = big_int(default=0)
+    """Of the stored files of live versions; changed in the transaction that changes those, as `versions` is."""
+    versions: int = big_int(default=0)
+    max_bytes: int | None = big_int(nullable=True)
+    max_versions: int | None = big_int(nullable=True)
 
 
 class Token(SQLModel, table=True):

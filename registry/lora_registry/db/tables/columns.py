@@ -32,6 +32,8 @@ def foreign_key(target: str, *, nullable: bool = False, index: bool = False, pri
     return Field(default, foreign_key=target, nullable=nullable, index=index, primary_key=primary_key, sa_type=BigId)
 
 
-def big_int(*, nullable: bool = False, index: bool = False) -> Any:
-    """A 64-bit integer column, for times in microseconds and sizes in bytes."""
-    return Field(None if nullable else ..., sa_type=BigInteger, nullable=nullable, index=index)
+def big_int(*, nullable: bool = False, index: bool = False, default: int | None = None) -> Any:
+    """A 64-bit integer column, for times in microseconds and sizes in bytes. default: also that of the database."""
+    server = {} if default is None else {"server_default": str(default)}
+    first = default if default is not None else None if nullable else ...
+    return Field(first, sa_type=BigInteger, nullable=nullable, index=index, sa_column_kwargs=server)
