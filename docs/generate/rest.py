@@ -18,8 +18,9 @@ def page() -> str:
 def schema() -> dict[str, Any]:
     """The OpenAPI document. It depends on no setting, database or store, so none is opened."""
     from lora_registry.app import create_app
+    from lora_registry.settings import ServiceSettings
 
-    app = create_app(cast(Any, SimpleNamespace(settings=SimpleNamespace(auth="token"))))
+    app = create_app(cast(Any, SimpleNamespace(settings=ServiceSettings(auth="token"))))
     return app.openapi_schema.to_schema()
 
 

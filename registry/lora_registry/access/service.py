@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from lora_contract import reference
-from lora_contract.errors import RegistryError
-from lora_contract.roles import ALL, Visibility
+from lora_contract.roles import Visibility
 from lora_contract.wire.access import NamespaceList, NamespaceView, QuotaRequest, TokenList
 from lora_registry.access import namespaces, tokens
 from lora_registry.auth.caller import Caller
@@ -29,10 +28,8 @@ def set_visibility(caller: Caller, name: str, visibility: Visibility) -> Namespa
 
 def set_quota(caller: Caller, name: str, request: QuotaRequest) -> NamespaceView:
     """Set a quota. Only an administrator of all namespaces may: others could raise their own."""
+    caller.require_root()
     reference.check_namespace(name)
-    caller.require("admin", name)
-    if not any(grant.pattern == ALL and grant.role == "admin" for grant in caller.principal.grants):
-        raise RegistryError("forbidden", "A quota is set by an administrator of all namespaces.")
     with caller.ctx.db.write() as session:
         return namespaces.set_quota(
             session, caller.principal, name, max_bytes=request.max_bytes, max_versions=request.max_versions

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lora_contract.errors import RegistryError
-from lora_contract.roles import Role
+from lora_contract.roles import ALL, Role
 from lora_registry.auth.principals import Principal
 from lora_registry.auth.reading import absent, may_read
 from lora_registry.context import Context
@@ -34,6 +34,12 @@ class Caller:
         with self.ctx.db.read() as session:
             if not may_read(session, self.principal, namespace):
                 raise absent(self.principal, f"There is no namespace {namespace!r} that you may read.")
+
+    def require_root(self) -> None:
+        """Raise `unauthenticated` or `forbidden` unless the caller administers all namespaces."""
+        self.require_signed_in()
+        if not self.principal.may("admin", ALL):
+            raise RegistryError("forbidden", "This is for callers with the role admin in '*'.")
 
     def require_signed_in(self) -> None:
         """Raise `unauthenticated` for a caller without a token."""

@@ -31,7 +31,7 @@ def add(caller: Caller, request: TrustRequest) -> TrustView:
 
     Raises `usage` for a rule that names no immutable id, `exists`.
     """
-    issuers.require_root(caller)
+    caller.require_root()
     issuer, audience = _checked(request, caller.ctx.settings)
     claims = json.dumps(request.claims, sort_keys=True)
     with caller.ctx.db.write() as session:
@@ -66,14 +66,14 @@ def add(caller: Caller, request: TrustRequest) -> TrustView:
 
 def list_all(caller: Caller) -> TrustList:
     """List the rules in force, by name."""
-    issuers.require_root(caller)
+    caller.require_root()
     with caller.ctx.db.read() as session:
         return TrustList(items=[_view(row) for row in rules_in_force(session)])
 
 
 def remove(caller: Caller, name: str) -> None:
     """Remove a rule, and end the tokens that it gave grants. Raises `not-found`."""
-    issuers.require_root(caller)
+    caller.require_root()
     with caller.ctx.db.write() as session:
         row = store.live_rule(session, name)
         if row is None:
