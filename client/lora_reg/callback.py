@@ -22,6 +22,8 @@ class Callback:
         answer = self._answer
 
         class Handler(BaseHTTPRequestHandler):
+            timeout = 2  # browsers open connections ahead and send nothing
+
             def do_GET(self) -> None:
                 parts = urlsplit(self.path)
                 query = dict(parse_qsl(parts.query))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +77,21 @@ def add(name: str, data: Path | None, **given: Any) -> None:
 
 @trust.command("list")
 @exit_on_error
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @data_option
-def list_(data: Path | None) -> None:
+def list_(as_json: bool, data: Path | None) -> None:
     """List the rules in force."""
     with importing():
+        import msgspec
+
         from lora_registry import admin_trust
 
-    for view in admin_trust.list_all(load(data=data)):
+    views = admin_trust.list_all(load(data=data))
+    if as_json:
+        document = {"schema": "lora-registry/trust-list/1", "items": msgspec.to_builtins(views)}
+        click.echo(json.dumps(document, indent=2, sort_keys=True))
+        return
+    for view in views:
         click.echo(f"{view.name}  {view.kind}  {' '.join(map(str, view.grants))}  {view.seconds // 60}m")
         click.echo(f"  issuer {view.issuer}, audience {view.audience}")
         for claim, value in sorted(view.claims.items()):

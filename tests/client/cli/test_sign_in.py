@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 from urllib.parse import parse_qs, urlsplit
 
@@ -155,6 +156,33 @@ def test_what_the_provider_and_the_redirect_may_not_do(provided: str) -> None:
         Provider(LoginOptions(auth="token", audience="x", issuer="http://issuer.example", client_id="x"))
     with issuer() as other, pytest.raises(RegistryError, match="calls itself"):
         Provider(LoginOptions(auth="token", audience="x", issuer=other.url + "/", client_id="x"))
+
+
+def test_the_answers_while_nobody_has_entered_the_code(provided: str) -> None:
+    options = LoginOptions(auth="token", audience=AUDIENCE, issuer=provided, client_id=CLIENT_ID, scopes=SCOPES)
+    slept: list[float] = []
+    started = {"device_code": "d", "user_code": "u", "verification_uri": "https://x", "expires_in": 600}
+
+    def by_device(*answers: dict[str, Any]) -> str:
+        slept.clear()
+        client = Provider(options, sleep=slept.append)
+        with mock.patch.object(client, "_post", side_effect=[started, *answers]):
+            try:
+                return client.by_device(lambda _: None)
+            finally:
+                client.close()
+
+    pending, slow = {"error": "authorization_pending"}, {"error": "slow_down"}
+    assert by_device(pending, slow, pending, {"id_token": "x"}) == "x"
+    assert slept == [5, 5, 10, 10]
+    for error in ("access_denied", "expired_token"):
+        with pytest.raises(RegistryError, match=error):
+            by_device(pending, {"error": error})
+    with pytest.raises(RegistryError, match="no identity token"):
+        by_device({"access_token": "x"})
+    started["expires_in"] = 0
+    with pytest.raises(RegistryError, match="expired before"):
+        by_device()
 
 
 @pytest.mark.parametrize(

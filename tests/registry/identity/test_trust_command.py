@@ -75,6 +75,8 @@ def test_a_rule_is_added_listed_and_removed(command: Command, arguments: tuple[s
     listed = command("list").output
     for text in (*shown, "writer:acme", "for the demo"):
         assert text in listed + added.output
+    (item,) = json.loads(command("list", "--json").output)["items"]
+    assert (item["name"], item["grants"]) == ("one", [{"pattern": "acme", "role": "writer"}])
     assert command("remove", "one").exit_code == 0
     assert command("list").output == ""
 
