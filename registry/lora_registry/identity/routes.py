@@ -17,6 +17,7 @@ from lora_contract.wire.identity import (
     TrustView,
 )
 from lora_registry.auth.caller import Caller
+from lora_registry.auth.guards import count_unknown
 from lora_registry.context import Context
 from lora_registry.http.answers import reply
 from lora_registry.http.handlers import FromPath, JSONBody, delete, get, open_post, post
@@ -30,7 +31,13 @@ MAX_BODY: Final = 32 * 1024
 @open_post("/token-exchange", summary="Exchange an identity token for a token of the registry", max_body=MAX_BODY)
 def exchange_token(request: R, ctx: Context, data: JSONBody[ExchangeRequest]) -> Response[IssuedToken]:
     _require_login(ctx)
-    return reply(request, exchange.exchange(ctx, data), status=201, headers={"Cache-Control": "no-store"})
+    try:
+        issued = exchange.exchange(ctx, data)
+    except RegistryError as error:
+        if error.code == "unauthenticated":
+            count_unknown(request)
+        raise
+    return reply(request, issued, status=201, headers={"Cache-Control": "no-store"})
 
 
 @get("/token-exchange/audience", summary="Show the audience that identity tokens must have")

@@ -98,6 +98,7 @@ def test_failures_are_counted_by_address(site: Site) -> None:
         for client in (wrong, none, wrong):
             problem(client.get("/api/v1/whoami"), "unauthenticated")
         answers: list[httpx.Response] = [wrong.get("/api/v1/whoami"), none.post("/api/v1/merges", json={})]
+        answers.append(none.post("/api/v1/token-exchange", json={"token": "a.b.c"}))
         for answer in answers:
             problem(answer, "rate-limited")
     with site.connect(site.token("reader", "ns")) as valid:
