@@ -14,6 +14,7 @@ from lora_registry.auth.principals import OPERATOR
 from lora_registry.backup import take
 from lora_registry.backup.document import Document
 from lora_registry.backup.place import open_place
+from lora_registry.backup.prune import prune
 from lora_registry.backup.take import Tell
 from lora_registry.context import Context
 from lora_registry.db import revision
@@ -59,15 +60,19 @@ def fsck(
     yield from keeping_fsck.unnamed(ctx)
 
 
-def backup(settings: ServiceSettings, destination: str, *, parallel: int, tell: Tell) -> Document:
-    """Back up database and blobs to a folder or `s3://bucket/prefix`."""
+def backup(settings: ServiceSettings, destination: str, *, keep: int | None, parallel: int, tell: Tell) -> Document:
+    """Back up database and blobs to a folder or `s3://bucket/prefix`. keep: remove older backups than so many."""
     ctx = open_checked(settings)
     store = settings.storage_url or str(settings.data)
     if "://" not in destination + store and Path(destination).resolve() == Path(store).resolve():
         raise RegistryError("usage", f"{destination} is the store itself.", hint="Name another folder.")
     if destination.rstrip("/") == store.rstrip("/"):
         raise RegistryError("usage", "The destination is the store itself.", hint="Name another bucket or prefix.")
-    return take.take(ctx, open_place(destination, s3_settings(settings), create=True), parallel=parallel, tell=tell)
+    place = open_place(destination, s3_settings(settings), create=True)
+    document = take.take(ctx, place, parallel=parallel, tell=tell)
+    if keep is not None and not document.incomplete:
+        prune(place, keep=keep, tell=tell)
+    return document
 
 
 def verify_backup(

@@ -21,9 +21,17 @@ id_option = click.option("--id", "backup_id", help="Backup to use (default: the 
 @click.argument("destination", metavar="DEST")
 @click.option("--verify", is_flag=True, help="Take no backup: read the newest one in DEST back and compare digests.")
 @id_option
+@click.option(
+    "--keep",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Afterwards, if nothing is missing, remove all but the newest N backups.",
+)
 @parallel_option
 @data_option
-def backup(destination: str, verify: bool, backup_id: str | None, parallel: int, data: Path | None) -> None:
+def backup(
+    destination: str, verify: bool, backup_id: str | None, keep: int | None, parallel: int, data: Path | None
+) -> None:
     """Back up database and blobs to DEST, a folder or s3://bucket/prefix, while the service runs.
 
     Blobs that DEST has are not copied again; a backup that was interrupted continues with the next one. The exit status
@@ -34,12 +42,14 @@ def backup(destination: str, verify: bool, backup_id: str | None, parallel: int,
 
     if backup_id is not None and not verify:
         raise click.UsageError("--id needs --verify.")
+    if keep is not None and verify:
+        raise click.UsageError("--keep cannot be used with --verify.")
     config = load(data=data)
     if verify:
         document, problems = admin.verify_backup(config, destination, backup_id=backup_id, parallel=parallel)
         _end(f"{document.id}  verified, {document.blob_count} blobs", problems)
         return
-    document = admin.backup(config, destination, parallel=parallel, tell=_tell)
+    document = admin.backup(config, destination, keep=keep, parallel=parallel, tell=_tell)
     _end(
         f"{document.id}  as of {document.at}, event {document.event}: {document.blob_count} blobs, "
         f"{document.blob_bytes} bytes",
@@ -57,8 +67,9 @@ def backup(destination: str, verify: bool, backup_id: str | None, parallel: int,
 def restore(source: str, backup_id: str | None, existing_store: bool, parallel: int, data: Path | None) -> None:
     """Restore a backup from SRC into the database and the store of the settings, which must be empty.
 
-    Blobs come first, then the database, then every blob that a live version needs is read and compared with its digest.
-    The exit status is 7 if one is missing or damaged. If it is interrupted, run it again. Start the service afterwards.
+    Blobs come first, are read back and compared with their digests; the database comes last, in one step. The exit
+    status is 7 if a blob that a live version needs is missing or damaged. If it is interrupted, run it again. Start the
+    service afterwards.
     """
     with importing():
         from lora_registry import admin

@@ -64,13 +64,13 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
 
 def new_id() -> str:
     """An id that sorts by time."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}"
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}-{secrets.token_hex(2)}"
 
 
 def age_of(backup_id: str) -> float:
     """Seconds since an id was made; 0 for other names."""
     try:
-        begun = datetime.strptime(backup_id.partition("-")[0], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+        begun = datetime.strptime(backup_id.partition("-")[0], "%Y%m%dT%H%M%S%fZ").replace(tzinfo=UTC)
     except ValueError:
         return 0.0
     return (datetime.now(UTC) - begun).total_seconds()

@@ -160,13 +160,21 @@ def finished(place: Place) -> list[str]:
     return [name[len(document.FOLDER) : -len(ending)] for name in place.names() if name.endswith(ending)]
 
 
+def files(place: Place, backup_id: str) -> list[str]:
+    return [name for name in place.names() if name.startswith(path(backup_id, ""))]
+
+
+def unfinished(place: Place) -> set[str]:
+    """Ids of backups without a document: they run, or were killed."""
+    return {name.split("/")[1] for name in place.names()} - set(finished(place))
+
+
 def remove_unfinished(place: Place, *, older_than: float) -> None:
     """Remove what backups left that were killed, if they began this many seconds ago."""
-    whole = set(finished(place))
-    for name in place.names():
-        backup_id = name.split("/")[1]
-        if backup_id not in whole and document.age_of(backup_id) > older_than:
-            place.remove(name)
+    for backup_id in unfinished(place):
+        if document.age_of(backup_id) > older_than:
+            for name in files(place, backup_id):
+                place.remove(name)
 
 
 def load(place: Place, backup_id: str | None) -> Document:

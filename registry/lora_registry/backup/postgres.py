@@ -84,7 +84,7 @@ def load(connection: Connection, chunks: Iterable[bytes]) -> None:
         raise RegistryError("corrupt", f"The database of the backup is malformed: {error}.") from error
     loaded = [table for table in head.tables if table.name not in VERSIONS]
     cursor = _cursor(connection)
-    cursor.execute("TRUNCATE " + ", ".join(_name(table.schema, table.name) for table in loaded))
+    cursor.execute("TRUNCATE " + ", ".join(_name(table.schema, table.name) for table in loaded) + " CASCADE")
     for table in head.tables:
         if table.name in VERSIONS:
             for _ in _rows(stream, table):

@@ -1,4 +1,4 @@
-"""Restore a backup: blobs first, then the database, then a check of every blob that a version needs."""
+"""Restore a backup: blobs first, read back and compared, then the database, in one step."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy import Engine
 from sqlmodel import Session, SQLModel
 
+from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_registry.backup import copying, place, postgres, snapshot
 from lora_registry.backup.document import DATABASE, Document, name_of
@@ -47,9 +48,9 @@ def restore(
 ) -> Restored:
     """Restore a backup (None: the newest) into an empty database and an empty store.
 
-    An attempt that was killed can be repeated: blobs of the backup may be there already. existing_store: other blobs
-    may be there too. Raises RegistryError `conflict` if the target is not empty, `usage` if its database is of another
-    kind.
+    The database appears last and in one step, so an attempt that was killed can be repeated: blobs of the backup may be
+    there already. existing_store: other blobs may be there too. Raises RegistryError `conflict` if the target is not
+    empty, `usage` if its database is of another kind.
     """
     document = place.load(source, backup_id)
     url = settings.resolved_database_url
@@ -61,14 +62,15 @@ def restore(
         if not existing_store:
             _require_empty(store, source, document)
         problems: dict[str, str] = {}
-        copied = copying.copy(
-            copying.missing(blobs_of(source, document), store.list()),
-            source.blobs,
-            store,
-            parallel=parallel,
-            failed=lambda where, error: problems.update({name_of(where): error.detail}),
-        )
+
+        def failed(where: Digest, error: RegistryError) -> None:
+            problems.setdefault(name_of(where), error.detail)
+
+        absent = copying.missing(blobs_of(source, document), store.list())
+        copied = copying.copy(absent, source.blobs, store, parallel=parallel, failed=failed)
         tell(f"blobs: {copied.blobs} copied, {copied.bytes} bytes")
+        verified = copying.verify(blobs_of(source, document), store, parallel=parallel, failed=failed)
+        tell(f"blobs: {verified.blobs} verified")
         fault_point("restore.database")
         chunks = place.read_part(source, document.id, DATABASE, document.database)
         if document.kind == "sqlite":
@@ -79,17 +81,17 @@ def restore(
         upgrade(engine)
         engine_client.migrate(url)
         tell(f"database: as of {document.at}, event {document.event}")
-        bad: dict[str, str] = {}
         with spool(settings.data) as needed:
             with Session(engine.execution_options(read_only=True)) as session:
                 fill(needed, snapshot.needed(session))
-            verified = copying.verify(
-                items(needed),
-                store,
-                parallel=parallel,
-                failed=lambda where, error: bad.update({name_of(where): problems.get(name_of(where), error.detail)}),
-            )
-        return Restored(document, verified, bad)
+            needless = dict(problems)
+            problems.clear()
+            for where, _ in items(needed):
+                if reason := needless.get(name_of(where)):
+                    problems[name_of(where)] = reason
+            for where, _ in copying.missing(items(needed), store.list()):
+                problems.setdefault(name_of(where), "It is not in the backup.")
+        return Restored(document, verified, problems)
     finally:
         engine.dispose()
 
@@ -110,6 +112,14 @@ def _check_target(document: Document, engine: Engine) -> None:
     inspector = sa.inspect(engine)
     existing = set(inspector.get_table_names())
     with engine.connect() as connection:
+        if document.kind == "postgresql" and "alembic_version" in existing:
+            schema = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
+            if schema is not None and schema > document.revision:
+                raise RegistryError(
+                    "conflict",
+                    f"The database has the schema {schema}; the backup has the older {document.revision}.",
+                    hint="Restore into a database without tables; they are made and migrated here.",
+                )
         for table in SQLModel.metadata.sorted_tables:
             if table.name in existing and connection.execute(sa.text(f'SELECT 1 FROM "{table.name}" LIMIT 1')).first():
                 raise RegistryError(
@@ -147,6 +157,7 @@ def _load_sqlite(target: Path, chunks: Iterator[bytes]) -> None:
         check.close()
         if answer != "ok":
             raise RegistryError("corrupt", f"SQLite finds the copy of the database damaged: {answer}.")
+        fault_point("restore.loaded")
         for suffix in ("-wal", "-shm"):
             target.with_name(target.name + suffix).unlink(missing_ok=True)
         staged.rename(target)
@@ -160,3 +171,4 @@ def _load_postgres(engine: Engine, url: str, schema: str, chunks: Iterator[bytes
     engine_client.migrate(url)
     with engine.begin() as connection:
         postgres.load(connection, chunks)
+        fault_point("restore.loaded")

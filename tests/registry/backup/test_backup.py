@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from lora_contract.digest import Digest
 from tests.registry.site import DATABASES, Site, open_site, unique
 from tests.support import service
+from tests.support.databases import sqlite_in
 from tests.support.forks import Forked
 from tests.support.postgres import fresh_database
 from tests.support.s3 import BUCKET, REGION, S3Server
@@ -166,10 +167,9 @@ def test_a_backup_during_pushes_survives_kills_and_is_restored(
     events = place.site.client.get("/api/v1/events", params={"limit": 1000}).json()["items"]
     assert newest <= events[-1]["id"]
     with elsewhere(place, request, tmp_path / "restored") as environment:
-        killed, _, _ = command(environment, "restore", place.destination, fault="backup.copied:5")
-        assert killed == -9
-        killed, _, _ = command(environment, "restore", place.destination, fault="restore.database")
-        assert killed == -9
+        for fault in ("backup.copied:5", "restore.database", "restore.loaded"):
+            killed, _, _ = command(environment, "restore", place.destination, fault=fault)
+            assert killed == -9, fault
         status, out, err = command(environment, "restore", place.destination)
         assert status == 0, err
         assert "verified" in out
@@ -205,6 +205,34 @@ def test_a_lost_blob_is_named_and_marked(place: Place) -> None:
     assert (status, digest.removeprefix("sha256:") in out) == (7, True), out
     place.site.pushed("ns", unique("mended"), 77)
     assert place.backup()[0] == 0
+
+
+def test_old_backups_go_with_their_blobs(tmp_path: Path, postgres_server: str) -> None:
+    with open_site("postgresql", tmp_path / "data", postgres_server) as site:
+        site.serve()
+        site.need_base()
+        place = Place(site, service.environment(site.data, site.extra), str(tmp_path / "backup"))
+        gone = site.pushed("ns", unique("gone"), 1)
+        for _ in range(2):
+            assert place.backup()[0] == 0
+        blobs = [path for path in (tmp_path / "backup" / "blobs").rglob("*") if path.is_file()]
+        # As a collector does it, days later.
+        assert site.client.delete(f"/api/v1/repositories/ns/{gone['name']}/versions/v1").status_code == 204
+        weights = next(file["digest"] for file in gone["files"] if file["path"].endswith(".safetensors"))
+        remove(place, weights)
+        place.push(2)
+        status, _, err = place.backup("--keep", "2")
+        assert (status, "removed: 1 backups, 0 blobs" in err) == (0, True), err
+        status, _, err = place.backup("--keep", "1")
+        assert (status, "removed: 2 backups, 1 blobs" in err) == (0, True), err
+        left = [path for path in (tmp_path / "backup" / "blobs").rglob("*") if path.is_file()]
+        assert {path.name for path in blobs} - {path.name for path in left} == {weights.removeprefix("sha256:")}
+        assert len(list((tmp_path / "backup" / "backups").iterdir())) == 1
+        assert place.backup("--verify")[0] == 0
+        # A backup that was killed may be running for all that others know: its blobs stay.
+        assert place.backup(fault="backup.document")[0] == -9
+        assert "old blobs stay" in place.backup("--keep", "1")[2]
+        assert place.backup("--verify")[0] == 0
 
 
 def remove(place: Place, digest: str) -> None:
@@ -245,24 +273,21 @@ def test_files_of_a_folder_are_the_owners(place: Place) -> None:
     assert newest["format"] == "lora-registry-backup/1"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "status", "said"),
-    [
-        (["backup", "ftp://x/y"], 2, "ftp://"),
-        (["backup", "{data}"], 2, "is the store itself"),
-        (["backup", "{tmp}", "--id", "x"], 2, "--verify"),
-        (["backup", "{tmp}/new", "--verify"], 3, "no folder"),
-        (["backup", "{tmp}", "--verify"], 3, "no finished backup"),
-        (["restore", "{tmp}/new"], 3, "no folder"),
-        (["restore", "{tmp}", "--id", "20260101T000000Z-00000000"], 3, "no finished backup"),
-    ],
-)
-def test_what_goes_wrong_is_said(tmp_path: Path, arguments: list[str], status: int, said: str) -> None:
+def test_what_goes_wrong_is_said(tmp_path: Path) -> None:
     environment = service.environment(tmp_path / "data")
-    assert command(environment, "migrate")[0] == 0
-    names = {"data": str(tmp_path / "data"), "tmp": str(tmp_path)}
-    found, _, err = command(environment, *(argument.format(**names) for argument in arguments))
-    assert (found, said in err) == (status, True), err
+    sqlite_in(tmp_path / "data")
+    for arguments, status, said in (
+        (["backup", "ftp://x/y"], 2, "ftp://"),
+        (["backup", tmp_path / "data"], 2, "is the store itself"),
+        (["backup", tmp_path, "--id", "x"], 2, "--verify"),
+        (["backup", tmp_path, "--verify", "--keep", "2"], 2, "--keep"),
+        (["backup", tmp_path / "new", "--verify"], 3, "no folder"),
+        (["backup", tmp_path, "--verify"], 3, "no finished backup"),
+        (["restore", tmp_path / "new"], 3, "no folder"),
+        (["restore", tmp_path, "--id", "20260101T000000Z-00000000"], 3, "no finished backup"),
+    ):
+        found, _, err = command(environment, *arguments)
+        assert (found, said in err) == (status, True), (arguments, err)
 
 
 Harm = Callable[[Path], None]
@@ -280,11 +305,10 @@ def _flip(file: Path) -> None:
     file.write_bytes(bytes(data))
 
 
-@pytest.mark.parametrize("harm", [_cut, _flip])
-@pytest.mark.parametrize("part", ["database", "blobs"])
+@pytest.mark.parametrize(("part", "harm"), [("database", _cut), ("database", _flip), ("blobs", _cut)])
 def test_a_damaged_backup_is_not_restored(tmp_path: Path, part: str, harm: Harm) -> None:
     environment = service.environment(tmp_path / "data")
-    assert command(environment, "migrate")[0] == 0
+    sqlite_in(tmp_path / "data")
     assert command(environment, "backup", tmp_path / "backup")[0] == 0
     (file,) = (tmp_path / "backup" / "backups").glob(f"*/{part}")
     if not file.stat().st_size:
