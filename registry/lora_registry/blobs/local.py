@@ -6,28 +6,38 @@ syncs it to disk, and renames it to its key. A rename over the same blob replace
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import secrets
-import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_registry.blobs import keys
+from lora_registry.blobs.disk import (
+    CHUNK,
+    changed,
+    concatenated,
+    copy_range,
+    disk,
+    make_folder,
+    open_or_none,
+    remove,
+    remove_if_dead,
+    remove_tree,
+    sync_folder,
+    write,
+)
 from lora_registry.blobs.hashing import Tally, Verifier, checked
 from lora_registry.blobs.protocols import Chunk, Presigned, Reception, Stored
+from lora_registry.blobs.receptions import FileReception
 from lora_registry.blobs.streams import byte_range, feed, primed, refuse_negative
 
-# Writes of megabytes allocate huge folios; on virtual machines they were measured five times slower than these.
-CHUNK: Final = 256 * 1024
 _READ_ONLY: Final = 0o444
-_FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 # In seconds. A writer locks its file shortly after it creates it, so a sweep ignores younger files.
 _MIN_AGE: Final = 60.0
 
@@ -39,12 +49,12 @@ class LocalStore:
         self._root = root
         self._tmp = root / keys.TMP
         self._uploads = root / keys.UPLOADS
-        with _disk():
+        with disk():
             for folder in (root / keys.BLOBS, self._tmp, self._uploads):
-                _make_folder(folder)
+                make_folder(folder)
 
     def size(self, digest: Digest) -> int | None:
-        with _disk():
+        with disk():
             try:
                 return self._path(digest).stat().st_size
             except FileNotFoundError:
@@ -59,7 +69,7 @@ class LocalStore:
 
     def receive(self, *, digest: Digest, size: int) -> Reception:
         verifier = Verifier(digest=digest, size=size)
-        return _FileReception(self._temporary(), verifier, lambda path, file: self._publish(path, file, digest))
+        return FileReception(self._temporary(), verifier, lambda path, file: self._publish(path, file, digest))
 
     def put(self, chunks: Iterable[bytes], *, digest: Digest, size: int) -> None:
         feed(self.receive(digest=digest, size=size), chunks)
@@ -67,7 +77,7 @@ class LocalStore:
     def put_unknown(self, chunks: Iterable[Chunk], *, life: str = "") -> tuple[Digest, int]:
         tally = Tally()
         with self._temporary() as (path, descriptor):
-            _write(descriptor, self._copy_stored(descriptor, tally.over(chunks)))
+            write(descriptor, self._copy_stored(descriptor, tally.over(chunks)))
             self._publish(path, descriptor, keys.address(tally.digest, life))
         return keys.address(tally.digest, life), tally.size
 
@@ -78,7 +88,7 @@ class LocalStore:
             self._join([self._root / keys.part_key(upload, digest, number) for number in numbers], digest, size=size)
             mark.touch()
             return
-        with _disk():
+        with disk():
             try:
                 file = path.open("rb", buffering=0)
             except FileNotFoundError:
@@ -99,19 +109,19 @@ class LocalStore:
         target = self._root / keys.part_key(upload, digest, number)
 
         def publish(path: Path, descriptor: int) -> None:
-            with _disk():
+            with disk():
                 os.fsync(descriptor)
-                _make_folder(target.parent)
+                make_folder(target.parent)
                 path.rename(target)
-                _sync_folder(target.parent)
+                sync_folder(target.parent)
 
         verifier = Verifier(digest=None, size=size, what=f"part {number} of {digest}")
-        return _FileReception(self._temporary(), verifier, publish)
+        return FileReception(self._temporary(), verifier, publish)
 
     def parts(self, upload: str, digest: Digest) -> dict[int, int]:
         found: dict[int, int] = {}
         begin = self._root / keys.upload_key(upload, digest)
-        with _disk():
+        with disk():
             for path in begin.parent.glob(f"{begin.name}{keys.PART}*"):
                 number = keys.parse_part_key(path.name)
                 if number is not None:
@@ -121,27 +131,27 @@ class LocalStore:
     def _join(self, parts: Sequence[Path], digest: Digest, *, size: int) -> None:
         """Join the parts into a new file: a sender that still holds a part open cannot write to the blob."""
         try:
-            self.put(_concatenated(parts), digest=digest, size=size)
+            self.put(concatenated(parts), digest=digest, size=size)
         except RegistryError as error:
             if error.code == "digest-mismatch":
-                _remove(parts)
+                remove(parts)
             raise
-        _remove(parts)
+        remove(parts)
 
     def discard_upload(self, upload: str) -> None:
-        with _disk():
-            _remove_tree(self._root / keys.upload_prefix(upload))
+        with disk():
+            remove_tree(self._root / keys.upload_prefix(upload))
 
     def delete(self, digest: Digest) -> None:
-        with _disk():
+        with disk():
             self._path(digest).unlink(missing_ok=True)
 
     def list(self) -> Iterator[tuple[Digest, int]]:
         base = self._root / keys.BLOBS
-        with _disk():
+        with disk():
             shards = sorted(entry.name for entry in os.scandir(base) if entry.is_dir(follow_symlinks=False))
         for shard in shards:
-            with _disk():
+            with disk():
                 names = sorted(os.listdir(base / shard))
             for name in names:
                 digest = keys.parse_blob_key(f"{keys.BLOBS}{shard}/{name}")
@@ -170,18 +180,18 @@ class LocalStore:
         """Remove unlocked files of dead writers at once, and upload sessions after `older_than` seconds."""
         removed = 0
         now = time.time()
-        with _disk():
+        with disk():
             for path in self._tmp.glob("put-*"):
-                removed += _remove_if_dead(path, now - _MIN_AGE)
+                removed += remove_if_dead(path, now - _MIN_AGE)
             for folder in self._uploads.iterdir():
-                times = [_changed(entry) for entry in (folder, *folder.glob("*"))]
+                times = [changed(entry) for entry in (folder, *folder.glob("*"))]
                 if max(times) < now - older_than:
-                    _remove_tree(folder)
+                    remove_tree(folder)
                     removed += 1
         return removed
 
     def _chunks(self, digest: Digest, offset: int, length: int | None, chunk: int) -> Iterator[bytes]:
-        with _disk():
+        with disk():
             try:
                 file = self._path(digest).open("rb", buffering=0)
             except FileNotFoundError:
@@ -191,7 +201,7 @@ class LocalStore:
             position, end = byte_range(digest=digest, size=size, offset=offset, length=length)
             yield b""
             while position < end:
-                with _disk():
+                with disk():
                     data = os.pread(file.fileno(), min(chunk, end - position), position)
                 if not data:
                     raise RegistryError("corrupt", f"{digest} ended at byte {position}; expected {end}.")
@@ -207,10 +217,10 @@ class LocalStore:
                     yield chunk
                     continue
                 if chunk.digest not in sources:
-                    sources[chunk.digest] = source = _open(self._path(chunk.digest))
+                    sources[chunk.digest] = source = open_or_none(self._path(chunk.digest))
                     if source is not None:
                         stack.callback(os.close, source)
-                yield memoryview(chunk.data)[_copy(sources[chunk.digest], descriptor, chunk) :]
+                yield memoryview(chunk.data)[copy_range(sources[chunk.digest], descriptor, chunk) :]
 
     def _path(self, digest: Digest) -> Path:
         return self._root / keys.blob_key(digest)
@@ -219,10 +229,10 @@ class LocalStore:
     def _temporary(self) -> Iterator[tuple[Path, int]]:
         """Create a locked file under `tmp/`, removed at the end unless it was published."""
         path = self._tmp / f"put-{os.getpid()}-{secrets.token_hex(8)}"
-        with _disk():
+        with disk():
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            with _disk():
+            with disk():
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield path, descriptor
         finally:
@@ -232,158 +242,14 @@ class LocalStore:
     def _publish(self, path: Path, descriptor: int, digest: Digest) -> None:
         """Sync the content, rename the file, sync the folder: a power failure leaves the whole blob or none."""
         target = self._path(digest)
-        with _disk():
+        with disk():
             os.fchmod(descriptor, _READ_ONLY)
             os.fsync(descriptor)
-            _make_folder(target.parent)
+            make_folder(target.parent)
             try:
                 path.rename(target)
             except FileNotFoundError:
                 # Another process has just adopted the same upload.
                 if not target.exists():
                     raise
-            _sync_folder(target.parent)
-
-
-class _FileReception:
-    """A file under `tmp/`, created with its first bytes."""
-
-    def __init__(
-        self,
-        temporary: AbstractContextManager[tuple[Path, int]],
-        verifier: Verifier,
-        publish: Callable[[Path, int], None],
-    ) -> None:
-        self._temporary = temporary
-        self._publish = publish
-        self._verifier = verifier
-        self._open = ExitStack()
-        self._file: tuple[Path, int] | None = None
-
-    def write(self, data: bytes) -> None:
-        self._verifier.add(data)
-        _write(self._opened()[1], (data,))
-
-    def finish(self) -> None:
-        path, descriptor = self._opened()
-        self._verifier.finish()
-        self._publish(path, descriptor)
-
-    def discard(self) -> None:
-        self._open.close()
-
-    def _opened(self) -> tuple[Path, int]:
-        if self._file is None:
-            self._file = self._open.enter_context(self._temporary)
-        return self._file
-
-
-def _open(path: Path) -> int | None:
-    try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-
-
-def _copy(source: int | None, target: int, chunk: Stored) -> int:
-    """Append a range of a file inside the file system, sharing blocks if possible. Return the number of bytes copied.
-
-    Returns 0 on any error (another file system, an old kernel, a full disk): writing the bytes reports the real one.
-    """
-    if source is None:
-        return 0
-    try:
-        return os.copy_file_range(source, target, len(chunk.data), offset_src=chunk.offset)
-    except OSError:
-        return 0
-
-
-def _write(descriptor: int, chunks: Iterable[bytes | memoryview]) -> None:
-    """Write everything, at most CHUNK bytes at a time. An OSError of the source itself propagates unchanged."""
-    for chunk in chunks:
-        view = memoryview(chunk)
-        while view:
-            with _disk():
-                written = os.write(descriptor, view[:CHUNK])
-            view = view[written:]
-
-
-@contextmanager
-def _disk() -> Iterator[None]:
-    """Turn an OSError into `storage-unavailable` without naming paths. Handle missing files inside the block."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise RegistryError(
-                "storage-unavailable",
-                "The disk that holds the blobs is full; the write was discarded.",
-                hint="Free space on the server's disk and try again.",
-            ) from error
-        raise RegistryError(
-            "storage-unavailable",
-            f"The folder of the blobs cannot be used: {error.strerror}.",
-            hint="Check the permissions and the disk of the data folder.",
-        ) from error
-
-
-def _make_folder(folder: Path) -> None:
-    """Create a folder and its missing parents, each synced in its parent. Safe against concurrent calls."""
-    if folder.is_dir():
-        return
-    _make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
-    _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove_tree(folder: Path) -> None:
-    try:
-        shutil.rmtree(folder)
-    except FileNotFoundError:
-        # Already removed, or another sweep removed a file of it between listing and removal.
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _concatenated(paths: Iterable[Path]) -> Iterator[bytes]:
-    for path in paths:
-        with _disk():
-            file = path.open("rb", buffering=0)
-        with file:
-            while True:
-                with _disk():
-                    data = file.read(CHUNK)
-                if not data:
-                    break
-                yield data
-
-
-def _remove(paths: Iterable[Path]) -> None:
-    for path in paths:
-        path.unlink(missing_ok=True)
-
-
-def _changed(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
-
-
-def _remove_if_dead(path: Path, created_before: float) -> int:
-    try:
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_mtime > created_before:
-                return 0
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
-            return 1
-    except (BlockingIOError, FileNotFoundError):
-        return 0
+            sync_folder(target.parent)

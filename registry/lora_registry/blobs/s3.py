@@ -18,9 +18,10 @@ from urllib.parse import quote, urlsplit
 
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
-from lora_registry.blobs import keys, multipart
+from lora_registry.blobs import keys
 from lora_registry.blobs.hashing import Tally, Verifier, checked
 from lora_registry.blobs.protocols import Chunk, Presigned, Reception, Stored
+from lora_registry.blobs.receptions import LongReception, ShortReception
 from lora_registry.blobs.s3_client import StoreResponseError, make_client
 from lora_registry.blobs.s3_objects import Objects
 from lora_registry.blobs.s3_settings import S3Settings
@@ -160,8 +161,8 @@ class S3Store:
 
     def _receive(self, key: str, verifier: Verifier, size: int, put_short: Callable[[bytes], None]) -> Reception:
         if size <= self._settings.part_size:
-            return _ShortReception(put_short, verifier)
-        return _LongReception(partial(self._objects.begin_upload, key, size), verifier)
+            return ShortReception(put_short, verifier)
+        return LongReception(partial(self._objects.begin_upload, key, size), verifier)
 
     def _parts(self, upload: str, digest: Digest) -> list[_Part]:
         found = []
@@ -279,52 +280,6 @@ class S3Store:
                 "storage-unavailable",
                 f"The S3 store assembled {head and head['ContentLength']} bytes; expected {size}.",
             )
-
-
-class _ShortReception:
-    """A blob of one PUT, in memory until all its bytes are there."""
-
-    def __init__(self, put: Callable[[bytes], None], verifier: Verifier) -> None:
-        self._put = put
-        self._verifier = verifier
-        self._data = bytearray()
-
-    def write(self, data: bytes) -> None:
-        self._verifier.add(data)
-        self._data += data
-
-    def finish(self) -> None:
-        self._verifier.finish()
-        self._put(bytes(self._data))
-
-    def discard(self) -> None:
-        self._data = bytearray()
-
-
-class _LongReception:
-    """A multipart upload, begun with its first bytes."""
-
-    def __init__(self, begin: Callable[[], multipart.Upload], verifier: Verifier) -> None:
-        self._begin = begin
-        self._verifier = verifier
-        self._upload: multipart.Upload | None = None
-
-    def write(self, data: bytes) -> None:
-        self._verifier.add(data)
-        if self._upload is None:
-            self._upload = self._begin()
-        self._upload.add(data)
-
-    def finish(self) -> None:
-        self._verifier.finish()
-        assert self._upload is not None, "the verifier accepts no empty stream for a long blob"
-        self._upload.finish()
-        self._upload = None
-
-    def discard(self) -> None:
-        if self._upload is not None:
-            self._upload.abort()
-            self._upload = None
 
 
 def _base64(digest: Digest) -> str:
