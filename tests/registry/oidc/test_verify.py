@@ -12,14 +12,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
+import hypothesis.strategies as st
+import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
+from jwt.algorithms import get_default_algorithms
 from jwt.warnings import InsecureKeyLengthWarning
 
 from lora_contract.errors import RegistryError
+from lora_contract.roles import Grant
 from lora_registry.oidc import fetch
 from lora_registry.oidc.keys import WAITING, KeyCache, KeySource, load, parse_jwks
 from lora_registry.oidc.refusal import ACCEPTED_BY_NONE, RefusedTokenError
+from lora_registry.oidc.rules import MAX_CALLER, TrustRule, choose
 from lora_registry.oidc.verdicts import MAX_VERDICTS, Verdicts
 from lora_registry.oidc.verify import MAX_TOKEN, Identity, looks_like_jwt, verify
 from tests.support.issuer import AUDIENCE, Issuer, Key, github, issuer, kubernetes
@@ -323,3 +329,75 @@ def test_verdicts_last_a_minute_at_most() -> None:
         kept.put(str(number), "x", until=clock.now + 60)
     assert kept.get("0") is None
     assert kept.get(str(MAX_VERDICTS)) == "x"
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
+    max_leaves=8,
+)
+NAMES = (
+    "aud",
+    "exp",
+    "iat",
+    "nbf",
+    "jti",
+    "sub",
+    "ref",
+    "sha",
+    "azp",
+    "groups",
+    "event_name",
+    "kubernetes.io",
+    "events",
+)
+RULES = [
+    TrustRule(1, "one", "person", "https://i.example", AUDIENCE, {"groups": "ml"}, (), 900),
+    TrustRule(2, "two", "other", "https://i.example", AUDIENCE, {"ref": "a*"}, (), 900),
+    TrustRule(3, "three", "kubernetes", "https://i.example", AUDIENCE, {"kubernetes.io/namespace": "x"}, (), 900),
+    TrustRule(4, "four", "github", "https://i.example", AUDIENCE, {}, (Grant("*", "admin"),), 900),
+]
+FAST = Key("fast", "ES256")
+TRUSTED = {"https://i.example": KeySource("https://i.example", jwks=json.dumps({"keys": [FAST.jwk]}))}
+CACHE = KeyCache()
+ES256 = get_default_algorithms()["ES256"]
+WHOLE = jwt.encode(
+    {"iss": "https://i.example", "aud": AUDIENCE, "iat": NOW, "exp": NOW + 3600, "sub": "x"},
+    FAST.private,
+    algorithm="ES256",
+    headers={"kid": "fast"},
+)
+
+
+@hypothesis.settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@hypothesis.given(claims=st.dictionaries(st.sampled_from(NAMES), values, max_size=4))
+def test_whatever_a_trusted_issuer_signs_is_recognized_or_refused(claims: dict[str, Any]) -> None:
+    whole = {
+        "iss": "https://i.example",
+        "aud": AUDIENCE,
+        "iat": int(time.time()),
+        "exp": int(time.time()) + 60,
+        **claims,
+    }
+    parts = [{"alg": "ES256", "kid": "fast", "typ": "JWT"}, whole]
+    text = b".".join(base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in parts)
+    signature = base64.urlsafe_b64encode(ES256.sign(text, FAST.private)).rstrip(b"=").decode()
+    try:
+        found = choose(RULES, verify(f"{text.decode()}.{signature}", TRUSTED, CACHE))
+    except RefusedTokenError:
+        return
+    assert found.name.isprintable()
+    assert len(found.name) <= MAX_CALLER
+    assert 0 < found.seconds <= 900
+
+
+@hypothesis.settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@hypothesis.given(data=st.data())
+def test_no_token_that_was_changed_is_accepted(data: st.DataObject) -> None:
+    token = WHOLE
+    at = data.draw(st.integers(0, len(token) - 1))
+    new = data.draw(st.characters(codec="ascii"))
+    changed = token[:at] + new + token[at + data.draw(st.integers(0, 2)) :]
+    hypothesis.assume(changed != token)
+    with pytest.raises(RefusedTokenError):
+        verify(changed, TRUSTED, CACHE)
