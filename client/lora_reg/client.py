@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Final, Literal
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import httpx
 
@@ -34,6 +34,7 @@ from lora_contract.wire.repositories import (
     AliasRequest,
     CommitRequest,
     CommitResult,
+    DeletionView,
     Lineage,
     RepositoryList,
     RepositoryView,
@@ -148,8 +149,22 @@ class Client(GateCalls):
         url = self._url(f"{self._version(ref)}/files/{quote(path)}")
         return self.transport.stream("GET", url, headers=headers, accept=(416,))
 
-    def delete_version(self, ref: str | Reference) -> None:
-        self._send("DELETE", self._version(ref))
+    def deletion(self, ref: str | Reference) -> DeletionView:
+        """What deleting a version would free, and when; with a bare name, of the repository."""
+        parsed = self.parse(ref)
+        path = self._repository(parsed) if parsed.is_bare else self._version(parsed)
+        return self._get(f"{path}/deletion", DeletionView)
+
+    def delete_version(
+        self, ref: str | Reference, *, purge: bool = False, derived: bool = False, reason: str = ""
+    ) -> None:
+        """Delete a version. purge: free its bytes at once; needs a reason. derived: with what derives from it."""
+        query = {"purge": "true", "derived": str(derived).lower(), "reason": reason} if purge or derived else {}
+        self._send("DELETE", self._version(ref) + (f"?{urlencode(query)}" if query else ""))
+
+    def restore_version(self, ref: str | Reference) -> VersionView:
+        """Restore a deleted version, named by number or digest, while its bytes are kept."""
+        return self._decode(self._send("PUT", f"{self._version(ref)}/restoration"), VersionView)
 
     def yank(self, ref: str | Reference, reason: str) -> VersionView:
         return self._put(f"{self._version(ref)}/yank", YankRequest(reason=reason), VersionView)

@@ -21,6 +21,9 @@ from lora_registry.db import revision
 from lora_registry.db.engine import make_engine, require_connection
 from lora_registry.jobs.engine import client as engine_client
 from lora_registry.keeping import fsck as keeping_fsck
+from lora_registry.keeping import tasks
+from lora_registry.keeping.collect import Collected
+from lora_registry.push import sessions
 from lora_registry.settings import ServiceSettings
 from lora_registry.storage import open_blobs, s3_settings
 from lora_registry.wiring import open_context
@@ -58,6 +61,18 @@ def fsck(
     ctx = open_checked(settings)
     yield from keeping_fsck.check_rows(ctx, sample=sample, rate=rate, repair=repair)
     yield from keeping_fsck.unnamed(ctx)
+
+
+def gc(settings: ServiceSettings, *, dry_run: bool, grace: float | None) -> Collected:
+    """Collect garbage now. grace: in seconds; None: as the settings say. Raises `conflict` if another process does."""
+    ctx = open_checked(settings)
+    if not dry_run:
+        sessions.sweep(ctx)
+        ctx.blobs.sweep(older_than=settings.upload_seconds + 3600)
+    result = tasks.collect_garbage(ctx, grace=settings.gc_grace_seconds if grace is None else grace, dry_run=dry_run)
+    if result is None:
+        raise RegistryError("conflict", "Another process collects garbage now.", hint="Wait until it has ended.")
+    return result
 
 
 def backup(settings: ServiceSettings, destination: str, *, keep: int | None, parallel: int, tell: Tell) -> Document:

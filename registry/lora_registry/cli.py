@@ -15,6 +15,7 @@ from lora_registry.cli_access import namespace, token
 from lora_registry.cli_backup import backup, restore
 from lora_registry.cli_frame import data_option, exit_on_error, load
 from lora_registry.cli_trust import trust
+from lora_registry.runtime.durations import parse_duration
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -136,6 +137,37 @@ def fsck(data: Path | None, repair: bool, sample: float, rate: float | None) -> 
     click.echo("All blobs match their digests." if not damaged else f"{damaged} blobs are missing or damaged.")
     if damaged:
         sys.exit(7)
+
+
+def _seconds(text: str | None) -> float | None:
+    return None if text is None else 0.0 if text in ("0", "0s") else parse_duration(text)
+
+
+@command
+@data_option
+@click.option("--dry-run", is_flag=True, help="Only report what would be removed.")
+@click.option(
+    "--grace",
+    metavar="TIME",
+    help="Keep what nothing needs for so long, as in 24h, 30m or 90s (default: LORA_REG_GC_GRACE_SECONDS).",
+)
+def gc(data: Path | None, dry_run: bool, grace: str | None) -> None:
+    """Remove stored bytes that nothing needs, while the service runs.
+
+    Bytes that nothing needs are condemned by one run, and removed by the first run after the grace period. Workers do
+    the same every LORA_REG_GC_SECONDS.
+    """
+    with importing():
+        from lora_registry import admin
+
+    done = admin.gc(load(data=data), dry_run=dry_run, grace=_seconds(grace))
+    would = "would be " if dry_run else ""
+    click.echo(f"{done.removed} blobs ({done.removed_bytes} bytes) {would}removed.")
+    click.echo(f"{done.orphans} left over objects ({done.orphan_bytes} bytes) {would}removed.")
+    click.echo(f"{done.condemned} blobs {would}condemned: removed after the grace period, unless something needs them.")
+    if done.failed:
+        click.echo(f"{done.failed} objects could not be removed; the next run tries again.", err=True)
+        sys.exit(10)
 
 
 main.add_command(backup)

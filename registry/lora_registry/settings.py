@@ -20,7 +20,7 @@ LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 MIN_PART: Final = 5 * 1024**2
 MAX_PART: Final = 5 * 1024**3
 """In bytes: what S3 accepts as a part."""
-_POSITIVE: Final = ("presign_seconds", "upload_seconds", "max_file_bytes", "lease_seconds")
+_POSITIVE: Final = ("presign_seconds", "upload_seconds", "max_file_bytes", "lease_seconds", "fsck_bytes", "fsck_rate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,12 @@ class ServiceSettings:
         max_file_bytes: the largest file that a push may contain.
         verified_seconds: a stored file that was not verified for this long is not handed to Hub clients by a presigned
             URL, but through the service, which verifies it.
+        gc_seconds: interval of garbage collections by workers; 0: never.
+        gc_grace_seconds: how long bytes are kept after nothing needs them; longer than a presigned URL, the longest
+            download and the interval of backups.
+        gc_orphan_seconds: how long bytes are kept that no row names; longer than any upload or job.
+        fsck_seconds: interval at which workers verify the stored bytes that were verified longest ago; 0: never.
+        fsck_bytes: how many bytes they read each time. fsck_rate: in MB per second.
         upload_part_bytes: files longer than this are sent in parts of this size, or longer if there were more than
             10,000; at least 5 MiB. A push that was cut off goes on with the parts that are missing.
         reads_per_minute, writes_per_minute, jobs_per_minute: requests of a token, in each API process; 0: no limit.
@@ -63,6 +69,12 @@ class ServiceSettings:
     upload_seconds: int = 72 * 3600
     max_file_bytes: int = 64 * 1024**3
     verified_seconds: float = 7 * 24 * 3600.0
+    gc_seconds: float = 3600.0
+    gc_grace_seconds: float = 24 * 3600.0
+    gc_orphan_seconds: float = 7 * 24 * 3600.0
+    fsck_seconds: float = 3600.0
+    fsck_bytes: int = 10 * 1000**3
+    fsck_rate: float = 20.0
     upload_part_bytes: int = 64 * 1024**2
     reads_per_minute: int = 12_000
     writes_per_minute: int = 3_000

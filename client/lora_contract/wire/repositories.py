@@ -99,6 +99,18 @@ class YankRequest(Request, frozen=True):
     reason: Reason
 
 
+class DeletionView(Response, frozen=True):
+    """What a deletion would free: blobs that no other version in the caller's namespaces has.
+
+    after_seconds: how long the bytes are kept after nothing needs them; until then a version can be restored.
+    """
+
+    versions: int
+    blobs: int
+    bytes: int
+    after_seconds: float
+
+
 class RepositoryView(Response, frozen=True):
     namespace: str
     name: str

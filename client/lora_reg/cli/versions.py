@@ -1,28 +1,46 @@
-"""delete, yank, unyank."""
+"""delete, undelete, yank, unyank."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import click
+import msgspec
 
 from lora_contract.errors import RegistryError
 from lora_contract.wire.repositories import Lineage
 from lora_reg.cli.state import Command, State, pass_state
 from lora_reg.formatting import views
-from lora_reg.formatting.text import plural
+from lora_reg.formatting.text import duration, plural, size
 
 
-@click.command(cls=Command, examples=("lora-reg delete acme/sql-writer:v2", "lora-reg delete acme/old --yes"))
+@click.command(
+    cls=Command,
+    examples=(
+        "lora-reg delete acme/sql-writer:v2",
+        "lora-reg delete acme/old --yes",
+        "lora-reg delete acme/sql-writer:v3 --purge --reason 'holds a password'",
+    ),
+)
 @click.argument("ref")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
+@click.option("--purge", is_flag=True, help="Free the bytes of the version at once (needs --reason).")
+@click.option("--derived", is_flag=True, help="With --purge: delete the versions made from it, too.")
+@click.option("--reason", default="", metavar="TEXT", help="Reason of a purge, recorded as an event.")
 @pass_state
-def delete(state: State, ref: str, yes: bool) -> None:
-    """Delete a version or a repository permanently.
+def delete(state: State, ref: str, yes: bool, purge: bool, derived: bool, reason: str) -> None:
+    """Delete a version or a repository.
 
     REF is NAME:vN or NAME@DIGEST for a version; NAME alone is the repository with all its versions. Numbers and names
     are not reused. A version that a tag points to, or that another version was made from, cannot be deleted.
+
+    Bytes that no other version needs are freed after the registry's grace period; until then `lora-reg undelete`
+    restores a version. --purge frees them at once, for secrets and withdrawn licences.
     """
+    if (purge or derived) and not reason.strip():
+        raise RegistryError("usage", "A purge needs --reason, which is recorded.")
+    if derived and not purge:
+        raise RegistryError("usage", "--derived needs --purge.")
     client = state.client()
     wanted = client.parse(ref)
     output = state.output()
@@ -32,17 +50,40 @@ def delete(state: State, ref: str, yes: bool) -> None:
             f"{ref!r} is a tag, not a version.",
             hint=f"Remove the tag with `lora-reg untag {ref}`, or name the version as NAME:vN.",
         )
+    if wanted.is_bare and purge:
+        raise RegistryError("usage", "Only a version can be purged.", hint=f"Name it as {wanted.repository}:vN.")
+    frees = client.deletion(wanted)
+    wait = "at once" if purge else f"after {duration(frees.after_seconds)}"
+    what = f"{plural(frees.blobs, 'blob')} ({size(frees.bytes)}) that no other version needs"
     if wanted.is_bare:
-        view = client.repository(wanted)
-        output.confirm(f"Delete {wanted.repository} with all its {view.versions} versions?", yes=yes)
+        output.confirm(
+            f"Delete {wanted.repository} with all its {frees.versions} versions? Frees {what} {wait}.", yes=yes
+        )
         client.delete_repository(wanted)
         text = wanted.repository
     else:
-        version = client.version(wanted)
-        text = views.name_of(version)
-        output.confirm(f"Delete {text}?", yes=yes)
-        client.delete_version(wanted)
-    output.result("lora-reg/delete/1", {"deleted": text}, human=[f"{text} deleted"], quiet=[text])
+        text = views.name_of(client.version(wanted))
+        output.confirm(f"Delete {text}? Frees {what} {wait}.", yes=yes)
+        client.delete_version(wanted, purge=purge, derived=derived, reason=reason)
+    human = [f"{text} deleted; {what} {'were' if purge else 'will be'} freed {wait}"]
+    if not wanted.is_bare and not purge:
+        human.append(f"until then `lora-reg undelete {text}` restores it")
+    document = {"deleted": text, "frees": msgspec.to_builtins(frees), "purged": purge}
+    output.result("lora-reg/delete/1", document, human=human, quiet=[text])
+
+
+@click.command(cls=Command, examples=("lora-reg undelete acme/sql-writer:v2",))
+@click.argument("ref")
+@pass_state
+def undelete(state: State, ref: str) -> None:
+    """Restore a deleted version while its bytes are kept.
+
+    REF is NAME:vN or NAME@DIGEST. `lora-reg delete` says how long the bytes are kept.
+    """
+    view = state.client().restore_version(ref)
+    state.output().result(
+        "lora-reg/version/1", view, human=[f"{views.label(view)}  restored"], quiet=[views.name_of(view)]
+    )
 
 
 @click.command(cls=Command, examples=("lora-reg yank acme/sql-writer:v2 --reason 'trained on the wrong data'",))

@@ -146,6 +146,14 @@ def size(count: int) -> str:
     return f"{count} B" if abs(count) < 1000 else f"{value / 1000:.1f} TB"
 
 
+def duration(seconds: float) -> str:
+    """`24 hours`, `30 minutes`."""
+    for length, unit in ((3600, "hour"), (60, "minute")):
+        if seconds >= length:
+            return plural(round(seconds / length), unit)
+    return plural(round(seconds), "second")
+
+
 def when(text: str) -> str:
     """An RFC 3339 time in UTC, without its fraction."""
     return text[:19].replace("T", " ") + ("Z" if text.endswith(("Z", "+00:00")) else "")

@@ -25,6 +25,7 @@ __all__ = [
     "JSONBody",
     "BodyKwarg",
     "Limit",
+    "LongText",
     "Text",
     "Wait",
     "delete",
@@ -91,6 +92,7 @@ def delete(path: str, *, summary: str, status_code: int = 204) -> Decorator:
 Limit: TypeAlias = Annotated[int, QueryParameter(ge=1, le=1000, description="Maximum number of items in a page.")]
 Wait: TypeAlias = Annotated[float, QueryParameter(ge=0, le=30, description="Seconds to wait for new records.")]
 Text: TypeAlias = Annotated[str | None, QueryParameter()]
+LongText: TypeAlias = Annotated[str | None, QueryParameter(max_length=4096)]
 IfMatch: TypeAlias = Annotated[str | None, HeaderParameter(name="If-Match")]
 IfNoneMatch: TypeAlias = Annotated[str | None, HeaderParameter(name="If-None-Match")]
 IdempotencyKey: TypeAlias = Annotated[str | None, HeaderParameter(name="Idempotency-Key")]

@@ -68,10 +68,14 @@ def check_rows(ctx: Context, *, sample: float = 1.0, rate: float | None = None, 
 
 
 def check_oldest(ctx: Context, *, budget: int, rate: float | None) -> Iterator[Checked]:
-    """Check the blobs whose last verification is the longest ago, until `budget` bytes were read; mark the rows."""
+    """Check the blobs whose last verification is the longest ago, until `budget` bytes were read; mark the rows.
+
+    What was verified in half of the time for which a verification counts is left out.
+    """
     pace = Pace(rate)
+    age = int(ctx.settings.verified_seconds * 1_000_000 / 2)
     with ctx.db.read() as session:
-        rows = store.longest_unverified(session, _BATCH)
+        rows = store.longest_unverified(session, age=age, limit=_BATCH)
     for row in rows:
         if budget <= 0:
             return

@@ -71,13 +71,16 @@ def record(session: Session, stored: Mapping[Digest, int]) -> None:
     """Record blobs whose bytes were just written and verified, by address with sizes, and lock their rows.
 
     If the row names another object that is right, it stays, and the new object is left over. Raises RegistryError
-    `unavailable` if a collector is about to remove the object as left over.
+    `unavailable` if a collector has removed, or is about to remove, an object at the same address: store it again.
     """
     lives = {str(where): (getattr(where, "life", ""), size) for where, size in stored.items()}
+    known = blobs(session, lives)
     declare(session, {digest: size for digest, (_, size) in lives.items()})
     at = database_now(session)
     for digest, row in lock(session, lives).items():
         life, size = lives[digest]
+        if digest in known and row.state not in KEPT and row.life == life:
+            raise _removed(digest)
         if row.state == "ok" and row.life != life:
             row.condemned_at = None
             session.add(row)
@@ -96,10 +99,12 @@ def _adopt(session: Session, digest: str, life: str) -> None:
     if orphan is None:
         return
     if orphan.doomed:
-        raise RegistryError(
-            "unavailable", f"The bytes of {digest[:19]} were left over for too long and are being removed."
-        )
+        raise _removed(digest)
     session.delete(orphan)
+
+
+def _removed(digest: str) -> RegistryError:
+    return RegistryError("unavailable", f"The bytes of {digest[:19]} were removed while they were stored.")
 
 
 def set_state(session: Session, where: Digest, state: str) -> bool:
@@ -132,10 +137,11 @@ def kept_after(session: Session, digest: str, limit: int) -> list[Blob]:
     return list(session.exec(query))
 
 
-def longest_unverified(session: Session, limit: int) -> list[Blob]:
-    """List the blobs that should be in the store, those that were not verified for the longest time first."""
-    query = select(Blob).where(col(Blob.state).in_(KEPT)).order_by(col(Blob.verified_at)).limit(limit)
-    return list(session.exec(query))
+def longest_unverified(session: Session, *, age: int, limit: int) -> list[Blob]:
+    """List the blobs that should be in the store and were not verified for `age` microseconds, the oldest first."""
+    before = database_now(session) - age
+    query = select(Blob).where(col(Blob.state).in_(KEPT), col(Blob.verified_at) <= before)
+    return list(session.exec(query.order_by(col(Blob.verified_at)).limit(limit)))
 
 
 def users(session: Session, digest: str) -> list[tuple[Repository, Version]]:

@@ -63,6 +63,21 @@ def in_repository(session: Session, found: Readable, selector: str) -> Version:
     return _select(session, found, reference.parse_selector(found.repo.namespace, found.repo.name, selector))
 
 
+def tombstone(session: Session, repo: Repository, selector: str) -> Version:
+    """Resolve the number or digest of a deleted version. Raises `not-found`, `conflict` if it is not deleted."""
+    ref = reference.parse_selector(repo.namespace, repo.name, selector)
+    found = None
+    if ref.digest is not None:
+        found = store.version_by_digest(session, repo.id, str(ref.digest))
+    elif ref.version is not None:
+        found = store.version_by_number(session, repo.id, ref.version)
+    if found is None:
+        raise RegistryError("not-found", f"{repo.namespace}/{repo.name} has no {selector[:80]}.")
+    if found.deleted_at is None:
+        raise RegistryError("conflict", f"{repo.namespace}/{repo.name}:v{found.number} is not deleted.")
+    return found
+
+
 def by_reference(session: Session, principal: Principal, ref: Reference) -> tuple[Repository, Version]:
     """Resolve a parsed reference; the namespace defaults to DEFAULT_NAMESPACE."""
     path = RepositoryPath(ref.namespace or reference.DEFAULT_NAMESPACE, ref.name)

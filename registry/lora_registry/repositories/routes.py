@@ -11,6 +11,7 @@ from litestar.params import QueryParameter
 
 from lora_contract.digest import Digest
 from lora_contract.wire.repositories import (
+    DeletionView,
     Lineage,
     RepositoryList,
     RepositoryView,
@@ -25,6 +26,7 @@ from lora_registry.http.handlers import (
     FromPath,
     JSONBody,
     Limit,
+    LongText,
     Text,
     delete,
     get,
@@ -32,7 +34,7 @@ from lora_registry.http.handlers import (
 )
 from lora_registry.http.problems import RESPONSES
 from lora_registry.keeping import reading
-from lora_registry.repositories import lineage, provenance, versions
+from lora_registry.repositories import deleting, lineage, provenance, versions
 from lora_registry.repositories import service as repositories
 from lora_registry.repositories.paths import RepositoryPath, VersionPath
 
@@ -94,9 +96,26 @@ def show_version(
     return reply(request, view, headers={"X-Lora-Reg-Digest": view.digest})
 
 
-@delete(VERSION, summary="Delete a version, leaving a tombstone")
-def delete_version(caller: Caller, version: VersionPath) -> None:
-    versions.delete(caller, version)
+@get(REPO + "/deletion", summary="Show what deleting a repository would free, and when")
+def preview_repository_deletion(request: R, caller: Caller, repository: RepositoryPath) -> Response[DeletionView]:
+    return reply(request, deleting.preview_repository(caller, repository))
+
+
+@delete(VERSION, summary="Delete a version, leaving a tombstone; a purge frees its bytes at once")
+def delete_version(
+    caller: Caller, version: VersionPath, purge: bool = False, derived: bool = False, reason: LongText = None
+) -> None:
+    deleting.delete(caller, version, purge=purge, derived=derived, reason=reason or "")
+
+
+@get(VERSION + "/deletion", summary="Show what deleting a version would free, and when")
+def preview_version_deletion(request: R, caller: Caller, version: VersionPath) -> Response[DeletionView]:
+    return reply(request, deleting.preview(caller, version))
+
+
+@put(VERSION + "/restoration", summary="Restore a deleted version, named by number or digest, while its bytes are kept")
+def restore_version(request: R, caller: Caller, version: VersionPath) -> Response[VersionView]:
+    return reply(request, deleting.undelete(caller, version))
 
 
 @get(VERSION + "/manifest", summary="Show the manifest bytes", media_type="application/vnd.oci.image.manifest.v1+json")
@@ -200,6 +219,9 @@ router = Router(
         list_versions,
         show_version,
         delete_version,
+        preview_version_deletion,
+        preview_repository_deletion,
+        restore_version,
         show_manifest,
         show_file,
         show_lineage,

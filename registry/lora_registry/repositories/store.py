@@ -203,6 +203,31 @@ def _among(only: Set[int] | None) -> ColumnElement[bool]:
     return true() if only is None else col(Version.id).in_(only)
 
 
+def only_of(session: Session, version_ids: Iterable[int], scope: Scope) -> dict[str, int]:
+    """Return the blobs, with sizes, that these versions have and no other live one in these namespaces."""
+    ids = set(version_ids)
+    own = session.exec(
+        select(VersionBlob.digest, VersionBlob.size).where(
+            col(VersionBlob.version_id).in_(ids), col(VersionBlob.stored).is_(True)
+        )
+    )
+    sizes: dict[str, int] = dict(own.all())
+    others = (
+        select(VersionBlob.digest)
+        .join(Version, col(Version.id) == col(VersionBlob.version_id))
+        .join(Repository, col(Repository.id) == col(Version.repository_id))
+        .where(
+            col(VersionBlob.digest).in_(set(sizes)),
+            col(Version.id).not_in(ids),
+            col(VersionBlob.stored).is_(True),
+            col(Version.deleted_at).is_(None),
+            scope.where(col(Repository.namespace)),
+        )
+    )
+    shared = set(session.exec(others.distinct()))
+    return {digest: size for digest, size in sizes.items() if digest not in shared}
+
+
 def edges_up(session: Session, ids: Iterable[int]) -> list[VersionEdge]:
     return list(session.exec(select(VersionEdge).where(col(VersionEdge.child_id).in_(set(ids)))))
 

@@ -1,4 +1,4 @@
-"""Versions: show, list, locate files, yank, delete."""
+"""Versions: show, list, locate files, yank."""
 
 from __future__ import annotations
 
@@ -16,11 +16,9 @@ from lora_registry.auth.principals import Principal
 from lora_registry.events import audit
 from lora_registry.keeping import store as kept
 from lora_registry.keeping.reading import Content
-from lora_registry.repositories import resolve, store, usage, views
+from lora_registry.repositories import resolve, store, views
 from lora_registry.repositories.paths import RepositoryPath, VersionPath
 from lora_registry.runtime import paging
-from lora_registry.runtime.clock import now
-from lora_registry.tags import store as tag_store
 
 MAX_NAMED: Final = 5
 """Maximum number of derived versions named in an error."""
@@ -119,32 +117,3 @@ def describe_derived(session: Session, principal: Principal, label: str, derived
     several = len(derived) != 1
     count = f"{len(derived)} version{'s were' if several else ' was'} derived from {label}"
     return f"{count}: {', '.join(named)}{' and others' if len(named) < len(derived) else ''}." if named else f"{count}."
-
-
-def delete(caller: Caller, path: VersionPath) -> None:
-    """Turn a version into a tombstone: its number is never reused.
-
-    Raises `in-use` if a tag points to it or a live version derives from it.
-    """
-    caller.require("maintainer", path.namespace)
-    with caller.ctx.db.write() as session:
-        resolve.repository(session, caller.principal, path.repository, lock=True)
-        repo, version = resolve.version(session, caller.principal, path)
-        label = f"{repo.namespace}/{repo.name}:v{version.number}"
-        tags = tag_store.tags_of_versions(session, [version.id]).get(version.id)
-        if tags:
-            raise RegistryError("in-use", f"The tag {tags[0]} points to {label}.", hint="Move the tag first.")
-        store.lock_versions(session, [version.id], exclusive=True)
-        derived = store.live_children(session, [version.id])
-        if derived:
-            raise RegistryError("in-use", describe_derived(session, caller.principal, label, derived))
-        version.deleted_at = now()
-        usage.remove(session, path.namespace, size=usage.stored_bytes(session, [version.id]), versions=1)
-        audit.record(
-            session,
-            "version-deleted",
-            principal=caller.principal,
-            namespace=path.namespace,
-            subject=label,
-            digest=version.digest,
-        )

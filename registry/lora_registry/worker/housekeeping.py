@@ -1,42 +1,68 @@
-"""Housekeeping beside jobs: remove expired uploads and the leftovers of killed processes.
+"""Housekeeping beside jobs: remove expired uploads and leftovers of killed processes, collect garbage, verify blobs.
 
-Idempotent, so every worker does it.
+Every worker does it: removals are idempotent, and of the other tasks one process at a time takes each.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from typing import Final, NoReturn
 
 from lora_contract.errors import RegistryError
 from lora_registry.context import Context
+from lora_registry.keeping import tasks
 from lora_registry.push import sessions
 from lora_registry.worker import scratch
 
 INTERVAL_SECONDS: Final = 600.0
+VERIFY_AFTER_SECONDS: Final = 120.0
+"""A worker that has just started has better things to do."""
 
 log = logging.getLogger(__name__)
 
 
 def start(ctx: Context) -> None:
-    """Start housekeeping in a daemon thread."""
-    threading.Thread(target=_run, args=(ctx,), name="housekeeping", daemon=True).start()
+    """Start housekeeping in two daemon threads: verifying takes long, and nothing else waits for it."""
+    settings = ctx.settings
+    _start("housekeeping", 0.0, settings.gc_seconds, lambda: _clean(ctx))
+    if settings.fsck_seconds:
+        _start("verification", VERIFY_AFTER_SECONDS, settings.fsck_seconds, lambda: _verify(ctx))
 
 
-def _run(ctx: Context) -> NoReturn:
+def _start(name: str, delay: float, interval: float, work: Callable[[], None]) -> None:
+    pause = min(INTERVAL_SECONDS, interval or INTERVAL_SECONDS)
+    threading.Thread(target=_repeat, args=(work, min(delay, pause), pause), name=name, daemon=True).start()
+
+
+def _repeat(work: Callable[[], None], delay: float, seconds: float) -> NoReturn:
     pause = threading.Event()
+    pause.wait(delay)
     while True:
-        try:
-            removed = sessions.sweep(ctx)
-            # One hour after the session expires: a client that is still sending has lost the session anyway.
-            ctx.blobs.sweep(older_than=ctx.settings.upload_seconds + 3600)
-            scratch.sweep(ctx.settings.data)
-        except RegistryError as error:
-            log.warning("Expired uploads could not be removed: %s", error.detail)
-        except OSError as error:
-            log.warning("Scratch folders could not be removed: %s", error.strerror)
-        else:
-            if removed:
-                log.info("%s expired uploads were removed.", removed)
-        pause.wait(INTERVAL_SECONDS)
+        work()
+        pause.wait(seconds)
+
+
+def _clean(ctx: Context) -> None:
+    try:
+        removed = sessions.sweep(ctx)
+        # One hour after the session expires: a client that is still sending has lost the session anyway.
+        ctx.blobs.sweep(older_than=ctx.settings.upload_seconds + 3600)
+        scratch.sweep(ctx.settings.data)
+        if ctx.settings.gc_seconds:
+            tasks.collect_garbage(ctx, grace=ctx.settings.gc_grace_seconds, every=ctx.settings.gc_seconds)
+    except RegistryError as error:
+        log.warning("Expired uploads and garbage could not be removed: %s", error.detail)
+    except OSError as error:
+        log.warning("Scratch folders could not be removed: %s", error.strerror)
+    else:
+        if removed:
+            log.info("%s expired uploads were removed.", removed)
+
+
+def _verify(ctx: Context) -> None:
+    try:
+        tasks.verify_oldest(ctx)
+    except RegistryError as error:
+        log.warning("Stored blobs could not be verified: %s", error.detail)

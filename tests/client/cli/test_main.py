@@ -71,6 +71,7 @@ def test_these_are_the_commands() -> None:
         "yank",
         "unyank",
         "delete",
+        "undelete",
         "sign",
         "verify",
         "signature",

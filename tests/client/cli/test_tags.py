@@ -143,3 +143,19 @@ def test_lineage(home: Home, name: str) -> None:
     dot = home.ok("lineage", f"{name}:v2", "--format", "dot").out
     assert dot.startswith("digraph lineage {\n")
     assert '[label="base"];' in dot
+
+
+def test_delete_tells_what_it_frees_and_undelete_takes_it_back(home: Home, name: str) -> None:
+    said = home.ok("delete", f"{name}:v1", "--yes")
+    assert "freed after 24 hours" in said.out
+    assert f"`lora-reg undelete {name}:v1` restores it" in said.out
+    assert home.run("show", f"{name}:v1").status == 3
+    assert home.ok("undelete", f"{name}:v1", "-q").out == f"{name}:v1\n"
+    assert home.json("show", f"{name}:v1")["number"] == 1
+    assert home.run("undelete", f"{name}:v1").status == 5
+    assert home.run("delete", f"{name}:v1", "--yes", "--purge").status == 2
+    assert home.run("delete", f"{name}:v1", "--yes", "--derived", "--reason", "x").status == 2
+    assert home.run("delete", name, "--yes", "--purge", "--reason", "x").status == 2
+    purged = home.json("delete", f"{name}:v1", "--yes", "--purge", "--reason", "holds a password")
+    assert (purged["purged"], purged["frees"]["versions"]) == (True, 1)
+    assert home.run("show", f"{name}:v1").status == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -331,3 +332,24 @@ def test_the_python_client_pushes_and_pulls(registry: InProcess, tmp_path: Path)
         got = pull(client, f"{version.namespace}/{version.name}:prod")
     assert (got.digest, got.number) == (version.digest, 1)
     assert (got.path / "adapter_config.json").read_bytes() == (SOURCE / "adapter_config.json").read_bytes()
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["flipped", "lost"])
+def test_a_push_repairs_what_the_store_damaged(home: Home, registry: InProcess, tmp_path: Path, lost: bool) -> None:
+    """In one command: the server finds it at the commit, and the client sends the file after all."""
+    name, other = f"{fresh()}/queries", f"{fresh()}/again"
+    folder = variant(tmp_path / "new", seed=31 + lost)
+    home.ok("push", folder, "--base", "tiny", name)
+    data = (folder / "adapter_model.safetensors").read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    (stored,) = (registry.context.settings.data / "blobs").rglob(digest)
+    stored.unlink()
+    if not lost:
+        stored.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    pulled = home.run("pull", f"{name}:v1", "-o", tmp_path / "out")
+    if lost:
+        assert (pulled.status, (tmp_path / "out").exists()) == (7, False)
+    done = home.json("push", folder, "--base", "tiny", other)
+    assert done["created"] is True
+    assert stored.read_bytes() == data
+    home.ok("pull", f"{name}:v1", "-o", tmp_path / "out")

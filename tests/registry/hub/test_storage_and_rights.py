@@ -83,7 +83,8 @@ def test_bytes_come_from_the_store_and_the_token_does_not_go_there(
         assert (folder / path.name).read_bytes() == path.read_bytes()
     asked = guarded.storage.requests()[before:]
     presigned = [request for request in asked if request.startswith("GET ") and "X-Amz-Signature=" in request]
-    assert len(presigned) == len(asked) == 2
+    # By HEAD the service itself looks whether the store has the file in its full length.
+    assert len(presigned) == len([request for request in asked if not request.startswith("HEAD ")]) == 2
     for secret in (guarded.reader, guarded.writer):
         assert secret.encode() not in guarded.storage.sent
     assert guarded.reader not in guarded.service.log.read_text()

@@ -151,7 +151,7 @@ def _extract(recipe: ExtractRecipe, data: DeriveInput, reporter: ChildReporter) 
     blobs = files.blobs()
     tuned, base = data.inputs[0], data.base
     verification = files.Verification(blobs, tuned, base)
-    with _working((), reporter) as work:
+    with files.blaming_the_store(blobs, tuned, base), _working((), reporter) as work:
         made = run(
             _fingerprint(blobs, tuned),
             files.ThreadSource(blobs, tuned),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
@@ -67,7 +68,10 @@ def reader(store: BlobStore, files: Files) -> Callable[[str, int, int], bytes]:
     windows = {path: Window(store, file.where, file.size) for path, file in files.items()}
 
     def read(path: str, offset: int, length: int) -> bytes:
-        return windows[path].read(offset, length)
+        try:
+            return windows[path].read(offset, length)
+        except RegistryError as error:
+            raise damaged(files[path].where, path, error) from error
 
     return read
 
@@ -93,6 +97,21 @@ def verify_all(store: BlobStore, files: Files) -> None:
     """Compare files with their digests. Raises RegistryError `corrupt` if one is damaged or missing."""
     for path, stored in files.items():
         verify(store, stored.where, stored.size, path)
+
+
+@contextmanager
+def blaming_the_store(store: BlobStore, *versions: Files) -> Iterator[None]:
+    """Before work on files is said to have failed because of their content, compare them with their digests.
+
+    Raises RegistryError `corrupt` instead if one is damaged or missing.
+    """
+    try:
+        yield
+    except RegistryError as error:
+        if not error.kind.retryable and "blob" not in error.facts:
+            for files in versions:
+                verify_all(store, files)
+        raise
 
 
 class Verification:

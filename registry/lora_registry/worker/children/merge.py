@@ -83,7 +83,8 @@ def plan(data: MergeInput, reporter: ChildReporter) -> PlannedMerge:
         files.verify_all(blobs, adapter)
     # Tokenizer, index and config are read, or referred to, here; the weights are compared by who reads them all.
     files.verify_all(blobs, {path: file for path, file in data.base.items() if not path.endswith(WEIGHTS_END)})
-    merge_plan = _plan(data, blobs)
+    with files.blaming_the_store(blobs, data.base):
+        merge_plan = _plan(data, blobs)
     weights: list[PlannedFile] = []
     shards = {shard.file for shard in merge_plan.shards}
     others = tuple(sorted(path for path in data.base if path.endswith(WEIGHTS_END) and path not in shards))
@@ -125,7 +126,8 @@ def merge_shard(data: ShardInput, reporter: ChildReporter) -> MergedFile:
             reporter.progress(file, done=done, total=total, unit="bytes")
         verification.finish()
 
-    where, size = blobs.put_unknown(pieces(), life=new_life())
+    with files.blaming_the_store(blobs, data.base, *data.inputs):
+        where, size = blobs.put_unknown(pieces(), life=new_life())
     return MergedFile(file, size, str(where), getattr(where, "life", ""), tensors=tuple(tensors))
 
 
