@@ -22,6 +22,7 @@ from lora_registry.tags import store as tag_store
 
 def preview(caller: Caller, path: VersionPath) -> DeletionView:
     """Show what deleting a version would free, and when."""
+    caller.require("maintainer", path.namespace)
     with caller.ctx.db.read() as session:
         resolve.repository(session, caller.principal, path.repository)
         _, version = resolve.version(session, caller.principal, path)
@@ -30,6 +31,7 @@ def preview(caller: Caller, path: VersionPath) -> DeletionView:
 
 def preview_repository(caller: Caller, path: RepositoryPath) -> DeletionView:
     """Show what deleting a repository would free, and when."""
+    caller.require("maintainer", path.namespace)
     with caller.ctx.db.read() as session:
         repo = resolve.repository(session, caller.principal, path)
         live = store.list_versions(session, repo.id, before=None, limit=2**31 - 1)

@@ -92,6 +92,9 @@ ROWS = [
     Row("PUT", REPO + "/aliases", "writer", {"aliases": ["x"]}, allowed={409}),
     Row("PUT", VERSION + "/yank", "maintainer", {"reason": "bad"}),
     Row("DELETE", VERSION + "/yank", "maintainer"),
+    Row("GET", REPO + "/deletion", "maintainer"),
+    Row("GET", VERSION + "/deletion", "maintainer"),
+    Row("PUT", VERSION + "/restoration", "maintainer", allowed={409}),  # it is not deleted
     Row("PUT", TAG, "writer", {"target": "v1"}),
     Row("POST", TAG + "/rollback", "writer", {}, allowed={200, 409}),
     Row("PUT", TAG + "/protection", "maintainer", {"protected": False}),
