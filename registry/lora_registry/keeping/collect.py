@@ -79,7 +79,6 @@ def remove(ctx: Context, digests: Sequence[str], result: Collected, *, reason: s
     with ctx.db.write() as session:
         doomed = references.unreferenced(session, digests, purge=reason is not None)
         fault_point("gc.locked")
-        references.pardon(session, digests)
         for row in doomed:
             row.state = "deleting"
             session.add(row)

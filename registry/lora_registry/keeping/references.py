@@ -45,24 +45,34 @@ def changed_after(session: Session, digest: str, limit: int, *, condemned: bool)
     return list(session.exec(query.order_by(col(Blob.digest)).limit(limit)))
 
 
+def lock_free(session: Session, digests: Iterable[str], *, wait: bool = False) -> dict[str, Blob]:
+    """Lock these blobs, except those that somebody else has locked; wait: for those too.
+
+    A collector that waited for a push while it holds locks could deadlock with it.
+    """
+    query = select(Blob).where(col(Blob.digest).in_(list(digests)), col(Blob.state).in_(KEPT))
+    query = query.order_by(col(Blob.digest)).with_for_update(skip_locked=not wait)
+    return {row.digest: row for row in session.exec(query.execution_options(populate_existing=True))}
+
+
 def condemn(session: Session, digests: Iterable[str]) -> int:
     """Note that nothing refers to these blobs. Return how many were condemned now."""
+    locked = lock_free(session, digests)
+    found = referenced(session, locked)
     at = database_now(session)
-    statement = (
-        update(Blob)
-        .where(col(Blob.digest).in_(list(digests)), col(Blob.condemned_at).is_(None), ~is_referenced(at))
-        .values(condemned_at=at)
-        .returning(col(Blob.digest))
-    )
-    return len(session.execute(statement).all())
+    doomed = [row for digest, row in locked.items() if digest not in found and row.condemned_at is None]
+    for row in doomed:
+        row.condemned_at = at
+        session.add(row)
+    return len(doomed)
 
 
 def pardon(session: Session, digests: Iterable[str]) -> None:
     """Take back the condemnation of blobs that something refers to."""
-    at = database_now(session)
-    session.execute(
-        update(Blob).where(col(Blob.digest).in_(list(digests)), is_referenced(at)).values(condemned_at=None)
-    )
+    locked = lock_free(session, digests)
+    for digest in referenced(session, locked):
+        locked[digest].condemned_at = None
+        session.add(locked[digest])
 
 
 def due(session: Session, *, grace: int, after: str, limit: int) -> list[Blob]:
@@ -79,18 +89,17 @@ def referenced(session: Session, digests: Iterable[str], *, sessions: bool = Tru
 
 
 def unreferenced(session: Session, digests: Iterable[str], *, purge: bool = False) -> list[Blob]:
-    """Lock the blobs that nobody else has locked; return those that nothing refers to. purge: wait for the locks of
-    others, and ignore what upload sessions announced.
+    """Lock blobs; return those that nothing refers to, and take back the condemnation of the others.
 
     Two statements: whoever was about to refer to one has locked it, or has committed, which only a statement that
-    begins after the lock is sure to see (in READ COMMITTED).
+    begins after the lock is sure to see (in READ COMMITTED). purge: wait for the locks of others, and ignore what
+    upload sessions announced.
     """
-    query = (
-        select(Blob).where(col(Blob.digest).in_(list(digests)), col(Blob.state).in_(KEPT)).order_by(col(Blob.digest))
-    )
-    query = query.with_for_update(skip_locked=not purge).execution_options(populate_existing=True)
-    locked = {row.digest: row for row in session.exec(query)}
+    locked = lock_free(session, digests, wait=purge)
     found = referenced(session, locked, sessions=not purge)
+    for digest in found:
+        locked[digest].condemned_at = None
+        session.add(locked[digest])
     return [row for digest, row in locked.items() if digest not in found]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from sqlmodel import Session
 
@@ -35,7 +36,8 @@ class Derivation:
 class Draft:
     """A checked version, ready to insert.
 
-    stored: digests whose bytes are in the store. weights_absent: a base whose weights are not among them.
+    stored: digests whose bytes are in the store. weights_absent: a base whose weights are not among them. made: objects
+    that a job has stored for it, by address with sizes, to be recorded with it.
     """
 
     manifest: Manifest
@@ -48,6 +50,7 @@ class Draft:
     meta: dict[str, str]
     derivation: Derivation | None = None
     weights_absent: bool = False
+    made: Mapping[Digest, int] = field(default_factory=dict)
 
 
 def insert(
@@ -126,6 +129,9 @@ def _stored_size(draft: Draft) -> int:
 def _keep_blobs(session: Session, draft: Draft) -> None:
     """Lock the blobs that the version will refer to. Raises `corrupt` or `conflict` if one is not stored any more."""
     stored = {str(entry.digest): entry for entry in draft.manifest.files if str(entry.digest) in draft.stored}
+    kept.declare(session, {str(where): size for where, size in draft.made.items()})
+    kept.lock(session, stored)  # all at once, in one order
+    kept.record(session, draft.made)
     found = kept.rescue(session, stored)
     for digest, entry in stored.items():
         if digest not in found:

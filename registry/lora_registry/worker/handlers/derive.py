@@ -24,7 +24,6 @@ from lora_registry.jobs import enqueue
 from lora_registry.jobs import store as job_store
 from lora_registry.jobs.engine.kinds import Handler, JobContext
 from lora_registry.jobs.specs import DeriveSpec, RecipeSpec
-from lora_registry.keeping import store as kept
 from lora_registry.push import check
 from lora_registry.repositories import store as catalog
 from lora_registry.repositories.insert import Derivation, Draft, insert
@@ -103,7 +102,6 @@ def commit(session: Session, ctx: Context, job_id: str, spec: DeriveSpec, result
             raise RegistryError(
                 "job-failed", f"The result {where.short} was left over for too long and was removed from the store."
             )
-    kept.record(session, made)
     manifest = Manifest(
         kind=result.kind,
         files=entries,
@@ -121,6 +119,7 @@ def commit(session: Session, ctx: Context, job_id: str, spec: DeriveSpec, result
         message=spec.message,
         meta={},
         derivation=Derivation(str(recipe.digest), spec.inputs),
+        made=made,
     )
     namespace, _, name = recipe.target.partition("/")
     principal = everywhere(spec.author)
