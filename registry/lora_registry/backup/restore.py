@@ -125,7 +125,7 @@ def _check_target(document: Document, engine: Engine) -> None:
                 raise RegistryError(
                     "conflict",
                     f"The database is not empty: the table {table.name} has rows.",
-                    hint="Restore into a new database, or into another folder with --data. If an attempt to restore was "
+                    hint="Restore into a new database, or another folder with --data. If an attempt to restore was "
                     "interrupted at its very end, this is its result: run `lora-registry migrate` and `fsck`.",
                 )
 
