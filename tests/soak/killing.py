@@ -1,0 +1,262 @@
+"""Processes killed at random moments while others push, move tags, merge, collect garbage and back up.
+
+    python -m tests.soak.killing --database sqlite --kills 100
+    python -m tests.soak.killing --database postgresql --kills 100
+
+Every kill is a SIGKILL of the API, the worker, both, a child of a job, or a running backup. In the end everything is
+started again, and what was acknowledged is looked for: versions byte by byte, moves of tags, merges. Exit 1 if anything
+is lost, a number or a generation is missing, a merge does not end, or fsck finds something.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.registry.site import SHARED, Site, adapter_files, open_site
+from tests.support import postgres, service
+from tests.support.push import push
+
+NAMES = ("a", "b", "c")
+BACKUP_SECONDS = 120.0
+
+
+class Siege:
+    """What was acknowledged while processes were killed."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.over = threading.Event()
+        self.lock = threading.Lock()
+        self.versions: dict[tuple[str, int], dict[str, str]] = {}
+        self.moves: set[int] = set()
+        self.jobs: set[str] = set()
+        self.refused: Counter[str] = Counter()
+        self.backup: subprocess.Popen[Any] | None = None
+
+    def run(self, work: Any, number: int) -> None:
+        random_ = random.Random(number)
+        while not self.over.is_set():
+            try:
+                with self.site.connect() as client:
+                    while not self.over.is_set():
+                        work(client, random_)
+            except (httpx.HTTPError, AttributeError):  # killed, or not yet started again
+                time.sleep(0.1)
+
+    def noted(self, answer: httpx.Response) -> bool:
+        if answer.status_code >= 400:
+            with self.lock:
+                self.refused[f"{answer.request.method} {answer.status_code} {answer.json().get('code')}"] += 1
+        return answer.status_code < 400
+
+    def pushing(self, client: httpx.Client, random_: random.Random) -> None:
+        name, files = random_.choice(NAMES), adapter_files(random_.randrange(10**9))
+        answer = push(client, "siege", name, "adapter", files, base=f"{SHARED}/base")
+        if self.noted(answer):
+            number = answer.json()["version"]["number"]
+            with self.lock:
+                self.versions[name, number] = {path: hashlib.sha256(data).hexdigest() for path, data in files.items()}
+
+    def tagging(self, client: httpx.Client, random_: random.Random) -> None:
+        with self.lock:
+            numbers = [number for name, number in self.versions if name == "a"]
+        if numbers:
+            target = {"target": f"v{random_.choice(numbers)}"}
+            answer = client.put("/api/v1/repositories/siege/a/tags/prod", json=target)
+            if self.noted(answer):
+                with self.lock:
+                    self.moves.add(answer.json()["generation"])
+        time.sleep(0.05)
+
+    def merging(self, client: httpx.Client, random_: random.Random) -> None:
+        with self.lock:
+            found = random_.choice(sorted(self.versions)) if self.versions else None
+        if found is not None:
+            request = {"adapters": [{"adapter": f"siege/{found[0]}:v{found[1]}"}], "to": f"siege/m{found[0]}"}
+            answer = client.post("/api/v1/merges", json=request)
+            if self.noted(answer):
+                with self.lock:
+                    self.jobs.add(answer.json()["id"])
+        time.sleep(2.0)
+
+
+def children(pid: int) -> list[int]:
+    """All descendants of a process."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in map(int, task.read_text().split()):
+                found += [child, *children(child)]
+    return found
+
+
+def command(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return ""
+
+
+def kill(pids: list[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def strike(siege: Siege, random_: random.Random, folder: Path) -> str:
+    """Kill something; returns what. The API and workers of PostgreSQL are started again, as a supervisor would."""
+    site = siege.site
+    what = random_.choice(("api", "worker", "both", "child", "backup"))
+    workers = (
+        [each.pid for each in site.workers if each.poll() is None]
+        if not site.sqlite
+        else [pid for pid in children(site.service.process.pid) if "worker --parent" in command(pid)]
+    )
+    if what == "backup":
+        if siege.backup is not None and siege.backup.poll() is None:
+            siege.backup.kill()
+        if siege.backup is not None:
+            siege.backup.wait()
+        siege.backup = subprocess.Popen(
+            [sys.executable, "-m", "lora_registry.cli", "backup", str(folder / "backup")],
+            env=service.environment(site.data, site.extra),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+    if what == "child":
+        kill([pid for worker in workers for pid in children(worker)])
+    if what in ("worker", "both"):
+        kill(workers)
+        if not site.sqlite:
+            site.worker()
+    if what in ("api", "both"):
+        kill([*children(site.service.process.pid)] if not site.sqlite else [])
+        site.service.kill()
+        site.start()
+    return what
+
+
+def judge(siege: Siege) -> list[str]:
+    """Return what was lost."""
+    site, wrong = siege.site, []
+    path = "/api/v1/repositories/siege"
+    with site.connect() as client:
+        for name in NAMES:
+            numbers = []
+            cursor = None
+            while True:
+                query = {"limit": 1000, **({"cursor": cursor} if cursor else {})}
+                page = client.get(f"{path}/{name}/versions", params=query).json()
+                numbers += [version["number"] for version in page["items"]]
+                cursor = page.get("next_cursor")
+                if not cursor:
+                    break
+            if numbers != list(range(len(numbers), 0, -1)):
+                wrong.append(f"{name} has gaps: {numbers[:20]}")
+        for (name, number), files in siege.versions.items():
+            for file, digest in files.items():
+                answer = client.get(f"{path}/{name}/versions/v{number}/files/{file}")
+                if answer.status_code != 200 or hashlib.sha256(answer.content).hexdigest() != digest:
+                    wrong.append(f"{name}:v{number} {file}: {answer.status_code}")
+        generations: list[int] = []
+        cursor = None
+        while True:
+            query = {"limit": 1000, "tag": "prod", **({"cursor": cursor} if cursor else {})}
+            page = client.get(f"{path}/a/history", params=query).json()
+            generations += [move["generation"] for move in page["items"]]
+            cursor = page.get("next_cursor")
+            if not cursor:
+                break
+        if sorted(generations) != list(range(1, len(generations) + 1)) or not siege.moves <= set(generations):
+            wrong.append(f"moves of the tag: {len(siege.moves - set(generations))} lost of {len(siege.moves)}")
+        deadline = time.monotonic() + 600
+        open_jobs = set(siege.jobs)
+        while open_jobs and time.monotonic() < deadline:
+            for job in sorted(open_jobs):
+                view = client.get(f"/api/v1/jobs/{job}").json()
+                if view["state"] in ("done", "failed", "cancelled"):
+                    open_jobs.discard(job)
+                    if view["state"] != "done" and "killed" not in str(view.get("error")):
+                        wrong.append(f"{job}: {view['state']} {view.get('error')}")
+            time.sleep(0.5)
+        wrong += [f"{job} does not end" for job in open_jobs]
+    return wrong
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--database", choices=["sqlite", "postgresql"], required=True)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--pause", type=float, default=1.5)
+    options = parser.parse_args()
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        url = ""
+        if options.database == "postgresql":
+            shared = folder / "shared"
+            shared.mkdir()
+            url = postgres._join(shared)
+            stack.callback(postgres._leave, shared)
+        extra = {
+            "LORA_REG_LEASE_SECONDS": "3",
+            "LORA_REG_GC_SECONDS": "1",
+            "LORA_REG_GC_GRACE_SECONDS": "2",
+            "LORA_REG_LOG_LEVEL": "WARNING",
+        }
+        site = stack.enter_context(open_site(options.database, folder / "site", url, extra=extra))
+        site.start()
+        if not site.sqlite:
+            site.worker()
+        site.need_base()
+        siege = Siege(site)
+        works = [siege.pushing, siege.pushing, siege.tagging, siege.merging]
+        threads = [threading.Thread(target=siege.run, args=(work, number)) for number, work in enumerate(works)]
+        for thread in threads:
+            thread.start()
+        random_, struck = random.Random(1), Counter[str]()
+        begun = time.monotonic()
+        for _ in range(options.kills):
+            time.sleep(options.pause * random_.random() * 2)
+            struck[strike(siege, random_, folder)] += 1
+        siege.over.set()
+        for thread in threads:
+            thread.join()
+        if siege.backup is not None:
+            siege.backup.wait(BACKUP_SECONDS)
+        print(f"{options.kills} kills in {time.monotonic() - begun:.0f} s: {dict(struck)}")
+        print(f"acknowledged: {len(siege.versions)} versions, {len(siege.moves)} moves, {len(siege.jobs)} merges")
+        print(f"refused: {dict(siege.refused)}")
+        wrong = judge(siege)
+        for arguments in (["backup", str(folder / "backup")], ["fsck"]):
+            done = subprocess.run(
+                [sys.executable, "-m", "lora_registry.cli", *arguments],
+                env=service.environment(site.data, site.extra),
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            print(f"{arguments[0]}: {done.returncode} {(done.stderr or done.stdout).strip()[-300:]}")
+            if done.returncode:
+                wrong.append(f"{arguments[0]} ended with {done.returncode}")
+        for line in wrong[:20]:
+            print(line, file=sys.stderr)
+        print(f"lost or wrong: {len(wrong)}")
+        return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
