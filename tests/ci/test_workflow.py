@@ -39,7 +39,7 @@ def home(made: Issuer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hom
     folder = tmp_path_factory.mktemp("ci")
     extra = {"LORA_REG_AUTH": "token"}
     with service.in_process(folder / "data", extra) as running, service.worker(running, folder / "worker.log"):
-        rights = ("--grant", "writer:acme", "--grant", "reader:default", "--issuer", made.url, "--ref", "main")
+        rights = ("--grant", "writer:acme", "--issuer", made.url, "--ref", "main")
         ids = ("--repository-id", "74", "--owner-id", "65", "--workflow", "adapter.yml")
         trust(running, "gh", "--github", "acme/sql-writer", *ids, *rights)
         trust(running, "gl", "--gitlab", "acme/sql-writer", "--project-id", "20", "--namespace-id", "72", *rights)
@@ -48,6 +48,7 @@ def home(made: Issuer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hom
         secret.write_text(admin.create_token(config, name="root", grants=[Grant("*", "admin")]))
         user = Home(folder / "home", running.url)
         user.ok("login", running.url, "--token-file", secret)
+        user.ok("namespace", "set", "default", "--visibility", "internal")
         user.ok("base", "add", "tiny", TINY / "base", "--alias", ALIAS)
         user.ok("dataset", "add", "acme/eval", TINY / "data" / "queries_eval.jsonl")
         yield user

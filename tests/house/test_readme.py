@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 
+from tests.support import service
 from tests.support.processes import wait_until
 from tests.support.service import PYTHONPATH, ROOT
 
@@ -58,7 +59,7 @@ def test_the_newcomers_commands(tmp_path: Path) -> None:
         "HF_HOME": str(tmp_path / "hub"),
     }
     with (tmp_path / "serve.log").open("wb") as log:
-        service = subprocess.Popen(
+        process = subprocess.Popen(
             "exec lora-registry serve", shell=True, cwd=tmp_path, env=environment, stdout=log, stderr=log
         )
     try:
@@ -89,11 +90,46 @@ def test_the_newcomers_commands(tmp_path: Path) -> None:
             for part in shown.split("…"):
                 assert _without_numbers(part) in said, f"{command}\n{done.stdout}{done.stderr}"
     finally:
-        service.terminate()
-        service.wait(timeout=30)
+        process.terminate()
+        process.wait(timeout=30)
     for file in (ROOT / "examples/tiny/adapters/queries-v1").iterdir():
         assert (tmp_path / "query-writer" / file.name).read_bytes() == file.read_bytes()
         assert (snapshot / file.name).read_bytes() == file.read_bytes()
+
+
+def test_the_recipe_for_real_servers(tmp_path: Path) -> None:
+    """As written, but for the addresses of PostgreSQL and S3: a token of one namespace pushes for a shared base."""
+    section = README.partition("## On real servers")[2].partition("\n## ")[0]
+    lines = re.findall(r"^    ((?:export|lora-reg\w*) .*)$", section, flags=re.MULTILINE)
+    prepare = [line for line in lines if re.match(r"lora-registry (migrate|namespace|token)", line)]
+    assert [line.split()[1:3] for line in prepare] == [
+        ["migrate"], ["namespace", "set"], ["token", "create"], ["token", "create"]
+    ]  # fmt: skip
+    for part in ("base", "adapters"):
+        shutil.copytree(ROOT / "examples/tiny" / part, tmp_path / "examples/tiny" / part)
+    extra = dict(re.findall(r"(LORA_REG_AUTH)=(\S+)", " ".join(lines)))
+    assert extra == {"LORA_REG_AUTH": "token"}
+    environment = {
+        **service.environment(tmp_path / "data", extra),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "XDG_CONFIG_HOME": str(tmp_path / "config"),
+    }
+
+    def run(line: str) -> str:
+        done = subprocess.run(line, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    for line in prepare:
+        assert "hf_" not in run(line), "a secret is in its file alone"
+    with service.in_process(tmp_path / "data", extra) as running:
+        environment["LORA_REG_SERVER"] = running.url
+        clients = [line for line in lines if re.match(r"lora-reg (base|push)", line)]
+        assert len(clients) == 2
+        for line in clients:
+            run(line)
+        assert "v1" in run("lora-reg show acme/query-writer --token-file ci.token")
+        assert "acme" in run("lora-reg list --token-file ci.token")
 
 
 def test_the_demo() -> None:
