@@ -103,6 +103,13 @@ def _checked(request: TrustRequest, settings: ServiceSettings) -> tuple[str, str
             if request.kind == "person"
             else "Name the `iss` of the tokens with --issuer.",
         )
+    own = next((name for name, each in KINDS.items() if each.issuer == issuer.rstrip("/")), None)
+    if request.kind == "other" and own is not None:
+        raise RegistryError(
+            "usage",
+            f"{issuer} is the issuer of {own}; a rule of the kind other would not compare the ids that count there.",
+            hint=f"Make it a {own} rule.",
+        )
     if not _NAME.match(request.name):
         raise RegistryError(
             "usage",

@@ -6,14 +6,13 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from lora_contract import glob
 from lora_contract.roles import Grant
+from lora_contract.wire.identity import Kind as KindName
 from lora_registry.oidc.refusal import RefusedTokenError
 from lora_registry.oidc.verify import Identity
-
-KindName = Literal["github", "gitlab", "kubernetes", "person", "other"]
 
 NAMESPACE: Final = "kubernetes.io/namespace"
 ACCOUNT: Final = "kubernetes.io/serviceaccount/name"
@@ -21,7 +20,6 @@ ACCOUNT_ID: Final = "kubernetes.io/serviceaccount/uid"
 
 MAX_CLAIMS: Final = 20
 MAX_VALUE: Final = 512
-MAX_SECONDS: Final = 24 * 3600
 CI_SECONDS: Final = 15 * 60
 PERSON_SECONDS: Final = 8 * 3600
 MAX_CALLER: Final = 100
@@ -100,7 +98,6 @@ class TrustRule:
     grants: tuple[Grant, ...]
     seconds: int
     pull_requests: bool = False
-    note: str = ""
 
     @property
     def rank(self) -> tuple[int, bool]:

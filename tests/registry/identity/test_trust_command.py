@@ -15,6 +15,7 @@ from tests.support.databases import sqlite_in
 from tests.support.issuer import Key
 
 CLUSTER = "https://kubernetes.default.svc.cluster.local"
+ACTIONS = "https://token.actions.githubusercontent.com"
 PERSON = {"LORA_REG_LOGIN_ISSUER": "https://login.example", "LORA_REG_LOGIN_CLIENT_ID": "lora-reg"}
 GITHUB = ("--github", "acme/sql-writer", "--repository-id", "74", "--owner-id", "65")
 GITLAB = ("--gitlab", "acme/sql-writer", "--project-id", "20", "--namespace-id", "72")
@@ -95,6 +96,8 @@ def test_a_rule_is_added_listed_and_removed(command: Command, arguments: tuple[s
         (("--claim", "sub"), 2, "expected NAME=VALUE"),
         (("--issuer", "http://ci.example", "--claim", "sub=x"), 2, "expected an https URL"),
         (("--issuer", "https://ci.example", "--claim", "email=a@b"), 2, "names no immutable id"),
+        (("--issuer", f"{ACTIONS}/", "--claim", "sub=repo:a/b:ref:x"), 2, "is the issuer of github"),
+        (("--issuer", "https://gitlab.com", "--claim", "user_id=7"), 2, "is the issuer of gitlab"),
         ((*GITHUB, "--life", "2x"), 2, "not a duration"),
         ((*GITHUB, "--life", "2d"), 2, "seconds"),
         ((*GITHUB, "--grant", "owner:acme"), 2, "not a role"),
