@@ -20,7 +20,10 @@ LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 MIN_PART: Final = 5 * 1024**2
 MAX_PART: Final = 5 * 1024**3
 """In bytes: what S3 accepts as a part."""
-_POSITIVE: Final = ("presign_seconds", "upload_seconds", "max_file_bytes", "lease_seconds", "fsck_bytes", "fsck_rate")
+_POSITIVE: Final = (
+    *("presign_seconds", "upload_seconds", "max_file_bytes", "job_memory_bytes", "lease_seconds"),
+    *("fsck_bytes", "fsck_rate"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,7 @@ class ServiceSettings:
         s3_endpoint_url, s3_region, s3_path_style, s3_checksum, s3_ca_bundle: how boto3 reaches the store; None or
             empty: boto3's own defaults. s3_checksum is boto3's `request_checksum_calculation`.
         preload: import torch and PEFT soon after a worker's start rather than for its first validation.
+        job_memory_bytes: the private memory that the process of a job may use; None: no limit.
         lease_seconds: a worker that has not renewed its lease for this long is considered dead.
         oidc_audience: audience that CI and clusters request identity tokens for; one of its own for each registry.
         login_issuer, login_client_id, login_scopes: the OpenID provider at which people sign in, the public client that
@@ -86,6 +90,7 @@ class ServiceSettings:
     s3_checksum: str = "when_supported"
     s3_ca_bundle: str | None = None
     preload: bool = True
+    job_memory_bytes: int | None = None
     lease_seconds: float = 30.0
     oidc_audience: str = "lora-registry"
     login_issuer: str | None = None
@@ -106,8 +111,8 @@ class ServiceSettings:
             if getattr(self, name) < 0:
                 raise _invalid(name, getattr(self, name), "a number, or 0 for no limit")
         for name in _POSITIVE:
-            if not getattr(self, name) > 0:
-                raise _invalid(name, getattr(self, name), "a number greater than 0")
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise _invalid(name, value, "a number greater than 0")
         if (self.login_issuer is None) != (self.login_client_id is None):
             missing = "login_client_id" if self.login_client_id is None else "login_issuer"
             raise _invalid(missing, None, "a value, since the other of issuer and client id is set")

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from lora_registry.blobs.open import open_store
+from pathlib import Path
+
+from lora_registry.blobs.open import local_folder, open_store
 from lora_registry.blobs.protocols import BlobStore
 from lora_registry.blobs.s3_settings import S3Settings
 from lora_registry.settings import ServiceSettings
+
+
+def local_root(settings: ServiceSettings) -> Path | None:
+    """Return the folder of the blobs; None if they are on a server."""
+    return local_folder(settings.storage_url, settings.data.resolve())
 
 
 def open_blobs(settings: ServiceSettings) -> BlobStore:

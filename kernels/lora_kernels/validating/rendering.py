@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from jinja2 import TemplateError
@@ -62,8 +63,9 @@ def _to_json(value: Any, indent: int | None = None) -> str:
 
 
 def _limit(seconds: int, memory: int) -> None:
-    # Libraries map more than they use, so what is mapped already does not count.
-    with open("/proc/self/statm", encoding="ascii") as file:
+    # Libraries map more than they use, so what is mapped already does not count. A confined process may not ask.
+    mapped = 256 * 1024 * 1024
+    with suppress(PermissionError), open("/proc/self/statm", encoding="ascii") as file:
         mapped = int(file.read().split()[0]) * resource.getpagesize()
     used = resource.getrusage(resource.RUSAGE_SELF)
     seconds += round(used.ru_utime + used.ru_stime)

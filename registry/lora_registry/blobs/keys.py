@@ -55,6 +55,10 @@ def address(digest: Digest, life: str) -> Digest:
     return BlobAddress(digest.hex, life) if life else Digest(digest.hex)
 
 
+def life_of(where: Digest) -> str:
+    return where.life if isinstance(where, BlobAddress) else ""
+
+
 def new_life() -> str:
     return secrets.token_hex(4)
 

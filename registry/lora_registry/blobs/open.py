@@ -17,18 +17,26 @@ def open_store(url: str | None, data_dir: Path, settings: S3Settings | None = No
     A folder is created if it is missing; a bucket must exist, which `check()` verifies. Raises RegistryError `usage`
     for another scheme, `storage-unavailable` if a folder cannot be created. settings: of S3.
     """
-    if url is None:
-        return LocalStore(data_dir)
+    folder = local_folder(url, data_dir)
+    if folder is not None:
+        return LocalStore(folder)
+    assert url is not None, "without a URL, the store is a folder"
     parts = urlsplit(url)
     if parts.scheme == "s3":
         # Importing boto3 takes 0.2 s, and a service on a folder does not need it.
         from lora_registry.blobs.s3 import connect
 
         return connect(url, settings or S3Settings())
-    if parts.scheme == "file" and parts.netloc in ("", "localhost"):
-        return LocalStore(Path(unquote(parts.path)))
-    if "://" not in url:
-        return LocalStore(Path(url))
     raise RegistryError(
         "usage", f"Unknown storage scheme {parts.scheme}://; use a folder, file:///folder or s3://bucket/prefix."
     )
+
+
+def local_folder(url: str | None, data_dir: Path) -> Path | None:
+    """Return the folder that a storage URL names; None if it names a server."""
+    if url is None:
+        return data_dir
+    parts = urlsplit(url)
+    if parts.scheme == "file" and parts.netloc in ("", "localhost"):
+        return Path(unquote(parts.path))
+    return Path(url) if "://" not in url else None

@@ -79,9 +79,8 @@ class Reception(Protocol):
         """Release what is held; without `finish`, nothing of the bytes is left behind. Idempotent."""
 
 
-class BlobWriter(Protocol):
-    def receive(self, *, digest: Digest, size: int) -> Reception:
-        """Begin a blob whose bytes are handed over piece by piece. The caller must `discard` it in the end."""
+class ChunkWriter(Protocol):
+    """Stores whole streams: all that jobs need."""
 
     def put(self, chunks: Iterable[bytes], *, digest: Digest, size: int) -> None:
         """Store a blob from a stream, hashing while writing; visible only after length and digest are verified.
@@ -96,6 +95,15 @@ class BlobWriter(Protocol):
         `Stored` ranges are not sent: a folder lets the kernel copy them, an S3 store copies long ones itself. life: of
         the address, see `keys.BlobAddress`; wherever else a digest names a blob, it may be an address.
         """
+
+
+class JobStore(BlobReader, ChunkWriter, Protocol):
+    """What the child of a job does with blobs."""
+
+
+class BlobWriter(ChunkWriter, Protocol):
+    def receive(self, *, digest: Digest, size: int) -> Reception:
+        """Begin a blob whose bytes are handed over piece by piece. The caller must `discard` it in the end."""
 
     def adopt(self, upload: str, *, digest: Digest, size: int) -> None:
         """Turn a finished presigned upload, `uploads/<upload>/<hex>`, or its parts into a blob.

@@ -1,11 +1,12 @@
 """Code inside a child process: calls one function and exits. Forked by `template`, or started by `python -m`.
 
-In: one JSON document `{"target": "module:function", "spec": …}` on stdin. Out: JSON lines on the pipe: first
-`{"started": pid}`, then any number of `{"progress": …}` and `{"log": …}`, finally `{"result": …}` or `{"error": …}`.
-The parent joins stdout with stderr, so that no output of a library is mistaken for a message. Any other exception ends
-the process with a traceback.
+In: one JSON document on stdin: `target` ("module:function"), `spec`, `confinement`, and `blobs`. Out: JSON lines on the
+pipe: first `{"started": pid}`, then any number of `{"progress": …}` and `{"log": …}`, finally `{"result": …}` or
+`{"error": …}`. The parent joins stdout with stderr, so that no output of a library is mistaken for a message. Any other
+exception ends the process with a traceback.
 
-Imports neither the engine nor a database: the process holds only its pipe.
+Imports neither the engine nor a database. The process holds only its pipe and, if `blobs` is true, a socket over which
+its parent reads and stores blobs for it; it is confined before it reads anything else.
 """
 
 from __future__ import annotations
@@ -13,13 +14,19 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import socket
 import sys
 import threading
-from typing import Any
+from typing import Any, Final
+
+import msgspec
 
 from lora_contract.errors import RegistryError
 from lora_registry.processes.attributes import die_with_parent
+from lora_registry.processes.confinement import Confinement, confine
 from lora_registry.runtime.typed import decode, encode, input_type
+
+_blob_sockets: Final[list[socket.socket]] = []
 
 
 class ChildReporter:
@@ -50,14 +57,25 @@ def resolve(target: str) -> Any:
     return getattr(importlib.import_module(module), function)
 
 
-def run(pipe: int) -> None:
+def blob_socket() -> socket.socket | None:
+    """Return the socket over which the parent serves blobs; None if this process opens the store itself."""
+    return _blob_sockets[0] if _blob_sockets else None
+
+
+def run(pipe: int, blobs: int) -> None:
     """Read the request from stdin, run its function, and report the result or the error on the pipe."""
     # Not inherited by grandchildren: the parent reads until every copy of the pipe is closed.
     os.set_inheritable(pipe, False)
+    os.set_inheritable(blobs, False)
     report = ChildReporter(pipe)
     report.send({"started": os.getpid()})
     request = json.load(sys.stdin)
+    if request["blobs"]:
+        _blob_sockets.append(socket.socket(fileno=blobs))
+    else:
+        os.close(blobs)
     try:
+        confine(msgspec.convert(request["confinement"], Confinement))
         function = resolve(request["target"])
         result = encode(function(decode(request["spec"], input_type(function)), report))
     except RegistryError as error:
@@ -72,4 +90,4 @@ def run(pipe: int) -> None:
 
 if __name__ == "__main__":
     die_with_parent(int(sys.argv[2]))
-    run(int(sys.argv[1]))
+    run(int(sys.argv[1]), int(sys.argv[3]))

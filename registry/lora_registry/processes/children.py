@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NoReturn
 
+from lora_registry.processes.confinement import Confinement
 from lora_registry.processes.process import Process, execute
 from lora_registry.processes.stream import JobSink, Stream, child_error, exit_error
+from lora_registry.processes.variables import for_children
 from lora_registry.processes.warm import Template
 from lora_registry.runtime.faults import fault_point
+from lora_registry.runtime.typed import encode
 
 _LINGER: Final = 10.0
 
-_NOT_FOR_CHILDREN: Final = ("LORA_REG_CONFIG", "LORA_REG_DATABASE_URL", "LORA_REG_TOKEN", "PG")
-"""Prefixes of variables that name the database and may hold its password. A worker passes all other settings as
-variables, even those from a file."""
+ServeBlobs = Callable[[socket.socket, str, str], None]
+"""Serve blobs to a child over its socket until it closes: (socket, module, request). The request names what it may
+read."""
 
 
 class Children:
@@ -26,9 +31,18 @@ class Children:
 
     groups: modules whose functions run in children, with their imports. A group has one warm process, started for its
     first child; a module outside all groups has its own.
+    confinement: of children by the module of their function. serve_blobs: None: children open the store themselves.
     """
 
-    def __init__(self, groups: Sequence[Sequence[str]] = ()) -> None:
+    def __init__(
+        self,
+        groups: Sequence[Sequence[str]] = (),
+        *,
+        confinement: Callable[[str], Confinement] = lambda _module: Confinement(),
+        serve_blobs: ServeBlobs | None = None,
+    ) -> None:
+        self._confinement = confinement
+        self._serve_blobs = serve_blobs
         self._groups = [tuple(group) for group in groups]
         self._templates: dict[tuple[str, ...], Template] = {}
         self._lock = threading.Lock()
@@ -45,11 +59,20 @@ class Children:
         timeout: seconds, None for no limit. Raises the RegistryError of the function, or `job-failed` with
         `reason` (signal, exit, timeout, unreadable, memory) if the process ended without a result.
         """
-        process = self._start(target.partition(":")[0], sink.alive)
+        module = target.partition(":")[0]
+        process = self._start(module, sink.alive)
         fault_point(f"jobs.child.{name}.started")
         stream = Stream(process, sink)
         try:
-            process.send({"target": target, "spec": spec})
+            self._serve(process, module, spec)
+            process.send(
+                {
+                    "target": target,
+                    "spec": spec,
+                    "confinement": encode(self._confinement(module)),
+                    "blobs": self._serve_blobs is not None,
+                }
+            )
             outcome = stream.follow(timeout=timeout)
             if outcome is not None:
                 process.wait_until_ended()  # exit handlers may have something to write
@@ -108,7 +131,7 @@ class Children:
             with self._lock:
                 stopping = self._stopping
                 if process is None and not stopping:
-                    process = execute(_environment())
+                    process = execute(for_children(os.environ))
                 if process is not None and not stopping:
                     self._running.add(process)
             if stopping and process is not None:
@@ -122,6 +145,13 @@ class Children:
             _block_forever()
         return process
 
+    def _serve(self, process: Process, module: str, spec: dict[str, Any]) -> None:
+        if self._serve_blobs is None:
+            process.blobs.close()
+            return
+        arguments = (process.blobs, module, json.dumps(spec))
+        threading.Thread(target=self._serve_blobs, args=arguments, name="child-blobs", daemon=True).start()
+
     def _template(self, module: str) -> Template | None:
         """Return None if children of this module must be started without a template."""
         modules = next((group for group in self._groups if module in group), (module,))
@@ -132,14 +162,8 @@ class Children:
             if template is not None and template.failed_at_start:
                 return None
             if template is None or template.failed:
-                template = self._templates[modules] = Template(modules, _environment())
+                template = self._templates[modules] = Template(modules, for_children(os.environ))
             return template
-
-
-def _environment() -> Mapping[str, str]:
-    """The worker's environment, without what a child must not see."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(_NOT_FOR_CHILDREN)}
-    return {**kept, "HF_HUB_OFFLINE": "1"}
 
 
 def _close_all(templates: Mapping[tuple[str, ...], Template]) -> None:

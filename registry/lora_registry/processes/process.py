@@ -6,6 +6,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,26 +18,29 @@ _LINGER: Final = 10.0
 
 
 class Pipes:
-    """Three pipes between worker and child: request in, output and reports out."""
+    """Three pipes between parent and child: request in, output and reports out; and a socket for blobs."""
 
     def __init__(self) -> None:
         self.request_end, self.request = os.pipe()
         self.output, self.output_end = os.pipe()
         self.reports, self.reports_end = os.pipe()
+        self.blobs, self._blobs_end = socket.socketpair()
 
     @property
     def ends(self) -> list[int]:
         """The child's ends, in the order that `template` expects."""
-        return [self.request_end, self.output_end, self.reports_end]
+        return [self.request_end, self.output_end, self.reports_end, self._blobs_end.fileno()]
 
     def close_ends(self) -> None:
         """Close the child's ends in this process, so that only the child holds them."""
-        for end in self.ends:
+        for end in self.ends[:3]:
             os.close(end)
+        self._blobs_end.close()
 
     def close(self) -> None:
         for end in (self.request, self.output, self.reports):
             os.close(end)
+        self.blobs.close()
 
     def started(self, seconds: float) -> int | None:
         """Return the process id that the child reports first; None if it ends or stays silent for `seconds`."""
@@ -52,7 +56,7 @@ class Process:
 
     def __init__(self, pid: int, pipes: Pipes, popen: subprocess.Popen[bytes] | None = None) -> None:
         self.pid = pid
-        self.output, self.reports = pipes.output, pipes.reports
+        self.output, self.reports, self.blobs = pipes.output, pipes.reports, pipes.blobs
         self.status: int | None = None
         self._request = pipes.request
         self._popen = popen
@@ -73,6 +77,7 @@ class Process:
         """Close the pipes of a child that was never sent a request."""
         for end in (self._request, self.output, self.reports):
             os.close(end)
+        self.blobs.close()
 
     def wait_until_ended(self) -> None:
         """Wait until it has ended, at most 10 seconds."""
@@ -99,11 +104,14 @@ def execute(environment: Mapping[str, str]) -> Process:
     pipes = Pipes()
     try:
         popen = subprocess.Popen(
-            [sys.executable, "-m", "lora_registry.processes.child", str(pipes.reports_end), str(os.getpid())],
+            [
+                *(sys.executable, "-m", "lora_registry.processes.child"),
+                *(str(number) for number in (pipes.reports_end, os.getpid(), pipes.ends[3])),
+            ],
             stdin=pipes.request_end,
             stdout=pipes.output_end,
             stderr=subprocess.STDOUT,
-            pass_fds=(pipes.reports_end,),
+            pass_fds=pipes.ends[2:],
             start_new_session=True,  # so that it can be killed as a group, and Ctrl-C reaches only the worker
             env=environment,
         )

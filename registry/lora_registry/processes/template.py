@@ -1,7 +1,7 @@
 """Code inside a warm process: `python -m lora_registry.processes.template SOCKET PARENT MODULE…`.
 
-Imports the modules, sends `ready` on its socket, and forks one child per message. A message carries three
-descriptors: the child's stdin, its output and its pipe for reports.
+Imports the modules, sends `ready` on its socket, and forks one child per message. A message carries four
+descriptors: the child's stdin, its output, its pipe for reports and its socket for blobs.
 
 A child's parent is the worker: it is forked by an intermediate process whose end makes the worker, a subreaper at that
 moment, its parent. So a child dies with its worker and outlives its template, only the worker waits for it, and its
@@ -40,7 +40,7 @@ def main(channel: socket.socket, parent: int, modules: Sequence[str]) -> None:
         return
     channel.send(READY)
     while True:
-        message, ends, _, _ = socket.recv_fds(channel, 16, 3)
+        message, ends, _, _ = socket.recv_fds(channel, 16, 4)
         if not message:
             return
         if fork_child_of(parent):
@@ -88,7 +88,7 @@ def fork_child_of(parent: int) -> bool:
     return True
 
 
-def _run(request: int, output: int, pipe: int) -> None:
+def _run(request: int, output: int, pipe: int, blobs: int) -> None:
     os.dup2(request, 0)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -97,7 +97,7 @@ def _run(request: int, output: int, pipe: int) -> None:
     # torch uses a fixed seed, and `random` reseeds itself after a fork.
     if (numpy := sys.modules.get("numpy")) is not None:
         numpy.random.seed()
-    child.run(pipe)
+    child.run(pipe, blobs)
 
 
 if __name__ == "__main__":

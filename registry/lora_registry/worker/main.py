@@ -10,13 +10,15 @@ from lora_registry.db.engine import require_connection
 from lora_registry.jobs.engine.kinds import handled
 from lora_registry.jobs.engine.worker_process import run_worker
 from lora_registry.jobs.specs import DERIVE, DIFF, INSPECT, REPRODUCE, VALIDATE
+from lora_registry.processes.children import Children
 from lora_registry.settings import ServiceSettings, environment
+from lora_registry.storage import local_root
 from lora_registry.wiring import open_context
-from lora_registry.worker import housekeeping
+from lora_registry.worker import confined, housekeeping
 from lora_registry.worker.handlers import derive, diff, inspect, merge, reproduce, validate
 from lora_registry.worker.handlers.marking import marking
 
-_CHILDREN = "lora_registry.worker.children."
+_CHILDREN = confined.CHILDREN
 WARM = (
     tuple(_CHILDREN + name for name in ("inspect", "diff", "derive", "merge")),
     (f"{_CHILDREN}validate", "lora_kernels.validating.imports"),
@@ -26,11 +28,12 @@ WARM = (
 
 def work(settings: ServiceSettings, *, queues: tuple[str, ...], name: str | None, parent: int | None) -> NoReturn:
     """Run jobs until a signal stops the worker. Raises RegistryError `unavailable` if the database is not migrated."""
-    os.environ.update(environment(settings))  # children of jobs read their settings there
+    os.environ.update(environment(settings))  # children of jobs read there where the data folder is
     ctx = open_context(settings)
     require_connection(ctx.db.engine)
     revision.require_current(ctx.db.engine)
     housekeeping.start(ctx)
+    confined.warn()
     run_worker(
         ctx.db.engine,
         [
@@ -48,6 +51,10 @@ def work(settings: ServiceSettings, *, queues: tuple[str, ...], name: str | None
         lease_seconds=settings.lease_seconds,
         beat_seconds=settings.lease_seconds / 6,
         parent_pid=parent,
-        warm=WARM,
+        children=Children(
+            WARM,
+            confinement=confined.limits(settings),
+            serve_blobs=None if local_root(settings) is not None else confined.serving(ctx.blobs),
+        ),
         preload=settings.preload,
     )

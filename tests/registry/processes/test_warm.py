@@ -106,6 +106,8 @@ def test_a_child_has_no_way_to_the_database_and_none_to_a_hub(
     monkeypatch.setenv("LORA_REG_DATABASE_URL", "postgresql://someone:secret@host/registry")
     monkeypatch.setenv("PGPASSWORD", "secret")
     monkeypatch.setenv("LORA_REG_STORAGE_URL", "s3://bucket")
+    for name in ("AWS_SECRET_ACCESS_KEY", "LORA_REG_TOKEN", "LORA_REG_CONFIG", "HF_TOKEN", "ANYTHING_ELSE"):
+        monkeypatch.setenv(name, "secret")
     found = look(children)["environment"]
     assert "secret" not in json.dumps(found)
     assert found["HF_HUB_OFFLINE"] == "1"

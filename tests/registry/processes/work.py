@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
+import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +49,27 @@ def wait(spec: dict[str, Any], report: ChildReporter) -> int:
         report.progress("waiting")
         time.sleep(0.02)
     return os.getpid()
+
+
+def escape(spec: dict[str, Any], _report: ChildReporter) -> dict[str, str]:
+    """What comes of each way out: `done`, or the name of the error."""
+    ways: dict[str, Callable[[], object]] = {
+        "connect": lambda: socket.create_connection(("127.0.0.1", spec["port"]), timeout=5).close(),
+        "environment": lambda: Path(f"/proc/{spec['parent']}/environ").read_bytes(),
+        "signal": lambda: os.kill(spec["parent"], 0),
+        "read": lambda: Path(spec["secret"]).read_bytes(),
+        "write": lambda: Path(spec["secret"]).with_name("new").touch(),
+        "read allowed": lambda: Path(spec["readable"]).read_bytes(),
+        "write there": lambda: Path(spec["readable"]).write_bytes(b""),
+        "write allowed": lambda: Path(spec["writable"]).write_bytes(b"x"),
+        "import": lambda: importlib.import_module("sqlite3"),
+        "memory": lambda: bytes(300 << 20),
+    }
+    found = {}
+    for name in spec["ways"]:
+        try:
+            ways[name]()
+            found[name] = "done"
+        except (OSError, MemoryError) as error:
+            found[name] = type(error).__name__
+    return found

@@ -55,7 +55,7 @@ def run_worker(
     reap_seconds: float = 1.0,
     poll_seconds: float = 0.3,
     parent_pid: int | None = None,
-    warm: Sequence[Sequence[str]] = (),
+    children: Children | None = None,
     preload: bool = False,
 ) -> NoReturn:
     """Run jobs until SIGTERM or SIGINT; never returns. Call it in the main thread of a dedicated process.
@@ -66,8 +66,8 @@ def run_worker(
             and is refused with RegistryError `conflict` while another live process holds it.
         concurrency: jobs of a queue at a time in one worker; the value of the last worker to start applies to all.
         parent_pid: stop when this process, our parent, ends.
-        warm: groups of modules for `Children`.
-        preload: import them soon after the start rather than for the first child.
+        children: the processes that steps run in; None: without warm processes.
+        preload: start the warm processes soon after the start rather than for the first child.
 
     Exit status: 0 after a signal (another worker resumes running jobs), EXIT_LEASE_LOST if the lease was lost.
     """
@@ -76,7 +76,7 @@ def run_worker(
     host = socket.gethostname()
     executor_id = executor_id or f"{host}/{uuid.uuid4()}"
     instance = str(uuid.uuid4())
-    children = Children(warm)
+    children = children or Children()
     stop = received(signal.SIGTERM, signal.SIGINT)
 
     claimed = store.claim(

@@ -19,7 +19,7 @@ from lora_contract.errors import RegistryError
 from lora_contract.fingerprint import build_fingerprint
 from lora_contract.recipe import ComposeRecipe, ConvertRecipe, ExtractRecipe, MergeRecipe, Recipe, ResizeRecipe
 from lora_registry.blobs.keys import new_life
-from lora_registry.blobs.protocols import BlobStore
+from lora_registry.blobs.protocols import JobStore
 from lora_registry.processes.child import ChildReporter
 from lora_registry.runtime.faults import fault_point
 from lora_registry.settings import load
@@ -53,7 +53,7 @@ def report_body(report: msgspec.Struct) -> str:
 class WorkFolder:
     """A child's scratch folder. inputs: one folder per input adapter. result: output folder of the kernels."""
 
-    blobs: BlobStore
+    blobs: JobStore
     reporter: ChildReporter
     inputs: list[Path]
     result: Path
@@ -172,7 +172,7 @@ def _extract(recipe: ExtractRecipe, data: DeriveInput, reporter: ChildReporter) 
         return work.store_result(made)
 
 
-def _fingerprint(blobs: BlobStore, stored: files.Files) -> BaseFingerprint:
+def _fingerprint(blobs: JobStore, stored: files.Files) -> BaseFingerprint:
     known = {path: (file.size, file.digest) for path, file in stored.items()}
     return build_fingerprint(known, files.reader(blobs, stored))
 

@@ -16,8 +16,10 @@ from lora_kernels.merging import RangeSource
 from lora_registry.blobs.damage import damaged, verify
 from lora_registry.blobs.hashing import checked
 from lora_registry.blobs.keys import address
-from lora_registry.blobs.protocols import BlobStore
+from lora_registry.blobs.protocols import BlobReader, JobStore
+from lora_registry.blobs.remote import RemoteStore
 from lora_registry.blobs.window import Window
+from lora_registry.processes.child import blob_socket
 from lora_registry.settings import load
 from lora_registry.storage import open_blobs
 
@@ -58,12 +60,13 @@ class ResultFile(msgspec.Struct, frozen=True):
         return address(Digest.parse(self.digest), self.life or "")
 
 
-def blobs() -> BlobStore:
-    """Open the blob store that this process's environment names."""
-    return open_blobs(load())
+def blobs() -> JobStore:
+    """Open the blob store: through the parent process, or the folder that this process's environment names."""
+    control = blob_socket()
+    return open_blobs(load()) if control is None else RemoteStore(control)
 
 
-def reader(store: BlobStore, files: Files) -> Callable[[str, int, int], bytes]:
+def reader(store: BlobReader, files: Files) -> Callable[[str, int, int], bytes]:
     """Return `read(path, offset, length)` over the files of a version, for one thread."""
     windows = {path: Window(store, file.where, file.size) for path, file in files.items()}
 
@@ -80,7 +83,7 @@ def sizes(files: Files) -> dict[str, int]:
     return {path: file.size for path, file in files.items()}
 
 
-def fetch(store: BlobStore, files: Files, folder: Path) -> None:
+def fetch(store: BlobReader, files: Files, folder: Path) -> None:
     """Write the files of a version to `folder`, verifying digests. Raises RegistryError `corrupt` if one differs."""
     for path, stored in files.items():
         target = folder / path
@@ -93,7 +96,7 @@ def fetch(store: BlobStore, files: Files, folder: Path) -> None:
             raise damaged(stored.where, path, error) from error
 
 
-def verify_all(store: BlobStore, files: Files) -> None:
+def verify_all(store: BlobReader, files: Files) -> None:
     """Compare files with their digests. Raises RegistryError `corrupt` if one is damaged or missing."""
     for path, stored in files.items():
         verify(store, stored.where, stored.size, path)
@@ -121,7 +124,7 @@ class Verification:
     A second reading costs little: a folder's files are in the page cache, and hashing releases the interpreter lock.
     """
 
-    def __init__(self, store: BlobStore, *versions: Files) -> None:
+    def __init__(self, store: BlobReader, *versions: Files) -> None:
         self._store = store
         self._versions = versions
         self._error: RegistryError | None = None
@@ -145,7 +148,7 @@ class Verification:
 class ThreadSource:
     """Files of a version as a source for kernels, readable from any number of threads: each has its own window."""
 
-    def __init__(self, store: BlobStore, files: Files) -> None:
+    def __init__(self, store: BlobReader, files: Files) -> None:
         self._store = store
         self._files = files
         self._local = threading.local()

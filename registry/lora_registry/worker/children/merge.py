@@ -29,7 +29,7 @@ from lora_kernels.merging import (
 )
 from lora_kernels.merging.stream import stream_chunks
 from lora_registry.blobs.keys import address, new_life
-from lora_registry.blobs.protocols import BlobStore, Chunk, Stored
+from lora_registry.blobs.protocols import Chunk, JobStore, Stored
 from lora_registry.processes.child import ChildReporter
 from lora_registry.runtime.faults import fault_point
 from lora_registry.worker.children import files
@@ -140,7 +140,7 @@ def unpack(text: str) -> MergePlan:
     return msgspec.json.decode(zlib.decompress(base64.b85decode(text)), type=MergePlan)
 
 
-def _side_files(base: files.Files, merge_plan: MergePlan, blobs: BlobStore) -> tuple[files.ResultFile, ...]:
+def _side_files(base: files.Files, merge_plan: MergePlan, blobs: JobStore) -> tuple[files.ResultFile, ...]:
     """Store index and config of the result; tokenizer and licence files are the base's own blobs."""
     read = files.reader(blobs, base)
     side = []
@@ -158,7 +158,7 @@ def _side_files(base: files.Files, merge_plan: MergePlan, blobs: BlobStore) -> t
     return tuple(side)
 
 
-def _plan(data: MergeInput, blobs: BlobStore) -> MergePlan:
+def _plan(data: MergeInput, blobs: JobStore) -> MergePlan:
     read_base = files.reader(blobs, data.base)
     fingerprint = build_fingerprint({path: (file.size, file.digest) for path, file in data.base.items()}, read_base)
     recipe = data.recipe
@@ -179,11 +179,11 @@ def _plan(data: MergeInput, blobs: BlobStore) -> MergePlan:
     )
 
 
-def _source(blobs: BlobStore, stored: files.Files) -> RangeSource:
+def _source(blobs: JobStore, stored: files.Files) -> RangeSource:
     return RangeSource(files.reader(blobs, stored), sizes=files.sizes(stored))
 
 
-def _store(blobs: BlobStore, path: str, document: dict[str, Any]) -> files.ResultFile:
+def _store(blobs: JobStore, path: str, document: dict[str, Any]) -> files.ResultFile:
     body = (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
     where = address(Digest.of(body), new_life())
     blobs.put([body], digest=where, size=len(body))
