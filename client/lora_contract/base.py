@@ -60,11 +60,14 @@ class BaseFingerprint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 MAX_FINGERPRINT_BYTES = 256 * 1024 * 1024
+MAX_FINGERPRINT_VALUES = 8_000_000
 
 
 def parse_fingerprint(data: bytes) -> BaseFingerprint:
     """Parse the bytes of a fingerprint. Raises RegistryError `rejected`."""
-    document = canonical.loads_strict(data, what="The base fingerprint", max_bytes=MAX_FINGERPRINT_BYTES)
+    document = canonical.loads_strict(
+        data, what="The base fingerprint", max_bytes=MAX_FINGERPRINT_BYTES, max_values=MAX_FINGERPRINT_VALUES
+    )
     try:
         return msgspec.convert(document, BaseFingerprint)
     except msgspec.ValidationError as error:

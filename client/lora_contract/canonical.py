@@ -9,12 +9,17 @@ not contain and recipes carry as decimal numbers.
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from typing import Any
 
+from lora_contract import json_text
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 
 MAX_DEPTH = 32
+MAX_VALUES = 600_000
+"""Of a document that is parsed: at most 60 MB of objects."""
 
 
 def dumps(value: Any) -> bytes:
@@ -34,31 +39,33 @@ def digest(value: Any) -> Digest:
     return Digest.of(dumps(value))
 
 
-def loads_strict(data: bytes | bytearray | memoryview, *, what: str, max_bytes: int, max_depth: int = MAX_DEPTH) -> Any:
-    """Parse untrusted JSON: bounded size and depth, no duplicate key, no NaN, valid UTF-8 without surrogates.
+def loads_strict(
+    data: bytes | bytearray | memoryview,
+    *,
+    what: str,
+    max_bytes: int,
+    max_depth: int = MAX_DEPTH,
+    max_values: int = MAX_VALUES,
+) -> Any:
+    """Parse untrusted JSON: bounded size, depth and number of values, all measured before anything is built; no
+    duplicate key, no NaN, valid UTF-8 without surrogates.
 
     `what` names the document in the message. Raises RegistryError `rejected`.
     """
-    if len(data) > max_bytes:
-        raise RegistryError("rejected", f"{what} has {len(data)} bytes; the maximum is {max_bytes}.")
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        for key, value in items:
-            if key in result:
-                raise RegistryError("rejected", f"{what} contains the key {key[:80]!r} twice; keys must be unique.")
-            result[key] = value
-        return result
+    raw = measured(data, what=what, max_bytes=max_bytes, max_depth=max_depth, max_values=max_values)[0]
 
     def constant(name: str) -> Any:
         raise RegistryError("rejected", f"{what} contains {name}, which is not a JSON number.")
 
-    raw = bytes(data)
-    if _depth(raw) > max_depth:
-        raise RegistryError("rejected", f"{what} is nested deeper than {max_depth} levels.")
     try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant)
-        dumps(value)  # finds lone surrogates and floats that overflow to infinity
+        value = json.loads(
+            raw.decode("utf-8"),
+            object_pairs_hook=lambda items: unique(items, what),
+            parse_constant=constant,
+            parse_float=_finite,
+        )
+        if json_text.has_surrogate(raw):
+            dumps(value)  # names the surrogate
         return value
     except RegistryError as error:
         if error.code == "rejected":
@@ -68,18 +75,45 @@ def loads_strict(data: bytes | bytearray | memoryview, *, what: str, max_bytes: 
         raise RegistryError("rejected", f"{what} is not valid JSON: {error}.") from error
 
 
-_NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
+def check_strict(
+    data: bytes | bytearray | memoryview, *, what: str, max_bytes: int, max_values: int, max_depth: int = MAX_DEPTH
+) -> set[str]:
+    """Check JSON as `loads_strict` does, without building it. Return the keys of the outermost object.
 
-
-def _depth(raw: bytes) -> int:
-    """The deepest nesting of brackets outside strings, found without recursion.
-
-    Escapes are removed first (left to right, so `\\\\"` ends a string and `\\"` does not); then every second segment
-    between quotes lies outside strings. The count may be wrong for text that is not JSON, which the parser refuses.
+    Raises RegistryError `rejected`.
     """
-    outside = b"".join(raw.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
-    deepest = depth = 0
-    for byte in outside.translate(None, _NOT_BRACKETS):
-        depth += 1 if byte in b"[{" else -1
-        deepest = max(deepest, depth)
-    return deepest
+    raw = measured(data, what=what, max_bytes=max_bytes, max_depth=max_depth, max_values=max_values)[0]
+    if (why := json_text.fault(raw)) is not None:
+        raise RegistryError("rejected", f"{what} {why}.")
+    return json_text.top_level_keys(raw)
+
+
+def measured(
+    data: bytes | bytearray | memoryview, *, what: str, max_bytes: int, max_depth: int, max_values: int
+) -> tuple[bytes, json_text.Outline]:
+    """Return the text and its outline. Raises RegistryError `rejected` if it exceeds a limit."""
+    if len(data) > max_bytes:
+        raise RegistryError("rejected", f"{what} has {len(data)} bytes; the maximum is {max_bytes}.")
+    raw = bytes(data)
+    outline = json_text.outline(raw, max_values=max_values)
+    if outline is None:
+        raise RegistryError("rejected", f"{what} has more than {max_values} values.")
+    if outline.deeper_than(max_depth):
+        raise RegistryError("rejected", f"{what} is nested deeper than {max_depth} levels.")
+    return raw, outline
+
+
+def unique(items: list[tuple[str, Any]], what: str) -> dict[str, Any]:
+    """Make an object. Raises RegistryError `rejected` if a key occurs twice."""
+    result = dict(items)
+    if len(result) < len(items):
+        twice = next(key for key, count in Counter(key for key, _ in items).items() if count > 1)
+        raise RegistryError("rejected", f"{what} contains the key {twice[:80]!r} twice; keys must be unique.")
+    return result
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("Out of range float values are not JSON compliant")
+    return value

@@ -22,8 +22,8 @@ from lora_contract.tensors import read_header
 
 INDEX: Final = "model.safetensors.index.json"
 SINGLE: Final = "model.safetensors"
-_MAX_CONFIG: Final = 16 * 1024 * 1024
-_MAX_INDEX: Final = 128 * 1024 * 1024
+_MAX_CONFIG: Final = 8 * 1024 * 1024
+_MAX_INDEX: Final = 32 * 1024 * 1024
 _TEMPLATE_FILES: Final = ("chat_template.jinja", "chat_template.json")
 
 

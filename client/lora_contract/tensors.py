@@ -6,18 +6,28 @@ library (https://github.com/huggingface/safetensors): duplicate keys are refused
 
 from __future__ import annotations
 
+import json
 import struct
+import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from lora_contract import canonical
+from lora_contract import canonical, json_text
 from lora_contract.errors import RegistryError
 
 MAX_HEADER_BYTES: Final = 100_000_000
-MAX_TENSORS: Final = 500_000
+"""The limit of the library."""
+MAX_ADAPTER_HEADER_BYTES: Final = 32 * 1024 * 1024
+"""A LoRA on all experts of a model of 60 layers with 384 experts has 138,240 tensors and a header of 22 MB."""
+MAX_TENSORS: Final = 150_000
+MAX_METADATA: Final = 4096
+_MAX_VALUES: Final = 9 * MAX_TENSORS + MAX_METADATA
+"""Commas and brackets of so many tensors of two dimensions."""
+_LARGE: Final = 1024 * 1024
+"""A larger header is ASCII: as text, it would take four times its size otherwise."""
 MAX_NAME: Final = 512
 MAX_DIMENSIONS: Final = 8
 MAX_ELEMENTS: Final = 1 << 48
@@ -45,6 +55,15 @@ FLOAT_DTYPES: Final = frozenset({"F64", "F32", "F16", "BF16"})
 ADAPTER_DTYPES: Final = frozenset({"F32", "F16", "BF16"})
 """Dtypes allowed for an adapter's values. Trainers do not save float64, and loaders do not preserve it."""
 _LENGTH: Final = struct.Struct("<Q")
+_FIELDS: Final = frozenset({"dtype", "shape", "data_offsets"})
+
+
+class _Described(NamedTuple):
+    """The fields of a tensor as they were found."""
+
+    dtype: Any
+    shape: Any
+    offsets: Any
 
 
 class TensorEntry(msgspec.Struct, frozen=True):
@@ -81,13 +100,13 @@ class Header(msgspec.Struct, frozen=True):
         return {tensor.name: tensor for tensor in self.tensors}
 
 
-def header_length(first8: bytes, file_size: int) -> int:
+def header_length(first8: bytes, file_size: int, max_bytes: int = MAX_HEADER_BYTES) -> int:
     """The length of the header, from the first eight bytes of a file. Raises RegistryError `rejected`."""
     if file_size < 8 or len(first8) < 8:
         raise _bad(f"has {file_size} bytes; a safetensors file begins with 8 bytes of header length")
     length: int = _LENGTH.unpack(first8[:8])[0]
-    if length > MAX_HEADER_BYTES:
-        raise _bad(f"declares a header of {length} bytes; the maximum is {MAX_HEADER_BYTES}")
+    if length > max_bytes:
+        raise _bad(f"declares a header of {length} bytes; the maximum is {max_bytes}")
     if length > file_size - 8:
         raise _bad(f"declares a header of {length} bytes, but only {file_size - 8} bytes follow")
     if length < 2:
@@ -102,17 +121,22 @@ def parse_header(prefix: bytes, file_size: int) -> Header:
     that disagree with shape and dtype, overlaps, gaps, and bytes after the last tensor.
     """
     length = header_length(prefix[:8], file_size)
-    raw = prefix[8 : 8 + length]
-    if len(raw) < length:
+    if len(prefix) < 8 + length:
         raise _bad(f"has a header of {length} bytes, of which only {len(prefix) - 8} were read")
+    return _parse(prefix[8 : 8 + length], file_size)
+
+
+def _parse(raw: bytes, file_size: int) -> Header:
     if raw[:1] != b"{":
         raise _bad("has a header that does not begin with '{'")
-    document = canonical.loads_strict(raw, what="The safetensors header", max_bytes=MAX_HEADER_BYTES, max_depth=4)
+    document, negative = _document(raw)
     metadata = _metadata(document.pop("__metadata__", {}))
     if len(document) > MAX_TENSORS:
         raise _bad(f"has {len(document)} tensors; the maximum is {MAX_TENSORS}")
-    data_start = 8 + length
-    tensors = [_tensor(name, value, data_start) for name, value in document.items()]
+    data_start = 8 + len(raw)
+    tensors = [_tensor(*document.popitem(), data_start) for _ in range(len(document))]
+    if negative:
+        raise _bad("has the number -0 in its header, which the library refuses")
     tensors.sort(key=lambda tensor: (tensor.start, tensor.end))
     position = 0
     for tensor in tensors:
@@ -127,13 +151,15 @@ def parse_header(prefix: bytes, file_size: int) -> Header:
     return Header(tensors=tuple(tensors), metadata=metadata, data_start=data_start)
 
 
-def read_header(read: Callable[[str, int, int], bytes], file: str, size: int) -> Header:
+def read_header(
+    read: Callable[[str, int, int], bytes], file: str, size: int, max_bytes: int = MAX_HEADER_BYTES
+) -> Header:
     """Read the header of a file of `size` bytes, without its data.
 
     read: returns bytes of a file by (file, offset, length). Raises RegistryError `rejected`, as `parse_header` does.
     """
-    length = header_length(read(file, 0, min(8, size)), size)
-    return parse_header(read(file, 0, 8 + length), size)
+    length = header_length(read(file, 0, min(8, size)), size, max_bytes)
+    return _parse(read(file, 8, length), size)
 
 
 def write_header(
@@ -163,6 +189,37 @@ def write_header(
     return _LENGTH.pack(len(raw)) + raw
 
 
+def _document(raw: bytes) -> tuple[dict[str, Any], bool]:
+    """Parse the JSON of a header: an object of tensors, and metadata. Stop at the first object that is neither.
+
+    Return with it whether a number has a sign.
+    """
+    what, others = "The safetensors header", 0
+    outline = canonical.measured(raw, what=what, max_bytes=MAX_HEADER_BYTES, max_depth=4, max_values=_MAX_VALUES)[1]
+    if len(raw) > _LARGE and not raw.isascii():
+        raise _bad(f"has a header of {len(raw)} bytes with characters other than ASCII")
+
+    def pairs(items: list[tuple[str, Any]]) -> Any:
+        nonlocal others
+        made = canonical.unique(items, what)
+        if made.keys() == _FIELDS:
+            return _Described(made["dtype"], made["shape"], made["data_offsets"])
+        others += 1
+        if others > 2:
+            raise _bad("describes a tensor by fields other than dtype, shape and data_offsets")
+        return made
+
+    try:
+        document = json.loads(raw.decode("utf-8"), object_pairs_hook=pairs)
+        if json_text.has_surrogate(raw):
+            raise ValueError("lone surrogate")
+    except (ValueError, RecursionError) as error:
+        raise _bad(f"has a header that is not valid JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise _bad("has a header that is not an object")
+    return document, outline.negative
+
+
 def _tensor(name: str, value: Any, data_start: int) -> TensorEntry:
     if not name or len(name) > MAX_NAME:
         raise _bad(f"has a tensor name of {len(name)} characters; expected 1 to {MAX_NAME}")
@@ -170,9 +227,9 @@ def _tensor(name: str, value: Any, data_start: int) -> TensorEntry:
         raise _bad(f"has the tensor name {name[:80]!r} with a control, format or separator character")
     if any(character < "!" or character == "\x7f" for character in name):
         raise _bad(f"has the tensor name {name[:80]!r} with a control character or a space")
-    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(value, _Described):
         raise _bad(f"describes the tensor {name!r} by fields other than dtype, shape and data_offsets")
-    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    dtype, shape, offsets = value
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise _bad(f"gives the tensor {name!r} the dtype {str(dtype)[:20]!r}; expected one of {', '.join(DTYPE_BYTES)}")
     if not _naturals(shape) or len(shape) > MAX_DIMENSIONS:
@@ -192,7 +249,7 @@ def _tensor(name: str, value: Any, data_start: int) -> TensorEntry:
             f"{elements * DTYPE_BYTES[dtype]}"
         )
     start, end = offsets
-    return TensorEntry(name, dtype, tuple(shape), start, end, data_start + start, data_start + end)
+    return TensorEntry(name, sys.intern(dtype), tuple(shape), start, end, data_start + start, data_start + end)
 
 
 def _naturals(value: Any) -> bool:
@@ -202,6 +259,8 @@ def _naturals(value: Any) -> bool:
 def _metadata(value: Any) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
         raise _bad("has metadata that is not an object of strings")
+    if len(value) > MAX_METADATA:
+        raise _bad(f"has {len(value)} keys of metadata; the maximum is {MAX_METADATA}")
     return value
 
 

@@ -6,13 +6,14 @@ import json
 import math
 import pickle
 import typing
+from functools import partial
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_contract import canonical, manifest, recipe, reference
+from lora_contract import canonical, json_text, manifest, recipe, reference
 from lora_contract.base import BaseFingerprint, BaseTensor, parse_fingerprint
 from lora_contract.digest import Digest
 from lora_contract.errors import ERRORS, ErrorCode, RegistryError, known_code
@@ -203,12 +204,59 @@ def test_depth_is_counted_outside_of_strings(value):
         inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
         return 0 if inner is None else 1 + max(map(depth, inner), default=0)
 
-    assert canonical._depth(canonical.dumps(value)) == depth(value)
+    measured = json_text.outline(canonical.dumps(value), max_values=10**6)
+    assert measured is not None
+    assert not measured.deeper_than(depth(value))
+    assert depth(value) == 0 or measured.deeper_than(depth(value) - 1)
+
+
+@given(JSON)
+def test_json_is_measured_and_checked_without_being_built(value):
+    def count(value):
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        return 1 + sum(map(count, inner))
+
+    def keys(value):
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        return (len(value) if isinstance(value, dict) else 0) + sum(map(keys, inner))
+
+    data = canonical.dumps(value)
+    measured = json_text.outline(data, max_values=10**6)
+    assert measured is not None
+    assert measured.keys == keys(value)
+    assert count(value) <= measured.values <= 2 * count(value)
+    assert json_text.fault(data) is None
+    assert json_text.top_level_keys(data) == (set(value) if isinstance(value, dict) else set())
+
+
+@given(st.binary(max_size=40) | st.text('[]{}",:\\ua1-d8', max_size=40).map(str.encode))
+def test_what_is_checked_without_being_built_is_what_is_parsed(data):
+    def outcome(check):
+        try:
+            check(data, what="It", max_bytes=100)
+        except RegistryError as error:
+            assert error.code == "rejected"
+            return False
+        return True
+
+    assert outcome(canonical.loads_strict) == outcome(partial(canonical.check_strict, max_values=1000))
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 7])
+@given(st.text('[]{}",:\\a-', max_size=60))
+def test_the_outline_does_not_depend_on_blocks(block, text):
+    whole = json_text.outline(text.encode(), max_values=1000)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_text, "_BLOCK", block)
+        assert json_text.outline(text.encode(), max_values=1000) == whole
 
 
 def test_brackets_in_strings_are_no_depth():
     data = json.dumps({'\\"[[[': '[[[[\\\\"', "x": "\\"}).encode()
-    assert canonical._depth(data) == 1
+    measured = json_text.outline(data, max_values=100)
+    assert measured is not None
+    assert not measured.deeper_than(1)
+    assert measured.deeper_than(0)
 
 
 PATHS = st.from_regex(r"[a-z0-9_]{1,8}(\.[a-z]{1,4}){0,1}", fullmatch=True)

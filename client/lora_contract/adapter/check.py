@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 import msgspec
 
 from lora_contract.adapter import lora
-from lora_contract.adapter.config import AdapterConfig, parse_config
+from lora_contract.adapter.config import MAX_CONFIG_BYTES, AdapterConfig, parse_config
 from lora_contract.adapter.coverage import check_coverage
 from lora_contract.adapter.facts import AdapterFacts, gather_facts
 from lora_contract.adapter.files import AdapterFile, ReadFile, check_files, paths
@@ -25,7 +25,7 @@ from lora_contract.errors import RegistryError
 from lora_contract.findings import Finding
 from lora_contract.modules import BaseModules, modules_of
 from lora_contract.regex import Budget
-from lora_contract.tensors import Header, read_header
+from lora_contract.tensors import MAX_ADAPTER_HEADER_BYTES, Header, read_header
 
 __all__ = ["AdapterFacts", "AdapterFile", "CheckResult", "ReadBase", "ReadFile", "check_adapter"]
 
@@ -139,8 +139,8 @@ def _read_config(sizes: dict[str, int], read: ReadFile, report: CheckReport) -> 
     if size is None:
         return None
     try:
-        if size > MAX_READ_CONFIG:
-            raise RegistryError("rejected", f"{CONFIG} has {size} bytes; the maximum is {MAX_READ_CONFIG}.")
+        if size > MAX_CONFIG_BYTES:
+            raise RegistryError("rejected", f"{CONFIG} has {size} bytes; the maximum is {MAX_CONFIG_BYTES}.")
         return parse_config(read(CONFIG, 0, size))
     except RegistryError as error:
         if error.code != "rejected":
@@ -154,7 +154,7 @@ def _read_header(sizes: dict[str, int], read: ReadFile, report: CheckReport) -> 
     if size is None:
         return None
     try:
-        header = read_header(read, WEIGHTS, size)
+        header = read_header(read, WEIGHTS, size, MAX_ADAPTER_HEADER_BYTES)
     except RegistryError as error:
         if error.code != "rejected":
             raise
@@ -224,6 +224,3 @@ def _check_init(config: AdapterConfig, report: CheckReport) -> None:
             expected="null",
             hint="Register the model with the copied layers as a base and train on that.",
         )
-
-
-MAX_READ_CONFIG = 16 * 1024 * 1024

@@ -18,7 +18,7 @@ from lora_contract.adapter.types import TYPES
 from lora_contract.errors import RegistryError
 from lora_contract.remote_code import code_in
 
-MAX_CONFIG_BYTES: Final = 16 * 1024 * 1024
+MAX_CONFIG_BYTES: Final = 8 * 1024 * 1024
 MAX_RANK: Final = 65_536
 MAX_ITEMS: Final = 200_000
 MAX_STRING: Final = 16_384

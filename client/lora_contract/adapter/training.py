@@ -12,7 +12,7 @@ from typing import Any, Final
 from lora_contract import canonical
 from lora_contract.errors import RegistryError
 
-MAX_BYTES: Final = 16 * 1024 * 1024
+MAX_BYTES: Final = 8 * 1024 * 1024
 STATE: Final = "trainer_state.json"
 ARGUMENTS: Final = "training_args.json"
 
