@@ -88,6 +88,7 @@ def create_app(ctx: Context) -> Litestar:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="request"))
         yield
         last_use.close()
+        ctx.checks.close()
         ctx.jobs.close()
         ctx.db.engine.dispose()
 

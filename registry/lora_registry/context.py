@@ -10,6 +10,7 @@ from lora_registry.db.session import Database
 from lora_registry.jobs.engine.port import JobEngine
 from lora_registry.oidc.keys import KeyCache
 from lora_registry.oidc.verdicts import Verdicts
+from lora_registry.processes.children import Children
 from lora_registry.settings import ServiceSettings
 
 
@@ -19,6 +20,8 @@ class Context:
     db: Database
     blobs: BlobStore
     jobs: JobEngine
+    checks: Children
+    """Child processes that check what was pushed."""
     keys: KeyCache = field(default_factory=KeyCache)
     """Signing keys of the issuers of identity tokens."""
     verdicts: Verdicts[Any] = field(default_factory=Verdicts)

@@ -52,12 +52,23 @@ class Children:
         # With no reference to this object left, nothing can ask its templates for a child.
         weakref.finalize(self, _close_all, self._templates)
 
-    def run(self, *, name: str, target: str, spec: dict[str, Any], sink: JobSink, timeout: float | None) -> Any:
+    def run(
+        self,
+        *,
+        name: str,
+        target: str,
+        spec: dict[str, Any],
+        sink: JobSink,
+        timeout: float | None,
+        confinement: Confinement | None = None,
+    ) -> Any:
         """Run `module:function` in a child process and return its result.
 
         Call it from the thread of the step: the child may be tied to the life of that thread.
-        timeout: seconds, None for no limit. Raises the RegistryError of the function, or `job-failed` with
-        `reason` (signal, exit, timeout, unreadable, memory) if the process ended without a result.
+        timeout: seconds, None for no limit. confinement: None: that of its module.
+
+        Raises the RegistryError of the function, or `job-failed` with `reason` (signal, exit, timeout, unreadable,
+        memory) if the process ended without a result.
         """
         module = target.partition(":")[0]
         process = self._start(module, sink.alive)
@@ -69,7 +80,7 @@ class Children:
                 {
                     "target": target,
                     "spec": spec,
-                    "confinement": encode(self._confinement(module)),
+                    "confinement": encode(confinement or self._confinement(module)),
                     "blobs": self._serve_blobs is not None,
                 }
             )
@@ -103,6 +114,12 @@ class Children:
         """Return the process ids of the warm processes."""
         with self._lock:
             return [template.pid for template in self._templates.values() if template.pid is not None]
+
+    def close(self) -> None:
+        """End the warm processes; children that run go on."""
+        with self._lock:
+            _close_all(self._templates)
+            self._templates.clear()
 
     def stop(self) -> None:
         """Kill all children and wait until they are dead. Their steps never return, so nothing is recorded for them."""

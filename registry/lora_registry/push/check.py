@@ -1,28 +1,40 @@
-"""Check uploaded files in the blob store, with the same code as the client."""
+"""Check uploaded files: small ones here, larger ones in a child process with limits, so that none stalls or fattens the
+service."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import struct
+import threading
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any, Final
 
-import msgspec
 from sqlmodel import Session
 
-from lora_contract import dataset
-from lora_contract.adapter.check import AdapterFile, check_adapter
-from lora_contract.base import BaseFingerprint, BaseTensor, parse_fingerprint
+from lora_contract.adapter.report import WEIGHTS
 from lora_contract.errors import RegistryError
-from lora_contract.findings import Finding
-from lora_contract.fingerprint import build_fingerprint, check_base_files, check_side_files, read_base_config
 from lora_contract.manifest import FileEntry
 from lora_contract.wire.repositories import CommitRequest
 from lora_registry.bases import store as base_store
-from lora_registry.blobs.protocols import BlobStore
-from lora_registry.blobs.window import Window
 from lora_registry.context import Context
 from lora_registry.db.tables import Version
 from lora_registry.keeping.reading import Content, contents
+from lora_registry.processes.confinement import Confinement
+from lora_registry.push import content
+from lora_registry.push.content import CheckInput, ContentCheck, PlacedFile
 from lora_registry.repositories import store
+from lora_registry.runtime.typed import decode, encode, target_of
+
+INLINE: Final = 1024 * 1024
+"""JSON and headers, in bytes, up to which an adapter is checked in this process. To fork a child takes 20 ms."""
+
+MEMORY: Final = 1 << 30
+SECONDS: Final = 60
+"""Processor time of a check, and a second more for each SECOND_BYTES of weights, whose values are read."""
+SECOND_BYTES: Final = 64 * 1024 * 1024
+
+_SLOTS: Final = threading.BoundedSemaphore(4)
+_WAIT_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,73 +52,47 @@ class PinnedBase:
         return [self.files[path] for path in sorted(self.used)]
 
 
-@dataclass(frozen=True, slots=True)
-class ContentCheck:
-    """config: ModelPack's technical metadata, computed only from the content."""
+class _Silent:
+    """Checks report nothing on their way."""
 
-    findings: list[Finding]
-    facts: dict[str, object] | None = None
-    fingerprint: BaseFingerprint | None = None
-    config: dict[str, str] = field(default_factory=dict)
+    def progress(self, record: dict[str, Any]) -> None: ...
 
+    def log(self, text: str) -> None: ...
 
-Reader = Callable[[str, int, int], bytes]
+    def alive(self) -> None: ...
 
 
 def by_kind(ctx: Context, request: CommitRequest, files: tuple[FileEntry, ...], pin: PinnedBase | None) -> ContentCheck:
     """Check uploaded files by the kind that the request names. Raises RegistryError for an inconsistent request."""
-    match request.kind:
-        case "adapter":
-            assert pin is not None
-            return adapter(ctx, files, pin, accept_base=request.accept_base)
-        case "base":
-            return _base(request, files, reader(ctx.blobs, files))
-        case "dataset":
-            return _dataset(ctx.blobs, files)
-        case _:
-            raise RegistryError(
-                "unsupported",
-                f"Versions of kind {request.kind} cannot be pushed yet.",
-                hint="Create models with `lora-reg merge`.",
-            )
-
-
-def reader(blobs: BlobStore, files: tuple[FileEntry, ...]) -> Reader:
-    """Return `read(path, offset, length)` over stored blobs."""
-    windows = {entry.path: Window(blobs, entry.digest, entry.size) for entry in files}
-
-    def read(path: str, offset: int, length: int) -> bytes:
-        return windows[path].read(offset, length)
-
-    return read
-
-
-def base_reader(blobs: BlobStore, pin: PinnedBase) -> Callable[[BaseTensor, int, int], bytes] | None:
-    """Return `read(tensor, offset, length)`, offset within the tensor; None if the base's weights are not stored."""
-    if pin.version.weights_absent:
-        return None
-
-    windows = {path: Window(blobs, file.where, file.size) for path, file in pin.files.items()}
-
-    def read(tensor: BaseTensor, offset: int, length: int) -> bytes:
-        pin.used.add(tensor.file)
-        return windows[tensor.file].read(tensor.start + offset, length)
-
-    return read
+    if request.kind == "adapter":
+        assert pin is not None
+        return adapter(ctx, files, pin, accept_base=request.accept_base)
+    return _run(
+        ctx,
+        CheckInput(
+            request.kind, _placed(files), weights_absent=request.weights_absent, fingerprint=request.fingerprint
+        ),
+    )
 
 
 def adapter(ctx: Context, files: tuple[FileEntry, ...], pin: PinnedBase, *, accept_base: bool) -> ContentCheck:
     """Check an adapter whose files are stored. accept_base: accept a config that names another base."""
-    result = check_adapter(
-        [AdapterFile(entry.path, entry.size) for entry in files],
-        reader(ctx.blobs, files),
-        parse_fingerprint(pin.fingerprint),
-        base_aliases=pin.names,
-        accept_base=accept_base,
-        read_base=base_reader(ctx.blobs, pin),
+    absent = pin.version.weights_absent
+    found = _run(
+        ctx,
+        CheckInput(
+            "adapter",
+            _placed(files),
+            accept_base=accept_base,
+            base_names=tuple(pin.names),
+            base_fingerprint=pin.fingerprint.decode(),
+            base_files=None
+            if absent
+            else tuple(PlacedFile.of(path, file.size, file.where) for path, file in pin.files.items()),
+        ),
     )
-    facts = None if result.facts is None else msgspec.to_builtins(result.facts)
-    return ContentCheck(result.findings, facts=facts, config={"format": "safetensors"})
+    pin.used.update(found.base_read)
+    return found
 
 
 def load_base(session: Session, version: Version) -> PinnedBase:
@@ -121,52 +107,51 @@ def load_base(session: Session, version: Version) -> PinnedBase:
     return PinnedBase(version, row.body, frozenset(names), contents(session, [version.id])[version.id])
 
 
-def _dataset(blobs: BlobStore, files: tuple[FileEntry, ...]) -> ContentCheck:
-    """Check a dataset, with one line in memory at a time. Raises `rejected`."""
-    if [entry.path for entry in files] != [dataset.FILE]:
-        named = ", ".join(entry.path for entry in files)[:200]
-        raise RegistryError("rejected", f"A dataset is a single file {dataset.FILE}; found {named}.")
-    if files[0].size > dataset.MAX_BYTES:
-        raise RegistryError("rejected", f"{dataset.FILE} has {files[0].size} bytes; the limit is {dataset.MAX_BYTES}.")
-    facts = dataset.check_dataset(blobs.stream(files[0].digest))
-    return ContentCheck([], facts=msgspec.to_builtins(facts), config={"format": "jsonl"})
+def _placed(files: tuple[FileEntry, ...]) -> tuple[PlacedFile, ...]:
+    return tuple(PlacedFile.of(entry.path, entry.size, entry.digest) for entry in files)
 
 
-def _base(request: CommitRequest, files: tuple[FileEntry, ...], read: Reader) -> ContentCheck:
-    table = {entry.path: (entry.size, str(entry.digest)) for entry in files}
-    if not request.weights_absent:
-        findings = list(check_base_files([AdapterFile(entry.path, entry.size) for entry in files], read))
-        if any(finding.severity == "error" for finding in findings):
-            return ContentCheck(findings)
-        fingerprint = build_fingerprint(table, read)
-    else:
-        if request.fingerprint is None:
-            raise RegistryError(
-                "invalid-request", "A base without its weights requires the fingerprint computed by the client."
-            )
-        stored = [entry for entry in files if not entry.path.endswith(".safetensors")]
-        findings = list(check_side_files([AdapterFile(entry.path, entry.size) for entry in stored], read))
-        if any(finding.severity == "error" for finding in findings):
-            return ContentCheck(findings)
-        fingerprint = parse_fingerprint(msgspec.json.encode(request.fingerprint))
-        if fingerprint.files != {path: digest for path, (_, digest) in table.items()}:
-            raise RegistryError("rejected", "The fingerprint and the commit name different files.")
-        if fingerprint.config != read_base_config(table, read):
-            raise RegistryError("rejected", "The fingerprint and config.json differ.", hint="Run the command again.")
-    facts: dict[str, object] = {
-        "architecture": fingerprint.architecture,
-        "model_type": fingerprint.model_type,
-        "tensors": len(fingerprint.tensors),
-        "embedding_rows": fingerprint.embedding_rows,
-        "tied": fingerprint.tied,
-        "tokenizer": fingerprint.tokenizer,
-        "chat_template": fingerprint.chat_template,
-        "fingerprint": str(fingerprint.digest),
-        "dtypes": sorted({tensor.dtype for tensor in fingerprint.tensors}),
-    }
-    return ContentCheck(
-        findings,
-        facts=facts,
-        fingerprint=fingerprint,
-        config={"architecture": fingerprint.architecture, "format": "safetensors"},
-    )
+def _run(ctx: Context, data: CheckInput) -> ContentCheck:
+    if not _needs_child(ctx, data):
+        return content.check_content(data, ctx.blobs)
+    if not _SLOTS.acquire(timeout=_WAIT_SECONDS):
+        raise RegistryError("unavailable", "Too many pushes are checked at the same time.", hint="Push again.")
+    weights = sum(file.size for file in data.files if file.path.endswith(".safetensors") and data.kind == "adapter")
+    seconds = SECONDS + weights // SECOND_BYTES
+    limits = Confinement(files=True, memory=MEMORY, seconds=seconds, alone=True)
+    try:
+        found = ctx.checks.run(
+            name="check",
+            target=target_of(content.check),
+            spec=encode(data),
+            sink=_Silent(),
+            timeout=60.0 + 4 * seconds,
+            confinement=limits,
+        )
+    except RegistryError as error:
+        if error.code != "job-failed":
+            raise
+        raise RegistryError(
+            "rejected",
+            f"The files cannot be checked within {MEMORY >> 20} MiB of memory and {seconds} seconds of processor time.",
+        ) from error
+    finally:
+        _SLOTS.release()
+    result: ContentCheck = decode(found, ContentCheck)
+    return result
+
+
+def _needs_child(ctx: Context, data: CheckInput) -> bool:
+    """Whether more than a little is parsed. Datasets are read line by line."""
+    if data.kind != "adapter":
+        return data.kind == "base"
+    parsed = len(data.base_fingerprint) + sum(file.size for file in data.files if file.path.endswith(".json"))
+    for file in data.files:
+        if file.path == WEIGHTS:
+            parsed += file.size if file.size <= INLINE else _header_length(ctx, file)
+    return parsed > INLINE
+
+
+def _header_length(ctx: Context, file: PlacedFile) -> int:
+    (length,) = struct.unpack("<Q", ctx.blobs.read(file.where, 0, 8))
+    return min(int(length), file.size)

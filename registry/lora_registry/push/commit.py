@@ -90,11 +90,12 @@ def _draft(caller: Caller, path: RepositoryPath, request: CommitRequest) -> tupl
     if pin is not None and any(finding.severity == "error" for finding in outcome.findings):
         _verify(caller.ctx, request.session, pin.contents_read(), since=None)
     refuse(outcome.findings)
+    fingerprint = None if outcome.fingerprint is None else outcome.fingerprint.encode()
     manifest = Manifest(
         kind=request.kind,
         files=files,
         base=Digest.parse(pin.version.digest) if pin else None,
-        fingerprint=outcome.fingerprint.digest if outcome.fingerprint else None,
+        fingerprint=None if fingerprint is None else Digest.of(fingerprint),
         config=outcome.config,
     )
     draft = Draft(
@@ -104,7 +105,7 @@ def _draft(caller: Caller, path: RepositoryPath, request: CommitRequest) -> tupl
         base_version_id=pin.version.id if pin else None,
         parent_ids=parents,
         facts=outcome.facts,
-        fingerprint=outcome.fingerprint,
+        fingerprint=fingerprint,
         message=request.message,
         meta=request.meta,
     )

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from sqlmodel import Session
 
 from lora_contract import reference
-from lora_contract.base import BaseFingerprint
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_contract.manifest import Manifest
@@ -45,7 +44,7 @@ class Draft:
     base_version_id: int | None
     parent_ids: tuple[int, ...]
     facts: dict[str, object] | None
-    fingerprint: BaseFingerprint | None
+    fingerprint: bytes | None
     message: str
     meta: dict[str, str]
     derivation: Derivation | None = None
@@ -108,7 +107,7 @@ def insert(
     for parent, relation in sorted(edges, key=str):
         session.add(VersionEdge(child_id=version.id, parent_id=parent, relation=relation))
     if draft.fingerprint is not None:
-        body = draft.fingerprint.to_bytes()
+        body = draft.fingerprint
         session.add(BaseFingerprintRow(version_id=version.id, digest=str(Digest.of(body)), body=body))
     audit.record(
         session,
