@@ -103,7 +103,7 @@ def verify_all(store: BlobReader, files: Files) -> None:
 
 
 @contextmanager
-def blaming_the_store(store: BlobStore, *versions: Files) -> Iterator[None]:
+def blaming_the_store(store: BlobReader, *versions: Files) -> Iterator[None]:
     """Before work on files is said to have failed because of their content, compare them with their digests.
 
     Raises RegistryError `corrupt` instead if one is damaged or missing.
