@@ -86,6 +86,13 @@ def test_algorithms(algorithm: str, made: Issuer) -> None:
     assert verify(made.token({}, key=key), source, KeyCache()).issuer == made.url
 
 
+def test_a_header_may_have_no_type() -> None:
+    """As Kubernetes writes it."""
+    claims = {"iss": "https://i.example", "aud": [AUDIENCE], "iat": NOW, "exp": NOW + 300}
+    token = signed({"alg": "ES256", "kid": "fast"}, claims, lambda text: ES256.sign(text, FAST.private))
+    assert verify(token, TRUSTED, CACHE).audience == AUDIENCE
+
+
 @pytest.mark.parametrize(
     ("claims", "public"),
     [
