@@ -41,6 +41,17 @@ def test_every_path_of_a_page_exists() -> None:
     assert missing == set()
 
 
+def test_every_test_that_a_page_names_exists() -> None:
+    missing, file, count = [], "", 0
+    for path, name in re.findall(r"`(tests/[\w/.]+\.py)?(?:::(\w+))?`", (ROOT / "docs/threats.md").read_text("utf-8")):
+        file = path or file
+        count += bool(name)
+        if name and f"\ndef {name}(" not in (ROOT / file).read_text("utf-8"):
+            missing.append(f"{file}::{name}")
+    assert count > 40
+    assert missing == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_leads_to_a_page_and_a_heading(page: Path) -> None:
     broken = []
