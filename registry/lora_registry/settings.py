@@ -79,7 +79,7 @@ class ServiceSettings:
     fsck_seconds: float = 3600.0
     fsck_bytes: int = 10 * 1000**3
     fsck_rate: float = 20.0
-    upload_part_bytes: int = 64 * 1024**2
+    upload_part_bytes: int = 32 * 1024**2
     reads_per_minute: int = 12_000
     writes_per_minute: int = 3_000
     jobs_per_minute: int = 120
