@@ -12,10 +12,10 @@ from lora_contract.wire.access import TokenView
 from lora_registry.access import namespaces, tokens
 from lora_registry.auth.principals import OPERATOR
 from lora_registry.backup import take
+from lora_registry.backup.copying import Tell
 from lora_registry.backup.document import Document
 from lora_registry.backup.place import open_place
 from lora_registry.backup.prune import prune
-from lora_registry.backup.take import Tell
 from lora_registry.context import Context
 from lora_registry.db import revision
 from lora_registry.db.engine import make_engine, require_connection
@@ -91,10 +91,11 @@ def backup(settings: ServiceSettings, destination: str, *, keep: int | None, par
 
 
 def verify_backup(
-    settings: ServiceSettings, source: str, *, backup_id: str | None, parallel: int
+    settings: ServiceSettings, source: str, *, backup_id: str | None, parallel: int, tell: Tell
 ) -> tuple[Document, dict[str, str]]:
     """Read a backup back; None: the newest. Returns what is missing or damaged, with the reason."""
-    return take.verify(open_place(source, s3_settings(settings), create=False), backup_id, parallel=parallel)
+    place = open_place(source, s3_settings(settings), create=False)
+    return take.verify(place, backup_id, parallel=parallel, tell=tell)
 
 
 def restore(

@@ -46,7 +46,9 @@ def backup(
         raise click.UsageError("--keep cannot be used with --verify.")
     config = load(data=data)
     if verify:
-        document, problems = admin.verify_backup(config, destination, backup_id=backup_id, parallel=parallel)
+        document, problems = admin.verify_backup(
+            config, destination, backup_id=backup_id, parallel=parallel, tell=_tell
+        )
         _end(f"{document.id}  verified, {document.blob_count} blobs", problems)
         return
     document = admin.backup(config, destination, keep=keep, parallel=parallel, tell=_tell)

@@ -34,6 +34,8 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 IMPORTS: Final = {
     "serve": "lora_registry.serving",
     "worker": "lora_registry.worker.main",
+    "backup": "tests.registry.backup.imports",
+    "restore": "tests.registry.backup.imports",
     "tests.registry.jobs.engine.program": "tests.registry.jobs.engine.handlers",
 }
 """By command of `lora-registry`, or by program: what it imports. Other commands import the client of jobs at most."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +22,9 @@ WRONG: Final = ("not-found", "corrupt", "digest-mismatch", "size-mismatch")
 """Codes of a blob that is missing or damaged, as opposed to a store that does not answer."""
 
 Failed = Callable[[Digest, RegistryError], None]
+Tell = Callable[[str], None]
+
+_TELL_SECONDS: Final = 30.0
 
 
 @dataclass(slots=True)
@@ -55,7 +59,9 @@ def union(*lists: Iterable[Item]) -> Iterator[Item]:
         yield next(same)
 
 
-def copy(items: Iterable[Item], source: BlobReader, target: BlobWriter, *, parallel: int, failed: Failed) -> Count:
+def copy(
+    items: Iterable[Item], source: BlobReader, target: BlobWriter, *, parallel: int, failed: Failed, tell: Tell
+) -> Count:
     """Copy blobs to the same addresses, hashed on the way. failed: called for those that are missing or damaged.
 
     Raises RegistryError if a store does not answer; what was copied stays, so that the next attempt resumes.
@@ -65,10 +71,10 @@ def copy(items: Iterable[Item], source: BlobReader, target: BlobWriter, *, paral
         target.put(source.stream(where), digest=where, size=size)
         fault_point("backup.copied")
 
-    return _for_each(items, one, parallel=parallel, failed=failed)
+    return _for_each(items, one, parallel=parallel, failed=failed, tell=tell)
 
 
-def verify(items: Iterable[Item], store: BlobReader, *, parallel: int, failed: Failed) -> Count:
+def verify(items: Iterable[Item], store: BlobReader, *, parallel: int, failed: Failed, tell: Tell) -> Count:
     """Read blobs and compare them with their digests."""
 
     def one(where: Digest, size: int) -> None:
@@ -78,14 +84,18 @@ def verify(items: Iterable[Item], store: BlobReader, *, parallel: int, failed: F
         for _ in checked(store.stream(where), digest=where, size=size):
             pass
 
-    return _for_each(items, one, parallel=parallel, failed=failed)
+    return _for_each(items, one, parallel=parallel, failed=failed, tell=tell)
 
 
-def _for_each(items: Iterable[Item], one: Callable[[Digest, int], None], *, parallel: int, failed: Failed) -> Count:
+def _for_each(
+    items: Iterable[Item], one: Callable[[Digest, int], None], *, parallel: int, failed: Failed, tell: Tell
+) -> Count:
     count = Count()
+    told = time.monotonic()
     pending: deque[tuple[Item, Future[None]]] = deque()
 
     def finish() -> None:
+        nonlocal told
         (where, size), future = pending.popleft()
         try:
             future.result()
@@ -95,6 +105,9 @@ def _for_each(items: Iterable[Item], one: Callable[[Digest, int], None], *, para
             failed(where, error)
         else:
             count.add(size)
+        if time.monotonic() > told + _TELL_SECONDS:
+            told = time.monotonic()
+            tell(f"{count.blobs} blobs, {count.bytes} bytes so far")
 
     with ThreadPoolExecutor(parallel, thread_name_prefix="backup") as pool:
         try:

@@ -44,15 +44,17 @@ class FolderPlace:
     """A folder for its owner alone: backups hold the hashes of tokens, and weights."""
 
     def __init__(self, root: Path, *, create: bool) -> None:
-        if not create and not root.is_dir():
-            raise RegistryError("not-found", f"There is no folder {root}.", hint="Name the folder of a backup.")
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._root = root
-        self.blobs: BlobStore = LocalStore(root)
         self.scratch: Path | None = root / "tmp"
-        for folder in ("blobs", "tmp", "uploads", document.FOLDER):
-            (root / folder).mkdir(mode=0o700, exist_ok=True)
-            (root / folder).chmod(0o700)
+        if create:
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in ("blobs", "tmp", "uploads", document.FOLDER):
+                (root / folder).mkdir(mode=0o700, exist_ok=True)
+                (root / folder).chmod(0o700)
+        elif not (root / document.FOLDER).is_dir():
+            what = "finished backup in" if root.is_dir() else "folder"
+            raise RegistryError("not-found", f"There is no {what} {root}.", hint="Name the destination of a backup.")
+        self.blobs: BlobStore = LocalStore(root)
 
     def write(self, name: str, chunks: Iterable[bytes]) -> Part:
         target = self._root / name

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from lora_registry.backup import copying, place
+from lora_registry.backup.copying import Tell
 from lora_registry.backup.document import DOCUMENT
 from lora_registry.backup.place import Place
-from lora_registry.backup.take import Tell, blobs_of
+from lora_registry.backup.take import blobs_of
 
 
 def prune(target: Place, *, keep: int, tell: Tell) -> None:

@@ -15,9 +15,10 @@ from sqlmodel import Session, SQLModel
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_registry.backup import copying, place, postgres, snapshot
+from lora_registry.backup.copying import Tell
 from lora_registry.backup.document import DATABASE, Document, name_of
 from lora_registry.backup.place import Place
-from lora_registry.backup.take import Tell, blobs_of, fill, items, spool
+from lora_registry.backup.take import blobs_of, fill, items, spool
 from lora_registry.blobs.protocols import BlobStore
 from lora_registry.db import revision
 from lora_registry.db.engine import make_engine, require_connection
@@ -67,9 +68,9 @@ def restore(
             problems.setdefault(name_of(where), error.detail)
 
         absent = copying.missing(blobs_of(source, document), store.list())
-        copied = copying.copy(absent, source.blobs, store, parallel=parallel, failed=failed)
+        copied = copying.copy(absent, source.blobs, store, parallel=parallel, failed=failed, tell=tell)
         tell(f"blobs: {copied.blobs} copied, {copied.bytes} bytes")
-        verified = copying.verify(blobs_of(source, document), store, parallel=parallel, failed=failed)
+        verified = copying.verify(blobs_of(source, document), store, parallel=parallel, failed=failed, tell=tell)
         tell(f"blobs: {verified.blobs} verified")
         fault_point("restore.database")
         chunks = place.read_part(source, document.id, DATABASE, document.database)

@@ -8,7 +8,7 @@ what was pushed between.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
@@ -19,6 +19,7 @@ from lora_contract import __version__
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_registry.backup import copying, place, snapshot
+from lora_registry.backup.copying import Tell
 from lora_registry.backup.document import (
     BLOBS,
     DATABASE,
@@ -35,8 +36,6 @@ from lora_registry.context import Context
 from lora_registry.keeping import damage
 from lora_registry.runtime.clock import iso
 from lora_registry.runtime.faults import fault_point
-
-Tell = Callable[[str], None]
 
 _UNFINISHED: Final = 24 * 3600.0
 _NAMED: Final = 1000
@@ -62,7 +61,7 @@ def take(ctx: Context, target: Place, *, parallel: int, tell: Tell) -> Document:
         fault_point("backup.blobs")
         fill(listed, ctx.blobs.list())
         absent = copying.missing(items(listed), target.blobs.list())
-        copied = copying.copy(absent, ctx.blobs, target.blobs, parallel=parallel, failed=_marker(ctx))
+        copied = copying.copy(absent, ctx.blobs, target.blobs, parallel=parallel, failed=_marker(ctx), tell=tell)
         tell(f"blobs: {copied.blobs} copied, {copied.bytes} bytes")
         incomplete = [name_of(where) for where, _ in copying.missing(items(needed), target.blobs.list())]
         count = copying.Count()
@@ -88,7 +87,7 @@ def take(ctx: Context, target: Place, *, parallel: int, tell: Tell) -> Document:
     return document
 
 
-def verify(source: Place, backup_id: str | None, *, parallel: int) -> tuple[Document, dict[str, str]]:
+def verify(source: Place, backup_id: str | None, *, parallel: int, tell: Tell) -> tuple[Document, dict[str, str]]:
     """Read a backup back; None: the newest. Returns what is missing or damaged in it, with the reason."""
     document = place.load(source, backup_id)
     problems = dict.fromkeys(document.incomplete, "The store had lost or damaged it when the backup was taken.")
@@ -104,6 +103,7 @@ def verify(source: Place, backup_id: str | None, *, parallel: int) -> tuple[Docu
             source.blobs,
             parallel=parallel,
             failed=lambda where, error: problems.update({name_of(where): error.detail}),
+            tell=tell,
         )
     except RegistryError as error:
         if error.code not in copying.WRONG:

@@ -288,6 +288,7 @@ def test_what_goes_wrong_is_said(tmp_path: Path) -> None:
     ):
         found, _, err = command(environment, *arguments)
         assert (found, said in err) == (status, True), (arguments, err)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 Harm = Callable[[Path], None]
