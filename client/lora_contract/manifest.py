@@ -40,6 +40,10 @@ MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024
 MAX_FILES: Final = 4096
 MAX_PATH: Final = 255
 MAX_FILE_BYTES: Final = 1 << 48
+_NOT_ON_WINDOWS: Final = frozenset('\\:*?"<>|')
+_DEVICES: Final = frozenset({"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"}) | {
+    kind + digit for kind in ("COM", "LPT") for digit in "0123456789¹²³"
+}
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -175,8 +179,8 @@ def parse(data: bytes, config: bytes | None = None) -> Manifest:
 def check_path(path: str) -> str:
     """Check that a path is allowed in a manifest and can be written inside a folder. Raises RegistryError `rejected`.
 
-    Refused: absolute, empty, '.', '..', backslash, colon, control characters, hidden components, trailing dots or
-    spaces (which Windows strips), text that is not NFC, more than 255 bytes.
+    Refused: absolute, empty, '.', '..', control characters, hidden components, text that is not NFC, more than 255
+    bytes; and what Windows cannot hold: backslash and other characters, names of devices, trailing dots or spaces.
     """
 
     def bad(why: str) -> RegistryError:
@@ -188,8 +192,8 @@ def check_path(path: str) -> str:
         raise bad("is not in Unicode's composed form (NFC)")
     if any(unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") for character in path):
         raise bad("contains a control or formatting character")
-    if "\\" in path or ":" in path:
-        raise bad("contains a backslash or a colon")
+    if found := _NOT_ON_WINDOWS.intersection(path):
+        raise bad(f"contains {min(found)!r}, which Windows does not allow in names")
     for part in path.split("/"):
         if part in ("", ".", ".."):
             raise bad("is absolute, or has an empty component, '.' or '..'")
@@ -197,6 +201,8 @@ def check_path(path: str) -> str:
             raise bad("has a hidden component")
         if part != part.strip() or part.endswith("."):
             raise bad("has a component that begins or ends with white space or ends with a dot")
+        if part.partition(".")[0].rstrip(" ").upper() in _DEVICES:
+            raise bad(f"has the component {part[:40]!r}, which is a device on Windows")
     return path
 
 

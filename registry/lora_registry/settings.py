@@ -6,6 +6,7 @@ Read once, in `app` and `cli`, and passed down. A test compares them with `docs/
 from __future__ import annotations
 
 import os
+import tempfile
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -35,6 +36,8 @@ class ServiceSettings:
         database_url: SQLAlchemy URL; None: SQLite in the data folder.
         storage_url: `s3://bucket/prefix`, `file:///folder` or a path; None: a folder in the data folder.
         auth: `none` (every caller is an administrator; loopback only) or `token`.
+        public_url: where clients reach the service, without a path; of links to further pages. None: the host name of a
+            request, if it is loopback or the address that the service listens on; otherwise links have no host.
         presign: let clients transfer bytes directly to and from the store, if the store supports it.
         presign_seconds: lifetime of a presigned URL.
         upload_seconds: lifetime of an upload session.
@@ -68,6 +71,7 @@ class ServiceSettings:
     host: str = "127.0.0.1"
     port: int = 8750
     auth: str = "none"
+    public_url: str | None = None
     presign: bool = True
     presign_seconds: int = 300
     upload_seconds: int = 72 * 3600
@@ -120,9 +124,17 @@ class ServiceSettings:
             _check_database_url(self.database_url)
         if self.storage_url is not None:
             _check_storage_url(self.storage_url)
+        if self.public_url is not None:
+            object.__setattr__(self, "public_url", self.public_url.rstrip("/"))
+            parts = urlsplit(self.public_url)
+            if parts.scheme not in ("http", "https") or not parts.netloc or "@" in parts.netloc or parts.path:
+                raise _invalid("public_url", self.public_url, "a URL such as https://registry.example.com")
 
     def make_data_folder(self) -> None:
-        """Create a missing data folder, for its owner alone. Raises RegistryError `usage` if the path is a file."""
+        """Create a missing data folder, for its owner alone.
+
+        Raises RegistryError `usage` if the path is a file, `storage-unavailable` if nothing can be written there.
+        """
         try:
             self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
@@ -132,6 +144,20 @@ class ServiceSettings:
                 f"The data folder cannot be {self.data}: {file} is a file.",
                 hint="Set LORA_REG_DATA or --data to a folder; it is created if it is missing.",
             ) from error
+        except OSError as error:
+            raise self._unusable(error) from error
+        try:
+            with tempfile.TemporaryFile(dir=self.data):
+                pass
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: OSError) -> RegistryError:
+        return RegistryError(
+            "storage-unavailable",
+            f"The data folder {self.data} cannot be written to: {error.strerror}.",
+            hint="Set LORA_REG_DATA or --data to a folder on a disk with space that this user may write to.",
+        )
 
     @property
     def resolved_database_url(self) -> str:

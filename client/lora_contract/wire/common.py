@@ -11,7 +11,10 @@ from lora_contract.roles import Grant
 
 API = "/api/v1"
 
-Reason = Annotated[str, msgspec.Meta(max_length=4096)]
+Text = Annotated[str, msgspec.Meta(max_length=4096)]
+"""A text of a request: a name, a reference, a path, a sentence. A test finds texts without a limit."""
+
+Reason = Text
 """A sentence that is stored and listed with what it explains."""
 
 

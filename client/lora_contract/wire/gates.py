@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from lora_contract.validation import Precision
-from lora_contract.wire.common import Reason, Request, Response
+from lora_contract.wire.common import Reason, Request, Response, Text
 from lora_contract.wire.jobs import JobView
 from lora_contract.wire.tags import TagView
 
@@ -17,9 +17,9 @@ class ValidateRequest(Request, frozen=True):
     measure forgetting. precision: of the loaded base; None: by its size.
     """
 
-    version: str
-    data: list[str] = []
-    general: list[str] = []
+    version: Text
+    data: list[Text] = []
+    general: list[Text] = []
     precision: Precision | None = None
 
 
@@ -30,7 +30,7 @@ class PolicyRequest(Request, frozen=True):
     the pattern's policy.
     """
 
-    pattern: str
+    pattern: Text
     document: dict[str, Any] | None
 
 
@@ -53,9 +53,9 @@ class GateRequest(Request, frozen=True):
     """`POST /repositories/{ns}/{name}/gates`. version: a selector. document: a policy to try instead of the one that
     governs the tag; such a decision allows no promotion. start: enqueue the validations that are missing."""
 
-    version: str
-    tag: str
-    data: list[str] = []
+    version: Text
+    tag: Text
+    data: list[Text] = []
     document: dict[str, Any] | None = None
     start: bool = True
 
@@ -96,8 +96,8 @@ class GateView(Response, frozen=True):
 class ApproveRequest(Request, frozen=True):
     """`POST /repositories/{ns}/{name}/approvals`: approve a version (a selector) for a tag."""
 
-    version: str
-    tag: str
+    version: Text
+    tag: Text
     reason: Reason = ""
 
 
@@ -118,9 +118,9 @@ class PromoteRequest(Request, frozen=True):
     expect_generation: of the tag; 0: the tag is new; None: the generation that the gate read. force: move the tag even
     if the gate refuses (administrators, with a reason)."""
 
-    version: str
-    tag: str
-    data: list[str] = []
+    version: Text
+    tag: Text
+    data: list[Text] = []
     expect_generation: int | None = None
     force: bool = False
     reason: Reason = ""

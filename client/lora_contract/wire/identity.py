@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from lora_contract.roles import Grant
-from lora_contract.wire.common import Request, Response
+from lora_contract.wire.common import Request, Response, Text
 
 Kind = Literal["github", "gitlab", "kubernetes", "person", "other"]
 """Whose identity tokens a rule accepts."""
@@ -80,7 +80,7 @@ class TrustRequest(Request, frozen=True):
 
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=48)]
     kind: Kind
-    claims: dict[str, str]
+    claims: dict[Text, Text]
     grants: Annotated[list[Grant], msgspec.Meta(min_length=1, max_length=100)]
     issuer: Annotated[str, msgspec.Meta(max_length=512)] | None = None
     audience: Annotated[str, msgspec.Meta(min_length=1, max_length=512)] | None = None

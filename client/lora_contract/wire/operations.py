@@ -7,7 +7,7 @@ from typing import Annotated, TypeAlias
 from msgspec import Meta
 
 from lora_contract.recipe import MergedDtype, Onto, OutputDtype, ParameterValue, Rounding
-from lora_contract.wire.common import Request
+from lora_contract.wire.common import Request, Text
 
 Rank: TypeAlias = Annotated[int, Meta(ge=1, le=2**20)]
 Share: TypeAlias = Annotated[float, Meta(gt=0, le=1)]
@@ -20,13 +20,13 @@ class DeriveRequest(Request, frozen=True):
     tags: set on the result in the transaction that commits it.
     """
 
-    to: str
-    tags: list[str] = []
-    message: str = ""
+    to: Text
+    tags: list[Text] = []
+    message: Text = ""
 
 
 class WeightedAdapter(Request, frozen=True):
-    adapter: str
+    adapter: Text
     weight: float = 1.0
 
 
@@ -38,7 +38,7 @@ class MergeRequest(DeriveRequest, frozen=True, kw_only=True):
     """
 
     adapters: list[WeightedAdapter]
-    base: str | None = None
+    base: Text | None = None
     dtype: MergedDtype | None = None
     allow_loss: bool = False
     onto: Onto = "fp"
@@ -51,8 +51,8 @@ class ComposeRequest(DeriveRequest, frozen=True, kw_only=True):
     get their defaults. dtype None: the widest dtype of the inputs."""
 
     adapters: list[WeightedAdapter]
-    method: str
-    parameters: dict[str, ParameterValue] = {}
+    method: Text
+    parameters: dict[Text, ParameterValue] = {}
     seed: Seed = 0
     dtype: OutputDtype | None = None
 
@@ -64,12 +64,12 @@ class ExtractRequest(DeriveRequest, frozen=True, kw_only=True):
     names of modules, or a pattern; None: all linear layers. save_changed: store what cannot be factorized in full.
     """
 
-    tuned: str
-    base: str
+    tuned: Text
+    base: Text
     rank: Rank | None = None
     keep_energy: Share | None = None
     max_rank: Rank | None = None
-    targets: list[str] | str | None = None
+    targets: list[Text] | Text | None = None
     save_changed: bool = False
     seed: Seed = 0
     dtype: OutputDtype = "float32"
@@ -78,7 +78,7 @@ class ExtractRequest(DeriveRequest, frozen=True, kw_only=True):
 class ResizeRequest(DeriveRequest, frozen=True, kw_only=True):
     """Resize an adapter to a rank, or each module to the smallest rank that keeps this share of its energy."""
 
-    adapter: str
+    adapter: Text
     rank: Rank | None = None
     keep_energy: Share | None = None
     dtype: OutputDtype | None = None
@@ -87,7 +87,7 @@ class ResizeRequest(DeriveRequest, frozen=True, kw_only=True):
 class ConvertRequest(DeriveRequest, frozen=True, kw_only=True):
     """Convert an adapter to plain LoRA with the same product. uniform_rank: pad all modules with zeros to one rank."""
 
-    adapter: str
+    adapter: Text
     uniform_rank: bool = False
     dtype: OutputDtype | None = None
 
@@ -95,11 +95,11 @@ class ConvertRequest(DeriveRequest, frozen=True, kw_only=True):
 class DiffRequest(Request, frozen=True):
     """`POST /diffs`: a job whose report, on `after`, compares two adapters module by module."""
 
-    before: str
-    after: str
+    before: Text
+    after: Text
 
 
 class ReproduceRequest(Request, frozen=True):
     """`POST /reproductions`: a job that runs a version's recipe again and compares digests; no version is made."""
 
-    version: str
+    version: Text

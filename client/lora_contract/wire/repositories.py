@@ -6,7 +6,7 @@ from typing import Any
 
 from lora_contract.findings import Finding
 from lora_contract.manifest import Kind
-from lora_contract.wire.common import Reason, Request, Response
+from lora_contract.wire.common import Reason, Request, Response, Text
 from lora_contract.wire.uploads import FileSpec
 
 
@@ -68,18 +68,18 @@ class CommitRequest(Request, frozen=True):
     aliases: what trainers write for this base (bases only).
     """
 
-    session: str
+    session: Text
     kind: Kind
     files: list[FileSpec]
-    base: str | None = None
-    tags: list[str] = []
+    base: Text | None = None
+    tags: list[Text] = []
     message: str = ""
     meta: dict[str, str] = {}
-    parents: list[str] = []
+    parents: list[Text] = []
     accept_base: bool = False
     weights_absent: bool = False
     fingerprint: dict[str, Any] | None = None
-    aliases: list[str] = []
+    aliases: list[Text] = []
 
 
 class CommitResult(Response, frozen=True):
@@ -128,7 +128,7 @@ class RepositoryList(Response, frozen=True):
 
 
 class AliasRequest(Request, frozen=True):
-    aliases: list[str]
+    aliases: list[Text]
 
 
 class LineageEdge(Response, frozen=True):

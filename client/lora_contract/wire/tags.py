@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from lora_contract.wire.common import Reason, Request, Response
+from lora_contract.wire.common import Reason, Request, Response, Text
 from lora_contract.wire.repositories import VersionRef
 
 
 class TagRequest(Request, frozen=True):
     """target: a selector in the same repository (`v3`, another tag, a digest, `latest`)."""
 
-    target: str
+    target: Text
     reason: Reason = ""
 
 
 class RollbackRequest(Request, frozen=True):
     """to: a selector; None: the tag's previous target."""
 
-    to: str | None = None
+    to: Text | None = None
     reason: Reason = ""
 
 

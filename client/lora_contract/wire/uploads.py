@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from lora_contract.manifest import Kind
-from lora_contract.wire.common import Request, Response
+from lora_contract.wire.common import Request, Response, Text
 
 
 class FileSpec(Request, frozen=True):
-    path: str
+    path: Text
     size: int
-    digest: str
+    digest: Text
 
 
 class UploadRequest(Request, frozen=True):
     """Open an upload session for these files of a version to be committed to `namespace/name`."""
 
-    namespace: str
-    name: str
+    namespace: Text
+    name: Text
     kind: Kind
     files: list[FileSpec]
 
@@ -42,7 +42,7 @@ class PartSpec(Request, frozen=True):
     """A part to send. number: from 1. digest: of the part's bytes, which a store may check."""
 
     number: int
-    digest: str
+    digest: Text
 
 
 class PartsRequest(Request, frozen=True):

@@ -169,8 +169,8 @@ class LocalStore:
         return None
 
     def check(self) -> None:
-        with self._temporary():
-            pass
+        with self._temporary() as (_, descriptor):
+            _write(descriptor, (bytes(CHUNK),))  # a full disk still creates empty files
 
     def local_path(self, digest: Digest) -> str | None:
         path = self._path(digest)

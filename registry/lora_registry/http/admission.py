@@ -83,6 +83,20 @@ def refuse_foreign(request: R) -> None:
         )
 
 
+def own_url(request: R) -> str:
+    """The beginning of links to this service: configured, or the host name of the request if nobody else can have it.
+
+    Empty if neither: a link built from any host name could lead a client, with its token, elsewhere.
+    """
+    configured = context(request).settings.public_url
+    if configured is not None:
+        return configured
+    host = request.headers.get("host", "")
+    name, port = request.scope.get("server") or ("", None)
+    listening = f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
+    return f"{request.url.scheme}://{host}" if is_loopback(host) or host == listening else ""
+
+
 def is_loopback(host: str) -> bool:
     """Whether a Host header names this machine by a name that no other machine can have."""
     try:

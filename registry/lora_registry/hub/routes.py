@@ -18,6 +18,7 @@ from lora_contract.errors import RegistryError
 from lora_registry.auth.caller import Caller
 from lora_registry.auth.guards import reader_of
 from lora_registry.context import Context
+from lora_registry.http.admission import own_url
 from lora_registry.http.answers import matches, reply
 from lora_registry.http.bodies import redirect_to_store, send_blob
 from lora_registry.hub import errors, mapping, revisions
@@ -203,9 +204,8 @@ def _next(request: R, cursor: str | None) -> dict[str, str]:
         return {}
     pairs = parse_qsl(request.scope["query_string"].decode("ascii", "replace"), keep_blank_values=True)
     query = [(name, value) for name, value in pairs if name != "cursor"]
-    url = request.url
     path = request.scope["raw_path"].decode("ascii", "replace")
-    return {"Link": f'<{url.scheme}://{url.netloc}{path}?{urlencode([*query, ("cursor", cursor)])}>; rel="next"'}
+    return {"Link": f'<{own_url(request)}{path}?{urlencode([*query, ("cursor", cursor)])}>; rel="next"'}
 
 
 router = Router(
