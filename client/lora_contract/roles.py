@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Final, Literal, get_args
+from typing import Annotated, Final, Literal, get_args
 
 import msgspec
 
@@ -25,7 +25,7 @@ _PATTERN: Final = re.compile(r"[a-z0-9._*-]+\Z")
 class Grant(msgspec.Struct, frozen=True, order=True):
     """A role in the namespaces that a pattern matches: a namespace, or a glob such as `acme-*` or `*`."""
 
-    pattern: str
+    pattern: Annotated[str, msgspec.Meta(max_length=4096)]
     role: Role
 
     def __str__(self) -> str:

@@ -340,6 +340,15 @@ BAD_PATHS = [
     "a" * 256,
     "a/",
     "\ud800",
+    "CON",
+    "nul.txt",
+    "a/Com1.md",
+    "LPT¹.json",
+    "aux .md",
+    "a?b",
+    "a*",
+    "<a>",
+    "a|b",
 ]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, TypeAlias
 
 from msgspec import Meta
 
-from lora_contract.recipe import MergedDtype, Onto, OutputDtype, ParameterValue, Rounding
+from lora_contract.recipe import MergedDtype, Onto, OutputDtype, Rounding
 from lora_contract.wire.common import Request, Text
 
 Rank: TypeAlias = Annotated[int, Meta(ge=1, le=2**20)]
@@ -52,7 +52,7 @@ class ComposeRequest(DeriveRequest, frozen=True, kw_only=True):
 
     adapters: list[WeightedAdapter]
     method: Text
-    parameters: dict[Text, ParameterValue] = {}
+    parameters: dict[Text, bool | int | float | Text] = {}
     seed: Seed = 0
     dtype: OutputDtype | None = None
 

@@ -170,7 +170,7 @@ class LocalStore:
 
     def check(self) -> None:
         with self._temporary() as (_, descriptor):
-            _write(descriptor, (bytes(CHUNK),))  # a full disk still creates empty files
+            write(descriptor, (bytes(CHUNK),))  # a full disk still creates empty files
 
     def local_path(self, digest: Digest) -> str | None:
         path = self._path(digest)

@@ -151,6 +151,10 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
         assert list((mount / "tmp").iterdir()) == []
         assert list(store.list()) == [kept]
         store.put_unknown([b"c" * 2_000_000])
+        store.check()
+        (mount / "rest").write_bytes(b"d" * (os.statvfs(mount).f_bavail * os.statvfs(mount).f_bsize))
+        with pytest.raises(RegistryError, match="disk that holds the blobs is full"):
+            store.check()  # so the service is not ready
     finally:
         subprocess.run(["umount", str(mount)], check=True)
 
