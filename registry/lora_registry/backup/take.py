@@ -31,6 +31,7 @@ from lora_registry.backup.document import (
     new_id,
     to_lines,
 )
+from lora_registry.backup.holding import collections_held
 from lora_registry.backup.place import Place
 from lora_registry.context import Context
 from lora_registry.keeping import damage
@@ -51,7 +52,7 @@ def take(ctx: Context, target: Place, *, parallel: int, tell: Tell) -> Document:
     place.remove_unfinished(target, older_than=_UNFINISHED)
     target.blobs.sweep(older_than=_UNFINISHED)
     backup_id = new_id()
-    with spool(scratch) as needed, spool(scratch) as listed:
+    with collections_held(ctx.db.engine), spool(scratch) as needed, spool(scratch) as listed:
         with snapshot.take(ctx.db.engine, scratch) as taken:
             at, event, revision, kind = taken.at, taken.event, taken.revision, taken.kind
             fill(needed, snapshot.needed(taken.session))
