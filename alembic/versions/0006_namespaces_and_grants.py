@@ -17,6 +17,7 @@ depends_on = None
 
 BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 DEFAULT_NAMESPACE = "default"
+HIDDEN = "(hidden)"
 
 
 def upgrade() -> None:
@@ -99,10 +100,10 @@ def _hide_names(connection: sa.Connection) -> None:
 
 
 def _shown(word: str, namespace: str) -> str:
-    if word in ("inspect", "validate", "diff", "reproduce", "on", "+", "-", "->"):
+    if word in (HIDDEN, "inspect", "validate", "diff", "reproduce", "on", "+", "-", "->"):
         return word
     home, slash, _ = word.partition("/")
-    return word if (home if slash else DEFAULT_NAMESPACE) == namespace else "(another namespace)"
+    return word if (home if slash else DEFAULT_NAMESPACE) == namespace else HIDDEN
 
 
 def downgrade() -> None:

@@ -21,11 +21,13 @@ class Caller:
     def require(self, role: Role, namespace: str) -> None:
         """Require a granted role in a namespace, or in all of a pattern.
 
-        Raises `not-found` if the caller may not read the namespace, `forbidden` if it may but lacks the role.
+        Raises `not-found` if the caller may not read the namespace, `forbidden` if it may but lacks the role, and
+        `unauthenticated` without a token.
         """
         if self.principal.may(role, namespace):
             return
         self.require_readable(namespace)
+        self.require_signed_in()
         has = self.principal.role_in(namespace) if self.principal.may("reader", namespace) else "no role there"
         raise RegistryError("forbidden", f"This requires the role {role} in {namespace!r}; the token has {has}.")
 

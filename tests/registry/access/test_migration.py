@@ -17,12 +17,12 @@ from lora_registry.db import migrate
 from lora_registry.db.engine import make_engine
 from tests.support.postgres import fresh_database
 
-BEFORE = "0005"
+BEFORE, CHANGE = "0005", "0006"
 TITLES = {
     "inspect acme/sql:v1": "inspect acme/sql:v1",
-    "validate acme/sql:v1 on acme/eval:v1, beta/eval:v2": "validate acme/sql:v1 on acme/eval:v1, (another namespace)",
-    "beta/x:prod + draft -> acme/m": "(another namespace) + (another namespace) -> acme/m",
-    "diff beta/x:v1 acme/sql:v2": "diff (another namespace) acme/sql:v2",
+    "validate acme/sql:v1 on acme/eval:v1, beta/eval:v2": "validate acme/sql:v1 on acme/eval:v1, (hidden)",
+    "beta/x:prod + draft -> acme/m": "(hidden) + (hidden) -> acme/m",
+    "diff beta/x:v1 acme/sql:v2": "diff (hidden) acme/sql:v2",
 }
 
 
@@ -65,6 +65,14 @@ def test_tokens_namespaces_and_titles(database: str, tmp_path: Path, request: py
                     ),
                     {"id": f"job-{number}", "title": title, "at": number},
                 )
+        _move(engine, CHANGE)
+        _move(engine, BEFORE, down=True)
+        with engine.begin() as connection:
+            rows = connection.execute(sa.text("SELECT name, hash, role, namespace FROM token ORDER BY name")).all()
+            assert [tuple(row) for row in rows] == [
+                (name, hash_of(name), "writer", namespace)
+                for name, namespace in (("ci", "acme"), ("gone", "acme"), ("root", None))
+            ]
         _move(engine, "head")
         assert migrate.difference(engine) == []
         with Session(engine) as session:
@@ -76,10 +84,3 @@ def test_tokens_namespaces_and_titles(database: str, tmp_path: Path, request: py
             assert [tuple(row) for row in namespaces] == [("acme", "private", 2), ("beta", "private", 4)]
             titles = [row[0] for row in session.execute(sa.text("SELECT title FROM job ORDER BY created_at"))]
             assert titles == list(TITLES.values())
-        _move(engine, BEFORE, down=True)
-        with engine.begin() as connection:
-            rows = connection.execute(sa.text("SELECT name, hash, role, namespace FROM token ORDER BY name")).all()
-            assert [tuple(row) for row in rows] == [
-                (name, hash_of(name), "writer", namespace)
-                for name, namespace in (("ci", "acme"), ("gone", "acme"), ("root", None))
-            ]
