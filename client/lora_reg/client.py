@@ -38,6 +38,8 @@ from lora_contract.wire.repositories import (
     Lineage,
     RepositoryList,
     RepositoryView,
+    RetentionRequest,
+    RetentionView,
     VersionList,
     VersionView,
     YankRequest,
@@ -161,6 +163,14 @@ class Client(GateCalls):
         """Delete a version. purge: free its bytes at once; needs a reason. derived: with what derives from it."""
         query = {"purge": "true", "derived": str(derived).lower(), "reason": reason} if purge or derived else {}
         self._send("DELETE", self._version(ref) + (f"?{urlencode(query)}" if query else ""))
+
+    def retention(self, ref: str | Reference, *, keep_last: int | None = None) -> RetentionView:
+        """The retention rule of a repository, and what it would delete; with `keep_last`, what such a rule would."""
+        return self._get(f"{self._repository(ref)}/retention", RetentionView, {"keep_last": keep_last})
+
+    def set_retention(self, ref: str | Reference, keep_last: int | None) -> RetentionView:
+        """Set the retention rule of a repository; None removes it."""
+        return self._put(f"{self._repository(ref)}/retention", RetentionRequest(keep_last=keep_last), RetentionView)
 
     def restore_version(self, ref: str | Reference) -> VersionView:
         """Restore a deleted version, named by number or digest, while its bytes are kept."""

@@ -24,6 +24,7 @@ from lora_registry.keeping import fsck as keeping_fsck
 from lora_registry.keeping import tasks
 from lora_registry.keeping.collect import Collected
 from lora_registry.push import sessions
+from lora_registry.repositories import retention
 from lora_registry.settings import ServiceSettings
 from lora_registry.storage import open_blobs, s3_settings
 from lora_registry.wiring import open_context
@@ -69,6 +70,7 @@ def gc(settings: ServiceSettings, *, dry_run: bool, grace: float | None) -> Coll
     if not dry_run:
         sessions.sweep(ctx)
         ctx.blobs.sweep(older_than=settings.upload_seconds + 3600)
+        tasks.once(ctx, "retention", every=0.0, work=retention.apply)
     result = tasks.collect_garbage(ctx, grace=settings.gc_grace_seconds if grace is None else grace, dry_run=dry_run)
     if result is None:
         raise RegistryError("conflict", "Another process collects garbage now.", hint="Wait until it has ended.")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from lora_contract.findings import Finding
 from lora_contract.manifest import Kind
@@ -109,6 +111,21 @@ class DeletionView(Response, frozen=True):
     blobs: int
     bytes: int
     after_seconds: float
+
+
+class RetentionRequest(Request, frozen=True):
+    """`PUT /repositories/{ns}/{name}/retention`. keep_last: None removes the rule."""
+
+    keep_last: Annotated[int, Meta(ge=1, le=1_000_000)] | None
+
+
+class RetentionView(Response, frozen=True):
+    """keep_last: the rule; None: every version is kept. would_delete: numbers of the versions that it, or the rule that
+    was asked about, would delete now; would_free: bytes that no other version in the caller's namespaces has."""
+
+    keep_last: int | None
+    would_delete: list[int]
+    would_free: int
 
 
 class RepositoryView(Response, frozen=True):

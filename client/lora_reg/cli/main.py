@@ -43,6 +43,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "unyank": (f"{_HERE}.versions:unyank", "Undo a yank."),
     "delete": (f"{_HERE}.versions:delete", "Delete a version or a repository."),
     "undelete": (f"{_HERE}.versions:undelete", "Restore a deleted version while its bytes are kept."),
+    "retention": (f"{_HERE}.versions:retention", "Show or set which versions of a repository are kept."),
     "sign": (f"{_HERE}.signatures:sign", "Sign a version with a private key."),
     "verify": (f"{_HERE}.signatures:verify", "Verify that a key has signed a version."),
     "signature": (f"{_HERE}.signatures:signature", "Manage signatures as files, for other programs."),
@@ -67,7 +68,7 @@ SECTIONS: Final[dict[str, tuple[str, ...]]] = {
     "Merge and derive": ("merge", "compose", "extract", "resize", "lineage", "reproduce", "provenance"),
     "Versions and tags": (
         *("history", "tags", "tag", "untag", "rollback", "protect", "unprotect"),
-        *("yank", "unyank", "delete", "undelete", "sign", "verify", "signature"),
+        *("yank", "unyank", "delete", "undelete", "retention", "sign", "verify", "signature"),
     ),
     "Gates": ("gate", "promote", "approve", "policy"),
     "Jobs": ("job",),

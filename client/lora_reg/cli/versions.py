@@ -1,4 +1,4 @@
-"""delete, undelete, yank, unyank."""
+"""delete, undelete, retention, yank, unyank."""
 
 from __future__ import annotations
 
@@ -84,6 +84,44 @@ def undelete(state: State, ref: str) -> None:
     state.output().result(
         "lora-reg/version/1", view, human=[f"{views.label(view)}  restored"], quiet=[views.name_of(view)]
     )
+
+
+@click.command(
+    cls=Command,
+    examples=(
+        "lora-reg retention acme/sql-writer",
+        "lora-reg retention acme/sql-writer --keep-last 20 --dry-run",
+        "lora-reg retention acme/sql-writer --off",
+    ),
+)
+@click.argument("ref")
+@click.option("--keep-last", type=click.IntRange(1, 1_000_000), metavar="N", help="Keep the newest N versions.")
+@click.option("--off", is_flag=True, help="Remove the rule: keep every version.")
+@click.option("--dry-run", is_flag=True, help="Only show what the rule would delete.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation.")
+@pass_state
+def retention(state: State, ref: str, keep_last: int | None, off: bool, dry_run: bool, yes: bool) -> None:
+    """Show or set which versions of a repository are kept.
+
+    A rule keeps the newest N versions, every version that a tag points to, and every version that another one was made
+    from. Workers delete the others as `lora-reg delete` does: they can be restored until their bytes are freed.
+    """
+    client, output = state.client(), state.output()
+    if off and keep_last is not None:
+        raise RegistryError("usage", "--off and --keep-last exclude each other.")
+    wanted = client.parse(ref)
+    found = client.retention(wanted, keep_last=keep_last)
+    goes = f"deletes {plural(len(found.would_delete), 'version')} now ({size(found.would_free)})"
+    if dry_run or not (off or keep_last):
+        rule = f"keep the last {keep_last or found.keep_last}" if keep_last or found.keep_last else "keep every version"
+        human = [f"{wanted.repository}: {rule}", *([goes] if found.would_delete else [])]
+        human += [f"  v{number}" for number in found.would_delete]
+    else:
+        if keep_last is not None:
+            output.confirm(f"Keep the last {keep_last} versions of {wanted.repository}? This {goes}.", yes=yes)
+        found = client.set_retention(wanted, keep_last)
+        human = [f"{wanted.repository}: keep {f'the last {keep_last}' if keep_last else 'every version'}"]
+    output.result("lora-reg/retention/1", found, human=human, quiet=[f"v{number}" for number in found.would_delete])
 
 
 @click.command(cls=Command, examples=("lora-reg yank acme/sql-writer:v2 --reason 'trained on the wrong data'",))

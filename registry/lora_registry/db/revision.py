@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 
 from lora_contract.errors import RegistryError
 
-NEWEST: Final = "0008"
+NEWEST: Final = "0009"
 """The last revision under `alembic/versions`."""
 
 _APPLIED: Final = sa.table("alembic_version", sa.column("version_num"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from lora_registry.context import Context
 from lora_registry.keeping import collect, fsck, lease, orphans
@@ -38,6 +39,20 @@ def collect_garbage(ctx: Context, *, grace: float, dry_run: bool = False, every:
             *(result.condemned, result.failed),
         )
     return result
+
+
+def once(ctx: Context, name: str, *, every: float, work: Callable[[Context], int]) -> None:
+    """Do a short task, unless another process does or did less than `every` seconds ago."""
+    claimed = lease.claim(ctx.db.engine, name, every=every)
+    if claimed is None:
+        return
+    done = False
+    try:
+        if number := work(ctx):
+            log.info("%s: %s.", name, number)
+        done = True
+    finally:
+        claimed.release(done=done)
 
 
 def verify_oldest(ctx: Context) -> int | None:

@@ -72,7 +72,8 @@ def delete(caller: Caller, path: VersionPath, *, purge: bool = False, derived: b
         repos = store.repositories_by_id(session, {each.repository_id for each in doomed})
         _refuse_used(caller, session, doomed, repos)
         for each in doomed:
-            _bury(caller, session, repos[each.repository_id], each, purge=purge, reason=reason)
+            kind = "version-purged" if purge else "version-deleted"
+            bury(caller, session, repos[each.repository_id], each, kind=kind, reason=reason)
         digests = sorted({file.digest for file, _ in kept.stored_files(session, [each.id for each in doomed])})
     if purge:
         collect.purge(caller.ctx, digests, reason=f"purged: {reason}")
@@ -146,16 +147,17 @@ def _refuse_used(caller: Caller, session: Session, doomed: Sequence[Version], re
         raise RegistryError("in-use", describe_derived(session, caller.principal, named, children))
 
 
-def _bury(caller: Caller, session: Session, repo: Repository, version: Version, *, purge: bool, reason: str) -> None:
+def bury(caller: Caller, session: Session, repo: Repository, version: Version, *, kind: str, reason: str) -> None:
+    """Turn a version into a tombstone, with an event of this kind. The caller has checked that nothing needs it."""
     version.deleted_at = now()
     session.add(version)
     usage.remove(session, repo.namespace, size=usage.stored_bytes(session, [version.id]), versions=1)
     audit.record(
         session,
-        "version-purged" if purge else "version-deleted",
+        kind,
         principal=caller.principal,
         namespace=repo.namespace,
         subject=f"{repo.namespace}/{repo.name}:v{version.number}",
         digest=version.digest,
-        **({"reason": reason} if purge else {}),
+        **({"reason": reason} if reason else {}),
     )

@@ -63,6 +63,14 @@ def in_repository(session: Session, found: Readable, selector: str) -> Version:
     return _select(session, found, reference.parse_selector(found.repo.namespace, found.repo.name, selector))
 
 
+def lock(session: Session, repo: Repository) -> Repository:
+    """Lock a repository until the end of the transaction, and read it again."""
+    row = store.repository(session, RepositoryPath(repo.namespace, repo.name), lock=True)
+    assert row is not None, "rows of repositories are never removed"
+    session.refresh(row)
+    return row
+
+
 def tombstone(session: Session, repo: Repository, selector: str) -> Version:
     """Resolve the number or digest of a deleted version. Raises `not-found`, `conflict` if it is not deleted."""
     ref = reference.parse_selector(repo.namespace, repo.name, selector)

@@ -15,6 +15,8 @@ from lora_contract.wire.repositories import (
     Lineage,
     RepositoryList,
     RepositoryView,
+    RetentionRequest,
+    RetentionView,
     VersionList,
     VersionView,
     YankRequest,
@@ -34,13 +36,14 @@ from lora_registry.http.handlers import (
 )
 from lora_registry.http.problems import RESPONSES
 from lora_registry.keeping import reading
-from lora_registry.repositories import deleting, lineage, provenance, versions
+from lora_registry.repositories import deleting, lineage, provenance, retention, versions
 from lora_registry.repositories import service as repositories
 from lora_registry.repositories.paths import RepositoryPath, VersionPath
 
 R = Request[Any, Any, Any]
 REPO = "/{namespace:str}/{name:str}"
 VERSION = REPO + "/versions/{selector:str}"
+KeepLast = Annotated[int | None, QueryParameter(ge=1, le=1_000_000)]
 FILE_RESPONSES = {
     206: ResponseSpec(bytes, media_type="application/octet-stream", generate_examples=False, description="A range"),
     304: ResponseSpec(None, generate_examples=False, description="Not modified"),
@@ -163,6 +166,20 @@ def show_file(
     return send_blob(request, read, found.digest, found.size, headers=headers)
 
 
+@get(REPO + "/retention", summary="Show the retention rule, and what it, or another one, would delete")
+def show_retention(
+    request: R, caller: Caller, repository: RepositoryPath, keep_last: KeepLast = None
+) -> Response[RetentionView]:
+    return reply(request, retention.show(caller, repository, keep_last=keep_last))
+
+
+@put(REPO + "/retention", summary="Set or remove the retention rule of a repository")
+def set_retention(
+    request: R, caller: Caller, repository: RepositoryPath, data: JSONBody[RetentionRequest]
+) -> Response[RetentionView]:
+    return reply(request, retention.set_rule(caller, repository, data.keep_last))
+
+
 @get(VERSION + "/lineage", summary="Show the ancestors and descendants of a version")
 def show_lineage(
     request: R,
@@ -222,6 +239,8 @@ router = Router(
         preview_version_deletion,
         preview_repository_deletion,
         restore_version,
+        show_retention,
+        set_retention,
         show_manifest,
         show_file,
         show_lineage,

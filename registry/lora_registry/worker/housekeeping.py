@@ -14,6 +14,7 @@ from lora_contract.errors import RegistryError
 from lora_registry.context import Context
 from lora_registry.keeping import tasks
 from lora_registry.push import sessions
+from lora_registry.repositories import retention
 from lora_registry.worker import scratch
 
 INTERVAL_SECONDS: Final = 600.0
@@ -51,6 +52,7 @@ def _clean(ctx: Context) -> None:
         ctx.blobs.sweep(older_than=ctx.settings.upload_seconds + 3600)
         scratch.sweep(ctx.settings.data)
         if ctx.settings.gc_seconds:
+            tasks.once(ctx, "retention", every=ctx.settings.gc_seconds, work=retention.apply)
             tasks.collect_garbage(ctx, grace=ctx.settings.gc_grace_seconds, every=ctx.settings.gc_seconds)
     except RegistryError as error:
         log.warning("Expired uploads and garbage could not be removed: %s", error.detail)

@@ -72,6 +72,7 @@ def test_these_are_the_commands() -> None:
         "unyank",
         "delete",
         "undelete",
+        "retention",
         "sign",
         "verify",
         "signature",

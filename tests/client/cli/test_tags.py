@@ -159,3 +159,13 @@ def test_delete_tells_what_it_frees_and_undelete_takes_it_back(home: Home, name:
     purged = home.json("delete", f"{name}:v1", "--yes", "--purge", "--reason", "holds a password")
     assert (purged["purged"], purged["frees"]["versions"]) == (True, 1)
     assert home.run("show", f"{name}:v1").status == 3
+
+
+def test_a_retention_rule_is_shown_before_it_is_set(home: Home, name: str) -> None:
+    shown = home.json("retention", name, "--keep-last", "1", "--dry-run")
+    assert (shown["keep_last"], shown["would_delete"]) == (None, [1])
+    assert home.run("retention", name, "--keep-last", "1").status == 2
+    assert home.run("retention", name, "--keep-last", "1", "--off").status == 2
+    assert "keep the last 1" in home.ok("retention", name, "--keep-last", "1", "--yes").out
+    assert "v1" in home.ok("retention", name).out
+    assert "keep every version" in home.ok("retention", name, "--off").out

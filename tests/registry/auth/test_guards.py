@@ -95,6 +95,8 @@ ROWS = [
     Row("GET", REPO + "/deletion", "maintainer"),
     Row("GET", VERSION + "/deletion", "maintainer"),
     Row("PUT", VERSION + "/restoration", "maintainer", allowed={409}),  # it is not deleted
+    Row("GET", REPO + "/retention", "maintainer"),
+    Row("PUT", REPO + "/retention", "maintainer", {"keep_last": None}),
     Row("PUT", TAG, "writer", {"target": "v1"}),
     Row("POST", TAG + "/rollback", "writer", {}, allowed={200, 409}),
     Row("PUT", TAG + "/protection", "maintainer", {"protected": False}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -414,3 +415,41 @@ def test_a_purge_takes_derived_versions_only_if_asked(site: Site, shelf: Shelf) 
     assert shelf.read(files[WEIGHTS]) is None
     assert shelf.read(more[WEIGHTS]) is None
     assert site.client.get(f"{API}/{child}/versions/v1").status_code == 410
+
+
+def test_whatever_happens_live_versions_are_whole_and_the_store_holds_no_more(site: Site, shelf: Shelf) -> None:
+    """A sequence of pushes, deletions, restorations, purges and collections; few contents, so that they meet."""
+    random_ = random.Random(12)
+    contents = [files_of(800 + number) for number in range(4)]
+    contents += [{**contents[0], "README.md": contents[1]["README.md"]}]
+    live: dict[tuple[str, int], dict[str, bytes]] = {}
+    gone: dict[tuple[str, int], dict[str, bytes]] = {}
+    names = [unique("chance") for _ in range(3)]
+    collect(site)
+    before = set(shelf.objects())
+    for _ in range(60):
+        step = random_.choice(["push", "push", "delete", "purge", "restore", "collect", "wait"])
+        if step == "push":
+            name, files = random_.choice(names), random_.choice(contents)
+            answer = push(site.client, "ns", name, "adapter", files, base=f"{SHARED}/base")
+            assert answer.status_code in (200, 201), answer.text
+            live[name, answer.json()["version"]["number"]] = files
+        elif step in ("delete", "purge") and live:
+            key = random_.choice(sorted(live))
+            query = {"purge": "true", "reason": "chance"} if step == "purge" else {}
+            url = f"{API}/{key[0]}/versions/v{key[1]}"
+            assert site.client.delete(url, params=query).status_code == 204
+            gone[key] = live.pop(key)
+        elif step == "restore" and gone:
+            key = random_.choice(sorted(gone))
+            answer = site.client.put(f"{API}/{key[0]}/versions/v{key[1]}/restoration")
+            assert answer.status_code in (200, 409, 410), answer.text
+            if answer.status_code == 200:
+                live[key] = gone.pop(key)
+        elif step in ("collect", "wait"):
+            collect(site, grace=0.0 if step == "collect" else 3600.0)
+    assert all(whole(site, name, files, f"v{number}") for (name, number), files in live.items())
+    collect(site)
+    assert all(whole(site, name, files, f"v{number}") for (name, number), files in live.items())
+    needed = {sha256(data) for files in live.values() for data in files.values()}
+    assert {name.partition(".")[0] for name in set(shelf.objects()) - before} <= needed

@@ -9,7 +9,7 @@ from lora_registry.db.tables.blobs import Blob, Orphan, UploadFile, UploadSessio
 from lora_registry.db.tables.gates import Approval, DecisionRow, PolicyRow, VersionSignature
 from lora_registry.db.tables.identity import TakenToken, TokenOrigin, TrustedIssuer, TrustRuleRow
 from lora_registry.db.tables.jobs import TaskLease, WorkerLease
-from lora_registry.db.tables.repositories import Repository, Tag, TagMove, Version, VersionBlob, VersionEdge
+from lora_registry.db.tables.repositories import Repository, Retention, Tag, TagMove, Version, VersionBlob, VersionEdge
 from lora_registry.db.tables.work import JobRow, RecipeRow, ReportRow
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "RecipeRow",
     "ReportRow",
     "Repository",
+    "Retention",
     "Tag",
     "TagMove",
     "TakenToken",

@@ -82,6 +82,18 @@ class VersionBlob(SQLModel, table=True):
     stored: bool = True
 
 
+class Retention(SQLModel, table=True):
+    """Which versions of a repository are kept: see `repositories.retention`."""
+
+    __tablename__ = "retention"
+    __table_args__ = (CheckConstraint("keep_last >= 1", name="keep_last"),)
+
+    repository_id: int = foreign_key("repository.id", primary_key=True)
+    keep_last: int
+    author: str = Field(max_length=128)
+    updated_at: int = big_int()
+
+
 class VersionEdge(SQLModel, table=True):
     """`child` derives from `parent` (relation base, parent or input) or was evaluated on it (evaluated-on)."""
 
