@@ -375,6 +375,16 @@ def test_every_verb_of_the_hub_dialect_against_every_caller(guarded: Guarded, vi
                 good = good and found == ask(role, verb, f"{unique('absent')}/gone")
             if not good:
                 wrong.append((role, verb, *found))
+        for role in ROLES:
+            readable = order.index("visitor" if role == "stranger" else role) >= order.index(reads)
+            client = guarded.clients[role]
+            listed = client.get("/hf/api/models", params={"author": guarded.namespace, "limit": 1000})
+            if role == "anonymous" and not readable:
+                assert (listed.status_code, listed.headers["x-error-code"]) == (401, "RepoNotFound")
+            else:
+                assert ({model["id"] for model in listed.json()} >= {repo}) is readable, role
+                assert all(model["private"] is (visibility != "public") for model in listed.json())
+            assert client.get("/hf/api/whoami-v2").status_code == (401 if role == "anonymous" else 200)
     assert wrong == []
 
 
