@@ -10,7 +10,8 @@ from collections.abc import Callable, Collection, Sequence
 import msgspec
 
 from lora_contract.adapter import lora
-from lora_contract.adapter.config import MAX_CONFIG_BYTES, AdapterConfig, parse_config
+from lora_contract.adapter.agreement import read_config
+from lora_contract.adapter.config import MAX_CONFIG_BYTES, AdapterConfig
 from lora_contract.adapter.coverage import check_coverage
 from lora_contract.adapter.facts import AdapterFacts, gather_facts
 from lora_contract.adapter.files import AdapterFile, ReadFile, check_files, paths
@@ -141,7 +142,7 @@ def _read_config(sizes: dict[str, int], read: ReadFile, report: CheckReport) -> 
     try:
         if size > MAX_CONFIG_BYTES:
             raise RegistryError("rejected", f"{CONFIG} has {size} bytes; the maximum is {MAX_CONFIG_BYTES}.")
-        return parse_config(read(CONFIG, 0, size))
+        return read_config(read(CONFIG, 0, size))
     except RegistryError as error:
         if error.code != "rejected":
             raise

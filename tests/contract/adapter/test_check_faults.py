@@ -243,6 +243,11 @@ TENSOR_FAULTS = {
     "unknown type": (config(peft_type="MEGALORA"), "bad-config", None),
     "type of other tensors": (config(peft_type="IA3"), "unknown-tensor", None),
     "targets no list": (config(target_modules={"q_proj": 1}), "bad-config", None),
+    "a task that PEFT does not know": (config(task_type="TEXT"), "bad-config", None),
+    "a part that is no object": (config(eva_config="q_proj"), "bad-config", None),
+    "layers_pattern alone": (config(layers_pattern="layers"), "bad-config", None),
+    "layers of a pattern": (config(target_modules=".*q_proj", layers_to_transform=[0]), "bad-config", None),
+    "DoRA with Megatron": (config(use_dora=True, megatron_config={"a": 1}), "bad-config", None),
     "auto_map": (config(auto_map={"AutoModel": "evil.Model"}), "bad-config", None),
     "auto_map deep down": (config(eva_config={"x": [{"auto_map": {"a": "b"}}]}), "bad-config", None),
     "auto_mapping of another library": (
