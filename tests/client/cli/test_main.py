@@ -185,7 +185,9 @@ def test_the_document_of_a_version_is_stable(home: Home) -> None:
     """A golden key list: programs read these."""
     name = f"{fresh()}/queries"
     pushed = home.json("push", TINY / "adapters" / "queries-v1", "--base", "tiny", name)
-    assert sorted(pushed) == ["created", "dry_run", "findings", "job", "schema", "sent", "version"]
+    assert sorted(pushed) == [
+        *("created", "dry_run", "findings", "job", "schema", "sent", "version", "weights_added"),
+    ]
     shown = home.json("show", name)
     assert shown["schema"] == "lora-reg/version/1"
     assert sorted(shown) == sorted(
