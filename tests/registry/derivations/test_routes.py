@@ -177,14 +177,18 @@ def test_a_reproduction_tells_what_came_out_otherwise(site: Site) -> None:
     report = reproduced(site, out)
     assert (report["passed"], report["body"]["operation"]) == (True, "resize")
     assert all(file["expected"] == file["found"] for file in report["body"]["files"])
-    engine = sa.create_engine(site.database)
+    engine, nowhere = sa.create_engine(site.database), "sha256:" + "0" * 64
     with engine.begin() as connection:
+        absent = (
+            "insert into blob (digest, size, created_at, state, life, verified_at) values (:d, 0, 0, 'absent', '', 0)"
+        )
+        connection.execute(sa.text(absent), {"d": nowhere})
         changed = connection.execute(
             sa.text(
                 "update version_blob set digest = :digest where path = 'adapter_model.safetensors' and version_id in "
                 "(select v.id from version v join repository r on r.id = v.repository_id where r.name = :name)"
             ),
-            {"digest": "sha256:" + "0" * 64, "name": out.partition("/")[2]},
+            {"digest": nowhere, "name": out.partition("/")[2]},
         )
     engine.dispose()
     assert changed.rowcount == 1
