@@ -1,6 +1,7 @@
 """Mutated headers and configs, judged by us and by the libraries that will read them: `python -m tests.contract.fuzz N`.
 
-What the libraries refuse and we accept is printed; nothing is so on purpose.
+What the libraries refuse and we accept is printed. On purpose it is one thing: an AdaLoRA config without total_step, which
+a merge does not need.
 """
 
 from __future__ import annotations
