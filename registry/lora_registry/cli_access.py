@@ -188,13 +188,17 @@ class _Destination:
 
 
 def _columns(view: TokenView) -> list[str]:
-    state = f"revoked {view.revoked_at}" if view.revoked_at else f"expires {view.expires_at or 'never'}"
-    grants = ",".join(map(str, view.grants))
+    state = f"revoked {_minute(view.revoked_at)}" if view.revoked_at else f"expires {_minute(view.expires_at)}"
     return [
         view.name,
-        grants,
-        f"created {view.created_at}",
+        ",".join(map(str, view.grants)),
+        f"created {_minute(view.created_at)}",
         state,
-        f"last used {view.last_used_at or 'never'}",
+        f"last used {_minute(view.last_used_at)}",
         view.note,
     ]
+
+
+def _minute(at: str | None) -> str:
+    """A time as people read it, in UTC; `--json` has it in full."""
+    return "never" if at is None else at[:16].replace("T", " ")
