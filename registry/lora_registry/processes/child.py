@@ -12,6 +12,7 @@ its parent reads and stores blobs for it; it is confined before it reads anythin
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import os
 import socket
@@ -67,6 +68,8 @@ def run(pipe: int, blobs: int) -> None:
     # Not inherited by grandchildren: the parent reads until every copy of the pipe is closed.
     os.set_inheritable(pipe, False)
     os.set_inheritable(blobs, False)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # the last words before a crash are part of the error
     report = ChildReporter(pipe)
     report.send({"started": os.getpid()})
     request = json.load(sys.stdin)

@@ -26,7 +26,8 @@ from lora_registry.repositories import store
 from lora_registry.runtime.typed import decode, encode, target_of
 
 INLINE: Final = 1024 * 1024
-"""JSON and headers, in bytes, up to which an adapter is checked in this process. To fork a child takes 20 ms."""
+"""JSON and headers, in bytes, up to which files are checked in this process. To fork a child takes 20 ms."""
+WEIGHTS_END: Final = ".safetensors"
 
 MEMORY: Final = 1 << 30
 SECONDS: Final = 60
@@ -116,7 +117,7 @@ def _run(ctx: Context, data: CheckInput) -> ContentCheck:
         return content.check_content(data, ctx.blobs)
     if not _SLOTS.acquire(timeout=_WAIT_SECONDS):
         raise RegistryError("unavailable", "Too many pushes are checked at the same time.", hint="Push again.")
-    weights = sum(file.size for file in data.files if file.path.endswith(".safetensors") and data.kind == "adapter")
+    weights = sum(file.size for file in data.files if file.path.endswith(WEIGHTS_END) and data.kind == "adapter")
     seconds = SECONDS + weights // SECOND_BYTES
     limits = Confinement(files=True, memory=MEMORY, seconds=seconds, alone=True)
     try:
@@ -143,11 +144,15 @@ def _run(ctx: Context, data: CheckInput) -> ContentCheck:
 
 def _needs_child(ctx: Context, data: CheckInput) -> bool:
     """Whether more than a little is parsed. Datasets are read line by line."""
-    if data.kind != "adapter":
-        return data.kind == "base"
+    if data.kind not in ("adapter", "base"):
+        return False
     parsed = len(data.base_fingerprint) + sum(file.size for file in data.files if file.path.endswith(".json"))
     for file in data.files:
-        if file.path == WEIGHTS:
+        if parsed > INLINE:
+            return True
+        if file.path == WEIGHTS or (
+            data.kind == "base" and file.path.endswith(WEIGHTS_END) and not data.weights_absent
+        ):
             parsed += file.size if file.size <= INLINE else _header_length(ctx, file)
     return parsed > INLINE
 

@@ -31,7 +31,14 @@ from lora_registry.oidc.verify import MAX_TOKEN, Identity, looks_like_jwt, verif
 from tests.support.issuer import AUDIENCE, Issuer, Key, github, issuer, kubernetes
 from tests.support.tls import tls_front
 
-NOW = int(time.time())
+
+class Seconds(int):
+    """A time, so many seconds from when the token is made. Collecting tests may be long before that."""
+
+
+def dated(claims: dict[str, Any]) -> dict[str, Any]:
+    now = int(time.time())
+    return {name: now + value if isinstance(value, Seconds) else value for name, value in claims.items()}
 
 
 @pytest.fixture(scope="module")
@@ -88,18 +95,18 @@ def test_algorithms(algorithm: str, made: Issuer) -> None:
 
 def test_a_header_may_have_no_type() -> None:
     """As Kubernetes writes it."""
-    claims = {"iss": "https://i.example", "aud": [AUDIENCE], "iat": NOW, "exp": NOW + 300}
-    token = signed({"alg": "ES256", "kid": "fast"}, claims, lambda text: ES256.sign(text, FAST.private))
+    claims = {"iss": "https://i.example", "aud": [AUDIENCE], "iat": Seconds(0), "exp": Seconds(300)}
+    token = signed({"alg": "ES256", "kid": "fast"}, dated(claims), lambda text: ES256.sign(text, FAST.private))
     assert verify(token, TRUSTED, CACHE).audience == AUDIENCE
 
 
 @pytest.mark.parametrize(
     ("claims", "public"),
     [
-        ({"exp": NOW - 60}, "The identity token has expired."),
-        ({"exp": NOW - 60, "iss": "https://unknown.example"}, "The identity token has expired."),
-        ({"nbf": NOW + 300}, "The identity token is not yet valid."),
-        ({"iat": NOW + 300}, "The identity token is not yet valid."),
+        ({"exp": Seconds(-60)}, "The identity token has expired."),
+        ({"exp": Seconds(-60), "iss": "https://unknown.example"}, "The identity token has expired."),
+        ({"nbf": Seconds(300)}, "The identity token is not yet valid."),
+        ({"iat": Seconds(300)}, "The identity token is not yet valid."),
         ({"exp": None}, ACCEPTED_BY_NONE),
         ({"iat": None}, ACCEPTED_BY_NONE),
         ({"aud": None}, ACCEPTED_BY_NONE),
@@ -120,7 +127,7 @@ def test_a_header_may_have_no_type() -> None:
     ],
 )
 def test_claims_that_are_refused(claims: dict[str, Any], public: str, made: Issuer) -> None:
-    assert refused(made, made.token(claims)).public == public
+    assert refused(made, made.token(dated(claims))).public == public
 
 
 def test_a_clock_may_differ_by_half_a_minute(made: Issuer) -> None:
@@ -134,7 +141,7 @@ def test_algorithms_that_are_refused(made: Issuer) -> None:
     pem = made.key.private.public_key().public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-    claims = {"iss": made.url, "aud": AUDIENCE, "iat": NOW, "exp": NOW + 300}
+    claims = dated({"iss": made.url, "aud": AUDIENCE, "iat": Seconds(0), "exp": Seconds(300)})
     for algorithm in ("none", "None", "NONE", ""):
         refused(made, signed({"alg": algorithm, "kid": "first"}, claims, lambda _: b""))
     for secret in (pem, json.dumps(made.key.jwk).encode(), made.key.jwk["n"].encode()):
@@ -181,7 +188,11 @@ def test_a_key_of_another_kind_or_too_short_verifies_nothing(made: Issuer) -> No
 def test_what_is_no_token(made: Issuer) -> None:
     whole = made.token({})
     head, body, signature = whole.split(".")
-    forged = base64.urlsafe_b64encode(json.dumps({"iss": made.url, "exp": NOW + 300}).encode()).rstrip(b"=").decode()
+    forged = (
+        base64.urlsafe_b64encode(json.dumps(dated({"iss": made.url, "exp": Seconds(300)})).encode())
+        .rstrip(b"=")
+        .decode()
+    )
     for token in (
         "",
         "..",
@@ -369,7 +380,7 @@ TRUSTED = {"https://i.example": KeySource("https://i.example", jwks=json.dumps({
 CACHE = KeyCache()
 ES256 = get_default_algorithms()["ES256"]
 WHOLE = jwt.encode(
-    {"iss": "https://i.example", "aud": AUDIENCE, "iat": NOW, "exp": NOW + 3600, "sub": "x"},
+    dated({"iss": "https://i.example", "aud": AUDIENCE, "iat": Seconds(0), "exp": Seconds(6 * 3600), "sub": "x"}),
     FAST.private,
     algorithm="ES256",
     headers={"kid": "fast"},
