@@ -34,4 +34,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    raise NotImplementedError("lora-reg does not go back to an older schema; restore a backup.")
+    with op.batch_alter_table("namespace", schema=None) as batch_op:
+        batch_op.drop_constraint(op.f("ck_namespace_usage"), type_="check")
+        for name in ("bytes", "versions", "max_bytes", "max_versions"):
+            batch_op.drop_column(name)

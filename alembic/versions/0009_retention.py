@@ -28,4 +28,4 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    raise NotImplementedError("lora-reg does not go back to an older schema; restore a backup.")
+    op.drop_table("retention")
