@@ -7,10 +7,14 @@ import functools
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import pytest
+import sqlalchemy as sa
+
 from lora_registry import admin, settings
+from lora_registry.db.engine import make_engine
 from tests.support.postgres import fresh_database, template_database
 
 
@@ -33,6 +37,18 @@ def migrated(server_url: str) -> Iterator[str]:
     """URL of a PostgreSQL database at the newest schema, dropped at the end."""
     with fresh_database(server_url, template=_postgres_template(server_url)) as url:
         yield url
+
+
+@contextmanager
+def unmigrated(database: str, folder: Path, request: pytest.FixtureRequest) -> Iterator[sa.Engine]:
+    """An empty database of a kind, for tests that migrate it themselves."""
+    with ExitStack() as stack:
+        url = f"sqlite:///{folder / 'unmigrated.sqlite3'}"
+        if database == "postgresql":
+            url = stack.enter_context(fresh_database(request.getfixturevalue("postgres_server")))
+        engine = make_engine(url)
+        stack.callback(engine.dispose)
+        yield engine
 
 
 @functools.cache

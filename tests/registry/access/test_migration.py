@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,7 @@ from lora_contract.errors import RegistryError
 from lora_contract.roles import Grant
 from lora_registry.auth.tokens import hash_of, verify
 from lora_registry.db import migrate
-from lora_registry.db.engine import make_engine
-from tests.support.postgres import fresh_database
+from tests.support.databases import unmigrated
 
 BEFORE, CHANGE = "0005", "0006"
 TITLES = {
@@ -34,12 +32,7 @@ def _move(engine: sa.Engine, revision: str, *, down: bool = False) -> None:
 
 
 def test_tokens_namespaces_and_titles(database: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    with ExitStack() as stack:
-        url = f"sqlite:///{tmp_path / 'old.sqlite3'}"
-        if database == "postgresql":
-            url = stack.enter_context(fresh_database(request.getfixturevalue("postgres_server")))
-        engine = make_engine(url)
-        stack.callback(engine.dispose)
+    with unmigrated(database, tmp_path, request) as engine:
         _move(engine, BEFORE)
         with engine.begin() as connection:
             for name, namespace, revoked in (("root", None, None), ("ci", "acme", None), ("gone", "acme", 7)):

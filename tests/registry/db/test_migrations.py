@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from alembic import command
 from lora_registry.db import migrate
-from lora_registry.db.engine import make_engine
 from lora_registry.db.revision import NEWEST
-from tests.support.postgres import fresh_database
+from tests.support.databases import unmigrated
 
 
 def test_every_migration_goes_back(database: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    with ExitStack() as stack:
-        url = f"sqlite:///{tmp_path / 'registry.sqlite3'}"
-        if database == "postgresql":
-            url = stack.enter_context(fresh_database(request.getfixturevalue("postgres_server")))
-        engine = make_engine(url)
-        stack.callback(engine.dispose)
+    with unmigrated(database, tmp_path, request) as engine:
         migrate.upgrade(engine)
         assert migrate.difference(engine) == []
         config = migrate._config()

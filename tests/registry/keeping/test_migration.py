@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -10,9 +9,8 @@ import sqlalchemy as sa
 
 from alembic import command
 from lora_registry.db import migrate
-from lora_registry.db.engine import make_engine
 from tests.registry.site import DATABASES
-from tests.support.postgres import fresh_database
+from tests.support.databases import unmigrated
 
 ROWS = (
     "INSERT INTO repository (id, namespace, name, kind, next_number, created_at) VALUES (1, 'a', 'b', 'base', 2, 3)",
@@ -30,12 +28,7 @@ ROWS = (
 
 @pytest.mark.parametrize("database", DATABASES)
 def test_every_file_has_a_blob_with_a_state(database: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    with ExitStack() as stack:
-        url = f"sqlite:///{tmp_path / 'old.sqlite3'}"
-        if database == "postgresql":
-            url = stack.enter_context(fresh_database(request.getfixturevalue("postgres_server")))
-        engine = make_engine(url)
-        stack.callback(engine.dispose)
+    with unmigrated(database, tmp_path, request) as engine:
         config = migrate._config()
         with engine.begin() as connection:
             config.attributes["connection"] = connection
