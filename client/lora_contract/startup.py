@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Import modules without garbage collections, which find nothing then and take a fifth of the time. What has been
-    imported is frozen: later collections do not visit it."""
+    """Import modules, or make what lives as long as the process, without garbage collections, which find nothing then
+    and take a fifth of the time. What was made is frozen: later collections do not visit it."""
     enabled = gc.isenabled()
     gc.disable()
     try:

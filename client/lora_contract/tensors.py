@@ -6,12 +6,12 @@ library (https://github.com/huggingface/safetensors): duplicate keys are refused
 
 from __future__ import annotations
 
-import json
 import struct
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, NamedTuple
+from operator import attrgetter
+from typing import Any, Final
 
 import msgspec
 
@@ -55,27 +55,36 @@ FLOAT_DTYPES: Final = frozenset({"F64", "F32", "F16", "BF16"})
 ADAPTER_DTYPES: Final = frozenset({"F32", "F16", "BF16"})
 """Dtypes allowed for an adapter's values. Trainers do not save float64, and loaders do not preserve it."""
 _LENGTH: Final = struct.Struct("<Q")
-_FIELDS: Final = frozenset({"dtype", "shape", "data_offsets"})
 
 
-class _Described(NamedTuple):
+class _Described(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """The fields of a tensor as they were found."""
 
     dtype: Any
     shape: Any
-    offsets: Any
+    data_offsets: Any
 
 
-class TensorEntry(msgspec.Struct, frozen=True):
-    """A tensor of a file. start, end: byte offsets in the data section. file_start, file_end: in the file."""
+_DESCRIBED: Final = msgspec.json.Decoder(_Described)
+
+
+class TensorEntry(msgspec.Struct, frozen=True, gc=False):
+    """A tensor of a file. start, end: byte offsets in the data section, which begins at data_start in the file."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     start: int
     end: int
-    file_start: int
-    file_end: int
+    data_start: int
+
+    @property
+    def file_start(self) -> int:
+        return self.data_start + self.start
+
+    @property
+    def file_end(self) -> int:
+        return self.data_start + self.end
 
     @property
     def elements(self) -> int:
@@ -129,15 +138,20 @@ def parse_header(prefix: bytes, file_size: int) -> Header:
 def _parse(raw: bytes, file_size: int) -> Header:
     if raw[:1] != b"{":
         raise _bad("has a header that does not begin with '{'")
-    document, negative = _document(raw)
-    metadata = _metadata(document.pop("__metadata__", {}))
-    if len(document) > MAX_TENSORS:
-        raise _bad(f"has {len(document)} tensors; the maximum is {MAX_TENSORS}")
+    document, outline = _document(raw)
+    metadata = _metadata(document.pop("__metadata__", None))
+    count = len(document)
+    if count > MAX_TENSORS:
+        raise _bad(f"has {count} tensors; the maximum is {MAX_TENSORS}")
     data_start = 8 + len(raw)
-    tensors = [_tensor(*document.popitem(), data_start) for _ in range(len(document))]
-    if negative:
+    shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
+    tensors = [_tensor(*document.popitem(), data_start, shapes) for _ in range(count)]
+    if outline.keys != 4 * count + (0 if metadata is None else 1 + len(metadata)):
+        raise _bad(f"has a header that {json_text.fault(raw)}")  # a decoder takes the last of equal keys
+    if outline.negative:
         raise _bad("has the number -0 in its header, which the library refuses")
-    tensors.sort(key=lambda tensor: (tensor.start, tensor.end))
+    tensors.sort(key=attrgetter("end"))
+    tensors.sort(key=attrgetter("start"))  # stable, and without a pair for each
     position = 0
     for tensor in tensors:
         if tensor.start != position:
@@ -148,7 +162,7 @@ def _parse(raw: bytes, file_size: int) -> Header:
         rest = file_size - data_start - position
         why = f"{rest} bytes follow the last tensor" if rest > 0 else f"{-rest} bytes are missing at the end"
         raise _bad(f"has {file_size} bytes, expected {data_start + position}: {why}")
-    return Header(tensors=tuple(tensors), metadata=metadata, data_start=data_start)
+    return Header(tensors=tuple(tensors), metadata=metadata or {}, data_start=data_start)
 
 
 def read_header(
@@ -189,47 +203,40 @@ def write_header(
     return _LENGTH.pack(len(raw)) + raw
 
 
-def _document(raw: bytes) -> tuple[dict[str, Any], bool]:
-    """Parse the JSON of a header: an object of tensors, and metadata. Stop at the first object that is neither.
-
-    Return with it whether a number has a sign.
-    """
-    what, others = "The safetensors header", 0
+def _document(raw: bytes) -> tuple[dict[str, msgspec.Raw], json_text.Outline]:
+    """Split a header into the texts of its values, each of which is decoded alone: 150,000 tensors as objects of a
+    general parser take 90 MB. Return with it what is in the header."""
+    what = "The safetensors header"
     outline = canonical.measured(raw, what=what, max_bytes=MAX_HEADER_BYTES, max_depth=4, max_values=_MAX_VALUES)[1]
     if len(raw) > _LARGE and not raw.isascii():
         raise _bad(f"has a header of {len(raw)} bytes with characters other than ASCII")
-
-    def pairs(items: list[tuple[str, Any]]) -> Any:
-        nonlocal others
-        made = canonical.unique(items, what)
-        if made.keys() == _FIELDS:
-            return _Described(made["dtype"], made["shape"], made["data_offsets"])
-        others += 1
-        if others > 2:
-            raise _bad("describes a tensor by fields other than dtype, shape and data_offsets")
-        return made
-
+    if outline.keys > 4 * MAX_TENSORS + MAX_METADATA + 1:
+        raise _bad(f"has {outline.keys} keys in its header; {MAX_TENSORS} tensors have {4 * MAX_TENSORS}")
     try:
-        document = json.loads(raw.decode("utf-8"), object_pairs_hook=pairs)
+        if not raw.isascii():
+            raw.decode("utf-8")  # the decoder does not look into values that it only splits off
         if json_text.has_surrogate(raw):
             raise ValueError("lone surrogate")
+        return msgspec.json.decode(raw, type=dict[str, msgspec.Raw]), outline
     except (ValueError, RecursionError) as error:
         raise _bad(f"has a header that is not valid JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise _bad("has a header that is not an object")
-    return document, outline.negative
 
 
-def _tensor(name: str, value: Any, data_start: int) -> TensorEntry:
+def _tensor(
+    name: str, value: msgspec.Raw, data_start: int, shapes: dict[tuple[int, ...], tuple[int, ...]]
+) -> TensorEntry:
+    """Decode one tensor. shapes: those seen before, of which most are."""
     if not name or len(name) > MAX_NAME:
         raise _bad(f"has a tensor name of {len(name)} characters; expected 1 to {MAX_NAME}")
     if not name.isascii() and any(unicodedata.category(character)[0] in "CZ" for character in name):
         raise _bad(f"has the tensor name {name[:80]!r} with a control, format or separator character")
     if any(character < "!" or character == "\x7f" for character in name):
         raise _bad(f"has the tensor name {name[:80]!r} with a control character or a space")
-    if not isinstance(value, _Described):
-        raise _bad(f"describes the tensor {name!r} by fields other than dtype, shape and data_offsets")
-    dtype, shape, offsets = value
+    try:
+        described = _DESCRIBED.decode(value)
+    except msgspec.MsgspecError as error:
+        raise _bad(f"describes the tensor {name!r} by fields other than dtype, shape and data_offsets") from error
+    dtype, shape, offsets = described.dtype, described.shape, described.data_offsets
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise _bad(f"gives the tensor {name!r} the dtype {str(dtype)[:20]!r}; expected one of {', '.join(DTYPE_BYTES)}")
     if not _naturals(shape) or len(shape) > MAX_DIMENSIONS:
@@ -249,19 +256,23 @@ def _tensor(name: str, value: Any, data_start: int) -> TensorEntry:
             f"{elements * DTYPE_BYTES[dtype]}"
         )
     start, end = offsets
-    return TensorEntry(name, sys.intern(dtype), tuple(shape), start, end, data_start + start, data_start + end)
+    return TensorEntry(name, sys.intern(dtype), shapes.setdefault(tuple(shape), tuple(shape)), start, end, data_start)
 
 
 def _naturals(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int and 0 <= item <= 1 << 62 for item in value)
 
 
-def _metadata(value: Any) -> dict[str, str]:
-    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
-        raise _bad("has metadata that is not an object of strings")
-    if len(value) > MAX_METADATA:
-        raise _bad(f"has {len(value)} keys of metadata; the maximum is {MAX_METADATA}")
-    return value
+def _metadata(value: msgspec.Raw | None) -> dict[str, str] | None:
+    if value is None:
+        return None
+    try:
+        found = msgspec.json.decode(value, type=dict[str, str])
+    except msgspec.MsgspecError as error:
+        raise _bad("has metadata that is not an object of strings") from error
+    if len(found) > MAX_METADATA:
+        raise _bad(f"has {len(found)} keys of metadata; the maximum is {MAX_METADATA}")
+    return found
 
 
 def _bad(why: str) -> RegistryError:

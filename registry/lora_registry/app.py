@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
+from anyio import CapacityLimiter
 from litestar import Litestar, Response, Router, get
 from litestar.datastructures import State
 from litestar.di import Provide
@@ -136,6 +137,6 @@ def create_app(ctx: Context) -> Litestar:
             title="lora-reg", version=__version__, path="/schema", render_plugins=[JsonRenderPlugin()]
         ),
         request_max_body_size=MAX_BODY,
-        state=State({"ctx": ctx, "last_use": last_use, "rates": rates}),
+        state=State({"ctx": ctx, "last_use": last_use, "rates": rates, "large_bodies": CapacityLimiter(1)}),
         logging_config=None,
     )

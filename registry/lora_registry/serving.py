@@ -18,6 +18,7 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from lora_contract.errors import RegistryError
+from lora_contract.startup import importing
 from lora_registry.admin import migrate
 from lora_registry.app import create_app
 from lora_registry.db import revision
@@ -114,7 +115,8 @@ def application() -> object:
     if (parent := multiprocessing.parent_process()) is not None and parent.pid is not None:
         # A process that outlives `serve` would keep the port open.
         die_with_parent(parent.pid, sent=signal.SIGTERM)
-    return create_app(open_context(load()))
+    with importing():  # a collection of all that the application consists of takes 100 ms, in which nothing is answered
+        return create_app(open_context(load()))
 
 
 def _listen(settings: ServiceSettings) -> socket.socket:

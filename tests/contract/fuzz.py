@@ -27,6 +27,23 @@ VALUES: Final[list[Any]] = [
     *(None, True, False, 0, -1, 1, 2, 8, 1 << 31, 1 << 62, 1 << 64, -0.0, 0.5, 1e30, 1e308, "", "x", "F32", "BF16", "I8"),
     *([], [0], [1, 2], [[]], {}, {"a": 1}, {"a": {"b": [1]}}, "q_proj", ["q_proj"], ".*", "(a+)+$", "é", "\u0000", "all-linear"),
 ]  # fmt: skip
+_PLAIN: Final = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"], "bias": "none"}
+SOURCES: Final[list[dict[str, Any]]] = [
+    _PLAIN,
+    {
+        **_PLAIN,
+        "use_dora": True,
+        "lora_bias": False,
+        "init_lora_weights": True,
+        "megatron_config": None,
+        "arrow_config": {"top_k": 3, "router_temperature": 1.0},
+        "eva_config": {"rho": 2.0, "tau": 0.99},
+        "kasa_config": {"beta": 1e-4, "gamma": 1e-3},
+        "monteclora_config": {"num_samples": 8, "dirichlet_prior": 0.1, "buffer_size": 150, "sample_scaler": 1e-4},
+        "use_bdlora": {"target_modules_bd_a": ["q_proj"], "target_modules_bd_b": [], "nblocks": 2},
+        "velora_config": {"num_groups": 64, "scale": 1.0, "init_type": "random"},
+    },
+]
 
 
 @dataclass
@@ -80,7 +97,7 @@ def configs(count: int, seed: int = 0, sources: list[dict[str, Any]] | None = No
             kind.from_peft_type(**document)
         )
 
-    found = sources or [{"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"], "bias": "none"}]
+    found = sources or SOURCES
     return run(lambda generator: _config(generator, found), read_config, theirs, count, seed)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import struct
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -112,6 +113,10 @@ FAULTS = {
         "twice",
     ),
     "duplicate inner key": (*raw(b'{"a":{"dtype":"U8","dtype":"U8","shape":[2],"data_offsets":[0,2]}}', 2), "twice"),
+    "duplicate metadata": (*raw(b'{"__metadata__":{"a":"1"},"__metadata__":{"a":"1"}}'), "twice"),
+    "duplicate key of metadata": (*raw(b'{"__metadata__":{"a":"1","\\u0061":"1"}}'), "'a' twice"),
+    "keys without tensors": (*raw(b"{" + b",".join(b'"%07d":0' % n for n in range(700_000)) + b"}"), "700000 keys"),
+    "bad UTF-8 in a value": (*raw(b'{"a":{"dtype":"U8","shape":["\xff"],"data_offsets":[0,2]}}', 2), "JSON"),
     "overlap": (*raw({"a": tensor(0, 4), "b": tensor(2, 6)}, 6), "overlaps"),
     "same bytes twice": (*raw({"a": tensor(0, 4), "b": tensor(0, 4)}, 4), "overlaps"),
     "hole": (*raw({"a": tensor(0, 4), "b": tensor(5, 6)}, 6), "gap"),
@@ -157,3 +162,19 @@ def test_nothing_beyond_the_cap_is_asked_for():
     assert header_length(struct.pack("<Q", MAX_HEADER_BYTES), MAX_HEADER_BYTES + 8) == MAX_HEADER_BYTES
     with pytest.raises(RegistryError):
         header_length(struct.pack("<Q", MAX_HEADER_BYTES + 1), 1 << 40)
+
+
+def test_many_tensors_take_little_more_memory_than_their_text() -> None:
+    """Before, six times the text. At the most tensors that a file may have, it is 21 MB."""
+    head = write_header(
+        [(f"base_model.model.layers.{n}.mlp.experts.0.lora_A.weight", "F32", (2, 2)) for n in range(9000)]
+    )
+    size = len(head) + 9000 * 16
+    tracemalloc.start()
+    try:
+        header = parse_header(head, size)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(header.tensors) == 9000
+    assert peak < 4 * len(head)

@@ -1,5 +1,5 @@
 """Refuse text that decodes to something else than it shows: NUL characters, which PostgreSQL cannot store, keys that
-occur twice, and nesting that exhausts the stack."""
+occur twice, and nesting that exhausts the stack. Refuse text that decodes to far more than its size."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
+from lora_contract import json_text
 from lora_contract.errors import RegistryError
+
+MAX_VALUES: Final = 150_000
+"""A mebibyte of what clients send has at most 100,000: a base without its weights, tensor by tensor."""
 
 _NUL: Final = b"\\u0000"
 _BACKSLASH: Final = ord("\\")
@@ -21,12 +25,14 @@ def refuse_nul_in_url(scope: Mapping[str, Any]) -> None:
 
 
 def check_json(body: bytes) -> None:
-    """Raise `invalid-request` if a JSON body contains an escaped NUL character, a key twice, or too many levels.
+    """Raise `invalid-request` if a JSON body contains an escaped NUL character, a key twice, too many levels or values.
 
     What is not JSON is left to the decoder, which names the place.
     """
     if _has_nul(body):
         raise RegistryError("invalid-request", "A string of the body contains a NUL character.")
+    if json_text.outline(body, max_values=MAX_VALUES) is None:
+        raise RegistryError("invalid-request", f"The body has more than {MAX_VALUES} values.")
     try:
         json.loads(body, object_pairs_hook=_unique)
     except RecursionError as error:

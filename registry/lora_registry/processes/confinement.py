@@ -18,6 +18,8 @@ from typing import Final
 
 import msgspec
 
+from lora_registry.processes.syscalls import forbid_forks
+
 _CLONE_NEWUSER: Final = 0x10000000
 _CLONE_NEWNET: Final = 0x40000000
 _PR_SET_NO_NEW_PRIVS: Final = 38
@@ -79,7 +81,7 @@ def missing() -> list[str]:
     if (pid := os.fork()) == 0:
         names: list[str] = []
         with suppress(BaseException):
-            _measures(Confinement(files=True), on_error=names.append)
+            _measures(Confinement(files=True, alone=True), on_error=names.append)
             os.write(writer, "\n".join(names).encode())
         os._exit(0)
     os.close(writer)
@@ -98,11 +100,14 @@ def _measures(limits: Confinement, *, on_error: Callable[[str], None]) -> None:
     ):
         if value is not None:
             _lower(limit, value)
-    for name, measure in (
+    measures = [
         ("the network (namespaces)", _leave_network),
         ("new privileges", _keep_privileges),
         ("files and other processes (Landlock)", lambda: _landlock(limits)),
-    ):
+    ]
+    if limits.alone:
+        measures.append(("new processes (seccomp)", forbid_forks))
+    for name, measure in measures:
         try:
             measure()
         except OSError:

@@ -135,7 +135,9 @@ def test_json_bodies_end_at_a_mebibyte(local: Site) -> None:
     [
         (b'{"to":"a/b","to":"a/c"}', "the key 'to' twice"),
         (b'{"to":"a/b","adapters":[{"adapter":"x","adapter":"y"}]}', "the key 'adapter' twice"),
-        (b"[" * 200_000, "nested too deeply"),
+        (b"[" * 149_000, "nested too deeply"),
+        (b"[" * 200_000, "more than 150000 values"),
+        (b'{"to":[' + b"{}," * 340_000 + b"{}]}", "more than 150000 values"),
         (rb'{"to":"a\u0000b"}', "NUL"),
         (rb'{"to":"a\\\u0000b"}', "NUL"),
     ],

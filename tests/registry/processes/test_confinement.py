@@ -57,3 +57,10 @@ def test_a_confined_child(tmp_path: Path) -> None:
 def test_every_child_is_without_network(tmp_path: Path) -> None:
     found = escape(tmp_path, Confinement(), "connect", "signal", "read", "write")
     assert found == {"connect": "PermissionError", "signal": "PermissionError", "read": "done", "write": "done"}
+
+
+@pytest.mark.skipif(bool(missing()), reason="this kernel cannot forbid all of it")
+def test_a_child_alone_starts_no_process_and_no_thread(tmp_path: Path) -> None:
+    """Also as root, whom RLIMIT_NPROC does not bind."""
+    found = escape(tmp_path, Confinement(alone=True), "fork", "thread", "program")
+    assert found == {"fork": "PermissionError", "thread": "RuntimeError", "program": "PermissionError"}

@@ -6,6 +6,7 @@ import importlib
 import os
 import random
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -64,12 +65,15 @@ def escape(spec: dict[str, Any], _report: ChildReporter) -> dict[str, str]:
         "write allowed": lambda: Path(spec["writable"]).write_bytes(b"x"),
         "import": lambda: importlib.import_module("sqlite3"),
         "memory": lambda: bytes(300 << 20),
+        "fork": lambda: os.fork() or os._exit(0),
+        "thread": threading.Thread(target=str).start,
+        "program": lambda: subprocess.run(["/bin/true"], check=True),
     }
     found = {}
     for name in spec["ways"]:
         try:
             ways[name]()
             found[name] = "done"
-        except (OSError, MemoryError) as error:
+        except (OSError, MemoryError, RuntimeError) as error:
             found[name] = type(error).__name__
     return found
