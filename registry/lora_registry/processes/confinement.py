@@ -48,6 +48,8 @@ _DEVICES: Final = (
     *("null", "zero", "full", "random", "urandom", "ptmx", "tty"),
     *("nvidia*", "dri", "kfd", "infiniband", "dxg"),
 )
+_KILLED_AFTER: Final = 5
+"""Seconds after SIGXCPU, which tells that the limit was exceeded, as SIGKILL does not."""
 _LIBRARY_VARIABLES: Final = ("LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH", "PYTHONPATH")
 
 
@@ -92,14 +94,14 @@ def missing() -> list[str]:
 
 
 def _measures(limits: Confinement, *, on_error: Callable[[str], None]) -> None:
-    for limit, value in (
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_DATA, limits.memory),
-        (resource.RLIMIT_CPU, limits.seconds),
-        (resource.RLIMIT_NPROC, 0 if limits.alone else None),
+    for limit, value, grace in (
+        (resource.RLIMIT_CORE, 0, 0),
+        (resource.RLIMIT_DATA, limits.memory, 0),
+        (resource.RLIMIT_CPU, limits.seconds, _KILLED_AFTER),
+        (resource.RLIMIT_NPROC, 0 if limits.alone else None, 0),
     ):
         if value is not None:
-            _lower(limit, value)
+            _lower(limit, value, grace)
     measures = [
         ("the network (namespaces)", _leave_network),
         ("new privileges", _keep_privileges),
@@ -114,10 +116,13 @@ def _measures(limits: Confinement, *, on_error: Callable[[str], None]) -> None:
             on_error(name)
 
 
-def _lower(limit: int, value: int) -> None:
+def _lower(limit: int, value: int, grace: int) -> None:
+    """grace: how much higher the hard limit is."""
     hard = resource.getrlimit(limit)[1]
-    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(limit, (value, value))
+    soft, hard = (
+        (value, value + grace) if hard == resource.RLIM_INFINITY else (min(value, hard), min(value + grace, hard))
+    )
+    resource.setrlimit(limit, (soft, hard))
 
 
 def _leave_network() -> None:

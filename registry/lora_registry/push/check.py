@@ -34,6 +34,9 @@ SECONDS: Final = 60
 """Processor time of a check, and a second more for each SECOND_BYTES of weights, whose values are read."""
 SECOND_BYTES: Final = 64 * 1024 * 1024
 
+_FROM_OUTSIDE: Final = ("SIGKILL", "SIGTERM")
+"""Signals that the limits of a check do not send: the machine ran out of memory, or somebody ended the process."""
+
 _SLOTS: Final = threading.BoundedSemaphore(4)
 _WAIT_SECONDS: Final = 10.0
 
@@ -132,6 +135,10 @@ def _run(ctx: Context, data: CheckInput) -> ContentCheck:
     except RegistryError as error:
         if error.code != "job-failed":
             raise
+        if error.facts.get("reason") == "timeout" or error.facts.get("signal") in _FROM_OUTSIDE:
+            raise RegistryError(
+                "unavailable", "The check of the files was interrupted.", hint="Push again; what was sent is kept."
+            ) from error
         raise RegistryError(
             "rejected",
             f"The files cannot be checked within {MEMORY >> 20} MiB of memory and {seconds} seconds of processor time.",

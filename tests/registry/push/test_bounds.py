@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import struct
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +18,7 @@ import pytest
 
 from lora_registry.push import check
 from tests.registry.conftest import Sites
-from tests.registry.site import SHARED, Site, adapter_files, base_files, problem, unique
+from tests.registry.site import SHARED, Site, adapter_files, base_files, problem, unique, until
 from tests.support import service
 from tests.support.push import push
 
@@ -69,6 +72,18 @@ def test_a_child_that_needs_too_much_is_ended(
     monkeypatch.setattr(check, name, value)
     answer = send(local, {**adapter_files(1), "tokenizer.json": vocabulary(400_000)})
     assert "cannot be checked within" in problem(answer, "rejected")["detail"]
+
+
+def test_a_check_that_was_killed_is_not_blamed_on_the_files(local: Site) -> None:
+    files = {**adapter_files(1), "tokenizer.json": vocabulary(400_000)}
+    assert local.thread is not None
+    checks = local.thread.context.checks
+    with ThreadPoolExecutor(1) as pool:
+        pushed = pool.submit(send, local, files)
+        until(lambda: bool(checks._running))
+        os.kill(next(iter(checks._running)).pid, signal.SIGKILL)
+        assert "interrupted" in problem(pushed.result(), "unavailable")["detail"]
+    assert send(local, files).status_code == 201
 
 
 def header(body: bytes) -> bytes:
