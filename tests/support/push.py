@@ -35,8 +35,10 @@ def upload(client: httpx.Client, namespace: str, name: str, kind: str, files: Ma
         data, own = bodies[blob["digest"]], f"/api/v1/uploads/{session['id']}/blobs/{blob['digest']}"
         if blob.get("url"):
             # Straight to the store, without our token.
-            httpx.request(blob["method"], blob["url"], content=data, headers=blob["headers"]).raise_for_status()
-            sent = client.post(own + "/complete")
+            to = (blob["method"], blob["url"])
+            httpx.request(*to, content=data, headers=blob["headers"], timeout=client.timeout).raise_for_status()
+            while (sent := client.post(own + "/complete")).status_code == 202:
+                pass  # the bytes are still being checked
         else:
             sent = client.put(own, content=data)
         if sent.status_code != 204:

@@ -5,12 +5,11 @@ first test asks for it, over http and, through a TLS front of ours, over https.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +33,30 @@ BUCKET: Final = "loras"
 REGION: Final = "us-east-1"
 
 
+class Programs:
+    """The processes of a server, which may be killed, and started again on the same data."""
+
+    def __init__(self, commands: Sequence[list[str]], folder: Path, environment: Mapping[str, str], ready: list[str]):
+        self._commands = commands
+        self._folder = folder
+        self._environment = environment
+        self._ready = ready
+        self._running: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> None:
+        log = self._folder / "log"
+        for command in self._commands:
+            self._running.append(start(command, log=log, environment=self._environment, folder=self._folder))
+        for url in self._ready:
+            wait_until(lambda url=url: _answers(url), what=url, log=log)  # type: ignore[misc]
+
+    def kill(self) -> None:
+        """SIGKILL all of them."""
+        for process in self._running:
+            stop(process)
+        self._running.clear()
+
+
 @dataclass(frozen=True)
 class S3Server:
     """A server and how to reach it; the bucket BUCKET exists. `ca` is the file to trust, for https."""
@@ -44,6 +67,7 @@ class S3Server:
     ca: Path
     access_key: str
     secret_key: str
+    programs: Programs = field(compare=False, repr=False)
 
     def settings(self, *, tls: bool = False, **changes: Any) -> S3Settings:
         values: dict[str, Any] = {
@@ -96,13 +120,10 @@ def ministack(folder: Path) -> Iterator[S3Server]:
     }
     (folder / "data").mkdir(parents=True)
     url = f"http://127.0.0.1:{port}"
-    process = start([str(program)], log=folder / "log", environment=environment, folder=folder)
-    try:
-        wait_until(lambda: _answers(url), what="ministack", log=folder / "log")
-        with _server("ministack", url, folder, "test", "test") as server:
-            yield server
-    finally:
-        stop(process)
+    with _server(
+        "ministack", url, Programs([[str(program)]], folder, environment, [url]), folder, "test", "test"
+    ) as s3:
+        yield s3
 
 
 @contextmanager
@@ -114,26 +135,27 @@ def swift(folder: Path) -> Iterator[S3Server]:
     configurations = write_configuration(folder, ports)
     subprocess.run([str(programs / "python"), "-c", RINGS, json.dumps(ports)], cwd=folder, check=True)
     url = f"http://127.0.0.1:{ports['proxy']}"
-    with contextlib.ExitStack() as stack:
-        for kind, configuration in configurations.items():
-            command = [str(programs / f"swift-{kind}-server"), str(configuration)]
-            stack.callback(stop, start(command, log=folder / "log", folder=folder))
-        wait_until(lambda: _answers(f"{url}/healthcheck"), what="swift", log=folder / "log")
-        for kind in ("container", "account", "object"):
-            health = f"http://127.0.0.1:{ports[kind]}/healthcheck"
-            wait_until(lambda health=health: _answers(health), what=kind, log=folder / "log")  # type: ignore[misc]
-        with _server("swift", url, folder, "test:tester", "testing") as server:
-            yield server
+    commands = [[str(programs / f"swift-{kind}-server"), str(path)] for kind, path in configurations.items()]
+    health = [f"http://127.0.0.1:{port}/healthcheck" for port in ports.values()]
+    with _server("swift", url, Programs(commands, folder, {}, health), folder, "test:tester", "testing") as s3:
+        yield s3
 
 
 @contextmanager
-def _server(name: str, url: str, folder: Path, access_key: str, secret_key: str) -> Iterator[S3Server]:
-    client = boto3.session.Session(aws_access_key_id=access_key, aws_secret_access_key=secret_key).client(
-        "s3", endpoint_url=url, region_name=REGION, config=Config(s3={"addressing_style": "path"})
-    )
-    client.create_bucket(Bucket=BUCKET)
-    with tls_front(target_port=int(url.rpartition(":")[2]), folder=folder) as front:
-        yield S3Server(name, url, f"https://127.0.0.1:{front.port}", front.certificate, access_key, secret_key)
+def _server(
+    name: str, url: str, programs: Programs, folder: Path, access_key: str, secret_key: str
+) -> Iterator[S3Server]:
+    try:
+        programs.start()
+        client = boto3.session.Session(aws_access_key_id=access_key, aws_secret_access_key=secret_key).client(
+            "s3", endpoint_url=url, region_name=REGION, config=Config(s3={"addressing_style": "path"})
+        )
+        client.create_bucket(Bucket=BUCKET)
+        with tls_front(target_port=int(url.rpartition(":")[2]), folder=folder) as front:
+            https = f"https://127.0.0.1:{front.port}"
+            yield S3Server(name, url, https, front.certificate, access_key, secret_key, programs)
+    finally:
+        programs.kill()
 
 
 def _answers(url: str) -> bool:

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import Engine
 
 from lora_contract.errors import RegistryError
+from lora_registry.db.session import raising_unavailable
 
 NEWEST: Final = "0009"
 """The last revision under `alembic/versions`."""
@@ -19,8 +20,8 @@ _APPLIED: Final = sa.table("alembic_version", sa.column("version_num"))
 
 
 def is_current(engine: Engine) -> bool:
-    """True if the database has the newest revision."""
-    with engine.connect() as connection:
+    """True if the database has the newest revision. Raises RegistryError `unavailable` if it is away."""
+    with raising_unavailable(), engine.connect() as connection:
         if not sa.inspect(connection).has_table(_APPLIED.name):
             return False
         return list(connection.scalars(sa.select(_APPLIED.c.version_num))) == [NEWEST]

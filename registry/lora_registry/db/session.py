@@ -26,18 +26,19 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        with _raise_unavailable(), Session(self.engine, expire_on_commit=False) as session:
+        with raising_unavailable(), Session(self.engine, expire_on_commit=False) as session:
             yield session
             session.commit()
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        with _raise_unavailable(), Session(self._reader, expire_on_commit=False) as session:
+        with raising_unavailable(), Session(self._reader, expire_on_commit=False) as session:
             yield session
 
 
 @contextmanager
-def _raise_unavailable() -> Iterator[None]:
+def raising_unavailable() -> Iterator[None]:
+    """Convert errors of a database that is away, restarting or locked to RegistryError `unavailable`."""
     try:
         yield
     except (OperationalError, PoolTimeoutError) as error:

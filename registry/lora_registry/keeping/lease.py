@@ -1,4 +1,7 @@
-"""Leases of periodic tasks: one process at a time does them, and not more often than the settings ask."""
+"""Leases of periodic tasks: one process at a time does them, and not more often than the settings ask.
+
+Raises RegistryError `unavailable` if the database is away.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from sqlmodel import col
 
 from lora_registry.db.dialect import insert, now_sql
 from lora_registry.db.engine import autocommitting
+from lora_registry.db.session import raising_unavailable
 from lora_registry.db.tables import TaskLease
 from lora_registry.runtime.clock import new_id
 
@@ -41,7 +45,7 @@ class Lease:
             .values(**values)
             .returning(col(TaskLease.name))
         )
-        with self._engine.connect() as connection:
+        with raising_unavailable(), self._engine.connect() as connection:
             return connection.execute(statement).first() is not None
 
 
@@ -57,6 +61,6 @@ def claim(engine: Engine, name: str, *, every: float = 0.0) -> Lease | None:
         .on_conflict_do_update(index_elements=[col(TaskLease.name)], set_=values, where=free)
         .returning(col(TaskLease.name))
     )
-    with autocommitting(engine).connect() as connection:
+    with raising_unavailable(), autocommitting(engine).connect() as connection:
         claimed = connection.execute(statement).first() is not None
     return Lease(engine, name, holder) if claimed else None

@@ -34,14 +34,18 @@ def start(ctx: Context) -> None:
 
 def _start(name: str, delay: float, interval: float, work: Callable[[], None]) -> None:
     pause = min(INTERVAL_SECONDS, interval or INTERVAL_SECONDS)
-    threading.Thread(target=_repeat, args=(work, min(delay, pause), pause), name=name, daemon=True).start()
+    threading.Thread(target=_repeat, args=(name, work, min(delay, pause), pause), name=name, daemon=True).start()
 
 
-def _repeat(work: Callable[[], None], delay: float, seconds: float) -> NoReturn:
+def _repeat(name: str, work: Callable[[], None], delay: float, seconds: float) -> NoReturn:
     pause = threading.Event()
     pause.wait(delay)
     while True:
-        work()
+        try:
+            work()
+        except Exception:
+            # Nobody would start this thread again, and nothing would be removed any more.
+            log.exception("The %s failed and will be repeated.", name)
         pause.wait(seconds)
 
 

@@ -13,6 +13,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def test_a_bucket_that_is_missing_and_keys_that_are_wrong(swift_server: S3Server
     unavailable(missing.check)
     unavailable(missing.put_unknown, [b"abc"])
     unavailable(lambda: list(missing.list()))
-    stranger = S3Server("swift", swift_server.http, swift_server.https, swift_server.ca, "test:tester", "wrong-secret")
+    stranger = replace(swift_server, secret_key="wrong-secret")
     refused = unavailable(stranger.store(prefix="x").check)
     assert refused.facts["status"] == 403
     assert "credentials" in refused.hint

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -23,6 +22,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from lora_contract.errors import RegistryError
+from lora_registry.db.session import raising_unavailable
 from lora_registry.jobs.engine.kinds import JobKind, SpecT
 from lora_registry.jobs.engine.names import APPLICATION, APPLICATION_VERSION, PROGRESS_STREAM, from_portable
 from lora_registry.jobs.engine.port import TERMINAL, JobStatus, ProgressRecord, Queue, State
@@ -115,7 +115,7 @@ class DbosEngine:
             ) from error
 
     def status(self, job_id: str) -> JobStatus | None:
-        with _raise_unavailable():
+        with raising_unavailable():
             found = self._client.list_workflows(workflow_ids=[job_id], load_input=False)
         return _status(found[0]) if found else None
 
@@ -128,7 +128,7 @@ class DbosEngine:
         if state is not None:
             filters["status"] = [name for name, ours in _STATES.items() if ours == state]
         end = None if before is None else _timestamp(round(before * 1000) - 1)
-        with _raise_unavailable():
+        with raising_unavailable():
             found = self._client.list_workflows(limit=limit, end_time=end, **filters)
             if len(found) == limit and found[-1].created_at is not None:
                 # Jobs of the same millisecond stay on one page: the next page begins strictly before it.
@@ -141,14 +141,14 @@ class DbosEngine:
     def cancel(self, job_id: str) -> None:
         if self._known(job_id).state in TERMINAL:
             return
-        with _raise_unavailable():
+        with raising_unavailable():
             self._client.cancel_workflow(job_id)
 
     def follow(self, job_id: str, offset: int = 0, timeout: float | None = None) -> Iterator[ProgressRecord]:
         values = self._client.read_stream(
             job_id, PROGRESS_STREAM, offset=offset, polling_interval_sec=_POLL_SECONDS, timeout_seconds=timeout
         )
-        with _raise_unavailable():
+        with raising_unavailable():
             try:
                 for value in values:
                     yield ProgressRecord(offset=offset, **value)
@@ -162,7 +162,7 @@ class DbosEngine:
         status = self._known(job_id)
         if status.state not in ("failed", "cancelled"):
             raise RegistryError("conflict", f"The job {job_id} is {status.state}, neither failed nor cancelled.")
-        with _raise_unavailable():
+        with raising_unavailable():
             steps = self._client.list_workflow_steps(job_id)
             failed = [step["function_id"] for step in steps if step["error"] is not None]
             start_step = min(failed, default=max((step["function_id"] for step in steps), default=0) + 1)
@@ -227,11 +227,3 @@ def _timestamp(milliseconds: int) -> str:
 
 def _unknown(job_id: str) -> RegistryError:
     return RegistryError("not-found", f"There is no job {job_id}.", hint="Check the id with `lora-reg job list`.")
-
-
-@contextmanager
-def _raise_unavailable() -> Iterator[None]:
-    try:
-        yield
-    except OperationalError as error:
-        raise RegistryError("unavailable", "The database did not answer or is locked.") from error

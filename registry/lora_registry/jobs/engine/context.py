@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any, Concatenate
 
 from dbos import DBOS, PortableWorkflowError, SQLAlchemyDatasource
-from sqlalchemy.exc import OperationalError
 from sqlmodel import Session
 
 from lora_contract.errors import RegistryError
+from lora_registry.db.session import raising_unavailable
 from lora_registry.jobs.engine.kinds import InputT, JobKind, P, ResultT
 from lora_registry.jobs.engine.names import ALIVE_EVENT, PROGRESS_STREAM, from_portable, to_portable
 from lora_registry.processes.child import ChildReporter
@@ -120,13 +120,10 @@ class DbosContext:
         attempt = 1
         while True:
             try:
-                return work()
-            except (RegistryError, OperationalError) as error:
-                failure = (
-                    error
-                    if isinstance(error, RegistryError)
-                    else RegistryError("unavailable", "The database did not answer or is locked.")
-                )
+                with raising_unavailable():
+                    return work()
+            except RegistryError as error:
+                failure = error
                 if not failure.kind.retryable or attempt >= policy.attempts:
                     raise to_portable(failure) from error
             delay = policy.delay(attempt)

@@ -18,15 +18,19 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Retries of a step whose error is retryable (`RegistryError.kind.retryable`). Delays are in seconds."""
+    """Retries of a step whose error is retryable (`RegistryError.kind.retryable`). Delays are in seconds.
 
-    attempts: int = 3
+    The defaults outlast a store or a database that is replaced by its standby: they give up after five minutes.
+    """
+
+    attempts: int = 10
     first_delay: float = 1.0
     backoff: float = 2.0
+    longest: float = 60.0
 
     def delay(self, attempt: int) -> float:
         """Seconds to wait after the failure of `attempt` (the first is 1)."""
-        return self.first_delay * self.backoff ** (attempt - 1)
+        return min(self.longest, self.first_delay * self.backoff ** (attempt - 1))
 
 
 @dataclass(frozen=True, slots=True)

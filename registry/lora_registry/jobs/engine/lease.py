@@ -89,7 +89,7 @@ class Reaper(threading.Thread):
         while not self._halt.wait(self._tick_seconds):
             try:
                 self.sweep()
-            except SQLAlchemyError as error:
+            except Exception as error:  # noqa: BLE001  the engine's own too: without this thread no job is taken over
                 _log.warning("The check for dead workers failed and will be retried: %s", error)
 
     def sweep(self) -> list[str]:

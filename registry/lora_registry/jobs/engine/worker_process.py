@@ -9,6 +9,7 @@ import socket
 import threading
 import uuid
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Final, NoReturn
 
 from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, SQLAlchemyDatasource
@@ -22,6 +23,7 @@ from lora_registry.jobs.engine import lease_store as store
 from lora_registry.jobs.engine.context import DbosContext
 from lora_registry.jobs.engine.kinds import Handled
 from lora_registry.jobs.engine.lease import Heartbeat, Reaper
+from lora_registry.jobs.engine.lost_claims import LostClaims
 from lora_registry.jobs.engine.names import APPLICATION, APPLICATION_VERSION, to_portable
 from lora_registry.processes.attributes import die_with_parent
 from lora_registry.processes.children import Children
@@ -107,12 +109,14 @@ def run_worker(
     # On SQLite a thread inside a transaction of ours holds the write lock and asks the engine, on another connection,
     # whether the job is still its own. With fewer connections than threads that wait for the lock, all of them stall
     # until the lock timeout of 30 seconds.
+    lost = LostClaims(patience=2 * lease_seconds, requeue=_requeue)
     connections = SPARE_CONNECTIONS + 2 * len(queues) + sum(concurrency.get(queue, 1) for queue in queues)
     _launch(
         engine,
         handlers,
         executor_id=executor_id,
         children=children,
+        lost=lost,
         queues=queues,
         lease_seconds=lease_seconds,
         connections=connections,
@@ -125,7 +129,11 @@ def run_worker(
             on_conflict="always_update",
         )
     reaper = Reaper(
-        engine, executor_id=executor_id, tick_seconds=reap_seconds, running=_running_executors, recover=_recover
+        engine,
+        executor_id=executor_id,
+        tick_seconds=reap_seconds,
+        running=partial(_running_executors, executor_id, lost),
+        recover=_recover,
     )
     reaper.start()
     _log.info("Worker %s takes jobs from %s", executor_id, ", ".join(queues))
@@ -155,6 +163,7 @@ def _launch(
     *,
     executor_id: str,
     children: Children,
+    lost: LostClaims,
     queues: Sequence[str],
     lease_seconds: float,
     connections: int,
@@ -186,12 +195,14 @@ def _launch(
     # As in the service, whose functions run here too. SQLite has only this level.
     isolation = "SERIALIZABLE" if engine.dialect.name == "sqlite" else "READ COMMITTED"
     for handled in handlers:
-        _register(handled, datasource=datasource, isolation=isolation, children=children)
+        _register(handled, datasource=datasource, isolation=isolation, children=children, lost=lost)
     DBOS.listen_queues(list(queues))
     DBOS.launch()
 
 
-def _register(handled: Handled, *, datasource: SQLAlchemyDatasource, isolation: str, children: Children) -> None:
+def _register(
+    handled: Handled, *, datasource: SQLAlchemyDatasource, isolation: str, children: Children, lost: LostClaims
+) -> None:
     kind = handled.kind
 
     # The engine counts only restarts.
@@ -203,19 +214,27 @@ def _register(handled: Handled, *, datasource: SQLAlchemyDatasource, isolation: 
             job_id=DBOS.workflow_id, kind=kind, datasource=datasource, isolation=isolation, children=children
         )
         try:
-            result = encode(handled.handler(context, decode(spec, kind.spec)))
+            with lost.running(context.job_id):
+                result = encode(handled.handler(context, decode(spec, kind.spec)))
         except RegistryError as error:
             raise to_portable(error) from error
         fault_point("jobs.job.finished")
         return result
 
 
-def _running_executors() -> set[str]:
+def _running_executors(executor_id: str, lost: LostClaims) -> set[str]:
     # Recover only jobs of our application version; others belong to workers of that version.
     running = DBOS.list_workflows(
         status="PENDING", app_version=APPLICATION_VERSION, load_input=False, load_output=False
     )
+    lost.sweep([workflow.workflow_id for workflow in running if workflow.executor_id == executor_id])
     return {workflow.executor_id for workflow in running if workflow.executor_id}
+
+
+def _requeue(job_id: str) -> None:
+    found = DBOS.get_workflow_status(job_id)
+    if found is not None:
+        DBOS.resume_workflow(job_id, queue_name=(found.attributes or {}).get("queue") or found.queue_name)
 
 
 def _recover(executor_ids: list[str]) -> None:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from lora_registry.jobs.engine import lease_store as store
 from lora_registry.jobs.engine.worker_process import EXIT_LEASE_LOST
@@ -205,3 +206,18 @@ def test_an_embedded_worker_ends_with_its_parent(site: Site) -> None:
         parent.communicate()
     site.until(lambda: not _alive(worker) and not _alive(child), within=5.0)
     assert store.holders(site.database) == set()
+
+
+def test_a_claim_whose_answer_was_lost_is_found(site: Site) -> None:
+    """The database counts the job as a live worker's, which never heard of it."""
+    site.worker(executor_id="deaf", queues=["cpu"], lease_seconds=1.0)
+    site.enqueue("before")
+    assert site.ended("before").state == "done"
+    site.enqueue("waits", queue="gpu")
+    table = "workflow_status" if site.url.startswith("sqlite") else "dbos.workflow_status"
+    claim = f"UPDATE {table} SET status = 'PENDING', executor_id = 'deaf', owner_xid = 'x', queue_name = 'cpu'"
+    with site.database.begin() as connection:
+        connection.execute(text(f"{claim} WHERE workflow_uuid = 'waits'"))
+        connection.execute(text(f"""UPDATE {table} SET attributes = '{{"queue": "cpu"}}'"""))
+    assert site.ended("waits").state == "done"
+    assert site.rows("waits") == 1
