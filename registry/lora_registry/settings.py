@@ -39,7 +39,7 @@ class ServiceSettings:
         public_url: where clients reach the service, without a path; of links to further pages. None: the host name of a
             request, if it is loopback or the address that the service listens on; otherwise links have no host.
         presign: let clients transfer bytes directly to and from the store, if the store supports it.
-        presign_seconds: lifetime of a presigned URL.
+        presign_seconds: lifetime of a presigned URL, less what our clock is behind the store's.
         upload_seconds: lifetime of an upload session.
         max_file_bytes: the largest file that a push may contain.
         verified_seconds: a stored file that was not verified for this long is not handed to Hub clients by a presigned
@@ -73,7 +73,7 @@ class ServiceSettings:
     auth: str = "none"
     public_url: str | None = None
     presign: bool = True
-    presign_seconds: int = 300
+    presign_seconds: int = 900
     upload_seconds: int = 72 * 3600
     max_file_bytes: int = 64 * 1024**3
     verified_seconds: float = 7 * 24 * 3600.0

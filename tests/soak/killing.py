@@ -4,7 +4,8 @@
     python -m tests.soak.killing --database postgresql --store s3 --kills 200
 
 Every kill is a SIGKILL of the API, the worker, both, a child of a job, a running backup, the S3 server or the
-postmaster of PostgreSQL (or its immediate shutdown); the last two come back after at most four seconds. What was
+postmaster of PostgreSQL (or its immediate shutdown); the last two come back after at most four seconds. Over S3 the
+store also answers 500 and 503, cuts and refuses connections and is slow, for as long (`--only "store cuts"`). What was
 acknowledged is looked for in the end: versions byte by byte, moves of tags, merges. Exit 1 if anything is lost, a
 number or a generation is missing, a request failed without a clear answer, a merge does not end or fails, or fsck finds
 something. SOAK_LOGS names a folder for the logs of such a run.
@@ -126,7 +127,7 @@ def judge(siege: Siege, victims: Victims) -> list[str]:
                 wrong.append(f"{name} has gaps: {numbers[:20]}")
         for (name, number), files in siege.versions.items():
             for file, digest in files.items():
-                answer = client.get(f"{path}/{name}/versions/v{number}/files/{file}")
+                answer = client.get(f"{path}/{name}/versions/v{number}/files/{file}", follow_redirects=True)
                 if answer.status_code != 200 or hashlib.sha256(answer.content).hexdigest() != digest:
                     wrong.append(f"{name}:v{number} {file}: {answer.status_code}")
         generations: list[int] = []
@@ -162,10 +163,11 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--pause", type=float, default=1.5, help="mean seconds between two")
     parser.add_argument("--only", action="append", default=[], help="a kind of victim; may be repeated")
+    parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     extra = {"LORA_REG_LEASE_SECONDS": "3", "LORA_REG_LOG_LEVEL": "WARNING"}
     with ground(options.database, options.store, extra=extra) as prepared:
-        site, random_ = prepared.site, random.Random(1)
+        site, random_ = prepared.site, random.Random(options.seed)
         siege, victims = Siege(site), Victims(prepared, random_, tuple(options.only))
         works = [siege.pushing, siege.pushing, siege.tagging, siege.merging]
         threads = [threading.Thread(target=siege.run, args=(work, number)) for number, work in enumerate(works)]
@@ -176,6 +178,8 @@ def main() -> int:
         for _ in range(options.kills):
             time.sleep(options.pause * random_.random() * 2)
             struck[victims.strike()] += 1
+            if struck.total() % 10 == 0:
+                print(f"{struck.total()} kills after {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
         siege.over.set()
         for thread in threads:
             thread.join()

@@ -12,6 +12,7 @@ from typing import Any
 
 from tests.registry.keeping.shelves import Bucket, Folder, Shelf, s3_environment
 from tests.registry.site import Site, open_site
+from tests.support.faults import FaultProxy
 from tests.support.postgres import OwnServer, own_server
 
 PREFIX = "soak"
@@ -25,13 +26,14 @@ HASTE = {
 
 @dataclass(frozen=True)
 class Ground:
-    """A site with its base, and what it stands on. postgres: None on SQLite. s3: None over a folder."""
+    """A site with its base, and what it stands on. postgres: None on SQLite. s3, proxy before it: None over a folder."""
 
     site: Site
     folder: Path
     shelf: Shelf
     postgres: OwnServer | None
     s3: Any
+    proxy: FaultProxy | None
 
 
 @contextmanager
@@ -48,13 +50,14 @@ def ground(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         postgres = stack.enter_context(own_server()) if database == "postgresql" else None
         chosen = {**HASTE, **(extra or {})}
-        s3 = None
+        s3, proxy = None, None
         if store == "s3":
             from tests.support.s3 import ministack
 
             (folder / "s3").mkdir()
             s3 = stack.enter_context(ministack(folder / "s3"))
-            chosen |= s3_environment(s3, PREFIX)
+            proxy = stack.enter_context(FaultProxy(int(s3.http.rpartition(":")[2])))
+            chosen |= s3_environment(s3, PREFIX) | {"LORA_REG_S3_ENDPOINT_URL": f"http://127.0.0.1:{proxy.port}"}
         url = "" if postgres is None else postgres.url
         site = stack.enter_context(open_site(database, folder / "site", url, extra=chosen, arguments=arguments))
         site.start()
@@ -62,4 +65,4 @@ def ground(
             site.worker()
         site.need_base()
         shelf: Shelf = Folder(site.data) if s3 is None else Bucket(s3, PREFIX)
-        yield Ground(site, folder, shelf, postgres, s3)
+        yield Ground(site, folder, shelf, postgres, s3, proxy)

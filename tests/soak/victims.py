@@ -16,6 +16,14 @@ from tests.soak.site import Ground
 from tests.support import service
 
 ALWAYS: Final = ("api", "worker", "both", "child", "backup")
+TROUBLES: Final[dict[str, dict[str, Any]]] = {
+    "store answers 500": {"answering": 500, "share": 0.7},
+    "store answers 503": {"answering": 503, "share": 0.7},
+    "store cuts": {"cutting": True, "share": 0.1},
+    "store refuses": {"refusing": True},
+    "store is slow": {"delay": 0.3},
+}
+"""What the proxy before the store does meanwhile."""
 LONGEST_PAUSE: Final = 4.0
 """Seconds that a store or a database stays away."""
 
@@ -30,13 +38,13 @@ class Victims:
         self.random = random_
         self.kinds = only or (
             *ALWAYS,
-            *(("store",) if ground.s3 is not None else ()),
+            *(("store", *TROUBLES) if ground.s3 is not None else ()),
             *(("database", "database at once") if ground.postgres is not None else ()),
         )
         self.backup: subprocess.Popen[Any] | None = None
 
     def strike(self) -> str:
-        """Kill something; return what. The API, workers and servers are started again."""
+        """Kill something, or have the store fail; return what. The API, workers and servers are started again."""
         self.tend()
         what = self.random.choice(self.kinds)
         match what:
@@ -48,6 +56,12 @@ class Victims:
                 self.ground.s3.programs.kill()
                 self._pause()
                 self.ground.s3.programs.start()
+            case trouble if trouble in TROUBLES:
+                assert self.ground.proxy is not None
+                for name, value in TROUBLES[trouble].items():
+                    setattr(self.ground.proxy, name, value)
+                self._pause()
+                self.ground.proxy.reset()
             case "database" | "database at once":
                 assert self.ground.postgres is not None
                 (self.ground.postgres.kill if what == "database" else self.ground.postgres.stop_at_once)()
@@ -58,7 +72,7 @@ class Victims:
         if what in ("api", "both"):
             kill([*descendants(self.site.service.process.pid)] if not self.site.sqlite else [])
             self.site.service.kill()
-            self.site.start()
+            self._start()
         self.tend()
         return what
 
@@ -66,6 +80,14 @@ class Victims:
         """Start a worker where the last one has ended. On SQLite the service does."""
         if not self.site.sqlite and not self._workers():
             self.site.worker()
+
+    def _start(self) -> None:
+        """Start the service; on a busy machine the first one may not be ready in time."""
+        for _ in range(2):
+            with contextlib.suppress(AssertionError):
+                self.site.start()
+                return
+        self.site.start()
 
     def end(self, seconds: float) -> None:
         """Wait for the last backup."""

@@ -104,6 +104,8 @@ class OwnServer:
     def start(self, seconds: float = 60) -> None:
         """Start it again on the same data, once the processes of the one before are gone."""
         server, deadline = _server(self.folder), time.monotonic() + seconds
+        while self._lives() and time.monotonic() < deadline:
+            time.sleep(0.05)
         while True:
             try:
                 return server.start()
@@ -111,6 +113,15 @@ class OwnServer:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.2)
+
+    def _lives(self) -> bool:
+        """Whether the postmaster of the file is there, dying ones included: the library would not start another."""
+        with suppress(FileNotFoundError):
+            pid = self._pid()
+            with suppress(ChildProcessError):  # not ours to reap
+                os.waitpid(pid, os.WNOHANG)
+            return Path(f"/proc/{pid}").exists()
+        return False
 
     def _pid(self) -> int:
         return int((self.folder / "data" / "postmaster.pid").read_text().split()[0])

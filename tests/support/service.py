@@ -80,7 +80,7 @@ def start(
             stderr=subprocess.STDOUT,
         )
     service = Service("", process, env, log)
-    deadline = time.monotonic() + READY_SECONDS
+    deadline, answer = time.monotonic() + READY_SECONDS, "no answer"
     while wait and time.monotonic() < deadline:
         text = log.read_text("utf-8", "replace")
         if process.poll() is not None:
@@ -89,15 +89,17 @@ def start(
             service.url = text.split("serves ", 1)[1].split(" ", 1)[0]
         if service.url:
             try:
-                if httpx.get(service.url + "/readyz", timeout=5).status_code == 200:
+                ready = httpx.get(service.url + "/readyz", timeout=5)
+                if ready.status_code == 200:
                     return service
-            except httpx.TransportError:
-                pass
+                answer = ready.text
+            except httpx.TransportError as error:
+                answer = repr(error)
         time.sleep(0.05)
     if not wait:
         return service
     process.kill()
-    raise AssertionError(f"The service did not become ready:\n{log.read_text('utf-8', 'replace')}")
+    raise AssertionError(f"The service did not become ready ({answer}):\n{log.read_text('utf-8', 'replace')}")
 
 
 @contextmanager

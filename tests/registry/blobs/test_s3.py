@@ -14,12 +14,14 @@ import traceback
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from botocore.compat import get_current_datetime
 
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
@@ -27,6 +29,7 @@ from lora_registry.blobs.protocols import Stored
 from lora_registry.blobs.s3 import S3Store
 from lora_registry.blobs.s3_client import make_client
 from lora_registry.blobs.s3_settings import MIB
+from lora_registry.settings import ServiceSettings
 from tests.registry.blobs.places import S3Place, blob
 from tests.support.faults import FaultProxy
 from tests.support.front import Answer, Front
@@ -276,6 +279,20 @@ def test_presigned_urls_expire(place: S3Place) -> None:
     assert httpx.get(get.url).status_code == 403
     assert httpx.put(put.url, headers=put.headers, content=b"abc").status_code == 403
     assert place.leftovers() == []
+
+
+def test_presigned_urls_of_a_clock_ten_minutes_behind(place: S3Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest, size = place.store.put_unknown([b"abc"])
+    behind = get_current_datetime() - timedelta(minutes=10)
+    monkeypatch.setattr("botocore.auth.get_current_datetime", lambda *_: behind)
+    seconds = ServiceSettings().presign_seconds
+    get = place.store.presign_get(digest, filename=None, expires_in=seconds)
+    put = place.store.presign_put(uuid.uuid4().hex, digest, size=size, expires_in=seconds)
+    monkeypatch.undo()
+    assert get is not None
+    assert put is not None
+    assert httpx.get(get.url).content == b"abc"
+    assert httpx.put(put.url, headers=put.headers, content=b"abc").status_code == 200
 
 
 def test_large_copies_go_in_parts(place: S3Place) -> None:
