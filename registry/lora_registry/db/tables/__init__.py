@@ -9,6 +9,7 @@ from lora_registry.db.tables.blobs import Blob, Orphan, UploadFile, UploadSessio
 from lora_registry.db.tables.gates import Approval, DecisionRow, PolicyRow, VersionSignature
 from lora_registry.db.tables.identity import TakenToken, TokenOrigin, TrustedIssuer, TrustRuleRow
 from lora_registry.db.tables.jobs import TaskLease, WorkerLease
+from lora_registry.db.tables.records import RecordDue, RecordExport
 from lora_registry.db.tables.repositories import Repository, Retention, Tag, TagMove, Version, VersionBlob, VersionEdge
 from lora_registry.db.tables.work import JobRow, RecipeRow, ReportRow
 
@@ -25,6 +26,8 @@ __all__ = [
     "Orphan",
     "PolicyRow",
     "RecipeRow",
+    "RecordDue",
+    "RecordExport",
     "ReportRow",
     "Repository",
     "Retention",

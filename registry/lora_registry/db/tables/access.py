@@ -26,6 +26,8 @@ class Namespace(SQLModel, table=True):
     versions: int = big_int(default=0)
     max_bytes: int | None = big_int(nullable=True)
     max_versions: int | None = big_int(nullable=True)
+    max_jobs: int | None = big_int(nullable=True)
+    """Queued and running at once; see `repositories.usage`."""
 
 
 class Token(SQLModel, table=True):
@@ -70,7 +72,7 @@ class TokenGrant(SQLModel, table=True):
 
 
 class IdempotencyRecord(SQLModel, table=True):
-    """The response to a request with an Idempotency-Key, kept for a day. status 0: still in flight."""
+    """The response to a request with an Idempotency-Key, kept for a stated time. status 0: still in flight."""
 
     __tablename__ = "idempotency"
 

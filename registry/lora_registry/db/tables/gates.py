@@ -1,4 +1,5 @@
-"""Policies on tags, decisions, approvals and signatures. The database refuses to change or remove these rows."""
+"""Policies on tags, decisions, approvals and signatures. The database refuses to change these rows,
+and to remove others than decisions that were exported."""
 
 from __future__ import annotations
 

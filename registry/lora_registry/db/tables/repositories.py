@@ -58,7 +58,7 @@ class Version(SQLModel, table=True):
     size: int = big_int()
     """Total size of all files in bytes."""
     base_version_id: int | None = foreign_key("version.id", nullable=True, index=True)
-    recipe_digest: str | None = Field(default=None, max_length=71, foreign_key="recipe.digest")
+    recipe_digest: str | None = Field(default=None, max_length=71, foreign_key="recipe.digest", index=True)
     weights_absent: bool = False
     facts: str | None = Field(default=None, sa_type=Text)
     """Results of the check, as JSON."""

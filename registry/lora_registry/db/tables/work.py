@@ -37,6 +37,8 @@ class JobRow(SQLModel, table=True):
     recipe_digest: str | None = Field(default=None, max_length=71, foreign_key="recipe.digest")
     subject_version_id: int | None = foreign_key("version.id", nullable=True, index=True)
     result_version_id: int | None = foreign_key("version.id", nullable=True)
+    reserved_until: int | None = big_int(nullable=True)
+    """Until then it counts as queued: a retry was admitted, and reaches the engine in a transaction of its own."""
 
 
 class ReportRow(SQLModel, table=True):
