@@ -21,8 +21,9 @@ from lora_registry.db import revision
 from lora_registry.db.engine import make_engine, require_connection
 from lora_registry.jobs.engine import client as engine_client
 from lora_registry.keeping import fsck as keeping_fsck
-from lora_registry.keeping import tasks
+from lora_registry.keeping import records, tasks
 from lora_registry.keeping.collect import Collected
+from lora_registry.keeping.records import Kept
 from lora_registry.push import sessions
 from lora_registry.repositories import retention
 from lora_registry.settings import ServiceSettings
@@ -75,6 +76,19 @@ def gc(settings: ServiceSettings, *, dry_run: bool, grace: float | None) -> Coll
     if result is None:
         raise RegistryError("conflict", "Another process collects garbage now.", hint="Wait until it has ended.")
     return result
+
+
+def keep_records(settings: ServiceSettings) -> Kept:
+    """Export and remove old records now. Raises `conflict` if another process does."""
+    done = tasks.keep_records(open_checked(settings))
+    if done is None:
+        raise RegistryError("conflict", "Another process exports records now.", hint="Wait until it has ended.")
+    return done
+
+
+def due_records(settings: ServiceSettings) -> dict[str, int]:
+    """Count the records of each kind that would be exported and removed."""
+    return records.due(open_checked(settings))
 
 
 def backup(settings: ServiceSettings, destination: str, *, keep: int | None, parallel: int, tell: Tell) -> Document:

@@ -152,19 +152,29 @@ def _seconds(text: str | None) -> float | None:
     help="Keep what nothing needs for so long, as in 24h, 30m or 90s (default: LORA_REG_GC_GRACE_SECONDS).",
 )
 def gc(data: Path | None, dry_run: bool, grace: str | None) -> None:
-    """Remove stored bytes that nothing needs, while the service runs.
+    """Remove stored bytes that nothing needs, and records older than is kept, while the service runs.
 
-    Bytes that nothing needs are condemned by one run, and removed by the first run after the grace period. Workers do
-    the same every LORA_REG_GC_SECONDS.
+    Bytes that nothing needs are condemned by one run, and removed by the first run after the grace period. Old events,
+    decisions, reports and jobs are written to files before they are removed (LORA_REG_KEEP_*_DAYS,
+    LORA_REG_RECORDS_URL). Workers do the same every LORA_REG_GC_SECONDS.
     """
     with importing():
         from lora_registry import admin
 
-    done = admin.gc(load(data=data), dry_run=dry_run, grace=_seconds(grace))
+    config = load(data=data)
+    done = admin.gc(config, dry_run=dry_run, grace=_seconds(grace))
     would = "would be " if dry_run else ""
     click.echo(f"{done.removed} blobs ({done.removed_bytes} bytes) {would}removed.")
     click.echo(f"{done.orphans} left over objects ({done.orphan_bytes} bytes) {would}removed.")
     click.echo(f"{done.condemned} blobs {would}condemned: removed after the grace period, unless something needs them.")
+    if dry_run:
+        for kind, number in admin.due_records(config).items():
+            click.echo(f"{number} {kind} would be exported and removed.")
+    else:
+        kept = admin.keep_records(config)
+        for file in kept.files:
+            click.echo(f"{file.removed} {file.kind} removed, exported to {file.file}")
+        click.echo(f"{kept.removed} old records removed.")
     if done.failed:
         click.echo(f"{done.failed} objects could not be removed; the next run tries again.", err=True)
         sys.exit(10)

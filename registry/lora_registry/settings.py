@@ -21,6 +21,11 @@ LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 MIN_PART: Final = 5 * 1024**2
 MAX_PART: Final = 5 * 1024**3
 """In bytes: what S3 accepts as a part."""
+_LIMITS: Final = (
+    *("reads_per_minute", "writes_per_minute", "jobs_per_minute", "failures_per_minute"),
+    *("keep_events_days", "keep_decisions_days", "keep_reports_days", "keep_jobs_days"),
+    *("keep_progress_days", "keep_idempotency_days"),
+)
 _POSITIVE: Final = (
     *("presign_seconds", "upload_seconds", "max_file_bytes", "job_memory_bytes", "lease_seconds"),
     *("fsck_bytes", "fsck_rate"),
@@ -50,6 +55,11 @@ class ServiceSettings:
         gc_orphan_seconds: how long bytes are kept that no row names; longer than any upload or job.
         fsck_seconds: interval at which workers verify the stored bytes that were verified longest ago; 0: never.
         fsck_bytes: how many bytes they read each time. fsck_rate: in MB per second.
+        keep_events_days, keep_decisions_days, keep_reports_days, keep_jobs_days: how long events, decisions of gates,
+            reports, and jobs that have ended are kept, before they are exported and removed; 0: for ever.
+        keep_progress_days: how long the progress of jobs that have ended is kept; 0: for ever.
+        keep_idempotency_days: how long the answer to a request with an Idempotency-Key is kept; 0: for ever.
+        records_url: where old records are exported to, as storage_url; None: `records/` in the store of the blobs.
         upload_part_bytes: files longer than this are sent in parts of this size, or longer if there were more than
             10,000; at least 5 MiB. A push that was cut off goes on with the parts that are missing.
         reads_per_minute, writes_per_minute, jobs_per_minute: requests of a token, in each API process; 0: no limit.
@@ -83,6 +93,13 @@ class ServiceSettings:
     fsck_seconds: float = 3600.0
     fsck_bytes: int = 10 * 1000**3
     fsck_rate: float = 20.0
+    keep_events_days: float = 400.0
+    keep_decisions_days: float = 400.0
+    keep_reports_days: float = 400.0
+    keep_jobs_days: float = 90.0
+    keep_progress_days: float = 30.0
+    keep_idempotency_days: float = 1.0
+    records_url: str | None = None
     upload_part_bytes: int = 32 * 1024**2
     reads_per_minute: int = 12_000
     writes_per_minute: int = 3_000
@@ -111,8 +128,8 @@ class ServiceSettings:
             raise _invalid("port", self.port, "a port from 0 to 65535")
         if not MIN_PART <= self.upload_part_bytes <= MAX_PART:
             raise _invalid("upload_part_bytes", self.upload_part_bytes, f"a number from {MIN_PART} to {MAX_PART}")
-        for name in ("reads_per_minute", "writes_per_minute", "jobs_per_minute", "failures_per_minute"):
-            if getattr(self, name) < 0:
+        for name in _LIMITS:
+            if not getattr(self, name) >= 0:
                 raise _invalid(name, getattr(self, name), "a number, or 0 for no limit")
         for name in _POSITIVE:
             if (value := getattr(self, name)) is not None and not value > 0:
@@ -122,8 +139,9 @@ class ServiceSettings:
             raise _invalid(missing, None, "a value, since the other of issuer and client id is set")
         if self.database_url is not None:
             _check_database_url(self.database_url)
-        if self.storage_url is not None:
-            _check_storage_url(self.storage_url)
+        for name in ("storage_url", "records_url"):
+            if (url := getattr(self, name)) is not None:
+                _check_storage_url(name, url)
         if self.public_url is not None:
             object.__setattr__(self, "public_url", self.public_url.rstrip("/"))
             parts = urlsplit(self.public_url)
@@ -263,12 +281,14 @@ def _check_database_url(url: str) -> None:
         )
 
 
-def _check_storage_url(url: str) -> None:
+def _check_storage_url(name: str, url: str) -> None:
     parts = urlsplit(url)
     known = parts.netloc != "" if parts.scheme == "s3" else parts.scheme == "file" or "://" not in url
     if not known:
         raise RegistryError(
             "usage",
-            f"LORA_REG_STORAGE_URL is {url!r}; expected s3://BUCKET/PREFIX, file:///FOLDER or a path.",
-            hint="Leave it unset to store blobs in the data folder.",
+            f"{PREFIX}{name.upper()} is {url!r}; expected s3://BUCKET/PREFIX, file:///FOLDER or a path.",
+            hint="Leave it unset to store blobs in the data folder."
+            if name == "storage_url"
+            else "Leave it unset to export records into the store of the blobs.",
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lora_registry.blobs.files import Files, open_files
 from lora_registry.blobs.open import local_folder, open_store
 from lora_registry.blobs.protocols import BlobStore
 from lora_registry.blobs.s3_settings import S3Settings
@@ -17,6 +18,12 @@ def local_root(settings: ServiceSettings) -> Path | None:
 
 def open_blobs(settings: ServiceSettings) -> BlobStore:
     return open_store(settings.storage_url, settings.data.resolve(), s3_settings(settings))
+
+
+def open_records(settings: ServiceSettings) -> Files:
+    """Open the place of exported records: `records/` beside the blobs, unless the settings name another."""
+    beside = (settings.storage_url or str(settings.data.resolve())).rstrip("/") + "/records"
+    return open_files(settings.records_url or beside, s3_settings(settings))
 
 
 def s3_settings(settings: ServiceSettings) -> S3Settings:

@@ -20,6 +20,7 @@ import msgspec
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_registry.blobs import keys
+from lora_registry.blobs.files import Written
 
 FOLDER: Final = "backups/"
 DATABASE: Final = "database"
@@ -36,6 +37,10 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
 
     size: int
     sha256: str
+
+    @classmethod
+    def of(cls, written: Written) -> Part:
+        return cls(size=written.size, sha256=written.sha256)
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True):

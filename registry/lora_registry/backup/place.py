@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 from urllib.parse import urlsplit
 
 import msgspec
@@ -16,11 +14,10 @@ import msgspec
 from lora_contract.errors import RegistryError
 from lora_registry.backup import document
 from lora_registry.backup.document import Document, Part
+from lora_registry.blobs.files import BucketFiles, FolderFiles, Written
 from lora_registry.blobs.local import LocalStore
 from lora_registry.blobs.protocols import BlobStore
 from lora_registry.blobs.s3_settings import S3Settings
-
-CHUNK: Final = 256 * 1024
 
 
 class Place(Protocol):
@@ -29,22 +26,22 @@ class Place(Protocol):
     blobs: BlobStore
     scratch: Path | None
 
-    def write(self, name: str, chunks: Iterable[bytes]) -> Part: ...
+    def write(self, name: str, chunks: Iterable[bytes]) -> Written: ...
 
     def read(self, name: str) -> Iterator[bytes]:
         """Raises RegistryError `not-found`."""
 
-    def names(self) -> list[str]:
-        """All names, sorted."""
+    def names(self, folder: str) -> list[str]:
+        """All names under a folder, sorted."""
 
     def remove(self, name: str) -> None: ...
 
 
-class FolderPlace:
+class FolderPlace(FolderFiles):
     """A folder for its owner alone: backups hold the hashes of tokens, and weights."""
 
     def __init__(self, root: Path, *, create: bool) -> None:
-        self._root = root
+        super().__init__(root)
         self.scratch: Path | None = root / "tmp"
         if create:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -56,89 +53,22 @@ class FolderPlace:
             raise RegistryError("not-found", f"There is no {what} {root}.", hint="Name the destination of a backup.")
         self.blobs: BlobStore = LocalStore(root)
 
-    def write(self, name: str, chunks: Iterable[bytes]) -> Part:
-        target = self._root / name
-        target.parent.mkdir(mode=0o700, exist_ok=True)
-        staged = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-        sha256, size = hashlib.sha256(), 0
-        descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                for chunk in chunks:
-                    sha256.update(chunk)
-                    size += len(chunk)
-                    file.write(chunk)
-                file.flush()
-                os.fsync(file.fileno())
-            staged.rename(target)
-        finally:
-            staged.unlink(missing_ok=True)
-        for folder in (target.parent, target.parent.parent):
-            _sync(folder)
-        return Part(size=size, sha256=sha256.hexdigest())
-
-    def read(self, name: str) -> Iterator[bytes]:
-        try:
-            file = (self._root / name).open("rb")
-        except FileNotFoundError:
-            raise RegistryError("not-found", f"The backup has no file {name}.") from None
-        with file:
-            while chunk := file.read(CHUNK):
-                yield chunk
-
-    def names(self) -> list[str]:
-        base = self._root / document.FOLDER
-        return sorted(str(path.relative_to(self._root)) for path in base.glob("*/*"))
-
     def remove(self, name: str) -> None:
-        path = self._root / name
-        path.unlink(missing_ok=True)
+        super().remove(name)
         with contextlib.suppress(OSError):
-            path.parent.rmdir()
+            (self._root / name).parent.rmdir()
 
 
-class BucketPlace:
-    """A prefix of a bucket, reached with the S3 settings of the service."""
+class BucketPlace(BucketFiles):
+    """A prefix of a bucket."""
 
     scratch: Path | None = None
 
     def __init__(self, url: str, settings: S3Settings) -> None:
         from lora_registry.blobs.s3 import connect
-        from lora_registry.blobs.s3_client import make_client
-        from lora_registry.blobs.s3_objects import Objects
 
+        super().__init__(url, settings)
         self.blobs: BlobStore = connect(url, settings)
-        parts = urlsplit(url)
-        folder = f"{parts.path.strip('/')}/" if parts.path.strip("/") else ""
-        self._objects = Objects(bucket=parts.netloc, prefix=folder, client=make_client(settings), settings=settings)
-
-    def write(self, name: str, chunks: Iterable[bytes]) -> Part:
-        sha256, size = hashlib.sha256(), 0
-
-        def counted() -> Iterator[bytes]:
-            nonlocal size
-            for chunk in chunks:
-                sha256.update(chunk)
-                size += len(chunk)
-                yield chunk
-
-        stream = counted()
-        first = next(stream, b"")
-        if not first:
-            self._objects.put(name, b"")
-        else:
-            self._objects.upload(name, _after(first, stream), None)
-        return Part(size=size, sha256=sha256.hexdigest())
-
-    def read(self, name: str) -> Iterator[bytes]:
-        response = self._objects.get(name, 0, None)
-        yield from self._objects.chunks(response, name, 0, int(response["ContentLength"]), CHUNK)
-
-    def names(self) -> list[str]:
-        return [item["Key"] for item in self._objects.list(document.FOLDER)]
-
-    def remove(self, name: str) -> None:
-        self._objects.remove(name)
 
 
 def open_place(url: str, settings: S3Settings, *, create: bool) -> Place:
@@ -159,16 +89,16 @@ def path(backup_id: str, name: str) -> str:
 def finished(place: Place) -> list[str]:
     """Ids of the finished backups, oldest first."""
     ending = f"/{document.DOCUMENT}"
-    return [name[len(document.FOLDER) : -len(ending)] for name in place.names() if name.endswith(ending)]
+    return [name[len(document.FOLDER) : -len(ending)] for name in place.names(document.FOLDER) if name.endswith(ending)]
 
 
 def files(place: Place, backup_id: str) -> list[str]:
-    return [name for name in place.names() if name.startswith(path(backup_id, ""))]
+    return [name for name in place.names(document.FOLDER) if name.startswith(path(backup_id, ""))]
 
 
 def unfinished(place: Place) -> set[str]:
     """Ids of backups without a document: they run, or were killed."""
-    return {name.split("/")[1] for name in place.names()} - set(finished(place))
+    return {name.split("/")[1] for name in place.names(document.FOLDER)} - set(finished(place))
 
 
 def remove_unfinished(place: Place, *, older_than: float) -> None:
@@ -222,16 +152,3 @@ def lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
         rest = last
     if rest:
         yield rest
-
-
-def _after(first: bytes, rest: Iterable[bytes]) -> Iterator[bytes]:
-    yield first
-    yield from rest
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -49,8 +49,9 @@ def reproduce(caller: Caller, request: ReproduceRequest) -> JobView:
                 hint="Check for a recipe with `lora-reg show`.",
             )
         inputs = _inputs(session, version, row.body)
-        done = sum(report.kind == REPRODUCE.name for report in job_store.reports(session, version.id))
-        job_id = f"{REPRODUCE.name}-{version.id}-{done + 1}"
+        reports = [report.id for report in job_store.reports(session, version.id) if report.kind == REPRODUCE.name]
+        last = max((int(report_id.rpartition("-")[2]) for report_id in reports), default=0)  # older ones may be removed
+        job_id = f"{REPRODUCE.name}-{version.id}-{last + 1}"
         title = f"reproduce {repo.namespace}/{repo.name}:v{version.number}"
         assert version.base_version_id is not None, "derived versions have a base"
         spec = ReproduceSpec(recipe=row.digest, base=version.base_version_id, inputs=inputs, version=version.id)

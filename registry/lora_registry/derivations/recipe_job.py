@@ -104,6 +104,8 @@ def _job(ctx: Context, recipe: Recipe) -> tuple[str, int | None]:
         for attempt in count(1):
             job_id = enqueue.derived_job_id(recipe, attempt)
             row = job_store.job(session, job_id)
+            if row is None and job_store.report(session, job_id) is not None:
+                continue  # of a deleted version, and the job was removed before its report
             if row is None or row.result_version_id is None:
                 break
             if store.versions_by_id(session, [row.result_version_id])[row.result_version_id].deleted_at is None:

@@ -9,10 +9,11 @@ from sqlalchemy import event, func, insert
 from sqlalchemy.orm import Session as OrmSession
 from sqlmodel import Session, col, select
 
+from lora_contract.errors import RegistryError
 from lora_contract.wire.jobs import EventList, EventView
 from lora_registry.auth.caller import Caller
 from lora_registry.auth.principals import Principal
-from lora_registry.db.tables import AuditEvent
+from lora_registry.db.tables import AuditEvent, RecordExport
 from lora_registry.runtime import paging
 from lora_registry.runtime.clock import iso, now
 
@@ -61,21 +62,34 @@ def _discard_pending(session: OrmSession) -> None:
     session.info.pop(_PENDING, None)
 
 
+def last_removed(session: Session) -> int:
+    """Return the id of the last event that was exported and removed; 0 if none was."""
+    done = select(func.max(RecordExport.last_id)).where(col(RecordExport.done_at).is_not(None))
+    return session.exec(done).one() or 0
+
+
 def read(caller: Caller, *, after: str | None, limit: int) -> EventList:
     """List the events of namespaces in which the caller has a grant, oldest first. Visibility does not open the log.
 
-    The page has a cursor even at the end of the log, so that the client can resume later.
+    The page has a cursor even at the end of the log, so that the client can resume later. It is behind the events of
+    others too: it must not grow old while nothing happens that the caller may read. Raises `expired`.
     """
     caller.require_signed_in()
     reader, admin = caller.principal.granted("reader"), caller.principal.granted("admin")
     about_rights = col(AuditEvent.kind).in_(RIGHTS)
     query = select(AuditEvent).order_by(col(AuditEvent.id)).limit(limit)
-    if (key := paging.decode(after, int)) is not None:
+    key = paging.decode(after, int)
+    if key is not None:
         query = query.where(col(AuditEvent.id) > key[0])
     namespace = col(AuditEvent.namespace)
     query = query.where(reader.where(namespace), ~about_rights | admin.where(namespace))
     with caller.ctx.db.read() as session:
-        rows = list(session.exec(query))
+        newest = session.exec(select(func.max(AuditEvent.id))).one() or 0
+        rows = list(session.exec(query.where(col(AuditEvent.id) <= newest)))
+        removed = last_removed(session)  # after the rows: what was removed while they were read is missing in them
+    if key is not None and key[0] < removed:
+        raise RegistryError("expired", "Events after this cursor were removed, since they are older than is kept.")
+    last = rows[-1].id if len(rows) == limit else newest
     return EventList(
         items=[
             EventView(
@@ -88,5 +102,5 @@ def read(caller: Caller, *, after: str | None, limit: int) -> EventList:
             )
             for row in rows
         ],
-        next_cursor=paging.encode(rows[-1].id) if rows else after,
+        next_cursor=paging.encode(last) if last else after,
     )

@@ -11,16 +11,15 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 import msgspec
-from sqlmodel import Session, col, delete
+from sqlmodel import Session, col, select
 
 from lora_contract.errors import RegistryError
 from lora_registry.auth.caller import Caller
-from lora_registry.auth.principals import Principal
-from lora_registry.db.dialect import insert_ignore
+from lora_registry.db.dialect import insert
 from lora_registry.db.tables import IdempotencyRecord
 from lora_registry.runtime.clock import now
 
-KEEP_MICROSECONDS: Final = 24 * 3600 * 1_000_000
+DAY: Final = 24 * 3600 * 1_000_000
 MAX_KEY: Final = 128
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -43,27 +42,47 @@ def once(
         raise RegistryError("invalid-request", f"An Idempotency-Key must have 1 to {MAX_KEY} characters.")
     fingerprint = hashlib.sha256(request[0].encode() + b"\0" + msgspec.json.encode(request[1])).hexdigest()
     with caller.ctx.db.read() as session:
-        row = _row(session, caller.principal, key)
+        row = _row(session, caller, key)
     if row is not None:
         if row.request != fingerprint:
             raise RegistryError("idempotency-mismatch", "This Idempotency-Key was used for a different request.")
         return row.status, msgspec.json.decode(row.body.encode(), type=result)
     status, value = run()
     with caller.ctx.db.write() as session:
-        session.exec(delete(IdempotencyRecord).where(col(IdempotencyRecord.created_at) < now() - KEEP_MICROSECONDS))
+        stored = {
+            "request": fingerprint,
+            "status": status,
+            "body": msgspec.json.encode(value).decode(),
+            "created_at": now(),
+        }
+        # An old one is not there for the requests, though it may not be removed yet.
         session.execute(
-            insert_ignore(session, IdempotencyRecord).values(
-                author=caller.principal.name,
-                key=key,
-                request=fingerprint,
-                status=status,
-                body=msgspec.json.encode(value).decode(),
-                created_at=now(),
+            insert(session.connection(), IdempotencyRecord)
+            .values(author=caller.principal.name, key=key, **stored)
+            .on_conflict_do_update(
+                index_elements=[col(IdempotencyRecord.author), col(IdempotencyRecord.key)],
+                set_=stored,
+                where=col(IdempotencyRecord.created_at) < _oldest(caller),
             )
         )
     return status, value
 
 
-def _row(session: Session, principal: Principal, key: str) -> IdempotencyRecord | None:
-    row = session.get(IdempotencyRecord, (principal.name, key))
-    return row if row is not None and row.created_at >= now() - KEEP_MICROSECONDS else None
+def forget(session: Session, *, before: int, limit: int) -> int:
+    """Remove records from before a time. Return their number."""
+    old = select(IdempotencyRecord).where(IdempotencyRecord.created_at < before).limit(limit)
+    rows = session.exec(old.with_for_update(skip_locked=True)).all()
+    for row in rows:
+        session.delete(row)
+    return len(rows)
+
+
+def _row(session: Session, caller: Caller, key: str) -> IdempotencyRecord | None:
+    row = session.get(IdempotencyRecord, (caller.principal.name, key))
+    return row if row is not None and row.created_at >= _oldest(caller) else None
+
+
+def _oldest(caller: Caller) -> int:
+    """The time from which on records count."""
+    days = caller.ctx.settings.keep_idempotency_days
+    return now() - int(days * DAY) if days else 0

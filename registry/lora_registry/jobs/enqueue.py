@@ -6,14 +6,14 @@ import json
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from sqlmodel import Session
+from sqlmodel import Session, col
 
 from lora_contract.recipe import Recipe
 from lora_contract.validation import ValidationKey
 from lora_registry.auth.caller import Caller
 from lora_registry.auth.principals import Principal
 from lora_registry.context import Context
-from lora_registry.db.dialect import insert_ignore
+from lora_registry.db.dialect import insert, insert_ignore
 from lora_registry.db.tables import JobRow, RecipeRow, Repository, Version
 from lora_registry.jobs.engine.kinds import JobKind, SpecT
 from lora_registry.jobs.engine.port import Queue
@@ -120,18 +120,22 @@ def _insert_row(
     subject: int | None = None,
     recipe: str | None = None,
 ) -> None:
+    values = {
+        "id": job_id,
+        "kind": kind,
+        "namespace": namespace,
+        "title": title,
+        "mentions": json.dumps(list(dict.fromkeys(mentions))),
+        "author": principal.name,
+        "created_at": now(),
+        "recipe_digest": recipe,
+        "subject_version_id": subject,
+    }
+    # A row that exists is locked: whoever removes old jobs has removed it before, with the engine's, or leaves both.
     session.execute(
-        insert_ignore(session, JobRow).values(
-            id=job_id,
-            kind=kind,
-            namespace=namespace,
-            title=title,
-            mentions=json.dumps(list(dict.fromkeys(mentions))),
-            author=principal.name,
-            created_at=now(),
-            recipe_digest=recipe,
-            subject_version_id=subject,
-        )
+        insert(session.connection(), JobRow)
+        .values(**values)
+        .on_conflict_do_update(index_elements=[col(JobRow.id)], set_={"kind": kind})
     )
 
 

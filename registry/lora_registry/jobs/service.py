@@ -35,7 +35,9 @@ def show(caller: Caller, job_id: str) -> JobView:
     """job_id: here and below, a full id or a prefix of only one visible job."""
     with caller.ctx.db.read() as session:
         row = _find(session, caller.principal, job_id)
-    return _views(caller, [row.id])[0]
+    for view in _views(caller, [row.id]):
+        return view
+    raise _removed(row.id)
 
 
 def list_all(
@@ -136,16 +138,23 @@ def _find(session: Session, principal: Principal, job_id: str) -> JobRow:
 def _status(ctx: Context, job_id: str) -> JobStatus:
     status = ctx.jobs.status(job_id)
     if status is None:
-        raise RegistryError("not-found", f"The job engine no longer has the job {job_id[:80]!r}.")
+        raise _removed(job_id)
     return status
 
 
+def _removed(job_id: str) -> RegistryError:
+    return RegistryError("not-found", f"The job {job_id[:80]!r} was removed a moment ago, since it ended long ago.")
+
+
 def _views(caller: Caller, job_ids: Sequence[str]) -> list[JobView]:
-    """Query the engine before our rows, so that the rows contain the result of a finished job."""
+    """Query the engine before our rows, so that the rows contain the result of a finished job.
+
+    Jobs that are removed meanwhile are left out.
+    """
     ctx = caller.ctx
-    statuses = [_status(ctx, job_id) for job_id in job_ids]
+    statuses = [status for job_id in job_ids if (status := ctx.jobs.status(job_id)) is not None]
     with ctx.db.read() as session:
-        found = [(store.job(session, job_id), status) for job_id, status in zip(job_ids, statuses, strict=True)]
+        found = [(store.job(session, status.id), status) for status in statuses]
         rows = [(row, status) for row, status in found if row is not None]
         queues = served_queues(session) if any(status.state == "queued" for status in statuses) else set()
         hidden = names.hidden_mentions(session, caller.principal, [row for row, _ in rows])

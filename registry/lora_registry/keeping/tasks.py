@@ -6,8 +6,9 @@ import logging
 from collections.abc import Callable
 
 from lora_registry.context import Context
-from lora_registry.keeping import collect, fsck, lease, orphans
+from lora_registry.keeping import collect, fsck, lease, orphans, records
 from lora_registry.keeping.collect import Collected
+from lora_registry.keeping.records import Kept
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,20 @@ def once(ctx: Context, name: str, *, every: float, work: Callable[[Context], int
         done = True
     finally:
         claimed.release(done=done)
+
+
+def keep_records(ctx: Context, *, every: float = 0.0) -> Kept | None:
+    """Export and remove old records. Return None if another process does, or did less than `every` seconds ago."""
+    claimed = lease.claim(ctx.db.engine, "records", every=every)
+    if claimed is None:
+        return None
+    done = False
+    try:
+        result = records.keep(ctx, tick=claimed.renew)
+        done = True
+    finally:
+        claimed.release(done=done)
+    return result
 
 
 def verify_oldest(ctx: Context) -> int | None:

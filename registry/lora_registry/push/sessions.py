@@ -156,13 +156,17 @@ def abandon(caller: Caller, upload_id: str) -> None:
 
 def sweep(ctx: Context) -> int:
     """Remove expired sessions and their leftovers in the store. Return their number."""
-    with ctx.db.read() as session:
-        ids = store.expired(session, database_now(session))
-    for upload_id in ids:
-        ctx.blobs.discard_upload(upload_id)
-        with ctx.db.write() as session:
-            store.remove(session, upload_id)
-    return len(ids)
+    removed = 0
+    while True:
+        with ctx.db.read() as session:
+            ids = store.expired(session, database_now(session))
+        for upload_id in ids:
+            ctx.blobs.discard_upload(upload_id)
+            with ctx.db.write() as session:
+                store.remove(session, upload_id)
+        removed += len(ids)
+        if not ids:
+            return removed
 
 
 def _record(caller: Caller, upload_id: str, where: Digest, size: int) -> None:

@@ -1,4 +1,5 @@
-"""Housekeeping beside jobs: remove expired uploads and leftovers of killed processes, collect garbage, verify blobs.
+"""Housekeeping beside jobs: remove expired uploads and leftovers of killed processes, collect garbage, export old
+records, verify blobs.
 
 Every worker does it: removals are idempotent, and of the other tasks one process at a time takes each.
 """
@@ -58,8 +59,9 @@ def _clean(ctx: Context) -> None:
         if ctx.settings.gc_seconds:
             tasks.once(ctx, "retention", every=ctx.settings.gc_seconds, work=retention.apply)
             tasks.collect_garbage(ctx, grace=ctx.settings.gc_grace_seconds, every=ctx.settings.gc_seconds)
+            tasks.keep_records(ctx, every=ctx.settings.gc_seconds)
     except RegistryError as error:
-        log.warning("Expired uploads and garbage could not be removed: %s", error.detail)
+        log.warning("Expired uploads, garbage or old records could not be removed: %s", error.detail)
     except OSError as error:
         log.warning("Scratch folders could not be removed: %s", error.strerror)
     else:

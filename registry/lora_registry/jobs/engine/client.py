@@ -23,6 +23,7 @@ from sqlalchemy.orm import Session
 
 from lora_contract.errors import RegistryError
 from lora_registry.db.session import raising_unavailable
+from lora_registry.jobs.engine.ended import EngineRows
 from lora_registry.jobs.engine.kinds import JobKind, SpecT
 from lora_registry.jobs.engine.names import APPLICATION, APPLICATION_VERSION, PROGRESS_STREAM, from_portable
 from lora_registry.jobs.engine.port import TERMINAL, JobStatus, ProgressRecord, Queue, State
@@ -79,6 +80,7 @@ class DbosEngine:
     def __init__(self, database: str | Engine) -> None:
         url = database if isinstance(database, str) else database.url.render_as_string(hide_password=False)
         self._sqlite = make_url(url).get_backend_name() == "sqlite"
+        self.rows = EngineRows(sqlite=self._sqlite)
         self._own_engine = None if isinstance(database, Engine) else create_engine(url)
         self._engine = database if isinstance(database, Engine) else self._own_engine
         self._client = DBOSClient(

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 import msgspec
 from sqlalchemy.orm import Session
 
+from lora_registry.jobs.engine.ended import EngineRows
 from lora_registry.jobs.engine.kinds import JobKind, SpecT
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
@@ -55,6 +56,8 @@ class ProgressRecord(msgspec.Struct, frozen=True):
 
 
 class JobEngine(Protocol):
+    rows: EngineRows
+
     def enqueue(
         self, session: Session, kind: JobKind[SpecT], spec: SpecT, *, job_id: str, queue: Queue = "cpu"
     ) -> None:
