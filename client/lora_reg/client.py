@@ -92,9 +92,12 @@ class Client(GateCalls):
         request = VisibilityRequest(visibility=visibility)
         return self._put(f"/namespaces/{check_namespace(name)}", request, NamespaceView)
 
-    def set_quota(self, name: str, *, max_bytes: int | None, max_versions: int | None) -> NamespaceView:
-        """Set how much a namespace may hold; for administrators of all namespaces. None: no limit."""
-        request = QuotaRequest(max_bytes=max_bytes, max_versions=max_versions)
+    def set_quota(
+        self, name: str, *, max_bytes: int | None, max_versions: int | None, max_jobs: int | None = None
+    ) -> NamespaceView:
+        """Set how much a namespace may hold, and how many jobs may be queued or running in it at once; for
+        administrators of all namespaces. None: no limit."""
+        request = QuotaRequest(max_bytes=max_bytes, max_versions=max_versions, max_jobs=max_jobs)
         return self._put(f"/namespaces/{check_namespace(name)}/quota", request, NamespaceView)
 
     def tokens(self, *, limit: int | None = None) -> Iterator[TokenView]:

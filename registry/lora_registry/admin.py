@@ -163,8 +163,9 @@ def rotate_token(settings: ServiceSettings, name: str, *, overlap: float, lifeti
 
 
 def set_visibility(settings: ServiceSettings, name: str, visibility: Visibility) -> None:
-    with open_checked(settings).db.write() as session:
-        namespaces.set_visibility(session, OPERATOR, name, visibility)
+    ctx = open_checked(settings)
+    with ctx.db.write() as session:
+        namespaces.set_visibility(session, ctx.jobs.rows, OPERATOR, name, visibility)
 
 
 def open_checked(settings: ServiceSettings) -> Context:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
 
 from tests.registry.conftest import Sites
@@ -37,7 +38,7 @@ def test_commits_and_deletions_are_counted(site: Site) -> None:
     one, two = unique("one"), unique("two")
     for name, seed in ((one, 1), (one, 1), (one, 2), (two, 1)):  # the second is the same version again
         site.pushed(ns, name, seed)
-    held = {"bytes": 3 * SIZE, "versions": 3, "max_bytes": None, "max_versions": None}
+    held = {"bytes": 3 * SIZE, "versions": 3, "max_bytes": None, "max_versions": None, "jobs": 0, "max_jobs": None}
     assert usage(site, ns) == held
     path = "/api/v1/repositories"
     assert site.client.delete(f"{path}/{ns}/{one}/versions/v1").status_code in (200, 204)
@@ -76,6 +77,42 @@ def test_concurrent_commits_do_not_exceed_it(site: Site) -> None:
         statuses = list(pool.map(send, names))
     assert sorted(statuses) == [201] * 3 + [403] * 5
     assert usage(site, ns)["versions"] == 3
+
+
+def test_racing_submissions_and_retries_do_not_exceed_the_quota_of_jobs(site: Site) -> None:
+    ns, name = unique("busy"), unique("a")
+    site.pushed(ns, name, 1)
+    limit(site, ns, max_jobs=5)
+
+    def submit(target: str) -> httpx.Response:
+        body = {"adapters": [{"adapter": f"{ns}/{name}"}], "to": f"{ns}/{target}"}
+        with site.connect() as client:
+            return client.post("/api/v1/merges", json=body)
+
+    targets = [unique("t") for _ in range(32)]
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(submit, targets))
+    taken = [target for target, answer in zip(targets, answers, strict=True) if answer.status_code == 202]
+    assert len(taken) == 5
+    refused = next(answer for answer in answers if answer.status_code != 202)
+    body = problem(refused, "quota")
+    assert body["detail"] == f"{ns} has 5 of at most 5 jobs queued or running at once."
+    assert usage(site, ns)["jobs"] == 5
+    assert submit(taken[0]).status_code == 202  # the same job again is no new one
+    limit(site, ns, max_jobs=10)
+    more = [submit(unique("t")).json()["id"] for _ in range(5)]
+    for job in more:
+        assert site.client.post(f"/api/v1/jobs/{job}/cancel").status_code == 200
+    limit(site, ns, max_jobs=7)
+
+    def retry(job: str) -> int:
+        with site.connect() as client:
+            return client.post(f"/api/v1/jobs/{job}/retry").status_code
+
+    with ThreadPoolExecutor(5) as pool:
+        assert sorted(pool.map(retry, more)) == [200, 200, 403, 403, 403]
+    assert usage(site, ns)["jobs"] == 7
+    site.pushed(ns, name, 2)  # an inspection is part of its push
 
 
 def test_only_an_administrator_of_all_namespaces_sets_a_quota(sites: Sites) -> None:

@@ -11,13 +11,15 @@ from lora_contract.wire.common import Request, Response
 
 
 class Usage(Response, frozen=True):
-    """What a namespace holds. bytes: the files of its live versions, also of those that share them. max_bytes,
-    max_versions: its quota; None: no limit."""
+    """What a namespace holds. bytes: the files of its live versions, also of those that share them. jobs: queued and
+    running ones, other than inspections. max_bytes, max_versions, max_jobs: its quota; None: no limit."""
 
     bytes: int
     versions: int
     max_bytes: int | None = None
     max_versions: int | None = None
+    jobs: int = 0
+    max_jobs: int | None = None
 
 
 class NamespaceView(Response, frozen=True):
@@ -42,10 +44,14 @@ class VisibilityRequest(Request, frozen=True):
 
 
 class QuotaRequest(Request, frozen=True):
-    """The quota of a namespace. None: no limit. What it holds already stays, also if it is more."""
+    """The quota of a namespace. None: no limit. What it holds already stays, also if it is more.
+
+    max_jobs: queued and running at once.
+    """
 
     max_bytes: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] | None = None
     max_versions: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)] | None = None
+    max_jobs: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)] | None = None
 
 
 class TokenView(Response, frozen=True):

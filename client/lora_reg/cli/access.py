@@ -76,13 +76,14 @@ def set_(state: State, name: str, visibility: str) -> None:
 @click.argument("name")
 @click.option("--max-bytes", type=Size(), metavar="SIZE", help="Of all files, e.g. 100GB (default: no limit).")
 @click.option("--max-versions", type=click.IntRange(0), metavar="N", help="Of all repositories (default: no limit).")
+@click.option("--max-jobs", type=click.IntRange(0), metavar="N", help="Queued and running at once (default: no limit).")
 @pass_state
-def quota(state: State, name: str, max_bytes: int | None, max_versions: int | None) -> None:
-    """Set how much a namespace may hold (administrators of all namespaces).
+def quota(state: State, name: str, max_bytes: int | None, max_versions: int | None, max_jobs: int | None) -> None:
+    """Set how much a namespace may hold, and how many jobs it may have at once (administrators of all namespaces).
 
-    A push that would exceed it is refused with exit status 9. What the namespace holds already stays.
+    A push or a job that would exceed it is refused with exit status 9. What the namespace has already stays.
     """
-    _print(state, state.client().set_quota(name, max_bytes=max_bytes, max_versions=max_versions))
+    _print(state, state.client().set_quota(name, max_bytes=max_bytes, max_versions=max_versions, max_jobs=max_jobs))
 
 
 @click.group(cls=LazyGroup)
@@ -141,4 +142,6 @@ def _print(state: State, view: NamespaceView) -> None:
         held = " ".join([size(usage.bytes), *most])
         most = [] if usage.max_versions is None else [f"of at most {usage.max_versions}"]
         human.append(f"holds {held} in {' '.join([plural(usage.versions, 'version'), *most])}")
+        most = [] if usage.max_jobs is None else [f"of at most {usage.max_jobs}"]
+        human.append(f"has {' '.join([plural(usage.jobs, 'job'), *most])} queued or running")
     state.output().result("lora-reg/namespace/1", view, human=human, quiet=[view.name])

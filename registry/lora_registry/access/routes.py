@@ -32,7 +32,10 @@ def set_visibility(
     return reply(request, service.set_visibility(caller, namespace, data.visibility))
 
 
-@put("/namespaces/{namespace:str}/quota", summary="Set how much a namespace may hold")
+@put(
+    "/namespaces/{namespace:str}/quota",
+    summary="Set the quota of a namespace",
+)
 def set_quota(
     request: R, caller: Caller, namespace: FromPath[str], data: JSONBody[QuotaRequest]
 ) -> Response[NamespaceView]:

@@ -11,19 +11,19 @@ from lora_registry.auth.caller import Caller
 
 def list_namespaces(caller: Caller, *, cursor: str | None, limit: int) -> NamespaceList:
     with caller.ctx.db.read() as session:
-        return namespaces.list_all(session, caller.principal, cursor=cursor, limit=limit)
+        return namespaces.list_all(session, caller.ctx.jobs.rows, caller.principal, cursor=cursor, limit=limit)
 
 
 def show_namespace(caller: Caller, name: str) -> NamespaceView:
     with caller.ctx.db.read() as session:
-        return namespaces.show(session, caller.principal, name)
+        return namespaces.show(session, caller.ctx.jobs.rows, caller.principal, name)
 
 
 def set_visibility(caller: Caller, name: str, visibility: Visibility) -> NamespaceView:
     reference.check_namespace(name)
     caller.require("admin", name)
     with caller.ctx.db.write() as session:
-        return namespaces.set_visibility(session, caller.principal, name, visibility)
+        return namespaces.set_visibility(session, caller.ctx.jobs.rows, caller.principal, name, visibility)
 
 
 def set_quota(caller: Caller, name: str, request: QuotaRequest) -> NamespaceView:
@@ -31,9 +31,7 @@ def set_quota(caller: Caller, name: str, request: QuotaRequest) -> NamespaceView
     caller.require_root()
     reference.check_namespace(name)
     with caller.ctx.db.write() as session:
-        return namespaces.set_quota(
-            session, caller.principal, name, max_bytes=request.max_bytes, max_versions=request.max_versions
-        )
+        return namespaces.set_quota(session, caller.ctx.jobs.rows, caller.principal, name, request)
 
 
 def list_tokens(caller: Caller, *, cursor: str | None, limit: int) -> TokenList:

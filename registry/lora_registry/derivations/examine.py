@@ -56,9 +56,7 @@ def reproduce(caller: Caller, request: ReproduceRequest) -> JobView:
         assert version.base_version_id is not None, "derived versions have a base"
         spec = ReproduceSpec(recipe=row.digest, base=version.base_version_id, inputs=inputs, version=version.id)
         enqueue.examine(caller, session, repo, version, REPRODUCE, spec, job_id=job_id, title=title)
-    status = caller.ctx.jobs.status(job_id)
-    if status is not None and status.state in ("failed", "cancelled"):
-        caller.ctx.jobs.retry(job_id)
+    jobs.restart_ended(caller.ctx, job_id)
     return jobs.show(caller, job_id)
 
 

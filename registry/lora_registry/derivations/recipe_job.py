@@ -75,9 +75,9 @@ def submit(
     status = caller.ctx.jobs.status(job_id)
     if done is not None and request.tags:
         _tag(caller, done, request)
-    elif status is not None and status.state in ("failed", "cancelled"):
-        _retry(caller.ctx, job_id)
-    elif status is None:
+    elif status is not None:
+        jobs.restart_ended(caller.ctx, job_id)
+    else:
         with caller.ctx.db.write() as session:
             enqueue.derive(
                 caller,
@@ -123,11 +123,3 @@ def _tag(caller: Caller, version_id: int, request: DeriveRequest) -> None:
             moves.set_tag(
                 session, caller.principal, repo, tag, version, expect=moves.UNCONDITIONAL, reason=request.message
             )
-
-
-def _retry(ctx: Context, job_id: str) -> None:
-    try:
-        ctx.jobs.retry(job_id)
-    except RegistryError as error:
-        if error.code != "conflict":  # another request already restarted it
-            raise

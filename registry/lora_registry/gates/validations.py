@@ -7,7 +7,6 @@ from typing import Final
 
 from sqlmodel import Session
 
-from lora_contract.errors import RegistryError
 from lora_contract.policy import DEFAULT
 from lora_contract.wire.gates import ValidateRequest
 from lora_contract.wire.jobs import JobView
@@ -67,10 +66,4 @@ def queue(session: Session, base: Version) -> Queue:
 def retry(ctx: Context, job_ids: Iterable[str]) -> None:
     """Restart jobs that failed or were cancelled."""
     for job_id in job_ids:
-        status = ctx.jobs.status(job_id)
-        if status is not None and status.state in ("failed", "cancelled"):
-            try:
-                ctx.jobs.retry(job_id)
-            except RegistryError as error:
-                if error.code != "conflict":  # another request already restarted it
-                    raise
+        jobs.restart_ended(ctx, job_id)

@@ -11,10 +11,10 @@ from sqlmodel import Session, col
 from lora_contract.recipe import Recipe
 from lora_contract.validation import ValidationKey
 from lora_registry.auth.caller import Caller
-from lora_registry.auth.principals import Principal
 from lora_registry.context import Context
 from lora_registry.db.dialect import insert, insert_ignore
 from lora_registry.db.tables import JobRow, RecipeRow, Repository, Version
+from lora_registry.jobs import quota
 from lora_registry.jobs.engine.kinds import JobKind, SpecT
 from lora_registry.jobs.engine.port import Queue
 from lora_registry.jobs.specs import DERIVE, INSPECT, VALIDATE, DeriveSpec, EvaluationSetSpec, InspectSpec, ValidateSpec
@@ -28,7 +28,7 @@ def inspect(caller: Caller, session: Session, repo: Repository, version: Version
     """Enqueue the first validation of a version; return the job's id."""
     job_id = f"{INSPECT.name}-{version.id}-{version.digest[7:23]}"
     title = f"inspect {repo.namespace}/{repo.name}:v{version.number}"
-    _insert_row(session, caller.principal, job_id, INSPECT.name, repo.namespace, title, subject=version.id)
+    _insert_row(session, caller, job_id, INSPECT.name, repo.namespace, title, subject=version.id)
     _enqueue(caller.ctx, session, INSPECT, InspectSpec(version.id), job_id)
     return job_id
 
@@ -52,7 +52,7 @@ def validate(
     title = f"validate {repo.namespace}/{repo.name}:v{version.number}" + (f" on {names}" if names else "")
     job_id = validation_job_id(version, key)
     mentions = [(entry.version, entry.name) for entry in sets]
-    _insert_row(session, caller.principal, job_id, VALIDATE.name, repo.namespace, title, mentions, subject=version.id)
+    _insert_row(session, caller, job_id, VALIDATE.name, repo.namespace, title, mentions, subject=version.id)
     spec = ValidateSpec(version.id, tuple(sets), key.precision)
     _enqueue(caller.ctx, session, VALIDATE, spec, job_id, queue)
 
@@ -70,7 +70,7 @@ def examine(
     mentions: Mentions = (),
 ) -> None:
     """Enqueue a job that reports on `version`; the same id again is a no-op."""
-    _insert_row(session, caller.principal, job_id, kind.name, repo.namespace, title, mentions, subject=version.id)
+    _insert_row(session, caller, job_id, kind.name, repo.namespace, title, mentions, subject=version.id)
     _enqueue(caller.ctx, session, kind, spec, job_id)
 
 
@@ -96,7 +96,7 @@ def derive(
     """Record a recipe and enqueue its job; the same job again is a no-op. base, inputs: ids of versions."""
     digest = str(recipe.digest)
     session.execute(insert_ignore(session, RecipeRow).values(digest=digest, body=recipe.to_bytes(), created_at=now()))
-    _insert_row(session, caller.principal, job_id, recipe.operation, namespace, title, mentions, recipe=digest)
+    _insert_row(session, caller, job_id, recipe.operation, namespace, title, mentions, recipe=digest)
     spec = DeriveSpec(
         recipe=digest,
         base=base,
@@ -110,7 +110,7 @@ def derive(
 
 def _insert_row(
     session: Session,
-    principal: Principal,
+    caller: Caller,
     job_id: str,
     kind: str,
     namespace: str,
@@ -120,13 +120,15 @@ def _insert_row(
     subject: int | None = None,
     recipe: str | None = None,
 ) -> None:
+    if kind != INSPECT.name:
+        quota.admit(session, caller.ctx.jobs.rows, namespace, job_id)
     values = {
         "id": job_id,
         "kind": kind,
         "namespace": namespace,
         "title": title,
         "mentions": json.dumps(list(dict.fromkeys(mentions))),
-        "author": principal.name,
+        "author": caller.principal.name,
         "created_at": now(),
         "recipe_digest": recipe,
         "subject_version_id": subject,

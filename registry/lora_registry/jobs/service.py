@@ -15,7 +15,7 @@ from lora_registry.auth.principals import Principal
 from lora_registry.auth.reading import absent
 from lora_registry.context import Context
 from lora_registry.db.tables import JobRow
-from lora_registry.jobs import names, store
+from lora_registry.jobs import names, quota, store
 from lora_registry.jobs.engine.lease_store import served_queues
 from lora_registry.jobs.engine.port import JobStatus
 from lora_registry.repositories import resolve, views
@@ -103,8 +103,30 @@ def cancel(caller: Caller, job_id: str) -> JobView:
 
 def retry(caller: Caller, job_id: str) -> JobView:
     row = _writable(caller, job_id)
-    caller.ctx.jobs.retry(row.id)
+    restart(caller.ctx, row.id)
     return show(caller, row.id)
+
+
+def restart(ctx: Context, job_id: str) -> None:
+    """Restart a job that failed or was cancelled. Raises `conflict` if it is neither, and `quota`."""
+    with ctx.db.write() as session:
+        quota.reserve(session, ctx.jobs.rows, job_id)
+    try:
+        ctx.jobs.retry(job_id)
+    finally:
+        with ctx.db.write() as session:
+            quota.release(session, job_id)
+
+
+def restart_ended(ctx: Context, job_id: str) -> None:
+    """Restart a job if it failed or was cancelled, and nobody else has restarted it. Raises `quota`."""
+    status = ctx.jobs.status(job_id)
+    if status is not None and status.state in ("failed", "cancelled"):
+        try:
+            restart(ctx, job_id)
+        except RegistryError as error:
+            if error.code != "conflict":
+                raise
 
 
 def _writable(caller: Caller, job_id: str) -> JobRow:
