@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Final, Literal
 from urllib.parse import quote, urlencode
@@ -10,8 +10,9 @@ from urllib.parse import quote, urlencode
 import httpx
 
 from lora_contract.reference import Reference, check_namespace
-from lora_contract.roles import Visibility
+from lora_contract.roles import Grant, Visibility
 from lora_contract.wire.access import (
+    GrantsRequest,
     NamespaceList,
     NamespaceView,
     QuotaRequest,
@@ -103,6 +104,18 @@ class Client(GateCalls):
     def tokens(self, *, limit: int | None = None) -> Iterator[TokenView]:
         """Tokens with a grant in a namespace that the caller administers, by name."""
         return self._pages("/tokens", TokenList, {}, limit)
+
+    def change_grants(
+        self,
+        name: str,
+        *,
+        add: Sequence[Grant] = (),
+        remove: Sequence[str] = (),
+        replace: Sequence[Grant] | None = None,
+    ) -> TokenView:
+        """Change the grants of a token in namespaces that the caller administers. remove: patterns. replace: all."""
+        request = GrantsRequest(add=list(add), remove=list(remove), replace=None if replace is None else list(replace))
+        return self._put(f"/tokens/{quote(name, safe='')}", request, TokenView)
 
     def revoke_token(self, name: str) -> None:
         """Remove the grants of a token in namespaces that the caller administers; without others it is revoked."""

@@ -26,6 +26,10 @@ class Credentials:
     def token(self, server: str) -> str | None:
         return self.servers.get(server, {}).get("token")
 
+    def is_issued(self, server: str) -> bool:
+        """Whether the token of a server came from a sign-in, which also ends it."""
+        return self.servers.get(server, {}).get("from") == "sign-in"
+
 
 def read(folder: Path) -> Credentials:
     """Read the stored tokens; empty if there is no file. Raises RegistryError `unauthenticated`, `usage`."""
@@ -50,11 +54,12 @@ def read(folder: Path) -> Credentials:
         ) from error
 
 
-def store(folder: Path, server: str, token: str | None) -> None:
-    """Make a server the current one and store its token (None: it needs none)."""
+def store(folder: Path, server: str, token: str | None, *, issued: bool = False) -> None:
+    """Make a server the current one and store its token (None: it needs none). issued: by a sign-in."""
     credentials = read(folder)
     credentials.current = server
-    credentials.servers[server] = {"token": token} if token else {}
+    origin = {"from": "sign-in"} if issued else {}
+    credentials.servers[server] = {"token": token, **origin} if token else {}
     _write(folder, credentials)
 
 

@@ -14,7 +14,7 @@ import msgspec
 
 from lora_contract.errors import RegistryError
 from lora_contract.wire.common import API
-from lora_contract.wire.identity import ExchangeRequest, IssuedToken, LoginOptions
+from lora_contract.wire.identity import ExchangeRequest, IssuedToken, LoginOptions, SignedOut
 from lora_reg.config import Settings
 from lora_reg.problems import place
 from lora_reg.transport import Token, Transport
@@ -99,6 +99,23 @@ def exchange(transport: Transport, token: str, *, host: str = "") -> IssuedToken
     headers = {"Content-Type": "application/json"}
     response = transport.request("POST", transport.url(f"{API}/token-exchange"), headers=headers, content=body)
     return _decode(response.content, IssuedToken, str(response.url))
+
+
+def sign_out(server: str, token: str) -> bool:
+    """End a token that was issued by a sign-in. Return False if the registry did not issue it, or ended it before.
+
+    Raises RegistryError if the registry does not answer, or cannot end tokens.
+    """
+    transport = Transport(server, token=token)
+    try:
+        response = transport.request("DELETE", transport.url(f"{API}/token-exchange"))
+        return _decode(response.content, SignedOut, str(response.url)).ended
+    except RegistryError as error:
+        if error.code == "unauthenticated":
+            return False
+        raise
+    finally:
+        transport.close()
 
 
 def _identity_token(audience: str, environ: Mapping[str, str]) -> str:

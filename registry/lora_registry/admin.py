@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from lora_contract.errors import RegistryError
 from lora_contract.roles import Grant, Visibility
-from lora_contract.wire.access import TokenView
+from lora_contract.wire.access import GrantsRequest, TokenView
+from lora_registry.access import grants as token_grants
 from lora_registry.access import namespaces, tokens
 from lora_registry.auth.principals import OPERATOR
 from lora_registry.backup import take
@@ -149,6 +150,12 @@ def create_token(
 def list_tokens(settings: ServiceSettings) -> list[TokenView]:
     with open_checked(settings).db.read() as session:
         return tokens.list_all(session, OPERATOR, limit=None).items
+
+
+def change_grants(settings: ServiceSettings, name: str, request: GrantsRequest) -> TokenView:
+    """Add, remove or replace grants of a token."""
+    with open_checked(settings).db.write() as session:
+        return token_grants.change(session, OPERATOR, name, request)
 
 
 def revoke_token(settings: ServiceSettings, name: str) -> None:

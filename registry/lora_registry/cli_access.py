@@ -106,6 +106,34 @@ def list_(as_json: bool, data: Path | None) -> None:
         click.echo("  ".join(_columns(view)))
 
 
+@token.command("grants")
+@exit_on_error
+@click.argument("name")
+@click.option("--add", multiple=True, metavar="ROLE:PATTERN", help="Give a grant, or another role; may be repeated.")
+@click.option("--remove", multiple=True, metavar="PATTERN", help="Remove the grant of a pattern; may be repeated.")
+@click.option(
+    "--set", "exact", multiple=True, metavar="ROLE:PATTERN", help="Have exactly these grants; may be repeated."
+)
+@data_option
+def grants_(
+    name: str, add: tuple[str, ...], remove: tuple[str, ...], exact: tuple[str, ...], data: Path | None
+) -> None:
+    """Change what a token may do, from its next request on. Its secret stays."""
+    if not (add or remove or exact):
+        raise RegistryError("usage", "There is nothing to change.", hint="Give --add, --remove or --set.")
+    with importing():
+        from lora_contract.wire.access import GrantsRequest
+        from lora_registry import admin
+
+    request = GrantsRequest(
+        add=[parse_grant(text) for text in add],
+        remove=list(remove),
+        replace=[parse_grant(text) for text in exact] or None,
+    )
+    view = admin.change_grants(load(data=data), name, request)
+    click.echo(f"{view.name}  {','.join(map(str, view.grants))}", err=True)
+
+
 @token.command()
 @exit_on_error
 @click.argument("name")

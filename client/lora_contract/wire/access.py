@@ -54,6 +54,17 @@ class QuotaRequest(Request, frozen=True):
     max_jobs: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)] | None = None
 
 
+class GrantsRequest(Request, frozen=True):
+    """A change of a token's grants. add: a grant for a pattern that has one replaces it. remove: patterns.
+
+    replace: instead of all grants that the caller administers.
+    """
+
+    add: Annotated[list[Grant], msgspec.Meta(max_length=64)] = []
+    remove: Annotated[list[str], msgspec.Meta(max_length=64)] = []
+    replace: Annotated[list[Grant], msgspec.Meta(max_length=64)] | None = None
+
+
 class TokenView(Response, frozen=True):
     """A token, without its secret.
 

@@ -35,6 +35,13 @@ class Audience(Response, frozen=True):
     audience: str
 
 
+class SignedOut(Response, frozen=True):
+    """ended: the token of the request was issued for an identity token, and is refused from now on."""
+
+    name: str
+    ended: bool
+
+
 class LoginOptions(Response, frozen=True):
     """How to sign in. issuer None: people sign in by a token of the registry alone.
 

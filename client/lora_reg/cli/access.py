@@ -1,4 +1,4 @@
-"""namespace list, show, set; token list, revoke."""
+"""namespace list, show, set, quota; token list, grants, revoke."""
 
 from __future__ import annotations
 
@@ -119,6 +119,25 @@ def list_tokens(state: State, limit: int | None) -> None:
         human=table(("TOKEN", "GRANTS", "STATE", "EXPIRES", "LAST USED", "NOTE"), rows),
         quiet=[view.name for view in found],
     )
+
+
+@token.command(
+    "grants", examples=("lora-reg token grants ci --add maintainer:acme", "lora-reg token grants ci --remove acme-old")
+)
+@click.argument("name")
+@click.option("--add", multiple=True, metavar="ROLE:PATTERN", help="Give a grant, or another role; may be repeated.")
+@click.option("--remove", multiple=True, metavar="PATTERN", help="Remove the grant of a pattern; may be repeated.")
+@pass_state
+def change_grants(state: State, name: str, add: tuple[str, ...], remove: tuple[str, ...]) -> None:
+    """Change the grants of a token in the namespaces that you administer, from its next request on."""
+    from lora_contract.errors import RegistryError
+    from lora_contract.roles import parse_grant
+
+    if not (add or remove):
+        raise RegistryError("usage", "There is nothing to change.", hint="Give --add or --remove.")
+    view = state.client().change_grants(name, add=[parse_grant(text) for text in add], remove=remove)
+    human = [f"{view.name}  {', '.join(map(str, view.grants)) or 'no grant in your namespaces'}"]
+    state.output().result("lora-reg/token/1", view, human=human, quiet=[view.name])
 
 
 @token.command(examples=("lora-reg token revoke ci",))

@@ -50,7 +50,7 @@ def login(state: State, url: str, token_stdin: bool, oidc: bool, device: bool) -
         token = read_token(Path(state.token_file)) if state.token_file else _ask(server, token_stdin)
     with Client(settings=Settings(server=server, token=token or None)) as client:
         who = client.whoami()
-    credentials.store(config_folder(), server, token or None)
+    credentials.store(config_folder(), server, token or None, issued=oidc or device)
     human = [f"Signed in to {server} as {who.name} ({_grants(who)})."]
     state.output().result("lora-reg/login/1", {"server": server, "principal": who}, human=human, quiet=[who.name])
 
@@ -124,14 +124,39 @@ def _grants(who: Identity) -> str:
 @click.command(cls=Command, examples=("lora-reg logout",))
 @pass_state
 def logout(state: State) -> None:
-    """Forget the token of a registry."""
+    """Forget the token of a registry.
+
+    A token that `login --oidc` got is also revoked. One that you entered stays valid: other programs may use it.
+    """
     from lora_reg import credentials
     from lora_reg.config import config_folder
 
     server = state.settings().server
+    stored = credentials.read(config_folder())
+    token, issued = stored.token(server), stored.is_issued(server)
     known = credentials.forget(config_folder(), server)
     human = [f"Signed out of {server}." if known else f"No token is stored for {server}."]
-    state.output().result("lora-reg/logout/1", {"server": server, "was_signed_in": known}, human=human, quiet=[server])
+    revoked = False
+    if token is not None and issued:
+        revoked, told = _end(server, token)
+        human.append(told)
+    elif token is not None:
+        human.append("The token that you entered stays valid; `lora-reg token revoke` or whoever made it revokes it.")
+    document = {"server": server, "was_signed_in": known, "revoked": revoked}
+    state.output().result("lora-reg/logout/1", document, human=human, quiet=[server])
+
+
+def _end(server: str, token: str) -> tuple[bool, str]:
+    """End a token that a sign-in got: whether it is refused from now on, and how it went."""
+    from lora_contract.errors import RegistryError
+    from lora_reg import identity
+
+    try:
+        if identity.sign_out(server, token):
+            return True, "Its token was revoked."
+        return False, "Its token was not valid any more."
+    except RegistryError as error:
+        return False, f"Its token could not be revoked, and stays valid until it expires: {error.detail}"
 
 
 @click.command(cls=Command, examples=("lora-reg whoami",))

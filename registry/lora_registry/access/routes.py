@@ -6,7 +6,15 @@ from typing import Any
 
 from litestar import Request, Response, Router
 
-from lora_contract.wire.access import NamespaceList, NamespaceView, QuotaRequest, TokenList, VisibilityRequest
+from lora_contract.wire.access import (
+    GrantsRequest,
+    NamespaceList,
+    NamespaceView,
+    QuotaRequest,
+    TokenList,
+    TokenView,
+    VisibilityRequest,
+)
 from lora_registry.access import service
 from lora_registry.auth.caller import Caller
 from lora_registry.http.answers import reply
@@ -47,6 +55,13 @@ def list_tokens(request: R, caller: Caller, cursor: Text = None, limit: Limit = 
     return reply(request, service.list_tokens(caller, cursor=cursor, limit=limit))
 
 
+@put("/tokens/{token:path}", summary="Change the grants of a token in the namespaces that the caller administers")
+def change_grants(
+    request: R, caller: Caller, token: FromPath[str], data: JSONBody[GrantsRequest]
+) -> Response[TokenView]:
+    return reply(request, service.change_grants(caller, token.removeprefix("/"), data))
+
+
 @delete("/tokens/{token:path}", summary="Revoke a token in the namespaces that the caller administers")
 def revoke_token(caller: Caller, token: FromPath[str]) -> None:
     service.revoke_token(caller, token.removeprefix("/"))
@@ -55,5 +70,13 @@ def revoke_token(caller: Caller, token: FromPath[str]) -> None:
 router = Router(
     "/",
     tags=["access"],
-    route_handlers=[list_namespaces, show_namespace, set_visibility, set_quota, list_tokens, revoke_token],
+    route_handlers=[
+        list_namespaces,
+        show_namespace,
+        set_visibility,
+        set_quota,
+        list_tokens,
+        change_grants,
+        revoke_token,
+    ],
 )

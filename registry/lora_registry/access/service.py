@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from lora_contract import reference
 from lora_contract.roles import Visibility
-from lora_contract.wire.access import NamespaceList, NamespaceView, QuotaRequest, TokenList
-from lora_registry.access import namespaces, tokens
+from lora_contract.wire.access import GrantsRequest, NamespaceList, NamespaceView, QuotaRequest, TokenList, TokenView
+from lora_registry.access import grants, namespaces, tokens
 from lora_registry.auth.caller import Caller
 
 
@@ -38,6 +38,12 @@ def list_tokens(caller: Caller, *, cursor: str | None, limit: int) -> TokenList:
     caller.require_signed_in()
     with caller.ctx.db.read() as session:
         return tokens.list_all(session, caller.principal, cursor=cursor, limit=limit)
+
+
+def change_grants(caller: Caller, name: str, request: GrantsRequest) -> TokenView:
+    caller.require_signed_in()
+    with caller.ctx.db.write() as session:
+        return grants.change(session, caller.principal, name, request)
 
 
 def revoke_token(caller: Caller, name: str) -> None:

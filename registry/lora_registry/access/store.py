@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from sqlmodel import Session, col, delete, exists, or_, select, update
 
-from lora_contract.roles import Grant, check_role
+from lora_contract.roles import Grant, Role, check_role
 from lora_registry.db.dialect import insert_ignore
 from lora_registry.db.scope import Scope
-from lora_registry.db.tables import Namespace, Token, TokenGrant, TokenSecret
+from lora_registry.db.tables import Namespace, Token, TokenGrant, TokenOrigin, TokenSecret
 
 
 def namespace(session: Session, name: str) -> Namespace | None:
@@ -57,6 +57,22 @@ def grants(session: Session, token_ids: Iterable[int]) -> dict[int, list[Grant]]
 def remove_grants(session: Session, token_id: int, removed: Iterable[Grant]) -> None:
     patterns = [grant.pattern for grant in removed]
     session.exec(delete(TokenGrant).where(col(TokenGrant.token_id) == token_id, col(TokenGrant.pattern).in_(patterns)))
+
+
+def set_grants(session: Session, token_id: int, roles: Mapping[str, Role | None]) -> None:
+    """Set the role of a token for each of these patterns; None removes the grant."""
+    patterns = list(roles)
+    session.exec(delete(TokenGrant).where(col(TokenGrant.token_id) == token_id, col(TokenGrant.pattern).in_(patterns)))
+    session.add_all(
+        TokenGrant(token_id=token_id, pattern=pattern, role=role) for pattern, role in roles.items() if role
+    )
+    session.flush()
+
+
+def is_issued(session: Session, token_id: int) -> bool:
+    """Whether a token was issued for an identity token."""
+    query = select(TokenOrigin.rule_id).where(TokenOrigin.token_id == token_id).limit(1)
+    return session.exec(query).first() is not None
 
 
 def end_secrets(session: Session, token_id: int, at: int) -> None:

@@ -82,7 +82,7 @@ def rotate(
         overlap: seconds for which the old secret remains valid.
         lifetime: seconds until the token expires from now; None: as before.
     """
-    row, grants = _administered(session, principal, name)
+    row, grants = administered(session, principal, name)
     if len(grants) < len(store.grants(session, [row.id])[row.id]):
         raise RegistryError("forbidden", f"The token {name!r} also has grants in namespaces of others.")
     if row.revoked_at is not None:
@@ -103,7 +103,7 @@ def revoke(session: Session, principal: Principal, name: str) -> None:
 
     Repeating it is a no-op. Raises `not-found`.
     """
-    row, grants = _administered(session, principal, name)
+    row, grants = administered(session, principal, name)
     if row.revoked_at is not None:
         return
     if len(grants) < len(store.grants(session, [row.id])[row.id]):
@@ -122,12 +122,12 @@ def list_all(session: Session, principal: Principal, *, cursor: str | None = Non
     rows = store.tokens(session, principal.granted("admin"), after=after[0] if after else None, limit=limit)
     grants = store.grants(session, [row.id for row in rows])
     return TokenList(
-        items=[_view(principal, row, grants[row.id]) for row in rows],
+        items=[view(principal, row, grants[row.id]) for row in rows],
         next_cursor=paging.encode(rows[-1].name) if len(rows) == limit else None,
     )
 
 
-def _administered(session: Session, principal: Principal, name: str) -> tuple[Token, list[Grant]]:
+def administered(session: Session, principal: Principal, name: str) -> tuple[Token, list[Grant]]:
     """Return a token, locked, and those of its grants that the caller administers."""
     row = store.token(session, name, lock=True)
     grants = [] if row is None else _own(principal, store.grants(session, [row.id]).get(row.id, []))
@@ -170,7 +170,7 @@ def _record(
         )
 
 
-def _view(principal: Principal, row: Token, grants: Sequence[Grant]) -> TokenView:
+def view(principal: Principal, row: Token, grants: Sequence[Grant]) -> TokenView:
     own = _own(principal, grants)
     elsewhere = len(own) < len(grants)
     return TokenView(

@@ -21,8 +21,8 @@ _LOCK_KEY: Final = 7305618
 _PENDING: Final = "events"
 
 RIGHTS: Final = (
-    *("token-created", "token-rotated", "token-revoked", "grants-removed", "visibility-set"),
-    *("trust-added", "trust-removed", "issuer-keys-set", "token-issued"),
+    *("token-created", "token-rotated", "token-revoked", "grants-removed", "grants-changed", "visibility-set"),
+    *("trust-added", "trust-removed", "issuer-keys-set", "token-issued", "signed-out"),
 )
 """Changes of rights, which only administrators read; `namespace` may be a pattern in them."""
 

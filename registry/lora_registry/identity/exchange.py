@@ -7,8 +7,10 @@ from typing import Final
 from sqlmodel import Session
 
 from lora_contract.roles import ROLES, Grant
-from lora_contract.wire.identity import ExchangeRequest, IssuedToken
+from lora_contract.wire.identity import ExchangeRequest, IssuedToken, SignedOut
+from lora_registry.access import store as token_store
 from lora_registry.auth import trusted as trusted_callers
+from lora_registry.auth.caller import Caller
 from lora_registry.auth.principals import Principal
 from lora_registry.auth.tokens import hash_of, new_secret
 from lora_registry.context import Context
@@ -57,11 +59,33 @@ def _exchange(ctx: Context, request: ExchangeRequest) -> IssuedToken:
         return _issue(session, identity, trusted, at, request.host)
 
 
+def sign_out(caller: Caller, secret: str) -> SignedOut:
+    """End a secret that was issued for an identity token: others of the same person stay.
+
+    One that was made by hand stays too: whoever made it may have given it to several programs.
+    """
+    with caller.ctx.db.write() as session:
+        row = token_store.token(session, caller.principal.name, lock=True)
+        if row is None or not token_store.is_issued(session, row.id):
+            return SignedOut(name=caller.principal.name, ended=False)
+        ended = store.end_secret(session, row.id, hash_of(secret))
+        for grant in caller.principal.grants if ended else ():
+            audit.record(
+                session,
+                "signed-out",
+                principal=caller.principal,
+                namespace=grant.pattern,
+                subject=row.name,
+                grant=str(grant),
+            )
+    return SignedOut(name=row.name, ended=ended)
+
+
 def _issue(session: Session, identity: Identity, trusted: Trusted, at: int, host: str) -> IssuedToken:
     """Add a secret to the caller's token, and give the token the grants that the rules have now."""
     rule = trusted.rules[0]
     row, new = store.lock_token(session, trusted.name, created_by=f"trust rule {rule.name}", at=at)
-    if not new and not store.is_issued(session, row.id):
+    if not new and not token_store.is_issued(session, row.id):
         raise RefusedTokenError(f"the name {trusted.name!r} belongs to a token that was created by hand")
     grants = _highest(trusted.grants)
     expires_at = at + trusted.seconds * SECOND

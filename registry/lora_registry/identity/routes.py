@@ -12,6 +12,7 @@ from lora_contract.wire.identity import (
     ExchangeRequest,
     IssuedToken,
     LoginOptions,
+    SignedOut,
     TrustList,
     TrustRequest,
     TrustView,
@@ -38,6 +39,13 @@ def exchange_token(request: R, ctx: Context, data: JSONBody[ExchangeRequest]) ->
             count_unknown(request)
         raise
     return reply(request, issued, status=201, headers={"Cache-Control": "no-store"})
+
+
+@delete("/token-exchange", summary="Sign out: end the token of the request, if it was issued", status_code=200)
+def sign_out(request: R, caller: Caller) -> Response[SignedOut]:
+    caller.require_signed_in()
+    secret = request.headers.get("authorization", "").partition(" ")[2].strip()
+    return reply(request, exchange.sign_out(caller, secret), headers={"Cache-Control": "no-store"})
 
 
 @get("/token-exchange/audience", summary="Show the audience that identity tokens must have")
@@ -85,5 +93,5 @@ def _require_login(ctx: Context) -> None:
 router = Router(
     "/",
     tags=["identity"],
-    route_handlers=[exchange_token, show_audience, login_options, list_rules, add_rule, remove_rule],
+    route_handlers=[exchange_token, sign_out, show_audience, login_options, list_rules, add_rule, remove_rule],
 )

@@ -47,11 +47,10 @@ def lock_token(session: Session, name: str, *, created_by: str, at: int) -> tupl
     return row, new is not None
 
 
-def is_issued(session: Session, token_id: int) -> bool:
-    """Whether a token was issued for an identity token."""
-    return (
-        session.exec(select(TokenOrigin.rule_id).where(TokenOrigin.token_id == token_id).limit(1)).first() is not None
-    )
+def end_secret(session: Session, token_id: int, hashed: str) -> bool:
+    """Forget a secret of a token. Return whether it had it."""
+    statement = delete(TokenSecret).where(col(TokenSecret.token_id) == token_id, col(TokenSecret.hash) == hashed)
+    return session.execute(statement.returning(col(TokenSecret.hash))).first() is not None
 
 
 def forget_secrets(session: Session, token_id: int, *, at: int, every: bool) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from lora_reg.transport import Transport
 from tests.support import node, service
 from tests.support.command import Home, Said
 from tests.support.issuer import AUDIENCE, Issuer, actions, github, gitlab, issuer, kubernetes, trust
+from tests.support.processes import free_ports
 from tests.support.provider import CLIENT_ID, SCOPES, provider, visit
 
 
@@ -107,7 +110,28 @@ def test_a_person_signs_in(people: service.InProcess, tmp_path: Path, account: s
     stored = tmp_path / "config" / "lora-reg" / "credentials.json"
     assert stored.stat().st_mode & 0o777 == 0o600
     assert "refresh" not in stored.read_text()
-    assert home.ok("logout").status == 0
+    assert home.json("logout")["revoked"] is True
+
+
+def test_signing_out_ends_the_token_of_this_sign_in_alone(people: service.InProcess, tmp_path: Path) -> None:
+    here, there = (Home(tmp_path / name, people.url) for name in ("here", "there"))
+    for home, way in ((here, "--oidc"), (there, "--device")):
+        time.sleep(1.1)  # the provider makes the same token twice within a second
+        assert as_person(home, "alice", "login", people.url, way).status == 0
+    assert "Its token was revoked." in here.ok("logout").out
+    assert "No token is stored" in here.ok("logout").out
+    assert there.json("whoami")["principal"]["name"].startswith("alice#")
+    stored = there.folder / "config" / "lora-reg" / "credentials.json"
+    pasted = tmp_path / "token"
+    pasted.write_text(json.loads(stored.read_text())["servers"][people.url]["token"])
+    here.ok("login", people.url, "--token-file", pasted)
+    assert "that you entered stays valid" in here.ok("logout").out
+    assert there.json("whoami")["principal"]["name"].startswith("alice#")
+    (port,) = free_ports(1)
+    gone = f"http://127.0.0.1:{port}"
+    stored.write_text(stored.read_text().replace(people.url, gone))
+    assert "could not be revoked, and stays valid until it expires" in there.ok("logout", "--server", gone).out
+    assert "hf_" not in stored.read_text()
 
 
 def test_a_person_without_a_group_is_not_let_in(people: service.InProcess, tmp_path: Path) -> None:

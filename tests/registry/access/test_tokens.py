@@ -6,6 +6,7 @@ import json
 import stat
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -249,3 +250,63 @@ def test_names_of_routes_are_no_namespaces(site: Site, name: str) -> None:
         problem(root.put(f"/api/v1/namespaces/{name}", json={"visibility": "public"}), "invalid-reference")
         merge = {"adapters": [{"adapter": "a/b"}], "to": f"{name}/merged"}
         problem(root.post("/api/v1/merges", json=merge), "invalid-reference")
+
+
+def test_grants_change_within_what_the_caller_administers(site: Site) -> None:
+    acme, beta, name = unique("acme"), unique("beta"), unique("ci")
+    secret = site.token_with(f"writer:{acme}", f"reader:{beta}", name=name)
+    root, boss = site.connect(site.token("admin")), site.connect(site.token("admin", acme))
+    other = site.connect(site.token("writer", acme))
+
+    def change(client: httpx.Client, **body: object) -> httpx.Response:
+        return client.put(f"/api/v1/tokens/{name}", json=body)
+
+    def held() -> set[str]:
+        me = httpx.get(f"{site.url}/api/v1/whoami", headers={"authorization": f"Bearer {secret}"}).json()
+        return {f"{grant['role']}:{grant['pattern']}" for grant in me["grants"]}
+
+    def grant(role: str, pattern: str) -> dict[str, str]:
+        return {"role": role, "pattern": pattern}
+
+    with root, boss, other:
+        problem(change(other, add=[grant("writer", acme)]), "not-found")
+        for pattern in (beta, "*", f"{acme}*"):
+            problem(change(boss, add=[grant("reader", pattern)]), "forbidden")
+        problem(change(boss, remove=[beta]), "not-found")
+        problem(change(boss, add=[grant("writer", acme)], remove=[acme]), "usage")
+        problem(change(boss, add=[grant("writer", acme)], replace=[]), "usage")
+        problem(change(boss, add=[grant("owner", acme)]), "invalid-request")
+        assert held() == {f"writer:{acme}", f"reader:{beta}"}
+        view = change(boss, add=[grant("maintainer", acme)]).json()
+        assert (view["grants"], view["elsewhere"]) == ([grant("maintainer", acme)], True)
+        assert change(boss, add=[grant("maintainer", acme)]).status_code == 200  # changes nothing, and says nothing
+        assert held() == {f"maintainer:{acme}", f"reader:{beta}"}
+        assert change(boss, replace=[]).json()["grants"] == []
+        assert held() == {f"reader:{beta}"}
+        problem(change(boss, add=[grant("reader", acme)]), "not-found")  # no more theirs to see
+        problem(change(root, remove=[beta]), "conflict")
+        assert change(root, replace=[grant("writer", acme), grant("reader", "*")]).status_code == 200
+        assert held() == {f"writer:{acme}", "reader:*"}
+        told = [event["facts"] for event in changes(root, name)]
+        assert [(facts["before"], facts["after"]) for facts in told] == [
+            *(("writer", "maintainer"), ("maintainer", None)),
+            *((None, "reader"), (None, "writer"), ("reader", None)),
+        ]
+        assert len(changes(boss, name)) == 3
+        assert changes(other, name) == []
+    site.run("token", "grants", name, "--add", f"reader:{beta}", "--remove", "*")
+    assert held() == {f"writer:{acme}", f"reader:{beta}"}
+    site.run("token", "revoke", name)
+    with pytest.raises(AssertionError, match="was revoked"):
+        site.run("token", "grants", name, "--add", f"writer:{beta}")
+
+
+def changes(client: httpx.Client, name: str) -> list[dict[str, Any]]:
+    """The events of changes of a token's grants that a caller may read."""
+    items: list[dict[str, Any]] = []
+    page: dict[str, Any] = {"items": [{}], "next_cursor": None}
+    while page["items"]:
+        after = {"after": page["next_cursor"]} if page["next_cursor"] else {}
+        page = client.get("/api/v1/events", params={"limit": 1000, **after}).json()
+        items += page["items"]
+    return [item for item in items if (item["kind"], item["subject"]) == ("grants-changed", name)]
