@@ -23,6 +23,7 @@ from lora_registry.admin import migrate
 from lora_registry.app import create_app
 from lora_registry.db import revision
 from lora_registry.db.engine import make_engine, require_connection
+from lora_registry.http.admission import is_loopback
 from lora_registry.http.connections import Connection
 from lora_registry.processes.attributes import die_with_parent
 from lora_registry.settings import ServiceSettings, environment, load
@@ -36,6 +37,11 @@ INTERRUPTED: Final = 130
 def serve(settings: ServiceSettings, *, processes: int) -> int:
     """Listen until SIGINT or SIGTERM, then stop the worker. Return the exit status: 130 after SIGINT, else 0."""
     settings.check_exposure()
+    if settings.auth != "none" and settings.public_url is None and not is_loopback(settings.host):
+        log.warning(
+            "LORA_REG_PUBLIC_URL is not set: Hub clients that reach the service by a host name see only the first page "
+            "of a list."
+        )
     settings.make_data_folder()
     if settings.embedded:
         migrate(settings)

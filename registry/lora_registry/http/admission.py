@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
+import logging
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -17,6 +19,7 @@ from lora_registry.http.texts import check_json, refuse_nul_in_url
 R = Request[Any, Any, Any]
 
 SAFE: Final = ("GET", "HEAD", "OPTIONS")
+log = logging.getLogger(__name__)
 _OWN_SITE: Final = (None, "same-origin", "none")
 _SMALL: Final = 32 * 1024
 """Larger JSON bodies are checked in a thread: one of a mebibyte takes 40 ms."""
@@ -91,7 +94,8 @@ def refuse_foreign(request: R) -> None:
 def own_url(request: R) -> str:
     """The beginning of links to this service: configured, or the host name of the request if nobody else can have it.
 
-    Empty if neither: a link built from any host name could lead a client, with its token, elsewhere.
+    Empty if neither: a link built from any host name could lead a client, with its token, elsewhere. huggingface_hub
+    does not resolve a link without a host: it ends the list with an error, not with a part of it.
     """
     configured = context(request).settings.public_url
     if configured is not None:
@@ -99,7 +103,19 @@ def own_url(request: R) -> str:
     host = request.headers.get("host", "")
     name, port = request.scope.get("server") or ("", None)
     listening = f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
-    return f"{request.url.scheme}://{host}" if is_loopback(host) or host == listening else ""
+    if is_loopback(host) or host == listening:
+        return f"{request.url.scheme}://{host}"
+    _warn_of_links()
+    return ""
+
+
+@functools.cache
+def _warn_of_links() -> None:
+    """Once in a process."""
+    log.warning(
+        "A link to a further page has no host, which Hub clients do not follow: set LORA_REG_PUBLIC_URL to the URL "
+        "by which clients reach this service."
+    )
 
 
 def is_loopback(host: str) -> bool:

@@ -6,6 +6,7 @@ import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from lora_contract.errors import RegistryError
 from lora_registry import settings
 from tests.registry.conftest import Sites
+from tests.registry.hub.clients import VERSIONS, python_with, run
 from tests.registry.site import SHARED, Site, base_files, open_site
 from tests.support.push import push
 
@@ -43,6 +45,34 @@ def test_links_are_not_built_from_any_host_name(sites: Sites, tmp_path: Path) ->
         public.serve()
         two_repositories(public)
         assert link(public, "evil.example").startswith("<https://registry.example/hf/api/models?")
+
+
+def test_hub_clients_list_all_pages_or_say_that_they_cannot(sites: Sites, tmp_path: Path) -> None:
+    """By a host name, which no setting confirms: an error, neither a part of the list nor a request elsewhere."""
+    site = sites("sqlite", auth="token")
+    two_repositories(site)
+    port = site.url.rpartition(":")[2]
+
+    def pages(host: str, version: str) -> dict[str, Any]:
+        found: dict[str, Any] = run(
+            python_with(version),
+            "hub_pages.py",
+            {},
+            endpoint=f"http://{host}:{port}/hf",
+            home=tmp_path / version,
+            token=site.token("admin"),
+        )
+        return found
+
+    for version in VERSIONS:
+        whole = pages("127.0.0.1", version)
+        assert whole["error"] is None
+        assert {f"{SHARED}/base", f"{SHARED}/copy"} <= set(whole["found"])
+        cut = pages("registry.example", version)
+        assert (len(cut["found"]), cut["error"]) == (1, ERRORS_OF[version])
+
+
+ERRORS_OF = {"2.4": "UnsupportedProtocol", "1.33.0": "UnsupportedProtocol", "0.36.2": "MissingSchema"}
 
 
 @pytest.mark.parametrize("url", ["registry.example", "ftp://a", "https://a/path", "https://user@a"])
