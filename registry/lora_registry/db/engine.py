@@ -55,6 +55,20 @@ def make_engine(url: str, *, pool_size: int = 10) -> Engine:
     return engine
 
 
+def count_failed_connects_as_lost() -> None:
+    """Mark errors of connecting as lost connections, in all engines of this process.
+
+    The job engine repeats what failed with a lost connection, and judges by the text whether connecting failed. It
+    misses a socket that refuses and a host name that is not found for a moment, and would fail the job for good.
+    """
+    event.listen(Engine, "handle_error", _mark_failed_connect)
+
+
+def _mark_failed_connect(context: Any) -> None:
+    if context.connection is None and isinstance(context.sqlalchemy_exception, OperationalError):
+        context.is_disconnect = True
+
+
 def require_connection(engine: Engine) -> None:
     """Connect once. Raises RegistryError `unavailable` with the database, without its password, and the reason.
 

@@ -19,6 +19,7 @@ from sqlalchemy.orm import sessionmaker
 from sqlmodel import Session
 
 from lora_contract.errors import RegistryError
+from lora_registry.db.engine import count_failed_connects_as_lost
 from lora_registry.jobs.engine import lease_store as store
 from lora_registry.jobs.engine.context import DbosContext
 from lora_registry.jobs.engine.kinds import Handled
@@ -188,6 +189,7 @@ def _launch(
         "sys_db_idle_transaction_timeout_sec": lease_seconds,
         "log_level": "WARNING",
     }
+    count_failed_connects_as_lost()
     DBOS(config=config)
     datasource = SQLAlchemyDatasource.create(
         url, engine=engine, serializer=serializer, sessionmaker=sessions, run_migrations=False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import inspect
+import socket
 import sqlite3
 import threading
 import time
@@ -13,11 +14,14 @@ from pathlib import Path
 
 import pytest
 from dbos import DBOS
-from sqlalchemy import create_engine, text
+from dbos._utils import retriable_postgres_exception
+from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy import inspect as inspect_database
+from sqlalchemy.exc import OperationalError
 from sqlmodel import Session
 
 from lora_contract.errors import RegistryError
+from lora_registry.db.engine import _mark_failed_connect, count_failed_connects_as_lost, make_engine
 from lora_registry.jobs.engine.client import DbosEngine, migrate
 from tests.registry.jobs.engine.conftest import Site
 from tests.registry.jobs.engine.handlers import KINDS, Outcome
@@ -206,3 +210,22 @@ def test_a_database_that_is_away_is_unavailable(tmp_path: Path) -> None:
 
 def _table(site: Site, name: str) -> str:
     return f"dbos.{name}" if site.url.startswith("postgresql") else name
+
+
+@pytest.mark.parametrize("host", ["nosuch.invalid", "socket"])
+def test_a_database_that_cannot_be_reached_for_a_moment_fails_no_job(
+    host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job engine repeats what it takes for an error of the connection, and fails the job with any other."""
+    if host == "socket":  # of a server that has died
+        monkeypatch.chdir(tmp_path)
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(".s.PGSQL.5432")
+        host = str(tmp_path)
+    count_failed_connects_as_lost()
+    try:
+        with pytest.raises(OperationalError) as raised:
+            make_engine(f"postgresql+psycopg://x@/x?host={host}").connect()
+    finally:
+        event.remove(Engine, "handle_error", _mark_failed_connect)
+    assert retriable_postgres_exception(raised.value)
