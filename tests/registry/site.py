@@ -218,11 +218,13 @@ class Site:
 
 
 def until(ready: Callable[[], bool], *, seconds: float = 30, what: Callable[[], str] = lambda: "") -> None:
-    deadline = time.monotonic() + seconds
+    """Ask more rarely the longer it takes: the service that is asked often shares the processor with what it waits for."""
+    began = time.monotonic()
     while not ready():
-        if time.monotonic() > deadline:
+        passed = time.monotonic() - began
+        if passed > seconds:
             raise TimeoutError(what())
-        time.sleep(0.05)
+        time.sleep(min(max(0.02, passed / 10), 0.3))
 
 
 @contextmanager

@@ -5,11 +5,13 @@ from one that was started by exec in what `ps` shows of it, and in nothing that 
 environment, standard streams and signals of its own, is a child of this process, and dies with it.
 
 Commands are started this way where starting is not what the test is about. What `lora-registry serve` starts itself, it
-starts by exec.
+starts by exec. A worker started here has its warm process for validations forked too: it would import torch and PEFT
+anew in every worker of a run.
 """
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import importlib
 import inspect
@@ -28,6 +30,7 @@ from typing import Any, Final
 from lora_contract.startup import importing
 from lora_registry.processes.attributes import child_subreaper, die_with_parent
 from lora_registry.processes.template import fork_child_of
+from lora_registry.processes.variables import for_children
 from lora_registry.runtime import faults
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -39,12 +42,19 @@ IMPORTS: Final = {
     "tests.registry.jobs.engine.program": "tests.registry.jobs.engine.handlers",
 }
 """By command of `lora-registry`, or by program: what it imports. Other commands import the client of jobs at most."""
+WORKER: Final = "lora_registry.worker.main"
+TEMPLATE: Final = "lora_registry.processes.template"
+HEAVY: Final = "lora_kernels.validating.imports"
 LARGEST: Final = 1 << 18
 """Bytes of a message: an environment and a command."""
+DESCRIPTORS: Final = 8
+"""Descriptors of a message at most: the standard streams, and those that are passed."""
 PIPES: Final = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
 SOURCES: Final = ("client", "registry", "kernels")
 
 _lock: Final = threading.Lock()
+_started: Final[list[subprocess.Popen[bytes]]] = []
+_inherited: Final[dict[str, socket.socket]] = {}
 
 
 class Forked(subprocess.Popen[Any]):
@@ -55,19 +65,23 @@ class Forked(subprocess.Popen[Any]):
         given = _arguments(*args)
         executable, option, module, *rest = given["args"]
         assert (executable, option) == (sys.executable, "-m")
+        passed = list(given["pass_fds"])
         message = json.dumps(
             {
                 "module": module,
                 "arguments": rest,
                 "environment": dict(os.environ if given["env"] is None else given["env"]),
                 "folder": str(given["cwd"] or os.getcwd()),
+                "descriptors": [0, 1, 2, *passed],
             }
         ).encode()
         pipes = {0: given["p2cread"], 1: given["c2pwrite"], 2: given["errwrite"]}
         streams = [number if pipe == -1 else pipe for number, pipe in pipes.items()]
         with _lock, child_subreaper():
-            channel, _ = _template(IMPORTS.get(module) or IMPORTS.get(rest[0], "lora_registry.admin"), os.getpid())
-            socket.send_fds(channel, [message], streams)
+            channel = _inherited.get(module) or _template(
+                IMPORTS.get(module) or IMPORTS.get(rest[0], "lora_registry.admin"), os.getpid()
+            )
+            socket.send_fds(channel, [message], [*streams, *passed])
             self.pid = int(channel.recv(32))
         assert self.pid, "no process could be forked"
         self._child_created = True
@@ -80,16 +94,18 @@ def _arguments(*args: Any) -> dict[str, Any]:
 
 
 @functools.cache
-def _template(module: str, _owner: int) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+def _template(module: str, _owner: int) -> socket.socket:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.forks", str(theirs.fileno()), str(os.getpid()), module],
-            cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(str(ROOT / each) for each in ("", *SOURCES))},
-            pass_fds=(theirs.fileno(),),
+        _started.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.support.forks", str(theirs.fileno()), str(os.getpid()), module],
+                cwd=ROOT,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(str(ROOT / each) for each in ("", *SOURCES))},
+                pass_fds=(theirs.fileno(),),
+            )
         )
-    return ours, process
+    return ours
 
 
 def main(channel: socket.socket, parent: int, module: str) -> None:
@@ -97,8 +113,17 @@ def main(channel: socket.socket, parent: int, module: str) -> None:
     die_with_parent(parent)
     with importing():
         importlib.import_module(module)
+        if module == WORKER:
+            # Read at import, and the same for all children of workers.
+            os.environ.update({name: value for name, value in for_children({}).items()})
+            importlib.import_module(HEAVY)
+    serve(channel, parent, heavy=module == WORKER)
+
+
+def serve(channel: socket.socket, parent: int, *, heavy: bool = False) -> None:
+    """heavy: the processes are workers, and their warm processes for validations are forked as well."""
     while True:
-        message, streams, _, _ = socket.recv_fds(channel, LARGEST, 3)
+        message, received, _, _ = socket.recv_fds(channel, LARGEST, DESCRIPTORS)
         if not message:
             return
         reader, writer = os.pipe()
@@ -107,19 +132,55 @@ def main(channel: socket.socket, parent: int, module: str) -> None:
             os.write(writer, str(os.getpid()).encode())
             os.close(writer)
             channel.close()
-            run(json.loads(message), streams)
+            asked = json.loads(message)
+            take(received, asked["descriptors"])
+            if heavy and "worker" in asked["arguments"]:
+                fork_templates()
+            run(asked)
             return
         os.close(writer)
         channel.send(os.read(reader, 32) or b"0")
-        for end in (reader, *streams):
+        for end in (reader, *received):
             os.close(end)
 
 
-def run(asked: dict[str, Any], streams: Sequence[int]) -> None:
+def take(received: Sequence[int], numbers: Sequence[int]) -> None:
+    """Give what was received the numbers that the command expects."""
+    above = max(numbers) + 1
+    moved = [fcntl.fcntl(each, fcntl.F_DUPFD, above) for each in received]
+    for each in received:
+        os.close(each)
+    for each, number in zip(moved, numbers, strict=True):
+        os.dup2(each, number)
+        os.close(each)
+
+
+def fork_templates() -> None:
+    """Have this worker's warm process for validations forked by a child of it, which has the imports."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    parent = os.getpid()
+    if os.fork() == 0:
+        ours.close()
+        die_with_parent(parent)
+        serve(theirs, parent)
+        os._exit(0)
+    theirs.close()
+    _inherited[TEMPLATE] = ours
+    from lora_registry.processes import warm
+
+    warm.subprocess = _Subprocess  # type: ignore[assignment]
+
+
+class _Subprocess:
+    DEVNULL = subprocess.DEVNULL
+
+    @staticmethod
+    def Popen(command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:  # noqa: N802
+        return (Forked if HEAVY in command else subprocess.Popen)(command, **options)
+
+
+def run(asked: dict[str, Any]) -> None:
     """Become the process that was asked for."""
-    for number, stream in enumerate(streams):
-        os.dup2(stream, number)
-        os.close(stream)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(asked["environment"])

@@ -174,22 +174,42 @@ def _gated(layers: dict[str, Any], gates: torch.Tensor, *, differentiate: bool) 
     α - 1 is 0, and outputs stay equal bit by bit.
     """
 
+    kept: dict[int, tuple[torch.Tensor, torch.Tensor, int]] = {}
+
+    def keep(index: int, _below: Any, args: tuple[Any, ...], out: torch.Tensor) -> None:
+        kept[index] = args[0], out, out._version
+
     def hook(index: int, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: torch.Tensor) -> torch.Tensor:
-        below = layer.base_layer if hasattr(layer, "base_layer") else layer.original_module
+        given, output, version = kept.pop(index, (None, out, 0))
+        # Most types call the layer below with the input that they get. Its output is that of the layer without the
+        # adapter then, unless something was added in place.
+        fits = given is args[0] and output is not out and output._version == version
         with torch.set_grad_enabled(differentiate):
-            added = out - below(*args, **{name: value for name, value in kwargs.items() if name not in _PEFT_ARGUMENTS})
+            added = out - (output if fits else _below(layer)(*args, **_for_below(kwargs)))
         scaled: torch.Tensor = out + ((gates[index].to(added.device) - 1) * added.float()).to(out.dtype)
         return scaled
 
     handles = [
-        layer.register_forward_hook(partial(hook, index), with_kwargs=True)
+        handle
         for index, layer in enumerate(layers.values())
+        for handle in (
+            _below(layer).register_forward_hook(partial(keep, index)),
+            layer.register_forward_hook(partial(hook, index), with_kwargs=True),
+        )
     ]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _below(layer: Any) -> Any:
+    return layer.base_layer if hasattr(layer, "base_layer") else layer.original_module
+
+
+def _for_below(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in kwargs.items() if name not in _PEFT_ARGUMENTS}
 
 
 def _layers(model: Any) -> dict[str, Any]:
