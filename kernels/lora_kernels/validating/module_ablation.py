@@ -177,7 +177,8 @@ def _gated(layers: dict[str, Any], gates: torch.Tensor, *, differentiate: bool) 
     kept: dict[int, tuple[torch.Tensor, torch.Tensor, int]] = {}
 
     def keep(index: int, _below: Any, args: tuple[Any, ...], out: torch.Tensor) -> None:
-        kept[index] = args[0], out, out._version
+        if not out.is_inference():  # such a tensor does not tell whether it was changed
+            kept[index] = args[0], out, out._version
 
     def hook(index: int, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: torch.Tensor) -> torch.Tensor:
         given, output, version = kept.pop(index, (None, out, 0))
