@@ -115,7 +115,7 @@ def main(channel: socket.socket, parent: int, module: str) -> None:
         importlib.import_module(module)
         if module == WORKER:
             # Read at import, and the same for all children of workers.
-            os.environ.update({name: value for name, value in for_children({}).items()})
+            os.environ.update(for_children({}))
             importlib.import_module(HEAVY)
     serve(channel, parent, heavy=module == WORKER)
 
