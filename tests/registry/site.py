@@ -77,10 +77,10 @@ class Site:
     def sqlite(self) -> bool:
         return self.database.startswith("sqlite")
 
-    def start(self, fault: str | None = None) -> None:
+    def start(self, fault: str | None = None, *, by: type[subprocess.Popen[Any]] = Forked) -> None:
         """Start the API; `fault` is armed in it alone, on PostgreSQL, and in what it starts on SQLite."""
         extra = {**self.extra, **({"LORA_REG_FAULT": fault} if fault else {})}
-        self.service = service.start(self.data, extra=extra, arguments=self.arguments)
+        self.service = service.start(self.data, extra=extra, arguments=self.arguments, by=by)
         self.client.close()
         self.client = self.connect()
 

@@ -55,7 +55,7 @@ def test_sigterm_ends_the_service_with_status_0(tmp_path: Path) -> None:
 
 def test_a_killed_service_takes_its_worker_with_it(tmp_path: Path) -> None:
     """The worker runs in a session of its own, where no signal of the terminal reaches it."""
-    running = service.start(tmp_path / "data")
+    running = service.start(tmp_path / "data", by=subprocess.Popen)
     worker = _wait_for_worker(running.process.pid, running.log)
     running.kill()
     for _ in range(200):

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 import signal
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,8 +18,7 @@ from lora_registry.db import migrate, revision
 from lora_registry.db.engine import make_engine
 from lora_registry.jobs.engine import client as engine_client
 from lora_registry.settings import PREFIX, ServiceSettings
-from tests.registry.conftest import Sites
-from tests.registry.site import DATABASES, Site
+from tests.registry.site import DATABASES, Site, open_site
 from tests.support.postgres import fresh_database
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,17 +33,18 @@ def _maps(pid: int) -> str:
 
 
 def test_the_api_process_holds_no_tensor_library(
-    processes: Sites, database: str, record_property: pytest.RecordProperty
+    tmp_path: Path, postgres_server: str, database: str, record_property: pytest.RecordProperty
 ) -> None:
-    site = processes(database, 1)
-    site.need_base()
-    site.repository()
-    pid = site.service.process.pid
-    loaded = {Path(line.split()[-1]).name for line in _maps(pid).splitlines() if ".so" in line}
-    assert any("uvloop" in str(line) or "loop" in str(line) for line in loaded)
-    for name in ("torch", "numpy", "/safetensors/", "transformers"):
-        assert name not in _maps(pid), name
-    status = Path(f"/proc/{pid}/status").read_text()
+    with open_site(database, tmp_path, postgres_server) as site:
+        site.start(by=subprocess.Popen)
+        site.need_base()
+        site.repository()
+        pid = site.service.process.pid
+        loaded = {Path(line.split()[-1]).name for line in _maps(pid).splitlines() if ".so" in line}
+        assert any("uvloop" in str(line) or "loop" in str(line) for line in loaded)
+        for name in ("torch", "numpy", "/safetensors/", "transformers"):
+            assert name not in _maps(pid), name
+        status = Path(f"/proc/{pid}/status").read_text()
     resident = int(re.search(r"VmRSS:\s+(\d+) kB", status)[1])  # type: ignore[index]
     record_property("api_resident_mb", resident / 1024)
 

@@ -18,6 +18,7 @@ import json
 import os
 import socket
 import struct
+import subprocess
 import sys
 import tempfile
 import time
@@ -317,7 +318,7 @@ def locked(on: Attacker) -> str:
 def web_page(folder: Path) -> tuple[str, Cost]:
     """F2, against a service without login."""
     with open_site("sqlite", folder, "") as site:
-        site.start()
+        site.start(by=subprocess.Popen)
         site.need_base()
         site.pushed("ns", "victim", 1)
         evil = {"Host": "rebound.evil.example", "Origin": "http://evil.example"}
@@ -343,7 +344,7 @@ def attacked(database: str, folder: Path) -> Iterator[Site]:
             stack.callback(postgres._leave, folder / "shared")
         extra = {"LORA_REG_AUTH": "token", "LORA_REG_LOG_LEVEL": "WARNING"}
         site = stack.enter_context(open_site(database, folder / "site", url, extra=extra))
-        site.start()
+        site.start(by=subprocess.Popen)
         site.need_worker()
         yield site
 

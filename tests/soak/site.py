@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -60,7 +61,7 @@ def ground(
             chosen |= s3_environment(s3, PREFIX) | {"LORA_REG_S3_ENDPOINT_URL": f"http://127.0.0.1:{proxy.port}"}
         url = "" if postgres is None else postgres.url
         site = stack.enter_context(open_site(database, folder / "site", url, extra=chosen, arguments=arguments))
-        site.start()
+        site.start(by=subprocess.Popen)
         if postgres is not None:
             site.worker()
         site.need_base()

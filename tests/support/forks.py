@@ -4,9 +4,9 @@
 from one that was started by exec in what `ps` shows of it, and in nothing that the tests look at: it has an id, an
 environment, standard streams and signals of its own, is a child of this process, and dies with it.
 
-Commands are started this way where starting is not what the test is about. What `lora-registry serve` starts itself, it
-starts by exec. A worker started here has its warm process for validations forked too: it would import torch and PEFT
-anew in every worker of a run.
+Commands are started this way where starting is not what the test is about. What they start themselves with imports that
+take long is forked too, by a process that each gets as a child: the worker of a service, and a worker's warm process for
+validations, which would import torch and PEFT anew in every worker of a run.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from lora_contract.startup import importing
 from lora_registry.processes.attributes import child_subreaper, die_with_parent
@@ -35,22 +35,21 @@ from lora_registry.runtime import faults
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 IMPORTS: Final = {
-    "serve": "lora_registry.serving",
-    "worker": "lora_registry.worker.main",
+    "serve": "tests.support.forked_services",
+    "worker": "tests.support.forked_workers",
     "backup": "tests.registry.backup.imports",
     "restore": "tests.registry.backup.imports",
     "tests.registry.jobs.engine.program": "tests.registry.jobs.engine.handlers",
 }
 """By command of `lora-registry`, or by program: what it imports. Other commands import the client of jobs at most."""
-WORKER: Final = "lora_registry.worker.main"
-TEMPLATE: Final = "lora_registry.processes.template"
-HEAVY: Final = "lora_kernels.validating.imports"
 LARGEST: Final = 1 << 18
 """Bytes of a message: an environment and a command."""
 DESCRIPTORS: Final = 8
 """Descriptors of a message at most: the standard streams, and those that are passed."""
 PIPES: Final = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
 SOURCES: Final = ("client", "registry", "kernels")
+Starts: TypeAlias = Mapping[str, tuple[str, str]]
+"""What a process starts: by the module that does, the module that is run, and an argument that tells the command."""
 
 _lock: Final = threading.Lock()
 _started: Final[list[subprocess.Popen[bytes]]] = []
@@ -109,19 +108,17 @@ def _template(module: str, _owner: int) -> socket.socket:
 
 
 def main(channel: socket.socket, parent: int, module: str) -> None:
-    """Fork a process per message, and answer with its id, until the socket is closed."""
+    """Import a module, then serve."""
     die_with_parent(parent)
+    # Read at import, and the same for all children of workers.
+    os.environ.update(for_children({}))
     with importing():
-        importlib.import_module(module)
-        if module == WORKER:
-            # Read at import, and the same for all children of workers.
-            os.environ.update(for_children({}))
-            importlib.import_module(HEAVY)
-    serve(channel, parent, heavy=module == WORKER)
+        imported = importlib.import_module(module)
+    serve(channel, parent, getattr(imported, "STARTS", {}))
 
 
-def serve(channel: socket.socket, parent: int, *, heavy: bool = False) -> None:
-    """heavy: the processes are workers, and their warm processes for validations are forked as well."""
+def serve(channel: socket.socket, parent: int, starts: Starts) -> None:
+    """Fork a process per message, and answer with its id, until the socket is closed."""
     while True:
         message, received, _, _ = socket.recv_fds(channel, LARGEST, DESCRIPTORS)
         if not message:
@@ -134,8 +131,8 @@ def serve(channel: socket.socket, parent: int, *, heavy: bool = False) -> None:
             channel.close()
             asked = json.loads(message)
             take(received, asked["descriptors"])
-            if heavy and "worker" in asked["arguments"]:
-                fork_templates()
+            if starts:
+                fork_for(starts)
             run(asked)
             return
         os.close(writer)
@@ -155,28 +152,32 @@ def take(received: Sequence[int], numbers: Sequence[int]) -> None:
         os.close(each)
 
 
-def fork_templates() -> None:
-    """Have this worker's warm process for validations forked by a child of it, which has the imports."""
+def fork_for(starts: Starts) -> None:
+    """Give this process a child that forks what it starts, with all that is imported by now."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     parent = os.getpid()
     if os.fork() == 0:
         ours.close()
         die_with_parent(parent)
-        serve(theirs, parent)
+        serve(theirs, parent, {})
         os._exit(0)
     theirs.close()
-    _inherited[TEMPLATE] = ours
-    from lora_registry.processes import warm
-
-    warm.subprocess = _Subprocess  # type: ignore[assignment]
+    for starter, (module, marker) in starts.items():
+        _inherited[module] = ours
+        sys.modules[starter].subprocess = _Subprocess(marker)  # type: ignore[attr-defined]
 
 
 class _Subprocess:
-    DEVNULL = subprocess.DEVNULL
+    """`subprocess`, in a module that starts by exec what is forked here if its command has the marker."""
 
-    @staticmethod
-    def Popen(command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:  # noqa: N802
-        return (Forked if HEAVY in command else subprocess.Popen)(command, **options)
+    def __init__(self, marker: str) -> None:
+        self._marker = marker
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(subprocess, name)
+
+    def Popen(self, command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:  # noqa: N802
+        return (Forked if self._marker in command else subprocess.Popen)(command, **options)
 
 
 def run(asked: dict[str, Any]) -> None:

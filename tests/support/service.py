@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import uvicorn
@@ -66,14 +67,22 @@ def environment(data: Path, extra: Mapping[str, str] | None = None) -> dict[str,
 
 
 def start(
-    data: Path, *, extra: Mapping[str, str] | None = None, arguments: tuple[str, ...] = (), wait: bool = True
+    data: Path,
+    *,
+    extra: Mapping[str, str] | None = None,
+    arguments: tuple[str, ...] = (),
+    wait: bool = True,
+    by: type[subprocess.Popen[Any]] = Forked,
 ) -> Service:
-    """Start the service and wait until it is ready. Raises AssertionError with its output where it is not."""
+    """Start the service and wait until it is ready. Raises AssertionError with its output where it is not.
+
+    by: what starts the process. A forked one has imported more than it needs.
+    """
     data.mkdir(parents=True, exist_ok=True)
     env = environment(data, extra)
     log = data / f"serve-{time.time_ns()}.log"
     with log.open("wb") as output:
-        process = Forked(
+        process = by(
             [sys.executable, "-m", "lora_registry.cli", "serve", "--port", "0", *arguments],
             env=env,
             stdout=output,

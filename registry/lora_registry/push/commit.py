@@ -25,7 +25,7 @@ from lora_registry.keeping.reading import Content
 from lora_registry.push import check
 from lora_registry.push import store as upload_rows
 from lora_registry.repositories import resolve, store, views
-from lora_registry.repositories.insert import Draft, add_weights, check_target, insert
+from lora_registry.repositories.insert import Draft, add_weights, check_target, freed, insert
 from lora_registry.repositories.paths import RepositoryPath
 from lora_registry.runtime.faults import fault_point
 from lora_registry.tags import moves
@@ -86,7 +86,12 @@ def _draft(caller: Caller, path: RepositoryPath, request: CommitRequest) -> tupl
         FileEntry(entry.path, entry.size, contents[entry.path].where if entry.path in contents else entry.digest)
         for entry in files
     )
-    outcome = check.by_kind(caller.ctx, request, placed, pin)
+    try:
+        outcome = check.by_kind(caller.ctx, request, placed, pin)
+    except RegistryError as error:
+        if error.code == "not-found":
+            _require_stored(caller.ctx, request.session, [*contents.values(), *(pin.contents_read() if pin else ())])
+        raise
     if pin is not None and any(finding.severity == "error" for finding in outcome.findings):
         _verify(caller.ctx, request.session, pin.contents_read(), since=None)
     refuse(outcome.findings)
@@ -127,6 +132,17 @@ def _verify(ctx: Context, upload_id: str, contents: Iterable[Content], *, since:
                 with ctx.db.write() as session:
                     upload_rows.mark_stored(session, upload_id, str(content.where), stored=False)
             raise
+
+
+def _require_stored(ctx: Context, upload_id: str, contents: list[Content]) -> None:
+    """Tell what went while the files were checked. Raises RegistryError `conflict` if a blob was freed, `corrupt` if
+    the store has lost one."""
+    with ctx.db.read() as session:
+        for content in contents:
+            row = kept.blob(session, str(content.where))
+            if row is None or row.state not in kept.KEPT or kept.place(row) != content.where:
+                raise freed(content.name, content.where)
+    _verify(ctx, upload_id, contents, since=None)
 
 
 def _stored(

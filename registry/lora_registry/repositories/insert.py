@@ -137,12 +137,17 @@ def _keep_blobs(session: Session, draft: Draft) -> None:
             row = kept.blob(session, digest)
             if row is not None and row.state in kept.KEPT:
                 raise known(kept.place(row), entry.path, row.state)
-            raise RegistryError(
-                "conflict",
-                f"{entry.path} ({entry.digest.short}) is not stored any more.",
-                hint="Push again: this opens a new session, which asks for the missing bytes.",
-            )
+            raise freed(entry.path, entry.digest)
     kept.declare(session, {str(e.digest): e.size for e in draft.manifest.files if str(e.digest) not in stored})
+
+
+def freed(name: str, digest: Digest) -> RegistryError:
+    """The error of a commit that needs a blob which was freed since its session was opened."""
+    return RegistryError(
+        "conflict",
+        f"{name} ({digest.short}) is not stored any more.",
+        hint="Push again: this opens a new session, which asks for the missing bytes.",
+    )
 
 
 def add_weights(session: Session, principal: Principal, path: RepositoryPath, version: Version, draft: Draft) -> bool:

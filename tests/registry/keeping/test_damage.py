@@ -130,6 +130,18 @@ def test_a_lost_or_short_blob_is_found_before_the_status_line(
     assert shelf.read(data) == data
 
 
+def test_bytes_that_vanish_before_the_commit_are_sent_again(kept: tuple[Site, Shelf]) -> None:
+    """They were compared with their digest on arrival, so the commit does not read them before it checks them."""
+    site, shelf = kept
+    name, files = unique("vanished"), adapter_files(450)
+    session = upload(site.client, "ns", name, "adapter", files).json()
+    shelf.write(files[WEIGHTS], None)
+    body = {"session": session["id"], "kind": "adapter", "files": describe(files), "base": f"{SHARED}/base"}
+    problem(site.client.post(f"/api/v1/repositories/ns/{name}/versions", json=body), "corrupt")
+    assert pushed(site, files, name).status_code == 201
+    assert shelf.read(files[WEIGHTS]) == files[WEIGHTS]
+
+
 @pytest.mark.parametrize("bit", [0, 7], ids=["low-bit", "high-bit"])
 def test_a_sound_adapter_is_not_blamed_for_the_store(kept: tuple[Site, Shelf], bit: int) -> None:
     """Nobody has read the damaged bytes yet: the session takes them for present, the commit finds them."""
