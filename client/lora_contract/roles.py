@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Final, Literal, get_args
+from typing import Annotated, Final, Literal, TypeAlias, get_args
 
 import msgspec
 
@@ -22,10 +22,13 @@ ALL: Final = "*"
 _PATTERN: Final = re.compile(r"[a-z0-9._*-]+\Z")
 
 
+Pattern: TypeAlias = Annotated[str, msgspec.Meta(max_length=4096)]
+
+
 class Grant(msgspec.Struct, frozen=True, order=True):
     """A role in the namespaces that a pattern matches: a namespace, or a glob such as `acme-*` or `*`."""
 
-    pattern: Annotated[str, msgspec.Meta(max_length=4096)]
+    pattern: Pattern
     role: Role
 
     def __str__(self) -> str:

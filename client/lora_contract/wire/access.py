@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from lora_contract.roles import Grant, Role, Visibility
+from lora_contract.roles import Grant, Pattern, Role, Visibility
 from lora_contract.wire.common import Request, Response
 
 
@@ -61,7 +61,7 @@ class GrantsRequest(Request, frozen=True):
     """
 
     add: Annotated[list[Grant], msgspec.Meta(max_length=64)] = []
-    remove: Annotated[list[str], msgspec.Meta(max_length=64)] = []
+    remove: Annotated[list[Pattern], msgspec.Meta(max_length=64)] = []
     replace: Annotated[list[Grant], msgspec.Meta(max_length=64)] | None = None
 
 

@@ -109,6 +109,7 @@ def test_these_are_the_commands() -> None:
         "namespace quota",
         "token",
         "token list",
+        "token grants",
         "token revoke",
         "login",
         "logout",

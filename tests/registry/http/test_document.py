@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import hypothesis
@@ -19,7 +20,8 @@ from schemathesis.specs.openapi.checks import (
 from tests.registry.site import Site, problem
 
 CHECKS = (not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance)
-EXAMPLES = 40
+EXAMPLES = int(os.environ.get("LORA_REG_TEST_EXAMPLES", "16"))
+"""Of each operation; 40 and more are for a change of the service's routes."""
 SAMPLES: dict[str, str] = {
     "namespace": "ns",
     "name": "fuzzed",

@@ -15,6 +15,7 @@ import pytest
 from tests.registry.hub.clients import VERSIONS, python_with, run
 from tests.registry.hub.conftest import push_base
 from tests.registry.hub.recording import RecordingProxy
+from tests.registry.site import until
 from tests.support.push import push_folder
 from tests.support.s3 import BUCKET, REGION, S3Server
 from tests.support.service import Service, running
@@ -56,6 +57,8 @@ def guarded(ministack_server: S3Server, testbed: Path, tmp_path_factory: pytest.
                 folder = testbed / "adapters" / "lora-r8-qv-python"
                 pushed = push_folder(client, "hub", "python", "adapter", folder, base="default/tiny", tags=["prod"])
                 assert pushed.status_code == 201, pushed.text
+                # The inspection reads the files too.
+                until(lambda: client.get(f"/api/v1/jobs/{pushed.json()['job']}").json()["state"] == "done")
             reader = token(service, "server", "reader", "--namespace", "hub")
             stranger = token(service, "stranger", "reader", "--namespace", "other")
             yield Guarded(service, storage, writer, reader, stranger)
