@@ -104,7 +104,10 @@ class Soak:
                 url = f"/hf/soak/{name}/resolve/{version}/{path}"
             answer = client.get(url, follow_redirects=True)
             if answer.status_code == 404 and b"NoSuchKey" in answer.content:
-                answer.status_code = 599  # the store, not the service: nobody may be sent to an object that is gone
+                # The store, not the service. What was purged on the way is gone; nobody may be sent there again.
+                answer = client.get(url, follow_redirects=False)
+                if answer.is_redirect:
+                    answer.status_code = 599
             if not self.note("pull", answer):
                 return
             if hashlib.sha256(answer.content).hexdigest() != expected:
