@@ -168,6 +168,9 @@ class LocalStore:
     def presign_part(self, *_: object, **__: object) -> None:
         return None
 
+    def presign_plain(self, *_: object, **__: object) -> None:
+        return None
+
     def check(self) -> None:
         with self._temporary() as (_, descriptor):
             write(descriptor, (bytes(CHUNK),))  # a full disk still creates empty files

@@ -161,6 +161,14 @@ class Presigner(Protocol):
     ) -> Presigned | None:
         """Return a PUT for part `number` of an upload, bound to the part's length and sha256, as presign_put does."""
 
+    def presign_plain(
+        self, upload: str, digest: Digest, number: int | None, *, size: int, expires_in: int
+    ) -> Presigned | None:
+        """Return a PUT for an upload, or for part `number` of it, that is bound to its length alone.
+
+        For clients that cannot send headers; `adopt` finds wrong bytes.
+        """
+
 
 class BlobStore(BlobReader, BlobWriter, BlobDeleter, BlobLister, Presigner, Protocol):
     """All roles together: the store of the service."""

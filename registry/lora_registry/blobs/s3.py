@@ -220,6 +220,15 @@ class S3Store:
     ) -> Presigned | None:
         return self._presign(keys.part_key(upload, digest, number), part, size=size, expires_in=expires_in)
 
+    def presign_plain(
+        self, upload: str, digest: Digest, number: int | None, *, size: int, expires_in: int
+    ) -> Presigned | None:
+        if size > self._settings.single_copy_limit:
+            return None
+        key = keys.upload_key(upload, digest) if number is None else keys.part_key(upload, digest, number)
+        headers = {"content-length": str(size)}
+        return self._objects.presign("PUT", key, {"ContentLength": size}, headers, expires_in)
+
     def _presign(self, key: str, digest: Digest, *, size: int, expires_in: int) -> Presigned:
         sha256 = _base64(digest)
         # Both are signed, so another length or digest needs another signature, and a store that checks the digest

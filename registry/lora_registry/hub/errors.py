@@ -21,6 +21,11 @@ log = logging.getLogger("lora_registry.hub")
 MAX_HEADER: Final = 500
 _BY_STATUS: Final[dict[int, ErrorCode]] = {413: "too-large", 405: "method-not-allowed", 404: "not-found"}
 
+_STATUS: Final[dict[ErrorCode, int]] = {
+    "deleted": 404,  # the Hub never sends 410 for a model; clients would not understand it
+    "tag-gated": 403,  # with `exist_ok`, clients take 409 for success
+}
+
 
 def repo_not_found(repo_id: str, principal: Principal) -> RegistryError:
     """Also for repositories that the caller may not read: the response must be the same."""
@@ -46,11 +51,11 @@ def entry_not_found(detail: str, *, commit: str) -> RegistryError:
     return RegistryError("not-found", detail, hint=hint, hub="EntryNotFound", commit=commit)
 
 
-def read_only() -> RegistryError:
+def not_writable() -> RegistryError:
     return RegistryError(
         "method-not-allowed",
-        "The Hub dialect of this registry is read-only.",
-        hint="Push with `lora-reg push`; move tags with `lora-reg tag`.",
+        "The Hub dialect of this registry has no such write.",
+        hint="It takes repositories, commits, tags and branches; for all else see `lora-reg --help`.",
     )
 
 
@@ -75,15 +80,14 @@ def any_error(request: Request[Any, Any, Any], error: Exception) -> Response[Any
 
 def _response(error: RegistryError) -> Response[Any]:
     kind, request_id = error.kind, new_id()[:16]
-    # The Hub never sends 410 for a model; clients would not understand it.
-    status = 404 if error.code == "deleted" else kind.status
+    status = _STATUS.get(error.code, kind.status)
     headers = {
         "X-Error-Message": header_text(f"{error.detail} {error.hint}"),
         "X-Request-Id": request_id,
         "Cache-Control": "no-store",
     }
     # Never a bare 401: clients misread it over plain http.
-    if hub := error.facts.get("hub", "RepoNotFound" if status == 401 else None):
+    if hub := "RepoNotFound" if status == 401 else error.facts.get("hub"):
         headers["X-Error-Code"] = hub
     if commit := error.facts.get("commit"):
         headers["X-Repo-Commit"] = commit

@@ -21,24 +21,27 @@ from lora_registry.hub.revisions import RevisionInfo
 Json = dict[str, Any]
 
 LIBRARY = {"adapter": "peft", "base": "transformers", "model": "transformers"}
+"""By kind; a repository without a version is a `model` until it is known."""
 
 
-def model(repo: RepositoryView, *, private: bool) -> Json:
-    """Encode a repository as a list item."""
-    return _model(f"{repo.namespace}/{repo.name}", repo.namespace, repo.kind, repo.created_at, private)
+def item(repo: RepositoryView, *, private: bool, bases: Sequence[str]) -> Json:
+    """Encode a repository as a list item. bases: names of the base that its newest version pins."""
+    info = _info(f"{repo.namespace}/{repo.name}", repo.namespace, repo.kind, repo.created_at, private)
+    return info | {"tags": tags_of(repo.kind, bases)}
 
 
 def model_info(repo_id: str, version: RevisionInfo, *, blobs: bool) -> Json:
-    """Encode a version as a model. repo_id: as requested, so that clients keep using an alias.
+    """Encode a version as a model or dataset. repo_id: as requested, so that clients keep using an alias.
 
     blobs: include size and sha256 of each file.
     """
-    info = _model(repo_id, version.namespace, version.kind, version.repository_created_at, version.private)
-    card: Json = {"library_name": info["library_name"], "tags": info["tags"]}
-    if version.base is not None:
-        relation = "adapter" if version.kind == "adapter" else "merge"
-        info["tags"] += [f"base_model:{version.base}", f"base_model:{relation}:{version.base}"]
-        card["base_model"] = version.base
+    info = _info(repo_id, version.namespace, version.kind, version.repository_created_at, version.private)
+    info["tags"] = tags_of(version.kind, version.bases)
+    card: Json = {"tags": info["tags"]}
+    if "library_name" in info:
+        card["library_name"] = info["library_name"]
+    if version.bases:
+        card["base_model"] = version.bases[0]
     return info | {
         "sha": version.commit,
         "lastModified": version.created_at,
@@ -48,9 +51,13 @@ def model_info(repo_id: str, version: RevisionInfo, *, blobs: bool) -> Json:
     }
 
 
-def tags_of(kind: str) -> list[str]:
-    """Return the tags that a list's `filter=` matches against."""
-    return [kind, LIBRARY[kind]]
+def tags_of(kind: str, bases: Sequence[str]) -> list[str]:
+    """Return the tags that a list's `filter=` matches against. bases: all names of the base: trainers write aliases."""
+    relation = "adapter" if kind == "adapter" else "merge"
+    tags = [kind, *([LIBRARY[kind]] if kind in LIBRARY else [])]
+    for name in bases:
+        tags += [f"base_model:{name}", f"base_model:{relation}:{name}"]
+    return tags
 
 
 def tree(files: Sequence[VersionFile], *, path: str, recursive: bool) -> list[Json] | None:
@@ -82,8 +89,8 @@ def paths_info(files: Sequence[VersionFile], paths: Iterable[str]) -> list[Json]
     return result
 
 
-def refs(main: str | None, tagged: Iterable[tuple[str, str]], *, pull_requests: bool) -> Json:
-    branches = [] if main is None else [{"name": "main", "ref": "refs/heads/main", "targetCommit": main}]
+def refs(heads: Iterable[tuple[str, str]], tagged: Iterable[tuple[str, str]], *, pull_requests: bool) -> Json:
+    branches = [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": commit} for name, commit in heads]
     tags = [{"name": name, "ref": f"refs/tags/{name}", "targetCommit": commit} for name, commit in tagged]
     result: Json = {"branches": branches, "converts": [], "tags": tags}
     return result | {"pullRequests": []} if pull_requests else result
@@ -128,18 +135,17 @@ def warning(yanked: str | None) -> dict[str, str]:
     return {} if yanked is None else {"X-HF-Warning": "yanked; " + errors.header_text(yanked or "no reason given")}
 
 
-def _model(repo_id: str, author: str, kind: str, created_at: str, private: bool) -> Json:
-    return {
+def _info(repo_id: str, author: str, kind: str, created_at: str, private: bool) -> Json:
+    info: Json = {
         "id": repo_id,
-        "modelId": repo_id,
         "author": author,
         "private": private,
         "gated": False,
         "disabled": False,
-        "tags": tags_of(kind),
-        "library_name": LIBRARY[kind],
+        "tags": tags_of(kind, ()),
         "createdAt": created_at,
     }
+    return info if kind == "dataset" else info | {"modelId": repo_id, "library_name": LIBRARY[kind]}
 
 
 def _sibling(file: VersionFile, blobs: bool) -> Json:

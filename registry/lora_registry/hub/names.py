@@ -17,6 +17,8 @@ from lora_contract.errors import RegistryError
 
 LATEST: Final = "latest"
 """The native selector of the newest version, to which `main` maps. No tag can have this name."""
+_MAIN: Final = ("main", "refs/heads/main", "HEAD", LATEST)
+"""`HEAD` is what JavaScript clients ask for."""
 _EXACT: Final = re.compile(r"(?:v[1-9][0-9]{0,17}|[0-9a-f]{40})\Z")
 
 
@@ -47,7 +49,7 @@ def targets(repo_id: str) -> list[RepositoryCandidate]:
 
 def selector(revision: str) -> str | None:
     """Return the native selector of a revision: LATEST, a tag, `vN` or a commit of 40 hex digits; else None."""
-    if revision in ("main", "refs/heads/main", LATEST):
+    if revision in _MAIN:
         return LATEST
     if revision.startswith("refs/tags/"):
         revision = revision.removeprefix("refs/tags/")

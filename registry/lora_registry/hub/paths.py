@@ -13,13 +13,44 @@ from urllib.parse import unquote
 
 from lora_registry.hub.names import is_tag
 
-Verb = Literal["info", "tree", "paths-info", "refs", "commits", "auth-check", "file", "list", "whoami", "other-kind"]
+Verb = Literal[
+    "info",
+    "tree",
+    "paths-info",
+    "refs",
+    "commits",
+    "auth-check",
+    "file",
+    "list",
+    "whoami",
+    "create-repo",
+    "delete-repo",
+    "check-card",
+    "preupload",
+    "commit",
+    "tag",
+    "branch",
+    "xet",
+    "lfs-batch",
+    "lfs-verify",
+    "lfs-send",
+]
+Kind = Literal["model", "dataset", "other"]
+"""`other`: spaces and what else the Hub has."""
+
+KINDS: Final[dict[str, Kind]] = {"models": "model", "datasets": "dataset", "spaces": "other", "kernels": "other"}
 
 WITH_REVISION: Final[dict[str, Verb]] = {
     "revision": "info",
     "tree": "tree",
     "paths-info": "paths-info",
     "commits": "commits",
+    "preupload": "preupload",
+    "commit": "commit",
+    "tag": "tag",
+    "branch": "branch",
+    "xet-write-token": "xet",
+    "xet-read-token": "xet",
 }
 WITHOUT_REVISION: Final[dict[str, Verb]] = {"refs": "refs", "auth-check": "auth-check"}
 
@@ -28,8 +59,10 @@ WITHOUT_REVISION: Final[dict[str, Verb]] = {"refs": "refs", "auth-check": "auth-
 class Call:
     """A request.
 
-    repo: the id as requested, of one or two parts. revision: unquoted; `main` if the path has none. path: of a file or
-    folder, '' for the root. paths: from the body. channel: the tag that replaces `main`."""
+    repo: the id as requested, of one or two parts. revision: unquoted; `main` if the path has none; of `tag` and
+    `branch` what the path has there. path: of a file or folder, '' for the root. paths: from the body. channel: the tag
+    that replaces `main`. secret, digest, part: of a URL to send a file to; part 0: it is sent at once.
+    """
 
     verb: Verb
     repo: str = ""
@@ -37,6 +70,10 @@ class Call:
     path: str = ""
     paths: tuple[str, ...] = ()
     channel: str | None = None
+    kind: Kind = "model"
+    secret: str = ""
+    digest: str = ""
+    part: int = 0
 
 
 def parse(raw: str) -> Call | None:
@@ -57,18 +94,41 @@ def _parse(parts: list[str]) -> Call | None:
     match parts:
         case ["api", "whoami-v2"]:
             return Call("whoami")
-        case ["api", "models"]:
-            return Call("list")
-        case ["api", "models", *rest]:
-            return _about(rest)
-        case ["api", "datasets" | "spaces" | "kernels", _, *_]:
-            return Call("other-kind", repo="/".join(parts[2:4]))
+        case ["api", "repos", "create"]:
+            return Call("create-repo")
+        case ["api", "repos", "delete"]:
+            return Call("delete-repo")
+        case ["api", "validate-yaml"]:
+            return Call("check-card")
+        case ["api", "lfs", secret, digest]:
+            return Call("lfs-send", secret=secret, digest=digest)
+        case ["api", "lfs", secret, digest, number] if number.isascii() and number.isdigit() and len(number) < 6:
+            return Call("lfs-send", secret=secret, digest=digest, part=int(number))
+        case ["api", kind] if kind in KINDS:
+            return Call("list", kind=KINDS[kind])
+        case ["api", kind, *rest] if kind in KINDS:
+            found = _about(rest)
+            return found and replace(found, kind=KINDS[kind])
         case ["api", *_]:
             return None
+        case ["datasets", *rest] if (found := _files(rest)) is not None:
+            return replace(found, kind="dataset")
+    return _files(parts)
+
+
+def _files(parts: list[str]) -> Call | None:
+    """Parse what begins with an id: files, and the LFS protocol."""
     for length in (2, 1):
         if len(parts) > length + 2 and parts[length] == "resolve":
             path = "/".join(parts[length + 2 :])
             return Call("file", repo="/".join(parts[:length]), revision=parts[length + 1], path=path)
+        repo = "/".join(parts[:length])
+        if not repo.endswith(".git") or len(parts) <= length:
+            continue
+        if parts[length:] == ["info", "lfs", "objects", "batch"]:
+            return Call("lfs-batch", repo=repo.removesuffix(".git"))
+        if parts[length:] == ["info", "lfs", "verify"]:
+            return Call("lfs-verify", repo=repo.removesuffix(".git"))
     return None
 
 

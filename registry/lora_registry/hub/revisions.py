@@ -19,6 +19,7 @@ from lora_registry.auth.reading import public_among
 from lora_registry.bases import store as base_store
 from lora_registry.db.tables import Repository, Version
 from lora_registry.hub import errors, names
+from lora_registry.hub import store as hub_store
 from lora_registry.hub.paths import Call
 from lora_registry.keeping import store as kept
 from lora_registry.keeping.reading import Content
@@ -39,8 +40,9 @@ MAX_NUMBERS = 1000
 class RevisionInfo:
     """A version as Hub clients see it. Times are RFC 3339.
 
-    files: those that can be downloaded: a base may be registered without its weights. base: `namespace/name`.
-    private: not everybody may read it. yanked: the reason; None if not yanked.
+    files: those that can be downloaded: a base may be registered without its weights. bases: what the pinned base is
+    called: `namespace/name`, then its aliases. private: not everybody may read it. yanked: the reason; None if not
+    yanked.
     """
 
     namespace: str
@@ -51,7 +53,7 @@ class RevisionInfo:
     created_at: str
     size: int
     files: list[VersionFile]
-    base: str | None
+    bases: list[str]
     private: bool
     yanked: str | None
 
@@ -61,10 +63,6 @@ def show(caller: Caller, call: Call) -> RevisionInfo:
     with caller.ctx.db.read() as session:
         repo, version = _find(session, caller.principal, call)
         rows = store.files_of(session, [version.id]).get(version.id, [])
-        base = None
-        if version.base_version_id is not None:
-            pinned = views.readable_refs(session, caller.principal, [version.base_version_id])
-            base = next((f"{ref.namespace}/{ref.name}" for ref in pinned.values()), None)
         return RevisionInfo(
             namespace=repo.namespace,
             kind=repo.kind,
@@ -74,19 +72,42 @@ def show(caller: Caller, call: Call) -> RevisionInfo:
             created_at=iso(version.created_at),
             size=version.size,
             files=[VersionFile(path=row.path, size=row.size, digest=row.digest) for row in rows if row.stored],
-            base=base,
-            private=repo.namespace not in _public(session, caller, {repo.namespace}),
+            bases=_base_names(session, caller, [version]).get(version.id, []),
+            private=repo.namespace not in public(session, caller, {repo.namespace}),
             yanked=version.yanked_reason,
         )
+
+
+def base_names(caller: Caller, repositories: Iterable[RepositoryView]) -> dict[tuple[str, str], list[str]]:
+    """Return what the bases of the newest versions are called, by repository."""
+    wanted = {(repo.namespace, repo.name): repo.latest.digest for repo in repositories if repo.latest is not None}
+    with caller.ctx.db.read() as session:
+        rows = store.versions_by_digests(session, wanted.values())
+        repos = store.repositories_by_id(session, (row.repository_id for row in rows))
+        names_of = _base_names(session, caller, rows)
+    result = {}
+    for row in rows:
+        place = (repos[row.repository_id].namespace, repos[row.repository_id].name)
+        if wanted.get(place) == row.digest:
+            result[place] = names_of.get(row.id, [])
+    return result
+
+
+def _base_names(session: Session, caller: Caller, versions: Iterable[Version]) -> dict[int, list[str]]:
+    """Return the names of the bases that versions pin, by version; those that the caller may not read are left out."""
+    pinned = {row.id: row.base_version_id for row in versions if row.base_version_id is not None}
+    readable = views.readable_refs(session, caller.principal, pinned.values())
+    found = hub_store.base_names(session, readable)
+    return {key: found[base] for key, base in pinned.items() if base in found}
 
 
 def public_namespaces(caller: Caller, repositories: Iterable[RepositoryView]) -> Set[str]:
     """Return those of the namespaces that everybody may read; without login all."""
     with caller.ctx.db.read() as session:
-        return _public(session, caller, {repo.namespace for repo in repositories})
+        return public(session, caller, {repo.namespace for repo in repositories})
 
 
-def _public(session: Session, caller: Caller, namespaces: Set[str]) -> Set[str]:
+def public(session: Session, caller: Caller, namespaces: Set[str]) -> Set[str]:
     return namespaces if caller.ctx.settings.auth == "none" else public_among(session, namespaces)
 
 
@@ -110,7 +131,7 @@ def refs(caller: Caller, call: Call) -> tuple[str | None, list[tuple[str, str]]]
     Tags on a yanked version are omitted, since they cannot be resolved.
     """
     with caller.ctx.db.read() as session:
-        found, _ = _repository(session, caller.principal, call.repo)
+        found, _ = _repository(session, caller.principal, call)
         try:
             main: str | None = _find(session, caller.principal, call)[1].commit_id
         except RegistryError as error:
@@ -138,11 +159,11 @@ def locate_version(caller: Caller, call: Call) -> tuple[RepositoryPath, int]:
 def namespace(caller: Caller, call: Call) -> str:
     """Return the namespace of a call's repository, which may have no version."""
     with caller.ctx.db.read() as session:
-        return _repository(session, caller.principal, call.repo)[0].repo.namespace
+        return _repository(session, caller.principal, call)[0].repo.namespace
 
 
 def _find(session: Session, principal: Principal, call: Call) -> tuple[Repository, Version]:
-    found, pin = _repository(session, principal, call.repo)
+    found, pin = _repository(session, principal, call)
     repo = found.repo
     repo_id, wanted = f"{repo.namespace}/{repo.name}", names.selector(call.revision)
     if wanted is None:
@@ -164,33 +185,43 @@ def _find(session: Session, principal: Principal, call: Call) -> tuple[Repositor
     return repo, version
 
 
-def _repository(session: Session, principal: Principal, repo_id: str) -> tuple[Readable, str | None]:
-    """Return the repository of an id, and the selector of its `main`.
+def _repository(session: Session, principal: Principal, call: Call) -> tuple[Readable, str | None]:
+    if call.kind == "other":
+        raise errors.repo_not_found(call.repo, principal)
+    return find_repository(session, principal, call.repo, datasets=call.kind == "dataset")
+
+
+def find_repository(
+    session: Session, principal: Principal, repo_id: str, *, datasets: bool = False
+) -> tuple[Readable, str | None]:
+    """Return the repository of an id, and the selector of its `main`. datasets: look among these, and nowhere else.
 
     A repository's own name comes first, then the alias of a base (clients read it in adapter configs and request it),
     then a name with a tag or version suffix. Raises `conflict` for an alias of several bases with different content.
     """
     targets = names.targets(repo_id)
     for target in targets:
-        if target.pin is None and (found := _readable(session, principal, target)) is not None:
+        if target.pin is None and (found := _readable(session, principal, target, datasets)) is not None:
             return found, None
-    if base := _by_alias(session, principal, repo_id):
+    if not datasets and (base := _by_alias(session, principal, repo_id)):
         return base, None
     for target in targets:
-        if target.pin is not None and (found := _readable(session, principal, target)) is not None:
+        if target.pin is not None and (found := _readable(session, principal, target, datasets)) is not None:
             return found, target.pin
     raise errors.repo_not_found(repo_id, principal)
 
 
-def _readable(session: Session, principal: Principal, target: names.RepositoryCandidate) -> Readable | None:
-    """Return a live repository of any kind except dataset; None if it is missing or unreadable."""
+def _readable(
+    session: Session, principal: Principal, target: names.RepositoryCandidate, datasets: bool
+) -> Readable | None:
+    """Return a live repository, a dataset or one of any other kind; None if it is missing or unreadable."""
     try:
         found = resolve.readable(session, principal, RepositoryPath(target.namespace, target.name))
     except RegistryError as error:
         if error.code not in MISSING:
             raise
         return None
-    return found if found.repo.kind != "dataset" else None
+    return found if (found.repo.kind == "dataset") == datasets else None
 
 
 def _by_alias(session: Session, principal: Principal, alias: str) -> Readable | None:

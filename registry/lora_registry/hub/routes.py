@@ -1,4 +1,7 @@
-"""The only route of the Hub dialect: parse the path, call the verb's handler, encode like the Hub."""
+"""The only route of the Hub dialect: parse the path, call the verb's handler, encode like the Hub.
+
+Requests that change something are handled in `writing`.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from lora_registry.context import Context
 from lora_registry.http.admission import own_url
 from lora_registry.http.answers import matches, reply
 from lora_registry.http.bodies import redirect_to_store, send_blob
-from lora_registry.hub import errors, mapping, revisions
+from lora_registry.hub import errors, mapping, revisions, staged, writing
 from lora_registry.hub.paths import Call, Verb, parse
 from lora_registry.keeping import reading
 from lora_registry.repositories import service as repositories
@@ -33,6 +36,8 @@ VerbHandler = Callable[[R, Caller, Call], Response[Any]]
 
 PAGE: Final = 100
 MODELS: Final = 1000
+MAX_PATHS: Final = 1024 * 1024
+"""Bytes of the body of paths-info."""
 API_HINT: Final = "The native API is documented at /schema/openapi.json."
 
 
@@ -47,18 +52,21 @@ class PathsBody(msgspec.Struct):
     http_method=[HttpMethod.GET, HttpMethod.HEAD, HttpMethod.POST, HttpMethod.PUT, HttpMethod.DELETE],
     status_code=200,
     include_in_schema=False,
+    request_max_body_size=None,
 )
 async def serve(request: R, ctx: Context) -> Response[Any]:
     """Handle any request of a Hub client. The raw path is parsed: see `paths`."""
     raw = request.scope["raw_path"].decode("ascii", "replace")
     call = parse(raw.partition("/hf/")[2])
+    if call is not None and (call.verb, request.method) in writing.HANDLERS:
+        return await writing.serve(request, ctx, call)
     if request.method not in ("GET", "HEAD") and not (call and call.verb == "paths-info" and request.method == "POST"):
-        raise errors.read_only()
-    if call is None:
+        raise errors.not_writable()
+    if call is None or call.verb not in HANDLERS:
         raise RegistryError("not-found", "The Hub dialect of this registry has no such path.", hint=API_HINT)
     if call.verb == "paths-info":
         await anyio.to_thread.run_sync(reader_of, request, ctx)  # nobody else has a body read
-        call = replace(call, paths=_paths(request, await request.body()))
+        call = replace(call, paths=_paths(request, await writing.read_body(request, MAX_PATHS)))
     return await anyio.to_thread.run_sync(_dispatch, request, ctx, call)
 
 
@@ -67,13 +75,13 @@ def _dispatch(request: R, ctx: Context, call: Call) -> Response[Any]:
 
 
 def show_model(request: R, caller: Caller, call: Call) -> Response[Any]:
-    found = revisions.show(caller, call)
+    found = staged.show(caller, call)
     info = mapping.model_info(call.repo, found, blobs=_flag(request, "blobs"))
     return reply(request, info, headers=mapping.warning(found.yanked))
 
 
 def show_tree(request: R, caller: Caller, call: Call) -> Response[Any]:
-    found = revisions.show(caller, call)
+    found = staged.show(caller, call)
     entries = mapping.tree(found.files, path=call.path, recursive=_flag(request, "recursive"))
     if entries is None:
         raise errors.entry_not_found(f"v{found.number} has no folder {call.path[:200]!r}.", commit=found.commit)
@@ -81,31 +89,35 @@ def show_tree(request: R, caller: Caller, call: Call) -> Response[Any]:
 
 
 def show_paths(request: R, caller: Caller, call: Call) -> Response[Any]:
-    found = revisions.show(caller, call)
+    found = staged.show(caller, call)
     return reply(request, mapping.paths_info(found.files, call.paths), headers=mapping.warning(found.yanked))
 
 
 def show_refs(request: R, caller: Caller, call: Call) -> Response[Any]:
-    main, tagged = revisions.refs(caller, call)
-    return reply(request, mapping.refs(main, tagged, pull_requests=_flag(request, "include_prs")))
+    branches, tagged = staged.refs(caller, call)
+    return reply(request, mapping.refs(branches, tagged, pull_requests=_flag(request, "include_prs")))
 
 
 def list_commits(request: R, caller: Caller, call: Call) -> Response[Any]:
     """List the versions up to the requested one, newest first."""
+    if not staged.has_version(caller, call):
+        return reply(request, [])
     repository, number = revisions.locate_version(caller, call)
     cursor = request.query_params.get("cursor") or paging.encode(number + 1)
     page = versions.list_all(caller, repository, cursor=cursor, limit=PAGE)
     return reply(request, [mapping.commit(item) for item in page.items], headers=_next(request, page.next_cursor))
 
 
-def list_models(request: R, caller: Caller, _call: Call) -> Response[Any]:
-    """List models, always by name. `search` matches the name, or the whole id if it contains a '/'."""
+def list_repositories(request: R, caller: Caller, call: Call) -> Response[Any]:
+    """List models or datasets, always by name. `search` matches the name, or the whole id if it contains a '/'."""
+    if call.kind == "other":
+        return reply(request, [])
     search = request.query_params.get("search", "").strip().lower()
     wanted = set(request.query_params.getall("filter", []))
     try:
         page = repositories.list_all(
             caller,
-            kind=None,
+            kind="dataset" if call.kind == "dataset" else None,
             namespace=request.query_params.get("author"),
             pattern=f"*{search}*" if search else None,
             cursor=request.query_params.get("cursor"),
@@ -116,16 +128,18 @@ def list_models(request: R, caller: Caller, _call: Call) -> Response[Any]:
             return reply(request, [])  # no name can contain these characters
         raise
     public = revisions.public_namespaces(caller, page.items)
+    bases = revisions.base_names(caller, page.items)
     items = [
-        mapping.model(repo, private=repo.namespace not in public)
+        mapping.item(repo, private=repo.namespace not in public, bases=bases.get((repo.namespace, repo.name), []))
         for repo in page.items
-        if repo.kind != "dataset" and wanted <= set(mapping.tags_of(repo.kind))
+        if (repo.kind == "dataset") == (call.kind == "dataset")
     ]
-    return reply(request, items, headers=_next(request, page.next_cursor))
+    found = [item for item in items if wanted <= set(item["tags"])]
+    return reply(request, found, headers=_next(request, page.next_cursor))
 
 
 def check_permission(request: R, caller: Caller, call: Call) -> Response[Any]:
-    namespace = revisions.namespace(caller, call)
+    namespace = staged.namespace(caller, call)
     if call.path == "write" and not caller.principal.may("writer", namespace):
         caller.require_signed_in()
         raise RegistryError("forbidden", f"The token may read {call.repo}, but not write to it.")
@@ -137,14 +151,9 @@ def show_caller(request: R, caller: Caller, _call: Call) -> Response[Any]:
     return reply(request, mapping.whoami(caller.principal))
 
 
-def refuse_kind(_request: R, caller: Caller, call: Call) -> Response[Any]:
-    """Reject datasets and spaces of the Hub, which this registry does not have."""
-    raise errors.repo_not_found(call.repo, caller.principal)
-
-
 def send_file(request: R, caller: Caller, call: Call) -> Response[Any]:
     """Send a file. HEAD never redirects, since some clients would send their token to the store; GET may."""
-    found, yanked = revisions.locate(caller, call)
+    found, yanked = staged.locate(caller, call)
     headers = mapping.file_headers(commit=found.commit, digest=found.digest, size=found.size, yanked=yanked)
     headers |= {"Cache-Control": "no-cache", "X-Lora-Reg-Digest": found.version}
     etag = headers["X-Linked-Etag"]
@@ -171,10 +180,9 @@ HANDLERS: Final[dict[Verb, VerbHandler]] = {
     "paths-info": show_paths,
     "refs": show_refs,
     "commits": list_commits,
-    "list": list_models,
+    "list": list_repositories,
     "auth-check": check_permission,
     "whoami": show_caller,
-    "other-kind": refuse_kind,
     "file": send_file,
 }
 

@@ -1,4 +1,5 @@
-"""What keeps a blob: live versions, and what open upload sessions announced. SQL of the collector."""
+"""What keeps a blob: live versions, what open upload sessions announced, and what Hub clients staged. SQL of the
+collector."""
 
 from __future__ import annotations
 
@@ -8,12 +9,22 @@ from sqlalchemy import ColumnElement, exists, or_
 from sqlmodel import Session, col, select, update
 
 from lora_registry.db.dialect import database_now
-from lora_registry.db.tables import Blob, Repository, UploadFile, UploadSessionRow, Version, VersionBlob
+from lora_registry.db.tables import (
+    Blob,
+    Repository,
+    StagedFile,
+    Staging,
+    UploadFile,
+    UploadSessionRow,
+    Version,
+    VersionBlob,
+)
 from lora_registry.keeping.store import KEPT
 
 
 def is_referenced(at: int | None) -> ColumnElement[bool]:
-    """Return the condition on a blob's row. at: the database's time, by which sessions expire; None: ignore sessions.
+    """Return the condition on a blob's row. at: the database's time, by which sessions and staged files expire; None:
+    ignore them.
 
     Recipes and lineage of live versions name versions, which cannot be deleted as long as a live one derives from
     them; running jobs read live versions, and what they have written is not a blob before they commit.
@@ -31,7 +42,12 @@ def is_referenced(at: int | None) -> ColumnElement[bool]:
         col(UploadSessionRow.id) == col(UploadFile.session_id),
         col(UploadSessionRow.expires_at) >= at,
     )
-    return or_(by_version, by_session)
+    by_staging = exists().where(
+        col(StagedFile.digest) == col(Blob.digest),
+        col(Staging.id) == col(StagedFile.staging_id),
+        col(Staging.expires_at) >= at,
+    )
+    return or_(by_version, by_session, by_staging)
 
 
 def changed_after(session: Session, digest: str, limit: int, *, condemned: bool) -> list[str]:

@@ -151,14 +151,14 @@ def _run(ctx: Context, data: CheckInput) -> ContentCheck:
 
 def _needs_child(ctx: Context, data: CheckInput) -> bool:
     """Whether more than a little is parsed. Datasets are read line by line."""
-    if data.kind not in ("adapter", "base"):
+    if data.kind == "dataset":
         return False
     parsed = len(data.base_fingerprint) + sum(file.size for file in data.files if file.path.endswith(".json"))
     for file in data.files:
         if parsed > INLINE:
             return True
         if file.path == WEIGHTS or (
-            data.kind == "base" and file.path.endswith(WEIGHTS_END) and not data.weights_absent
+            data.kind in ("base", "model") and file.path.endswith(WEIGHTS_END) and not data.weights_absent
         ):
             parsed += file.size if file.size <= INLINE else _header_length(ctx, file)
     return parsed > INLINE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from sqlmodel import Session
@@ -34,8 +34,19 @@ MAX_TEXT = 4096
 MAX_META = 64
 
 
-def commit(caller: Caller, path: RepositoryPath, request: CommitRequest) -> CommitResult:
+def commit(
+    caller: Caller,
+    path: RepositoryPath,
+    request: CommitRequest,
+    *,
+    first: Callable[[Session], None] | None = None,
+    upload_kind: str | None = None,
+) -> CommitResult:
     """Commit an upload session as a version. The same content gives the same version.
+
+    Args:
+        first: called first in the transaction that inserts the version, which it may refuse.
+        upload_kind: the kind of the session; None: that of the version.
 
     Raises `rejected` and `base-mismatch` with all findings, `not-found`, `conflict`, `tag-protected`.
     """
@@ -43,9 +54,11 @@ def commit(caller: Caller, path: RepositoryPath, request: CommitRequest) -> Comm
     _check_texts(request)
     for tag in request.tags:
         reference.check_tag(tag)
-    draft, findings = _draft(caller, path, request)
+    draft, findings = _draft(caller, path, request, upload_kind or request.kind)
     fault_point("commit.checked")
     with caller.ctx.db.write() as session:
+        if first is not None:
+            first(session)
         repo, version, created = insert(session, caller.principal, path, draft)
         added = not created and add_weights(session, caller.principal, path, version, draft)
         for alias in request.aliases:
@@ -64,14 +77,22 @@ def commit(caller: Caller, path: RepositoryPath, request: CommitRequest) -> Comm
     return CommitResult(version=view, created=created, weights_added=added, findings=findings, job=job)
 
 
-def _draft(caller: Caller, path: RepositoryPath, request: CommitRequest) -> tuple[Draft, list[Finding]]:
+def _draft(
+    caller: Caller, path: RepositoryPath, request: CommitRequest, upload_kind: str
+) -> tuple[Draft, list[Finding]]:
     """Check the uploaded files. Reads the blobs and the base; writes nothing."""
     files = tuple(sorted(FileEntry(file.path, file.size, Digest.parse(file.digest)) for file in request.files))
     if request.weights_absent and request.kind != "base":
         raise RegistryError("invalid-request", "Only a base may be registered without its weights.")
+    if request.kind == upload_kind == "model":
+        raise RegistryError(
+            "unsupported",
+            "Versions of kind model are not pushed by this API.",
+            hint="Create models with `lora-reg merge`, or upload them with a Hub client: see docs/training.md.",
+        )
     with caller.ctx.db.read() as session:
         check_target(store.repository(session, path), path, request.kind)
-        stored = _stored(caller.principal, path, request, files, session)
+        stored = _stored(caller.principal, path, request, files, session, upload_kind)
         opened = upload_rows.session_row(session, request.session)
         contents = {
             entry.path: Content.of(blob, entry.path)
@@ -151,6 +172,7 @@ def _stored(
     request: CommitRequest,
     files: tuple[FileEntry, ...],
     session: Session,
+    upload_kind: str,
 ) -> frozenset[str]:
     """Return the digests whose bytes are in the store. Raises `not-found`, and `rejected` if a file was not uploaded.
 
@@ -161,7 +183,7 @@ def _stored(
     known = (
         row is not None
         and row.author == principal.name
-        and (row.namespace, row.name, row.kind) == (path.namespace, path.name, request.kind)
+        and (row.namespace, row.name, row.kind) == (path.namespace, path.name, upload_kind)
         and row.expires_at >= database_now(session)
     )
     announced = upload_rows.files(session, request.session) if known else []

@@ -44,7 +44,7 @@ class CheckInput(msgspec.Struct, frozen=True):
     """What is checked.
 
     Args:
-        kind: adapter, base or dataset.
+        kind: adapter, base, model or dataset.
         accept_base: accept a config that names another base.
         base_names: all names of the pinned base.
         base_fingerprint: its canonical JSON.
@@ -92,14 +92,12 @@ def check_content(data: CheckInput, blobs: BlobReader) -> ContentCheck:
             return _adapter(data, blobs)
         case "base":
             return _base(data, _reader(blobs, data.files))
+        case "model":
+            return _model(data, _reader(blobs, data.files))
         case "dataset":
             return _dataset(data, blobs)
         case _:
-            raise RegistryError(
-                "unsupported",
-                f"Versions of kind {data.kind} cannot be pushed yet.",
-                hint="Create models with `lora-reg merge`.",
-            )
+            raise RegistryError("invalid-request", f"There are no versions of kind {data.kind[:40]!r}.")
 
 
 def _reader(blobs: BlobReader, files: Iterable[PlacedFile]) -> Reader:
@@ -166,6 +164,12 @@ def _base(data: CheckInput, read: Reader) -> ContentCheck:
         if fingerprint.config != read_base_config(table, read):
             raise RegistryError("rejected", "The fingerprint and config.json differ.", hint="Run the command again.")
     return _found(findings, fingerprint)
+
+
+def _model(data: CheckInput, read: Reader) -> ContentCheck:
+    """Check a whole model as a base is checked: it is loaded in the same way. It has no fingerprint of its own."""
+    found = _base(data, read)
+    return ContentCheck(found.findings, facts=found.facts, config=found.config)
 
 
 def _found(findings: list[Finding], fingerprint: BaseFingerprint) -> ContentCheck:

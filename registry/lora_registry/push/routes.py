@@ -75,7 +75,7 @@ def abandon_session(caller: Caller, upload_id: FromPath[str]) -> None:
     request_max_body_size=None,
 )
 async def receive_blob(request: R, caller: Caller, upload_id: FromPath[str], digest: FromPath[str]) -> None:
-    await _receive(request, sessions.receive(caller, upload_id, Digest.parse(digest)))
+    await receive_body(request, sessions.receive(caller, upload_id, Digest.parse(digest)))
 
 
 @get("/uploads/{upload_id:str}/blobs/{digest:str}/parts", summary="Show which parts of a blob are stored")
@@ -101,10 +101,11 @@ def part_targets(
 async def receive_part(
     request: R, caller: Caller, upload_id: FromPath[str], digest: FromPath[str], number: FromPath[int]
 ) -> None:
-    await _receive(request, parts.receive(caller, upload_id, Digest.parse(digest), number))
+    await receive_body(request, parts.receive(caller, upload_id, Digest.parse(digest), number))
 
 
-async def _receive(request: R, reception: Reception) -> None:
+async def receive_body(request: R, reception: Reception) -> None:
+    """Hand the body of a request over as it arrives."""
     try:
         async for data in batches(request):
             store = reception.write if len(data) >= BATCH else reception.finish

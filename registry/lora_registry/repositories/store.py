@@ -111,6 +111,12 @@ def versions_by_id(session: Session, ids: Iterable[int]) -> dict[int, Version]:
     return {row.id: row for row in session.exec(select(Version).where(col(Version.id).in_(wanted)))}
 
 
+def versions_by_digests(session: Session, digests: Iterable[str]) -> list[Version]:
+    """List the live versions with these contents."""
+    query = select(Version).where(col(Version.digest).in_(set(digests)), col(Version.deleted_at).is_(None))
+    return list(session.exec(query))
+
+
 def lock_versions(session: Session, ids: Iterable[int], *, exclusive: bool = False) -> list[Version]:
     """Read versions and lock them until the end of the transaction.
 

@@ -13,6 +13,7 @@ from typing import Final, NoReturn
 
 from lora_contract.errors import RegistryError
 from lora_registry.context import Context
+from lora_registry.hub import heads
 from lora_registry.keeping import tasks
 from lora_registry.push import sessions
 from lora_registry.repositories import retention
@@ -52,7 +53,7 @@ def _repeat(name: str, work: Callable[[], None], delay: float, seconds: float) -
 
 def _clean(ctx: Context) -> None:
     try:
-        removed = sessions.sweep(ctx)
+        removed = sessions.sweep(ctx) + heads.sweep(ctx)
         # One hour after the session expires: a client that is still sending has lost the session anyway.
         ctx.blobs.sweep(older_than=ctx.settings.upload_seconds + 3600)
         scratch.sweep(ctx.settings.data)

@@ -27,7 +27,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
         ("api/models/team/a/auth-check/write", Call("auth-check", "team/a", path="write")),
         ("api/models/team/tree", Call("info", "team/tree")),
         ("api/models/team/tree/tree/main", Call("tree", "team/tree")),
-        ("api/datasets/team/d/revision/main", Call("other-kind", "team/d")),
+        ("api/datasets/team/d/revision/main", Call("info", "team/d", kind="dataset")),
         ("team/a/resolve/main/config.json", Call("file", "team/a", "main", "config.json")),
         ("gpt2/resolve/main/sub/config.json", Call("file", "gpt2", "main", "sub/config.json")),
         ("team/a/resolve/feat%2Fx/f.json", Call("file", "team/a", "feat/x", "f.json")),

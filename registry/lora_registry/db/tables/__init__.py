@@ -11,6 +11,7 @@ from lora_registry.db.tables.identity import TakenToken, TokenOrigin, TrustedIss
 from lora_registry.db.tables.jobs import TaskLease, WorkerLease
 from lora_registry.db.tables.records import RecordDue, RecordExport
 from lora_registry.db.tables.repositories import Repository, Retention, Tag, TagMove, Version, VersionBlob, VersionEdge
+from lora_registry.db.tables.staging import StagedFile, Staging
 from lora_registry.db.tables.work import JobRow, RecipeRow, ReportRow
 
 __all__ = [
@@ -31,6 +32,8 @@ __all__ = [
     "ReportRow",
     "Repository",
     "Retention",
+    "StagedFile",
+    "Staging",
     "Tag",
     "TagMove",
     "TakenToken",

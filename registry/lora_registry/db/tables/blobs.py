@@ -45,7 +45,11 @@ class Orphan(SQLModel, table=True):
 
 
 class UploadSessionRow(SQLModel, table=True):
-    """Files announced for a version of `namespace/name`; their blobs are accepted until `expires_at`."""
+    """Files announced for a version of `namespace/name`; their blobs are accepted until `expires_at`.
+
+    kind: of the version, or `hub` for files that a Hub client will commit. capability: the sha256 of the secret in the
+    URLs to which a Hub client sends them, which it does without its token.
+    """
 
     __tablename__ = "upload_session"
 
@@ -56,6 +60,7 @@ class UploadSessionRow(SQLModel, table=True):
     author: str = Field(max_length=128)
     created_at: int = big_int()
     expires_at: int = big_int(index=True)
+    capability: str | None = Field(default=None, max_length=64, index=True, nullable=True)
 
 
 class UploadFile(SQLModel, table=True):

@@ -1,0 +1,100 @@
+"""What the files of a Hub repository make: an adapter, a model, an evaluation set, or nothing whole yet. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import Final
+
+from lora_contract import dataset
+from lora_contract.adapter.report import CONFIG, WEIGHTS
+from lora_contract.errors import RegistryError
+from lora_contract.manifest import Kind
+
+MODEL_CONFIG: Final = "config.json"
+_SINGLE: Final = "model.safetensors"
+_INDEX: Final = "model.safetensors.index.json"
+_SHARD: Final = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors\Z")
+
+_PICKLES: Final = ("adapter_model.bin", "pytorch_model.bin")
+_LEFT_OUT_FILES: Final = frozenset(
+    {
+        *("training_args.bin", "trainer_state.json", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt"),
+        *("random_states_0.pkl", "zero_to_fp32.py", "latest", "trainer_log.jsonl", "training_args.yaml"),
+        *("all_results.json", "train_results.json", "eval_results.json", "training_loss.png", "global_step"),
+    }
+)
+_LEFT_OUT_NAMES: Final = re.compile(r"rng_state(_\d+)?\.pth\Z|events\.out\.tfevents\..*|random_states_\d+\.pkl\Z")
+_LEFT_OUT_FOLDERS: Final = re.compile(r"(checkpoint-\d+|last-checkpoint|global_step\d+|runs|wandb|logs)\Z")
+
+_STEP: Final = re.compile(r"\bstep (\d{1,12})\b")
+_EPOCH: Final = re.compile(r"\bepoch (\d{1,12})\b")
+
+
+def is_left_out(path: str) -> bool:
+    """Return whether a path is a by-product of a trainer, or a file of git: it is neither opened nor kept."""
+    parts = path.split("/")
+    if any(part.startswith(".") for part in parts) or _LEFT_OUT_FOLDERS.match(parts[0]):
+        return True
+    return parts[-1] in _LEFT_OUT_FILES or _LEFT_OUT_NAMES.match(parts[-1]) is not None
+
+
+def whole(paths: Collection[str], *, dataset_repository: bool, base: bool) -> Kind | None:
+    """Return the kind of version that these files make; None if something is still missing.
+
+    base: the repository is a base. Raises RegistryError `rejected` for files that can never become a version.
+    """
+    if dataset_repository:
+        return _dataset(paths)
+    if CONFIG in paths:
+        if WEIGHTS in paths:
+            return "adapter"
+        _refuse_pickles(paths)
+        return None
+    if MODEL_CONFIG in paths and _has_weights(paths):
+        return "base" if base else "model"
+    if MODEL_CONFIG in paths:
+        _refuse_pickles(paths)
+    return None
+
+
+def metadata(message: str) -> dict[str, str]:
+    """Return metadata of a version: what a trainer says in its commit message of where it was."""
+    found = {"source": "hub"}
+    for name, pattern in (("step", _STEP), ("epoch", _EPOCH)):
+        if match := pattern.search(message):
+            found[name] = str(int(match[1]))
+    return found
+
+
+def _has_weights(paths: Collection[str]) -> bool:
+    if _SINGLE in paths:
+        return True
+    shards = [match for path in paths if (match := _SHARD.match(path))]
+    if _INDEX not in paths or not shards:
+        return _INDEX in paths and any(path.endswith(".safetensors") for path in paths)
+    if any(int(match[3]) > len(shards) for match in shards):
+        return False
+    expected = {(match[1], number, match[3]) for match in shards for number in range(1, int(match[3]) + 1)}
+    return expected == {(match[1], int(match[2]), match[3]) for match in shards}
+
+
+def _dataset(paths: Collection[str]) -> Kind | None:
+    others = [path for path in paths if path != dataset.FILE and not path.lower().endswith(".md")]
+    if others:
+        raise RegistryError(
+            "rejected",
+            f"A dataset is a single file {dataset.FILE}; found {', '.join(sorted(others))[:200]}.",
+            hint=f"Upload JSON lines as {dataset.FILE}: `upload_file(path_in_repo='{dataset.FILE}', ...)`.",
+        )
+    return "dataset" if dataset.FILE in paths else None
+
+
+def _refuse_pickles(paths: Collection[str]) -> None:
+    for path in _PICKLES:
+        if path in paths:
+            raise RegistryError(
+                "rejected",
+                f"{path} is a pickle, which is never opened.",
+                hint="Save the weights as safetensors (`safe_serialization=True`) and push again.",
+            )
