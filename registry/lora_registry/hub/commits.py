@@ -199,7 +199,12 @@ def _stage(incoming: Incoming, before: Head, files: Files) -> str:
 
 def _still(session: Session, incoming: Incoming, before: Head) -> Head:
     """Lock the head and return it. Raises _OvertakenError if it is another one by now."""
-    head = heads.read(session, incoming.caller, incoming.path, incoming.kind, incoming.branch, lock=True)
+    try:
+        head = heads.read(session, incoming.caller, incoming.path, incoming.kind, incoming.branch, lock=True)
+    except RegistryError as error:
+        if error.code != "not-found":
+            raise
+        raise _OvertakenError from error  # what was staged became a version, or was deleted
     if head.commit != before.commit:
         raise _OvertakenError
     return head

@@ -6,6 +6,7 @@ A RegistryError has the Hub's code in `facts["hub"]` if it is known whether repo
 from __future__ import annotations
 
 import logging
+import re
 from typing import Any, Final
 
 import msgspec
@@ -19,6 +20,7 @@ from lora_registry.runtime.clock import new_id
 log = logging.getLogger("lora_registry.hub")
 
 MAX_HEADER: Final = 500
+_SECRET: Final = re.compile(r"/api/lfs/[^/]*")
 _BY_STATUS: Final[dict[int, ErrorCode]] = {413: "too-large", 405: "method-not-allowed", 404: "not-found"}
 
 _STATUS: Final[dict[ErrorCode, int]] = {
@@ -62,7 +64,7 @@ def not_writable() -> RegistryError:
 def registry_error(request: Request[Any, Any, Any], error: RegistryError) -> Response[Any]:
     """Convert a RegistryError to a response for Hub clients."""
     if error.kind.status >= 500:
-        log.error("%s %s: %s: %s", request.method, request.url.path, error.code, error.detail, exc_info=error)
+        log.error("%s %s: %s: %s", request.method, _shown(request), error.code, error.detail, exc_info=error)
     return _response(error)
 
 
@@ -74,8 +76,13 @@ def framework_error(request: Request[Any, Any, Any], error: HTTPException) -> Re
 
 def any_error(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
     """Log any other exception in full; respond without details."""
-    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    log.error("%s %s failed", request.method, _shown(request), exc_info=error)
     return _response(RegistryError("internal", "The service failed."))
+
+
+def _shown(request: Request[Any, Any, Any]) -> str:
+    """Return the path without the secret that a URL to send a file to holds."""
+    return _SECRET.sub("/api/lfs/…", request.url.path)
 
 
 def _response(error: RegistryError) -> Response[Any]:

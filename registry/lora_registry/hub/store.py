@@ -132,11 +132,10 @@ def base_names(session: Session, version_ids: Iterable[int]) -> dict[int, list[s
         .join(Repository, col(Repository.id) == col(Version.repository_id))
         .join(BaseAlias, col(BaseAlias.repository_id) == col(Repository.id), isouter=True)
         .where(col(Version.id).in_(set(version_ids)))
-        .order_by(col(BaseAlias.alias))
     )
     result: dict[int, list[str]] = {}
     for version_id, namespace, name, alias in session.exec(query):
         names = result.setdefault(version_id, [f"{namespace}/{name}"])
         if alias is not None and alias not in names:
             names.append(alias)
-    return result
+    return {key: [names[0], *sorted(names[1:])] for key, names in result.items()}

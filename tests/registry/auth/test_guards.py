@@ -390,6 +390,74 @@ def test_every_verb_of_the_hub_dialect_against_every_caller(guarded: Guarded, vi
     assert wrong == []
 
 
+LFS = {"operation": "upload", "objects": [{"oid": "0" * 64, "size": 1}]}
+HUB_WRITES = [
+    ("POST", "api/models/{repo}/preupload/main", {"files": []}, "writer", 200),
+    ("POST", "api/models/{repo}/commit/main", {"key": "header", "value": {"summary": "x"}}, "writer", 200),
+    ("POST", "api/models/{repo}/tag/v1", {"tag": "t"}, "writer", 409),
+    ("DELETE", "api/models/{repo}/tag/nope", None, "writer", 404),
+    ("POST", "api/models/{repo}/branch/t", {}, "writer", 409),
+    ("DELETE", "api/models/{repo}/branch/nope", None, "writer", 404),
+    ("GET", "api/models/{repo}/xet-write-token/main", None, "writer", 422),
+    ("POST", "{repo}.git/info/lfs/objects/batch", LFS, "writer", 200),
+    ("POST", "{repo}.git/info/lfs/verify", {"oid": "1" * 64, "size": 1}, "writer", 404),
+    ("POST", "api/repos/create", "name", "writer", 409),
+    ("DELETE", "api/repos/delete", "name", "admin", 409),  # allowed, but for its tag
+]
+
+
+@pytest.mark.parametrize("visibility", ["private", "internal", "public"])
+def test_every_write_of_the_hub_dialect_against_every_caller(guarded: Guarded, visibility: Visibility) -> None:
+    repo, wrong = f"{guarded.namespace}/{guarded.parts['name']}", []
+    order = ("anonymous", "visitor", "reader", "writer", "maintainer", "admin")
+    readers = {"private": order.index("reader"), "internal": order.index("visitor"), "public": 0}[visibility]
+
+    def ask(role: str, method: str, path: str, body: Any, repo: str) -> tuple[int, str, str]:
+        namespace, _, name = repo.partition("/")
+        sent = {"name": name, "organization": namespace} if body == "name" else body
+        answer = guarded.clients[role].request(method, f"/hf/{path.format(repo=repo)}", json=sent)
+        error = answer.headers.get("x-error-message", "").replace(repo, "REPO").replace(namespace, "SPACE")
+        return answer.status_code, answer.headers.get("x-error-code", ""), error
+
+    with visible(guarded, visibility):
+        for role, (method, path, body, least, status) in itertools.product(ROLES, HUB_WRITES):
+            rank = order.index("visitor" if role == "stranger" else role)
+            found = ask(role, method, path, body, repo)
+            if rank >= order.index(least):
+                good = found[0] == status and found[1] != "RepoNotFound"
+            elif role == "anonymous":
+                good = found[:2] == (401, "RepoNotFound")
+            elif rank >= readers or path == "api/repos/create":
+                good = found[0] == 403
+            else:
+                good = found[:2] == (404, "RepoNotFound")
+            if good and rank < order.index("reader") and (rank < readers or role == "anonymous"):
+                good = found == ask(role, method, path, body, f"{unique('absent')}/gone")
+            if not good:
+                wrong.append((role, method, path, *found))
+    assert wrong == []
+
+
+def test_a_staged_repository_is_hidden_like_any_other(guarded: Guarded) -> None:
+    repo = f"{guarded.namespace}/{unique('staged')}"
+    namespace, _, name = repo.partition("/")
+    writer = guarded.clients["writer"]
+    assert writer.post("/hf/api/repos/create", json={"name": name, "organization": namespace}).status_code == 200
+    for role in ROLES:
+        client = guarded.clients[role]
+        for path in (f"api/models/{repo}", f"api/models/{repo}/refs", f"api/models/{repo}/auth-check"):
+            answer = client.get(f"/hf/{path}")
+            if role in OUTSIDERS:
+                absent = client.get(f"/hf/{path.replace(repo, f'{namespace}/gone')}")
+                assert answer.headers["x-error-code"] == "RepoNotFound"
+                assert answer.json()["error"].replace(name, "gone") == absent.json()["error"]
+            else:
+                assert answer.status_code == 200, (role, path, answer.text)
+    assert writer.delete("/hf/api/repos/delete", params={}).status_code == 400
+    removed = writer.request("DELETE", "/hf/api/repos/delete", json={"name": name, "organization": namespace})
+    assert removed.status_code == 200, removed.text
+
+
 def test_every_route_of_the_service_has_a_row(tmp_path: Path) -> None:
     ctx = open_context(ServiceSettings(data=tmp_path))
     try:

@@ -110,7 +110,7 @@ seen["errors"] = {
     "entry": error(lambda: hf_hub_download(repo, "config.json", revision="prod")),
     "tree": error(lambda: list(hub.list_repo_tree(repo, path_in_repo="nope"))),
     "dataset": error(lambda: hub.dataset_info(repo)),
-    "write": error(lambda: hub.create_repo("hub/new")),
+    "write": error(lambda: hub.create_repo("hub/new", exist_ok=True)),
 }
 
 mark("cut")

@@ -13,6 +13,7 @@ from tests.registry.hub.conftest import NOTES, World
 from tests.registry.hub.recording import RecordingProxy
 
 CUT_AFTER = 14 * 1024 * 1024
+BASES = ("default/tiny", "Some.Org/Tiny-Llama", "lora-reg-fixture/tiny-llama-4m")
 
 
 class CuttingProxy(RecordingProxy):
@@ -59,7 +60,7 @@ def test_a_day_of_a_client(world: World, version: str, tmp_path: Path) -> None:
         "id": repo,
         "sha": commits[1],
         "base": "default/tiny",
-        "tags": ["adapter", "peft", "base_model:default/tiny", "base_model:adapter:default/tiny"],
+        "tags": ["adapter", "peft", *(f"base_model:{tag}{base}" for base in BASES for tag in ("", "adapter:"))],
         "siblings": {path: [sizes[1][path], files[1][path]] for path in names},
         "dated": True,
     }
@@ -83,7 +84,7 @@ def test_a_day_of_a_client(world: World, version: str, tmp_path: Path) -> None:
     }
     # The newer name says that it is the remote that has no such file; it is a subclass.
     assert {seen["errors"]["entry"], seen["errors"]["tree"]} <= {"EntryNotFoundError", "RemoteEntryNotFoundError"}
-    assert seen["errors"]["write"] == "HfHubHTTPError"
+    assert seen["errors"]["write"] is None
 
     assert cuts == 1
     assert seen["resumed"]["files"] == {"notes.txt": hashlib.sha256(NOTES).hexdigest()}

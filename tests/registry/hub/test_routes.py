@@ -106,9 +106,9 @@ def test_a_path_leads_out_of_nowhere(world: World) -> None:
         ("GET", "hub/python/resolve/v99999999999999999/config.json", 404, "RevisionNotFound"),
         ("GET", "api/models/hub/python/commits/main?cursor=nonsense", 400, None),
         ("GET", "api/models/hub/python/auth-check/write", 200, None),
-        ("POST", "api/repos/create", 405, None),
+        ("POST", "api/repos/create", 400, "invalid-request"),
         ("PUT", "hub/python/resolve/main/x", 405, None),
-        ("DELETE", "api/models/hub/python/tag/prod", 405, None),
+        ("DELETE", "api/models/hub/python/tag/nope", 404, "RevisionNotFound"),
         ("POST", "api/models/hub/python", 405, None),
     ],
 )

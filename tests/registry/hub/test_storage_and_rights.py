@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -91,6 +94,51 @@ def test_bytes_come_from_the_store_and_the_token_does_not_go_there(
     for secret in (guarded.reader, guarded.writer):
         assert secret.encode() not in guarded.storage.sent
     assert guarded.reader not in guarded.service.log.read_text()
+
+
+def test_files_go_to_the_store_at_once_or_in_parts_and_the_token_does_not(guarded: Guarded) -> None:
+    headers = {"authorization": f"Bearer {guarded.writer}"}
+    repo = "hub/sent"
+    created = httpx.post(
+        f"{guarded.hub}/api/repos/create", json={"name": "sent", "organization": "hub"}, headers=headers
+    )
+    assert created.status_code == 200, created.text
+    files = [random.Random(1).randbytes(2_000_000), random.Random(2).randbytes(33 * 1024 * 1024)]
+    objects = [{"oid": hashlib.sha256(data).hexdigest(), "size": len(data)} for data in files]
+    body = {"operation": "upload", "transfers": ["basic", "multipart"], "objects": objects}
+    batch = httpx.post(f"{guarded.hub}/{repo}.git/info/lfs/objects/batch", json=body, headers=headers)
+    assert batch.headers["cache-control"] == "no-store"
+    one, two = batch.json()["objects"]
+    storage = f"http://127.0.0.1:{urlsplit(guarded.storage.url).port}/"
+
+    url = one["actions"]["upload"]["href"]
+    assert url.startswith(storage)
+    assert httpx.put(url, content=files[0][1:]).status_code >= 400, "the length is signed"
+    assert httpx.put(url, content=files[0]).status_code == 200
+    verify = one["actions"]["verify"]["href"]
+    sent = httpx.post(verify, json={"oid": one["oid"], "size": len(files[0])}, headers=headers, timeout=60)
+    assert sent.status_code == 200, sent.text
+
+    header = two["actions"]["upload"]["header"]
+    step = int(header.pop("chunk_size"))
+    for place, (_, part) in enumerate(sorted(header.items())):
+        assert part.startswith(storage)
+        answer = httpx.put(part, content=files[1][place * step : (place + 1) * step], timeout=60)
+        assert answer.status_code == 200 and answer.headers["etag"], answer.text
+    # Nobody says that they are there: the commit looks.
+    lines = [
+        {"key": "lfsFile", "value": {"path": path, "algo": "sha256", "oid": item["oid"], "size": item["size"]}}
+        for path, item in (("a.dat", one), ("b.dat", two))
+    ]
+    commit = f"{guarded.hub}/api/models/{repo}/commit/main"
+    done = httpx.post(commit, content="\n".join(map(json.dumps, lines)), headers=headers, timeout=60)
+    assert done.status_code == 200, done.text
+    for path, data in zip(("a.dat", "b.dat"), files, strict=True):
+        found = httpx.get(f"{guarded.hub}/{repo}/resolve/main/{path}", headers=headers, follow_redirects=True)
+        assert found.content == data
+    assert guarded.writer.encode() not in guarded.storage.sent
+    log = guarded.service.log.read_text()
+    assert guarded.writer not in log and two["actions"]["upload"]["href"].split("/")[-2] not in log
 
 
 @pytest.mark.parametrize("version", VERSIONS)
