@@ -60,7 +60,7 @@ class Head:
 
 def writable(caller: Caller, repo_id: str) -> RepositoryPath:
     """Return the repository to write to; it need not exist. Raises `forbidden`, and `not-found` as RepoNotFound."""
-    path = next((target for target in names.targets(repo_id) if target.pin is None), None)
+    path = named(repo_id)
     if path is None:
         raise errors.repo_not_found(repo_id, caller.principal)
     try:
@@ -69,7 +69,13 @@ def writable(caller: Caller, repo_id: str) -> RepositoryPath:
         if error.code not in ("not-found", "unauthenticated"):
             raise
         raise errors.repo_not_found(repo_id, caller.principal) from error
-    return RepositoryPath(path.namespace, path.name)
+    return path
+
+
+def named(repo_id: str) -> RepositoryPath | None:
+    """Return the repository that an id spells out; None if it is invalid here."""
+    target = next((target for target in names.targets(repo_id) if target.pin is None), None)
+    return None if target is None else RepositoryPath(target.namespace, target.name)
 
 
 def branch_of(revision: str) -> str:
@@ -183,10 +189,9 @@ def commit_id(path: RepositoryPath, branch: str, files: Mapping[str, tuple[str, 
 
 def visible(session: Session, caller: Caller, repo_id: str, kind: str, revision: str) -> Head | None:
     """Return the head of a repository that has no version yet, if the caller may read it."""
-    path = next((target for target in names.targets(repo_id) if target.pin is None), None)
-    if path is None or not may_read(session, caller.principal, path.namespace):
+    place = named(repo_id)
+    if place is None or not may_read(session, caller.principal, place.namespace):
         return None
-    place = RepositoryPath(path.namespace, path.name)
     at = database_now(session)
     rows = [row for row in store.branches(session, place, at) if row.kind == kind]
     if not rows or version_store.repository(session, place) is not None:
