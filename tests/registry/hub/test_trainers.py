@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -80,7 +81,8 @@ def test_a_dataset_loads(seen: dict[str, Any]) -> None:
 
 
 def test_the_callback_pushes_with_the_facts_of_the_run(world: World, seen: dict[str, Any], stem: str) -> None:
-    assert (seen["callback"], seen["callback_versions"]) == (True, [1, 2, 3][: len(seen["callback_versions"])])
+    # The end of training has the content of the last save: the same version, which is tagged now.
+    assert (seen["callback"], seen["callback_versions"]) == (True, [1, 2, 2])
     found = versions(world, f"{stem}-callback")
     last = found[-1]
     meta = last["meta"]
@@ -89,7 +91,8 @@ def test_the_callback_pushes_with_the_facts_of_the_run(world: World, seen: dict[
     assert [step for step, _ in json.loads(meta["loss_curve"])] == [1, 2, 3, 4]
     assert meta["data.train"] == str(Digest.of(b'{"text": "select 1"}\n{"text": "select 2"}\n'))
     assert meta["data.train.records"] == "4"
-    assert re.fullmatch("[0-9a-f]{40}", meta["git.commit"])
+    if (Path(__file__).parents[3] / ".git").exists():
+        assert re.fullmatch("[0-9a-f]{40}", meta["git.commit"])
     assert {"version.peft", "version.transformers"} <= set(meta)
     assert next(version["meta"]["step"] for version in found) == "2"
     assert seen["content"] == "tiny"
