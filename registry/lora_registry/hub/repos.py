@@ -35,7 +35,7 @@ def create(caller: Caller, request: Json) -> tuple[RepositoryPath, str, bool]:
     """
     kind = request.get("type") or "model"
     if kind not in KINDS:
-        raise RegistryError("unsupported", f"This registry has models and datasets, and no {str(kind)[:40]}s.", hint="")
+        raise RegistryError("unsupported", f"This registry has models and datasets, and no {str(kind)[:40]}s.")
     path = _path(caller, request)
     if not caller.principal.may("writer", path.namespace):
         caller.require_signed_in()

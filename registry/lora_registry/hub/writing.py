@@ -196,6 +196,8 @@ async def serve(request: R, ctx: Context, call: Call) -> Response[Any]:
             f"The channel {call.channel} can only be read.",
             hint="Write with HF_ENDPOINT=…/hf, without /channels/….",
         )
+    if call.kind == "other":
+        raise RegistryError("unsupported", "This registry has models and datasets, and nothing else of the Hub.")
     try:
         return await HANDLERS[call.verb, request.method](request, ctx, call)
     except RegistryError as error:

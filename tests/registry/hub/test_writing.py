@@ -95,11 +95,11 @@ def test_files_become_a_version_once_they_are_whole(
     assert (again.oid, len(versions(world, repo))) == (second.oid, 2)
     api.create_commit(
         repo,
-        [CommitOperationDelete("README.md"), CommitOperationCopy(CONFIG, "notes/config.json")],
+        [CommitOperationDelete("README.md"), CommitOperationCopy(CONFIG, "config.txt")],
         commit_message="Without a card",
     )
     assert sorted(file["path"] for file in versions(world, repo)[0]["files"]) == [
-        CONFIG, WEIGHTS, "notes/config.json"
+        CONFIG, WEIGHTS, "config.txt"
     ]  # fmt: skip
     assert {event["kind"] for event in _events(world, repo)} == {
         *("repository-announced", "files-staged", "repository-created", "version-committed"),
