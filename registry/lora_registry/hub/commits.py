@@ -233,6 +233,12 @@ def _commit(incoming: Incoming, before: Head, files: Files, kind: Kind, left_out
 
     try:
         result = push.commit(caller, path, request, first=first, upload_kind=store.UPLOAD_KIND)
+    except RegistryError as error:
+        if error.code == "rejected" and before.files != before.version_files:
+            error.hint += (
+                " Files of earlier commits stay staged: replace them, or delete them with `HfApi.delete_file`."
+            )
+        raise
     finally:
         uploads.discard(caller.ctx, request.session)
     version = result.version
