@@ -54,8 +54,14 @@ def answer(
 
 
 def inline_limit(user_agent: str) -> int:
+    generation = client_generation(user_agent)
+    return INLINE_ALL if generation is not None and generation >= 1 else INLINE
+
+
+def client_generation(user_agent: str) -> int | None:
+    """Return the first number of the version of huggingface_hub; None for other clients."""
     found = _CLIENT.search(user_agent)
-    return INLINE_ALL if found is not None and int(found[1]) >= 1 else INLINE
+    return None if found is None else int(found[1])
 
 
 def xet() -> RegistryError:

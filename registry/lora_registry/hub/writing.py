@@ -37,7 +37,7 @@ _WRITERS: Final = anyio.CapacityLimiter(16)
 async def create_repo(request: R, ctx: Context, _call: Call) -> Response[Any]:
     caller = await _caller(request, ctx)
     path, kind, created = await _run(repos.create, caller, await read_json(request))
-    body = {"url": _url(request, kind, str(path)), "name": str(path), "id": str(path)}
+    body = {"url": _page(request, kind, str(path)), "name": str(path), "id": str(path)}
     if not created:
         body["error"] = f"{path} exists already."
     headers = {} if created else {"X-Error-Message": errors.header_text(body["error"])}
@@ -81,7 +81,7 @@ async def commit(request: R, ctx: Context, call: Call) -> Response[Any]:
     answer = {
         "success": True,
         "commitOid": done.commit,
-        "commitUrl": f"{_url(request, call.kind, str(incoming.path))}/commit/{done.commit}",
+        "commitUrl": f"{_page(request, call.kind, str(incoming.path))}/commit/{done.commit}",
         "hookOutput": "" if done.number is None else f"{incoming.path}:v{done.number}",
     }
     return reply(request, answer, headers=_warning(done.left_out))
@@ -244,6 +244,14 @@ def _host(request: R) -> str:
 
 def _url(request: R, kind: str, repo: str) -> str:
     return f"{_host(request)}/hf/{'datasets/' if kind == 'dataset' else ''}{repo}"
+
+
+def _page(request: R, kind: str, repo: str) -> str:
+    """What a client takes the id of a repository from: a URL. huggingface_hub 0.x takes it from a bare id too, and not
+    from a URL of an endpoint with a path."""
+    url = _url(request, kind, repo)
+    old = preupload.client_generation(request.headers.get("user-agent", "")) == 0
+    return url.partition("/hf/")[2] if old else url
 
 
 def _warning(left_out: list[str] | tuple[str, ...]) -> dict[str, str]:

@@ -119,7 +119,7 @@ def test_a_commit_that_the_checks_refuse_changes_nothing_and_can_be_corrected(
     answer = refused(lambda: api.create_commit(repo, add({WEIGHTS: wrong}), commit_message="Weights"))
     assert (answer.status_code, answer.headers["x-error-code"]) == (422, "rejected")
     assert answer.headers["x-error-message"].startswith(answer.json()["error"])
-    assert WEIGHTS in answer.headers["x-error-message"]
+    assert "1000 bytes are missing at the end" in answer.headers["x-error-message"]
     assert (api.model_info(repo).sha, api.list_repo_files(repo)) == (staged.oid, [CONFIG])
     api.create_commit(repo, add({WEIGHTS: adapter[WEIGHTS]}), commit_message="Weights")
     assert len(versions(world, repo)) == 1
@@ -214,8 +214,8 @@ def test_a_governed_tag_is_not_created_in_silence(
 ) -> None:
     """Clients take 409 for success when they are told `exist_ok`."""
     api.create_commit(repo, add(adapter), commit_message="1")
-    document = {"rules": [{"rule": "approvals", "count": 1, "role": "maintainer"}]}
-    policy = world.client.put("/api/v1/policies", json={"pattern": f"{repo}:prod", "document": document})
+    body = {"pattern": f"{repo}:prod", "document": {"name": "any"}}
+    policy = world.client.put("/api/v1/policies", json=body)
     assert policy.status_code == 200, policy.text
     answer = refused(lambda: api.create_tag(repo, tag="prod", exist_ok=True))
     assert (answer.status_code, answer.headers["x-error-code"]) == (403, "tag-gated")

@@ -59,7 +59,7 @@ for strategy in ("end", "every_save", "checkpoint", "all_checkpoints"):
     trainer.push_to_hub()
     seen[strategy] = same(trainer.model, repo)
 
-adapted = model()
+adapted = trainer.model
 repo = f"{stem}-by-hand"
 tokenizer.push_to_hub(repo)
 adapted.push_to_hub(repo)
