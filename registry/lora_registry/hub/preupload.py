@@ -68,5 +68,5 @@ def xet() -> RegistryError:
     return RegistryError(
         "unsupported",
         f"This registry takes files of more than {INLINE_ALL >> 30} GiB by LFS, and not by Xet.",
-        hint="Set HF_HUB_DISABLE_XET=1 in the environment of the client and push again.",
+        hint=f"Files of more than {INLINE_ALL >> 30} GiB: set HF_HUB_DISABLE_XET=1 in the environment and push again.",
     )

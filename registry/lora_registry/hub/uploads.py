@@ -37,6 +37,8 @@ Json = dict[str, Any]
 URL_SECONDS: Final = 6 * 3600
 """Lifetime of a URL to send to: a client gets those of a whole folder at once."""
 MAX_OBJECTS: Final = 1000
+_SHA256: Final = ("sha256", "sha_256")
+"""The second is what JavaScript clients write."""
 
 
 def open_session(
@@ -131,7 +133,7 @@ def batch(caller: Caller, path: RepositoryPath, request: Json, *, own_url: str, 
 
 def _objects(request: Json) -> dict[str, int]:
     """Return sizes by digest. Raises `invalid-request`, `unsupported`."""
-    if request.get("operation") != "upload" or request.get("hash_algo", "sha256") != "sha256":
+    if request.get("operation") != "upload" or request.get("hash_algo", "sha256") not in _SHA256:
         raise RegistryError("invalid-request", "Only uploads of files named by their sha256 are possible here.")
     objects = request.get("objects")
     if not isinstance(objects, list) or not 0 < len(objects) <= MAX_OBJECTS:

@@ -63,7 +63,10 @@ async def tell_modes(request: R, ctx: Context, call: Call) -> Response[Any]:
     body = await read_json(request)
     agent = request.headers.get("user-agent", "")
     answer, left_out = await _run(preupload.answer, caller, call.repo, call.kind, call.revision, body, agent)
-    return reply(request, answer, headers=_warning(left_out))
+    long = [file["path"] for file in answer["files"] if file["uploadMode"] == "lfs" and not file["shouldIgnore"]]
+    # Clients do not print the answer of the request for Xet, which those that have it send next.
+    hint = preupload.xet().hint if long and (preupload.client_generation(agent) or 0) >= 1 else ""
+    return reply(request, answer, headers=_warning(left_out, hint))
 
 
 async def commit(request: R, ctx: Context, call: Call) -> Response[Any]:
@@ -254,9 +257,10 @@ def _page(request: R, kind: str, repo: str) -> str:
     return url.partition("/hf/")[2] if old else url
 
 
-def _warning(left_out: list[str] | tuple[str, ...]) -> dict[str, str]:
-    """Clients print it: the by-products of trainers that are not part of a version."""
-    if not left_out:
-        return {}
-    named = ", ".join(sorted(left_out)[:5]) + (", …" if len(left_out) > 5 else "")
-    return {"X-HF-Warning": errors.header_text(f"left out; left out: {named}")}
+def _warning(left_out: list[str] | tuple[str, ...], hint: str = "") -> dict[str, str]:
+    """Clients print it: the by-products of trainers that are not part of a version, and a hint."""
+    texts = [hint] if hint else []
+    if left_out:
+        texts.append("Left out: " + ", ".join(sorted(left_out)[:5]) + (", ..." if len(left_out) > 5 else ""))
+    topic = "large files" if hint else "left out"
+    return {"X-HF-Warning": errors.header_text(f"{topic}; {' '.join(texts)}")} if texts else {}

@@ -331,6 +331,12 @@ def test_what_is_no_commit_is_refused_before_or_while_it_arrives(world: World, a
     assert httpx.post(f"{world.hub}/channels/prod/api/models/{repo}/commit/main").status_code == 405
     xet = httpx.get(f"{world.hub}/api/models/{repo}/xet-write-token/main")
     assert (xet.status_code, "HF_HUB_DISABLE_XET=1" in xet.headers["x-error-message"]) == (422, True)
+    files = {"files": [{"path": "a.safetensors", "size": 2**30 + 1}, {"path": "runs/x", "size": 1}]}
+    for agent, printed in (("unknown/None; hf_hub/2.4.0; python/3.11", True), ("hf_hub/0.36.2", False)):
+        answer = httpx.post(f"{world.hub}/api/models/{repo}/preupload/main", json=files, headers={"user-agent": agent})
+        assert [file["uploadMode"] for file in answer.json()["files"]] == ["lfs", "regular"]
+        assert ("HF_HUB_DISABLE_XET=1" in answer.headers["x-hf-warning"]) is printed
+        assert answer.headers["x-hf-warning"].endswith("Left out: runs/x")
 
 
 def lfs(world: World, repo: str, files: list[bytes], *transfers: str) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from tests.registry.hub.clients import VERSIONS, python_with, run
 from tests.registry.hub.conftest import World
 from tests.registry.hub.recording import RecordingProxy
 from tests.registry.site import unique
+from tests.support import node
 
 OPTIMIZER = random.Random(3).randbytes(2 * 1024 * 1024)
 
@@ -54,3 +56,22 @@ def test_the_command_uploads_a_folder(world: World, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = world.client.get(f"/api/v1/repositories/{repo}/versions/v1").json()
     assert (found["kind"], found["meta"]) == ("adapter", {"source": "hub"})
+
+
+def test_a_javascript_client_writes_what_is_long_by_lfs_in_parts(world: World) -> None:
+    if reason := node.missing():
+        pytest.skip(reason)
+    packages = node.ensure_packages("hub-js", ["@huggingface/hub@2.17.5"])
+    name = f"hub/{unique('js')}"
+    folder = world.testbed / "adapters" / "lora-r8-qv-python"
+    arguments = {"packages": str(packages), "hubUrl": world.hub, "folder": str(folder), "name": name}
+    script = Path(__file__).parent / "hub_write.mjs"
+    command = ["node", str(script), json.dumps(arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        **dict.fromkeys(["uploadFile", "uploadFiles", "deleteFile", "createBranch", "deleteBranch"], "ok"),
+        **dict.fromkeys(["createRepo", "modelInfo"], name),
+    }
+    numbers = [item["number"] for item in world.client.get(f"/api/v1/repositories/{name}/versions").json()["items"]]
+    assert numbers == [2, 1]
