@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 from urllib.parse import quote
 
-import httpx
+import httpx2
 import msgspec
 
 from lora_contract import reference
@@ -80,7 +80,7 @@ class Calls:
         headers: dict[str, str] | None = None,
         content: bytes | Body | None = None,
         timeout: float | None = None,
-    ) -> httpx.Response:
+    ) -> httpx2.Response:
         given = {key: value for key, value in (params or {}).items() if value is not None}
         return self.transport.request(
             method, self._url(path), params=given or None, headers=headers, content=content, timeout=timeout
@@ -93,7 +93,7 @@ class Calls:
         body: Request | None = None,
         headers: dict[str, str] | None = None,
         timeout: float | None = None,
-    ) -> httpx.Response:
+    ) -> httpx2.Response:
         """Send a change. Its Idempotency-Key makes it safe to send again after a broken connection."""
         sent = {"Idempotency-Key": secrets.token_hex(16), **(headers or {})}
         content = None
@@ -132,7 +132,7 @@ class Calls:
             if cursor is None or not page.items:
                 return
 
-    def _decode(self, response: httpx.Response, kind: type[T]) -> T:
+    def _decode(self, response: httpx2.Response, kind: type[T]) -> T:
         try:
             return msgspec.json.decode(response.content, type=kind)
         except msgspec.MsgspecError as error:

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Final, Literal
 from urllib.parse import quote, urlencode
 
-import httpx
+import httpx2
 
 from lora_contract.reference import Reference, check_namespace
 from lora_contract.roles import Grant, Visibility
@@ -158,7 +158,7 @@ class Client(GateCalls):
 
     def file(
         self, ref: str | Reference, path: str, *, start: int = 0, end: int | None = None, whole: bool = False
-    ) -> AbstractContextManager[httpx.Response]:
+    ) -> AbstractContextManager[httpx2.Response]:
         """Stream a file of a version from byte `start` to before `end` (None: to its end).
 
         whole: request it without a range. A response of status 416 is returned, not raised.

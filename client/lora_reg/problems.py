@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 import msgspec
 
 from lora_contract.errors import ErrorCode, RegistryError, known_code
@@ -31,13 +31,13 @@ _BY_STATUS: Final[dict[int, ErrorCode]] = {
 }
 
 
-def place(url: httpx.URL | str) -> str:
+def place(url: httpx2.URL | str) -> str:
     """A URL without its query, which may contain a signature."""
     parts = urlsplit(str(url))
     return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
 
-def from_answer(response: httpx.Response, body: bytes) -> RegistryError:
+def from_answer(response: httpx2.Response, body: bytes) -> RegistryError:
     """The error in a registry's response. Without a problem document, the status decides."""
     try:
         problem = msgspec.json.decode(body, type=Problem)
@@ -63,7 +63,7 @@ def from_answer(response: httpx.Response, body: bytes) -> RegistryError:
     return RegistryError(code, problem.detail, hint=problem.hint or None, **facts)
 
 
-def from_store(response: httpx.Response) -> RegistryError:
+def from_store(response: httpx2.Response) -> RegistryError:
     """The error of a blob store behind a presigned URL. Its body is not shown: it may repeat the signature."""
     return RegistryError(
         "storage-unavailable",
@@ -72,7 +72,7 @@ def from_store(response: httpx.Response) -> RegistryError:
     )
 
 
-def unreachable(url: str, error: httpx.HTTPError | httpx.InvalidURL, *, refused: bool) -> RegistryError:
+def unreachable(url: str, error: httpx2.HTTPError | httpx2.InvalidURL, *, refused: bool) -> RegistryError:
     """No response. refused: the connection was refused."""
     if refused:
         return RegistryError(
@@ -83,6 +83,6 @@ def unreachable(url: str, error: httpx.HTTPError | httpx.InvalidURL, *, refused:
     return RegistryError("unavailable", f"The connection to {place(url)} broke: {_reason(error)}.")
 
 
-def _reason(error: httpx.HTTPError | httpx.InvalidURL) -> str:
+def _reason(error: httpx2.HTTPError | httpx2.InvalidURL) -> str:
     text = str(error).strip().rstrip(".")
     return text or type(error).__name__

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
-import httpx
+import httpx2
 
 from lora_contract.errors import RegistryError
 from lora_contract.wire.identity import LoginOptions
@@ -43,7 +43,7 @@ class Provider:
             )
         self.issuer, self.client_id, self.scopes = options.issuer, options.client_id, options.scopes
         self._sleep = sleep
-        self._http = httpx.Client(
+        self._http = httpx2.Client(
             timeout=TIMEOUT,
             follow_redirects=False,
             mounts={f"all://{host}": None for host in ("127.0.0.1", "localhost")},
@@ -145,7 +145,7 @@ class Provider:
         try:
             response = self._http.request(method, url, data=dict(fields) if fields else None)
             document = json.loads(response.content)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise RegistryError("unavailable", f"{parts.netloc} does not answer: {error}.") from error
         except ValueError as error:
             raise RegistryError(

@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from typing import Final, TypeAlias
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 
 from lora_contract import __version__
 from lora_contract.errors import RegistryError
 from lora_reg import problems
 
-TIMEOUT: Final = httpx.Timeout(connect=10.0, read=60.0, write=60.0, pool=None)
+TIMEOUT: Final = httpx2.Timeout(connect=10.0, read=60.0, write=60.0, pool=None)
 ATTEMPTS: Final = 5
 FEW: Final = 2
 MAX_WAIT: Final = 60.0
@@ -34,14 +34,23 @@ Token: TypeAlias = Callable[[], str | None] | str | None
 class Transport:
     """Requests to one registry and to the stores that it redirects to. Thread-safe."""
 
-    def __init__(self, server: str, token: Token = None, *, sleep: Callable[[float], None] = time.sleep) -> None:
-        """token: asked for before each request if it is a function, whose `refusal` may say why it has none."""
+    def __init__(
+        self,
+        server: str,
+        token: Token = None,
+        *,
+        scheme: str = "Bearer",
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """token: asked for before each request if it is a function, whose `refusal` may say why it has none. scheme: of
+        the Authorization header."""
         self.server = server.rstrip("/")
         self._token = token
+        self._scheme = scheme
         self._sleep = sleep
         self._reached = False
         self._own = _http_client(self.server)
-        self._stores: dict[str, httpx.Client] = {}
+        self._stores: dict[str, httpx2.Client] = {}
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -62,7 +71,7 @@ class Transport:
         content: bytes | Body | None = None,
         timeout: float | None = None,
         accept: tuple[int, ...] = (),
-    ) -> httpx.Response:
+    ) -> httpx2.Response:
         """Send a request and read the whole response.
 
         timeout: seconds without a byte; None for the default. accept: statuses of 400 and above to return. Raises
@@ -81,8 +90,8 @@ class Transport:
         content: bytes | Body | None = None,
         timeout: float | None = None,
         accept: tuple[int, ...] = (),
-    ) -> Iterator[httpx.Response]:
-        """Like `request`, with the body still to be read. Errors while reading it are those of httpx."""
+    ) -> Iterator[httpx2.Response]:
+        """Like `request`, with the body still to be read. Errors while reading it are those of httpx2."""
         response = self._exchange(method, url, params, headers, content, timeout, accept, whole=False)
         try:
             yield response
@@ -100,7 +109,7 @@ class Transport:
         accept: tuple[int, ...],
         *,
         whole: bool,
-    ) -> httpx.Response:
+    ) -> httpx2.Response:
         retry = method != "POST" or "Idempotency-Key" in (headers or {})
         attempt = 0
         while True:
@@ -113,12 +122,12 @@ class Transport:
                     if whole:
                         response.read()
                     return response
-            except (httpx.RequestError, httpx.InvalidURL) as error:
-                refused = isinstance(error, httpx.ConnectError)
+            except (httpx2.RequestError, httpx2.InvalidURL) as error:
+                refused = isinstance(error, httpx2.ConnectError)
                 refusal = problems.unreachable(url, error, refused=refused and self._is_own(url))
                 refusal.__cause__ = error
                 # A server that never answered is probably not running, and a silent one has used up its time.
-                hopeless = isinstance(error, httpx.TimeoutException) or (refused and not self._reached)
+                hopeless = isinstance(error, httpx2.TimeoutException) or (refused and not self._reached)
                 last = attempt >= (FEW if hopeless else ATTEMPTS)
             else:
                 refusal, wait = _refusal(response, own=self._is_own(str(response.url)))
@@ -138,7 +147,7 @@ class Transport:
         headers: Mapping[str, str] | None,
         content: bytes | Body | None,
         timeout: float | None,
-    ) -> httpx.Response:
+    ) -> httpx2.Response:
         for _ in range(_MAX_REDIRECTS):
             client = self._client(url)
             request = client.build_request(
@@ -147,23 +156,23 @@ class Transport:
                 params=params,
                 headers=dict(headers or {}),
                 content=content() if callable(content) else content,
-                timeout=httpx.Timeout(10.0, read=timeout, write=timeout, pool=None) if timeout else TIMEOUT,
+                timeout=httpx2.Timeout(10.0, read=timeout, write=timeout, pool=None) if timeout else TIMEOUT,
             )
             if self._is_own(url) and (token := self._token() if callable(self._token) else self._token):
-                request.headers["Authorization"] = f"Bearer {token}"
+                request.headers["Authorization"] = f"{self._scheme} {token}"
             response = client.send(request, stream=True)
             if not response.has_redirect_location or method not in ("GET", "HEAD"):
                 return response
             response.close()
             url, params = str(response.url.join(response.headers["location"])), None
             if urlsplit(url).scheme not in ("http", "https"):
-                raise httpx.UnsupportedProtocol(f"a redirect to {urlsplit(url).scheme}:")
-        raise httpx.TooManyRedirects("more than five redirects", request=request)
+                raise httpx2.UnsupportedProtocol(f"a redirect to {urlsplit(url).scheme}:")
+        raise httpx2.TooManyRedirects("more than five redirects", request=request)
 
     def _is_own(self, url: str) -> bool:
         return _origin(url) == _origin(self.server)
 
-    def _client(self, url: str) -> httpx.Client:
+    def _client(self, url: str) -> httpx2.Client:
         if self._is_own(url):
             return self._own
         scheme = urlsplit(url).scheme
@@ -173,21 +182,21 @@ class Transport:
             return self._stores[scheme]
 
 
-def _http_client(url: str) -> httpx.Client:
+def _http_client(url: str) -> httpx2.Client:
     # Reading the CA bundle takes 20 ms, which http does not need. Loopback never goes through a proxy.
-    return httpx.Client(
+    return httpx2.Client(
         verify=urlsplit(url).scheme == "https",
         mounts={f"all://{host}": None for host in _LOOPBACK},
-        limits=httpx.Limits(max_connections=32, max_keepalive_connections=8),
+        limits=httpx2.Limits(max_connections=32, max_keepalive_connections=8),
         headers={"User-Agent": f"lora-reg/{__version__}", "Accept-Encoding": "identity"},
     )
 
 
-def _refusal(response: httpx.Response, *, own: bool) -> tuple[RegistryError, float | None]:
+def _refusal(response: httpx2.Response, *, own: bool) -> tuple[RegistryError, float | None]:
     """The error of a response and its Retry-After. Closes the response."""
     try:
         body = b"".join(_bounded(response)) if own else b""
-    except httpx.RequestError as broken:
+    except httpx2.RequestError as broken:
         return problems.unreachable(str(response.url), broken, refused=False), None
     finally:
         response.close()
@@ -196,7 +205,7 @@ def _refusal(response: httpx.Response, *, own: bool) -> tuple[RegistryError, flo
     return error, float(wait) if wait.isascii() and wait.isdigit() else None
 
 
-def _bounded(response: httpx.Response) -> Iterator[bytes]:
+def _bounded(response: httpx2.Response) -> Iterator[bytes]:
     seen = 0
     for chunk in response.iter_bytes():
         seen += len(chunk)

@@ -63,6 +63,6 @@ def load(**overrides: Any) -> ServiceSettings:
     logging.basicConfig(
         level=config.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
-    for noisy in ("dbos", "alembic", "botocore", "boto3", "httpx", "urllib3"):
+    for noisy in ("dbos", "alembic", "botocore", "boto3", "httpx2", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     return config

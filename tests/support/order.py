@@ -21,6 +21,7 @@ APART: Final = (
 
 TOGETHER: Final = {
     "the S3 servers": (
+        "tests/client/importing/test_buckets.py",
         "tests/e2e/test_long_uploads.py",
         "tests/e2e/test_real_servers.py",
         "tests/registry/blobs/test_memory.py",

@@ -16,11 +16,15 @@ def base() -> None:
     examples=(
         "lora-reg base add llama-2-7b ./Llama-2-7b-hf --alias meta-llama/Llama-2-7b-hf",
         "lora-reg base add llama-2-70b ./Llama-2-70b-hf --manifest-only",
+        "lora-reg base add llama-3.1-8b hf://meta-llama/Llama-3.1-8B",
     )
 )
 @click.argument("name")
 @click.argument("folder", metavar="DIR")
 @click.option("--manifest-only", is_flag=True, help="Register the structure; weights may follow, as the same version.")
+@click.option("--weights", is_flag=True, help="Of hf://: fetch the weights too, and upload them.")
+@click.option("--endpoint", metavar="URL", help="Hub of hf:// (default: HF_ENDPOINT, or https://huggingface.co).")
+@click.option("--source-token-file", metavar="FILE", help="File with the token of the Hub (default: HF_TOKEN).")
 @click.option(
     "--alias",
     "aliases",
@@ -36,11 +40,17 @@ def add(
     name: str,
     folder: str,
     manifest_only: bool,
+    weights: bool,
+    endpoint: str | None,
+    source_token_file: str | None,
     aliases: tuple[str, ...],
     tags: tuple[str, ...],
     message: str,
 ) -> None:
-    """Register a base model from its folder: config, safetensors, tokenizer.
+    """Register a base model from its folder or from a Hub: config, safetensors, tokenizer.
+
+    DIR is a folder, or hf://ORG/NAME[@REVISION]: then only the headers of the weights are fetched, unless --weights is
+    given, and ORG/NAME becomes an alias.
 
     Adapters are checked against its fingerprint and pinned to it: config, name, shape and dtype of every tensor, and
     the sha256 of every file. The version has the same digest with and without its weights: add it again without
@@ -49,6 +59,15 @@ def add(
     from lora_reg.cli.push import print_pushed
     from lora_reg.transfer.push import add_base
 
+    if folder.startswith("hf://"):
+        if manifest_only and weights:
+            raise click.UsageError("--manifest-only and --weights contradict each other.")
+        from lora_reg.cli.hub_bases import add_from_hub
+
+        add_from_hub(state, name, folder, endpoint, source_token_file, weights, aliases, tags, message)
+        return
+    if weights or endpoint or source_token_file:
+        raise click.UsageError("--weights, --endpoint and --source-token-file are for a base on a Hub (hf://).")
     pushed = add_base(
         state.client(),
         name,

@@ -19,6 +19,10 @@ INTERRUPTED: Final = 130
 _HERE: Final = "lora_reg.cli"
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "push": (f"{_HERE}.push:push", "Check an adapter against its base and push it as a new version."),
+    "import": (
+        f"{_HERE}.importing:import_",
+        "Import adapters from a Hub, S3, MLflow or folders.",
+    ),
     "pull": (f"{_HERE}.pull:pull", "Download a version into a folder or into the cache."),
     "list": (f"{_HERE}.browse:list_", "List repositories."),
     "show": (f"{_HERE}.browse:show", "Show a version: its files, base, tags and facts."),
@@ -64,7 +68,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "completion": (f"{_HERE}.completion:completion", "Print the completion script of a shell."),
 }
 SECTIONS: Final[dict[str, tuple[str, ...]]] = {
-    "Adapters": ("push", "pull", "list", "show", "validate", "report", "diff"),
+    "Adapters": ("push", "import", "pull", "list", "show", "validate", "report", "diff"),
     "Merge and derive": ("merge", "compose", "extract", "resize", "lineage", "reproduce", "provenance"),
     "Versions and tags": (
         *("history", "tags", "tag", "untag", "rollback", "protect", "unprotect"),

@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO, Final
 
-import httpx
+import httpx2
 
 from lora_contract.errors import RegistryError
 from lora_contract.manifest import FileEntry
@@ -133,13 +133,13 @@ class _Transfer:
             broke: Exception | None = None
             try:
                 self._receive()
-            except httpx.RequestError as error:
+            except httpx2.RequestError as error:
                 broke = error
             # Compared with the furthest ever: a download that always breaks early and restarts must fail too.
             breaks = 0 if self._at > furthest else breaks + 1
             furthest = max(furthest, self._at)
             if self._at < self._entry.size and breaks >= BREAKS:
-                if isinstance(broke, httpx.HTTPError):
+                if isinstance(broke, httpx2.HTTPError):
                     raise unreachable(self._client.transport.server, broke, refused=False) from broke
                 raise self._wrong_size(f"ended after {self._at}")
             if breaks:

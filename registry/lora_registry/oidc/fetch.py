@@ -9,7 +9,7 @@ import time
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 
 SECONDS: Final = 5.0
 MAX_BYTES: Final = 256 * 1024
@@ -46,7 +46,7 @@ def get_json(url: str, *, ca: str | None = None) -> dict[str, Any]:
         # Loopback never goes through a proxy.
         mounts: Any = {f"all://{host}": None for host in _LOOPBACK}
         with (
-            httpx.Client(verify=verify, timeout=SECONDS, follow_redirects=False, mounts=mounts) as client,
+            httpx2.Client(verify=verify, timeout=SECONDS, follow_redirects=False, mounts=mounts) as client,
             client.stream("GET", url, headers=headers) as response,
         ):
             if response.status_code != 200:
@@ -58,7 +58,7 @@ def get_json(url: str, *, ca: str | None = None) -> dict[str, Any]:
                     raise FetchError(f"{url} is larger than {MAX_BYTES} bytes")
                 if time.monotonic() > end:
                     raise FetchError(f"{url} took more than {SECONDS:g} seconds")
-    except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError, OSError) as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL, ssl.SSLError, OSError) as error:
         raise FetchError(f"{url} cannot be read: {type(error).__name__}: {error}") from error
     try:
         document = json.loads(body)

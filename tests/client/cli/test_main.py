@@ -48,6 +48,7 @@ ALL = list(commands())
 def test_these_are_the_commands() -> None:
     assert [" ".join(path) for path, _ in ALL] == [
         "push",
+        "import",
         "pull",
         "list",
         "show",
