@@ -111,7 +111,9 @@ def _draft(
         outcome = check.by_kind(caller.ctx, request, placed, pin)
     except RegistryError as error:
         if error.code == "not-found":
-            _require_stored(caller.ctx, request.session, [*contents.values(), *(pin.contents_read() if pin else ())])
+            # One of them went while they were checked.
+            read = [*contents.values(), *(pin.contents_read() if pin else ())]
+            _verify(caller.ctx, request.session, read, since=None)
         raise
     if pin is not None and any(finding.severity == "error" for finding in outcome.findings):
         _verify(caller.ctx, request.session, pin.contents_read(), since=None)
@@ -141,7 +143,7 @@ def _draft(
 def _verify(ctx: Context, upload_id: str, contents: Iterable[Content], *, since: int | None) -> None:
     """Compare stored bytes with their digests, except those that were verified after `since`.
 
-    Raises RegistryError `corrupt`; the blob is then marked, and the session asks for it.
+    Raises RegistryError `corrupt`; the blob is then marked, and the session asks for it. `conflict` if it was freed.
     """
     for content in contents:
         if since is not None and content.verified_at >= since and content.state == "ok":
@@ -151,19 +153,11 @@ def _verify(ctx: Context, upload_id: str, contents: Iterable[Content], *, since:
         except RegistryError as error:
             if error.code == "corrupt":
                 with ctx.db.write() as session:
+                    row = kept.blob(session, str(content.where))
+                    if row is None or row.state not in kept.KEPT or kept.place(row) != content.where:
+                        raise freed(content.name, content.where) from error
                     upload_rows.mark_stored(session, upload_id, str(content.where), stored=False)
             raise
-
-
-def _require_stored(ctx: Context, upload_id: str, contents: list[Content]) -> None:
-    """Tell what went while the files were checked. Raises RegistryError `conflict` if a blob was freed, `corrupt` if
-    the store has lost one."""
-    with ctx.db.read() as session:
-        for content in contents:
-            row = kept.blob(session, str(content.where))
-            if row is None or row.state not in kept.KEPT or kept.place(row) != content.where:
-                raise freed(content.name, content.where)
-    _verify(ctx, upload_id, contents, since=None)
 
 
 def _stored(

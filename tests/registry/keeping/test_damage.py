@@ -8,6 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
+from lora_registry.context import Context
+from lora_registry.keeping import reading
 from tests.registry.keeping.shelves import Shelf, flipped, sha256, shelved
 from tests.registry.site import SHARED, Site, adapter_files, base_files, problem, unique
 from tests.support.push import describe, push, upload
@@ -140,6 +142,31 @@ def test_bytes_that_vanish_before_the_commit_are_sent_again(kept: tuple[Site, Sh
     problem(site.client.post(f"/api/v1/repositories/ns/{name}/versions", json=body), "corrupt")
     assert pushed(site, files, name).status_code == 201
     assert shelf.read(files[WEIGHTS]) == files[WEIGHTS]
+
+
+def test_a_purge_that_overtakes_a_commit_is_no_damage(
+    kept: tuple[Site, Shelf], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session was told that it need not send the bytes, and they were purged while the commit began."""
+    site, _ = kept
+    name, purged, files = unique("overtaken"), unique("purged"), adapter_files(470)
+    assert pushed(site, files, purged).status_code == 201
+    session = upload(site.client, "ns", name, "adapter", files).json()
+    verify = reading.verify
+
+    def overtaken(ctx: Context, content: reading.Content) -> None:
+        monkeypatch.setattr(reading, "verify", verify)
+        url = f"/api/v1/repositories/ns/{purged}/versions/v1"
+        with site.connect() as other:
+            assert other.delete(url, params={"purge": "true", "reason": "a secret"}).status_code == 204
+        verify(ctx, content)
+
+    monkeypatch.setattr(reading, "verify", overtaken)
+    body = {"session": session["id"], "kind": "adapter", "files": describe(files), "base": f"{SHARED}/base"}
+    said = problem(site.client.post(f"/api/v1/repositories/ns/{name}/versions", json=body), "conflict")
+    assert "Push again" in said["hint"]
+    assert kinds(site, purged) == []
+    assert pushed(site, files, name).status_code == 201
 
 
 @pytest.mark.parametrize("bit", [0, 7], ids=["low-bit", "high-bit"])
