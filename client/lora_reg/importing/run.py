@@ -175,7 +175,9 @@ class _One:
         work = staged / "work"
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        for ready in prepare(found, config, files, work, self.bases, _named(config, self.item)):
+        parts = prepare(found, config, files, work, self.bases, _named(config, self.item))
+        # The first part last: its version says that all have come.
+        for ready in reversed(parts):
             pushed = self._push(ready, target + ready.suffix, digest, found)
             yield self._row(pushed, ready, found, left_out)
             self.received = 0

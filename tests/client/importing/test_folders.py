@@ -124,6 +124,45 @@ def test_a_kohya_file_needs_the_base_that_has_its_modules(home: Home, base: Base
     assert home.run("import", tmp_path / "other.safetensors", "--to", fresh(), "--base", "tiny").status == 6
 
 
+def test_the_parts_of_a_lora_file_are_adapters_of_their_own(home: Home, tmp_path: Path) -> None:
+    given, _ = load((SOURCE / "adapter_model.safetensors").read_bytes())
+    named = {}
+    for name, item in given.items():
+        path, _, side = name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".lora_")
+        for part in ("unet", "te2"):
+            named[f"lora_{part}_{path.replace('.', '_')}.lora_{'down' if side == 'A' else 'up'}.weight"] = item
+    (tmp_path / "style.safetensors").write_bytes(dump(named))
+    namespace = fresh()
+    rows = home.json("import", tmp_path / "style.safetensors", "--to", namespace, "--base", "tiny")["rows"]
+    assert [row["target"] for row in rows] == [f"{namespace}/style-text-encoder-2:v1", f"{namespace}/style:v1"]
+    again = home.json("import", tmp_path / "style.safetensors", "--to", namespace, "--base", "tiny")["rows"]
+    assert [row["outcome"] for row in again] == ["already imported"]
+
+
+def test_an_adapter_of_adapterhub(home: Home, tmp_path: Path) -> None:
+    import torch
+
+    given, _ = load((SOURCE / "adapter_model.safetensors").read_bytes())
+    config = json.loads((SOURCE / "adapter_config.json").read_bytes())
+    state = {}
+    for name, item in given.items():
+        path, _, side = name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".lora_")
+        state[f"{path}.loras.task.lora_{side}"] = torch.frombuffer(bytearray(item.data), dtype=torch.float32).reshape(
+            item.shape
+        )
+    folder = tmp_path / "task"
+    folder.mkdir()
+    torch.save(state, folder / "pytorch_adapter.bin")
+    method = {"architecture": "lora", "r": config["r"], "alpha": config["lora_alpha"], "composition_mode": "add"}
+    document = {"config": method, "model_class": "LlamaAdapterModel", "model_name": ALIAS, "name": "task"}
+    (folder / "adapter_config.json").write_text(json.dumps(document))
+    namespace = fresh()
+    row = home.json("import", folder, "--to", namespace)["rows"][0]
+    assert (row["outcome"], row["format"]) == ("created", "adapterhub (pytorch_adapter.bin)")
+    home.ok("pull", f"{namespace}/task", "-o", tmp_path / "pulled")
+    assert load((tmp_path / "pulled" / "adapter_model.safetensors").read_bytes())[0] == given
+
+
 def bin_folder(folder: Path) -> Path:
     import torch
 

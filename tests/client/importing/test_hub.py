@@ -18,7 +18,7 @@ from lora_reg.importing.run import Options, Row, run
 from lora_reg.progress import Silent
 from tests.client.importing.conftest import ADAPTERS, ORGANISATION
 from tests.support.adapters import make_base
-from tests.support.command import TINY, Home, fresh
+from tests.support.command import ALIAS, TINY, Home, fresh
 from tests.support.front import Answer, Front
 from tests.support.service import InProcess
 
@@ -51,6 +51,15 @@ def test_an_organisation_comes_once(home: Home, registry: InProcess, hub: str, o
         assert outcomes(second) == dict.fromkeys(ADAPTERS, "already imported") | {"tiny": "not an adapter"}
         assert here_.paths("POST") == here_.paths("PUT") == []
         assert not [path for path in there_.paths("GET") if "/resolve/" in path]
+
+
+@pytest.mark.parametrize("author", ["", ORGANISATION])
+def test_the_adapters_of_a_base(home: Home, hub: str, author: str) -> None:
+    found = home.json("import", f"hf://{author}?base={ALIAS}", "--endpoint", hub, "--to", fresh(), "--dry-run")
+    assert outcomes(found) == dict.fromkeys(ADAPTERS, "would come")
+    said = home.run("import", f"hf://{author}?base=somebody/else", "--endpoint", hub)
+    assert said.status == 3
+    assert "holds no adapter" in said.err
 
 
 def test_the_same_content_under_another_source_is_not_sent_again(home: Home, hub: str) -> None:
