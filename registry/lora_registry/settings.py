@@ -45,7 +45,7 @@ class ServiceSettings:
             request, if it is loopback or the address that the service listens on; otherwise links have no host.
         presign: let clients transfer bytes directly to and from the store, if the store supports it.
         presign_seconds: lifetime of a presigned URL, less what our clock is behind the store's.
-        upload_seconds: lifetime of an upload session.
+        upload_seconds: lifetime of an upload session, and of what Hub clients staged.
         max_file_bytes: the largest file that a push may contain.
         verified_seconds: a stored file that was not verified for this long is not handed to Hub clients by a presigned
             URL, but through the service, which verifies it.
