@@ -213,8 +213,9 @@ def _still(session: Session, incoming: Incoming, before: Head) -> Head:
 def _commit(incoming: Incoming, before: Head, files: Files, kind: Kind, left_out: tuple[str, ...]) -> Committed:
     caller, path = incoming.caller, incoming.path
     base = bases.choose(caller, path, before, files) if kind == "adapter" else None
-    if kind == "dataset":
-        files = {name: value for name, value in files.items() if not name.lower().endswith(".md")}
+    of_it = content.kept(kind, files)
+    left_out = (*left_out, *sorted(files.keys() - of_it))
+    files = {name: files[name] for name in of_it}
     request = CommitRequest(
         session=uploads.gather(caller, path, dict(files.values())),
         kind=kind,

@@ -27,6 +27,11 @@ _LEFT_OUT_FILES: Final = frozenset(
 _LEFT_OUT_NAMES: Final = re.compile(r"rng_state(_\d+)?\.pth\Z|events\.out\.tfevents\..*|random_states_\d+\.pkl\Z")
 _LEFT_OUT_FOLDERS: Final = re.compile(r"(checkpoint-\d+|last-checkpoint|global_step\d+|runs|wandb|logs)\Z")
 
+_BESIDE_ADAPTERS: Final = re.compile(
+    r"(config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|adapter_model\.bin|.*\.gguf)\Z"
+)
+"""What a trainer leaves of the base beside an adapter, and the adapter in another format."""
+
 _STEP: Final = re.compile(r"\bstep (\d{1,12})\b")
 _EPOCH: Final = re.compile(r"\bepoch (\d{1,12})\b")
 
@@ -37,6 +42,17 @@ def is_left_out(path: str) -> bool:
     if any(part.startswith(".") for part in parts) or _LEFT_OUT_FOLDERS.match(parts[0]):
         return True
     return parts[-1] in _LEFT_OUT_FILES or _LEFT_OUT_NAMES.match(parts[-1]) is not None
+
+
+def kept(kind: Kind, paths: Collection[str]) -> set[str]:
+    """Return those of the files that are part of a version of this kind; the others lie beside it by accident."""
+    match kind:
+        case "adapter":
+            return {path for path in paths if not _BESIDE_ADAPTERS.match(path)}
+        case "dataset":
+            return {path for path in paths if path == dataset.FILE}
+        case _:
+            return set(paths)
 
 
 def whole(paths: Collection[str], *, dataset_repository: bool, base: bool) -> Kind | None:

@@ -145,7 +145,8 @@ def test_pickles_and_unknown_by_products_are_no_version(api: HfApi, adapter: dic
 def test_a_folder_is_uploaded_and_what_it_no_longer_has_is_deleted(
     world: World, api: HfApi, adapter: dict[str, bytes], repo: str, tmp_path: Path
 ) -> None:
-    for path, data in {**adapter, "README.md": b"---\ntags: [x]\n---\n", "optimizer.pt": b"never sent"}.items():
+    left = {"optimizer.pt": b"never sent", "config.json": b"{}"}
+    for path, data in {**adapter, "README.md": b"---\ntags: [x]\n---\n", **left}.items():
         (tmp_path / path).write_bytes(data)
     api.upload_folder(repo_id=repo, folder_path=tmp_path)
     assert set(api.list_repo_files(repo)) == {CONFIG, WEIGHTS, "README.md"}
