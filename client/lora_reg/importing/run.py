@@ -146,7 +146,7 @@ class _One:
             return
         identity = f"{self.item.source}\n{self.item.revision}"
         staged = self.work / hashlib.sha256(identity.encode()).hexdigest()[:32]
-        with locked(self.work / f"{staged.name}.lock"):
+        with locked(self.work / f"{staged.name[:2]}.lock"):  # a file for each would stay for ever
             try:
                 yield from self._import(target, staged)
             except RegistryError as error:
