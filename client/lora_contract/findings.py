@@ -19,6 +19,7 @@ class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
         code: stable, in kebab case.
         message: one sentence that includes the other fields.
         where: the tensor, module or config key; None if the finding concerns a file or the whole adapter.
+        count: of the places with the same fault. also: the first of the others, besides `where`.
     """
 
     code: str
@@ -29,6 +30,8 @@ class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
     found: str | None = None
     expected: str | None = None
     hint: str | None = None
+    count: int = 1
+    also: list[str] = []
 
 
 def refuse(findings: Sequence[Finding]) -> None:

@@ -16,9 +16,11 @@ from lora_contract.adapter.coverage import check_coverage
 from lora_contract.adapter.facts import AdapterFacts, gather_facts
 from lora_contract.adapter.files import AdapterFile, ReadFile, check_files, paths
 from lora_contract.adapter.numbers import ReadBase, check_values
+from lora_contract.adapter.other_model import report_other_width
 from lora_contract.adapter.patterns import catastrophic_pattern, targets
 from lora_contract.adapter.report import CONFIG, WEIGHTS, CheckReport
 from lora_contract.adapter.scaling import ModuleScale, Scales, scales
+from lora_contract.adapter.spoiled import restore_names
 from lora_contract.adapter.structure import build
 from lora_contract.adapter.training import training_facts
 from lora_contract.base import BaseFingerprint
@@ -113,8 +115,10 @@ def _check_together(
             )
         targeted = targets(config, budget)
         scale = _scales(config, modules, targeted, budget)
+        header = restore_names(header, config.peft_type, modules, report)
         structure = build(config, header, base, modules, scale, report)
         check_coverage(config, structure, modules, targeted, report)
+        report_other_width(config, header, modules, report)
         check_values(config, header, structure, scale, read, read_base, report)
         return gather_facts(config, header, structure, scale)
     except RegistryError as error:
