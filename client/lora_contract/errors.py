@@ -67,7 +67,7 @@ ERRORS: Final[dict[ErrorCode, ErrorKind]] = {
     "internal": ErrorKind(500, 1, "Try again; if it persists, report it with the request id.", True),
     "usage": ErrorKind(400, 2, "Correct the request; the detail names what is wrong."),
     "invalid-request": ErrorKind(400, 2, "Correct the request; the detail names the field."),
-    "invalid-reference": ErrorKind(400, 2, "Write it as [namespace/]name[:tag or :vN][@sha256:…], in lower case."),
+    "invalid-reference": ErrorKind(400, 2, "Write it as [namespace/]name[:tag or :vN][@sha256:…]."),
     "not-found": ErrorKind(404, 3, "Check the spelling with `lora-reg list`."),
     "method-not-allowed": ErrorKind(405, 2, "Use a method that the API document lists for this path."),
     "deleted": ErrorKind(410, 3, "It was deleted and its name cannot be reused; choose another."),

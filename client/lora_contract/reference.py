@@ -2,11 +2,14 @@
 
     reference  = [ namespace "/" ] name [ ":" ( tag | version ) ] [ "@" digest ]
     name       = component            ; at most 64 characters (the namespace: 96)
-    component  = alnum { separator alnum }        alnum = [a-z0-9]+
-    separator  = "." | "_" | "__" | "-"+          ; an OCI name component, so the OCI dialect can serve it
+    component  = alnum { separator alnum }        alnum = [A-Za-z0-9]+
+    separator  = "." | "_" | "__" | "-"+          ; in lower case an OCI name component, which the OCI dialect serves
     version    = "v" nonzero-number               ; assigned by the server, immutable
     tag        = [A-Za-z0-9_][A-Za-z0-9._-]{0,127} ; an OCI tag, except "latest", vN and 40 hex digits
     digest     = "sha256:" 64 hex digits
+
+Case does not distinguish namespaces and names. A namespace is always in lower case; a repository is shown as it was
+first pushed.
 
 A bare name, or `name:latest`, is the newest committed version: computed, never stored. If a reference has both a tag
 and a digest, the digest decides, and the tag must have pointed to it once.
@@ -29,7 +32,7 @@ RESERVED_NAMESPACES: Final = frozenset(
 )
 """First parts of the service's own URLs; pages of its own are under `/-/`, which is no namespace."""
 
-_COMPONENT: Final = re.compile(r"[a-z0-9]+(?:(?:\.|__|_|-+)[a-z0-9]+)*\Z")
+_COMPONENT: Final = re.compile(r"[A-Za-z0-9]+(?:(?:\.|__|_|-+)[A-Za-z0-9]+)*\Z")
 _TAG: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z")
 _VERSION: Final = re.compile(r"v[1-9][0-9]{0,17}\Z")
 _VERSION_LIKE: Final = re.compile(r"[vV][0-9]+\Z")
@@ -38,7 +41,7 @@ _COMMIT: Final = re.compile(r"[0-9a-f]{40}\Z")
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A parsed reference. namespace: None until `with_namespace` fills in the default.
+    """A parsed reference. name: as it was written. namespace: None until `with_namespace` fills in the default.
 
     At most one of `tag` and `version` is set. Without them and without a digest it refers to the newest version.
     """
@@ -76,6 +79,10 @@ class Reference:
     def with_namespace(self, default: str) -> Reference:
         return self if self.namespace else replace(self, namespace=check_namespace(default))
 
+    def folded(self) -> Reference:
+        """The reference in the one spelling by which repositories are told apart."""
+        return replace(self, name=self.name.lower(), namespace=self.namespace and self.namespace.lower())
+
     def selector(self) -> str:
         """The part after the repository in a URL: `latest`, a tag, `vN`, a digest, or `tag@digest`."""
         head = self.tag or (f"v{self.version}" if self.version is not None else "")
@@ -98,7 +105,7 @@ def parse(text: str) -> Reference:
     path, colon, selector = rest.partition(":")
     namespace, slash, name = path.rpartition("/")
     if slash:
-        check_namespace(namespace, text)
+        namespace = check_namespace(namespace, text)
     check_name(name, text)
     if not colon or selector == "latest":
         return Reference(name, namespace or None, digest=digest)
@@ -115,18 +122,19 @@ def parse_selector(namespace: str, name: str, selector: str) -> Reference:
 
 
 def check_namespace(namespace: str, whole: str | None = None) -> str:
+    """Return a namespace in lower case. Raises RegistryError `invalid-reference`."""
     if len(namespace) > MAX_NAMESPACE or not _COMPONENT.match(namespace):
         raise _invalid(
             whole or namespace,
-            f"has the namespace {namespace[:120]!r}; expected lower-case letters and digits joined by single '.', '_', "
-            f"'__' or dashes, at most {MAX_NAMESPACE} characters",
+            f"has the namespace {namespace[:120]!r}; expected letters and digits joined by single '.', '_', '__' or "
+            f"dashes, at most {MAX_NAMESPACE} characters",
         )
-    return namespace
+    return namespace.lower()
 
 
 def check_new_namespace(namespace: str) -> str:
     """Check a namespace in which something is created. Raises RegistryError `invalid-reference` if it is reserved."""
-    if namespace in RESERVED_NAMESPACES:
+    if namespace.lower() in RESERVED_NAMESPACES:
         raise RegistryError(
             "invalid-reference",
             f"{namespace!r} is reserved for URLs of the service and cannot be a namespace.",
@@ -136,11 +144,12 @@ def check_new_namespace(namespace: str) -> str:
 
 
 def check_name(name: str, whole: str | None = None) -> str:
+    """Return a repository's name as it is written. Raises RegistryError `invalid-reference`."""
     if len(name) > MAX_NAME or not _COMPONENT.match(name):
         raise _invalid(
             whole or name,
-            f"has the name {name[:120]!r}; expected lower-case letters and digits joined by single '.', '_', '__' or "
-            f"dashes, at most {MAX_NAME} characters",
+            f"has the name {name[:120]!r}; expected letters and digits joined by single '.', '_', '__' or dashes, at "
+            f"most {MAX_NAME} characters",
         )
     return name
 

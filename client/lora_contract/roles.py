@@ -31,6 +31,9 @@ class Grant(msgspec.Struct, frozen=True, order=True):
     pattern: Pattern
     role: Role
 
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "pattern", self.pattern.lower())
+
     def __str__(self) -> str:
         return f"{self.role}:{self.pattern}"
 
@@ -67,10 +70,11 @@ def check_pattern(pattern: str) -> str:
     """Check a namespace or a pattern of namespaces. Raises RegistryError `usage`, `invalid-reference`."""
     if ALL not in pattern:
         return reference.check_namespace(pattern)
+    pattern = pattern.lower()
     if len(pattern) > reference.MAX_NAMESPACE or not _PATTERN.match(pattern):
         raise RegistryError(
             "usage",
-            f"{pattern[:120]!r} is not a pattern of namespaces; expected lower-case letters, digits, '.', '_', '-' and "
+            f"{pattern[:120]!r} is not a pattern of namespaces; expected letters, digits, '.', '_', '-' and "
             f"'*', at most {reference.MAX_NAMESPACE} characters.",
         )
     return pattern

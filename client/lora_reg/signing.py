@@ -109,7 +109,7 @@ def fetch_subject(client: Client, ref: str | Reference) -> VerifiedVersion:
 
     Raises `digest-mismatch` if the manifest has not the digest of the answer, or not the one in the reference.
     """
-    wanted = client.parse(ref)
+    wanted = client.parse(ref).folded()  # statements name a version in the one spelling of its repository
     view = client.version(wanted)
     named = Reference(wanted.name, wanted.namespace, digest=wanted.digest or Digest.parse(view.digest))
     data = client.manifest(named)

@@ -87,7 +87,7 @@ def test_any_text_is_a_reference_or_is_refused(text):
         "/",
         "a/",
         "/a",
-        "A",
+        "A_",
         "a//b",
         "a:b:c",
         "a@sha256:12",
@@ -105,6 +105,13 @@ def test_any_text_is_a_reference_or_is_refused(text):
 )
 def test_malformed_references(text):
     refused("invalid-reference", reference.parse, text)
+
+
+def test_names_may_have_capitals_and_namespaces_are_folded():
+    parsed = reference.parse("Acme/Qwen2.5-7B-LoRA:Prod")
+    assert str(parsed) == "acme/Qwen2.5-7B-LoRA:Prod"
+    assert str(parsed.folded()) == "acme/qwen2.5-7b-lora:Prod"
+    refused("invalid-reference", reference.check_new_namespace, "API")
 
 
 @pytest.mark.parametrize("tag", ["latest", "LATEST", "v1", "V12", "v01", "a" * 40, "0123456789abcdef" * 2 + "01234567"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lora_contract.policy.decide import Check, Decision, GateFacts, decide
 from lora_contract.policy.document import DEFAULT, Behaviour, Policy, parse_policy
-from lora_contract.policy.pattern import governing, parse_pattern
+from lora_contract.policy.pattern import canonical_pattern, governing, parse_pattern
 
 __all__ = [
     "DEFAULT",
@@ -13,6 +13,7 @@ __all__ = [
     "Decision",
     "GateFacts",
     "Policy",
+    "canonical_pattern",
     "decide",
     "governing",
     "parse_pattern",

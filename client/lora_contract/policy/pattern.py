@@ -21,7 +21,10 @@ Parts = tuple[str, str, str]
 
 
 def parse_pattern(text: str) -> Parts:
-    """Split a pattern into namespace, name and tag. Raises RegistryError `invalid-request`, `invalid-reference`."""
+    """Split a pattern into namespace, name and tag; the first two in lower case, as case does not distinguish them.
+
+    Raises RegistryError `invalid-request`, `invalid-reference`.
+    """
     path, colon, tag = text[:1024].partition(":")
     namespace, slash, name = path.partition("/")
     if not colon or not slash:
@@ -32,13 +35,20 @@ def parse_pattern(text: str) -> Parts:
             raise _invalid(
                 text, f"its part {part[:120]!r} is empty, too long or contains a character not allowed in names"
             )
+    namespace, name = namespace.lower(), name.lower()
     if "*" not in namespace:
         reference.check_namespace(namespace)
     if "*" not in name:
         reference.check_name(name)
     if "*" not in tag:
         reference.check_tag(tag)
-    return parts
+    return namespace, name, tag
+
+
+def canonical_pattern(text: str) -> str:
+    """The spelling of a pattern under which its policy is stored."""
+    namespace, name, tag = parse_pattern(text)
+    return f"{namespace}/{name}:{tag}"
 
 
 def governing(patterns: Iterable[str], namespace: str, name: str, tag: str) -> str | None:

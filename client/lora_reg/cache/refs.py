@@ -20,7 +20,9 @@ SCHEMA: Final = "lora-reg/ref/1"
 
 
 class ResolvedReference(msgspec.Struct, frozen=True):
-    """What the server answered. reference: with its namespace. yanked: the reason. at: RFC 3339, UTC."""
+    """What the server answered. reference: with its namespace. yanked: the reason. at: RFC 3339, UTC.
+
+    name: of the repository as the server shows it."""
 
     server: str
     reference: str
@@ -30,6 +32,7 @@ class ResolvedReference(msgspec.Struct, frozen=True):
     at: str
     schema: str = SCHEMA
     yanked: str | None = None
+    name: str | None = None
 
 
 def read(cache: Cache, server: str, ref: Reference) -> ResolvedReference | None:
@@ -53,6 +56,7 @@ def write(
     number: int,
     etag: str,
     yanked: str | None = None,
+    name: str | None = None,
 ) -> None:
     """Store what the reference means now; the last writer wins."""
     entry = ResolvedReference(
@@ -62,6 +66,7 @@ def write(
         number=number,
         etag=etag,
         yanked=yanked,
+        name=name,
         at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
     )
     target = _path(cache, server, ref)

@@ -69,7 +69,7 @@ def rm(state: State, refs: tuple[str, ...], everything: bool) -> None:
     versions = contents(store).versions
     chosen = list(versions) if everything else []
     for text in refs:
-        wanted = reference.parse(text).with_namespace(settings.namespace)
+        wanted = reference.parse(text).with_namespace(settings.namespace).folded()
         matching = [one for one in versions if one.matches(wanted)]
         if not matching:
             raise RegistryError("not-found", f"{wanted} is not in the cache.", hint="See `lora-reg cache list`.")

@@ -146,8 +146,8 @@ def _selector(client: Client, repository: Reference, text: str) -> str:
         return text
     ref = client.parse(text)
     if ref.is_bare and "/" not in text and ":" not in text:
-        return text if ref.name != repository.name else "latest"
-    if ref.repository != repository.repository:
+        return text if ref.name.lower() != repository.name.lower() else "latest"
+    if ref.repository.lower() != repository.repository.lower():
         raise RegistryError(
             "usage", f"{text!r} is not in {repository.repository}; a tag points into its own repository."
         )

@@ -57,6 +57,7 @@ class _Meaning:
     etag: str = ""
     yanked: str | None = None
     at: str | None = None
+    name: str | None = None
     asked: bool = True
     weights_absent: bool = False
 
@@ -84,7 +85,7 @@ def pull(
 
     Raises RegistryError `not-found`, `digest-mismatch`, `size-mismatch`, `exists` (the folder contains other files).
     """
-    wanted = client.parse(ref)
+    wanted = client.parse(ref).folded()
     cache = cache or Cache(client.settings.cache)
     offline = client.settings.offline if offline is None else offline
     if output is None or offline or _writable(cache.root):
@@ -128,11 +129,12 @@ def _pull(
             number=meaning.number,
             etag=meaning.etag,
             yanked=meaning.yanked,
+            name=meaning.name,
         )
     return Pulled(
         reference=str(wanted),
         namespace=version.namespace or "",
-        name=version.name,
+        name=meaning.name or version.name,
         number=meaning.number,
         digest=str(meaning.digest),
         path=path,
@@ -171,18 +173,20 @@ def _ask(client: Client, wanted: Reference, cache: Cache) -> _Meaning:
     view, etag = client.resolve(wanted, etag=etag)
     if view is None:
         assert last is not None
-        return _Meaning(Digest.parse(last.digest), last.number, yanked=last.yanked, asked=False)
+        return _Meaning(Digest.parse(last.digest), last.number, yanked=last.yanked, name=last.name, asked=False)
     digest = Digest.parse(view.digest)
     if wanted.digest is not None and digest != wanted.digest:
         raise RegistryError("digest-mismatch", f"The server answered {digest.short}; expected {wanted.digest.short}.")
-    return _Meaning(digest, view.number, etag, view.yanked, weights_absent=view.weights_absent)
+    return _Meaning(digest, view.number, etag, view.yanked, name=view.name, weights_absent=view.weights_absent)
 
 
 def _last(client: Client, wanted: Reference, cache: Cache) -> _Meaning:
     """The last resolved version of the reference; a digest needs no resolving."""
     last = refs.read(cache, client.settings.server, wanted)
     if last is not None:
-        return _Meaning(Digest.parse(last.digest), last.number, yanked=last.yanked, at=last.at, asked=False)
+        return _Meaning(
+            Digest.parse(last.digest), last.number, yanked=last.yanked, at=last.at, name=last.name, asked=False
+        )
     if wanted.digest is not None and wanted.tag is None and wanted.version is None:
         return _Meaning(wanted.digest, 0, asked=False)
     raise RegistryError(

@@ -34,7 +34,7 @@ def list_all(
 
 def show(session: Session, engine: EngineRows, principal: Principal, name: str) -> NamespaceView:
     """Show a namespace. Raises `not-found` also if the caller may not read it."""
-    reference.check_namespace(name)
+    name = reference.check_namespace(name)
     row = store.namespace(session, name)
     if row is None or not may_read(session, principal, name):
         raise absent(principal, f"There is no namespace {name!r} that you may read.", hint=_HINT)

@@ -20,7 +20,7 @@ def show_namespace(caller: Caller, name: str) -> NamespaceView:
 
 
 def set_visibility(caller: Caller, name: str, visibility: Visibility) -> NamespaceView:
-    reference.check_namespace(name)
+    name = reference.check_namespace(name)
     caller.require("admin", name)
     with caller.ctx.db.write() as session:
         return namespaces.set_visibility(session, caller.ctx.jobs.rows, caller.principal, name, visibility)
@@ -29,7 +29,7 @@ def set_visibility(caller: Caller, name: str, visibility: Visibility) -> Namespa
 def set_quota(caller: Caller, name: str, request: QuotaRequest) -> NamespaceView:
     """Set a quota. Only an administrator of all namespaces may: others could raise their own."""
     caller.require_root()
-    reference.check_namespace(name)
+    name = reference.check_namespace(name)
     with caller.ctx.db.write() as session:
         return namespaces.set_quota(session, caller.ctx.jobs.rows, caller.principal, name, request)
 

@@ -58,7 +58,5 @@ def fingerprint(caller: Caller, path: VersionPath) -> bytes:
         repo, version = resolve.version(session, caller.principal, path)
         row = store.fingerprint(session, version.id)
         if row is None:
-            raise RegistryError(
-                "not-found", f"{repo.namespace}/{repo.name} is of kind {repo.kind} and has no fingerprint."
-            )
+            raise RegistryError("not-found", f"{repo.label} is of kind {repo.kind} and has no fingerprint.")
         return row.body

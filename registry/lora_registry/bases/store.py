@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from sqlmodel import Session, col, delete, select
 
+from lora_registry.db.aliases import is_alias
 from lora_registry.db.dialect import insert_ignore
 from lora_registry.db.scope import Scope
 from lora_registry.db.tables import BaseAlias, BaseFingerprintRow, Repository
@@ -17,7 +18,9 @@ def aliases(session: Session, repository_id: int) -> list[str]:
 
 
 def alias(session: Session, namespace: str, text: str) -> BaseAlias | None:
-    return session.exec(select(BaseAlias).where(BaseAlias.namespace == namespace, BaseAlias.alias == text)).first()
+    """Return an alias in any case of letters, the given one first."""
+    query = select(BaseAlias).where(BaseAlias.namespace == namespace, is_alias(text))
+    return session.exec(query.order_by(col(BaseAlias.alias) != text).limit(1)).first()
 
 
 def rendered_templates(session: Session, version_ids: Iterable[int]) -> dict[int, str]:
@@ -29,11 +32,11 @@ def rendered_templates(session: Session, version_ids: Iterable[int]) -> dict[int
 
 
 def by_alias(session: Session, text: str, scope: Scope, *, limit: int) -> list[Repository]:
-    """List the live bases with this alias of which something may be read, by namespace."""
+    """List the live bases with this alias, in any case of letters, of which something may be read, by namespace."""
     query = (
         select(Repository)
         .join(BaseAlias, col(BaseAlias.repository_id) == col(Repository.id))
-        .where(BaseAlias.alias == text, col(Repository.deleted_at).is_(None), scope.repositories())
+        .where(is_alias(text), col(Repository.deleted_at).is_(None), scope.repositories())
         .order_by(col(Repository.namespace), col(Repository.name))
         .limit(limit)
     )
@@ -45,7 +48,10 @@ def fingerprint(session: Session, version_id: int) -> BaseFingerprintRow | None:
 
 
 def add_alias(session: Session, namespace: str, text: str, repository_id: int) -> BaseAlias:
-    """Insert an alias unless it exists; return its row, which may belong to another base."""
+    """Insert an alias unless another base has it; return its row, which may belong to that one."""
+    known = alias(session, namespace, text)
+    if known is not None and known.repository_id != repository_id:
+        return known
     values = {"namespace": namespace, "alias": text, "repository_id": repository_id}
     session.execute(insert_ignore(session, BaseAlias).values(**values))
     found = alias(session, namespace, text)

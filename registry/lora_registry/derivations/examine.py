@@ -25,8 +25,8 @@ def diff(caller: Caller, request: DiffRequest) -> JobView:
         after_repo, after = _adapter(session, caller.principal, request.after)
         caller.require("writer", after_repo.namespace)
         job_id = f"{DIFF.name}-{before.id}-{after.id}"
-        label = f"{before_repo.namespace}/{before_repo.name}:v{before.number}"
-        title = f"diff {label} {after_repo.namespace}/{after_repo.name}:v{after.number}"
+        label = f"{before_repo.label}:v{before.number}"
+        title = f"diff {label} {after_repo.label}:v{after.number}"
         spec = DiffSpec(before.id, after.id)
         mentions = [(before.id, label)]
         enqueue.examine(caller, session, after_repo, after, DIFF, spec, job_id=job_id, title=title, mentions=mentions)
@@ -45,14 +45,14 @@ def reproduce(caller: Caller, request: ReproduceRequest) -> JobView:
         if row is None:
             raise RegistryError(
                 "conflict",
-                f"{repo.namespace}/{repo.name}:v{version.number} was pushed, not derived: it has no recipe.",
+                f"{repo.label}:v{version.number} was pushed, not derived: it has no recipe.",
                 hint="Check for a recipe with `lora-reg show`.",
             )
         inputs = _inputs(session, version, row.body)
         reports = [report.id for report in job_store.reports(session, version.id) if report.kind == REPRODUCE.name]
         last = max((int(report_id.rpartition("-")[2]) for report_id in reports), default=0)  # older ones may be removed
         job_id = f"{REPRODUCE.name}-{version.id}-{last + 1}"
-        title = f"reproduce {repo.namespace}/{repo.name}:v{version.number}"
+        title = f"reproduce {repo.label}:v{version.number}"
         assert version.base_version_id is not None, "derived versions have a base"
         spec = ReproduceSpec(recipe=row.digest, base=version.base_version_id, inputs=inputs, version=version.id)
         enqueue.examine(caller, session, repo, version, REPRODUCE, spec, job_id=job_id, title=title)

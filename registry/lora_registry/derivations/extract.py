@@ -42,7 +42,7 @@ def submit(caller: Caller, request: ExtractRequest) -> JobView:
             base=base.digest,
             target=target,
             tuned=tuned.digest,
-            base_name=f"{base_repo.namespace}/{base_repo.name}",
+            base_name=f"{base_repo.label}",
             rank=request.rank,
             keep_energy=request.keep_energy,
             max_rank=request.max_rank,

@@ -46,7 +46,7 @@ def adapters(session: Session, principal: Principal, items: Sequence[WeightedAda
         if repo.kind != "adapter" or version.base_version_id is None:
             raise RegistryError("conflict", f"{item.adapter} is of kind {repo.kind}; expected an adapter.")
         base = store.versions_by_id(session, [version.base_version_id])[version.base_version_id]
-        pins.setdefault(base.digest, f"{repo.namespace}/{repo.name}:v{version.number}")
+        pins.setdefault(base.digest, f"{repo.label}:v{version.number}")
         bases.setdefault(base.digest, base)
         inputs.append(RecipeInput(digest=version.digest, weight=item.weight))
         ids.append(version.id)

@@ -70,7 +70,8 @@ def submit(
         reference.check_tag(tag)
     with caller.ctx.db.read() as session:
         check_target(store.repository(session, path), path, kind)
-        found = resolve_recipe(session, target.repository)
+        # In lower case: the same request in another case of letters is the same recipe.
+        found = resolve_recipe(session, f"{path.namespace}/{path.name}")
     job_id, done = _job(caller.ctx, found.recipe)
     status = caller.ctx.jobs.status(job_id)
     if done is not None and request.tags:
@@ -87,7 +88,8 @@ def submit(
                 base=found.base,
                 inputs=found.inputs,
                 namespace=path.namespace,
-                title=f"{found.title} -> {target.repository}",
+                spelling=path.spelling,
+                title=f"{found.title} -> {path}",
                 mentions=found.mentions,
                 tags=request.tags,
                 message=request.message,

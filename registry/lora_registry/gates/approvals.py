@@ -39,14 +39,14 @@ def approve(caller: Caller, path: RepositoryPath, request: ApproveRequest) -> Ap
                 "version-approved",
                 principal=caller.principal,
                 namespace=repo.namespace,
-                subject=f"{repo.namespace}/{repo.name}:v{version.number}",
+                subject=f"{repo.label}:v{version.number}",
                 tag=request.tag,
                 role=role,
                 reason=request.reason,
             )
         return ApprovalView(
             namespace=repo.namespace,
-            name=repo.name,
+            name=repo.shown,
             number=version.number,
             tag=row.tag,
             author=row.author,

@@ -118,7 +118,7 @@ def _view(inputs: GateInputs, outcome: GateOutcome, *, stored: bool = False) -> 
     decision = outcome.stored if stored else outcome.decision
     return GateView(
         namespace=inputs.repo.namespace,
-        name=inputs.repo.name,
+        name=inputs.repo.shown,
         tag=inputs.tag,
         version=inputs.version.digest,
         number=inputs.version.number,
@@ -170,7 +170,7 @@ def _record(
             "gate-decided",
             principal=principal,
             namespace=inputs.repo.namespace,
-            subject=f"{inputs.repo.namespace}/{inputs.repo.name}:v{inputs.version.number}",
+            subject=f"{inputs.repo.label}:v{inputs.version.number}",
             tag=inputs.tag,
             allowed=row.allowed,
             forced=forced,

@@ -193,7 +193,6 @@ def require_weights(session: Session, required: Sequence[RequiredValidation]) ->
             repo = version_store.repositories_by_id(session, [base.repository_id])[base.repository_id]
             raise RegistryError(
                 "unsupported",
-                f"{repo.namespace}/{repo.name}:v{base.number} was registered without its weights, so nothing can "
-                "run on it here.",
+                f"{repo.label}:v{base.number} was registered without its weights, so nothing can run on it here.",
                 hint="Add the base with its weights and push the adapter with that base version.",
             )

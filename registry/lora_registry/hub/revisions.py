@@ -87,7 +87,7 @@ def base_names(caller: Caller, repositories: Iterable[RepositoryView]) -> dict[t
         names_of = _base_names(session, caller, rows)
     result = {}
     for row in rows:
-        place = (repos[row.repository_id].namespace, repos[row.repository_id].name)
+        place = (repos[row.repository_id].namespace, repos[row.repository_id].shown)
         if wanted.get(place) == row.digest:
             result[place] = names_of.get(row.id, [])
     return result
@@ -119,7 +119,7 @@ def locate(caller: Caller, call: Call) -> tuple[FileLocation, str | None]:
         blob = None if row is None else kept.blob(session, row.digest)
     if row is None or blob is None or not row.stored:
         reason = "has no file" if row is None else "was registered without"
-        detail = f"{repo.namespace}/{repo.name}:v{version.number} {reason} {call.path[:200]!r}."
+        detail = f"{repo.label}:v{version.number} {reason} {call.path[:200]!r}."
         raise errors.entry_not_found(detail, commit=version.commit_id)
     found = FileLocation(row.path, Content.of(blob, row.path), version.digest, version.commit_id)
     return found, version.yanked_reason
@@ -165,7 +165,7 @@ def namespace(caller: Caller, call: Call) -> str:
 def _find(session: Session, principal: Principal, call: Call) -> tuple[Repository, Version]:
     found, pin = _repository(session, principal, call)
     repo = found.repo
-    repo_id, wanted = f"{repo.namespace}/{repo.name}", names.selector(call.revision)
+    repo_id, wanted = f"{repo.label}", names.selector(call.revision)
     if wanted is None:
         raise errors.revision_not_found(f"{call.revision[:200]!r} is not a revision of {repo_id}.")
     if wanted == names.LATEST and pin is not None:
@@ -236,7 +236,7 @@ def _by_alias(session: Session, principal: Principal, alias: str) -> Readable | 
         if newest is not None:
             found.append((base, newest.digest))
     if len({digest for _, digest in found}) > 1:
-        several = " and ".join(f"{base.repo.namespace}/{base.repo.name}" for base, _ in found)
+        several = " and ".join(f"{base.repo.label}" for base, _ in found)
         raise RegistryError(
             "conflict",
             f"{alias[:200]!r} is an alias of {several}, whose newest versions differ.",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from sqlalchemy import func
-from sqlmodel import Session, col, delete, select
+from sqlmodel import Session, col, delete, func, select
 
 from lora_registry.db.dialect import insert_ignore
 from lora_registry.db.tables import (
@@ -127,8 +126,9 @@ def by_capability(session: Session, digest: str, at: int) -> UploadSessionRow | 
 
 def base_names(session: Session, version_ids: Iterable[int]) -> dict[int, list[str]]:
     """Return what adapters may call these base versions: `namespace/name`, then aliases."""
+    shown = func.coalesce(col(Repository.spelling), col(Repository.name))
     query = (
-        select(Version.id, Repository.namespace, Repository.name, BaseAlias.alias)
+        select(Version.id, Repository.namespace, shown, BaseAlias.alias)
         .join(Repository, col(Repository.id) == col(Version.repository_id))
         .join(BaseAlias, col(BaseAlias.repository_id) == col(Repository.id), isouter=True)
         .where(col(Version.id).in_(set(version_ids)))

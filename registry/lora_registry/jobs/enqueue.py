@@ -27,7 +27,7 @@ Mentions: TypeAlias = Sequence[tuple[int, str]]
 def inspect(caller: Caller, session: Session, repo: Repository, version: Version) -> str:
     """Enqueue the first validation of a version; return the job's id."""
     job_id = f"{INSPECT.name}-{version.id}-{version.digest[7:23]}"
-    title = f"inspect {repo.namespace}/{repo.name}:v{version.number}"
+    title = f"inspect {repo.label}:v{version.number}"
     _insert_row(session, caller, job_id, INSPECT.name, repo.namespace, title, subject=version.id)
     _enqueue(caller.ctx, session, INSPECT, InspectSpec(version.id), job_id)
     return job_id
@@ -49,7 +49,7 @@ def validate(
 ) -> None:
     """Enqueue a validation; the same one again is a no-op."""
     names = ", ".join(dict.fromkeys(entry.name for entry in sets))
-    title = f"validate {repo.namespace}/{repo.name}:v{version.number}" + (f" on {names}" if names else "")
+    title = f"validate {repo.label}:v{version.number}" + (f" on {names}" if names else "")
     job_id = validation_job_id(version, key)
     mentions = [(entry.version, entry.name) for entry in sets]
     _insert_row(session, caller, job_id, VALIDATE.name, repo.namespace, title, mentions, subject=version.id)
@@ -88,12 +88,16 @@ def derive(
     base: int,
     inputs: Sequence[int],
     namespace: str,
+    spelling: str,
     title: str,
     mentions: Mentions,
     tags: list[str],
     message: str,
 ) -> None:
-    """Record a recipe and enqueue its job; the same job again is a no-op. base, inputs: ids of versions."""
+    """Record a recipe and enqueue its job; the same job again is a no-op.
+
+    base, inputs: ids of versions. namespace, spelling: of the target, and its name as the request writes it.
+    """
     digest = str(recipe.digest)
     session.execute(insert_ignore(session, RecipeRow).values(digest=digest, body=recipe.to_bytes(), created_at=now()))
     _insert_row(session, caller, job_id, recipe.operation, namespace, title, mentions, recipe=digest)
@@ -104,6 +108,7 @@ def derive(
         tags=tuple(tags),
         message=message,
         author=caller.principal.name,
+        spelling=spelling,
     )
     _enqueue(caller.ctx, session, DERIVE[recipe.operation], spec, job_id)
 

@@ -47,11 +47,12 @@ class RecipeSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeriveSpec(RecipeSpec, frozen=True, kw_only=True):
-    """author: name of the principal who asked."""
+    """author: name of the principal who asked. spelling: of the target's name; None in jobs of older services."""
 
     tags: tuple[str, ...]
     message: str
     author: str
+    spelling: str | None = None
 
 
 class ReproduceSpec(RecipeSpec, frozen=True, kw_only=True):

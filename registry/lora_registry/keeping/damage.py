@@ -52,7 +52,7 @@ def mark(ctx: Context, where: Digest, state: str) -> bool:
 def tell(session: Session, digest: str, state: str) -> None:
     """Record an event in each namespace that has a live version with this blob."""
     for namespace, rows in groupby(store.users(session, digest), key=lambda pair: pair[0].namespace):
-        names = [f"{repo.namespace}/{repo.name}:v{version.number}" for repo, version in rows]
+        names = [f"{repo.label}:v{version.number}" for repo, version in rows]
         audit.record(
             session,
             "blob-repaired" if state == "ok" else f"blob-{state}",

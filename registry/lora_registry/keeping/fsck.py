@@ -102,14 +102,8 @@ def check_blob(ctx: Context, row: Blob, *, read: bool, pace: Pace, repair: bool)
         return Checked(where, row.size, None, was=row.state)  # removed or replaced meanwhile
     if repair:
         damage.mark(ctx, where, state)
-    derived = tuple(
-        f"{repo.namespace}/{repo.name}:v{version.number}"
-        for repo, version in users
-        if version.recipe_digest is not None
-    )
-    others = tuple(
-        f"{repo.namespace}/{repo.name}:v{version.number}" for repo, version in users if version.recipe_digest is None
-    )
+    derived = tuple(f"{repo.label}:v{version.number}" for repo, version in users if version.recipe_digest is not None)
+    others = tuple(f"{repo.label}:v{version.number}" for repo, version in users if version.recipe_digest is None)
     return Checked(where, row.size, state, error.detail, row.state, derived, others)
 
 

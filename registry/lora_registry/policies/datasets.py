@@ -151,6 +151,6 @@ def _resolve(session: Session, principal: Principal, texts: Iterable[str]) -> di
         if repo.kind != "dataset":
             raise RegistryError("conflict", f"{text} is of kind {repo.kind}; expected a dataset.")
         answers = json.loads(version.facts or "{}").get("form") == "answers"
-        label = f"{repo.namespace}/{repo.name}:v{version.number}"
+        label = f"{repo.label}:v{version.number}"
         found.setdefault(version.digest, ResolvedDataset(version, text, label, repo.namespace, answers))
     return found

@@ -89,7 +89,7 @@ def check_move(
             return
     raise RegistryError(
         "tag-gated",
-        f"The policy {policy.name!r} of {found.pattern} governs {repo.namespace}/{repo.name}:{tag} and has not "
+        f"The policy {policy.name!r} of {found.pattern} governs {repo.label}:{tag} and has not "
         f"allowed v{version.number} under current conditions.",
     )
 

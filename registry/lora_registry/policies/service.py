@@ -10,7 +10,7 @@ from sqlmodel import Session
 
 from lora_contract.errors import RegistryError
 from lora_contract.glob import matches
-from lora_contract.policy import Policy, parse_pattern, parse_policy
+from lora_contract.policy import Policy, canonical_pattern, parse_pattern, parse_policy
 from lora_contract.roles import ALL
 from lora_contract.wire.gates import PolicyList, PolicyRequest, PolicyView
 from lora_registry.auth.caller import Caller
@@ -31,7 +31,8 @@ def put(caller: Caller, request: PolicyRequest) -> PolicyView:
     The same document again is a no-op. Raises `invalid-request`, `not-found`, `forbidden`: the caller must be a
     maintainer of every namespace that the pattern spans.
     """
-    namespace = parse_pattern(request.pattern)[0]
+    pattern = canonical_pattern(request.pattern)
+    namespace = parse_pattern(pattern)[0]
     scope = ALL if ALL in namespace else namespace
     caller.require("maintainer", namespace)
     policy = None if request.document is None else read(request.document)
@@ -40,13 +41,13 @@ def put(caller: Caller, request: PolicyRequest) -> PolicyView:
         if policy is not None:
             evaluation_sets(session, caller.principal, policy)
         digest = None if policy is None else str(policy.digest)
-        before = next(iter(store.policy_history(session, request.pattern)), None)
+        before = next(iter(store.policy_history(session, pattern)), None)
         if (before is None and digest is None) or (before is not None and before.digest == digest):
             row = before
         else:
             row = PolicyRow(
                 namespace=scope,
-                pattern=request.pattern,
+                pattern=pattern,
                 number=(before.number if before else 0) + 1,
                 digest=digest,
                 body=None if policy is None else policy.to_bytes(),
@@ -59,12 +60,12 @@ def put(caller: Caller, request: PolicyRequest) -> PolicyView:
                 "policy-set" if policy is not None else "policy-lifted",
                 principal=caller.principal,
                 namespace=scope,
-                subject=request.pattern,
+                subject=pattern,
                 number=row.number,
                 policy=digest,
             )
     if row is None:
-        return PolicyView(request.pattern, 0, None, None, "", "")
+        return PolicyView(pattern, 0, None, None, "", "")
     return _view(row)
 
 
@@ -86,6 +87,7 @@ def list_all(caller: Caller, *, pattern: str | None) -> PolicyList:
     whole history, newest first. Evaluation sets that the caller may not read are not named."""
     with caller.ctx.db.read() as session:
         if pattern is not None:
+            pattern = canonical_pattern(pattern)
             namespace = parse_pattern(pattern)[0]
             if ALL not in namespace and not may_read(session, caller.principal, namespace):
                 raise absent(caller.principal, f"There is no namespace {namespace!r} that you may read.")

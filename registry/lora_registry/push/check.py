@@ -103,11 +103,11 @@ def load_base(session: Session, version: Version) -> PinnedBase:
     """Load the base version against which adapters are checked. Raises `conflict`, `corrupt`."""
     repo = store.repositories_by_id(session, [version.repository_id])[version.repository_id]
     if repo.kind != "base":
-        raise RegistryError("conflict", f"{repo.namespace}/{repo.name} is of kind {repo.kind}, not base.")
+        raise RegistryError("conflict", f"{repo.label} is of kind {repo.kind}, not base.")
     row = base_store.fingerprint(session, version.id)
     if row is None:
-        raise RegistryError("corrupt", f"The fingerprint of {repo.namespace}/{repo.name}:v{version.number} is missing.")
-    names = {*base_store.aliases(session, repo.id), repo.name, f"{repo.namespace}/{repo.name}"}
+        raise RegistryError("corrupt", f"The fingerprint of {repo.label}:v{version.number} is missing.")
+    names = {*base_store.aliases(session, repo.id), repo.name, f"{repo.label}"}
     return PinnedBase(version, row.body, frozenset(names), contents(session, [version.id])[version.id])
 
 

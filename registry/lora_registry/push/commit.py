@@ -60,7 +60,7 @@ def commit(
         if first is not None:
             first(session)
         repo, version, created = insert(session, caller.principal, path, draft)
-        added = not created and add_weights(session, caller.principal, path, version, draft)
+        added = not created and add_weights(session, caller.principal, repo, version, draft)
         for alias in request.aliases:
             bases.add_alias(session, repo, alias)
         for tag in request.tags:

@@ -44,7 +44,7 @@ def open_session(caller: Caller, request: UploadRequest) -> UploadSession:
     path = RepositoryPath(request.namespace, request.name)
     reference.check_namespace(path.namespace)
     reference.check_name(path.name)
-    caller.require("writer", request.namespace)
+    caller.require("writer", path.namespace)
     entries = [FileEntry(file.path, file.size, Digest.parse(file.digest)) for file in request.files]
     if not 0 < len(entries) <= MAX_FILES:
         raise RegistryError("rejected", f"An upload must announce 1 to {MAX_FILES} files, not {len(entries)}.")
@@ -58,7 +58,9 @@ def open_session(caller: Caller, request: UploadRequest) -> UploadSession:
             raise RegistryError("invalid-request", f"{entry.digest.short} is announced with two sizes.")
     if any(part_size(caller.ctx.settings, size) for size in sizes.values()):
         with caller.ctx.db.read() as session:
-            unfinished = store.unfinished(session, request, caller.principal.name, sizes, database_now(session))
+            unfinished = store.unfinished(
+                session, (path.namespace, path.name, request.kind), caller.principal.name, sizes, database_now(session)
+            )
         if unfinished is not None:
             return show(caller, unfinished)
     upload_id = new_id()
@@ -68,8 +70,8 @@ def open_session(caller: Caller, request: UploadRequest) -> UploadSession:
         session.add(
             UploadSessionRow(
                 id=upload_id,
-                namespace=request.namespace,
-                name=request.name,
+                namespace=path.namespace,
+                name=path.name,
                 kind=request.kind,
                 author=caller.principal.name,
                 created_at=at,

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from sqlmodel import Session, col, delete, select, update
 
-from lora_contract.wire.uploads import UploadRequest
 from lora_registry.db.tables import UploadFile, UploadSessionRow
 
 
@@ -14,15 +13,21 @@ def session_row(session: Session, upload_id: str) -> UploadSessionRow | None:
     return session.get(UploadSessionRow, upload_id)
 
 
-def unfinished(session: Session, request: UploadRequest, author: str, sizes: Mapping[str, int], at: int) -> str | None:
-    """Return the author's newest open session for exactly these blobs, by digest and size; None if there is none."""
+def unfinished(
+    session: Session, repository: tuple[str, str, str], author: str, sizes: Mapping[str, int], at: int
+) -> str | None:
+    """Return the author's newest open session for exactly these blobs, by digest and size; None if there is none.
+
+    repository: namespace, name and kind.
+    """
+    namespace, name, kind = repository
     query = (
         select(UploadSessionRow.id)
         .where(
             col(UploadSessionRow.author) == author,
-            col(UploadSessionRow.namespace) == request.namespace,
-            col(UploadSessionRow.name) == request.name,
-            col(UploadSessionRow.kind) == request.kind,
+            col(UploadSessionRow.namespace) == namespace,
+            col(UploadSessionRow.name) == name,
+            col(UploadSessionRow.kind) == kind,
             col(UploadSessionRow.expires_at) > at,
         )
         .order_by(col(UploadSessionRow.created_at).desc())

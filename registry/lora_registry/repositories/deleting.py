@@ -132,7 +132,7 @@ def _descendants(session: Session, version: Version) -> list[Version]:
 def _refuse_used(caller: Caller, session: Session, doomed: Sequence[Version], repos: dict[int, Repository]) -> None:
     """Raise `in-use` if one of the versions must stay. The first one is what the caller named."""
     ids = {version.id for version in doomed}
-    labels = {v.id: f"{repos[v.repository_id].namespace}/{repos[v.repository_id].name}:v{v.number}" for v in doomed}
+    labels = {v.id: f"{repos[v.repository_id].label}:v{v.number}" for v in doomed}
     named = labels[doomed[0].id]
     foreign = [v.id for v in doomed[1:] if not caller.principal.may("admin", repos[v.repository_id].namespace)]
     if foreign:
@@ -157,7 +157,7 @@ def bury(caller: Caller, session: Session, repo: Repository, version: Version, *
         kind,
         principal=caller.principal,
         namespace=repo.namespace,
-        subject=f"{repo.namespace}/{repo.name}:v{version.number}",
+        subject=f"{repo.label}:v{version.number}",
         digest=version.digest,
         **({"reason": reason} if reason else {}),
     )

@@ -114,7 +114,7 @@ def insert(
         "version-committed",
         principal=principal,
         namespace=path.namespace,
-        subject=f"{path}:v{version.number}",
+        subject=f"{repo.label}:v{version.number}",
         digest=digest,
     )
     session.flush()
@@ -150,14 +150,14 @@ def freed(name: str, digest: Digest) -> RegistryError:
     )
 
 
-def add_weights(session: Session, principal: Principal, path: RepositoryPath, version: Version, draft: Draft) -> bool:
+def add_weights(session: Session, principal: Principal, repo: Repository, version: Version, draft: Draft) -> bool:
     """Record that the weights of a base, absent until now, are in the store. Return False if they were already, or
     still are absent. Runs in the transaction of `insert`, which found `version` by its content."""
     if draft.weights_absent or not version.weights_absent:
         return False
     _keep_blobs(session, draft)
     before = usage.stored_bytes(session, [version.id])
-    usage.add(session, path.namespace, size=_stored_size(draft) - before, versions=0)
+    usage.add(session, repo.namespace, size=_stored_size(draft) - before, versions=0)
     version.weights_absent = False
     session.add(version)
     for file in store.files_of(session, [version.id])[version.id]:
@@ -167,8 +167,8 @@ def add_weights(session: Session, principal: Principal, path: RepositoryPath, ve
         session,
         "weights-added",
         principal=principal,
-        namespace=path.namespace,
-        subject=f"{path}:v{version.number}",
+        namespace=repo.namespace,
+        subject=f"{repo.label}:v{version.number}",
         digest=version.digest,
     )
     session.flush()

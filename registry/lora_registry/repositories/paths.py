@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
 class RepositoryPath:
+    """namespace, name: in lower case, however they are given. spelling: the name as it is given."""
+
     namespace: str
     name: str
+    spelling: str = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "spelling", self.name)
+        object.__setattr__(self, "namespace", self.namespace.lower())
+        object.__setattr__(self, "name", self.name.lower())
 
     def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}"
+        return f"{self.namespace}/{self.spelling}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ def show(caller: Caller, path: VersionPath) -> bytes:
         if recipe is None:
             raise RegistryError(
                 "not-found",
-                f"{repo.namespace}/{repo.name}:v{version.number} was pushed: it has no recipe.",
+                f"{repo.label}:v{version.number} was pushed: it has no recipe.",
                 hint="Merged, composed, extracted, resized and converted versions have a recipe.",
             )
         edges = [edge for edge in store.edges_up(session, {version.id}) if edge.relation in ("base", "input")]
@@ -32,7 +32,7 @@ def show(caller: Caller, path: VersionPath) -> bytes:
         names = {ref.digest: f"{ref.namespace}/{ref.name}:v{ref.number}" for ref in inputs.values()}
         job = job_store.job_of_result(session, version.id)
         return make_provenance(
-            f"{repo.namespace}/{repo.name}",
+            f"{repo.label}",
             Digest.parse(version.digest),
             parse(version.manifest),
             recipe.body,

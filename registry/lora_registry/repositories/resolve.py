@@ -80,9 +80,9 @@ def tombstone(session: Session, repo: Repository, selector: str) -> Version:
     elif ref.version is not None:
         found = store.version_by_number(session, repo.id, ref.version)
     if found is None:
-        raise RegistryError("not-found", f"{repo.namespace}/{repo.name} has no {selector[:80]}.")
+        raise RegistryError("not-found", f"{repo.label} has no {selector[:80]}.")
     if found.deleted_at is None:
-        raise RegistryError("conflict", f"{repo.namespace}/{repo.name}:v{found.number} is not deleted.")
+        raise RegistryError("conflict", f"{repo.label}:v{found.number} is not deleted.")
     return found
 
 
@@ -116,9 +116,7 @@ def _select(session: Session, found: Readable, ref: Reference) -> Version:
     if ref.digest is not None:
         chosen = _live(store.version_by_digest(session, repo.id, str(ref.digest)), found, ref.digest.short)
         if ref.tag is not None and not tag_store.ever_pointed_to(session, repo.id, ref.tag, chosen.id):
-            raise RegistryError(
-                "conflict", f"The tag {ref.tag} of {repo.namespace}/{repo.name} never pointed to {ref.digest.short}."
-            )
+            raise RegistryError("conflict", f"The tag {ref.tag} of {repo.label} never pointed to {ref.digest.short}.")
         if ref.version is not None and ref.version != chosen.number:
             raise RegistryError("conflict", f"{ref.digest.short} is v{chosen.number}, not v{ref.version}.")
         return chosen
@@ -127,7 +125,7 @@ def _select(session: Session, found: Readable, ref: Reference) -> Version:
     if ref.tag is not None:
         row = tag_store.tag(session, repo.id, ref.tag)
         if row is None or (found.only is not None and row.version_id not in found.only):
-            raise RegistryError("not-found", f"{repo.namespace}/{repo.name} has no tag {ref.tag!r}.")
+            raise RegistryError("not-found", f"{repo.label} has no tag {ref.tag!r}.")
         return _live(store.versions_by_id(session, [row.version_id]).get(row.version_id), found, ref.tag)
     return _live(store.newest(session, repo.id, found.only), found, "version")
 
@@ -135,9 +133,9 @@ def _select(session: Session, found: Readable, ref: Reference) -> Version:
 def _live(version: Version | None, found: Readable, what: str) -> Version:
     repo = found.repo
     if version is None or (found.only is not None and version.id not in found.only):
-        raise RegistryError("not-found", f"{repo.namespace}/{repo.name} has no {what}.")
+        raise RegistryError("not-found", f"{repo.label} has no {what}.")
     if version.deleted_at is not None:
-        raise RegistryError("deleted", f"{repo.namespace}/{repo.name}:v{version.number} was deleted.")
+        raise RegistryError("deleted", f"{repo.label}:v{version.number} was deleted.")
     return version
 
 
@@ -146,6 +144,6 @@ def base_of(session: Session, repo: Repository, version: Version) -> Version:
     if repo.kind != "adapter" or version.base_version_id is None:
         raise RegistryError(
             "conflict",
-            f"{repo.namespace}/{repo.name} is of kind {repo.kind}; only adapters can be validated.",
+            f"{repo.label} is of kind {repo.kind}; only adapters can be validated.",
         )
     return store.versions_by_id(session, [version.base_version_id])[version.base_version_id]

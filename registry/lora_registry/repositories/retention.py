@@ -41,7 +41,7 @@ def set_rule(caller: Caller, path: RepositoryPath, keep_last: int | None) -> Ret
             "retention-set",
             principal=caller.principal,
             namespace=path.namespace,
-            subject=str(path),
+            subject=repo.label,
             keep_last=keep_last,
         )
         session.flush()

@@ -59,12 +59,15 @@ def list_repositories(
     kind: Text = None,
     namespace: Text = None,
     q: Text = None,
+    alias: Text = None,
     cursor: Text = None,
     limit: Limit = 100,
 ) -> Response[RepositoryList]:
     return reply(
         request,
-        repositories.list_all(caller, kind=kind, namespace=namespace, pattern=q, cursor=cursor, limit=limit),
+        repositories.list_all(
+            caller, kind=kind, namespace=namespace, pattern=q, alias=alias, cursor=cursor, limit=limit
+        ),
     )
 
 

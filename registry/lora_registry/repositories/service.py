@@ -22,7 +22,7 @@ from lora_registry.runtime import paging
 from lora_registry.runtime.clock import now
 from lora_registry.tags import store as tag_store
 
-_PATTERN: Final = re.compile(r"[a-z0-9._*?/-]{1,200}\Z")
+_PATTERN: Final = re.compile(r"[A-Za-z0-9._*?/-]{1,200}\Z")
 
 
 def list_all(
@@ -31,25 +31,32 @@ def list_all(
     kind: str | None,
     namespace: str | None,
     pattern: str | None,
+    alias: str | None = None,
     cursor: str | None,
     limit: int,
 ) -> RepositoryList:
-    """List readable repositories by name. pattern: a glob over `namespace/name` or, without a '/', over the name."""
+    """List readable repositories by name.
+
+    Args:
+        pattern: a glob over `namespace/name` or, without a '/', over the name, in any case of letters.
+        alias: of bases, in any case of letters.
+    """
     if kind is not None and kind not in KINDS:
         raise RegistryError("invalid-request", f"{kind[:40]!r} is not a kind; expected one of {', '.join(KINDS)}.")
     if pattern is not None and not _PATTERN.match(pattern):
         raise RegistryError(
             "invalid-request",
-            f"{pattern[:80]!r} is not a pattern: expected lower-case letters, digits, '.', '_', '-', '/', '*' and '?'.",
+            f"{pattern[:80]!r} is not a pattern: expected letters, digits, '.', '_', '-', '/', '*' and '?'.",
         )
     after = paging.decode(cursor, str, str)
     with caller.ctx.db.read() as session:
         rows = store.list_repositories(
             session,
             caller.principal.visible(),
-            namespace=namespace,
+            namespace=namespace and namespace.lower(),
             kind=kind,
-            like=None if pattern is None else _like(pattern),
+            like=None if pattern is None else _like(pattern.lower()),
+            alias=alias,
             after=(after[0], after[1]) if after else None,
             limit=limit,
         )
@@ -102,7 +109,7 @@ def delete(caller: Caller, path: RepositoryPath) -> None:
             "repository-deleted",
             principal=caller.principal,
             namespace=path.namespace,
-            subject=str(path),
+            subject=repo.label,
         )
 
 

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Set
 from sqlalchemy import ColumnElement, func, true
 from sqlmodel import Session, col, select
 
+from lora_registry.db.aliases import is_alias
 from lora_registry.db.dialect import insert_ignore
 from lora_registry.db.scope import Scope
-from lora_registry.db.tables import Blob, Namespace, Repository, Version, VersionBlob, VersionEdge
+from lora_registry.db.tables import BaseAlias, Blob, Namespace, Repository, Version, VersionBlob, VersionEdge
 from lora_registry.repositories.paths import RepositoryPath
 
 
@@ -35,10 +36,12 @@ def list_repositories(
     namespace: str | None,
     kind: str | None,
     like: str | None,
+    alias: str | None,
     after: tuple[str, str] | None,
     limit: int,
 ) -> list[Repository]:
-    """List live repositories by namespace and name. like: an escaped LIKE pattern over `namespace/name`."""
+    """List live repositories by namespace and name. like: an escaped LIKE pattern over `namespace/name`. alias: of
+    bases, in any case of letters."""
     query = select(Repository).where(col(Repository.deleted_at).is_(None), scope.repositories())
     if namespace is not None:
         query = query.where(Repository.namespace == namespace)
@@ -47,6 +50,9 @@ def list_repositories(
     if like is not None:
         full = col(Repository.namespace) + "/" + col(Repository.name)
         query = query.where(full.like(like, escape="\\"))
+    if alias is not None:
+        named = select(BaseAlias.repository_id).where(is_alias(alias))
+        query = query.where(col(Repository.id).in_(named))
     if after is not None:
         query = query.where(
             (col(Repository.namespace) > after[0])
@@ -259,6 +265,7 @@ def create_repository(session: Session, path: RepositoryPath, kind: str, at: int
     home = {"name": path.namespace, "visibility": "private", "created_at": at}
     session.execute(insert_ignore(session, Namespace).values(**home))
     values = {"namespace": path.namespace, "name": path.name, "kind": kind, "next_number": 1, "created_at": at}
+    values["spelling"] = path.spelling if path.spelling != path.name else None
     # RETURNING instead of the row count, which psycopg does not know (-1) with an identity column.
     statement = insert_ignore(session, Repository).values(**values).returning(col(Repository.id))
     return session.connection().execute(statement).first() is not None

@@ -76,7 +76,7 @@ def locate(caller: Caller, path: VersionPath, file: str) -> FileLocation:
         repo, version = resolve.version(session, caller.principal, path)
         row = store.file(session, version.id, file)
         blob = None if row is None else kept.blob(session, row.digest)
-    label = f"{repo.namespace}/{repo.name}:v{version.number}"
+    label = f"{repo.label}:v{version.number}"
     if row is None or blob is None:
         raise RegistryError("not-found", f"{label} has no file {file[:120]!r}.", commit=version.commit_id)
     if not row.stored:

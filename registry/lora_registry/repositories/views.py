@@ -21,7 +21,7 @@ from lora_registry.tags import store as tag_store
 def ref(repo: Repository, version: Version) -> VersionRef:
     return VersionRef(
         namespace=repo.namespace,
-        name=repo.name,
+        name=repo.shown,
         kind=repo.kind,  # type: ignore[arg-type]
         number=version.number,
         digest=version.digest,
@@ -65,7 +65,7 @@ def versions(session: Session, principal: Principal, repo: Repository, rows: Seq
         result.append(
             VersionView(
                 namespace=repo.namespace,
-                name=repo.name,
+                name=repo.shown,
                 kind=repo.kind,  # type: ignore[arg-type]
                 number=row.number,
                 digest=row.digest,
@@ -104,7 +104,7 @@ def repository(session: Session, repo: Repository, only: Set[int] | None = None)
     numbers = {key: row.number for key, row in store.versions_by_id(session, (tag.version_id for tag in tags)).items()}
     return RepositoryView(
         namespace=repo.namespace,
-        name=repo.name,
+        name=repo.shown,
         kind=repo.kind,  # type: ignore[arg-type]
         created_at=iso(repo.created_at),
         versions=store.count_live_versions(session, repo.id, only),

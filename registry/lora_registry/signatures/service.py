@@ -73,7 +73,7 @@ def add(caller: Caller, path: VersionPath, request: SignRequest) -> SignatureVie
                 "version-signed",
                 principal=caller.principal,
                 namespace=repo.namespace,
-                subject=f"{repo.namespace}/{repo.name}:v{version.number}",
+                subject=f"{repo.label}:v{version.number}",
                 key=key.key_id,
                 format=kind,
                 digest=version.digest,

@@ -105,12 +105,12 @@ def check(
     if row.protected and not principal.may("maintainer", repo.namespace):
         raise RegistryError(
             "forbidden",
-            f"The tag {tag} of {repo.namespace}/{repo.name} is protected, so moving it requires the role maintainer.",
+            f"The tag {tag} of {repo.label} is protected, so moving it requires the role maintainer.",
         )
     if expect.absent or (expect.generation is not None and expect.generation != row.generation):
         raise _moved(session, repo, row)
     if row.protected and not expect.is_conditional:
-        raise RegistryError("tag-protected", f"The tag {tag} of {repo.namespace}/{repo.name} is protected.")
+        raise RegistryError("tag-protected", f"The tag {tag} of {repo.label} is protected.")
 
 
 def _moved(session: Session, repo: Repository, row: Tag) -> RegistryError:
@@ -152,7 +152,7 @@ def log(
         "tag-forced" if decision and decision.forced else "tag-moved" if after is not None else "tag-removed",
         principal=principal,
         namespace=repo.namespace,
-        subject=f"{repo.namespace}/{repo.name}:{tag}",
+        subject=f"{repo.label}:{tag}",
         generation=generation,
         reason=reason,
         **({"decision": str(decision.id), "reports": list(decision.reports)} if decision else {}),

@@ -94,7 +94,7 @@ def protect(caller: Caller, path: RepositoryPath, tag: str, *, protected: bool) 
                 "tag-protected" if protected else "tag-unprotected",
                 principal=caller.principal,
                 namespace=repo.namespace,
-                subject=f"{repo.namespace}/{repo.name}:{tag}",
+                subject=f"{repo.label}:{tag}",
             )
         return views.current(session, repo, row)
 
@@ -144,5 +144,5 @@ def rollback(
 def _existing(session: Session, repo: Repository, tag: str) -> Tag:
     row = store.tag(session, repo.id, tag)
     if row is None:
-        raise RegistryError("not-found", f"{repo.namespace}/{repo.name} has no tag {tag[:128]!r}.")
+        raise RegistryError("not-found", f"{repo.label} has no tag {tag[:128]!r}.")
     return row

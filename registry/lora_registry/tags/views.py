@@ -16,7 +16,7 @@ from lora_registry.runtime.clock import iso
 def tag(repo: Repository, row: Tag, target: Version) -> TagView:
     return TagView(
         namespace=repo.namespace,
-        name=repo.name,
+        name=repo.shown,
         tag=row.name,
         generation=row.generation,
         protected=row.protected,

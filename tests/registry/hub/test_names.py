@@ -18,17 +18,21 @@ def test_dots_may_cut_off_a_tag_or_a_version() -> None:
         RepositoryCandidate("team", "a.v1", "2.3"),
         RepositoryCandidate("team", "a", "v1.2.3"),
     ]
-    assert targets("team/a.Prod") == [RepositoryCandidate("team", "a", "Prod")]
+    assert targets("team/a.Prod") == [RepositoryCandidate("team", "a.Prod"), RepositoryCandidate("team", "a", "Prod")]
     assert targets("team/a.v12")[1] == RepositoryCandidate("team", "a", "v12")
 
 
-@pytest.mark.parametrize("text", ["Qwen/Qwen2", "team/", "te am/a", "team/-a", "../a", "team/A"])
+def test_names_may_have_capitals() -> None:
+    assert targets("Qwen/Qwen2") == [RepositoryCandidate("Qwen", "Qwen2")]
+
+
+@pytest.mark.parametrize("text", ["Qwen_/Qwen2", "team/", "te am/a", "team/-a", "../a", "team/A_"])
 def test_what_is_no_name_of_ours_means_nothing(text: str) -> None:
     assert targets(text) == []
 
 
 def test_what_cannot_be_a_tag_is_not_cut_off() -> None:
-    assert targets("team/a.V1") == []
+    assert targets("team/a.V1") == [RepositoryCandidate("team", "a.V1")]
     assert targets("team/a.v0") == [RepositoryCandidate("team", "a.v0")]
 
 

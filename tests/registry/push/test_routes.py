@@ -183,7 +183,7 @@ def test_uploads_that_make_no_sense(site: Site) -> None:
     files = describe(adapter_files(9))
     good = {"namespace": "ns", "name": unique("n"), "kind": "adapter", "files": files}
     for change, code in (
-        ({"namespace": "No"}, "invalid-reference"),
+        ({"namespace": "No_"}, "invalid-reference"),
         ({"name": "a/b"}, "invalid-reference"),
         ({"kind": "pickle"}, "invalid-request"),
         ({"files": []}, "rejected"),

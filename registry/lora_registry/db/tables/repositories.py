@@ -9,7 +9,10 @@ from lora_registry.db.tables.columns import big_int, foreign_key, row_id
 
 
 class Repository(SQLModel, table=True):
-    """A repository. Rows are never removed: a deleted one is a tombstone, and its name is never reused."""
+    """A repository. Rows are never removed: a deleted one is a tombstone, and its name is never reused.
+
+    namespace, name: in lower case, so that they are unique whatever their case; everything but views uses them.
+    """
 
     __tablename__ = "repository"
     __table_args__ = (
@@ -26,6 +29,18 @@ class Repository(SQLModel, table=True):
     """Number of the next version; incremented in the transaction that inserts it, so there are no gaps."""
     created_at: int = big_int()
     deleted_at: int | None = big_int(nullable=True)
+    spelling: str | None = Field(default=None, max_length=64)
+    """The name as it was first pushed, if it has capitals."""
+
+    @property
+    def shown(self) -> str:
+        """The name for people."""
+        return self.spelling or self.name
+
+    @property
+    def label(self) -> str:
+        """`namespace/name` for people."""
+        return f"{self.namespace}/{self.shown}"
 
 
 class Version(SQLModel, table=True):

@@ -123,7 +123,7 @@ def commit(session: Session, ctx: Context, job_id: str, spec: DeriveSpec, result
     )
     namespace, _, name = recipe.target.partition("/")
     principal = everywhere(spec.author)
-    repo, version, created = insert(session, principal, RepositoryPath(namespace, name), draft)
+    repo, version, created = insert(session, principal, RepositoryPath(namespace, spec.spelling or name), draft)
     for tag in spec.tags:
         moves.set_tag(session, principal, repo, tag, version, expect=moves.UNCONDITIONAL, reason=spec.message)
     row = job_store.job(session, job_id)

@@ -32,7 +32,7 @@ def add(session: Session, job_id: str, kind: str, version_id: int, *, passed: bo
         "report-made",
         principal=WORKER,
         namespace=repo.namespace,
-        subject=f"{repo.namespace}/{repo.name}:v{version.number}",
+        subject=f"{repo.label}:v{version.number}",
         report=job_id,
         passed=passed,
     )
