@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from lora_contract import canonical
-from lora_contract.adapter.files import TOKENIZER_FILES, AdapterFile, ReadFile, check_files
+from lora_contract.adapter.files import AdapterFile, ReadFile, check_files, is_tokenizer
 from lora_contract.adapter.report import CheckReport
 from lora_contract.base import BaseFingerprint, BaseTensor
 from lora_contract.digest import Digest
@@ -53,6 +53,18 @@ def check_side_files(files: Sequence[AdapterFile], read: ReadFile) -> list[Findi
     report = CheckReport()
     check_files(files, read, report, base=True)
     return report.findings()
+
+
+def weights_in_use(files: Mapping[str, int], read: ReadFile) -> frozenset[str]:
+    """Return the weight files that transformers loads, with their index: the single file before the shards.
+
+    Raises RegistryError `rejected` for an index that cannot be read.
+    """
+    if SINGLE in files:
+        return frozenset({SINGLE})
+    if INDEX not in files:
+        return frozenset()
+    return frozenset({INDEX, *_index({INDEX: (files[INDEX], "")}, read).values()})
 
 
 def read_base_config(files: Mapping[str, tuple[int, str]], read: ReadFile) -> dict[str, Any]:
@@ -163,7 +175,7 @@ def _tokenizer(files: Mapping[str, tuple[int, str]]) -> str | None:
     found = [
         [path, digest]
         for path, (_, digest) in sorted(files.items())
-        if path in TOKENIZER_FILES and path not in _TEMPLATE_FILES
+        if is_tokenizer(path) and path not in _TEMPLATE_FILES
     ]
     return str(canonical.digest(found)) if found else None
 

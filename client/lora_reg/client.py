@@ -129,6 +129,12 @@ class Client(GateCalls):
         """Repositories by name, fetched page by page. pattern: a glob such as `acme/sql-*`. limit None: all."""
         return self._pages("/repositories", RepositoryList, {"q": pattern, "kind": kind}, limit)
 
+    def bases_with_alias(self, alias: str) -> list[RepositoryView]:
+        """Bases with this alias, in any case of letters, by namespace."""
+        found = self._pages("/repositories", RepositoryList, {"alias": alias, "kind": "base"}, None)
+        # A server that does not know the parameter answers with all bases.
+        return [base for base in found if alias.casefold() in {name.rstrip("/").casefold() for name in base.aliases}]
+
     def repository(self, ref: str | Reference) -> RepositoryView:
         return self._get(self._repository(ref), RepositoryView)
 

@@ -26,6 +26,16 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
         yield ""
 
 
+def between(text: str, name: str, lines: Sequence[str]) -> str:
+    """Replace what stands in a page between the two comments that name a table."""
+    begin, end = f"<!-- {name}: written by make docs -->\n", f"<!-- end of {name} -->"
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"the page has no place for the table {name!r}")
+    return f"{before}{begin}\n" + "\n".join(lines).strip() + f"\n\n{end}{after}"
+
+
 def cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from docs.generate.markdown import table
+from docs.generate.markdown import between, table
 from lora_contract.adapter.types import TYPES
 from lora_kernels.types.room import Page
 from lora_kernels.types.table import ROOMS
@@ -18,7 +18,7 @@ def page() -> str:
     """The committed page with its tables written again."""
     text = PAGE.read_text("utf-8")
     for name, lines in (("merged", list(_merged())), ("refused", list(_refused()))):
-        text = _between(text, name, lines)
+        text = between(text, name, lines)
     return text
 
 
@@ -34,13 +34,3 @@ def _refused() -> Iterator[str]:
         if kind.unmerged is not None:
             reasons.setdefault(kind.unmerged, []).append(name)
     yield from table(["type", "why"], ((", ".join(names), why) for why, names in reasons.items()))
-
-
-def _between(text: str, name: str, lines: Sequence[str]) -> str:
-    """Replace what stands between the two comments that name a table."""
-    begin, end = f"<!-- {name}: written by make docs -->\n", f"<!-- end of {name} -->"
-    before, found, rest = text.partition(begin)
-    _, closed, after = rest.partition(end)
-    if not found or not closed:
-        raise ValueError(f"{PAGE.name} has no place for the table {name!r}")
-    return f"{before}{begin}\n" + "\n".join(lines).strip() + f"\n\n{end}{after}"

@@ -44,6 +44,11 @@ def test_the_newcomers_commands(tmp_path: Path) -> None:
     for part in ("base", "adapters", "broken", "data"):
         shutil.copytree(ROOT / "examples/tiny" / part, tmp_path / "examples/tiny" / part)
     shutil.copyfile(ROOT / "examples/policy.toml", tmp_path / "examples/policy.toml")
+    # As a trainer leaves it.
+    for name in ("training_args.bin", "optimizer.pt", "checkpoint-10/optimizer.pt", "runs/events.out.tfevents.1"):
+        path = tmp_path / "examples/tiny/adapters/queries-v1" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"PK\x03\x04")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
@@ -19,12 +20,19 @@ ReadFile = Callable[[str, int, int], bytes]
 TOKENIZER_FILES: Final = frozenset(
     {
         "added_tokens.json",
+        "bpe.codes",
         "chat_template.jinja",
         "chat_template.json",
         "merges.txt",
+        "normalizer.json",
         "sentencepiece.bpe.model",
+        "sentencepiece.model",
+        "source.spm",
         "special_tokens_map.json",
         "spiece.model",
+        "spm.model",
+        "target.spm",
+        "tekken.json",
         "tokenizer.json",
         "tokenizer.model",
         "tokenizer_config.json",
@@ -32,6 +40,7 @@ TOKENIZER_FILES: Final = frozenset(
         "vocab.txt",
     }
 )
+_TOKENIZER_OF_MISTRAL: Final = re.compile(r"tokenizer\.model\.v[0-9]{1,3}\Z")
 _ADAPTER_FILES: Final = TOKENIZER_FILES | {
     CONFIG,
     WEIGHTS,
@@ -79,7 +88,7 @@ _MAX_SIDE_VALUES: Final = 4_000_000
 MAX_BUILT_JSON: Final = 8 * 1024 * 1024
 _NOT_BUILT: Final = frozenset(
     {
-        *("tokenizer.json", "vocab.json", "added_tokens.json"),
+        *("tokenizer.json", "tekken.json", "vocab.json", "added_tokens.json"),
         *("trainer_state.json", "all_results.json", "eval_results.json", "train_results.json"),
     }
 )
@@ -187,13 +196,10 @@ def _allowed(path: str, report: CheckReport, *, base: bool) -> bool:
                 f"{path} {kind}, judging by its name, and is never opened.",
                 file=path,
                 expected=WEIGHTS,
-                hint="Push the safetensors file; leave this file out.",
+                hint="Push the safetensors file; leave this file out with `--exclude`.",
             )
             return False
-    known = _BASE_FILES if base else _ADAPTER_FILES
-    if path in known or (base and "/" not in path and path.endswith(".safetensors")):
-        return True
-    if "/" not in path and (lower.endswith(_DOC_SUFFIXES) or lower.startswith(_DOC_NAMES)):
+    if _is_known(path, base=base):
         return True
     report.add(
         "file-not-allowed",
@@ -201,9 +207,39 @@ def _allowed(path: str, report: CheckReport, *, base: bool) -> bool:
         file=path,
         hint="Leave it out, and add it to the version with `lora-reg signature import`."
         if lower.endswith(_SIGNATURE_SUFFIXES)
-        else f"Leave it out; {what.lower()} consists of its config, weights, tokenizer and documentation.",
+        else f"Leave it out with `--exclude`; {what.lower()} consists of its config, weights, tokenizer and "
+        "documentation.",
     )
     return False
+
+
+def is_tokenizer(path: str) -> bool:
+    """Whether a file belongs to the tokenizer."""
+    return path in TOKENIZER_FILES or _TOKENIZER_OF_MISTRAL.match(path) is not None
+
+
+def is_adapter_file(path: str) -> bool:
+    """Whether a file may be part of an adapter, by its name."""
+    return _is_allowed(path, base=False)
+
+
+def is_base_file(path: str) -> bool:
+    """Whether a file may be part of a base, by its name."""
+    return _is_allowed(path, base=True)
+
+
+def _is_allowed(path: str, *, base: bool) -> bool:
+    refused = (*_PICKLE_SUFFIXES, *_CODE_SUFFIXES, *_ARCHIVE_SUFFIXES)
+    return not path.lower().endswith(refused) and _is_known(path, base=base)
+
+
+def _is_known(path: str, *, base: bool) -> bool:
+    if path in (_BASE_FILES if base else _ADAPTER_FILES) or is_tokenizer(path):
+        return True
+    if "/" in path:
+        return False
+    lower = path.lower()
+    return (base and path.endswith(".safetensors")) or lower.endswith(_DOC_SUFFIXES) or lower.startswith(_DOC_NAMES)
 
 
 def _check_json(file: AdapterFile, read: ReadFile, report: CheckReport) -> None:

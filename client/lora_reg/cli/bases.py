@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from lora_contract.errors import RegistryError
+from lora_reg.cli.selecting import exclude_options, with_command
 from lora_reg.cli.state import LazyGroup, State, pass_state
 
 
@@ -32,6 +34,7 @@ def base() -> None:
     metavar="A",
     help="Name of this base in adapter_config.json, e.g. meta-llama/Llama-2-7b-hf; may be repeated.",
 )
+@exclude_options
 @click.option("--tag", "tags", multiple=True, metavar="T", help="Tag to set on the version; may be repeated.")
 @click.option("--message", "-m", default="", metavar="TEXT", help="Version message.")
 @pass_state
@@ -44,13 +47,16 @@ def add(
     endpoint: str | None,
     source_token_file: str | None,
     aliases: tuple[str, ...],
+    exclude: tuple[str, ...],
+    strict: bool,
     tags: tuple[str, ...],
     message: str,
 ) -> None:
     """Register a base model from its folder or from a Hub: config, safetensors, tokenizer.
 
-    DIR is a folder, or hf://ORG/NAME[@REVISION]: then only the headers of the weights are fetched, unless --weights is
-    given, and ORG/NAME becomes an alias.
+    DIR is a folder in any layout of the Hub: the weights that transformers loads are taken, other formats of them and
+    unknown files are left out. Or it is hf://ORG/NAME[@REVISION]: then only the headers of the weights are fetched,
+    unless --weights is given, and ORG/NAME becomes an alias.
 
     Adapters are checked against its fingerprint and pinned to it: config, name, shape and dtype of every tensor, and
     the sha256 of every file. The version has the same digest with and without its weights: add it again without
@@ -68,16 +74,21 @@ def add(
         return
     if weights or endpoint or source_token_file:
         raise click.UsageError("--weights, --endpoint and --source-token-file are for a base on a Hub (hf://).")
-    pushed = add_base(
-        state.client(),
-        name,
-        folder,
-        manifest_only=manifest_only,
-        aliases=aliases,
-        tags=tags,
-        message=message,
-        progress=state.progress(),
-    )
+    try:
+        pushed = add_base(
+            state.client(),
+            name,
+            folder,
+            manifest_only=manifest_only,
+            aliases=aliases,
+            exclude=exclude,
+            strict=strict,
+            tags=tags,
+            message=message,
+            progress=state.progress(),
+        )
+    except RegistryError as error:
+        raise with_command(error, state.arguments, folder, name) from error
     print_pushed(state.output(), "lora-reg/base-add/1", pushed, then=f"lora-reg push DIR --base {name}")
 
 
@@ -88,7 +99,7 @@ def add(
 def alias(state: State, name: str, aliases: tuple[str, ...]) -> None:
     """Add an alias (base_model_name_or_path) for this base.
 
-    The name in an adapter's config does not select a base. A push checks that it is an alias of the base it names.
+    A push without --base takes the base whose alias the adapter's config has; one with --base checks that it is one.
     """
     from lora_reg.formatting import views
 
@@ -112,7 +123,6 @@ def list_(state: State, pattern: str | None) -> None:
 @pass_state
 def show(state: State, name: str) -> None:
     """Show a base: its aliases, its versions, and the files of the newest one."""
-    from lora_contract.errors import RegistryError
     from lora_reg.formatting import views
 
     client = state.client()

@@ -105,7 +105,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run a command line and return its exit status."""
     from lora_contract.errors import RegistryError
 
-    state = State()
+    state = State(arguments)
     try:
         status = cli.main(list(arguments), prog_name="lora-reg", standalone_mode=False, obj=state)
         sys.stdout.flush()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lora_reg.cli.selecting import exclude_options, left_out, with_command
 from lora_reg.cli.state import Command, State, pass_state
 
 if TYPE_CHECKING:
@@ -17,13 +18,17 @@ if TYPE_CHECKING:
 @click.command(
     cls=Command,
     examples=(
+        "lora-reg push ./adapter",
         "lora-reg push ./adapter --base llama-2-7b acme/sql-writer --tag candidate",
-        "lora-reg push ./adapter --base llama-2-7b --dry-run",
+        "lora-reg push ./adapter --dry-run --exclude '*.csv'",
     ),
 )
 @click.argument("folder", metavar="DIR")
 @click.argument("ref", required=False)
-@click.option("--base", required=True, metavar="NAME", help="Base that the adapter was trained on.")
+@click.option(
+    "--base", metavar="NAME", help="Base that the adapter was trained on (default: the one its config names)."
+)
+@exclude_options
 @click.option("--tag", "tags", multiple=True, metavar="T", help="Tag to set on the version; may be repeated.")
 @click.option("--message", "-m", default="", metavar="TEXT", help="Version message.")
 @click.option("--meta", multiple=True, metavar="K=V", help="Metadata of the version; may be repeated.")
@@ -37,7 +42,9 @@ def push(
     state: State,
     folder: str,
     ref: str | None,
-    base: str,
+    base: str | None,
+    exclude: tuple[str, ...],
+    strict: bool,
     tags: tuple[str, ...],
     message: str,
     meta: tuple[str, ...],
@@ -49,22 +56,32 @@ def push(
 
     DIR holds adapter_config.json and adapter_model.safetensors as saved by PEFT. REF is [namespace/]name, optionally
     with a tag to set (default: the name of the folder). Pushing the same content again gives the same version.
+
+    Without --base, the base is the registered one whose name or alias the adapter's config has in
+    base_model_name_or_path. What trainers leave in DIR (optimizer states, checkpoints, logs) is left out, and so is
+    what DIR/.loraregignore names.
     """
+    from lora_contract.errors import RegistryError
     from lora_reg.transfer.push import push_adapter
 
-    pushed = push_adapter(
-        state.client(),
-        folder,
-        base=base,
-        to=ref,
-        tags=tags,
-        message=message,
-        meta=_pairs(meta),
-        parents=parents,
-        accept_base=accept_base,
-        dry_run=dry_run,
-        progress=state.progress(),
-    )
+    try:
+        pushed = push_adapter(
+            state.client(),
+            folder,
+            base=base,
+            to=ref,
+            tags=tags,
+            message=message,
+            meta=_pairs(meta),
+            parents=parents,
+            accept_base=accept_base,
+            exclude=exclude,
+            strict=strict,
+            dry_run=dry_run,
+            progress=state.progress(),
+        )
+    except RegistryError as error:
+        raise with_command(error, state.arguments, folder, ref) from error
     print_pushed(state.output(), "lora-reg/push/1", pushed)
 
 
@@ -74,8 +91,10 @@ def print_pushed(output: Output, schema: str, pushed: Pushed, *, then: str | Non
     from lora_reg.formatting.text import fields, plural, size
 
     output.findings(pushed.findings)
-    for name in pushed.ignored:
-        output.note(f"note: {name} was left out.")
+    if pushed.left_out:
+        output.note(left_out(pushed.left_out))
+    if pushed.base_named is not None:
+        output.note(f"base: {pushed.base}, which adapter_config.json names as {pushed.base_named}")
     held = f"{plural(len(pushed.files), 'file')}, {size(pushed.size)}"
     if pushed.result is None:
         output.result(
@@ -87,6 +106,7 @@ def print_pushed(output: Output, schema: str, pushed: Pushed, *, then: str | Non
                 "size": pushed.size,
                 "facts": pushed.facts,
                 "findings": pushed.findings,
+                "left_out": pushed.left_out,
             },
             human=[f"{pushed.target}  can be pushed: {held}; nothing was uploaded"],
             quiet=[pushed.target],
@@ -105,6 +125,7 @@ def print_pushed(output: Output, schema: str, pushed: Pushed, *, then: str | Non
             "sent": pushed.sent,
             "job": result.job,
             "findings": pushed.findings,
+            "left_out": pushed.left_out,
         },
         human=[
             f"{views.label(version)}  {_outcome(result)}",

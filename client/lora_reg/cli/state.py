@@ -17,9 +17,15 @@ if TYPE_CHECKING:
 
 
 class State:
-    """One run of the program. references: those the command has used, in order, for suggestions after `not-found`."""
+    """One run of the program.
 
-    def __init__(self) -> None:
+    Args:
+        arguments: the command line.
+        references: those the command has used, in order, for suggestions after `not-found`.
+    """
+
+    def __init__(self, arguments: Sequence[str] = ()) -> None:
+        self.arguments = arguments
         self.json = False
         self.quiet = False
         self.server: str | None = None

@@ -22,7 +22,7 @@ def with_suggestion(error: RegistryError, state: State) -> RegistryError:
     """The error with names that are close to the first reference that the registry does not know."""
     # The target of a push or a merge need not exist: only references that the error names are looked at.
     named = [reference for reference in state.references if reference.repository in error.detail]
-    if error.code != "not-found" or not named:
+    if error.code != "not-found" or not named or "command" in error.facts:
         return error
     from lora_reg.client import Client
 
@@ -55,7 +55,7 @@ def _close(client: Client, reference: Reference) -> list[str] | None:
 def _repositories(client: Client, reference: Reference) -> list[str]:
     """The same name in another namespace first, then names that are spelled alike."""
     known = [(view.namespace, view.name) for view in client.repositories(limit=_NAMES)]
-    same = [f"{namespace}/{name}" for namespace, name in known if name == reference.name]
+    same = [f"{namespace}/{name}" for namespace, name in known if name.lower() == reference.name.lower()]
     namespaces = get_close_matches(reference.namespace or "", _unique(namespace for namespace, _ in known), n=_SHOWN)
     here = [name for namespace, name in known if namespace in namespaces]
     close = get_close_matches(reference.name, _unique(here), n=_SHOWN, cutoff=0.7)

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from lora_contract.errors import RegistryError
 from lora_reg.client import Client
 from lora_reg.importing import hub
-from lora_reg.importing.selecting import find_base
-from lora_reg.transfer.push import ResolvedBase, pin_base
+from lora_reg.transfer.pinning import ResolvedBase, find_base, pin_base
 
 
 class Bases:

@@ -16,7 +16,7 @@ from lora_reg.importing.bases import Bases
 from lora_reg.importing.formats import adapterhub, kohya, mlx, tensors
 from lora_reg.importing.formats.document import Converted
 from lora_reg.importing.recognise import NotAnAdapter, Recognised
-from lora_reg.transfer.push import ResolvedBase
+from lora_reg.transfer.pinning import ResolvedBase
 
 
 @dataclass(frozen=True, slots=True)

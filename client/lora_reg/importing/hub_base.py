@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from lora_contract.adapter.files import AdapterFile
+from lora_contract.adapter.files import AdapterFile, is_base_file
 from lora_contract.errors import RegistryError
 from lora_contract.findings import refuse
 from lora_contract.fingerprint import build_fingerprint, check_base_files
@@ -26,7 +26,7 @@ from lora_reg.client import Client
 from lora_reg.importing.fetch import fetch, sha256_of
 from lora_reg.importing.hub import Hub, HubRepository
 from lora_reg.importing.items import SourceFile
-from lora_reg.importing.selecting import is_base_file, unused_weights
+from lora_reg.importing.selecting import unused_weights
 from lora_reg.progress import SILENT, Progress
 from lora_reg.transfer import push
 from lora_reg.transfer.push import Pushed
@@ -89,7 +89,7 @@ def add_base_from_hub(
             list(pool.map(ours.head, shards))
         pushed = _by_headers(client, name, ours, files, aliases, tags, message, progress)
     shutil.rmtree(work, ignore_errors=True)
-    return HubBase(replace(pushed, ignored=left_out), ours.received, sum(file.size or 0 for file in shards), hub.host)
+    return HubBase(replace(pushed, left_out=left_out), ours.received, sum(file.size or 0 for file in shards), hub.host)
 
 
 def _by_headers(

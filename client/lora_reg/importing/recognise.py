@@ -7,10 +7,11 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from lora_contract.adapter.files import is_adapter_file
 from lora_contract.adapter.report import CONFIG, WEIGHTS
+from lora_contract.byproducts import is_of_run
 from lora_contract.errors import RegistryError
 from lora_reg.importing.formats import adapterhub, mlx
-from lora_reg.importing.selecting import is_adapter_file
 
 Format = Literal["peft", "mlx-lm", "adapterhub", "diffusion"]
 
@@ -93,4 +94,8 @@ def _first(names: Collection[str], paths: Collection[str]) -> str:
 
 def _beside(paths: Collection[str]) -> tuple[str, ...]:
     """Tokenizer, documentation and the rest of what a version may hold. Everything else is left out."""
-    return tuple(sorted(path for path in paths if path not in (CONFIG, WEIGHTS) and is_adapter_file(path)))
+    return tuple(
+        sorted(
+            path for path in paths if path not in (CONFIG, WEIGHTS) and is_adapter_file(path) and not is_of_run(path)
+        )
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,95 +11,107 @@ import msgspec
 
 from lora_contract import dataset, reference
 from lora_contract.adapter.check import AdapterFile, check_adapter
-from lora_contract.base import BaseFingerprint, BaseTensor, parse_fingerprint
+from lora_contract.base_weights import unusable_weights
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_contract.findings import Finding, refuse
-from lora_contract.fingerprint import build_fingerprint, check_base_files
+from lora_contract.fingerprint import INDEX, SINGLE, build_fingerprint, check_base_files, weights_in_use
 from lora_contract.manifest import Kind
 from lora_contract.reference import Reference
-from lora_contract.wire.repositories import CommitRequest, CommitResult, VersionView
+from lora_contract.wire.repositories import CommitRequest, CommitResult
 from lora_contract.wire.uploads import FileSpec, UploadRequest
 from lora_reg.client import Client
 from lora_reg.progress import SILENT, Progress
+from lora_reg.transfer.choosing import require_itself
+from lora_reg.transfer.pinning import base_reader, named_base, pin_base
 from lora_reg.transfer.scan import LocalFile, Scan, scan_file, scan_folder
+from lora_reg.transfer.selection import Selection
 from lora_reg.transfer.upload import send_blobs
 
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
-    """The result of a push. result None: a dry run. sent: bytes uploaded. size: bytes of all files."""
+    """The result of a push.
+
+    Args:
+        result: None after a dry run.
+        left_out: names in the folder that were neither opened nor sent; those of folders end in '/'.
+        size: bytes of all files. sent: bytes uploaded.
+        base_named: what adapter_config.json calls the base; None if the caller named it.
+    """
 
     target: str
     result: CommitResult | None
     findings: tuple[Finding, ...]
     facts: dict[str, Any] | None
     files: tuple[str, ...]
-    ignored: tuple[str, ...]
+    left_out: tuple[str, ...]
     size: int
     sent: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class ResolvedBase:
-    """A base and its fingerprint. names: its name and aliases."""
-
-    view: VersionView
-    fingerprint: BaseFingerprint
-    names: frozenset[str]
-
-    @property
-    def reference(self) -> str:
-        return f"{self.view.namespace}/{self.view.name}@{self.view.digest}"
+    base: str | None = None
+    base_named: str | None = None
 
 
 def push_adapter(
     client: Client,
     folder: str | Path,
     *,
-    base: str,
+    base: str | None = None,
     to: str | None = None,
     tags: Sequence[str] = (),
     message: str = "",
     meta: Mapping[str, str] | None = None,
     parents: Sequence[str] = (),
     accept_base: bool = False,
+    exclude: Sequence[str] = (),
+    strict: bool = False,
     dry_run: bool = False,
     progress: Progress = SILENT,
 ) -> Pushed:
-    """Push the folder of an adapter as a version.
+    """Push the folder of an adapter as a version. What trainers are known to leave in it is not part of the version.
 
     Args:
         client: of the registry.
         folder: with adapter_config.json and adapter_model.safetensors.
-        base: reference of the base that the adapter was trained on.
+        base: reference of the base that the adapter was trained on; None: the registered base that the adapter's
+            config names, by its name or an alias.
         to: repository, optionally with a tag to set; None: the name of the folder.
         tags: to set on the version.
         message: of the version.
         meta: metadata of the version.
         parents: versions that training continued from.
         accept_base: accept `base` even if the adapter's config names a different one.
+        exclude: patterns of files to leave out, as in a .gitignore; the folder may have them in .loraregignore.
+        strict: refuse every file that is not part of an adapter, also by-products of trainers.
         dry_run: check only.
         progress: receives the progress.
 
-    Raises RegistryError `rejected` or `base-mismatch` with all findings before a byte is uploaded.
+    Raises RegistryError `rejected` or `base-mismatch` with all findings before a byte is uploaded, and `usage` if not
+    the folder but folders in it hold adapters.
     """
+    require_itself(Path(folder), "adapter")
     target, tags = _target(client, folder, to, tags)
-    scan = scan_folder(Path(folder))
-    pinned = pin_base(client, base)
+    scan = scan_folder(Path(folder), select=Selection(Path(folder), "adapter", exclude=exclude, strict=strict))
+    if base is None:
+        refuse(scan.findings)
+        pinned = named_base(client, scan, target.namespace)
+    else:
+        pinned = pin_base(client, base)
     result = check_adapter(
         [AdapterFile(file.path, file.size) for file in scan.files],
         scan.reader(),
         pinned.fingerprint,
         base_aliases=pinned.names,
         accept_base=accept_base,
-        read_base=None if pinned.view.weights_absent else _base_reader(client, pinned),
+        read_base=base_reader(client, pinned),
     )
     findings = (*scan.findings, *result.findings)
     refuse(findings)
     facts = None if result.facts is None else msgspec.to_builtins(result.facts)
+    about = _pushed(target, scan, findings, facts)
+    about = replace(about, base=f"{pinned.view.namespace}/{pinned.view.name}", base_named=pinned.named)
     if dry_run:
-        return _pushed(target, scan, findings, facts)
+        return about
     digests = scan.hash(progress)
     specs = _specs(scan, digests)
     request = CommitRequest(
@@ -114,7 +126,7 @@ def push_adapter(
         accept_base=accept_base,
     )
     committed, sent = _send_and_commit(client, target, scan, specs, request, progress)
-    return _pushed(target, scan, findings, facts, committed, sent)
+    return replace(about, result=committed, sent=sent)
 
 
 def add_base(
@@ -126,16 +138,36 @@ def add_base(
     aliases: Sequence[str] = (),
     tags: Sequence[str] = (),
     message: str = "",
+    exclude: Sequence[str] = (),
+    strict: bool = False,
     progress: Progress = SILENT,
 ) -> Pushed:
-    """Register a base model from its folder. manifest_only: upload its structure and small files, not its weights.
+    """Register a base model from its folder: config, weights that transformers loads, tokenizer and documentation.
 
     Raises RegistryError `rejected` with all findings.
+
+    Args:
+        client: of the registry.
+        name: of the base.
+        folder: in the layout of transformers; whatever else lies there is left out.
+        manifest_only: upload its structure and small files, not its weights.
+        aliases: what trainers write for this base.
+        tags: to set on the version.
+        message: of the version.
+        exclude: patterns of files to leave out, as in a .gitignore.
+        strict: refuse every file that is not part of a base.
+        progress: receives the progress.
     """
+    require_itself(Path(folder), "base")
     target, tags = _target(client, folder, name, tags)
-    scan = scan_folder(Path(folder), follow_links=True)
+    scan = _scan_base(Path(folder), exclude, strict=strict)
     files = [AdapterFile(file.path, file.size) for file in scan.files]
-    findings = (*scan.findings, *check_base_files(files, scan.reader()))
+    weights = any(file.path.endswith(".safetensors") for file in scan.files)
+    unusable = None if weights else unusable_weights(scan.left_out)
+    checked = check_base_files(files, scan.reader())
+    if unusable is not None:
+        checked = [unusable, *(finding for finding in checked if finding.file != SINGLE)]
+    findings = (*scan.findings, *checked)
     refuse(findings)
     digests = scan.hash(progress)
     table = {file.path: (file.size, str(digests[file.path])) for file in scan.files}
@@ -175,49 +207,14 @@ def add_dataset(
     return _pushed(target, scan, (), msgspec.to_builtins(facts), committed, sent)
 
 
-def pin_base(client: Client, base: str) -> ResolvedBase:
-    """Look up a base and its fingerprint. Raises `not-found`, `conflict` if it is not a base, `digest-mismatch`."""
-    try:
-        view = client.version(base)
-        repository = client.repository(base)
-    except RegistryError as error:
-        if error.code != "not-found":
-            raise
-        raise RegistryError(
-            "not-found",
-            error.detail,
-            hint="See `lora-reg base list`; register it with `lora-reg base add NAME DIR`.",
-        ) from error
-    if view.kind != "base":
-        raise RegistryError(
-            "conflict",
-            f"{view.namespace}/{view.name} is of kind {view.kind}, not base.",
-            hint="See `lora-reg base list`.",
-        )
-    raw = client.fingerprint(f"{view.namespace}/{view.name}@{view.digest}")
-    stated = (view.facts or {}).get("fingerprint")
-    if stated is not None and str(Digest.of(raw)) != stated:
-        raise RegistryError(
-            "digest-mismatch", f"The fingerprint of {view.namespace}/{view.name} differs from its digest."
-        )
-    names = frozenset({*repository.aliases, view.name, f"{view.namespace}/{view.name}"})
-    return ResolvedBase(view, parse_fingerprint(raw), names)
-
-
-def _base_reader(client: Client, pinned: ResolvedBase) -> Any:
-    def read(tensor: BaseTensor, offset: int, length: int) -> bytes:
-        if length == 0:
-            return b""
-        start = tensor.start + offset
-        with client.file(pinned.reference, tensor.file, start=start, end=start + length) as response:
-            data = response.read()
-        if len(data) != length:
-            raise RegistryError(
-                "size-mismatch", f"{tensor.file} of the base: received {len(data)} bytes; expected {length}."
-            )
-        return data
-
-    return read
+def _scan_base(folder: Path, exclude: Sequence[str], *, strict: bool) -> Scan:
+    """Scan the folder of a base without the weights that transformers would not load."""
+    scan = scan_folder(folder, select=Selection(folder, "base", exclude=exclude, strict=strict), follow_links=True)
+    if strict:
+        return scan
+    sizes = {file.path: file.size for file in scan.files}
+    used = weights_in_use(sizes, scan.reader())
+    return scan.without({path for path in sizes if path.endswith((".safetensors", INDEX)) and path not in used})
 
 
 def _target(client: Client, folder: str | Path, to: str | None, tags: Sequence[str]) -> tuple[Reference, list[str]]:
@@ -283,7 +280,7 @@ def _pushed(
         findings=tuple(findings),
         facts=facts,
         files=tuple(file.path for file in scan.files),
-        ignored=scan.ignored,
+        left_out=scan.left_out,
         size=sum(file.size for file in scan.files),
         sent=sent,
     )

@@ -1,13 +1,14 @@
-"""List a folder without following links and without opening anything but regular files."""
+"""List a folder without opening anything but regular files, and without following links, except inside the cache of
+huggingface_hub: there the files of a snapshot are links to the blobs of the same repository."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -16,11 +17,10 @@ from lora_contract.errors import RegistryError
 from lora_contract.findings import Finding
 from lora_contract.manifest import MAX_FILES
 from lora_reg.progress import SILENT, Progress
+from lora_reg.transfer.hub_cache import blobs_of_cache, is_inside
+from lora_reg.transfer.selection import Selection
 
 CHUNK: Final = 1 << 20
-HOUSEKEEPING: Final = frozenset({".git", ".gitattributes", ".gitignore", ".cache", ".DS_Store", ".huggingface"})
-"""Files of git, huggingface_hub and file managers; never part of a version and never opened."""
-
 _OPEN: Final = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 _NOFOLLOW: Final = getattr(os, "O_NOFOLLOW", 0)
 _ARCHIVES: Final = (".tar", ".tgz", ".tar.gz", ".zip", ".gz", ".xz", ".bz2", ".zst", ".7z", ".rar")
@@ -62,12 +62,17 @@ class LocalFile:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """The files of a folder, sorted by path. findings: on other entries. ignored: housekeeping files left out."""
+    """The files of a folder, sorted by path. findings: on other entries. left_out: never opened; folders end in '/'."""
 
     folder: Path
     files: tuple[LocalFile, ...]
     findings: tuple[Finding, ...]
-    ignored: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+    def without(self, paths: Set[str]) -> Scan:
+        """The scan with these files left out."""
+        kept = tuple(file for file in self.files if file.path not in paths)
+        return replace(self, files=kept, left_out=tuple(sorted({*self.left_out, *paths})))
 
     def reader(self) -> Reader:
         """A function `read(path, offset, length)` for the checks; returns exactly that many bytes or raises."""
@@ -114,26 +119,37 @@ def scan_file(location: Path, path: str) -> Scan:
     return Scan(location.parent, (file,), (), ())
 
 
-def scan_folder(folder: Path, *, follow_links: bool = False) -> Scan:
-    """List a folder. follow_links: treat links to regular files as files (a base in a download cache).
+def scan_folder(folder: Path, *, select: Selection | None = None, follow_links: bool = False) -> Scan:
+    """List a folder.
 
     Raises RegistryError `usage` if it does not exist, `rejected` if it is not a folder.
+
+    Args:
+        select: what is left out; None: housekeeping alone.
+        follow_links: treat all links to regular files as files; otherwise only those inside a cache of
+            huggingface_hub.
     """
     root = _require_folder(folder)
+    select = select or Selection(root)
+    blobs = None if follow_links else blobs_of_cache(root)
     files: list[LocalFile] = []
     findings: list[Finding] = []
-    ignored: list[str] = []
+    left_out: list[str] = []
     waiting = [""]
     while waiting:
         prefix = waiting.pop()
         with os.scandir(root / prefix) as entries:
             for entry in sorted(entries, key=lambda item: item.name):
-                if not prefix and entry.name in HOUSEKEEPING:
-                    ignored.append(entry.name)
-                elif not _decodes(entry.name):
-                    findings.append(_finding(ascii(prefix + entry.name), "has a name that is not UTF-8", "bad-path"))
+                path = prefix + entry.name
+                inner = entry.is_dir(follow_symlinks=False)
+                if not _decodes(entry.name):
+                    findings.append(_finding(ascii(path), "has a name that is not UTF-8", "bad-path"))
+                elif select.leaves_out(path, folder=inner, link=entry.is_symlink()):
+                    left_out.append(path + "/" * inner)
+                elif inner:
+                    waiting.append(path + "/")
                 else:
-                    _place(entry, prefix + entry.name, follow_links, files, findings, waiting)
+                    _place(entry, path, follow_links or is_inside(entry.path, blobs), files, findings)
         if len(files) + len(findings) > MAX_FILES:
             findings.append(
                 Finding(
@@ -144,23 +160,16 @@ def scan_folder(folder: Path, *, follow_links: bool = False) -> Scan:
                 )
             )
             break
-    if not files and not findings:
+    if not files and not findings and not left_out:
         findings.append(Finding(code="empty-folder", severity="error", message=f"{folder} is an empty folder."))
     files.sort(key=lambda file: file.path)
-    return Scan(root, tuple(files), tuple(findings), tuple(ignored))
+    return Scan(root, tuple(files), tuple(findings), tuple(sorted(left_out)))
 
 
-def _place(
-    entry: os.DirEntry[str],
-    path: str,
-    follow_links: bool,
-    files: list[LocalFile],
-    findings: list[Finding],
-    waiting: list[str],
-) -> None:
+def _place(entry: os.DirEntry[str], path: str, follow: bool, files: list[LocalFile], findings: list[Finding]) -> None:
     status = entry.stat(follow_symlinks=False)
     linked = stat.S_ISLNK(status.st_mode)
-    if linked and follow_links:
+    if linked and follow:
         try:
             status = entry.stat()
         except OSError:
@@ -168,8 +177,6 @@ def _place(
             return
     if stat.S_ISREG(status.st_mode):
         files.append(LocalFile(path, Path(entry.path), status.st_size, _stamp(status), linked))
-    elif stat.S_ISDIR(status.st_mode) and not linked:
-        waiting.append(path + "/")
     else:
         findings.append(_finding(path, f"is {_kind(status.st_mode, linked)}", "link" if linked else "not-a-file"))
 

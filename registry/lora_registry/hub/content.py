@@ -8,6 +8,8 @@ from typing import Final
 
 from lora_contract import dataset
 from lora_contract.adapter.report import CONFIG, WEIGHTS
+from lora_contract.adapter.training import STATE as TRAINER_STATE
+from lora_contract.byproducts import is_byproduct, is_of_run
 from lora_contract.errors import RegistryError
 from lora_contract.manifest import Kind
 
@@ -17,38 +19,21 @@ _INDEX: Final = "model.safetensors.index.json"
 _SHARD: Final = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors\Z")
 
 _PICKLES: Final = ("adapter_model.bin", "pytorch_model.bin")
-_LEFT_OUT_FILES: Final = frozenset(
-    {
-        *("training_args.bin", "trainer_state.json", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt"),
-        *("random_states_0.pkl", "zero_to_fp32.py", "latest", "trainer_log.jsonl", "training_args.yaml"),
-        *("all_results.json", "train_results.json", "eval_results.json", "training_loss.png", "global_step"),
-    }
-)
-_LEFT_OUT_NAMES: Final = re.compile(r"rng_state(_\d+)?\.pth\Z|events\.out\.tfevents\..*|random_states_\d+\.pkl\Z")
-_LEFT_OUT_FOLDERS: Final = re.compile(r"(checkpoint-\d+|last-checkpoint|global_step\d+|runs|wandb|logs)\Z")
-
-_BESIDE_ADAPTERS: Final = re.compile(
-    r"(config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|adapter_model\.bin|.*\.gguf)\Z"
-)
-"""What a trainer leaves of the base beside an adapter, and the adapter in another format."""
-
 _STEP: Final = re.compile(r"\bstep (\d{1,12})\b")
 _EPOCH: Final = re.compile(r"\bepoch (\d{1,12})\b")
 
 
 def is_left_out(path: str) -> bool:
     """Return whether a path is a by-product of a trainer, or a file of git: it is neither opened nor kept."""
-    parts = path.split("/")
-    if any(part.startswith(".") for part in parts) or _LEFT_OUT_FOLDERS.match(parts[0]):
-        return True
-    return parts[-1] in _LEFT_OUT_FILES or _LEFT_OUT_NAMES.match(parts[-1]) is not None
+    # The trainer sends its state with every checkpoint: a version of its own for each would say nothing new.
+    return any(part.startswith(".") for part in path.split("/")) or is_of_run(path) or path == TRAINER_STATE
 
 
 def kept(kind: Kind, paths: Collection[str]) -> set[str]:
     """Return those of the files that are part of a version of this kind; the others lie beside it by accident."""
     match kind:
         case "adapter":
-            return {path for path in paths if not _BESIDE_ADAPTERS.match(path)}
+            return {path for path in paths if not is_byproduct(path.rpartition("/")[2], folder=False, weights=True)}
         case "dataset":
             return {path for path in paths if path == dataset.FILE}
         case _:

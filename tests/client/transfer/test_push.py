@@ -138,7 +138,7 @@ def test_all_findings_are_told_each_on_its_line(home: Home, folder: Path) -> Non
     config["base_model_name_or_path"] = "somebody/else"
     (folder / "adapter_config.json").write_text(json.dumps(config))
     (folder / "run.py").write_text("print()")
-    (folder / "optimizer.pt").write_bytes(b"PK\x03\x04")
+    (folder / "state.pt").write_bytes(b"PK\x03\x04")
     said = home.run("push", folder, "--base", "tiny", f"{fresh()}/x", "--json")
     assert said.status == 6
     findings = said.document["findings"]
@@ -191,7 +191,7 @@ def test_housekeeping_is_left_out_and_told(home: Home, folder: Path) -> None:
     (folder / ".git" / "config").write_text("x")
     (folder / ".gitattributes").write_text("x")
     said = home.ok("push", folder, "--base", "tiny", f"{fresh()}/x")
-    assert ".git was left out" in said.err
+    assert "left out: .git/, .gitattributes\n" in said.err
     assert "2 files" in said.out
 
 
@@ -225,7 +225,7 @@ def test_a_file_is_no_folder(home: Home, tmp_path: Path, what: str) -> None:
 
 def test_usage(home: Home, tmp_path: Path) -> None:
     assert home.run("push", tmp_path / "nothing", "--base", "tiny", "x").status == 2
-    assert home.run("push", SOURCE).status == 2
+    assert home.run("push").status == 2
     assert home.run("push", SOURCE, "--base", "tiny", "Not A Name").status == 2
     assert home.run("push", SOURCE, "--base", "tiny", f"{fresh()}/x:v3").status == 2
     assert home.run("push", SOURCE, "--base", "tiny", f"{fresh()}/x", "--meta", "novalue").status == 2
