@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import re
 from collections.abc import Callable
 from typing import Any, Final, Protocol
+
+import msgspec
 
 from lora_contract.errors import RegistryError
 
@@ -105,8 +106,8 @@ class Lines:
         if self._count > MAX_LINES:
             raise RegistryError("too-large", f"The commit has more than {MAX_LINES} lines.")
         try:
-            document = json.loads(self._head)
-        except (ValueError, RecursionError) as error:
+            document = msgspec.json.decode(self._head)
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
             raise _bad(f"Line {self._count} is not JSON.") from error
         key = document.get("key") if isinstance(document, dict) else None
         value = document.get("value") if isinstance(document, dict) else None

@@ -72,6 +72,8 @@ def test_it_reads_what_python_and_javascript_write_wherever_it_is_cut() -> None:
     [
         (b"nonsense\n", "invalid-request"),
         (b"[1]\n", "invalid-request"),
+        (b'{"key": "header", "value": {"summary": "\\ud800"}}', "invalid-request"),
+        (b'{"key": "header", "value": {"summary": "\xff"}}', "invalid-request"),
         (b'{"key": "header"}\n', "invalid-request"),
         (b'{"key": "file", "value": {"content": "a*b=", "path": "x", "encoding": "base64"}}', "invalid-request"),
         (b'{"key": "file", "value": {"content": "aGk", "path": "x", "encoding": "base64"}}', "invalid-request"),
@@ -89,6 +91,48 @@ def test_what_is_no_commit_is_refused(body: bytes, code: str) -> None:
     with pytest.raises(RegistryError) as refused:
         parse(body)
     assert refused.value.code == code
+
+
+def mutated(body: bytes, random: random.Random) -> bytes:
+    changed = bytearray(body)
+    for _ in range(random.randint(1, 4)):
+        at = random.randrange(len(changed))
+        match random.randrange(4):
+            case 0:
+                changed[at] = random.choice(b'"{}[]\\:,\n\x00a=\xff')
+            case 1:
+                del changed[at : at + random.randint(1, 20)]
+            case 2:
+                changed[at:at] = random.choice((b'"content": "', b"\\u0000", b"\n", b'"', b"{", b"A" * 70_000))
+            case _:
+                changed[at:at] = changed[: random.randint(1, 60)]
+        changed = changed or bytearray(b"x")
+    return bytes(changed)
+
+
+def test_mutated_commits_are_read_the_same_however_they_are_cut() -> None:
+    fuzz(300)
+
+
+def fuzz(count: int) -> None:
+    """By hand: `python -c "from tests.registry.hub.test_ndjson import fuzz; fuzz(100_000)"`."""
+    chance = random.Random(5)
+    lines: list[dict[str, object]] = [
+        {"key": "header", "value": {"summary": "x"}},
+        file("a", bytes(40)),
+        file("b", b""),
+    ]
+    body = "\n".join(map(json.dumps, lines)).encode()
+    for _ in range(count):
+        data, step = mutated(body, chance), chance.randint(1, 200)
+        outcomes = []
+        for pieces in ([data], [data[start : start + step] for start in range(0, len(data), step)]):
+            try:
+                found = parse(*pieces)
+                outcomes.append((found.files, found.lines))
+            except RegistryError as error:
+                outcomes.append(error.code)
+        assert outcomes[0] == outcomes[1], data
 
 
 def test_memory_does_not_grow_with_a_file() -> None:
