@@ -63,12 +63,12 @@ def import_(
     files (.bin) are converted to PEFT's format. Importing again fetches and uploads only what is new; an import that
     was cut off resumes.
     """
-    from lora_reg.cli.push import _pairs
+    from lora_reg.cli.push import pairs_of
     from lora_reg.importing.run import Options, run
     from lora_reg.importing.source import open_source
 
     found: list[Row] = []
-    options = Options(to, bases, accept_base, tags, _pairs(meta), dry_run)
+    options = Options(to, bases, accept_base, tags, pairs_of(meta), dry_run)
     opened = open_source(source, endpoint=endpoint, token_file=source_token_file)
     output = state.output()
     try:

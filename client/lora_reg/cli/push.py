@@ -72,7 +72,7 @@ def push(
             to=ref,
             tags=tags,
             message=message,
-            meta=_pairs(meta),
+            meta=pairs_of(meta),
             parents=parents,
             accept_base=accept_base,
             exclude=exclude,
@@ -148,7 +148,8 @@ def _outcome(result: CommitResult) -> str:
     return "created" if result.created else "exists already"
 
 
-def _pairs(meta: tuple[str, ...]) -> dict[str, str]:
+def pairs_of(meta: tuple[str, ...]) -> dict[str, str]:
+    """The pairs of `--meta`. Raises BadParameter."""
     pairs = {}
     for text in meta:
         key, equals, value = text.partition("=")

@@ -18,7 +18,7 @@ import msgspec
 from lora_contract.adapter.files import AdapterFile, is_base_file
 from lora_contract.errors import RegistryError
 from lora_contract.findings import refuse
-from lora_contract.fingerprint import build_fingerprint, check_base_files
+from lora_contract.fingerprint import build_fingerprint
 from lora_contract.manifest import check_path
 from lora_contract.wire.repositories import CommitRequest
 from lora_contract.wire.uploads import FileSpec
@@ -26,7 +26,6 @@ from lora_reg.client import Client
 from lora_reg.importing.fetch import fetch, sha256_of
 from lora_reg.importing.hub import Hub, HubRepository
 from lora_reg.importing.items import SourceFile
-from lora_reg.importing.selecting import unused_weights
 from lora_reg.progress import SILENT, Progress
 from lora_reg.transfer import push
 from lora_reg.transfer.push import Pushed
@@ -87,7 +86,7 @@ def add_base_from_hub(
     else:
         with ThreadPoolExecutor(_PARALLEL) as pool:
             list(pool.map(ours.head, shards))
-        pushed = _by_headers(client, name, ours, files, aliases, tags, message, progress)
+        pushed = _by_headers(client, name, ours, files, left_out, aliases, tags, message, progress)
     shutil.rmtree(work, ignore_errors=True)
     return HubBase(replace(pushed, left_out=left_out), ours.received, sum(file.size or 0 for file in shards), hub.host)
 
@@ -97,14 +96,15 @@ def _by_headers(
     name: str,
     ours: Fetched,
     files: Sequence[SourceFile],
+    left_out: tuple[str, ...],
     aliases: list[str],
     tags: Sequence[str],
     message: str,
     progress: Progress,
 ) -> Pushed:
-    target, tags = push._target(client, ours.folder, name, tags)
+    target, tags = push.target_of(client, ours.folder, name, tags)
     table = {file.path: (file.size or 0, f"sha256:{_sha256(file, ours)}") for file in files}
-    findings = check_base_files([AdapterFile(path, size) for path, (size, _) in table.items()], ours.read)
+    findings = push.base_findings([AdapterFile(path, size) for path, (size, _) in table.items()], ours.read, left_out)
     refuse(findings)
     fingerprint = build_fingerprint(table, ours.read)
     specs = [FileSpec(path=path, size=size, digest=digest) for path, (size, digest) in sorted(table.items())]
@@ -120,8 +120,8 @@ def _by_headers(
     )
     scan = scan_folder(ours.folder)
     small = [spec for spec in specs if not spec.path.endswith(_WEIGHTS)]
-    committed, sent = push._send_and_commit(client, target, scan, small, request, progress)
-    pushed = push._pushed(target, scan, findings, None, committed, sent)
+    committed, sent = push.send_and_commit(client, target, scan, small, request, progress)
+    pushed = push.pushed_of(target, scan, findings, None, committed, sent)
     return replace(pushed, files=tuple(table), size=sum(size for size, _ in table.values()))
 
 
@@ -140,7 +140,7 @@ def _chosen(found: HubRepository, ours: Fetched) -> tuple[list[SourceFile], tupl
             )
         if not file.path.endswith(_WEIGHTS):
             ours.fetch(file)
-    unused = unused_weights({path: file.size or 0 for path, file in kept.items()}, ours.read)
+    unused = push.unused_weights({path: file.size or 0 for path, file in kept.items()}, ours.read)
     for path in unused:
         (ours.folder / path).unlink(missing_ok=True)
         del kept[path]

@@ -24,7 +24,7 @@ from lora_reg.client import Client
 from lora_reg.progress import SILENT, Progress
 from lora_reg.transfer.choosing import require_itself
 from lora_reg.transfer.pinning import base_reader, named_base, pin_base
-from lora_reg.transfer.scan import LocalFile, Scan, scan_file, scan_folder
+from lora_reg.transfer.scan import LocalFile, Reader, Scan, scan_file, scan_folder
 from lora_reg.transfer.selection import Selection
 from lora_reg.transfer.upload import send_blobs
 
@@ -90,7 +90,7 @@ def push_adapter(
     the folder but folders in it hold adapters.
     """
     require_itself(Path(folder), "adapter")
-    target, tags = _target(client, folder, to, tags)
+    target, tags = target_of(client, folder, to, tags)
     scan = scan_folder(Path(folder), select=Selection(Path(folder), "adapter", exclude=exclude, strict=strict))
     if base is None:
         refuse(scan.findings)
@@ -108,7 +108,7 @@ def push_adapter(
     findings = (*scan.findings, *result.findings)
     refuse(findings)
     facts = None if result.facts is None else msgspec.to_builtins(result.facts)
-    about = _pushed(target, scan, findings, facts)
+    about = pushed_of(target, scan, findings, facts)
     about = replace(about, base=f"{pinned.view.namespace}/{pinned.view.name}", base_named=pinned.named)
     if dry_run:
         return about
@@ -125,7 +125,7 @@ def push_adapter(
         parents=[str(client.parse(parent)) for parent in parents],
         accept_base=accept_base,
     )
-    committed, sent = _send_and_commit(client, target, scan, specs, request, progress)
+    committed, sent = send_and_commit(client, target, scan, specs, request, progress)
     return replace(about, result=committed, sent=sent)
 
 
@@ -159,15 +159,10 @@ def add_base(
         progress: receives the progress.
     """
     require_itself(Path(folder), "base")
-    target, tags = _target(client, folder, name, tags)
+    target, tags = target_of(client, folder, name, tags)
     scan = _scan_base(Path(folder), exclude, strict=strict)
     files = [AdapterFile(file.path, file.size) for file in scan.files]
-    weights = any(file.path.endswith(".safetensors") for file in scan.files)
-    unusable = None if weights else unusable_weights(scan.left_out)
-    checked = check_base_files(files, scan.reader())
-    if unusable is not None:
-        checked = [unusable, *(finding for finding in checked if finding.file != SINGLE)]
-    findings = (*scan.findings, *checked)
+    findings = (*scan.findings, *base_findings(files, scan.reader(), scan.left_out))
     refuse(findings)
     digests = scan.hash(progress)
     table = {file.path: (file.size, str(digests[file.path])) for file in scan.files}
@@ -184,8 +179,8 @@ def add_base(
         aliases=list(aliases),
     )
     sent_specs = [spec for spec in specs if not (manifest_only and spec.path.endswith(".safetensors"))]
-    committed, sent = _send_and_commit(client, target, scan, sent_specs, request, progress)
-    return _pushed(target, scan, findings, None, committed, sent)
+    committed, sent = send_and_commit(client, target, scan, sent_specs, request, progress)
+    return pushed_of(target, scan, findings, None, committed, sent)
 
 
 def add_dataset(
@@ -198,13 +193,13 @@ def add_dataset(
     progress: Progress = SILENT,
 ) -> Pushed:
     """Push a dataset, a file of JSON lines, as a version. Raises RegistryError `rejected`, which names the line."""
-    target, tags = _target(client, file, name, tags)
+    target, tags = target_of(client, file, name, tags)
     scan = scan_file(Path(file), dataset.FILE)
     facts = dataset.check_dataset(scan.files[0].chunks())
     specs = _specs(scan, scan.hash(progress))
     request = CommitRequest(session="", kind="dataset", files=specs, tags=list(tags), message=message)
-    committed, sent = _send_and_commit(client, target, scan, specs, request, progress)
-    return _pushed(target, scan, (), msgspec.to_builtins(facts), committed, sent)
+    committed, sent = send_and_commit(client, target, scan, specs, request, progress)
+    return pushed_of(target, scan, (), msgspec.to_builtins(facts), committed, sent)
 
 
 def _scan_base(folder: Path, exclude: Sequence[str], *, strict: bool) -> Scan:
@@ -212,12 +207,24 @@ def _scan_base(folder: Path, exclude: Sequence[str], *, strict: bool) -> Scan:
     scan = scan_folder(folder, select=Selection(folder, "base", exclude=exclude, strict=strict), follow_links=True)
     if strict:
         return scan
-    sizes = {file.path: file.size for file in scan.files}
-    used = weights_in_use(sizes, scan.reader())
-    return scan.without({path for path in sizes if path.endswith((".safetensors", INDEX)) and path not in used})
+    return scan.without(unused_weights({file.path: file.size for file in scan.files}, scan.reader()))
 
 
-def _target(client: Client, folder: str | Path, to: str | None, tags: Sequence[str]) -> tuple[Reference, list[str]]:
+def unused_weights(sizes: Mapping[str, int], read: Reader) -> frozenset[str]:
+    """The weight files of a base that transformers would not load. Raises `rejected` for an unreadable index."""
+    used = weights_in_use(sizes, read)
+    return frozenset(path for path in sizes if path.endswith((".safetensors", INDEX)) and path not in used)
+
+
+def base_findings(files: Sequence[AdapterFile], read: Reader, left_out: Sequence[str]) -> list[Finding]:
+    """Problems of these files as a base; if it has no weights, what was left out says what stands in their place."""
+    weights = any(file.path.endswith(".safetensors") for file in files)
+    unusable = None if weights else unusable_weights(left_out)
+    checked = check_base_files(files, read)
+    return checked if unusable is None else [unusable, *(finding for finding in checked if finding.file != SINGLE)]
+
+
+def target_of(client: Client, folder: str | Path, to: str | None, tags: Sequence[str]) -> tuple[Reference, list[str]]:
     """The repository to push to, and the tags: those given and that of the reference."""
     if to is None:
         name = Path(folder).resolve().name
@@ -242,9 +249,10 @@ def _specs(scan: Scan, digests: Mapping[str, Digest]) -> list[FileSpec]:
     return [FileSpec(path=file.path, size=file.size, digest=str(digests[file.path])) for file in scan.files]
 
 
-def _send_and_commit(
+def send_and_commit(
     client: Client, target: Reference, scan: Scan, specs: Sequence[FileSpec], request: CommitRequest, progress: Progress
 ) -> tuple[CommitResult, int]:
+    """Upload the files of `specs` from a scan and commit the request. Returns the result and the bytes uploaded."""
     by_path: dict[str, LocalFile] = {file.path: file for file in scan.files}
     kind: Kind = request.kind
     files = {spec.digest: by_path[spec.path] for spec in specs}
@@ -266,7 +274,7 @@ def _send_and_commit(
     raise AssertionError("the second attempt returns or raises")
 
 
-def _pushed(
+def pushed_of(
     target: Reference,
     scan: Scan,
     findings: Sequence[Finding],
