@@ -21,6 +21,7 @@ from lora_reg.client import Client
 from lora_reg.transfer.hub_cache import snapshot_of
 from lora_reg.transfer.scan import Scan
 
+_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z", re.ASCII)
 _NOT_IN_NAMES: Final = re.compile(r"[^a-z0-9]+")
 
 
@@ -172,10 +173,12 @@ def _by_alias(client: Client, named: str, namespace: str | None) -> str | None:
 
 
 def _registration(scan: Scan, named: str) -> str:
-    """The command that registers the base, with its folder if it is on this machine and a name made of the config's."""
+    """The command that registers the base, with a name made of the config's: from its folder if it is on this machine,
+    else from the Hub, of which only headers are fetched."""
     last = named.replace("\\", "/").rstrip("/").rpartition("/")[2].lower().removesuffix("-hf")
     name = _NOT_IN_NAMES.sub(lambda match: match[0] if match[0] in (".", "_", "__") else "-", last).strip("-._")
     folder = Path(named).expanduser() if is_local_path(named) else snapshot_of(named)
     known = folder is not None and folder.is_dir() and folder.resolve() != scan.folder
+    place = str(folder) if known else f"hf://{named}" if _HUB_ID.match(named) else "DIR"
     words = ["lora-reg", "base", "add", name[: reference.MAX_NAME].strip("-._") or "NAME"]
-    return shlex.join([*words, str(folder) if known else "DIR", "--alias", named])
+    return shlex.join([*words, place, "--alias", named])

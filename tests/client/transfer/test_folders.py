@@ -320,7 +320,7 @@ def test_without_the_base_the_error_is_the_command_that_registers_it(home: Home,
     adapter = make_adapter(tmp_path / "adapter", base, base_model_name_or_path=f"{owner}/Llama-2-7b-hf")
     said = home.run("push", adapter, f"{fresh()}/x")
     assert said.status == 3
-    assert f"`lora-reg base add llama-2-7b DIR --alias {owner}/Llama-2-7b-hf`" in said.err
+    assert f"`lora-reg base add llama-2-7b hf://{owner}/Llama-2-7b-hf --alias {owner}/Llama-2-7b-hf`" in said.err
     # A base that lies on this machine is filled in, and the command works.
     adapter = make_adapter(tmp_path / "adapter", base, base_model_name_or_path=str(base))
     said = home.run("push", adapter, f"{fresh()}/x")
