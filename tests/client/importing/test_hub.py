@@ -269,6 +269,52 @@ def test_a_base_of_a_hub_has_the_pin_of_its_folder(home: Home, elsewhere: InProc
     assert whole["version"]["weights_absent"] is False
 
 
+def siblings(answer: Answer, *more: dict[str, Any], without: tuple[str, ...] = ()) -> None:
+    """Change the files that the Hub lists."""
+    document = json.loads(answer.body)
+    kept = [item for item in document["siblings"] if not item["rfilename"].endswith(without or ("nothing",))]
+    answer.body = json.dumps(document | {"siblings": [*kept, *more]}).encode()
+    answer.headers["content-length"] = str(len(answer.body))
+
+
+def test_what_lies_beside_a_base_of_a_hub_is_left_out_unfetched(
+    home: Home, elsewhere: InProcess, sharded: Path
+) -> None:
+    others = ("pytorch_model.bin", "original/consolidated.00.pth", "consolidated.safetensors", "assets/logo.png")
+
+    def harm(answer: Answer) -> None:
+        if "/api/models/" in answer.path:
+            siblings(
+                answer, *({"rfilename": name, "size": 9, "lfs": {"sha256": "0" * 64, "size": 9}} for name in others)
+            )
+
+    near = home.json("base", "add", f"{fresh()}/near", sharded, "--manifest-only")["version"]
+    with Front(elsewhere.url, harm) as front:
+        far = home.json(
+            "base", "add", f"{fresh()}/far", f"hf://{ORGANISATION}/sharded", "--endpoint", f"{front.url}/hf"
+        )
+        assert not [path for path in front.paths("GET") if path.endswith(others)]
+    assert far["version"]["digest"] == near["digest"]
+    assert far["left_out"] == sorted(others)
+
+
+def test_a_base_of_a_hub_without_safetensors_is_refused_with_the_way_to_convert(
+    home: Home, elsewhere: InProcess, sharded: Path
+) -> None:
+    def harm(answer: Answer) -> None:
+        if "/api/models/" in answer.path:
+            pickled = {"rfilename": "pytorch_model.bin", "size": 9, "lfs": {"sha256": "0" * 64, "size": 9}}
+            siblings(answer, pickled, without=(".safetensors", "index.json"))
+
+    with Front(elsewhere.url, harm) as front:
+        said = home.run(
+            "base", "add", f"{fresh()}/far", f"hf://{ORGANISATION}/sharded", "--endpoint", f"{front.url}/hf"
+        )
+    assert said.status == 6
+    assert "pytorch_model.bin" in said.err
+    assert "save_pretrained" in said.err
+
+
 def test_a_base_whose_hub_states_no_sha256_is_refused(home: Home, elsewhere: InProcess, sharded: Path) -> None:
     def harm(answer: Answer) -> None:
         if "/api/models/" in answer.path:
