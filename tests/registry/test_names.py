@@ -118,3 +118,17 @@ def test_policies_and_bases_ignore_case(site: Site) -> None:
     assert f"{SHARED}/base" in {f"{item['namespace']}/{item['name']}" for item in found}
     other = site.client.put(f"/api/v1/repositories/{SHARED}/base/aliases", json={"aliases": ["Lora-Reg-fixture/small"]})
     assert other.status_code == 200
+
+
+@pytest.mark.worker
+def test_a_merge_into_a_name_with_capitals(site: Site) -> None:
+    space, name, out = unique("acme"), unique("Adapter"), unique("Merged")
+    site.pushed(space, name, 1)
+    asked = {"adapters": [{"adapter": f"{space}/{name.upper()}"}], "to": f"{space.upper()}/{out}"}
+    job = site.client.post("/api/v1/merges", json=asked).json()
+    assert site.until_job(job["id"])["state"] == "done"
+    again = site.client.post("/api/v1/merges", json={**asked, "to": f"{space}/{out.lower()}"}).json()
+    assert again["id"] == job["id"]
+    assert again["result"]["name"] == out
+    version = site.client.get(f"/api/v1/repositories/{space}/{out.upper()}/versions/latest").json()
+    assert (version["name"], version["number"], version["parents"][0]["name"]) == (out, 1, name)
