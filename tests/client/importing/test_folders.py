@@ -19,8 +19,9 @@ from lora_reg.importing.formats.tensors import dump, load
 from lora_reg.importing.grouping import group
 from lora_reg.importing.items import SourceFile
 from lora_reg.importing.names import repository_name
-from tests.support.adapters import fingerprint_of
+from tests.support.adapters import fingerprint_of, make_base
 from tests.support.command import ALIAS, TINY, Home, fresh, variant
+from tests.support.wild import require_wild
 
 SOURCE = TINY / "adapters" / "queries-v1"
 
@@ -105,6 +106,16 @@ def test_an_adapter_of_mlx_lm_is_the_one_that_peft_would_have_written(
         key: given[key] for key in ("r", "lora_alpha", "base_model_name_or_path")
     }
     assert set(made["target_modules"]) == set(given["target_modules"])
+
+
+def test_the_mlx_adapter_of_the_wild_comes_as_it_lies(home: Home, tmp_path: Path) -> None:
+    space = fresh()
+    base = make_base(tmp_path / "base")
+    home.ok("base", "add", f"{space}/llama", base, "--alias", "mlx-community/Meta-Llama-3.1-8B-Instruct-4bit")
+    row = home.json("import", require_wild("mlx-lm") / "mlx", "--to", space, "--base", f"{space}/llama")["rows"][0]
+    assert (row["outcome"], row["format"], row["left_out"]) == ("created", "mlx-lm", ["0000100_adapters.safetensors"])
+    facts = home.json("show", f"{space}/mlx")["facts"]
+    assert (facts["r"], facts["alpha"]) == (8, 160.0)
 
 
 def test_a_kohya_file_needs_the_base_that_has_its_modules(home: Home, base: BaseFingerprint, tmp_path: Path) -> None:

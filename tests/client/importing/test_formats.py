@@ -19,7 +19,7 @@ from lora_reg.importing.formats.document import Converted
 from lora_reg.importing.formats.sgm import to_diffusers
 from lora_reg.importing.formats.tensors import Tensor, dump, load
 from tests.support.adapters import BASE_ID, check_files, codes, fingerprint_of, make_base
-from tests.support.testbed import require_testbed
+from tests.support.wild import require_wild
 
 Array = npt.NDArray[np.float32]
 MLX = {"fine_tune_type": "lora", "num_layers": 2, "lora_parameters": {"rank": 4, "dropout": 0.0, "scale": 20.0}}
@@ -162,7 +162,7 @@ def test_an_embedding_of_mlx_is_converted_only_where_the_output_is_not_tied(
 
 
 def test_the_adapter_of_the_wild_is_recognised_and_converted() -> None:
-    folder = require_testbed().parent / "wild" / "mlx-lm" / "mlx"
+    folder = require_wild("mlx-lm") / "mlx"
     if not folder.exists():
         pytest.skip("needs the shared folder")
     config = json.loads((folder / "adapter_config.json").read_bytes())
