@@ -54,9 +54,10 @@ def local_folder(name: str) -> Path | None:
 
 
 def _by_name(client: Client, bases: list[RepositoryView], name: str) -> str | None:
-    own = [base for base in bases if name == f"{base.namespace}/{base.name}"]
-    named = own or [base for base in bases if name == base.name and base.namespace == client.namespace]
-    found = named or [base for base in bases if name in base.aliases]
+    wanted = name.lower()
+    own = [base for base in bases if wanted == f"{base.namespace}/{base.name}".lower()]
+    named = own or [base for base in bases if wanted == base.name.lower() and base.namespace == client.namespace]
+    found = named or list(client.bases_with_alias(name))
     digests = {base.latest.digest for base in found if base.latest is not None}
     if len(digests) > 1:
         raise RegistryError(

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import Final
 
 from lora_contract import dataset
+from lora_contract.adapter.files import is_base_file
 from lora_contract.adapter.report import CONFIG, WEIGHTS
 from lora_contract.adapter.training import STATE as TRAINER_STATE
 from lora_contract.byproducts import is_byproduct, is_of_run
@@ -33,11 +34,19 @@ def kept(kind: Kind, paths: Collection[str]) -> set[str]:
     """Return those of the files that are part of a version of this kind; the others lie beside it by accident."""
     match kind:
         case "adapter":
-            return {path for path in paths if not is_byproduct(path.rpartition("/")[2], folder=False, weights=True)}
+            return {path for path in paths if not _is_beside(path)}
         case "dataset":
             return {path for path in paths if path == dataset.FILE}
         case _:
-            return set(paths)
+            return {path for path in paths if is_base_file(path)}
+
+
+def _is_beside(path: str) -> bool:
+    """Whether a path is left out of an adapter, as `lora-reg push` does."""
+    *folders, name = path.split("/")
+    if any(is_byproduct(folder, folder=True, weights=True) for folder in folders):
+        return True
+    return is_byproduct(name, folder=False, weights=True)
 
 
 def whole(paths: Collection[str], *, dataset_repository: bool, base: bool) -> Kind | None:

@@ -156,6 +156,17 @@ def test_a_folder_is_uploaded_and_what_it_no_longer_has_is_deleted(
     assert refused(lambda: api.delete_file("nope", repo), EntryNotFoundError).status_code == 404
 
 
+def test_a_name_keeps_its_capitals(world: World, api: HfApi, adapter: dict[str, bytes]) -> None:
+    name = f"hub/{unique('Qwen2.5-LoRA')}"
+    assert api.create_repo(name).repo_id == name
+    assert api.create_repo(name.lower(), exist_ok=True).repo_id.lower() == name.lower()
+    api.create_commit(name.lower(), add({CONFIG: adapter[CONFIG]}), commit_message="1")
+    assert api.list_repo_files(name) == [CONFIG]
+    api.create_commit(name, add({WEIGHTS: adapter[WEIGHTS]}), commit_message="2")
+    assert api.model_info(name.lower()).sha == api.model_info(name).sha
+    assert name in [item.id for item in api.list_models(author="hub")]
+
+
 def test_a_parent_commit_is_a_precondition(world: World, api: HfApi, adapter: dict[str, bytes], repo: str) -> None:
     first = api.create_commit(repo, add(adapter), commit_message="1")
     second = api.create_commit(repo, add({"a.txt": b"1"}), commit_message="2", parent_commit=first.oid)
