@@ -37,7 +37,8 @@ def summary(found: Sequence[Row]) -> str:
     """How many came, how many did not, and what travelled."""
     counts = Counter(row.outcome for row in found)
     came = sum(counts[outcome] for outcome in _CAME)
-    text = f"{came} of {plural(len(found), 'adapter')} came" if not counts["would come"] else f"{came} would come"
+    adapters = len(found) - counts["not an adapter"]
+    text = f"{came} of {plural(adapters, 'adapter')} came" if not counts["would come"] else f"{came} would come"
     parts = [f"{count} {outcome}" for outcome, count in counts.items()]
     received, sent = sum(row.received for row in found), sum(row.sent for row in found)
     return f"{text} ({', '.join(parts) or 'nothing was found'}); {size(received)} fetched, {size(sent)} uploaded"
