@@ -38,15 +38,15 @@ def sweep(name: str, model_type: str, folder: Path) -> dict[str, str]:
         warnings.simplefilter("ignore")
         try:
             kind = getattr(transformers, name)
-            _save(kind, model_type, folder / "base")
+            save(kind, model_type, folder / "base")
             model = kind.from_pretrained(folder / "base", dtype=torch.float32).eval()
         except Exception as error:
-            return dict.fromkeys(CASES, f"not covered: {_line(error)}")
-        example = _example(model)
+            return dict.fromkeys(CASES, f"not covered: {one_line(error)}")
+        example = example_of(model)
         return {case: _outcome(case, kind, model, example, folder) for case in CASES}
 
 
-def _save(kind: Any, model_type: str, folder: Path) -> None:
+def save(kind: Any, model_type: str, folder: Path) -> None:
     config = tiny_config(config_class(kind, model_type))
     with torch.device("meta"):
         size = sum(parameter.numel() for parameter in kind(config).parameters())
@@ -67,15 +67,15 @@ def _outcome(case: str, kind: Any, model: Any, example: Example | None, folder: 
     except NotCovered as reason:
         return f"not covered: {reason}"
     except Exception as error:
-        return f"not covered: PEFT: {_line(error)}"
+        return f"not covered: PEFT: {one_line(error)}"
     try:
         merge_folder(folder / "base", [(folder / case, 1.0)], folder / f"{case}-out", min_kept=None)
     except RegistryError as error:
         return f"refused: {error.code}: {error.detail}"
     merged = kind.from_pretrained(folder / f"{case}-out", dtype=torch.float32).eval()
-    fault = _difference(adapted, merged, model)
+    fault = other_parameters(adapted, merged, model)
     if fault is None and example is not None:
-        fault = _other_outputs(adapted, merged, *example)
+        fault = other_outputs(adapted, merged, *example)
     if fault is not None:
         return f"wrong: {fault}"
     return "equal" if example is not None else "equal (weights)"
@@ -111,13 +111,13 @@ def _targets(case: str, model: Any) -> list[str]:
         if output is None or type(model.get_submodule(output)) is not torch.nn.Linear:
             raise NotCovered("no linear output layer")
         return [output]
-    linear = list(_linear(model, output))
+    linear = list(linear_layers(model, output))
     if not linear:
         raise NotCovered("no linear layer")
     return linear[:1] if case == "saved" else linear
 
 
-def _linear(model: Any, output: str | None) -> Iterator[str]:
+def linear_layers(model: Any, output: str | None = None) -> Iterator[str]:
     packed = [path for path, module in model.named_modules() if isinstance(module, torch.nn.MultiheadAttention)]
     for path, module in model.named_modules():
         plain = type(module) is torch.nn.Linear or isinstance(module, transformers.pytorch_utils.Conv1D)
@@ -147,7 +147,7 @@ def _effective(adapted: Any) -> dict[str, torch.Tensor]:
     return found
 
 
-def _difference(adapted: Any, merged: Any, model: Any) -> str | None:
+def other_parameters(adapted: Any, merged: Any, model: Any) -> str | None:
     """The first parameter that is not what it should be; None if all are."""
     wanted, stored = _effective(adapted), merged.state_dict()
     original = model.state_dict()
@@ -163,7 +163,7 @@ def _difference(adapted: Any, merged: Any, model: Any) -> str | None:
     return None
 
 
-def _other_outputs(adapted: Any, merged: Any, inputs: dict[str, Any], base: torch.Tensor) -> str | None:
+def other_outputs(adapted: Any, merged: Any, inputs: dict[str, Any], base: torch.Tensor) -> str | None:
     """base: the output of the model without an adapter."""
     want, got = (_run(each, inputs) for each in (adapted, merged))
     error, effect = (got - want).abs().max().item(), (want - base).abs().max().item()
@@ -184,7 +184,7 @@ def _run(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
     return result.float()
 
 
-def _example(model: Any) -> Example | None:
+def example_of(model: Any) -> Example | None:
     """Inputs that the model takes and its output; None if none of those that can be made up are."""
     for inputs in _candidates(model):
         try:
@@ -230,6 +230,6 @@ def _candidates(model: Any) -> Iterator[dict[str, Any]]:
     yield from options
 
 
-def _line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 140 else f"{text[:137]}..."

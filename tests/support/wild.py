@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+WILD = ROOT.parent / "shared" / "wild"
 
 
 def require_wild(name: str) -> Path:
     """Return a folder of these inputs, or skip the test that asks."""
-    found = ROOT.parent / "shared" / "wild" / name
+    found = WILD / name
     if not found.is_dir():
         pytest.skip("no inputs from the world beside the checkout")
     return found

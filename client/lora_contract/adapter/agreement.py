@@ -28,6 +28,27 @@ _PARTS_OF_LORA: Final[dict[str, dict[str, tuple[float, float]]]] = {
 """The objects in a LoRA config, and the numbers in them of which PEFT checks the range."""
 
 
+_BIAS: Final = ("bias",)
+_RANKS: Final = ("rank_pattern",)
+_BOTH: Final = ("rank_pattern", "alpha_pattern")
+_NEVER_NULL: Final = {
+    "LORA": (*_BIAS, *_BOTH),
+    "ADALORA": _BIAS,
+    "LOHA": _BOTH,
+    "LOKR": _BOTH,
+    "HIRA": _RANKS,
+    "DELORA": (*_BIAS, *_RANKS),
+    **dict.fromkeys(
+        (
+            *("BOFT", "C3A", "DEFT", "FOURIERFT", "FROD", "GLORA", "GRALORA", "HRA", "MISS", "OFT", "PVERA"),
+            *("RANDLORA", "TINYLORA", "UNILORA", "VBLORA", "VERA", "WAVEFT"),
+        ),
+        _BIAS,
+    ),
+}
+"""Keys by type that PEFT uses without asking whether they are null."""
+
+
 def read_config(data: bytes) -> AdapterConfig:
     """Parse the config of an adapter that is pushed. Raises RegistryError `rejected` also for what PEFT refuses."""
     config = parse_config(data)
@@ -46,6 +67,9 @@ def disagreement(document: Mapping[str, Any]) -> str | None:
     for key in ("layers_to_transform", "layers_pattern"):
         if isinstance(targets, str) and document.get(key) is not None and document["peft_type"] != "ADALORA":
             return f"has {key} while target_modules is a pattern; PEFT takes one of them"
+    for key in _NEVER_NULL.get(document["peft_type"], ()):
+        if key in document and document[key] is None:
+            return f"has {key} = null, with which PEFT fails to load it; leave the key out for its default"
     if document.get("layers_pattern") and document.get("layers_to_transform") is None:
         return "has layers_pattern without layers_to_transform"
     if document["peft_type"] == "ADALORA" and (why := _schedule(document)) is not None:

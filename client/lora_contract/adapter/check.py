@@ -12,12 +12,15 @@ import msgspec
 from lora_contract.adapter import lora
 from lora_contract.adapter.agreement import read_config
 from lora_contract.adapter.config import MAX_CONFIG_BYTES, AdapterConfig
+from lora_contract.adapter.copies import ReadBase
 from lora_contract.adapter.coverage import check_coverage
 from lora_contract.adapter.facts import AdapterFacts, gather_facts
 from lora_contract.adapter.files import AdapterFile, ReadFile, check_files, paths
-from lora_contract.adapter.numbers import ReadBase, check_values
+from lora_contract.adapter.headed import headed
+from lora_contract.adapter.numbers import check_values
 from lora_contract.adapter.other_model import report_other_width
 from lora_contract.adapter.patterns import catastrophic_pattern, targets
+from lora_contract.adapter.placing_saved import check_head, check_names, check_resized
 from lora_contract.adapter.report import CONFIG, WEIGHTS, CheckReport
 from lora_contract.adapter.scaling import ModuleScale, Scales, scales
 from lora_contract.adapter.spoiled import restore_names
@@ -50,6 +53,7 @@ def check_adapter(
     base: BaseFingerprint,
     *,
     base_aliases: Collection[str],
+    base_name: str = "",
     accept_base: bool = False,
     read_base: ReadBase | None = None,
 ) -> CheckResult:
@@ -60,6 +64,7 @@ def check_adapter(
     Args:
         read: returns bytes of a file by (path, offset, length).
         base_aliases: all values of `base_model_name_or_path` for this base.
+        base_name: its name in the registry, for hints.
         accept_base: accept the base even if adapter_config.json names a different one.
         read_base: returns bytes of a base tensor by (tensor, offset, length); None if the registry has no weights of
             the base.
@@ -83,7 +88,7 @@ def check_adapter(
         _check_base_name(config, base_aliases, accept_base, report)
         _check_init(config, report)
     if config is not None and header is not None:
-        facts = _check_together(config, header, read, base, read_base, report)
+        facts = _check_together(config, header, read, base, read_base, base_name, report)
     if facts is not None:
         facts = msgspec.structs.replace(facts, training=training_facts(sizes, read))
     return CheckResult(report.findings(), facts)
@@ -95,9 +100,15 @@ def _check_together(
     read: ReadFile,
     base: BaseFingerprint,
     read_base: ReadBase | None,
+    base_name: str,
     report: CheckReport,
 ) -> AdapterFacts | None:
     modules = modules_of(base)
+    header = restore_names(header, config.peft_type, modules, report)
+    head = headed(base, config, header.tensors)
+    if head is not None:
+        base, modules = head.base, modules_of(head.base)
+        check_head(head, report)
     budget = Budget()
     try:
         catastrophic = catastrophic_pattern(config, modules.modules, budget)
@@ -115,12 +126,13 @@ def _check_together(
             )
         targeted = targets(config, budget)
         scale = _scales(config, modules, targeted, budget)
-        header = restore_names(header, config.peft_type, modules, report)
-        structure = build(config, header, base, modules, scale, report)
+        structure = build(config, header, base, modules, scale, report, new=() if head is None else head.new)
+        check_resized(structure, base_name, report)
+        check_names(config, structure, modules, report)
         check_coverage(config, structure, modules, targeted, report)
         report_other_width(config, header, modules, report)
         check_values(config, header, structure, scale, read, read_base, report)
-        return gather_facts(config, header, structure, scale)
+        return gather_facts(config, header, structure, scale, head)
     except RegistryError as error:
         if error.code != "rejected":
             raise

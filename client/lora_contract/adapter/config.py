@@ -8,7 +8,6 @@ any depth.
 from __future__ import annotations
 
 import math
-import re
 from typing import Any, Final
 
 import msgspec
@@ -47,8 +46,6 @@ _BOOLS: Final = (
     "use_effective_conv2d",
 )
 _CODE_KEYS: Final = frozenset({"auto_map", "_attn_implementation_internal", "custom_pipelines", "library_import_path"})
-_PARENT_LIBRARY: Final = re.compile(r"transformers(\.models(\.[a-z0-9_]+)*|\.modeling_utils)?")
-"""Modules whose import has no effect beyond defining models."""
 
 
 class AdapterConfig(msgspec.Struct, frozen=True):
@@ -88,6 +85,21 @@ class AdapterConfig(msgspec.Struct, frozen=True):
     layer_replication: bool
     raw: dict[str, Any]
 
+    @property
+    def model_class(self) -> str | None:
+        """The class of the trained model, which PEFT records for a config without a task. A fact, never imported."""
+        return self._mapped("base_model_class")
+
+    @property
+    def library(self) -> str | None:
+        """The module of that class. PEFT imports it only if it belongs to a library on its own list."""
+        return self._mapped("parent_library")
+
+    def _mapped(self, key: str) -> str | None:
+        mapping = self.raw.get("auto_mapping")
+        value = mapping.get(key) if isinstance(mapping, dict) else None
+        return value if isinstance(value, str) else None
+
     def on(self, key: str) -> bool:
         """Whether an optional feature is configured: present, and not null, false or empty."""
         return bool(self.raw.get(key))
@@ -101,7 +113,7 @@ def parse_config(data: bytes) -> AdapterConfig:
     _refuse_code(document)
     peft_type = document.get("peft_type")
     if not isinstance(peft_type, str):
-        raise _bad("has no peft_type")
+        raise _foreign(document)
     if peft_type not in TYPES:
         raise _bad(f"has the peft_type {peft_type[:40]!r}, which is not one of the {len(TYPES)} known types")
     reader = _Reader(document)
@@ -253,9 +265,23 @@ def _adapter_code(key: str, value: Any) -> str | None:
         return "it lets a loader run code that comes with the files"
     if key == "megatron_core" and value != "megatron.core":
         return f"PEFT imports the module it names, {str(value)[:60]!r}; expected 'megatron.core'"
-    if key == "parent_library" and not (isinstance(value, str) and _PARENT_LIBRARY.fullmatch(value)):
-        return f"PEFT imports the module it names, {str(value)[:60]!r}; expected a module of models in transformers"
     return None
+
+
+def _foreign(document: dict[str, Any]) -> RegistryError:
+    """The error for a config without peft_type, which says whose it is."""
+    owner = None
+    if "lora_parameters" in document or "fine_tune_type" in document:
+        owner = f"mlx-lm (fine_tune_type {str(document.get('fine_tune_type'))[:40]!r})"
+    elif isinstance(document.get("config"), dict) and {"model_class", "hidden_size"} <= document.keys():
+        owner = f"AdapterHub's library (of a {str(document.get('model_class'))[:60]})"
+    if owner is None:
+        return _bad("has no peft_type")
+    return RegistryError(
+        "rejected",
+        f"adapter_config.json is a config of {owner}, not of PEFT: it has no peft_type.",
+        hint="Convert the adapter to PEFT's format and push that.",
+    )
 
 
 def _bad(why: str) -> RegistryError:

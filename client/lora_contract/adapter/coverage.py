@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from lora_contract.adapter.config import AdapterConfig
 from lora_contract.adapter.patterns import ALL_LINEAR
+from lora_contract.adapter.placed import Structure
 from lora_contract.adapter.report import CONFIG, CheckReport
-from lora_contract.adapter.structure import Structure
 from lora_contract.adapter.types import TYPES
 from lora_contract.modules import BaseModule, BaseModules
 

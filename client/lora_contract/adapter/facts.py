@@ -8,8 +8,9 @@ from typing import TypeAlias
 import msgspec
 
 from lora_contract.adapter.config import AdapterConfig
+from lora_contract.adapter.headed import Headed
+from lora_contract.adapter.placed import Structure
 from lora_contract.adapter.scaling import Scales
-from lora_contract.adapter.structure import Structure
 from lora_contract.adapter.types import TYPES
 from lora_contract.modules import is_embedding_name, is_output_name
 from lora_contract.tensors import Header
@@ -27,6 +28,11 @@ class AdapterFacts(msgspec.Struct, frozen=True):
         has_embeddings: an embedding or output layer is adapted or saved.
         base: `base_model_name_or_path` of the config.
         mergeable: the type has a merged form, which this registry may not support.
+        architecture: the model class with the head that the adapter brings; None if it brings none.
+        labels: number of labels of that head.
+        model_class, library: of the model that was trained, as PEFT records them without a task (`auto_mapping`). They
+            are never imported.
+        copies: number of tensors that equal the base's and change nothing.
         training: facts from the trainer's files.
     """
 
@@ -53,10 +59,18 @@ class AdapterFacts(msgspec.Struct, frozen=True):
     peft_version: str | None
     mergeable: bool
     training: Training = {}
+    architecture: str | None = None
+    labels: int | None = None
+    model_class: str | None = None
+    library: str | None = None
+    copies: int = 0
 
 
-def gather_facts(config: AdapterConfig, header: Header, structure: Structure, scale: Scales) -> AdapterFacts:
-    """Gather the facts of an adapter from its config, header and structure."""
+def gather_facts(
+    config: AdapterConfig, header: Header, structure: Structure, scale: Scales, head: Headed | None
+) -> AdapterFacts:
+    """Gather the facts of an adapter from its config, header and structure. head: of its task."""
+    new = head if head is not None and head.new else None
     kind = TYPES[config.peft_type]
     paths = sorted({group.path for group in structure.groups.values()})
     ranks: Counter[int] = Counter()
@@ -93,4 +107,9 @@ def gather_facts(config: AdapterConfig, header: Header, structure: Structure, sc
         revision=config.revision,
         peft_version=config.peft_version,
         mergeable=kind.mergeable and not config.on("alora_invocation_tokens") and not config.on("arrow_config"),
+        architecture=new.architecture if new is not None else None,
+        labels=new.labels if new is not None else None,
+        model_class=config.model_class,
+        library=config.library,
+        copies=len(structure.copies) + len(structure.twins),
     )

@@ -37,12 +37,6 @@ def split_suffix(rest: str, peft_type: str, kind: AdapterType) -> tuple[str, int
     return path.replace(".base_layer.", ".", 1), nested, suffix
 
 
-def ancestors(rest: str) -> list[str]:
-    """All module paths that contain a parameter, outermost first: `a.b.weight` gives `a`, `a.b`."""
-    parts = rest.split(".")
-    return [".".join(parts[:count]) for count in range(1, len(parts))]
-
-
 def leaf_of(name: str) -> str:
     return name.rpartition(".")[2]
 

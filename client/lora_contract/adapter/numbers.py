@@ -6,27 +6,22 @@ Every tensor is read once, in chunks.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
 from lora_contract import values
 from lora_contract.adapter.config import AdapterConfig
+from lora_contract.adapter.copies import CHUNK, ReadBase, check_copies
 from lora_contract.adapter.files import ReadFile
 from lora_contract.adapter.groups import AdaptedModule
+from lora_contract.adapter.placed import Structure
 from lora_contract.adapter.report import CONFIG, WEIGHTS, CheckReport
 from lora_contract.adapter.scaling import Scales
 from lora_contract.adapter.slots import AdapterType
-from lora_contract.adapter.structure import Structure
 from lora_contract.adapter.types import TYPES
-from lora_contract.base import BaseTensor
 from lora_contract.tensors import DTYPE_BYTES, Header, TensorEntry
 
-ReadBase = Callable[[BaseTensor, int, int], bytes]
-"""read_base(tensor, offset in the tensor, length) -> exactly that many bytes of it."""
-
-CHUNK: Final = 1 << 18
 # Norm layers square activations: beyond the square root of float32's largest number they overflow.
 _LIMIT: Final = 1.8e19
 _LARGE: Final = 1e5
@@ -56,8 +51,7 @@ def check_values(
     for group in structure.groups.values():
         _check_indices(group, kind, read, report)
     _check_effect(kind, structure, scale, stats, report)
-    for tensor, parameter in structure.copies:
-        _check_copy(tensor, parameter, read, read_base, report)
+    check_copies(structure, read, read_base, report)
 
 
 def _scan(tensor: TensorEntry, read: ReadFile, report: CheckReport) -> Stats:
@@ -186,36 +180,3 @@ def _inert(group: AdaptedModule, kind: AdapterType, stats: dict[str, Stats]) -> 
         suffix in held and (stats[held[suffix].name].one if value else stats[held[suffix].name].zero)
         for suffix, value in kind.identity
     )
-
-
-def _check_copy(
-    tensor: TensorEntry, parameter: BaseTensor, read: ReadFile, read_base: ReadBase | None, report: CheckReport
-) -> None:
-    """Check a tensor that PEFT loads over the base's: it must have the base's own values."""
-    why = None
-    if tensor.shape != parameter.shape:
-        why = f"has the shape {list(tensor.shape)}, the base's has {list(parameter.shape)}"
-    elif values.widen(b"", parameter.dtype, tensor.dtype) is None:
-        why = f"has the dtype {tensor.dtype}, which cannot hold the base's {parameter.dtype} exactly"
-    elif read_base is None:
-        why = "cannot be compared, since the base is registered without its weights"
-    else:
-        item, base_item = DTYPE_BYTES[tensor.dtype], DTYPE_BYTES[parameter.dtype]
-        for first in range(0, tensor.elements, CHUNK // item):
-            count = min(CHUNK // item, tensor.elements - first)
-            own = read(WEIGHTS, tensor.file_start + first * item, count * item)
-            if own != values.widen(
-                read_base(parameter, first * base_item, count * base_item), parameter.dtype, tensor.dtype
-            ):
-                why = "differs from it"
-                break
-    if why is not None:
-        report.add(
-            "overwrites-base",
-            f"The tensor {tensor.name} would be loaded over the base's own {parameter.name}, which is allowed only if "
-            f"both are bitwise equal; it {why}.",
-            where=tensor.name,
-            found=why,
-            expected=f"the bytes of {parameter.name}",
-            hint="Save with save_embedding_layers=False; a module trained in full belongs in modules_to_save.",
-        )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable
 from itertools import groupby
 
 from lora_contract.adapter.config import AdapterConfig
+from lora_contract.adapter.saved import saved_modules
 from lora_contract.regex import Budget, Regex
 
 ALL_LINEAR = "all-linear"
@@ -34,7 +35,7 @@ def targets(config: AdapterConfig, budget: Budget | None = None) -> Callable[[st
     """A predicate: the config targets a module path. "all-linear" matches every path that is not excluded; the caller
     must filter by the kind of module."""
     excluded = names_module(config.exclude_modules, budget)
-    saved = [_saved_rule(name, budget) for name in config.modules_to_save]
+    saved = [_saved_rule(name, budget) for name in saved_modules(config)]
     target = config.target_modules
     if isinstance(target, str):
         everything = target.lower() == ALL_LINEAR

@@ -6,45 +6,30 @@ against an allow-list: a tensor that cannot be classified is refused.
 
 from __future__ import annotations
 
-from typing import Final
-
-import msgspec
+from collections.abc import Collection
 
 from lora_contract.adapter.config import AdapterConfig
 from lora_contract.adapter.groups import AdaptedModule, check_dtype, check_group, wrong_shape
-from lora_contract.adapter.names import PREFIX, ancestors, leaf_of
+from lora_contract.adapter.names import PREFIX, leaf_of
+from lora_contract.adapter.placed import Structure
+from lora_contract.adapter.placing_saved import (
+    add_copy,
+    check_saved,
+    check_saved_complete,
+    covers,
+    place_wrapped,
+)
 from lora_contract.adapter.report import CONFIG, CheckReport
+from lora_contract.adapter.saved import OWN_HEADS, saved_modules
 from lora_contract.adapter.scaling import Scales
 from lora_contract.adapter.slots import AdapterType
 from lora_contract.adapter.sorting import place_of
 from lora_contract.adapter.types import TYPES
 from lora_contract.adapter.virtual_tokens import prompt_fault
-from lora_contract.base import BaseFingerprint, BaseTensor
+from lora_contract.base import BaseFingerprint
+from lora_contract.heads import head_class
 from lora_contract.modules import BaseModule, BaseModules
 from lora_contract.tensors import Header, TensorEntry
-
-_HEADS: Final = {
-    "SEQ_CLS": ("score", "classifier"),
-    "TOKEN_CLS": ("score", "classifier"),
-    "QUESTION_ANS": ("qa_outputs",),
-}
-
-
-class Structure(msgspec.Struct):
-    """Every accepted tensor by what it is.
-
-    groups: by (module path, nesting). saved: full tensors of modules_to_save. copies: tensors that must equal the
-    named base tensor bit by bit. biases: trained biases that replace the base's. tokens: rows that replace rows, of the
-    embeddings in token_modules.
-    """
-
-    groups: dict[tuple[str, int], AdaptedModule] = {}
-    saved: list[TensorEntry] = []
-    copies: list[tuple[TensorEntry, BaseTensor]] = []
-    biases: list[TensorEntry] = []
-    tokens: list[TensorEntry] = []
-    token_modules: list[str] = []
-    globals_: list[TensorEntry] = []
 
 
 def build(
@@ -54,16 +39,23 @@ def build(
     modules: BaseModules,
     scale: Scales,
     report: CheckReport,
+    *,
+    new: Collection[str] = (),
 ) -> Structure:
-    """Classify every tensor, then check the tensors of each module together. Faults are added to the report."""
+    """Classify every tensor, then check the tensors of each module together. Faults are added to the report.
+
+    new: parameters of the head that the adapter brings, which the base does not have.
+    """
     kind = TYPES[config.peft_type]
-    structure = Structure()
+    structure = Structure(saved_modules(config))
+    by_name = header.by_name()
     for tensor in header.tensors:
-        _place(tensor, config, kind, base, modules, structure, report)
+        if not place_wrapped(tensor, by_name, modules, structure, report):
+            _place(tensor, config, kind, base, modules, structure, new, report)
     for group in structure.groups.values():
         if group.module is not None:
             check_group(group, config, kind, base, scale(group.path).r, report)
-    _check_saved_complete(config, modules, structure, report)
+    check_saved_complete(modules, structure, report)
     if kind.prompt:
         embedding = modules.input_embedding()
         width = None if embedding is None else embedding.in_
@@ -86,6 +78,7 @@ def _place(
     base: BaseFingerprint,
     modules: BaseModules,
     structure: Structure,
+    new: Collection[str],
     report: CheckReport,
 ) -> None:
     place = place_of(tensor.name, config.peft_type)
@@ -107,7 +100,7 @@ def _place(
     if place != "other":
         path, nested, suffix = place
         module = modules.resolve(path)
-        if module is not None and config.task_type == "CAUSAL_LM" and module.path.endswith(f".{path}"):
+        if module is not None and _whole_model(config, base) and module.path.endswith(f".{path}"):
             module = None  # named as in the model without its head: on this base the loader would skip it in silence
         if module is None and not (kind.prefix and modules.has_container(path)):
             report.add(
@@ -125,11 +118,17 @@ def _place(
         group = structure.groups.setdefault((path, nested), AdaptedModule(path, nested, {}, module))
         group.tensors[suffix] = tensor
         return
-    if _is_saved(rest, config, base, modules):
+    if covers(rest, config, base, modules, structure.names):
         structure.saved.append(tensor)
-        _check_saved(tensor, rest, config, modules, report)
+        check_saved(tensor, rest, config, modules, structure, new, report)
         return
     _place_base_parameter(tensor, rest, config, modules, structure, report)
+
+
+def _whole_model(config: AdapterConfig, base: BaseFingerprint) -> bool:
+    """Whether PEFT wraps the class of the base for the adapter's task, so that names begin with its prefix."""
+    task = config.task_type
+    return task == "CAUSAL_LM" or (task in OWN_HEADS and head_class(base.architecture) is not None)
 
 
 def _place_base_parameter(
@@ -175,7 +174,7 @@ def _place_base_parameter(
     path = plain.rpartition(".")[0]
     embedding = leaf == "weight" and modules.holds_vocabulary(path)
     if wrapped or embedding:
-        structure.copies.append((tensor, parameter))
+        add_copy(tensor, parameter, structure)
         return
     report.add(
         "overwrites-base",
@@ -185,75 +184,6 @@ def _place_base_parameter(
         expected="only tensors of the adapter",
         hint="Remove the tensor; if the module was trained in full, name it in modules_to_save.",
     )
-
-
-def _is_saved(rest: str, config: AdapterConfig, base: BaseFingerprint, modules: BaseModules) -> bool:
-    names = config.modules_to_save
-    if not names:
-        return False
-    if any(path.endswith(name) for path in ancestors(rest) for name in names):
-        return True
-    # With ensure_weight_tying PEFT saves the tied partner of a saved embedding too.
-    path = rest.rpartition(".")[0]
-    pair = modules.holds_vocabulary(path)
-    tied = bool(modules.sharing.groups) or base.tied
-    return tied and pair and config.on("ensure_weight_tying") and any(map(modules.holds_vocabulary, names))
-
-
-def _check_saved_complete(
-    config: AdapterConfig, modules: BaseModules, structure: Structure, report: CheckReport
-) -> None:
-    """Check that saved modules are complete: PEFT fails if one of their parameters is missing in the file."""
-    if not config.modules_to_save:
-        return
-    held = {tensor.name[len(PREFIX) :] for tensor in structure.saved}
-    held |= {found.name for name in held if (found := modules.resolve_parameter(name)) is not None}
-    for name in modules.parameters:
-        wanted = any(path.endswith(saved) for path in ancestors(name) for saved in config.modules_to_save)
-        if wanted and name not in held:
-            report.add(
-                "missing-tensor",
-                f"modules_to_save of {CONFIG} covers {name}, which is missing in the file.",
-                where=name,
-                expected=f"{PREFIX}{name}",
-                hint="Save the adapter again; a part of it is missing.",
-            )
-
-
-def _check_saved(
-    tensor: TensorEntry, rest: str, config: AdapterConfig, modules: BaseModules, report: CheckReport
-) -> None:
-    if not check_dtype(tensor, report):
-        return
-    path, _, leaf = rest.rpartition(".")
-    parameter = modules.resolve_parameter(rest)
-    owner = modules.resolve(path)
-    if parameter is None and leaf == "weight" and owner is not None:
-        parameter = owner.weight
-    if parameter is None:
-        heads = _HEADS.get(config.task_type or "", ())
-        if owner is None and rest.partition(".")[0] in heads:
-            return  # a new head of this task: the base has none that it could overwrite
-        report.add(
-            "module-not-in-base",
-            f"The tensor {tensor.name} belongs to modules_to_save, but the base has no parameter {rest}.",
-            where=tensor.name,
-            hint="Check that this adapter was trained on this base.",
-        )
-        return
-    if tensor.shape != parameter.shape:
-        rows = leaf == "weight" and modules.holds_vocabulary(path)
-        if rows and tensor.shape[1:] == parameter.shape[1:]:
-            report.add(
-                "vocabulary-rows",
-                f"The tensor {tensor.name} has {tensor.shape[0]} rows; the base's vocabulary has {parameter.shape[0]}.",
-                where=tensor.name,
-                found=str(tensor.shape[0]),
-                expected=str(parameter.shape[0]),
-                hint="Register the base with the resized vocabulary, or train without adding tokens.",
-            )
-        else:
-            wrong_shape(report, tensor, f"{list(parameter.shape)}, the full shape of {rest} in the base")
 
 
 def _place_tokens(

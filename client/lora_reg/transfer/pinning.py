@@ -64,8 +64,11 @@ def pin_base(client: Client, base: str, named: str | None = None) -> ResolvedBas
         raise RegistryError(
             "digest-mismatch", f"The fingerprint of {view.namespace}/{view.name} differs from its digest."
         )
-    names = frozenset({*repository.aliases, view.name, f"{view.namespace}/{view.name}"})
-    return ResolvedBase(view, parse_fingerprint(raw), names, named)
+    names = {*repository.aliases, view.name, f"{view.namespace}/{view.name}"}
+    if view.base is not None:  # a resized base: trainers resize in memory, and name the one that they loaded
+        origin = client.repository(f"{view.base.namespace}/{view.base.name}")
+        names |= {*origin.aliases, origin.name, f"{origin.namespace}/{origin.name}"}
+    return ResolvedBase(view, parse_fingerprint(raw), frozenset(names), named)
 
 
 def named_base(client: Client, scan: Scan, namespace: str | None) -> ResolvedBase:

@@ -102,6 +102,7 @@ def push_adapter(
         scan.reader(),
         pinned.fingerprint,
         base_aliases=pinned.names,
+        base_name=f"{pinned.view.namespace}/{pinned.view.name}",
         accept_base=accept_base,
         read_base=base_reader(client, pinned),
     )

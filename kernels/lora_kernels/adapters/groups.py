@@ -10,13 +10,14 @@ from lora_contract.adapter.config import AdapterConfig
 from lora_contract.adapter.lora import changes_base
 from lora_contract.adapter.names import PREFIX
 from lora_contract.adapter.patterns import names_module
+from lora_contract.adapter.saved import saved_modules, unwrapped
 from lora_contract.adapter.sorting import sort_tensors
 from lora_contract.errors import RegistryError
+from lora_contract.modules import is_embedding_name, is_output_name
 from lora_contract.tensors import FLOAT_DTYPES, Header, TensorEntry
 from lora_kernels.checkpoint.records import Factor
 
 SUPPORTED: Final = frozenset({"LORA", "ADALORA", "LOHA", "LOKR"})
-BASE_LAYER: Final = ".base_layer."
 
 # Options and tensors with which the update is not scale * B @ A of the tensors in the file.
 _OPTIONS: Final = {
@@ -74,7 +75,7 @@ def contents(config: AdapterConfig, header: Header) -> Contents:
                 refuse(_TENSORS[suffix], group.path)
             if config.peft_type == "LORA" and suffix in ("lora_A", "lora_B"):
                 refuse("LoRA on packed attention", group.path)
-    saved = names_module(config.modules_to_save)
+    saved = names_module(saved_modules(config))
     extras = [_extra(config, entry, saved) for entry in tensors.others]
     return Contents({group.path: group.tensors for group in tensors.modules}, tuple(extras))
 
@@ -125,18 +126,19 @@ def _refuse_types(config: AdapterConfig) -> None:
 
 
 def _extra(config: AdapterConfig, entry: TensorEntry, saved: Callable[[str], bool]) -> Extra:
-    rest = entry.name.removeprefix(PREFIX)
-    name = rest.replace(BASE_LAYER, ".").replace(".modules_to_save.", ".")
-    module = name.rpartition(".")[0]
-    if config.bias != "none" and name.endswith(".bias"):
+    name, wrapper = unwrapped(entry.name.removeprefix(PREFIX))
+    module, _, leaf = name.rpartition(".")
+    if config.bias != "none" and leaf == "bias":
         return Extra("bias", module, factor(entry))
-    if BASE_LAYER in rest:
+    if wrapper is not None:
         return Extra("copy", module, factor(entry))
     inner = module
     while inner:  # modules_to_save may name a container, which is saved with its children
         if saved(inner):
             return Extra("saved", module, factor(entry))
         inner = inner.rpartition(".")[0]
+    if leaf == "weight" and (is_embedding_name(module) or is_output_name(module)):
+        return Extra("copy", module, factor(entry))
     raise rejected(
         f"{entry.name} is not a tensor of a {config.peft_type} adapter and its module is not in modules_to_save; "
         "it would overwrite the base",

@@ -36,3 +36,11 @@ class StoredWeights:
         raw = memoryview(self._raw)[:size]
         self._source.read_into(self._file, self._start + block.first * self._type.itemsize, raw)
         return decode(np.frombuffer(raw, self._type).reshape(block.shape), self._dtype, out)
+
+
+class NoWeights:
+    """A tensor that the base does not have: zeros, which a replacement overwrites."""
+
+    def read(self, _block: Block, out: F32) -> F32:
+        out.fill(0)
+        return out

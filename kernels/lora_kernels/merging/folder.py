@@ -6,16 +6,18 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
+from lora_contract.adapter.headed import labelled_config
 from lora_contract.fingerprint import INDEX
 from lora_kernels.checkpoint.folders import read_adapter, read_base
 from lora_kernels.checkpoint.records import Progress
 from lora_kernels.checkpoint.sources import FolderSource
 from lora_kernels.checkpoint.staging import Staging, identity_of, resumable_folder
+from lora_kernels.merging.base_copies import check_base_copies
 from lora_kernels.merging.plan import MergePlan, plan_merge
 from lora_kernels.merging.stats import MIN_KEPT, MergeReport, TensorStats, check_kept, merge_report
 from lora_kernels.quantized.groups import read_quantized
@@ -52,11 +54,12 @@ def merge_folder(
         threads: None for one per processor; the bytes do not depend on it.
         progress: called with bytes written and bytes in total, from several threads.
 
-    Raises RegistryError as `read_quantized`, `plan_merge`, `stream_shard`, `check_kept` and `resumable_folder` do, and
-    `not-found` for missing files.
+    Raises RegistryError as `read_quantized`, `plan_merge`, `check_base_copies`, `stream_shard`, `check_kept` and
+    `resumable_folder` do, and `not-found` for missing files.
     """
     plan, index = _plan(base_dir, adapters, dtype=dtype, onto=onto, rounding=rounding, seed=seed)
     folders = [folder for folder, _ in adapters]
+    _check_copies(plan, base_dir, folders)
     identity = identity_of([plan, digests], [base_dir, *folders])
     with resumable_folder(Path(out_dir), needed=plan.size, identity=identity, notes=tuple[TensorStats, ...]) as staging:
         _write_shards(plan, base_dir, folders, staging, digests=digests, threads=threads, progress=progress)
@@ -65,7 +68,7 @@ def merge_folder(
         check_kept(stats, min_kept=min_kept)
         if index is not None:
             _write_json(staging.folder / INDEX, merged_index(index, plan))
-        _copy_other_files(Path(base_dir), staging.folder, plan)
+        copy_side_files(Path(base_dir), staging.folder, lambda config: merged_config(config, plan))
     return merge_report(stats, files=files, ignored=[name for adapter in plan.adapters for name in adapter.ignored])
 
 
@@ -92,6 +95,15 @@ def _plan(
     return plan_merge(base, inputs, quantized=quantized, **options), index
 
 
+def _check_copies(
+    plan: MergePlan, base_dir: str | os.PathLike[str], adapter_dirs: Sequence[str | os.PathLike[str]]
+) -> None:
+    with ExitStack() as stack:
+        base = stack.enter_context(FolderSource(base_dir))
+        adapters = [stack.enter_context(FolderSource(folder)) for folder in adapter_dirs]
+        check_base_copies(plan, base=base, adapters=adapters)
+
+
 def merged_index(index: dict[str, Any], plan: MergePlan) -> dict[str, Any]:
     """The base's index, updated for the result."""
     tensors = [(tensor, shard.file) for shard in plan.shards for tensor in shard.tensors]
@@ -102,8 +114,10 @@ def merged_index(index: dict[str, Any], plan: MergePlan) -> dict[str, Any]:
 
 
 def merged_config(config: dict[str, Any], plan: MergePlan) -> dict[str, Any]:
-    """The base's config.json, updated for the output dtype, its quantization and an untied output layer. Returns
-    `config` itself if nothing changes."""
+    """The base's config.json, updated for the head, the output dtype, its quantization and an untied output layer.
+    Returns `config` itself if nothing changes."""
+    if plan.architecture is not None:
+        config = labelled_config(config, plan.architecture, plan.labels)
     if plan.untied is not None:
         config = untied_config(config, plan.untied_configs)
     if plan.quantization != "keep":
@@ -149,14 +163,14 @@ def _write_json(path: Path, document: dict[str, Any]) -> None:
     path.write_text(json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _copy_other_files(base: Path, staging: Path, plan: MergePlan) -> None:
-    """Copy config, tokenizer and licence files."""
+def copy_side_files(base: Path, staging: Path, changed: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Copy config, tokenizer and licence files. changed: returns the result's config.json, or the same object."""
     for entry in sorted(base.iterdir()):
         wanted = entry.suffix in _COPIED_SUFFIXES or entry.name.upper().startswith(_COPIED_PREFIXES)
         if not entry.is_file() or not wanted or entry.name.endswith(".index.json"):
             continue
         config = json.loads(entry.read_bytes()) if entry.name == "config.json" else None
-        if config is not None and (merged := merged_config(config, plan)) is not config:
+        if config is not None and (merged := changed(config)) is not config:
             _write_json(staging / entry.name, merged)
         else:
             shutil.copyfile(entry, staging / entry.name)

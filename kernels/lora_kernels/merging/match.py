@@ -15,6 +15,7 @@ from lora_contract.base import BaseFingerprint
 from lora_contract.errors import RegistryError
 from lora_contract.modules import BaseModules
 from lora_kernels.checkpoint.folders import AdapterInput
+from lora_kernels.merging.base_copies import Copy
 from lora_kernels.merging.saved import SavedMatcher
 from lora_kernels.types.matching.change import Matches
 from lora_kernels.types.matching.tied import Tie, refuse_shared
@@ -31,10 +32,12 @@ _CONVERT: Final = (
 
 @dataclass(frozen=True)
 class Matched:
-    """ignored: names of the adapter's tensors that copy base weights or other tensors of the adapter."""
+    """ignored: names of the adapter's tensors that copy base weights or other tensors of the adapter. copies: those
+    whose values are to be compared with their originals."""
 
     changes: Matches
     ignored: tuple[str, ...] = ()
+    copies: tuple[Copy, ...] = ()
 
 
 def match_adapter(
@@ -61,7 +64,7 @@ def match_adapter(
         changes += saved.match(entry)
     _check_complete(view, changes)
     refuse_shared(changes, base, modules, tie)
-    return Matched(changes, tuple(sorted(view.ignored)))
+    return Matched(changes, tuple(sorted(view.ignored)), tuple(saved.copies))
 
 
 def _check_complete(view: View, changes: Matches) -> None:

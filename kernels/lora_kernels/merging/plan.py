@@ -6,6 +6,7 @@ output dtype. It converts to JSON (`msgspec.to_builtins`); equal inputs give equ
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
@@ -16,7 +17,9 @@ from lora_contract.errors import RegistryError
 from lora_contract.modules import modules_of
 from lora_contract.tensors import write_header
 from lora_kernels.checkpoint.folders import AdapterInput
+from lora_kernels.merging.base_copies import Copy
 from lora_kernels.merging.delta import Delta
+from lora_kernels.merging.heads import merged_head
 from lora_kernels.merging.match import match_adapter
 from lora_kernels.merging.precision import Precision
 from lora_kernels.quantized.groups import logical_base
@@ -59,6 +62,11 @@ class TensorPlan(msgspec.Struct, frozen=True):
     form: Nf4Form | None = None
 
     @property
+    def new(self) -> bool:
+        """Whether the base does not have it: an adapter brings all of its values."""
+        return self.source_end == self.source_start and math.prod(self.shape) > 0
+
+    @property
     def copied(self) -> bool:
         """Whether its bytes are copied unchanged."""
         plain = self.quantized is None and not self.through_nf4
@@ -89,12 +97,13 @@ class ShardPlan(msgspec.Struct, frozen=True):
 
 class AdapterPlan(msgspec.Struct, frozen=True):
     """An adapter of the merge. ignored: names of tensors that change nothing: copies of base weights or of other
-    tensors of the adapter, and training state."""
+    tensors of the adapter, and training state. copies: those that must equal others (`check_base_copies`)."""
 
     file: str
     type: str
     weight: float
     ignored: tuple[str, ...]
+    copies: tuple[Copy, ...] = ()
 
 
 class MergePlan(msgspec.Struct, frozen=True):
@@ -106,6 +115,7 @@ class MergePlan(msgspec.Struct, frozen=True):
         untied_configs: paths of the nested configs that then say so.
         onto, rounding, seed: see `plan_merge`.
         quantization: the result's `quantization_config`; None for none, "keep" for the base's.
+        architecture, labels: of the result, if an adapter brings the head of a task; None if it keeps the base's.
     """
 
     shards: tuple[ShardPlan, ...]
@@ -117,6 +127,8 @@ class MergePlan(msgspec.Struct, frozen=True):
     rounding: str = "nearest"
     seed: int = 0
     quantization: dict[str, Any] | Literal["keep"] | None = "keep"
+    architecture: str | None = None
+    labels: int | None = None
     operation_version: int = OPERATION_VERSION
 
     def shard(self, file: str) -> ShardPlan:
@@ -160,9 +172,14 @@ def plan_merge(
     not fit the base or lack their other half, and `invalid-request` for options that are unknown or conflict.
     """
     quantized = quantized or {}
+    head = merged_head(base, adapters, quantized)
+    if head is not None:
+        base = head.base
     raw, base = base, logical_base(base, quantized)
     modules = modules_of(base)
     precision = Precision.of(base, modules, quantized, dtype=dtype, onto=onto, rounding=rounding)
+    if head is not None:
+        precision = precision.keeping(head.parameters)
     tie = tie_of(modules)
     deltas: dict[str, list[Delta]] = {}
     plans = []
@@ -170,7 +187,9 @@ def plan_merge(
         matched = match_adapter(index, adapter, base=base, modules=modules, tie=tie)
         for change in matched.changes:
             deltas.setdefault(change.tensor, []).append(Delta.of(index, change))
-        plans.append(AdapterPlan(adapter.file, adapter.config.peft_type, adapter.weight, matched.ignored))
+        plans.append(
+            AdapterPlan(adapter.file, adapter.config.peft_type, adapter.weight, matched.ignored, matched.copies)
+        )
     untied = tie if tie is not None and _untie(deltas, tie) else None
     _refuse_conflicts(deltas)
     precision.check(deltas, base)
@@ -193,6 +212,8 @@ def plan_merge(
         rounding=rounding,
         seed=seed,
         quantization=quantization,
+        architecture=head.architecture if head is not None else None,
+        labels=head.labels if head is not None else None,
     )
 
 

@@ -73,7 +73,13 @@ class Precision:
             )
         linear, skipped = _linear(modules, quantized) if onto == "nf4" or dtype == "nf4" else (frozenset(), ())
         output = {**DTYPE_NAMES, NF4: "NF4"}[dtype] if dtype is not None else None
-        return cls(quantized, linear, skipped, output, _main_dtype(base.tensors), onto, rounding)
+        return cls(quantized, linear, skipped, output, main_dtype(base.tensors), onto, rounding)
+
+    def keeping(self, parameters: Collection[str]) -> Precision:
+        """The precision that quantizes none of these parameters: loaders leave the head of a task alone."""
+        kept = self.linear.intersection(parameters)
+        paths = {name.rpartition(".")[0] for name in kept}
+        return replace(self, linear=self.linear - kept, skipped=tuple(sorted({*self.skipped, *paths})))
 
     def check(self, touched: Collection[str], base: BaseFingerprint) -> None:
         """Check that stochastic rounding applies to the output dtypes of touched tensors.
@@ -200,7 +206,7 @@ def _check_dtypes(tensor: BaseTensor, dtype: str) -> None:
         )
 
 
-def _main_dtype(tensors: Sequence[BaseTensor]) -> str | None:
+def main_dtype(tensors: Sequence[BaseTensor]) -> str | None:
     """The floating-point dtype with the most bytes; None if the base has none."""
     counts: Counter[str] = Counter()
     for tensor in tensors:

@@ -9,9 +9,12 @@ from collections.abc import Sequence
 from typing import Final
 
 from lora_contract.adapter.names import PREFIX
+from lora_contract.adapter.saved import OWN_HEADS, is_saved, saved_modules, unwrapped
 from lora_contract.base import BaseTensor
 from lora_contract.errors import RegistryError
-from lora_contract.tensors import TensorEntry
+from lora_contract.tensors import FLOAT_DTYPES, TensorEntry
+from lora_kernels.checkpoint.records import Factor
+from lora_kernels.merging.base_copies import Copy
 from lora_kernels.types.forms.replace import Replacement
 from lora_kernels.types.matching.change import Change, Matches
 from lora_kernels.types.matching.view import View, factor, rejected, shape
@@ -20,11 +23,16 @@ BASE_LAYER: Final = ".base_layer."
 
 
 class SavedMatcher:
-    """Matches replacements and copies. A copy of a base weight changes nothing and is ignored."""
+    """Matches replacements and copies. A copy changes nothing and is ignored.
+
+    copies: filled during matching; the merge is right only if each equals its original.
+    """
 
     def __init__(self, view: View, entries: Sequence[TensorEntry]) -> None:
         self._view = view
-        self._ends = tuple(view.config.modules_to_save)
+        self.copies: list[Copy] = []
+        self._by_name = {entry.name: entry for entry in entries}
+        self._saved = saved_modules(view.config)
         tie = view.tie
         # With ensure_weight_tying PEFT saves one module under both names.
         tied = tie is not None and view.config.on("ensure_weight_tying")
@@ -37,11 +45,10 @@ class SavedMatcher:
         """The replacement by a saved tensor; empty for a copy. Raises RegistryError `rejected` for anything else."""
         name = entry.name.removeprefix(PREFIX)
         trained_bias = name.endswith(".bias") and self._trains_bias(wrapped=BASE_LAYER in name)
-        if BASE_LAYER in name and not trained_bias:
-            self._check_copy(entry)
-            self._view.ignored.append(entry.name)
-            return []
-        return self._replacement(entry, trained_bias=trained_bias)
+        if trained_bias or not self._is_copy(entry):
+            return self._replacement(entry, trained_bias=trained_bias)
+        self._view.ignored.append(entry.name)
+        return []
 
     def _replacement(self, entry: TensorEntry, *, trained_bias: bool) -> Matches:
         view = self._view
@@ -49,7 +56,7 @@ class SavedMatcher:
         module = name.rpartition(".")[0]
         owner = view.modules.resolve(module)
         tied = entry in (self._embedding, self._head)
-        if not trained_bias and not tied and not self._is_saved(module):
+        if not trained_bias and not tied and not is_saved(module, self._saved):
             raise rejected(
                 f"{entry.name} is not a tensor of a {view.config.peft_type} adapter and its module is not in "
                 "modules_to_save; it would overwrite the base",
@@ -62,6 +69,15 @@ class SavedMatcher:
                 "unsupported",
                 f"{entry.name} replaces {name}, which the base ties to {', '.join(partners)} and does not store.",
                 hint="Serve the adapter unmerged, or untie the base first and register the result as a new base.",
+                module=module,
+                tensor=entry.name,
+            )
+        if target is None and is_saved(module, OWN_HEADS.get(view.config.task_type or "", ())):
+            raise RegistryError(
+                "unsupported",
+                f"{entry.name} is a head for {view.config.task_type}; which class a base of the type "
+                f"{view.base.model_type or 'unknown'} has for this task, and with which parts, is unknown.",
+                hint="Serve the adapter unmerged with PEFT, or register a base that has the head.",
                 module=module,
                 tensor=entry.name,
             )
@@ -90,7 +106,8 @@ class SavedMatcher:
         """The saved tensor that replaces a weight; None if there is none."""
         for entry in entries:
             owner = self._view.modules.resolve(_plain(entry).removesuffix(".weight"))
-            if weight is None or BASE_LAYER in entry.name or owner is None or owner.weight is None:
+            wrapped = unwrapped(entry.name.removeprefix(PREFIX)).wrapper is not None
+            if weight is None or wrapped or owner is None or owner.weight is None:
                 continue
             if self._view.untied(owner, owner.weight).name == weight.name:
                 return entry
@@ -104,9 +121,27 @@ class SavedMatcher:
             found = owner.weight if owner is not None else None
         return found
 
-    def _check_copy(self, entry: TensorEntry) -> None:
-        """Check the shape of a copy of a base weight, which PEFT stores for adapted embeddings."""
-        original = self._target(_plain(entry))
+    def _is_copy(self, entry: TensorEntry) -> bool:
+        """Whether a tensor is a copy, by its name: of the base's module under a wrapper of PEFT, of an embedding or
+        output layer that is not saved (`save_embedding_layers`), or of a saved module."""
+        name, wrapper = unwrapped(entry.name.removeprefix(PREFIX))
+        module, _, leaf = name.rpartition(".")
+        saved = is_saved(module, self._saved) or entry in (self._embedding, self._head)
+        twin = self._by_name.get(PREFIX + name)
+        if wrapper == "modules_to_save" and saved and twin is not None and twin.shape == entry.shape:
+            self.copies.append(Copy(factor(entry), Factor.of(twin)))
+            return True
+        embedding = leaf == "weight" and not saved and self._view.modules.holds_vocabulary(module)
+        if wrapper == "original_module" and saved and self._target(name) is not None:
+            return True  # the saved module replaces it
+        if wrapper in ("base_layer", "original_module") or (wrapper is None and embedding):
+            # base_layer comes with every adapted embedding; of merges in a row, the second finds what the first made.
+            self._add_copy(entry, name, compared=wrapper != "base_layer")
+            return True
+        return False
+
+    def _add_copy(self, entry: TensorEntry, name: str, *, compared: bool) -> None:
+        original = self._target(name)
         if original is None:
             raise rejected(f"{entry.name} is a copy of a base weight that the base does not have", entry)
         if original.shape != entry.shape:
@@ -115,22 +150,15 @@ class SavedMatcher:
                 "was trained on a resized base",
                 entry,
             )
+        if compared and original.dtype in FLOAT_DTYPES:
+            factor(entry)
+            self.copies.append(Copy.of_base(entry, original))
 
     def _trains_bias(self, *, wrapped: bool) -> bool:
         """Whether the config trains biases: "all", or those of adapted layers ("lora_only")."""
         return self._view.config.bias == "all" or (self._view.config.bias.endswith("_only") and wrapped)
 
-    def _is_saved(self, module: str) -> bool:
-        """Whether modules_to_save names a module or one of its parents. PEFT compares the ends of paths, so "norm" also
-        saves every input_layernorm."""
-        while module:
-            if module.endswith(self._ends):
-                return True
-            module = module.rpartition(".")[0]
-        return False
-
 
 def _plain(entry: TensorEntry) -> str:
     """The name of the base parameter."""
-    name = entry.name.removeprefix(PREFIX)
-    return name.replace(BASE_LAYER, ".").replace(".modules_to_save.", ".")
+    return unwrapped(entry.name.removeprefix(PREFIX)).name

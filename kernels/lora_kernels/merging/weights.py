@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from lora_kernels.checkpoint.sources import Source
-from lora_kernels.checkpoint.weights import StoredWeights, Weights
+from lora_kernels.checkpoint.weights import NoWeights, StoredWeights, Weights
 from lora_kernels.merging.plan import TensorPlan
 from lora_kernels.quantized.weights import FourBitWeights, Int8Weights, WeightsThroughNf4
 
@@ -16,6 +16,8 @@ def open_weights(tensor: TensorPlan, source: Source) -> Callable[[], Weights]:
 
     Raises RegistryError `corrupt`, and `rejected` if scales of quantized weights are damaged.
     """
+    if tensor.new:
+        return NoWeights
     known = tensor.quantized
     if known is not None:
         return Int8Weights.open(known, source) if known.scheme == "int8" else FourBitWeights.open(known, source)

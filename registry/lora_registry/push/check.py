@@ -43,10 +43,12 @@ _WAIT_SECONDS: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class PinnedBase:
-    """The base against which an adapter is checked. names: its own name and its aliases. files: those stored."""
+    """The base against which an adapter is checked. name: of its repository. names: its own name and its aliases.
+    files: those stored."""
 
     version: Version
     fingerprint: bytes
+    name: str
     names: Collection[str]
     files: Mapping[str, Content]
     used: set[str] = field(default_factory=set)
@@ -89,6 +91,7 @@ def adapter(ctx: Context, files: tuple[FileEntry, ...], pin: PinnedBase, *, acce
             _placed(files),
             accept_base=accept_base,
             base_names=tuple(pin.names),
+            base_name=pin.name,
             base_fingerprint=pin.fingerprint.decode(),
             base_files=None
             if absent
@@ -99,6 +102,11 @@ def adapter(ctx: Context, files: tuple[FileEntry, ...], pin: PinnedBase, *, acce
     return found
 
 
+def base(ctx: Context, files: tuple[FileEntry, ...]) -> ContentCheck:
+    """Check a base whose files are stored."""
+    return _run(ctx, CheckInput("base", _placed(files)))
+
+
 def load_base(session: Session, version: Version) -> PinnedBase:
     """Load the base version against which adapters are checked. Raises `conflict`, `corrupt`."""
     repo = store.repositories_by_id(session, [version.repository_id])[version.repository_id]
@@ -107,8 +115,12 @@ def load_base(session: Session, version: Version) -> PinnedBase:
     row = base_store.fingerprint(session, version.id)
     if row is None:
         raise RegistryError("corrupt", f"The fingerprint of {repo.label}:v{version.number} is missing.")
-    names = {*base_store.aliases(session, repo.id), repo.name, f"{repo.label}"}
-    return PinnedBase(version, row.body, frozenset(names), contents(session, [version.id])[version.id])
+    names = {*base_store.aliases(session, repo.id), repo.name, repo.label}
+    if version.base_version_id is not None:  # a resized base: trainers resize in memory, and name the one they loaded
+        origin = store.versions_by_id(session, [version.base_version_id])[version.base_version_id]
+        owner = store.repositories_by_id(session, [origin.repository_id])[origin.repository_id]
+        names |= {*base_store.aliases(session, owner.id), owner.name, owner.label}
+    return PinnedBase(version, row.body, repo.label, frozenset(names), contents(session, [version.id])[version.id])
 
 
 def _placed(files: tuple[FileEntry, ...]) -> tuple[PlacedFile, ...]:

@@ -46,7 +46,7 @@ class CheckInput(msgspec.Struct, frozen=True):
     Args:
         kind: adapter, base, model or dataset.
         accept_base: accept a config that names another base.
-        base_names: all names of the pinned base.
+        base_names: all names of the pinned base. base_name: that of its repository.
         base_fingerprint: its canonical JSON.
         base_files: those whose bytes are stored; None: its weights are not.
         weights_absent, fingerprint: of a base whose weights stay elsewhere; the client computed the fingerprint.
@@ -56,6 +56,7 @@ class CheckInput(msgspec.Struct, frozen=True):
     files: tuple[PlacedFile, ...]
     accept_base: bool = False
     base_names: tuple[str, ...] = ()
+    base_name: str = ""
     base_fingerprint: str = ""
     base_files: tuple[PlacedFile, ...] | None = None
     weights_absent: bool = False
@@ -123,6 +124,7 @@ def _adapter(data: CheckInput, blobs: BlobReader) -> ContentCheck:
         _reader(blobs, data.files),
         parse_fingerprint(data.base_fingerprint.encode()),
         base_aliases=data.base_names,
+        base_name=data.base_name,
         accept_base=data.accept_base,
         read_base=None if data.base_files is None else read_base,
     )

@@ -21,6 +21,7 @@ from lora_kernels.merging import (
     MergePlan,
     RangeSource,
     TensorStats,
+    check_base_copies,
     merged_config,
     merged_index,
     plan_merge,
@@ -58,10 +59,19 @@ class PlannedFile(msgspec.Struct, frozen=True):
 
 
 class PlannedMerge(msgspec.Struct, frozen=True):
-    """weights: to merge, in this order. side_files: the other files, already stored."""
+    """What is to be merged.
+
+    Args:
+        weights: to merge, in this order.
+        side_files: the other files, already stored.
+        ignored: names of tensors of the adapters that change nothing.
+        architecture: of the result, if an adapter brings the head of a task.
+    """
 
     weights: tuple[PlannedFile, ...]
     side_files: tuple[files.ResultFile, ...]
+    ignored: tuple[str, ...] = ()
+    architecture: str | None = None
 
 
 class ShardInput(msgspec.Struct, frozen=True):
@@ -77,7 +87,8 @@ class MergedFile(files.ResultFile, frozen=True, kw_only=True):
 
 
 def plan(data: MergeInput, reporter: ChildReporter) -> PlannedMerge:
-    """Plan from headers only. Raises RegistryError if the adapters do not fit or cannot be merged."""
+    """Plan from headers; of weights, only what adapters store as copies of them is read. Raises RegistryError if the
+    adapters do not fit or cannot be merged."""
     blobs = files.blobs()
     for adapter in data.inputs:
         files.verify_all(blobs, adapter)
@@ -85,6 +96,9 @@ def plan(data: MergeInput, reporter: ChildReporter) -> PlannedMerge:
     files.verify_all(blobs, {path: file for path, file in data.base.items() if not path.endswith(WEIGHTS_END)})
     with files.blaming_the_store(blobs, data.base):
         merge_plan = _plan(data, blobs)
+        check_base_copies(
+            merge_plan, base=_source(blobs, data.base), adapters=[_source(blobs, adapter) for adapter in data.inputs]
+        )
     weights: list[PlannedFile] = []
     shards = {shard.file for shard in merge_plan.shards}
     others = tuple(sorted(path for path in data.base if path.endswith(WEIGHTS_END) and path not in shards))
@@ -95,7 +109,8 @@ def plan(data: MergeInput, reporter: ChildReporter) -> PlannedMerge:
         weights.append(PlannedFile(shard.file, pack(msgspec.structs.replace(merge_plan, shards=(shard,))), verify))
     side = _side_files(data.base, merge_plan, blobs)
     reporter.log(f"{len(side)} files beside the weights")
-    return PlannedMerge(tuple(weights), side)
+    ignored = tuple(name for adapter in merge_plan.adapters for name in adapter.ignored)
+    return PlannedMerge(tuple(weights), side, ignored, merge_plan.architecture)
 
 
 def merge_shard(data: ShardInput, reporter: ChildReporter) -> MergedFile:
@@ -148,11 +163,11 @@ def _side_files(base: files.Files, merge_plan: MergePlan, blobs: JobStore) -> tu
         if path.endswith(WEIGHTS_END) or path.lower() == "readme.md":
             continue
         if path == INDEX:
-            side.append(_store(blobs, path, merged_index(json.loads(read(path, 0, stored.size)), merge_plan)))
+            side.append(store_json(blobs, path, merged_index(json.loads(read(path, 0, stored.size)), merge_plan)))
             continue
         config = json.loads(read(path, 0, stored.size)) if path == "config.json" else None
         if config is not None and (merged := merged_config(config, merge_plan)) is not config:
-            side.append(_store(blobs, path, merged))
+            side.append(store_json(blobs, path, merged))
         else:
             side.append(files.ResultFile(path, stored.size, stored.digest))
     return tuple(side)
@@ -183,7 +198,7 @@ def _source(blobs: JobStore, stored: files.Files) -> RangeSource:
     return RangeSource(files.reader(blobs, stored), sizes=files.sizes(stored))
 
 
-def _store(blobs: JobStore, path: str, document: dict[str, Any]) -> files.ResultFile:
+def store_json(blobs: JobStore, path: str, document: dict[str, Any]) -> files.ResultFile:
     body = (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
     where = address(Digest.of(body), new_life())
     blobs.put([body], digest=where, size=len(body))

@@ -18,12 +18,13 @@ def handler(ctx: Context) -> Handler[DeriveSpec]:
     """Return the handler of `merge`."""
 
     def run(job: JobContext, spec: DeriveSpec) -> Committed:
-        files, report = merge_files(job, job.step("inputs", gather, ctx, spec))
+        files, report, architecture = merge_files(job, job.step("inputs", gather, ctx, spec))
         facts = {
             "operation": job.kind.name,
             "kept": report.kept,
             "cosine": report.cosine,
             "tensors": len(report.tensors),
+            **({"architecture": architecture} if architecture is not None else {}),
         }
         result = Result("model", files, facts, report_body(report), kept=report.kept)
         return job.transaction("commit", commit, ctx, job.job_id, spec, result)
@@ -31,8 +32,11 @@ def handler(ctx: Context) -> Handler[DeriveSpec]:
     return run
 
 
-def merge_files(job: JobContext, data: DeriveInput) -> tuple[tuple[ResultFile, ...], MergeReport]:
-    """Merge, and store the files of the checkpoint. Raises RegistryError `rejected`."""
+def merge_files(job: JobContext, data: DeriveInput) -> tuple[tuple[ResultFile, ...], MergeReport, str | None]:
+    """Merge, and store the files of the checkpoint. Also returns the architecture, if an adapter brings another one.
+
+    Raises RegistryError `rejected`.
+    """
     if not isinstance(data.recipe, MergeRecipe):
         raise RegistryError("internal", f"A recipe of {data.recipe.operation} is not a merge.")
     planned = job.child("plan", child.plan, child.MergeInput(data.recipe, data.base, data.inputs))
@@ -41,12 +45,12 @@ def merge_files(job: JobContext, data: DeriveInput) -> tuple[tuple[ResultFile, .
         job.progress("merge", f"{weights.file} ({number + 1} of {count})", done=number, total=count, unit="files")
         shard = child.ShardInput(weights, data.base, data.inputs)
         merged.append(job.child(f"merge {weights.file}", child.merge_shard, shard))
-    report = job.step("judge", _check_kept, merged, data.recipe.allow_loss)
-    return (*merged, *planned.side_files), report
+    report = job.step("judge", _check_kept, merged, planned.ignored, data.recipe.allow_loss)
+    return (*merged, *planned.side_files), report, planned.architecture
 
 
-def _check_kept(merged: list[child.MergedFile], allow_loss: bool) -> MergeReport:
+def _check_kept(merged: list[child.MergedFile], ignored: tuple[str, ...], allow_loss: bool) -> MergeReport:
     """Raise RegistryError `rejected` if the adapter is lost in rounding."""
     stats = [tensor for file in merged for tensor in file.tensors]
     check_kept(stats, **({"min_kept": None} if allow_loss else {}))
-    return merge_report(stats, files=[], ignored=[])
+    return merge_report(stats, files=[], ignored=ignored)

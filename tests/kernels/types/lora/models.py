@@ -96,9 +96,8 @@ def save_adapter(
         adapted.save_pretrained(str(folder))
         model = adapted.unload()
     model.load_state_dict(before)
-    # For a model that transformers does not know PEFT notes the class, whose module a loader would import: refused.
     path = folder / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "auto_mapping": None, **(edit or {})}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), **(edit or {})}))
     return folder
 
 
