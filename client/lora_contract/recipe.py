@@ -13,8 +13,9 @@ import msgspec
 from lora_contract import canonical
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
+from lora_contract.vocabulary import NewRows
 
-Operation = Literal["merge", "compose", "extract", "resize", "convert"]
+Operation = Literal["merge", "compose", "extract", "resize", "convert", "resize-base"]
 OPERATIONS: Final[tuple[Operation, ...]] = get_args(Operation)
 
 OutputDtype = Literal["bfloat16", "float16", "float32"]
@@ -160,7 +161,17 @@ class ConvertRecipe(Derived, frozen=True, tag="convert"):
     dtype: OutputDtype | None
 
 
-Recipe: TypeAlias = MergeRecipe | ComposeRecipe | ExtractRecipe | ResizeRecipe | ConvertRecipe
+class ResizeBaseRecipe(Derived, frozen=True, tag="resize-base"):
+    """Resize the vocabulary of a base: the result is a base.
+
+    vocab: number of tokens. rows: those of new tokens; the mean of the old ones for tensors without.
+    """
+
+    vocab: int
+    rows: tuple[NewRows, ...] = ()
+
+
+Recipe: TypeAlias = MergeRecipe | ComposeRecipe | ExtractRecipe | ResizeRecipe | ConvertRecipe | ResizeBaseRecipe
 
 
 def parse_recipe(data: bytes) -> Recipe:
@@ -182,3 +193,5 @@ def sources(data: bytes) -> tuple[str, ...]:
             return (recipe.tuned,)
         case ResizeRecipe() | ConvertRecipe():
             return (recipe.adapter,)
+        case ResizeBaseRecipe():
+            return ()

@@ -29,6 +29,7 @@ from lora_contract.wire.operations import (
     ExtractRequest,
     MergeRequest,
     ReproduceRequest,
+    ResizeBaseRequest,
     ResizeRequest,
 )
 from lora_contract.wire.repositories import (
@@ -315,6 +316,9 @@ class Client(GateCalls):
 
     def convert(self, request: ConvertRequest) -> JobView:
         return self._post("/conversions", request, JobView)
+
+    def resize_base(self, request: ResizeBaseRequest) -> JobView:
+        return self._post("/base-resizes", request, JobView)
 
     def diff(self, before: str | Reference, after: str | Reference) -> JobView:
         return self._post("/diffs", DiffRequest(str(self.parse(before)), str(self.parse(after))), JobView)

@@ -18,6 +18,7 @@ from lora_contract.base import BaseFingerprint, BaseTensor, parse_fingerprint
 from lora_contract.digest import Digest
 from lora_contract.errors import ERRORS, ErrorCode, RegistryError, known_code
 from lora_contract.manifest import FileEntry, Manifest
+from lora_contract.vocabulary import NewRows
 
 HEX = st.text("0123456789abcdef", min_size=64, max_size=64)
 DIGESTS = HEX.map(Digest)
@@ -443,6 +444,11 @@ RECIPES = st.one_of(
         dtype=optional(DTYPES),
     ),
     recipes(recipe.ConvertRecipe, adapter=DIGESTS.map(str), uniform_rank=st.booleans(), dtype=optional(DTYPES)),
+    recipes(
+        recipe.ResizeBaseRecipe,
+        vocab=RANKS,
+        rows=st.lists(st.builds(NewRows, tensor=st.text("ab."), dtype=st.just("F32"), data=st.text("ab="))).map(tuple),
+    ),
 )
 
 

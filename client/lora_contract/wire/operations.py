@@ -7,6 +7,7 @@ from typing import Annotated, TypeAlias
 from msgspec import Meta
 
 from lora_contract.recipe import MergedDtype, Onto, OutputDtype, Rounding
+from lora_contract.vocabulary import MAX_VOCABULARY, NewRows
 from lora_contract.wire.common import Request, Text
 
 Rank: TypeAlias = Annotated[int, Meta(ge=1, le=2**20)]
@@ -90,6 +91,14 @@ class ConvertRequest(DeriveRequest, frozen=True, kw_only=True):
     adapter: Text
     uniform_rank: bool = False
     dtype: OutputDtype | None = None
+
+
+class ResizeBaseRequest(DeriveRequest, frozen=True, kw_only=True):
+    """Resize the vocabulary of a base, as a base. rows: of new tokens; the mean of the old ones for tensors without."""
+
+    base: Text
+    vocab: Annotated[int, Meta(ge=1, le=MAX_VOCABULARY)]
+    rows: list[NewRows] = []
 
 
 class DiffRequest(Request, frozen=True):

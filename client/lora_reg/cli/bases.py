@@ -1,10 +1,11 @@
-"""base add, alias, list, show."""
+"""base add, alias, list, resize, show."""
 
 from __future__ import annotations
 
 import click
 
 from lora_contract.errors import RegistryError
+from lora_reg.cli.derive import Where, where_options
 from lora_reg.cli.selecting import exclude_options, with_command
 from lora_reg.cli.state import LazyGroup, State, pass_state
 
@@ -116,6 +117,34 @@ def list_(state: State, pattern: str | None) -> None:
 
     found = list(state.client().repositories(pattern=pattern, kind="base"))
     print_repositories(state.output(), found, "There are no bases yet.", "lora-reg base add NAME DIR")
+
+
+@base.command(
+    examples=(
+        "lora-reg base resize llama-2-7b --vocab 32003 --to llama-2-7b-32003",
+        "lora-reg base resize llama-2-7b --vocab 32003 --rows rows.safetensors --to llama-2-7b-32003",
+        "lora-reg base resize --local ./Llama-2-7b-hf --vocab 32003 -o ./resized",
+    )
+)
+@click.argument("name", metavar="NAME")
+@click.option("--vocab", type=click.IntRange(1), metavar="N", required=True, help="Number of tokens of the result.")
+@click.option(
+    "--rows",
+    metavar="FILE",
+    help="Safetensors file with the rows of new tokens, by the names of the base's tensors or those of an adapter that "
+    "holds them (default: the mean of the old rows).",
+)
+@where_options
+@pass_state
+def resize(state: State, where: Where, name: str, vocab: int, rows: str | None) -> None:
+    """Make a base with another number of tokens, for adapters that were trained on a resized vocabulary.
+
+    The embedding and the output layer get or lose rows; all other bytes, and the tokenizer, are those of the base. The
+    result is a base of its own: push adapters with `--base` and its name. To resize a folder: --local DIR -o DIR.
+    """
+    from lora_reg.cli.resize_base import resize_base
+
+    resize_base(state, where, name, vocab, rows)
 
 
 @base.command(examples=("lora-reg base show llama-2-7b",))

@@ -75,7 +75,7 @@ def how(recipe: Mapping[str, Any]) -> str:
     """The operation of a recipe with its method and parameters, as `compose: ties, density=0.5`."""
     operation = str(recipe.get("operation", ""))
     named = {"method": recipe.get("method"), **(recipe.get("parameters") or {})}
-    names = ("rank", "keep_energy", "max_rank", "uniform_rank", "onto", "rounding", "dtype")
+    names = ("rank", "keep_energy", "vocab", "max_rank", "uniform_rank", "onto", "rounding", "dtype")
     named |= {name: recipe[name] for name in names if name not in named and recipe.get(name)}
     method = named.pop("method")
     inputs = recipe.get("inputs") or ()

@@ -1,4 +1,4 @@
-"""Routes of derivations (merge, compose, extract, resize, convert), diffs and reproductions."""
+"""Routes of derivations (merge, compose, extract, resize, convert, base resize), diffs and reproductions."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from lora_contract.wire.operations import (
     ExtractRequest,
     MergeRequest,
     ReproduceRequest,
+    ResizeBaseRequest,
     ResizeRequest,
 )
 from lora_registry.auth.caller import Caller
-from lora_registry.derivations import compose, examine, extract, merge, resize
+from lora_registry.derivations import compose, examine, extract, merge, resize, vocabulary
 from lora_registry.http.answers import reply
 from lora_registry.http.handlers import IdempotencyKey, JSONBody, post
 from lora_registry.http.idempotency import once
@@ -97,6 +98,16 @@ def submit_conversion(
     return _submit_once(request, caller, data, idempotency_key, lambda: resize.submit_conversion(caller, data))
 
 
+@post("/base-resizes", summary="Change the number of tokens of a base, by a job", status_code=202, starts_job=True)
+def submit_base_resize(
+    request: R,
+    caller: Caller,
+    data: JSONBody[ResizeBaseRequest],
+    idempotency_key: IdempotencyKey = None,
+) -> Response[JobView]:
+    return _submit_once(request, caller, data, idempotency_key, lambda: vocabulary.submit(caller, data))
+
+
 @post("/diffs", summary="Compare two adapters module by module, by a job", status_code=202, starts_job=True)
 def submit_diff(request: R, caller: Caller, data: JSONBody[DiffRequest]) -> Response[JobView]:
     view = examine.diff(caller, data)
@@ -128,6 +139,7 @@ router = Router(
         submit_extraction,
         submit_resize,
         submit_conversion,
+        submit_base_resize,
         submit_diff,
         submit_reproduction,
     ],

@@ -21,7 +21,7 @@ from lora_registry.worker import scratch
 log = logging.getLogger(__name__)
 
 CHILDREN: Final = "lora_registry.worker.children."
-_STORING: Final = frozenset({CHILDREN + "derive", CHILDREN + "merge"})
+_STORING: Final = frozenset({CHILDREN + "derive", CHILDREN + "merge", CHILDREN + "vocabulary"})
 """Modules whose functions store blobs. The others read what strangers sent."""
 
 _CACHES: Final = ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "CUDA_CACHE_PATH", "XDG_CACHE_HOME")

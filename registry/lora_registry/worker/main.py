@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import os
-from typing import NoReturn
+from collections.abc import Callable
+from typing import Final, NoReturn
 
+from lora_contract.recipe import Operation
+from lora_registry.context import Context
 from lora_registry.db import revision
 from lora_registry.db.engine import require_connection
-from lora_registry.jobs.engine.kinds import handled
+from lora_registry.jobs.engine.kinds import Handler, handled
 from lora_registry.jobs.engine.worker_process import run_worker
-from lora_registry.jobs.specs import DERIVE, DIFF, INSPECT, REPRODUCE, VALIDATE
+from lora_registry.jobs.specs import DERIVE, DIFF, INSPECT, REPRODUCE, VALIDATE, DeriveSpec
 from lora_registry.processes.children import Children
 from lora_registry.settings import ServiceSettings, environment
 from lora_registry.storage import local_root
 from lora_registry.wiring import open_context
 from lora_registry.worker import confined, housekeeping
-from lora_registry.worker.handlers import derive, diff, inspect, merge, reproduce, validate
+from lora_registry.worker.handlers import derive, diff, inspect, merge, reproduce, validate, vocabulary
 from lora_registry.worker.handlers.marking import marking
 
 _CHILDREN = confined.CHILDREN
 WARM = (
-    tuple(_CHILDREN + name for name in ("inspect", "diff", "derive", "merge")),
+    tuple(_CHILDREN + name for name in ("inspect", "diff", "derive", "merge", "vocabulary")),
     (f"{_CHILDREN}validate", "lora_kernels.validating.imports"),
 )
 """Modules whose functions run in children, grouped by shared imports: the first group needs no torch."""
+
+
+_HANDLERS: Final[dict[Operation, Callable[[Context], Handler[DeriveSpec]]]] = {
+    "merge": merge.handler,
+    "resize-base": vocabulary.handler,
+}
+"""Of the operations whose result is no adapter."""
 
 
 def work(settings: ServiceSettings, *, queues: tuple[str, ...], name: str | None, parent: int | None) -> NoReturn:
@@ -42,7 +52,7 @@ def work(settings: ServiceSettings, *, queues: tuple[str, ...], name: str | None
             handled(DIFF, marking(ctx, diff.handler(ctx))),
             handled(REPRODUCE, marking(ctx, reproduce.handler(ctx))),
             *(
-                handled(kind, marking(ctx, merge.handler(ctx) if operation == "merge" else derive.handler(ctx)))
+                handled(kind, marking(ctx, _HANDLERS.get(operation, derive.handler)(ctx)))
                 for operation, kind in DERIVE.items()
             ),
         ],

@@ -17,7 +17,15 @@ import msgspec
 from lora_contract.base import BaseFingerprint
 from lora_contract.errors import RegistryError
 from lora_contract.fingerprint import build_fingerprint
-from lora_contract.recipe import ComposeRecipe, ConvertRecipe, ExtractRecipe, MergeRecipe, Recipe, ResizeRecipe
+from lora_contract.recipe import (
+    ComposeRecipe,
+    ConvertRecipe,
+    ExtractRecipe,
+    MergeRecipe,
+    Recipe,
+    ResizeBaseRecipe,
+    ResizeRecipe,
+)
 from lora_registry.blobs.keys import new_life
 from lora_registry.blobs.protocols import JobStore
 from lora_registry.processes.child import ChildReporter
@@ -78,7 +86,7 @@ class WorkFolder:
 
 
 def derive(data: DeriveInput, reporter: ChildReporter) -> DerivedFiles:
-    """Compute the adapter of any recipe except a merge. Raises the kernels' RegistryErrors."""
+    """Compute the adapter of any recipe whose result is one. Raises the kernels' RegistryErrors."""
     match data.recipe:
         case ComposeRecipe() as recipe:
             return _compose(recipe, data, reporter)
@@ -88,8 +96,8 @@ def derive(data: DeriveInput, reporter: ChildReporter) -> DerivedFiles:
             return _convert(recipe, data, reporter)
         case ExtractRecipe() as recipe:
             return _extract(recipe, data, reporter)
-        case MergeRecipe():
-            raise RegistryError("internal", "A merge does not derive an adapter.")
+        case MergeRecipe() | ResizeBaseRecipe() as recipe:
+            raise RegistryError("internal", f"A recipe of {recipe.operation} does not derive an adapter.")
 
 
 @contextmanager

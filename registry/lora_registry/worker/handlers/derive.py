@@ -4,7 +4,7 @@ with lineage, report and tags in one transaction."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -38,13 +38,23 @@ from lora_registry.worker.handlers.stored import stored_files
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What is committed. facts: shown with the version. report: JSON, stored under the job's id. kept: of a merge."""
+    """What is committed.
+
+    Args:
+        facts: shown with the version.
+        report: JSON, stored under the job's id.
+        kept: of a merge.
+        fingerprint: of a base, as canonical JSON.
+        config: ModelPack's technical metadata.
+    """
 
     kind: Kind
     files: tuple[ResultFile, ...]
     facts: dict[str, Any]
     report: str
     kept: float | UnsetType | None = UNSET
+    fingerprint: bytes | None = None
+    config: dict[str, str] = field(default_factory=lambda: {"format": "safetensors"})
 
 
 class Committed(msgspec.Struct, frozen=True):
@@ -106,8 +116,9 @@ def commit(session: Session, ctx: Context, job_id: str, spec: DeriveSpec, result
         kind=result.kind,
         files=entries,
         base=Digest.parse(recipe.base),
+        fingerprint=None if result.fingerprint is None else Digest.of(result.fingerprint),
         recipe=recipe.digest,
-        config={"format": "safetensors"},
+        config=result.config,
     )
     draft = Draft(
         manifest=manifest,
@@ -115,7 +126,7 @@ def commit(session: Session, ctx: Context, job_id: str, spec: DeriveSpec, result
         base_version_id=spec.base,
         parent_ids=(),
         facts=result.facts,
-        fingerprint=None,
+        fingerprint=result.fingerprint,
         message=spec.message,
         meta={},
         derivation=Derivation(str(recipe.digest), spec.inputs),

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from sqlmodel import Session
 
-from lora_contract.recipe import MergeRecipe
+from lora_contract.recipe import MergeRecipe, ResizeBaseRecipe
 from lora_registry.context import Context
 from lora_registry.jobs.engine.kinds import Handler, JobContext
 from lora_registry.jobs.specs import ReproduceSpec
@@ -18,7 +18,7 @@ from lora_registry.keeping import damage
 from lora_registry.keeping import store as kept
 from lora_registry.repositories import store as catalog
 from lora_registry.worker.children.files import ResultFile
-from lora_registry.worker.handlers import derive, merge, report
+from lora_registry.worker.handlers import derive, merge, report, vocabulary
 
 
 def handler(ctx: Context) -> Handler[ReproduceSpec]:
@@ -27,7 +27,9 @@ def handler(ctx: Context) -> Handler[ReproduceSpec]:
     def run(job: JobContext, spec: ReproduceSpec) -> report.ReportResult:
         data = job.step("inputs", derive.gather, ctx, spec)
         if isinstance(data.recipe, MergeRecipe):
-            derived, _ = merge.merge_files(job, data)
+            derived, _, _ = merge.merge_files(job, data)
+        elif isinstance(data.recipe, ResizeBaseRecipe):
+            derived = vocabulary.resized_files(job, data).files
         else:
             derived = derive.derive_files(job, data).files
         found = {file.path: file.digest for file in derived}
