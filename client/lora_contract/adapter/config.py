@@ -273,14 +273,14 @@ def _foreign(document: dict[str, Any]) -> RegistryError:
     owner = None
     if "lora_parameters" in document or "fine_tune_type" in document:
         owner = f"mlx-lm (fine_tune_type {str(document.get('fine_tune_type'))[:40]!r})"
-    elif isinstance(document.get("config"), dict) and {"model_class", "hidden_size"} <= document.keys():
+    elif isinstance(document.get("config"), dict) and "model_class" in document:
         owner = f"AdapterHub's library (of a {str(document.get('model_class'))[:60]})"
     if owner is None:
         return _bad("has no peft_type")
     return RegistryError(
         "rejected",
         f"adapter_config.json is a config of {owner}, not of PEFT: it has no peft_type.",
-        hint="Convert the adapter to PEFT's format and push that.",
+        hint="Import it: `lora-reg import FOLDER --base NAME` converts it to PEFT's format.",
     )
 
 
