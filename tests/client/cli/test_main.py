@@ -188,7 +188,7 @@ def test_the_document_of_a_version_is_stable(home: Home) -> None:
     name = f"{fresh()}/queries"
     pushed = home.json("push", TINY / "adapters" / "queries-v1", "--base", "tiny", name)
     assert sorted(pushed) == [
-        *("created", "dry_run", "findings", "job", "schema", "sent", "version", "weights_added"),
+        *("created", "dry_run", "findings", "job", "left_out", "schema", "sent", "version", "weights_added"),
     ]
     shown = home.json("show", name)
     assert shown["schema"] == "lora-reg/version/1"
@@ -276,7 +276,7 @@ def test_wrong_usage_ends_with_2_in_every_form(home: Home) -> None:
     assert home.run("nothing").status == 2
     assert home.run("show").status == 2
     assert home.run("show", "--nothing").status == 2
-    assert home.run("show", "UPPER").status == 2
+    assert home.run("show", "UPPER_").status == 2
 
 
 def test_no_service_ends_with_10(home: Home) -> None:
