@@ -391,7 +391,7 @@ def test_rules_by_the_api_are_for_administrators_of_everything(registry: Registr
         {"claims": {"email": "a@b"}},
         {"issuer": "http://issuer.example"},
         {"name": "No Name"},
-        {"grants": [{"pattern": "UPPER", "role": "admin"}]},
+        {"grants": [{"pattern": "UPPER_", "role": "admin"}]},
         {"grants": []},
         {"keys": {"jwks": "{}"}},
         {"keys": {"ca": "x"}},
