@@ -52,14 +52,14 @@ def _changed(
 ) -> dict[str, Role]:
     """own: the patterns that the caller administers."""
     after = dict(before)
-    given = [*request.add, *(request.replace or ())]
+    given, removed = [*request.add, *(request.replace or ())], [pattern.lower() for pattern in request.remove]
     if request.replace is not None:
         if request.add or request.remove:
             raise RegistryError("usage", "Replace all grants, or add and remove some; not both.")
         after = {pattern: role for pattern, role in before.items() if pattern not in own}
-    if len({*(grant.pattern for grant in given), *request.remove}) < len(given) + len(request.remove):
+    if len({*(grant.pattern for grant in given), *removed}) < len(given) + len(removed):
         raise RegistryError("usage", "A pattern is named twice; name each once.")
-    for pattern in request.remove:
+    for pattern in removed:
         if pattern not in own:
             raise RegistryError(
                 "not-found",
