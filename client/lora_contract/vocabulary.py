@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -31,9 +31,9 @@ _PREFERRED: Final = ("original_module", "base_layer", None)
 class NewRows(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Rows to append to a tensor of the base. data: base64 of their values, little-endian."""
 
-    tensor: str
-    dtype: str
-    data: str
+    tensor: Annotated[str, msgspec.Meta(max_length=4096)]
+    dtype: Annotated[str, msgspec.Meta(max_length=16)]
+    data: Annotated[str, msgspec.Meta(max_length=MAX_ROWS_BYTES * 4 // 3 + 4)]
 
     def bytes(self) -> bytes:
         try:

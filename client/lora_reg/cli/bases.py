@@ -122,7 +122,7 @@ def list_(state: State, pattern: str | None) -> None:
 @base.command(
     examples=(
         "lora-reg base resize llama-2-7b --vocab 32003 --to llama-2-7b-32003",
-        "lora-reg base resize llama-2-7b --vocab 32003 --rows rows.safetensors --to llama-2-7b-32003",
+        "lora-reg base resize llama-2-7b --vocab 32003 --rows rows.safetensors --to big",
         "lora-reg base resize --local ./Llama-2-7b-hf --vocab 32003 -o ./resized",
     )
 )

@@ -98,6 +98,7 @@ def test_these_are_the_commands() -> None:
         "base add",
         "base alias",
         "base list",
+        "base resize",
         "base show",
         "dataset",
         "dataset add",
