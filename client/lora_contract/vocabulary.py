@@ -6,7 +6,7 @@ The rules are those of `resize_token_embeddings` of transformers: input embeddin
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -20,8 +20,8 @@ from lora_contract.modules import is_output_name, modules_of
 from lora_contract.tensors import DTYPE_BYTES, FLOAT_DTYPES, Header, TensorEntry
 
 MAX_VOCABULARY: Final = 1 << 24
-MAX_ROWS_BYTES: Final = 4 << 20
-"""Of rows that are given: they are part of the recipe."""
+MAX_ROWS_BYTES: Final = 640 << 10
+"""Of rows that are given to a job: they are part of its recipe, and a request holds 1 MiB."""
 
 _KEYS: Final = ("vocab_size", "n_words")
 _PREFERRED: Final = ("original_module", "base_layer", None)
@@ -40,6 +40,17 @@ class NewRows(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return base64.b64decode(self.data, validate=True)
         except ValueError as error:
             raise RegistryError("invalid-request", f"The rows of {self.tensor} are not base64.") from error
+
+
+def check_size(rows: Sequence[NewRows]) -> None:
+    """Raises RegistryError `too-large` if a job does not take as many rows."""
+    size = sum(len(given.data) // 4 * 3 - given.data[-2:].count("=") for given in rows)
+    if size > MAX_ROWS_BYTES:
+        raise RegistryError(
+            "too-large",
+            f"The rows have {size} bytes; a job takes at most {MAX_ROWS_BYTES}.",
+            hint="Use `lora-reg base resize --local DIR`, and add the result with `lora-reg base add`.",
+        )
 
 
 def vocabulary_tensors(base: BaseFingerprint) -> tuple[BaseTensor, ...]:

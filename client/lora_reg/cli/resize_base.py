@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_contract.errors import RegistryError
 from lora_contract.tensors import read_header
-from lora_contract.vocabulary import NewRows, given_rows
+from lora_contract.vocabulary import NewRows, check_size, given_rows
 from lora_reg.cli.derive import Where, by_job, kernels, need_folders
 from lora_reg.cli.state import State
 
@@ -41,6 +41,7 @@ def _by_job(state: State, where: Where, name: str, vocab: int, rows: str | None)
     def submit(client: Client, target: dict[str, Any]) -> JobView:
         pinned = pin_base(client, name)
         given = _rows(rows, pinned.fingerprint, vocab)
+        check_size(given)
         return client.resize_base(ResizeBaseRequest(base=str(client.parse(name)), vocab=vocab, rows=given, **target))
 
     by_job(state, where, submit, schema="lora-reg/base-resize/1")

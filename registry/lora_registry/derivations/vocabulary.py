@@ -9,7 +9,7 @@ from sqlmodel import Session
 from lora_contract.base import parse_fingerprint
 from lora_contract.errors import RegistryError
 from lora_contract.recipe import ResizeBaseRecipe
-from lora_contract.vocabulary import MAX_ROWS_BYTES, check_rows, vocabulary_tensors
+from lora_contract.vocabulary import check_rows, check_size, vocabulary_tensors
 from lora_contract.wire.jobs import JobView
 from lora_contract.wire.operations import ResizeBaseRequest
 from lora_registry.auth.caller import Caller
@@ -24,11 +24,7 @@ _LOCAL: Final = "Use `lora-reg base resize --local DIR`, and add the result with
 
 def submit(caller: Caller, request: ResizeBaseRequest) -> JobView:
     """Start a resize of a base, or find its job: see `derive.submit`. Also raises what `check_rows` raises."""
-    size = sum(len(rows.data) * 3 // 4 for rows in request.rows)
-    if size > MAX_ROWS_BYTES:
-        raise RegistryError(
-            "too-large", f"The rows have {size} bytes; a recipe holds at most {MAX_ROWS_BYTES}.", hint=_LOCAL
-        )
+    check_size(request.rows)
 
     def resolve_recipe(session: Session, target: str) -> derive.ResolvedRecipe:
         repo, version = resolve.by_text(session, caller.principal, request.base)
