@@ -113,6 +113,7 @@ ROWS = [
     Row("POST", "/api/v1/compositions", "writer", "compose"),
     Row("POST", "/api/v1/extractions", "writer", "extract"),
     Row("POST", "/api/v1/resizes", "writer", "resize"),
+    Row("POST", "/api/v1/base-resizes", "writer", "resize-base"),
     Row("POST", "/api/v1/conversions", "writer", "convert"),
     Row("POST", "/api/v1/diffs", "writer", "diff"),
     Row("POST", "/api/v1/reproductions", "writer", "validate", allowed={409}),  # pushed, and not derived
@@ -223,6 +224,8 @@ def _prepare(guarded: Guarded, row: Row, role: str) -> tuple[str, dict[str, Any]
             return path, {"json": {"tuned": f"{ns}/base", "base": f"{ns}/base", "rank": 1, "to": f"{ns}/{unique('m')}"}}
         case "resize":
             return path, {"json": {"adapter": f"{ns}/{name}:v1", "rank": 1, "to": f"{ns}/{unique('m')}"}}
+        case "resize-base":
+            return path, {"json": {"base": f"{ns}/base", "vocab": 1000, "to": f"{ns}/{unique('m')}"}}
         case "convert":
             return path, {"json": {"adapter": f"{ns}/{name}:v1", "to": f"{ns}/{unique('m')}"}}
         case "validate":
