@@ -23,10 +23,10 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[service.InPr
         home = Home(folder / "home", running.url)
         home.ok("base", "add", f"{ORGANISATION}/tiny", TINY / "base", "--alias", ALIAS)
         for name, seed in ADAPTERS.items():
-            pushed = variant(folder / name, seed=seed)
+            pushed = variant(folder / name, seed=100 + seed)
             (pushed / "README.md").write_text(f"# {name}\n")
             home.ok("push", pushed, "--base", f"{ORGANISATION}/tiny", f"{ORGANISATION}/{name}")
-        home.ok("push", variant(folder / "newer", seed=9), "--base", f"{ORGANISATION}/tiny", f"{ORGANISATION}/one")
+        home.ok("push", variant(folder / "newer", seed=109), "--base", f"{ORGANISATION}/tiny", f"{ORGANISATION}/one")
         (folder / "data.jsonl").write_text('{"text": "one"}\n')
         home.ok("dataset", "add", f"{ORGANISATION}/texts", folder / "data.jsonl")
         yield running

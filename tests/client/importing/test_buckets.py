@@ -20,7 +20,7 @@ def bucket(ministack_server: S3Server, tmp_path: Path) -> Iterator[str]:
     prefix = fresh("bucket")
     client = ministack_server.client(ministack_server.settings())
     for name, seed in (("team/one", 31), ("two", 32)):
-        for path in variant(tmp_path / name.replace("/", "-"), seed=seed).iterdir():
+        for path in variant(tmp_path / name.replace("/", "-"), seed=100 + seed).iterdir():
             client.put_object(Bucket=BUCKET, Key=f"{prefix}/{name}/{path.name}", Body=path.read_bytes())
     client.put_object(Bucket=BUCKET, Key=f"{prefix}/two/optimizer.pt", Body=b"PK\x03\x04")
     client.put_object(Bucket=BUCKET, Key=f"{prefix}/data.csv", Body=b"1,2")

@@ -33,10 +33,10 @@ def base() -> BaseFingerprint:
 
 def test_a_folder_of_folders(home: Home, tmp_path: Path) -> None:
     tree, namespace = tmp_path / "runs", fresh()
-    variant(tree / "Team A" / "SQL writer", seed=11)
-    variant(tree / "b", seed=12)
-    variant(tree / "b" / "checkpoint-10", seed=13)
-    variant(tree / "c" / "checkpoint-20", seed=14)
+    variant(tree / "Team A" / "SQL writer", seed=211)
+    variant(tree / "b", seed=212)
+    variant(tree / "b" / "checkpoint-10", seed=213)
+    variant(tree / "c" / "checkpoint-20", seed=214)
     (tree / "b" / "training_args.bin").write_bytes(b"PK\x03\x04")
     (tree / "b" / "notes.xyz").write_text("x")
     (tree / "model").mkdir()
@@ -242,7 +242,7 @@ def test_without_torch_the_sentence_says_so(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_importing_a_folder_loads_no_torch(home: Home, tmp_path: Path) -> None:
-    variant(tmp_path / "light", seed=21)
+    variant(tmp_path / "light", seed=221)
     script = (
         "import sys\nfrom lora_reg.cli.main import run\n"
         f"status = run(['import', {str(tmp_path / 'light')!r}, '--to', {fresh()!r}])\n"
