@@ -54,7 +54,7 @@ def testbed_base(registries: Callable[[bool], InProcess], tmp_path_factory: pyte
 
 def test_a_push_makes_a_version_and_again_the_same(home: Home, tmp_path: Path) -> None:
     name = f"{fresh()}/queries"
-    folder = variant(tmp_path / "new", seed=7)
+    folder = variant(tmp_path / "new", seed=907)
     config = json.loads((folder / "adapter_config.json").read_bytes())
     (folder / "adapter_config.json").write_text(json.dumps(config | {"revision": name}))
     first = home.json(
@@ -78,7 +78,7 @@ def test_a_push_makes_a_version_and_again_the_same(home: Home, tmp_path: Path) -
 def test_only_what_is_lacking_travels(home: Home, registry: InProcess, tmp_path: Path) -> None:
     name = f"{fresh()}/queries"
     home.ok("push", SOURCE, "--base", "tiny", name)
-    second = variant(tmp_path / "second", seed=5)
+    second = variant(tmp_path / "second", seed=905)
     with Front(registry.url) as front:
         pushed = Home(home.folder, front.url).json("push", second, "--base", "tiny", name, "--parent", f"{name}:v1")
         sent = [path.rpartition("/")[2] for path in front.paths("PUT")]
@@ -251,7 +251,7 @@ def test_a_lost_answer_to_a_commit_is_asked_for_again(home: Home, registry: InPr
 
     name = f"{fresh()}/x"
     with Front(registry.url, harm=lose) as front:
-        pushed = Home(home.folder, front.url).json("push", variant(tmp_path / "v", seed=6), "--base", "tiny", name)
+        pushed = Home(home.folder, front.url).json("push", variant(tmp_path / "v", seed=906), "--base", "tiny", name)
         keys = [
             asked.get("idempotency-key")
             for verb, path, asked in front.log
