@@ -12,6 +12,8 @@ from typing import Final
 
 import msgspec
 
+from lora_contract import decoding
+
 
 class TiedGroup(msgspec.Struct, frozen=True, omit_defaults=True):
     """Parameters that share one tensor, by the names of the running model.
@@ -66,7 +68,7 @@ FILE: Final = "architectures.json"
 @cache
 def table() -> Table:
     data = resources.files("lora_contract").joinpath(FILE).read_bytes()
-    return msgspec.json.decode(data, type=Table)
+    return decoding.decode(data, Table)
 
 
 def architecture(name: str) -> Architecture | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from lora_contract import canonical
+from lora_contract import canonical, decoding
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 
@@ -69,6 +69,6 @@ def parse_fingerprint(data: bytes) -> BaseFingerprint:
         data, what="The base fingerprint", max_bytes=MAX_FINGERPRINT_BYTES, max_values=MAX_FINGERPRINT_VALUES
     )
     try:
-        return msgspec.convert(document, BaseFingerprint)
+        return decoding.convert(document, BaseFingerprint)
     except msgspec.ValidationError as error:
         raise RegistryError("rejected", f"The base fingerprint is malformed: {error}.") from error

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from lora_contract import canonical
+from lora_contract import canonical, decoding
 from lora_contract.errors import RegistryError
 from lora_contract.regex import Regex
 from lora_contract.regex_syntax import PatternError
@@ -136,7 +136,7 @@ def _record(number: int, found: object) -> Record:
 
 def _answer_record(number: int, prompt: object, expect: object) -> Record:
     try:
-        wanted = msgspec.convert(expect, Expectation)
+        wanted = decoding.convert(expect, Expectation)
     except msgspec.ValidationError as error:
         raise _bad(number, f"has an invalid `expect`: {error}") from error
     if not isinstance(prompt, str) or wanted.kinds != 1:

@@ -11,6 +11,8 @@ from typing import Final
 
 import msgspec
 
+from lora_contract import decoding
+
 
 class HeadClass(msgspec.Struct, frozen=True, omit_defaults=True):
     """A model class, by the names of its parameters.
@@ -43,7 +45,7 @@ FILE: Final = "heads.json"
 @cache
 def head_table() -> HeadTable:
     data = resources.files("lora_contract").joinpath(FILE).read_bytes()
-    return msgspec.json.decode(data, type=HeadTable)
+    return decoding.decode(data, HeadTable)
 
 
 def class_for(task: str, model_type: str, present: str) -> str | None:

@@ -13,6 +13,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from lora_contract import decoding
+
 MAX_KEYS: Final = 500_000
 """Of an object and those around it, in text that is only checked. The largest vocabularies have 262,144."""
 
@@ -73,7 +75,7 @@ def fault(raw: bytes) -> str | None:
         for start in range(0, len(raw), _BLOCK):
             decoder.decode(raw[start : start + _BLOCK])
         decoder.decode(b"", final=True)
-        msgspec.json.decode(raw, type=msgspec.Raw)
+        decoding.decode(raw, msgspec.Raw)
     except (ValueError, RecursionError) as error:
         return f"is not valid JSON: {error}"
     if has_surrogate(raw):
@@ -99,7 +101,7 @@ def fault(raw: bytes) -> str | None:
 def top_level_keys(raw: bytes) -> set[str]:
     """The keys of the outermost object of valid JSON; empty for another value."""
     try:
-        return set(msgspec.json.decode(raw, type=dict[str, msgspec.Raw]))
+        return set(decoding.decode(raw, dict[str, msgspec.Raw]))
     except msgspec.ValidationError:
         return set()
 

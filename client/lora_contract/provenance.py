@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-import msgspec
-
-from lora_contract import canonical
+from lora_contract import canonical, decoding
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_contract.manifest import MAX_MANIFEST_BYTES, Manifest
@@ -52,7 +50,7 @@ def make_provenance(
             "predicate": {
                 "buildDefinition": {
                     "buildType": f"urn:lora-reg:operation:{parsed.operation}:{parsed.operation_version}",
-                    "externalParameters": {"recipe": msgspec.json.decode(recipe)},
+                    "externalParameters": {"recipe": decoding.decode(recipe, Any)},
                     "resolvedDependencies": [
                         {
                             "digest": {"sha256": Digest.parse(needed).hex},

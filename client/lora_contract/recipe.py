@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final, Literal, TypeAlias, get_args
 
 import msgspec
 
-from lora_contract import canonical
+from lora_contract import canonical, decoding
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_contract.vocabulary import NewRows
@@ -177,7 +177,7 @@ Recipe: TypeAlias = MergeRecipe | ComposeRecipe | ExtractRecipe | ResizeRecipe |
 def parse_recipe(data: bytes) -> Recipe:
     """Parse canonical recipe bytes. Raises RegistryError `invalid-request`."""
     try:
-        recipe: Recipe = msgspec.json.decode(data, type=Recipe)
+        recipe: Recipe = decoding.decode(data, Recipe)
     except msgspec.MsgspecError as error:
         raise RegistryError("invalid-request", f"The recipe is malformed: {error}.") from error
     return recipe

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from lora_contract import canonical, json_text
+from lora_contract import canonical, decoding, json_text
 from lora_contract.errors import RegistryError
 
 MAX_HEADER_BYTES: Final = 100_000_000
@@ -63,9 +63,6 @@ class _Described(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=Tr
     dtype: Any
     shape: Any
     data_offsets: Any
-
-
-_DESCRIBED: Final = msgspec.json.Decoder(_Described)
 
 
 class TensorEntry(msgspec.Struct, frozen=True, gc=False):
@@ -217,7 +214,7 @@ def _document(raw: bytes) -> tuple[dict[str, msgspec.Raw], json_text.Outline]:
             raw.decode("utf-8")  # the decoder does not look into values that it only splits off
         if json_text.has_surrogate(raw):
             raise ValueError("lone surrogate")
-        return msgspec.json.decode(raw, type=dict[str, msgspec.Raw]), outline
+        return decoding.decode(raw, dict[str, msgspec.Raw]), outline
     except (ValueError, RecursionError) as error:
         raise _bad(f"has a header that is not valid JSON: {error}") from error
 
@@ -233,7 +230,7 @@ def _tensor(
     if any(character < "!" or character == "\x7f" for character in name):
         raise _bad(f"has the tensor name {name[:80]!r} with a control character or a space")
     try:
-        described = _DESCRIBED.decode(value)
+        described = decoding.decode(value, _Described)
     except msgspec.MsgspecError as error:
         raise _bad(f"describes the tensor {name!r} by fields other than dtype, shape and data_offsets") from error
     dtype, shape, offsets = described.dtype, described.shape, described.data_offsets
@@ -267,7 +264,7 @@ def _metadata(value: msgspec.Raw | None) -> dict[str, str] | None:
     if value is None:
         return None
     try:
-        found = msgspec.json.decode(value, type=dict[str, str])
+        found = decoding.decode(value, dict[str, str])
     except msgspec.MsgspecError as error:
         raise _bad("has metadata that is not an object of strings") from error
     if len(found) > MAX_METADATA:

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 
 import msgspec
 
-from lora_contract import canonical
+from lora_contract import canonical, decoding
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_contract.findings import Finding
@@ -192,7 +192,7 @@ class ValidationKey(msgspec.Struct, frozen=True, kw_only=True):
 def parse_validation(data: bytes) -> Validation:
     """Parse the body of a report. Raises RegistryError `corrupt`."""
     try:
-        found: Validation = msgspec.json.decode(data, type=Validation)
+        found: Validation = decoding.decode(data, Validation)
     except msgspec.MsgspecError as error:
         raise RegistryError("corrupt", f"The report is malformed: {error}.") from error
     return found

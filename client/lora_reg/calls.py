@@ -11,7 +11,7 @@ from urllib.parse import quote
 import httpx2
 import msgspec
 
-from lora_contract import reference
+from lora_contract import decoding, reference
 from lora_contract.errors import RegistryError
 from lora_contract.reference import Reference
 from lora_contract.wire.common import API, Request
@@ -134,7 +134,7 @@ class Calls:
 
     def _decode(self, response: httpx2.Response, kind: type[T]) -> T:
         try:
-            return msgspec.json.decode(response.content, type=kind)
+            return decoding.decode(response.content, kind)
         except msgspec.MsgspecError as error:
             raise RegistryError(
                 "unavailable",

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
+from lora_contract import decoding
 from lora_contract.validation import Validation
 from lora_contract.wire.jobs import ReportView
 
@@ -49,7 +48,7 @@ def _evaluations(reports: Sequence[ReportView]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for view in reports:
         if view.kind == "validate":
-            for evaluation in msgspec.convert(view.body, Validation).evaluations:
+            for evaluation in decoding.convert(view.body, Validation).evaluations:
                 if None not in evaluation.nats:
                     found.setdefault(evaluation.dataset, evaluation)
     return found

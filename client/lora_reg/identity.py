@@ -12,6 +12,7 @@ from urllib.parse import quote, urlsplit
 
 import msgspec
 
+from lora_contract import decoding
 from lora_contract.errors import RegistryError
 from lora_contract.wire.common import API
 from lora_contract.wire.identity import ExchangeRequest, IssuedToken, LoginOptions, SignedOut
@@ -136,7 +137,7 @@ def _identity_token(audience: str, environ: Mapping[str, str]) -> str:
     try:
         full = f"{url}{'&' if parts.query else '?'}audience={quote(audience, safe='')}"
         response = transport.request("GET", full, headers={"Authorization": f"Bearer {secret}"})
-        value = msgspec.json.decode(response.content, type=dict[str, Any]).get("value")
+        value = decoding.decode(response.content, dict[str, Any]).get("value")
     except msgspec.MsgspecError as error:
         raise RegistryError("unavailable", f"The answer of {place(url)} is not JSON.") from error
     finally:
@@ -148,7 +149,7 @@ def _identity_token(audience: str, environ: Mapping[str, str]) -> str:
 
 def _decode(body: bytes, kind: type[T], url: str) -> T:
     try:
-        return msgspec.json.decode(body, type=kind)
+        return decoding.decode(body, kind)
     except msgspec.MsgspecError as error:
         raise RegistryError(
             "unavailable",

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 import httpx2
 import msgspec
 
+from lora_contract import decoding
 from lora_contract.errors import ErrorCode, RegistryError, known_code
 from lora_contract.wire.common import Problem
 
@@ -40,7 +41,7 @@ def place(url: httpx2.URL | str) -> str:
 def from_answer(response: httpx2.Response, body: bytes) -> RegistryError:
     """The error in a registry's response. Without a problem document, the status decides."""
     try:
-        problem = msgspec.json.decode(body, type=Problem)
+        problem = decoding.decode(body, Problem)
     except msgspec.MsgspecError:
         code = _BY_STATUS.get(response.status_code, "internal")
         return RegistryError(

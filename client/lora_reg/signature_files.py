@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from lora_contract import decoding
 from lora_contract.errors import RegistryError
 from lora_contract.signing import Envelope, PublicKey, SignatureFormat, parse_bundle, wrap_bundle
 from lora_contract.signing.model_signing import MAX_BUNDLE_BYTES
@@ -19,7 +20,7 @@ def load_envelope(path: Path) -> Envelope:
     with path.open("rb") as file:
         data = file.read(MAX_BUNDLE_BYTES + 1)
     try:
-        return msgspec.json.decode(data, type=Envelope)
+        return decoding.decode(data, Envelope)
     except msgspec.MsgspecError:
         pass
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from lora_contract import decoding
 from lora_contract.errors import RegistryError
 from lora_contract.roles import parse_grant
 from lora_contract.wire.identity import IssuerKeys, Kind, TrustRequest, TrustView
@@ -112,7 +113,7 @@ def request(
         "keys": _keys(jwks_url, jwks_file, ca_bundle),
     }
     try:
-        return msgspec.convert(fields, TrustRequest)
+        return decoding.convert(fields, TrustRequest)
     except msgspec.ValidationError as error:
         raise RegistryError("usage", f"The rule is not valid: {error}.") from error
 

@@ -16,7 +16,7 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.params import FromPath
 
-from lora_contract import __version__
+from lora_contract import __version__, decoding
 from lora_contract.errors import RegistryError
 from lora_contract.wire.common import API
 from lora_registry.access.routes import router as access
@@ -96,7 +96,7 @@ def create_app(ctx: Context) -> Litestar:
     def provide_context() -> Context:
         return ctx
 
-    return Litestar(
+    app = Litestar(
         route_handlers=[
             healthz,
             readyz,
@@ -140,3 +140,6 @@ def create_app(ctx: Context) -> Litestar:
         state=State({"ctx": ctx, "last_use": last_use, "rates": rates, "large_bodies": CapacityLimiter(1)}),
         logging_config=None,
     )
+    # Litestar decodes bodies and parameters itself, while threads of requests decode into the same structs.
+    decoding.complete_all({"lora_contract", "lora_registry"})
+    return app

@@ -32,7 +32,10 @@ def together(site: Site, count: int, act: Callable[[httpx.Client, int], httpx.Re
         return act(site.client, number)
 
     with ThreadPoolExecutor(count) as pool:
-        answers = list(pool.map(one, range(count)))
+        try:
+            answers = list(pool.map(one, range(count)))
+        except httpx.TransportError as error:
+            raise AssertionError(site.talk()) from error
     failed = [answer.text for answer in answers if answer.status_code >= 500]
     assert not failed, (failed[:3], site.talk())
     return answers

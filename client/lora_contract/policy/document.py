@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from lora_contract import canonical
+from lora_contract import canonical, decoding
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_contract.roles import Role
@@ -149,7 +149,7 @@ def parse_policy(document: Any) -> Policy:
     """Validate parsed JSON or TOML as a policy, with normalized keys. Raises RegistryError `invalid-request` naming the
     field."""
     try:
-        policy = msgspec.convert(document, Policy)
+        policy = decoding.convert(document, Policy)
     except msgspec.ValidationError as error:
         raise RegistryError(
             "invalid-request", f"The policy is malformed: {error}.", hint="docs/policies.md lists the fields."

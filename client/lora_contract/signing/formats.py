@@ -7,6 +7,7 @@ from typing import Final, Literal, get_args
 
 import msgspec
 
+from lora_contract import decoding
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_contract.manifest import Manifest
@@ -29,7 +30,7 @@ def check_signed(payload: bytes, namespace: str, name: str, digest: Digest, mani
     `signature-mismatch` if it is about something else.
     """
     try:
-        kind = msgspec.json.decode(payload, type=_Kind).predicate_type
+        kind = decoding.decode(payload, _Kind).predicate_type
     except msgspec.MsgspecError:
         kind = ""
     if kind == MODEL_PREDICATE_TYPE:

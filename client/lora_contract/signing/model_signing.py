@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from lora_contract import canonical
+from lora_contract import canonical, decoding
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_contract.manifest import FileEntry
@@ -109,7 +109,7 @@ def check_model_statement(payload: bytes, files: Sequence[FileEntry]) -> None:
     """
     try:
         canonical.loads_strict(payload, what="The signed statement", max_bytes=MAX_PAYLOAD_BYTES)
-        statement = msgspec.json.decode(payload, type=_Statement)
+        statement = decoding.decode(payload, _Statement)
     except (RegistryError, msgspec.MsgspecError) as error:
         detail = error.detail if isinstance(error, RegistryError) else f"The signed statement is malformed: {error}."
         raise RegistryError("invalid-request", detail) from error
@@ -146,7 +146,7 @@ def parse_bundle(data: bytes) -> Envelope:
         document = canonical.loads_strict(data, what="The bundle", max_bytes=MAX_BUNDLE_BYTES)
         if "publicKey" not in document.get("verificationMaterial", {}):
             raise RegistryError("invalid-request", "it was signed with a certificate, or names no key.")
-        return msgspec.json.decode(data, type=Bundle).dsse_envelope
+        return decoding.decode(data, Bundle).dsse_envelope
     except (RegistryError, msgspec.MsgspecError, AttributeError, TypeError) as error:
         raise RegistryError(
             "invalid-request",

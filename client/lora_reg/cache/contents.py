@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 import msgspec
 
+from lora_contract import decoding
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_contract.manifest import Manifest
@@ -108,7 +109,7 @@ def _manifest(cache: Cache, digest: str) -> Manifest | None:
 def _references(cache: Cache) -> Iterator[tuple[Path, ResolvedReference]]:
     for path in sorted((cache.root / "refs").glob("*/*/*/*.json")):
         try:
-            yield path, msgspec.json.decode(path.read_bytes(), type=ResolvedReference)
+            yield path, decoding.decode(path.read_bytes(), ResolvedReference)
         except (OSError, msgspec.MsgspecError):
             continue
 

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from lora_contract import decoding
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_contract.reference import Reference
@@ -39,7 +40,7 @@ def read(cache: Cache, server: str, ref: Reference) -> ResolvedReference | None:
     """The last answer; None if the reference was never resolved, or the file is damaged or of another reference (two
     tags that differ only in case, on a case-insensitive file system)."""
     try:
-        found = msgspec.json.decode(_path(cache, server, ref).read_bytes(), type=ResolvedReference)
+        found = decoding.decode(_path(cache, server, ref).read_bytes(), ResolvedReference)
         Digest.parse(found.digest)
     except (FileNotFoundError, NotADirectoryError, msgspec.MsgspecError, RegistryError):
         return None

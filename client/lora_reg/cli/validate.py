@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
+from lora_contract import decoding
 from lora_reg.cli.derive import kernels, need_folders, refuse
 from lora_reg.cli.state import Command, State, pass_state
 
@@ -128,7 +129,6 @@ def validate(
 
 def _done(state: State, client: Client, asked: list[JobView], refs: list[str], timeout: float | None) -> Found:
     """Wait for the jobs and read their reports."""
-    import msgspec
 
     from lora_contract.validation import Validation
     from lora_reg.cli.jobs import watch
@@ -138,7 +138,7 @@ def _done(state: State, client: Client, asked: list[JobView], refs: list[str], t
     for job, ref in zip(asked, refs, strict=True):
         require_done(job if job.state == "done" else watch(state, client, job.id, timeout=timeout))
         view = next(item for item in client.reports(ref).items if item.id == job.id)
-        reports.append(msgspec.convert(view.body, Validation))
+        reports.append(decoding.convert(view.body, Validation))
     report = reports[0]
     called = {found.dataset: found.name for found in report.evaluations}
     called |= {digest: found.name for digest, found in report.answers.items()}

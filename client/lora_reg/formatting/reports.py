@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-import msgspec
-
+from lora_contract import decoding
 from lora_contract.validation import Validation
 from lora_contract.wire.gates import GateView
 from lora_contract.wire.jobs import ReportView
@@ -55,7 +54,7 @@ def _validation(view: ReportView) -> list[str]:
     """The measurements: states of the layers, losses on each dataset."""
     from lora_contract.policy.evidence import describe_evidence
 
-    found = msgspec.convert(view.body, Validation)
+    found = decoding.convert(view.body, Validation)
     layers = [
         (
             name,

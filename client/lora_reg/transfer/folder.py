@@ -16,6 +16,7 @@ from typing import Final
 
 import msgspec
 
+from lora_contract import decoding
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_contract.manifest import FileEntry, Manifest
@@ -125,7 +126,7 @@ def _walk(root: Path, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
 
 def _record(cache: Cache, target: Path) -> Written | None:
     try:
-        found = msgspec.json.decode(_record_path(cache, target).read_bytes(), type=Written)
+        found = decoding.decode(_record_path(cache, target).read_bytes(), Written)
     except (FileNotFoundError, msgspec.MsgspecError):
         return None
     return found if found.path == str(target) else None

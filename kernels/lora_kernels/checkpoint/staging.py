@@ -16,6 +16,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
+from lora_contract import decoding
 from lora_contract.errors import RegistryError
 from lora_kernels.checkpoint.records import FileRecord
 from lora_kernels.checkpoint.sinks import no_space
@@ -86,7 +87,7 @@ class Staging(Generic[_Notes]):
     def _read_record(self, path: Path) -> FinishedFile[_Notes] | None:
         """A record; None if it is damaged or from before the last boot."""
         try:
-            record = msgspec.json.decode(path.read_bytes(), type=_Record[self._notes])  # type: ignore[name-defined]
+            record = decoding.decode(path.read_bytes(), _Record[self._notes])  # type: ignore[name-defined]
         except (OSError, msgspec.DecodeError):
             return None
         return record.done if record.boot == self._boot else None

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from lora_contract import decoding
 from lora_contract.errors import RegistryError
 from lora_contract.findings import Finding, Severity
 from lora_contract.validation import LayerResult
@@ -159,7 +160,7 @@ def _config(folder: Path) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises RegistryError `rejected` for anything else."""
     try:
-        return msgspec.json.decode(_bytes(path), type=dict[str, Any])
+        return decoding.decode(_bytes(path), dict[str, Any])
     except msgspec.MsgspecError as error:
         raise RegistryError("rejected", f"{path.name} cannot be read: {error}.") from error
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import logging
 
-import msgspec
 from sqlmodel import Session, col, exists, select
 
+from lora_contract import decoding
 from lora_contract.errors import RegistryError
 from lora_contract.roles import Grant
 from lora_registry.auth.principals import Principal
@@ -76,7 +76,7 @@ def rule_of(row: TrustRuleRow) -> TrustRule:
         issuer=row.issuer,
         audience=row.audience,
         claims=json.loads(row.claims),
-        grants=msgspec.json.decode(row.grants, type=tuple[Grant, ...]),
+        grants=decoding.decode(row.grants, tuple[Grant, ...]),
         seconds=row.seconds,
         pull_requests=row.pull_requests,
     )

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from lora_contract import decoding
 from lora_contract.errors import RegistryError
 from lora_registry.backup import document
 from lora_registry.backup.document import Document, Part
@@ -118,7 +119,7 @@ def load(place: Place, backup_id: str | None) -> Document:
     chosen = backup_id or known[-1]
     data = b"".join(place.read(path(chosen, document.DOCUMENT)))
     try:
-        return msgspec.json.decode(data[: document.MAX_DOCUMENT], type=Document)
+        return decoding.decode(data[: document.MAX_DOCUMENT], Document)
     except msgspec.MsgspecError as error:
         raise RegistryError("corrupt", f"{document.DOCUMENT} of the backup {chosen} is malformed: {error}.") from error
 

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, MetaData
 from sqlmodel import SQLModel
 
 import lora_registry.db.tables  # noqa: F401  fills the metadata
+from lora_contract import decoding
 from lora_contract.errors import RegistryError
 from lora_registry.backup.place import lines
 
@@ -79,7 +80,7 @@ def load(connection: Connection, chunks: Iterable[bytes]) -> None:
     """
     stream = lines(chunks)
     try:
-        head = msgspec.json.decode(next(stream, b""), type=_Head)
+        head = decoding.decode(next(stream, b""), _Head)
     except msgspec.MsgspecError as error:
         raise RegistryError("corrupt", f"The database of the backup is malformed: {error}.") from error
     loaded = [table for table in head.tables if table.name not in VERSIONS]

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
+from lora_contract import decoding
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError, known_code
 from lora_registry.blobs.keys import address, life_of
@@ -154,7 +155,7 @@ def _answer(connection: socket.socket, blobs: BlobReader, writer: ChunkWriter | 
 
 def _run(connection: socket.socket, blobs: BlobReader, writer: ChunkWriter | None, allowed: set[str]) -> _Outcome:
     try:
-        request = msgspec.json.decode(_frame(connection), type=_Request)
+        request = decoding.decode(_frame(connection), _Request)
     except msgspec.DecodeError as error:
         raise RegistryError("invalid-request", "The child sent an unreadable request.") from error
     if request.verb in ("size", "read") and request.digest not in allowed:
@@ -192,7 +193,7 @@ def _received(connection: socket.socket, allowed: set[str]) -> Iterator[Chunk]:
         if not origin:
             yield data
             continue
-        found = msgspec.json.decode(origin, type=_Origin)
+        found = decoding.decode(origin, _Origin)
         if found.digest not in allowed:
             raise RegistryError("forbidden", f"The child may not read the blob {found.digest[:12]}.")
         yield Stored(data, _address(found.digest, found.life), found.offset)
@@ -211,7 +212,7 @@ def _plain(chunks: Iterator[Chunk]) -> Iterator[bytes]:
 
 def _outcome(connection: socket.socket) -> _Outcome:
     try:
-        done = msgspec.json.decode(_frame(connection), type=_Outcome)
+        done = decoding.decode(_frame(connection), _Outcome)
     except (EOFError, OSError) as error:
         raise RegistryError("storage-unavailable", "The parent process closed the connection.") from error
     if done.error:

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from sqlmodel import Session
 
-from lora_contract import reference
+from lora_contract import decoding, reference
 from lora_contract.adapter.facts import AdapterFacts
 from lora_contract.errors import RegistryError
 from lora_contract.policy import DEFAULT, Decision, GateFacts, Policy, decide
@@ -163,7 +163,7 @@ def evaluate(session: Session, inputs: GateInputs, promoter: str) -> GateOutcome
         **_names(inputs.sets, frozenset()),
         adapter=None
         if inputs.version.facts is None
-        else msgspec.convert(json.loads(inputs.version.facts), AdapterFacts),
+        else decoding.convert(json.loads(inputs.version.facts), AdapterFacts),
         meta=json.loads(inputs.version.meta),
         approvals=of_others(store.approvals(session, inputs.version.id, inputs.tag), promoter),
         signers=signatures.signers(

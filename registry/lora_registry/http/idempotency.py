@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 import msgspec
 from sqlmodel import Session, col, select
 
+from lora_contract import decoding
 from lora_contract.errors import RegistryError
 from lora_registry.auth.caller import Caller
 from lora_registry.db.dialect import insert
@@ -46,7 +47,7 @@ def once(
     if row is not None:
         if row.request != fingerprint:
             raise RegistryError("idempotency-mismatch", "This Idempotency-Key was used for a different request.")
-        return row.status, msgspec.json.decode(row.body.encode(), type=result)
+        return row.status, decoding.decode(row.body.encode(), result)
     status, value = run()
     with caller.ctx.db.write() as session:
         stored = {

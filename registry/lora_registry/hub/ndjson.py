@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from lora_contract import decoding
 from lora_contract.errors import RegistryError
 
 MAX_LINE: Final = 64 * 1024
@@ -110,7 +111,7 @@ class Lines:
         if self._count > MAX_LINES:
             raise RegistryError("too-large", f"The commit has more than {MAX_LINES} lines.")
         try:
-            document = msgspec.json.decode(self._head)
+            document = decoding.decode(self._head, Any)
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
             raise _bad(f"Line {self._count} is not JSON.") from error
         key = document.get("key") if isinstance(document, dict) else None

@@ -17,6 +17,7 @@ import msgspec
 from litestar import HttpMethod, Request, Response, Router, route
 from litestar.exceptions import HTTPException
 
+from lora_contract import decoding
 from lora_contract.errors import RegistryError
 from lora_registry.auth.caller import Caller
 from lora_registry.auth.guards import reader_of
@@ -200,7 +201,7 @@ def _paths(request: R, body: bytes) -> tuple[str, ...]:
     """Parse the paths from a form (Python clients) or from JSON (JavaScript clients)."""
     try:
         if request.headers.get("content-type", "").startswith("application/json"):
-            return msgspec.json.decode(body, type=PathsBody).paths
+            return decoding.decode(body, PathsBody).paths
         return tuple(parse_qs(body.decode(), max_num_fields=10_000).get("paths", []))
     except ValueError as error:
         raise RegistryError("invalid-request", "The body is not a list of paths.") from error

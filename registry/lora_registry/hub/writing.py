@@ -10,6 +10,7 @@ import anyio.to_thread
 import msgspec
 from litestar import Request, Response
 
+from lora_contract import decoding
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_registry.auth.caller import Caller
@@ -213,7 +214,7 @@ async def read_json(request: R, limit: int = MAX_JSON) -> Json:
     body = await read_body(request, limit)
     await _run(check_json, body)
     try:
-        return msgspec.json.decode(body or b"{}", type=Json)
+        return decoding.decode(body or b"{}", Json)
     except msgspec.MsgspecError as error:
         raise RegistryError("invalid-request", "The body is not a JSON object.") from error
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 
-import msgspec
-
+from lora_contract import decoding
 from lora_contract.findings import Finding
 from lora_contract.wire.jobs import ReportList, ReportView
 from lora_registry.auth.caller import Caller
@@ -25,7 +24,7 @@ def list_all(caller: Caller, path: VersionPath) -> ReportList:
             body = json.loads(names.redact(row.body, hidden))
             layers = body.get("layers", {}).values()
             found = body.pop("findings", [finding for layer in layers for finding in layer["findings"]])
-            findings = msgspec.convert(found, list[Finding])
+            findings = decoding.convert(found, list[Finding])
             items.append(
                 ReportView(
                     id=row.id,

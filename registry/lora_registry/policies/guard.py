@@ -6,9 +6,9 @@ import json
 from dataclasses import dataclass
 from typing import Final
 
-import msgspec
 from sqlmodel import Session
 
+from lora_contract import decoding
 from lora_contract.errors import RegistryError
 from lora_contract.policy import Policy, governing
 from lora_contract.validation import DatasetRole
@@ -47,7 +47,7 @@ def policy_of(session: Session, path: RepositoryPath, tag: str) -> GoverningPoli
     if pattern is None:
         return None
     digest, body = documents[pattern]
-    return GoverningPolicy(pattern, digest, msgspec.json.decode(body, type=Policy))
+    return GoverningPolicy(pattern, digest, decoding.decode(body, Policy))
 
 
 def check_move(

@@ -20,8 +20,7 @@ import sys
 import threading
 from typing import Any, Final
 
-import msgspec
-
+from lora_contract import decoding
 from lora_contract.errors import RegistryError
 from lora_registry.processes.attributes import die_with_parent
 from lora_registry.processes.confinement import Confinement, confine
@@ -78,7 +77,7 @@ def run(pipe: int, blobs: int) -> None:
     else:
         os.close(blobs)
     try:
-        confine(msgspec.convert(request["confinement"], Confinement))
+        confine(decoding.convert(request["confinement"], Confinement))
         function = resolve(request["target"])
         result = encode(function(decode(request["spec"], input_type(function)), report))
     except RegistryError as error:

@@ -8,6 +8,8 @@ from typing import Any, get_type_hints
 
 import msgspec
 
+from lora_contract import decoding
+
 
 def encode(value: Any) -> Any:
     """Convert structs to JSON values."""
@@ -16,7 +18,7 @@ def encode(value: Any) -> Any:
 
 def decode(value: Any, kind: Any) -> Any:
     """Convert JSON values to `kind`. Raises msgspec.ValidationError."""
-    return msgspec.convert(value, kind)
+    return decoding.convert(value, kind)
 
 
 def target_of(function: Callable[..., Any]) -> str:

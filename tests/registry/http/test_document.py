@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import hypothesis
+import msgspec
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase
@@ -17,13 +18,14 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from lora_contract import decoding
 from tests.registry.site import Site, problem
 
 CHECKS = (not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance)
 EXAMPLES = int(os.environ.get("LORA_REG_TEST_EXAMPLES", "16"))
 """Of each operation; 40 and more are for a change of the service's routes."""
 SAMPLES: dict[str, str] = {
-    "namespace": "ns",
+    "namespace": "fuzzed",  # of its own: quotas and visibility are set too
     "name": "fuzzed",
     "selector": "v1",
     "tag": "prod",
@@ -33,7 +35,7 @@ SAMPLES: dict[str, str] = {
 
 @pytest.mark.parametrize("known", [False, True], ids=["any-path", "existing-path"])
 def test_the_service_answers_as_its_document_says(site: Site, known: bool) -> None:
-    site.pushed("ns", "fuzzed", 1, tags=["prod"])
+    site.pushed("fuzzed", "fuzzed", 1, tags=["prod"])
     document = site.client.get("/schema/openapi.json").json()
     schema = schemathesis.openapi.from_dict(document)
     schema.config.update(base_url=site.url)
@@ -69,6 +71,12 @@ def _try(site: Site, operation: Any, known: bool, failures: dict[str, str]) -> N
             failures[f"{operation.label} {response.status_code}"] = f"{text[:600]} {response.text[:200]!r}"
 
     run()
+
+
+def test_structs_are_complete_before_the_first_request(site: Site) -> None:
+    wire = [kind for kind in msgspec.Struct.__subclasses__() if kind.__module__.startswith("lora_contract.wire.")]
+    assert wire
+    assert not [kind for kind in wire if kind not in decoding._decoders]
 
 
 # What it found, and its kin, by hand

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from lora_contract import decoding
 from lora_contract.adapter.config import parse_config
 from lora_contract.digest import Digest
 from lora_contract.fingerprint import build_fingerprint
@@ -152,7 +153,7 @@ def pack(merge_plan: MergePlan) -> str:
 
 
 def unpack(text: str) -> MergePlan:
-    return msgspec.json.decode(zlib.decompress(base64.b85decode(text)), type=MergePlan)
+    return decoding.decode(zlib.decompress(base64.b85decode(text)), MergePlan)
 
 
 def _side_files(base: files.Files, merge_plan: MergePlan, blobs: JobStore) -> tuple[files.ResultFile, ...]:
