@@ -21,7 +21,7 @@ from lora_registry.auth.principals import Principal
 from lora_registry.auth.tokens import hash_of
 from lora_registry.context import Context
 from lora_registry.db.dialect import database_now
-from lora_registry.db.tables import UploadFile, UploadSessionRow
+from lora_registry.db.tables import UploadFile
 from lora_registry.hub import store
 from lora_registry.keeping import store as kept
 from lora_registry.push import parts, sessions
@@ -30,7 +30,6 @@ from lora_registry.push.reception import Reception
 from lora_registry.repositories import store as version_store
 from lora_registry.repositories import usage
 from lora_registry.repositories.paths import RepositoryPath
-from lora_registry.runtime.clock import new_id
 
 Json = dict[str, Any]
 
@@ -48,22 +47,17 @@ def open_session(
 
     Raises `too-large`, `quota`.
     """
-    upload_id = new_id()
     with caller.ctx.db.write() as session:
         at = database_now(session)
-        session.add(
-            UploadSessionRow(
-                id=upload_id,
-                namespace=path.namespace,
-                name=path.name,
-                kind=store.UPLOAD_KIND,
-                author=caller.principal.name,
-                created_at=at,
-                expires_at=at + caller.ctx.settings.upload_seconds * 1_000_000,
-                capability=None if secret is None else hash_of(secret),
-            )
+        upload_id = upload_rows.add(
+            session,
+            path,
+            store.UPLOAD_KIND,
+            caller.principal.name,
+            at=at,
+            seconds=caller.ctx.settings.upload_seconds,
+            capability=None if secret is None else hash_of(secret),
         )
-        session.flush()
         present = _announce(session, caller, path, upload_id, sizes, at)
     return upload_id, present
 

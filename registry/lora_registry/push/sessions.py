@@ -17,7 +17,7 @@ from lora_registry.auth.caller import Caller
 from lora_registry.blobs import protocols
 from lora_registry.context import Context
 from lora_registry.db.dialect import database_now
-from lora_registry.db.tables import UploadFile, UploadSessionRow
+from lora_registry.db.tables import UploadFile
 from lora_registry.keeping import damage, reading
 from lora_registry.keeping import store as kept
 from lora_registry.keeping.reading import Content
@@ -29,7 +29,7 @@ from lora_registry.repositories import store as version_store
 from lora_registry.repositories import usage
 from lora_registry.repositories.insert import check_target
 from lora_registry.repositories.paths import RepositoryPath
-from lora_registry.runtime.clock import iso, new_id
+from lora_registry.runtime.clock import iso
 from lora_registry.runtime.faults import fault_point
 
 COMPLETE_SECONDS: Final = 10.0
@@ -63,22 +63,16 @@ def open_session(caller: Caller, request: UploadRequest) -> UploadSession:
             )
         if unfinished is not None:
             return show(caller, unfinished)
-    upload_id = new_id()
     with caller.ctx.db.write() as session:
         check_target(version_store.repository(session, path), path, request.kind)
-        at = database_now(session)
-        session.add(
-            UploadSessionRow(
-                id=upload_id,
-                namespace=path.namespace,
-                name=path.name,
-                kind=request.kind,
-                author=caller.principal.name,
-                created_at=at,
-                expires_at=at + caller.ctx.settings.upload_seconds * 1_000_000,
-            )
+        upload_id = store.add(
+            session,
+            path,
+            request.kind,
+            caller.principal.name,
+            at=database_now(session),
+            seconds=caller.ctx.settings.upload_seconds,
         )
-        session.flush()
         visible = caller.principal.visible()
         readable = [d for d, size in sizes.items() if version_store.readable_blob(session, d, visible) == size]
         # What the client need not send is kept for the session: no collector takes what its rows name.

@@ -7,10 +7,41 @@ from collections.abc import Mapping
 from sqlmodel import Session, col, delete, select, update
 
 from lora_registry.db.tables import UploadFile, UploadSessionRow
+from lora_registry.repositories.paths import RepositoryPath
+from lora_registry.runtime.clock import new_id
 
 
 def session_row(session: Session, upload_id: str) -> UploadSessionRow | None:
     return session.get(UploadSessionRow, upload_id)
+
+
+def add(
+    session: Session,
+    path: RepositoryPath,
+    kind: str,
+    author: str,
+    *,
+    at: int,
+    seconds: int,
+    capability: str | None = None,
+) -> str:
+    """Insert a session of `author` for a version of `kind`, which expires `seconds` after `at`. Return its id.
+
+    capability: see `UploadSessionRow`.
+    """
+    row = UploadSessionRow(
+        id=new_id(),
+        namespace=path.namespace,
+        name=path.name,
+        kind=kind,
+        author=author,
+        created_at=at,
+        expires_at=at + seconds * 1_000_000,
+        capability=capability,
+    )
+    session.add(row)
+    session.flush()
+    return row.id
 
 
 def unfinished(
