@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 import transformers
 
 from lora_contract.heads import head_table
@@ -18,16 +16,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 SHARE = sorted(forms().items())
 SAMPLE = sorted({name: model_type for (_, name), model_type in cases().items()}.items())[::12]
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    transformers.utils.logging.disable_progress_bar()
-    yield
-    transformers.utils.logging.enable_progress_bar()
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(

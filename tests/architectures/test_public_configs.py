@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.architectures.public_configs import locally
 from tests.support.wild import require_wild
@@ -27,9 +26,4 @@ SHARE = {
 
 @pytest.mark.parametrize("name", SHARE)
 def test_an_adapter_of_a_public_config_is_merged(tmp_path: Path, name: str) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        assert locally(require_wild("configs") / name, tmp_path).startswith(SHARE[name])
-    finally:
-        torch.set_num_threads(threads)
+    assert locally(require_wild("configs") / name, tmp_path).startswith(SHARE[name])

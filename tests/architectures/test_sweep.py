@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 import transformers
 
 from tests.architectures.generate import TABLE, row
@@ -20,16 +18,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 ARCHITECTURES = every()
 # Enough of the table to see that it is generated from these classes; all of it takes minutes.
 SAMPLE = sorted(every_class())[::16]
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    transformers.utils.logging.disable_progress_bar()
-    yield
-    transformers.utils.logging.enable_progress_bar()
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
