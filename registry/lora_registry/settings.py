@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from lora_contract.errors import RegistryError
 
 PREFIX = "LORA_REG_"
+DEFAULT_HUB: Final = "https://huggingface.co"
 LOG_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 MIN_PART: Final = 5 * 1024**2
 MAX_PART: Final = 5 * 1024**3
@@ -64,6 +65,9 @@ class ServiceSettings:
             10,000; at least 5 MiB. A push that was cut off goes on with the parts that are missing.
         reads_per_minute, writes_per_minute, jobs_per_minute: requests of a token, in each API process; 0: no limit.
         failures_per_minute: requests without a valid token from one address, in each API process; 0: no limit.
+        hub_endpoints: URLs, separated by spaces, of the Hubs from which workers fetch weights of bases that were
+            registered without them; or `none`. None: DEFAULT_HUB if `auth` is none, otherwise none.
+        hub_token_file: file with the token for the first of them.
         s3_endpoint_url, s3_region, s3_path_style, s3_checksum, s3_ca_bundle: how boto3 reaches the store; None or
             empty: boto3's own defaults. s3_checksum is boto3's `request_checksum_calculation`.
         preload: import torch and PEFT soon after a worker's start rather than for its first validation.
@@ -101,6 +105,8 @@ class ServiceSettings:
     keep_idempotency_days: float = 1.0
     records_url: str | None = None
     upload_part_bytes: int = 32 * 1024**2
+    hub_endpoints: str | None = None
+    hub_token_file: Path | None = None
     reads_per_minute: int = 12_000
     writes_per_minute: int = 3_000
     jobs_per_minute: int = 120
@@ -139,6 +145,10 @@ class ServiceSettings:
             raise _invalid(missing, None, "a value, since the other of issuer and client id is set")
         if self.database_url is not None:
             _check_database_url(self.database_url)
+        for endpoint in self.hubs:
+            parts = urlsplit(endpoint)
+            if parts.scheme not in ("http", "https") or not parts.hostname or {"@", "?", "#"} & set(endpoint):
+                raise _invalid("hub_endpoints", endpoint, "URLs such as https://huggingface.co, separated by spaces")
         for name in ("storage_url", "records_url"):
             if (url := getattr(self, name)) is not None:
                 _check_storage_url(name, url)
@@ -186,6 +196,15 @@ class ServiceSettings:
         """True if the database is SQLite, so that `serve` also runs a worker."""
         return self.resolved_database_url.startswith("sqlite")
 
+    @property
+    def hubs(self) -> tuple[str, ...]:
+        """The Hubs that workers may fetch weights from."""
+        if self.hub_endpoints is None:
+            return (DEFAULT_HUB,) if self.auth == "none" else ()
+        if self.hub_endpoints == "none":
+            return ()
+        return tuple(canonical_endpoint(endpoint) for endpoint in self.hub_endpoints.split())
+
     def check_exposure(self) -> None:
         """Refuse to listen beyond loopback without authentication."""
         if self.auth == "none" and self.host not in ("127.0.0.1", "::1", "localhost"):
@@ -194,6 +213,12 @@ class ServiceSettings:
                 f"The service would listen on {self.host} with no authentication.",
                 hint="Set LORA_REG_AUTH=token and run `lora-registry token create`, or listen on 127.0.0.1.",
             )
+
+
+def canonical_endpoint(url: str) -> str:
+    """Return the one spelling of a Hub's URL: the scheme and the host in lower case, no slash at the end."""
+    parts = urlsplit(url)
+    return parts._replace(scheme=parts.scheme.lower(), netloc=parts.netloc.lower()).geturl().rstrip("/")
 
 
 def load(environ: Mapping[str, str] | None = None, **overrides: Any) -> ServiceSettings:

@@ -29,10 +29,19 @@ class VersionFile(Response, frozen=True):
     digest: str
 
 
+class HubLocation(Request, frozen=True):
+    """A commit of a repository of a Hub. endpoint: URL of the Hub."""
+
+    endpoint: Text
+    repository: Text
+    commit: Text
+
+
 class VersionView(Response, frozen=True):
     """A version. base: the pinned base version. facts: what the check found out about it (adapters, bases).
 
-    yanked: the reason; None if it is not yanked. tags: the tags that point to it now.
+    yanked: the reason; None if it is not yanked. tags: the tags that point to it now. weights_at: where the weights of
+    a base are fetched from when a job needs them.
     """
 
     namespace: str
@@ -54,6 +63,7 @@ class VersionView(Response, frozen=True):
     facts: dict[str, Any] | None = None
     yanked: str | None = None
     weights_absent: bool = False
+    weights_at: HubLocation | None = None
 
 
 class VersionList(Response, frozen=True):
@@ -67,6 +77,7 @@ class CommitRequest(Request, frozen=True):
     base: reference of the base version (adapters, models); a bare name pins its newest version. parents: versions
     that this one continues. accept_base: accept the base even if the adapter's config names another, for this push.
     weights_absent / fingerprint: a base whose weights stay where they are; the fingerprint is then the client's.
+    weights_at: where they are, for jobs that need them.
     aliases: what trainers write for this base (bases only).
     """
 
@@ -81,6 +92,7 @@ class CommitRequest(Request, frozen=True):
     accept_base: bool = False
     weights_absent: bool = False
     fingerprint: dict[str, Any] | None = None
+    weights_at: HubLocation | None = None
     aliases: list[Text] = []
 
 

@@ -57,7 +57,7 @@ def add(
 
     DIR is a folder in any layout of the Hub: the weights that transformers loads are taken, other formats of them and
     unknown files are left out. Or it is hf://ORG/NAME[@REVISION]: then only the headers of the weights are fetched,
-    unless --weights is given, and ORG/NAME becomes an alias.
+    unless --weights is given, and ORG/NAME becomes an alias. The first job that reads the weights fetches them.
 
     Adapters are checked against its fingerprint and pinned to it: config, name, shape and dtype of every tensor, and
     the sha256 of every file. The version has the same digest with and without its weights: add it again without

@@ -47,7 +47,7 @@ def add_from_hub(
     output.note(f"{size(made.received)} fetched of {made.host}; the weights have {size(made.weights)}.")
     if made.pushed.result is not None and made.pushed.result.version.weights_absent:
         output.note(
-            f"note: The weights are not stored. Jobs that read them need `lora-reg base add {name} {source} --weights` "
-            f"or `lora-reg base add {name} DIR`."
+            f"note: The weights are not stored. The first job that reads them fetches them from {made.host}, if the "
+            f"service may; `lora-reg base add {name} {source} --weights` sends them now."
         )
     print_pushed(output, "lora-reg/base-add/1", made.pushed, then=f"lora-reg push DIR --base {name}")

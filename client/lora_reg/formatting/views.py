@@ -35,7 +35,7 @@ def version(view: VersionView) -> list[str]:
             ("digest", view.digest),
             ("commit", view.commit),
             ("parents", ", ".join(name_of(parent) for parent in view.parents)),
-            ("weights", "not stored (--manifest-only)" if view.weights_absent else None),
+            ("weights", _weights(view)),
             *((f"meta {key}", value) for key, value in sorted(view.meta.items())),
             *((_FACTS.get(name, name.replace("_", " ")), fact(value)) for name, value in (view.facts or {}).items()),
         ]
@@ -43,6 +43,15 @@ def version(view: VersionView) -> list[str]:
     lines.append(f"  {plural(len(view.files), 'file')}, {size(view.size)}")
     files = [(size(file.size), short(file.digest), file.path) for file in view.files]
     return lines + indented(table(("SIZE", "DIGEST", "PATH"), files), 4)
+
+
+def _weights(view: VersionView) -> str | None:
+    if not view.weights_absent:
+        return None
+    if view.weights_at is None:
+        return "not stored (--manifest-only)"
+    at = view.weights_at
+    return f"not stored; fetched when a job needs them: hf://{at.repository}@{at.commit[:12]} of {at.endpoint}"
 
 
 def signatures(found: Iterable[SignatureView]) -> list[str]:

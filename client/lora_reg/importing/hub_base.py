@@ -1,6 +1,7 @@
 """Register a base that lies on a Hub without fetching its weights: small files, and headers of weights by ranges.
 
-The Hub states the sha256 of the weights, so the version is the one that the folder would make.
+The Hub states the sha256 of what it keeps by LFS, so the version is the one that the folder would make. Weights that it
+keeps in git, which takes only small files, are fetched and hashed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from lora_contract.errors import RegistryError
 from lora_contract.findings import refuse
 from lora_contract.fingerprint import build_fingerprint
 from lora_contract.manifest import check_path
-from lora_contract.wire.repositories import CommitRequest
+from lora_contract.wire.repositories import CommitRequest, HubLocation
 from lora_contract.wire.uploads import FileSpec
 from lora_reg.client import Client
 from lora_reg.importing.fetch import fetch, sha256_of
@@ -35,6 +36,8 @@ _WEIGHTS: Final = ".safetensors"
 _HEAD: Final = 64 * 1024
 """Bytes of a weight file that are asked for at first: the header of most shards."""
 _PARALLEL: Final = 4
+_UNSTATED: Final = 64 << 20
+"""Bytes of a weight file up to which it is fetched to compute its sha256; the Hub keeps at most 10 MB without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,7 @@ def add_base_from_hub(
     aliases = list(dict.fromkeys([*aliases, repo]))
     work = client.settings.cache / "imports" / hashlib.sha256(f"base {repo}\n{found.commit}".encode()).hexdigest()[:32]
     ours = Fetched(hub, found, work, progress)
-    files, left_out = _chosen(found, ours)
+    files, left_out = _chosen(found, ours, whole=weights)
     shards = [file for file in files if file.path.endswith(_WEIGHTS)]
     if weights:
         for file in shards:
@@ -85,7 +88,7 @@ def add_base_from_hub(
         )
     else:
         with ThreadPoolExecutor(_PARALLEL) as pool:
-            list(pool.map(ours.head, shards))
+            list(pool.map(ours.head, (file for file in shards if file.sha256 is not None)))
         pushed = _by_headers(client, name, ours, files, left_out, aliases, tags, message, progress)
     shutil.rmtree(work, ignore_errors=True)
     return HubBase(replace(pushed, left_out=left_out), ours.received, sum(file.size or 0 for file in shards), hub.host)
@@ -115,6 +118,7 @@ def _by_headers(
         tags=list(tags),
         message=message,
         weights_absent=True,
+        weights_at=ours.location,
         fingerprint=msgspec.to_builtins(fingerprint),
         aliases=aliases,
     )
@@ -125,20 +129,21 @@ def _by_headers(
     return replace(pushed, files=tuple(table), size=sum(size for size, _ in table.values()))
 
 
-def _chosen(found: HubRepository, ours: Fetched) -> tuple[list[SourceFile], tuple[str, ...]]:
+def _chosen(found: HubRepository, ours: Fetched, *, whole: bool) -> tuple[list[SourceFile], tuple[str, ...]]:
     """The files that a version of this base has, as `base add` takes them from a folder, and the names of the others.
 
-    The small ones are fetched: an index says which weights are in use.
+    The small ones are fetched: an index says which weights are in use. whole: the weights will be fetched too.
     """
     kept = {file.path: file for file in found.files if _may_be_part(file.path)}
     for file in kept.values():
-        if file.size is None or (file.path.endswith(_WEIGHTS) and file.sha256 is None):
+        large = file.path.endswith(_WEIGHTS) and (file.sha256 is not None or whole or (file.size or 0) > _UNSTATED)
+        if file.size is None or (large and file.sha256 is None and not whole):
             raise RegistryError(
                 "unsupported",
                 f"The Hub does not state size and sha256 of {file.path}.",
-                hint="Download the repository and add its folder.",
+                hint="Add --weights, which fetches it, or download the repository and add its folder.",
             )
-        if not file.path.endswith(_WEIGHTS):
+        if not large:
             ours.fetch(file)
     unused = push.unused_weights({path: file.size or 0 for path, file in kept.items()}, ours.read)
     for path in unused:
@@ -154,10 +159,11 @@ def _may_be_part(path: str) -> bool:
 
 
 def _sha256(file: SourceFile, ours: Fetched) -> str:
-    if file.path.endswith(_WEIGHTS):
-        assert file.sha256 is not None
-        return file.sha256
-    return sha256_of(ours.folder / file.path)
+    fetched = ours.folder / file.path
+    if fetched.exists():
+        return sha256_of(fetched)
+    assert file.sha256 is not None
+    return file.sha256
 
 
 class Fetched:
@@ -169,6 +175,10 @@ class Fetched:
         self._heads: dict[str, bytes] = {}
         self.folder = work / "files"
         self.received = 0
+
+    @property
+    def location(self) -> HubLocation:
+        return HubLocation(endpoint=self._hub.endpoint, repository=self._found.id, commit=self._found.commit)
 
     def fetch(self, file: SourceFile) -> None:
         """Fetch a whole file into the folder."""

@@ -9,7 +9,7 @@ from sqlmodel import Session, col, delete, select
 from lora_registry.db.aliases import is_alias
 from lora_registry.db.dialect import insert_ignore
 from lora_registry.db.scope import Scope
-from lora_registry.db.tables import BaseAlias, BaseFingerprintRow, Repository
+from lora_registry.db.tables import BaseAlias, BaseFingerprintRow, Repository, WeightSource
 
 
 def aliases(session: Session, repository_id: int) -> list[str]:
@@ -61,3 +61,22 @@ def add_alias(session: Session, namespace: str, text: str, repository_id: int) -
 
 def delete_aliases(session: Session, repository_id: int) -> None:
     session.exec(delete(BaseAlias).where(col(BaseAlias.repository_id) == repository_id))
+
+
+def weight_source(session: Session, version_id: int) -> WeightSource | None:
+    return session.get(WeightSource, version_id)
+
+
+def weight_sources(session: Session, version_ids: Iterable[int]) -> dict[int, WeightSource]:
+    """Return the sources of versions, by version id, for those that have one."""
+    wanted = set(version_ids)
+    if not wanted:
+        return {}
+    query = select(WeightSource).where(col(WeightSource.version_id).in_(wanted))
+    return {row.version_id: row for row in session.exec(query)}
+
+
+def set_weight_source(session: Session, source: WeightSource) -> None:
+    """Insert a source, or replace the version's present one."""
+    session.merge(source)
+    session.flush()

@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 from lora_contract.errors import RegistryError
 from lora_registry.db.session import raising_unavailable
 
-NEWEST: Final = "0012"
+NEWEST: Final = "0013"
 """The last revision under `alembic/versions`."""
 
 _APPLIED: Final = sa.table("alembic_version", sa.column("version_num"))

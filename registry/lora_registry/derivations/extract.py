@@ -11,7 +11,7 @@ from lora_contract.recipe import ExtractRecipe
 from lora_contract.wire.jobs import JobView
 from lora_contract.wire.operations import ExtractRequest
 from lora_registry.auth.caller import Caller
-from lora_registry.derivations import inputs
+from lora_registry.bases import weights
 from lora_registry.derivations import recipe_job as derive
 from lora_registry.repositories import resolve
 
@@ -35,8 +35,8 @@ def submit(caller: Caller, request: ExtractRequest) -> JobView:
             )
         if base_repo.kind != "base":
             raise RegistryError("conflict", f"{request.base} is of kind {base_repo.kind}; expected a base.")
-        inputs.require_weights(tuned, request.tuned, ADD_WEIGHTS)
-        inputs.require_weights(base, request.base, ADD_WEIGHTS)
+        for checkpoint in (tuned, base):
+            weights.require(session, caller.ctx.settings, checkpoint, hint=ADD_WEIGHTS)
         recipe = ExtractRecipe(
             operation_version=EXTRACT_VERSION,
             base=base.digest,

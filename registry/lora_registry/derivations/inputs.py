@@ -59,13 +59,3 @@ def adapters(session: Session, principal: Principal, items: Sequence[WeightedAda
     names = [item.adapter for item in items]
     mentions = tuple(zip(ids, names, strict=True))
     return Adapters(next(iter(bases.values())), tuple(inputs), tuple(ids), " + ".join(names), mentions)
-
-
-def require_weights(version: Version, what: str, hint: str) -> None:
-    """Raise `unsupported` if the checkpoint's bytes are not in the store."""
-    if version.weights_absent:
-        raise RegistryError(
-            "unsupported",
-            f"{what} was registered without its weights, so the registry cannot read them.",
-            hint=hint,
-        )

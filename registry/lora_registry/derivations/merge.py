@@ -11,6 +11,7 @@ from lora_contract.recipe import MergeRecipe
 from lora_contract.wire.jobs import JobView
 from lora_contract.wire.operations import MergeRequest
 from lora_registry.auth.caller import Caller
+from lora_registry.bases import weights
 from lora_registry.derivations import inputs
 from lora_registry.derivations import recipe_job as derive
 from lora_registry.repositories import resolve
@@ -32,8 +33,11 @@ def submit(caller: Caller, request: MergeRequest) -> JobView:
                 raise RegistryError(
                     "conflict", f"{request.base} is not the base version that {request.adapters[0].adapter} pins."
                 )
-        inputs.require_weights(
-            found.base, "The base", "Add the base with its weights, or use `lora-reg merge --local --base-dir`."
+        weights.require(
+            session,
+            caller.ctx.settings,
+            found.base,
+            hint="Add the base with its weights, or use `lora-reg merge --local --base-dir`.",
         )
         recipe = MergeRecipe(
             operation_version=MERGE_VERSION,

@@ -14,7 +14,7 @@ from lora_contract.wire.jobs import JobView
 from lora_contract.wire.operations import ResizeBaseRequest
 from lora_registry.auth.caller import Caller
 from lora_registry.bases import store as base_store
-from lora_registry.derivations import inputs
+from lora_registry.bases import weights
 from lora_registry.derivations import recipe_job as derive
 from lora_registry.repositories import resolve
 
@@ -31,7 +31,7 @@ def submit(caller: Caller, request: ResizeBaseRequest) -> JobView:
         row = base_store.fingerprint(session, version.id)
         if repo.kind != "base" or row is None:
             raise RegistryError("conflict", f"{request.base} is of kind {repo.kind}; expected a base.")
-        inputs.require_weights(version, request.base, f"Add it with its weights. {_LOCAL}")
+        weights.require(session, caller.ctx.settings, version, hint=f"Add it with its weights. {_LOCAL}")
         fingerprint = parse_fingerprint(row.body)
         before = vocabulary_tensors(fingerprint)[0].shape[0]
         if request.vocab == before:

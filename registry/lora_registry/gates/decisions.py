@@ -44,7 +44,7 @@ def gate(caller: Caller, path: RepositoryPath, request: GateRequest) -> GateView
         outcome = evaluate(session, inputs, caller.principal.name)
         view = _view(inputs, outcome)
         if outcome.decision.allowed is None and request.start:
-            require_weights(session, outcome.missing)
+            require_weights(session, caller.ctx.settings, outcome.missing)
             validations.start(caller, session, inputs.repo, outcome.missing, inputs.sets)
         elif outcome.decision.allowed is not None and request.document is None:
             decision = _record(session, caller.principal, inputs, outcome)
@@ -72,7 +72,7 @@ def promote(caller: Caller, path: RepositoryPath, request: PromoteRequest) -> Pr
         outcome = evaluate(session, inputs, caller.principal.name)
         view = _view(inputs, outcome)
         if outcome.decision.allowed is None and not request.force:
-            require_weights(session, outcome.missing)
+            require_weights(session, caller.ctx.settings, outcome.missing)
             validations.start(caller, session, inputs.repo, outcome.missing, inputs.sets)
         else:
             decision = _record(session, caller.principal, inputs, outcome, forced=request.force, reason=request.reason)

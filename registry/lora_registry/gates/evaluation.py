@@ -15,12 +15,12 @@ from sqlmodel import Session
 
 from lora_contract import decoding, reference
 from lora_contract.adapter.facts import AdapterFacts
-from lora_contract.errors import RegistryError
 from lora_contract.policy import DEFAULT, Decision, GateFacts, Policy, decide
 from lora_contract.signing import parse_public_key
 from lora_contract.validation import ValidationKey, parse_validation
 from lora_registry.auth.principals import Principal
 from lora_registry.auth.reading import narrower
+from lora_registry.bases import weights
 from lora_registry.db.tables import ReportRow, Repository, Tag, Version
 from lora_registry.gates import store
 from lora_registry.gates.approvals import of_others
@@ -35,6 +35,7 @@ from lora_registry.repositories import store as version_store
 from lora_registry.repositories.paths import RepositoryPath
 from lora_registry.repositories.resolve import Readable
 from lora_registry.runtime.clock import now
+from lora_registry.settings import ServiceSettings
 from lora_registry.signatures import service as signatures
 from lora_registry.tags import store as tag_store
 
@@ -186,13 +187,12 @@ def _names(sets: EvaluationSets, hidden: Set[str]) -> dict[str, dict[str, str]]:
     return {role: sets.names(role, hidden=hidden) for role in sets.by_role}
 
 
-def require_weights(session: Session, required: Sequence[RequiredValidation]) -> None:
-    """Raise `unsupported` if the base of a validation was registered without its weights."""
-    for base in (validation.base for validation in required):
-        if base.weights_absent:
-            repo = version_store.repositories_by_id(session, [base.repository_id])[base.repository_id]
-            raise RegistryError(
-                "unsupported",
-                f"{repo.label}:v{base.number} was registered without its weights, so nothing can run on it here.",
-                hint="Add the base with its weights and push the adapter with that base version.",
-            )
+def require_weights(session: Session, settings: ServiceSettings, required: Sequence[RequiredValidation]) -> None:
+    """Raise `unsupported` if a validation cannot have the weights of its base."""
+    for validation in required:
+        weights.require(
+            session,
+            settings,
+            validation.base,
+            hint="Add the base with its weights and push the adapter with that base version.",
+        )

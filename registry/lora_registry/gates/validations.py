@@ -34,7 +34,7 @@ def submit(caller: Caller, request: ValidateRequest) -> JobView:
         base = resolve.base_of(session, repo, version)
         sets = evaluation_sets(session, caller.principal, DEFAULT, request.data, request.general)
         required = RequiredValidation(version, base, sets.key(version, base, request.precision))
-        require_weights(session, [required])
+        require_weights(session, caller.ctx.settings, [required])
         start(caller, session, repo, [required], sets)
     retry(caller.ctx, [required.job_id])
     return jobs.show(caller, required.job_id)

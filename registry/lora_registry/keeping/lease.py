@@ -16,7 +16,7 @@ from lora_registry.db.session import raising_unavailable
 from lora_registry.db.tables import TaskLease
 from lora_registry.runtime.clock import new_id
 
-SECONDS: Final = 300
+SECONDS: Final = 300.0
 """A process that has not renewed its lease for so long is considered dead; its task is idempotent."""
 
 _MICRO: Final = 1_000_000
@@ -25,14 +25,15 @@ _MICRO: Final = 1_000_000
 class Lease:
     """A claimed task. `renew` it in the middle of long work, `release` it in the end."""
 
-    def __init__(self, engine: Engine, name: str, holder: str) -> None:
+    def __init__(self, engine: Engine, name: str, holder: str, seconds: float = SECONDS) -> None:
         self._engine = autocommitting(engine)
         self._name = name
         self._holder = holder
+        self._micro = int(seconds * _MICRO)
 
     def renew(self) -> bool:
         """Return False if another process has taken the task over: stop."""
-        return self._set(expires_at=now_sql(self._engine) + SECONDS * _MICRO)
+        return self._set(expires_at=now_sql(self._engine) + self._micro)
 
     def release(self, *, done: bool) -> None:
         """Free the task. done: it was done, so it is not due again before its interval has passed."""
@@ -49,12 +50,23 @@ class Lease:
             return connection.execute(statement).first() is not None
 
 
-def claim(engine: Engine, name: str, *, every: float = 0.0) -> Lease | None:
-    """Claim a task. Return None if another process does it, or if it was done less than `every` seconds ago."""
-    holder = new_id()
+def claim(
+    engine: Engine, name: str, *, every: float = 0.0, seconds: float = SECONDS, holder: str | None = None
+) -> Lease | None:
+    """Claim a task. Return None if another process does it, or if it was done less than `every` seconds ago.
+
+    Args:
+        engine: of the database.
+        name: of the task.
+        every: its interval.
+        seconds: lifetime of the lease without a renewal.
+        holder: who claims it, and has it still if it claimed it before; None: a new one.
+    """
+    holder = holder or new_id()
     now = now_sql(engine)
-    values = {"holder": holder, "expires_at": now + SECONDS * _MICRO}
-    free = (col(TaskLease.expires_at) < now) & (col(TaskLease.done_at) + int(every * _MICRO) <= now)
+    values = {"holder": holder, "expires_at": now + int(seconds * _MICRO)}
+    lapsed = (col(TaskLease.expires_at) < now) | (col(TaskLease.holder) == holder)
+    free = lapsed & (col(TaskLease.done_at) + int(every * _MICRO) <= now)
     statement = (
         insert(engine, TaskLease)
         .values(name=name, done_at=0, **values)
@@ -63,4 +75,4 @@ def claim(engine: Engine, name: str, *, every: float = 0.0) -> Lease | None:
     )
     with raising_unavailable(), autocommitting(engine).connect() as connection:
         claimed = connection.execute(statement).first() is not None
-    return Lease(engine, name, holder) if claimed else None
+    return Lease(engine, name, holder, seconds) if claimed else None

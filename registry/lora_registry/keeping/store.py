@@ -14,7 +14,7 @@ from sqlmodel import Session, col, select, update
 
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
-from lora_registry.blobs.keys import address
+from lora_registry.blobs.keys import address, new_life
 from lora_registry.db.dialect import database_now, insert_ignore
 from lora_registry.db.tables import Blob, Orphan, Repository, Version, VersionBlob
 
@@ -37,6 +37,14 @@ def addresses(session: Session, digests: Iterable[str]) -> dict[str, Digest]:
 
 def place(row: Blob) -> Digest:
     return address(Digest.parse(row.digest), row.life)
+
+
+def place_to_store(session: Session, digest: str) -> Digest:
+    """Return the address at which bytes of this digest are to be stored: where they are or should be, or a new one."""
+    row = blob(session, digest)
+    if row is None:
+        return Digest.parse(digest)
+    return place(row) if row.state in KEPT else address(Digest.parse(digest), new_life())
 
 
 def lock(session: Session, digests: Iterable[str]) -> dict[str, Blob]:

@@ -9,7 +9,6 @@ from lora_contract.errors import RegistryError
 from lora_registry.auth.caller import Caller
 from lora_registry.auth.principals import Principal
 from lora_registry.auth.reading import absent
-from lora_registry.blobs.keys import address, new_life
 from lora_registry.db.dialect import database_now
 from lora_registry.db.tables import UploadFile, UploadSessionRow
 from lora_registry.keeping import store as kept
@@ -34,9 +33,7 @@ def require_announced(caller: Caller, upload_id: str, digest: Digest) -> tuple[U
     with caller.ctx.db.read() as session:
         require_own(session, caller.principal, upload_id)
         row = store.file(session, upload_id, str(digest))
-        blob = kept.blob(session, str(digest))
+        where = kept.place_to_store(session, str(digest))
     if row is None:
         raise RegistryError("not-found", f"The upload session did not announce {digest.short}.")
-    if blob is None:
-        return row, digest
-    return row, kept.place(blob) if blob.state in kept.KEPT else address(digest, new_life())
+    return row, where

@@ -16,6 +16,7 @@ from lora_contract.wire.repositories import CommitRequest, CommitResult
 from lora_registry.auth.caller import Caller
 from lora_registry.auth.principals import Principal
 from lora_registry.bases import service as bases
+from lora_registry.bases import weights
 from lora_registry.context import Context
 from lora_registry.db.dialect import database_now
 from lora_registry.jobs import enqueue
@@ -61,6 +62,8 @@ def commit(
             first(session)
         repo, version, created = insert(session, caller.principal, path, draft)
         added = not created and add_weights(session, caller.principal, repo, version, draft)
+        if request.weights_at is not None:
+            weights.record(session, caller.principal, version, request.weights_at)
         for alias in request.aliases:
             bases.add_alias(session, repo, alias)
         for tag in request.tags:
@@ -84,6 +87,10 @@ def _draft(
     files = tuple(sorted(FileEntry(file.path, file.size, Digest.parse(file.digest)) for file in request.files))
     if request.weights_absent and request.kind != "base":
         raise RegistryError("invalid-request", "Only a base may be registered without its weights.")
+    if request.weights_at is not None:
+        if not request.weights_absent:
+            raise RegistryError("invalid-request", "Only weights that are not sent lie elsewhere.")
+        weights.check(request.weights_at)
     if request.kind == upload_kind == "model":
         raise RegistryError(
             "unsupported",

@@ -158,11 +158,17 @@ def add_weights(session: Session, principal: Principal, repo: Repository, versio
     _keep_blobs(session, draft)
     before = usage.stored_bytes(session, [version.id])
     usage.add(session, repo.namespace, size=_stored_size(draft) - before, versions=0)
-    version.weights_absent = False
-    session.add(version)
     for file in store.files_of(session, [version.id])[version.id]:
         file.stored = file.digest in draft.stored
         session.add(file)
+    complete(session, principal, repo, version)
+    return True
+
+
+def complete(session: Session, principal: Principal, repo: Repository, version: Version) -> None:
+    """Record that all weights of a base are stored."""
+    version.weights_absent = False
+    session.add(version)
     audit.record(
         session,
         "weights-added",
@@ -172,7 +178,6 @@ def add_weights(session: Session, principal: Principal, repo: Repository, versio
         digest=version.digest,
     )
     session.flush()
-    return True
 
 
 def _check_origins(session: Session, draft: Draft) -> None:

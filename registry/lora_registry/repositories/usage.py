@@ -33,13 +33,16 @@ def remove(session: Session, namespace: str, *, size: int, versions: int) -> Non
     session.connection().execute(update(Namespace).where(col(Namespace.name) == namespace).values(**less))
 
 
-def check(session: Session, namespace: str, *, size: int) -> None:
-    """Raise `quota` if a version of `size` bytes would not be accepted now: before its bytes are sent."""
+def check(session: Session, namespace: str, *, size: int, versions: int = 1) -> None:
+    """Raise `quota` if a version of `size` bytes would not be accepted now: before its bytes are sent.
+
+    versions: 0 for bytes of a version that is there.
+    """
     row = session.get(Namespace, namespace)
     if row is None:
         return
     if (row.max_bytes is not None and row.bytes + size > row.max_bytes) or (
-        row.max_versions is not None and row.versions + 1 > row.max_versions
+        row.max_versions is not None and row.versions + versions > row.max_versions
     ):
         raise _exceeded(session, namespace, size)
 

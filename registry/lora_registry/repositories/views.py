@@ -8,10 +8,10 @@ from typing import Any
 
 from sqlmodel import Session
 
-from lora_contract.wire.repositories import RepositoryView, VersionFile, VersionRef, VersionView
+from lora_contract.wire.repositories import HubLocation, RepositoryView, VersionFile, VersionRef, VersionView
 from lora_registry.auth.principals import Principal
 from lora_registry.bases import store as base_store
-from lora_registry.db.tables import Repository, Version
+from lora_registry.db.tables import Repository, Version, WeightSource
 from lora_registry.jobs import store as job_store
 from lora_registry.repositories import store
 from lora_registry.runtime.clock import iso
@@ -54,6 +54,7 @@ def versions(session: Session, principal: Principal, repo: Repository, rows: Seq
     files = store.files_of(session, ids)
     edges = store.edges_up(session, ids)
     rendered = base_store.rendered_templates(session, ids) if repo.kind == "base" else {}
+    sources = base_store.weight_sources(session, [row.id for row in rows if row.weights_absent])
     names = readable_refs(session, principal, {edge.parent_id for edge in edges})
     result = []
     for row in rows:
@@ -85,9 +86,16 @@ def versions(session: Session, principal: Principal, repo: Repository, rows: Seq
                 facts=_facts(row, rendered.get(row.id)),
                 yanked=row.yanked_reason,
                 weights_absent=row.weights_absent,
+                weights_at=_location(sources.get(row.id)),
             )
         )
     return result
+
+
+def _location(source: WeightSource | None) -> HubLocation | None:
+    if source is None:
+        return None
+    return HubLocation(endpoint=source.endpoint, repository=source.repository, commit=source.commit_id)
 
 
 def _facts(row: Version, rendered_template: str | None) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ Times are microseconds since the epoch in UTC: equal values and order on both da
 """
 
 from lora_registry.db.tables.access import AuditEvent, IdempotencyRecord, Namespace, Token, TokenGrant, TokenSecret
-from lora_registry.db.tables.bases import BaseAlias, BaseFingerprintRow
+from lora_registry.db.tables.bases import BaseAlias, BaseFingerprintRow, WeightSource
 from lora_registry.db.tables.blobs import Blob, Orphan, UploadFile, UploadSessionRow
 from lora_registry.db.tables.gates import Approval, DecisionRow, PolicyRow, VersionSignature
 from lora_registry.db.tables.identity import TakenToken, TokenOrigin, TrustedIssuer, TrustRuleRow
@@ -50,5 +50,6 @@ __all__ = [
     "VersionBlob",
     "VersionEdge",
     "VersionSignature",
+    "WeightSource",
     "WorkerLease",
 ]

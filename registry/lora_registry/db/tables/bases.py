@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import LargeBinary, UniqueConstraint
 from sqlmodel import Field, SQLModel
 
-from lora_registry.db.tables.columns import foreign_key, row_id
+from lora_registry.db.tables.columns import big_int, foreign_key, row_id
 
 
 class BaseFingerprintRow(SQLModel, table=True):
@@ -30,3 +30,16 @@ class BaseAlias(SQLModel, table=True):
     namespace: str = Field(max_length=96)
     alias: str = Field(max_length=512)
     repository_id: int = foreign_key("repository.id", index=True)
+
+
+class WeightSource(SQLModel, table=True):
+    """Where the weights of a base lie that was registered without them: a commit of a repository of a Hub."""
+
+    __tablename__ = "weight_source"
+
+    version_id: int = foreign_key("version.id", primary_key=True)
+    endpoint: str = Field(max_length=255)
+    repository: str = Field(max_length=200)
+    commit_id: str = Field(max_length=64)
+    author: str = Field(max_length=128)
+    created_at: int = big_int()

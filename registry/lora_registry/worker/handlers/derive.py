@@ -15,7 +15,7 @@ from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_contract.findings import refuse
 from lora_contract.manifest import FileEntry, Kind, Manifest
-from lora_contract.recipe import Recipe, parse_recipe
+from lora_contract.recipe import ExtractRecipe, MergeRecipe, Recipe, ResizeBaseRecipe, parse_recipe
 from lora_registry.auth.caller import Caller
 from lora_registry.auth.principals import everywhere
 from lora_registry.context import Context
@@ -30,6 +30,7 @@ from lora_registry.repositories.insert import Derivation, Draft, insert
 from lora_registry.repositories.paths import RepositoryPath
 from lora_registry.runtime.clock import now
 from lora_registry.tags import moves
+from lora_registry.worker import weights
 from lora_registry.worker.children import derive as child
 from lora_registry.worker.children.derive import DerivedFiles, DeriveInput
 from lora_registry.worker.children.files import ResultFile
@@ -70,7 +71,7 @@ def handler(ctx: Context) -> Handler[DeriveSpec]:
     """Return the handler of the operations that derive an adapter."""
 
     def run(job: JobContext, spec: DeriveSpec) -> Committed:
-        derived = derive_files(job, job.step("inputs", gather, ctx, spec))
+        derived = derive_files(job, job.step("inputs", gather, ctx, job, spec))
         facts = job.step("check", _check, ctx, spec.base, derived.files)
         result = Result("adapter", derived.files, facts, derived.report)
         return job.transaction("commit", commit, ctx, job.job_id, spec, result)
@@ -83,12 +84,25 @@ def derive_files(job: JobContext, data: DeriveInput) -> DerivedFiles:
     return job.child(data.recipe.operation, child.derive, data)
 
 
-def gather(ctx: Context, spec: RecipeSpec) -> DeriveInput:
-    """Load the recipe, and digests and sizes of all files of its inputs."""
+def gather(ctx: Context, job: JobContext, spec: RecipeSpec) -> DeriveInput:
+    """Load the recipe, and digests and sizes of all files of its inputs. Weights that are not stored are fetched."""
     with ctx.db.read() as session:
         recipe = _recipe(session, spec.recipe)
+    weights.ensure(ctx, job, _checkpoints(recipe, spec))
+    with ctx.db.read() as session:
         files = stored_files(session, list(_versions(session, spec)))
         return DeriveInput(recipe, files[spec.base], tuple(files[version_id] for version_id in spec.inputs))
+
+
+def _checkpoints(recipe: Recipe, spec: RecipeSpec) -> tuple[int, ...]:
+    """The inputs whose weights are read; to compose or resize adapters needs none."""
+    match recipe:
+        case MergeRecipe() | ResizeBaseRecipe():
+            return (spec.base,)
+        case ExtractRecipe():
+            return (spec.base, *spec.inputs)
+        case _:
+            return ()
 
 
 def _check(ctx: Context, base_id: int, files: Sequence[ResultFile]) -> dict[str, Any]:

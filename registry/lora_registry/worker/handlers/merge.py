@@ -18,7 +18,7 @@ def handler(ctx: Context) -> Handler[DeriveSpec]:
     """Return the handler of `merge`."""
 
     def run(job: JobContext, spec: DeriveSpec) -> Committed:
-        files, report, architecture = merge_files(job, job.step("inputs", gather, ctx, spec))
+        files, report, architecture = merge_files(job, job.step("inputs", gather, ctx, job, spec))
         facts = {
             "operation": job.kind.name,
             "kept": report.kept,

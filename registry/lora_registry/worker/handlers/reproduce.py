@@ -25,7 +25,7 @@ def handler(ctx: Context) -> Handler[ReproduceSpec]:
     """Return the handler of `reproduce`. It commits only a report."""
 
     def run(job: JobContext, spec: ReproduceSpec) -> report.ReportResult:
-        data = job.step("inputs", derive.gather, ctx, spec)
+        data = job.step("inputs", derive.gather, ctx, job, spec)
         if isinstance(data.recipe, MergeRecipe):
             derived, _, _ = merge.merge_files(job, data)
         elif isinstance(data.recipe, ResizeBaseRecipe):

@@ -29,7 +29,7 @@ def handler(ctx: Context) -> Handler[DeriveSpec]:
     """Return the handler of `resize-base`."""
 
     def run(job: JobContext, spec: DeriveSpec) -> Committed:
-        derived = resized_files(job, job.step("inputs", gather, ctx, spec))
+        derived = resized_files(job, job.step("inputs", gather, ctx, job, spec))
         found = job.step("check", _check, ctx, derived.files)
         result = Result(
             "base",
