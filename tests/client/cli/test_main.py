@@ -215,6 +215,7 @@ def test_the_document_of_a_version_is_stable(home: Home) -> None:
             "facts",
             "yanked",
             "weights_absent",
+            "weights_at",
             "signatures",
         ]
     )

@@ -12,6 +12,7 @@ import pytest
 
 from lora_reg.client import Client
 from lora_reg.config import Settings
+from lora_reg.importing import hub_base
 from lora_reg.importing.hub import Hub, connect
 from lora_reg.importing.hub_source import HubSource
 from lora_reg.importing.run import Options, Row, run
@@ -315,7 +316,9 @@ def test_a_base_of_a_hub_without_safetensors_is_refused_with_the_way_to_convert(
     assert "save_pretrained" in said.err
 
 
-def test_a_base_whose_hub_states_no_sha256_is_refused(home: Home, elsewhere: InProcess, sharded: Path) -> None:
+def test_weights_that_a_hub_keeps_in_git_are_fetched_for_their_sha256(
+    home: Home, elsewhere: InProcess, sharded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def harm(answer: Answer) -> None:
         if "/api/models/" in answer.path:
             document = json.loads(answer.body)
@@ -324,12 +327,19 @@ def test_a_base_whose_hub_states_no_sha256_is_refused(home: Home, elsewhere: InP
             answer.body = json.dumps(document).encode()
             answer.headers["content-length"] = str(len(answer.body))
 
+    near = home.json("base", "add", f"{fresh()}/near", sharded, "--manifest-only")["version"]
+    add = ("base", "add", f"{fresh()}/far", f"hf://{ORGANISATION}/sharded")
     with Front(elsewhere.url, harm) as front:
-        said = home.run(
-            "base", "add", f"{fresh()}/far", f"hf://{ORGANISATION}/sharded", "--endpoint", f"{front.url}/hf"
-        )
-    assert said.status == 6
-    assert "does not state size and sha256" in said.err
+        far = home.json(*add, "--endpoint", f"{front.url}/hf")["version"]
+        assert (far["digest"], far["weights_absent"]) == (near["digest"], True)
+        assert far["weights_at"]["endpoint"] == f"{front.url}/hf"
+        # Longer ones need their sha256 from the Hub, or to be fetched anyway.
+        monkeypatch.setattr(hub_base, "_UNSTATED", 1000)
+        said = home.run(*add, "--endpoint", f"{front.url}/hf")
+        assert said.status == 6
+        assert "does not state size and sha256" in said.err
+        whole = home.json(*add, "--endpoint", f"{front.url}/hf", "--weights")
+    assert (whole["weights_added"], whole["version"]["digest"]) == (True, near["digest"])
 
 
 def test_usage(home: Home, hub: str) -> None:
