@@ -6,7 +6,7 @@ Pure functions over `read(path, offset, length)`; only headers and small JSON fi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from lora_contract import canonical
@@ -17,6 +17,7 @@ from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_contract.findings import Finding
 from lora_contract.modules import BaseModule, input_embedding, modules_of
+from lora_contract.pipelines import CLASS, COMPONENTS, FILE, SUFFIX, Weights, is_pipeline, layout
 from lora_contract.remote_code import code_in
 from lora_contract.tensors import read_header
 
@@ -32,7 +33,7 @@ def check_base_files(files: Sequence[AdapterFile], read: ReadFile) -> list[Findi
     report = CheckReport()
     check_files(files, read, report, base=True)
     names = {file.path for file in files}
-    if "config.json" not in names:
+    if "config.json" not in names and FILE not in names:
         report.add(
             "file-missing",
             "config.json is missing; a base consists of config.json and safetensors files.",
@@ -56,24 +57,38 @@ def check_side_files(files: Sequence[AdapterFile], read: ReadFile) -> list[Findi
 
 
 def weights_in_use(files: Mapping[str, int], read: ReadFile) -> frozenset[str]:
-    """Return the weight files that transformers loads, with their index: the single file before the shards.
+    """Return the weight files that transformers and diffusers load, with their index: the single file before the
+    shards.
 
     Raises RegistryError `rejected` for an index that cannot be read.
     """
-    if SINGLE in files:
-        return frozenset({SINGLE})
-    if INDEX not in files:
-        return frozenset()
-    return frozenset({INDEX, *_index({INDEX: (files[INDEX], "")}, read).values()})
+    used: set[str] = set()
+    for weights in layout(files):
+        if weights.single in files:
+            used.add(weights.single)
+        elif weights.index in files:
+            shards = _index(weights, {weights.index: (files[weights.index], "")}, read).values()
+            used |= {weights.index, *(weights.folder + shard for shard in shards)}
+    return frozenset(used)
 
 
 def read_base_config(files: Mapping[str, tuple[int, str]], read: ReadFile) -> dict[str, Any]:
-    """Read config.json. Raises RegistryError `rejected` if it is missing or lets a loader run code."""
-    config = _json("config.json", files, read, _MAX_CONFIG)
+    """Read config.json, or model_index.json of a pipeline with the configs of its models.
+
+    Raises RegistryError `rejected` if one is missing or lets a loader run code.
+    """
+    if FILE not in files:
+        return _config("config.json", files, read)
+    models = {weights.component: _config(f"{weights.folder}config.json", files, read) for weights in layout(files)}
+    return {**_config(FILE, files, read), COMPONENTS: models}
+
+
+def _config(path: str, files: Mapping[str, tuple[int, str]], read: ReadFile) -> dict[str, Any]:
+    config = _json(path, files, read, _MAX_CONFIG)
     if not isinstance(config, dict):
-        raise _bad("config.json is not a JSON object")
+        raise _bad(f"{path} is not a JSON object")
     if (found := code_in(config)) is not None:
-        raise _bad(f"config.json has the key {found[0]!r}: {found[1]}")
+        raise _bad(f"{path} has the key {found[0]!r}: {found[1]}")
     return config
 
 
@@ -85,9 +100,9 @@ def build_fingerprint(files: Mapping[str, tuple[int, str]], read: ReadFile) -> B
     """
     config = read_base_config(files, read)
     tensors = _tensors(files, read)
-    tied = _tied(config, tensors)
+    tied = is_tied(config, tensors)
     fingerprint = BaseFingerprint(
-        architecture=_first_architecture(config),
+        architecture=architecture_of(config),
         model_type=_string(config, "model_type"),
         config=config,
         tensors=tuple(sorted(tensors.values(), key=lambda tensor: tensor.name)),
@@ -97,6 +112,8 @@ def build_fingerprint(files: Mapping[str, tuple[int, str]], read: ReadFile) -> B
         tokenizer=_tokenizer(files),
         chat_template=_chat_template(files, read),
     )
+    if is_pipeline(config):
+        return fingerprint
     embedding: BaseModule | None = input_embedding(modules_of(fingerprint).modules)
     if embedding is None or embedding.out is None:
         return fingerprint
@@ -117,50 +134,73 @@ def _tensors(files: Mapping[str, tuple[int, str]], read: ReadFile) -> dict[str, 
     pickles = [path for path in files if path.endswith((".bin", ".pt", ".pth", ".ckpt"))]
     if pickles:
         raise _bad(f"{pickles[0]} is not a safetensors file and is never opened")
-    indexed = _index(files, read) if INDEX in files else None
-    shards = sorted(set(indexed.values())) if indexed is not None else [SINGLE]
-    unexpected = [path for path in files if path.endswith(".safetensors") and path not in shards]
+    models = layout(files)
+    indexes = {weights: _index(weights, files, read) for weights in models if weights.index in files}
+    shards = {weights: _shards(weights, indexes.get(weights)) for weights in models}
+    known = [shard for each in shards.values() for shard in each]
+    unexpected = [path for path in files if path.endswith(SUFFIX) and path not in known]
     if unexpected:
-        raise _bad(f"{unexpected[0]} is not a shard of the model: expected {', '.join(shards[:4])}")
+        raise _bad(f"{unexpected[0]} is not a shard of the model: expected {', '.join(known[:4])}")
     tensors: dict[str, BaseTensor] = {}
-    for shard in shards:
-        if shard not in files:
-            raise _bad(f"{shard} is missing" + (f", which {INDEX} lists" if indexed is not None else ""))
-        size = files[shard][0]
-        for tensor in read_header(read, shard, size).tensors:
-            if tensor.name in tensors:
-                raise _bad(f"the tensor {tensor.name} is in both {tensors[tensor.name].file} and {shard}")
-            if indexed is not None and indexed.get(tensor.name) != shard:
-                raise _bad(
-                    f"{shard} contains the tensor {tensor.name}, which {INDEX} places in {indexed.get(tensor.name)}"
-                )
-            tensors[tensor.name] = BaseTensor(
-                tensor.name, tensor.dtype, tensor.shape, shard, tensor.file_start, tensor.file_end
-            )
-    missing = [name for name in indexed or () if name not in tensors]
-    if missing:
-        raise _bad(f"{INDEX} lists the tensor {missing[0]}, which is in none of the shards")
+    for weights, paths in shards.items():
+        _add(weights, paths, indexes.get(weights), files, read, tensors)
     if not tensors:
         raise _bad("the model has no tensors")
     return tensors
 
 
-def _index(files: Mapping[str, tuple[int, str]], read: ReadFile) -> dict[str, str]:
-    document = _json(INDEX, files, read, _MAX_INDEX)
+def _shards(weights: Weights, indexed: Mapping[str, str] | None) -> list[str]:
+    if indexed is None:
+        return [weights.single]
+    return sorted({weights.folder + shard for shard in indexed.values()})
+
+
+def _add(
+    weights: Weights,
+    shards: Sequence[str],
+    indexed: Mapping[str, str] | None,
+    files: Mapping[str, tuple[int, str]],
+    read: ReadFile,
+    tensors: dict[str, BaseTensor],
+) -> None:
+    """Add the tensors of one model."""
+    start = len(weights.folder)
+    for shard in shards:
+        if shard not in files:
+            raise _bad(f"{shard} is missing" + (f", which {weights.index} lists" if indexed is not None else ""))
+        for tensor in read_header(read, shard, files[shard][0]).tensors:
+            name = weights.prefix + tensor.name
+            if name in tensors:
+                raise _bad(f"the tensor {name} is in both {tensors[name].file} and {shard}")
+            if indexed is not None and indexed.get(tensor.name) != shard[start:]:
+                place = indexed.get(tensor.name)
+                raise _bad(f"{shard} contains the tensor {tensor.name}, which {weights.index} places in {place}")
+            tensors[name] = BaseTensor(name, tensor.dtype, tensor.shape, shard, tensor.file_start, tensor.file_end)
+    missing = [name for name in indexed or () if weights.prefix + name not in tensors]
+    if missing:
+        raise _bad(f"{weights.index} lists the tensor {missing[0]}, which is in none of the shards")
+
+
+def _index(weights: Weights, files: Mapping[str, tuple[int, str]], read: ReadFile) -> dict[str, str]:
+    document = _json(weights.index, files, read, _MAX_INDEX)
     weight_map = document.get("weight_map") if isinstance(document, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise _bad(f"{INDEX} has no weight_map")
+        raise _bad(f"{weights.index} has no weight_map")
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not shard.endswith(".safetensors") or "/" in shard or "\\" in shard:
             raise _bad(
-                f"{INDEX} places the tensor {name[:200]} in {str(shard)[:80]!r}, not in a safetensors file beside it"
+                f"{weights.index} places the tensor {name[:200]} in {str(shard)[:80]!r}, not in a safetensors file "
+                "beside it"
             )
     return weight_map
 
 
-def _tied(config: dict[str, Any], tensors: Mapping[str, BaseTensor]) -> bool:
+def is_tied(config: Mapping[str, Any], tensors: Iterable[str]) -> bool:
     """Whether the output layer shares the input embedding: the config does not deny it, and the files have no tensor
-    of the output layer."""
+    of the output layer. Of a pipeline each model has an answer of its own."""
+    if is_pipeline(config):
+        return False
+    tensors = tuple(tensors)
     nested = config.get("text_config")
     configured = config.get(
         "tie_word_embeddings", nested.get("tie_word_embeddings") if isinstance(nested, dict) else None
@@ -175,7 +215,7 @@ def _tokenizer(files: Mapping[str, tuple[int, str]]) -> str | None:
     found = [
         [path, digest]
         for path, (_, digest) in sorted(files.items())
-        if is_tokenizer(path) and path not in _TEMPLATE_FILES
+        if is_tokenizer(path.rpartition("/")[2]) and path not in _TEMPLATE_FILES
     ]
     return str(canonical.digest(found)) if found else None
 
@@ -204,16 +244,17 @@ def _json(path: str, files: Mapping[str, tuple[int, str]], read: ReadFile, limit
     return canonical.loads_strict(read(path, 0, size), what=path, max_bytes=limit)
 
 
-def _first_architecture(config: dict[str, Any]) -> str:
+def architecture_of(config: Mapping[str, Any]) -> str:
+    """The class of a model or pipeline; empty if its config does not say."""
     found = config.get("architectures")
     if found is None:
-        return ""
+        return _string(config, CLASS)
     if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
         raise _bad("architectures in config.json is not a list of names")
     return found[0] if found else ""
 
 
-def _string(config: dict[str, Any], key: str) -> str:
+def _string(config: Mapping[str, Any], key: str) -> str:
     value = config.get(key, "")
     if not isinstance(value, str):
         raise _bad(f"{key} in config.json is not a string")

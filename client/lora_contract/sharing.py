@@ -10,6 +10,7 @@ import msgspec
 
 from lora_contract.architectures import Architecture, TiedGroup, architecture
 from lora_contract.base import BaseFingerprint, BaseTensor
+from lora_contract.pipelines import is_of_diffusers
 
 KEY: Final = "tie_word_embeddings"
 _VOCABULARIES: Final = ("vocab_size", "n_words", "num_embeddings")
@@ -84,6 +85,8 @@ def sharing(base: BaseFingerprint, resolve: Callable[[str], BaseTensor | None]) 
     """Determine the tied parameters of a base. resolve: returns the stored tensor of a parameter of the running model,
     or None."""
     known = architecture(base.architecture)
+    if known is None and is_of_diffusers(base.config):
+        return Sharing()  # models of diffusers tie nothing
     if known is None:
         return Sharing(unknown=None if _untied(base.config) else _unknown(base.architecture))
     unexpected = [

@@ -14,12 +14,14 @@ from lora_contract.adapter.agreement import read_config
 from lora_contract.adapter.config import MAX_CONFIG_BYTES, AdapterConfig
 from lora_contract.adapter.copies import ReadBase
 from lora_contract.adapter.coverage import check_coverage
-from lora_contract.adapter.facts import AdapterFacts, gather_facts
+from lora_contract.adapter.facts import AdapterFacts, gather_facts, joined
 from lora_contract.adapter.files import AdapterFile, ReadFile, check_files, paths
 from lora_contract.adapter.headed import headed
 from lora_contract.adapter.numbers import check_values
 from lora_contract.adapter.other_model import report_other_width
+from lora_contract.adapter.parts import held_components, parts_of
 from lora_contract.adapter.patterns import catastrophic_pattern, targets
+from lora_contract.adapter.pipeline_metadata import check_metadata
 from lora_contract.adapter.placing_saved import check_head, check_names, check_resized
 from lora_contract.adapter.report import CONFIG, WEIGHTS, CheckReport
 from lora_contract.adapter.scaling import ModuleScale, Scales, scales
@@ -88,10 +90,40 @@ def check_adapter(
         _check_base_name(config, base_aliases, accept_base, report)
         _check_init(config, report)
     if config is not None and header is not None:
-        facts = _check_together(config, header, read, base, read_base, base_name, report)
+        facts = _check_parts(config, header, read, base, read_base, base_name, report)
     if facts is not None:
         facts = msgspec.structs.replace(facts, training=training_facts(sizes, read))
     return CheckResult(report.findings(), facts)
+
+
+def _check_parts(
+    config: AdapterConfig,
+    header: Header,
+    read: ReadFile,
+    base: BaseFingerprint,
+    read_base: ReadBase | None,
+    base_name: str,
+    report: CheckReport,
+) -> AdapterFacts | None:
+    """Check an adapter, or, on a pipeline, each of its parts against its component."""
+    try:
+        parts = parts_of(base, config, header)
+    except RegistryError as error:
+        if error.code != "rejected":
+            raise
+        report.add_error("component-unknown", error, file=CONFIG)
+        return None
+    facts: dict[str, AdapterFacts] = {}
+    for part in parts:
+        with report.within(part.component):
+            found = _check_together(part.config, part.header, read, part.base, read_base, base_name, report)
+        if found is not None:
+            facts[part.component] = found
+    if len(facts) < len(parts):
+        return None
+    if held_components(header) and parts[0].component:
+        check_metadata(parts, report)
+    return joined(facts, config) if parts[0].component else facts[""]
 
 
 def _check_together(

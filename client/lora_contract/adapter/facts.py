@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
 import msgspec
@@ -33,6 +34,7 @@ class AdapterFacts(msgspec.Struct, frozen=True):
         model_class, library: of the model that was trained, as PEFT records them without a task (`auto_mapping`). They
             are never imported.
         copies: number of tensors that equal the base's and change nothing.
+        components: number of adapted modules by component of a pipeline.
         training: facts from the trainer's files.
     """
 
@@ -64,6 +66,7 @@ class AdapterFacts(msgspec.Struct, frozen=True):
     model_class: str | None = None
     library: str | None = None
     copies: int = 0
+    components: dict[str, int] = {}
 
 
 def gather_facts(
@@ -113,3 +116,39 @@ def gather_facts(
         library=config.library,
         copies=len(structure.copies) + len(structure.twins),
     )
+
+
+def joined(found: Mapping[str, AdapterFacts], config: AdapterConfig) -> AdapterFacts:
+    """The facts of an adapter from those of its parts, by component. config: of the whole."""
+    parts = list(found.values())
+    first = parts[0]
+    counted = {name: facts.modules for name, facts in sorted(found.items()) if name}
+    if len(parts) == 1:
+        return msgspec.structs.replace(first, components=counted)
+    return msgspec.structs.replace(
+        first,
+        r=config.r if first.r is not None else None,
+        max_rank=max((facts.max_rank for facts in parts if facts.max_rank is not None), default=None),
+        alpha=config.alpha,
+        ranks=_total(facts.ranks for facts in parts),
+        dtypes=_total(facts.dtypes for facts in parts),
+        targets=_total(facts.targets for facts in parts),
+        modules=sum(facts.modules for facts in parts),
+        modules_to_save=config.modules_to_save,
+        saved_tensors=sum(facts.saved_tensors for facts in parts),
+        has_embeddings=any(facts.has_embeddings for facts in parts),
+        has_biases=any(facts.has_biases for facts in parts),
+        tensors=sum(facts.tensors for facts in parts),
+        parameters=sum(facts.parameters for facts in parts),
+        tensor_bytes=sum(facts.tensor_bytes for facts in parts),
+        mergeable=all(facts.mergeable for facts in parts),
+        copies=sum(facts.copies for facts in parts),
+        components=counted,
+    )
+
+
+def _total(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for count in counts:
+        total.update(count)
+    return dict(sorted(total.items()))

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from lora_contract import canonical
+from lora_contract import canonical, pipelines
 from lora_contract.adapter.report import CONFIG, WEIGHTS, CheckReport
 from lora_contract.errors import RegistryError
 from lora_contract.manifest import MAX_FILES, check_path
@@ -57,6 +57,7 @@ _BASE_FILES: Final = TOKENIZER_FILES | {
     "config.json",
     "configuration.json",
     "generation_config.json",
+    "diffusion_pytorch_model.safetensors.index.json",
     "model.safetensors.index.json",
     "preprocessor_config.json",
     "processor_config.json",
@@ -64,6 +65,8 @@ _BASE_FILES: Final = TOKENIZER_FILES | {
     "quantize_config.json",
     "video_preprocessor_config.json",
 }
+_COMPONENT_FILES: Final = _BASE_FILES | {"feature_extractor_config.json", "scheduler_config.json"}
+"""Of a component of a pipeline, besides its weights."""
 _DOC_SUFFIXES: Final = (".md", ".txt", ".rst")
 _DOC_NAMES: Final = ("license", "licence", "notice", "readme", "use_policy", "copying", "authors")
 _CODE_SUFFIXES: Final = (".py", ".pyc", ".so", ".dll", ".sh", ".bat", ".exe", ".js", ".ipynb")
@@ -128,6 +131,7 @@ def check_files(files: Sequence[AdapterFile], read: ReadFile, report: CheckRepor
         report.add("too-many-files", f"There are {len(files)} files; the maximum is {MAX_FILES}.", file=None)
         return
     seen: dict[str, str] = {}
+    pipeline = base and any(file.path == pipelines.FILE for file in files)
     for file in files:
         folded = file.path.casefold()
         if folded in seen:
@@ -135,7 +139,7 @@ def check_files(files: Sequence[AdapterFile], read: ReadFile, report: CheckRepor
                 "duplicate-path", f"{file.path} and {seen[folded]} are the same on some file systems.", file=file.path
             )
         seen[folded] = file.path
-        if _path_is_bad(file.path, report) or not _allowed(file.path, report, base=base):
+        if _path_is_bad(file.path, report) or not _allowed(file.path, report, base=base, pipeline=pipeline):
             continue
         kind = sniff(read(file.path, 0, min(file.size, _SNIFF)), weights=file.path.endswith(".safetensors"))
         if kind is not None:
@@ -182,7 +186,7 @@ def _path_is_bad(path: str, report: CheckReport) -> bool:
     return False
 
 
-def _allowed(path: str, report: CheckReport, *, base: bool) -> bool:
+def _allowed(path: str, report: CheckReport, *, base: bool, pipeline: bool) -> bool:
     lower = path.lower()
     what = "A base" if base else "An adapter"
     for suffixes, code, kind in (
@@ -199,7 +203,7 @@ def _allowed(path: str, report: CheckReport, *, base: bool) -> bool:
                 hint="Push the safetensors file; leave this file out with `--exclude`.",
             )
             return False
-    if _is_known(path, base=base):
+    if _is_known(path, base=base) or (pipeline and is_pipeline_file(path)):
         return True
     report.add(
         "file-not-allowed",
@@ -228,6 +232,16 @@ def is_base_file(path: str) -> bool:
     return _is_allowed(path, base=True)
 
 
+def is_pipeline_file(path: str) -> bool:
+    """Whether a file may be part of a pipeline of diffusers beside what a base has, by its name."""
+    folder, _, name = path.rpartition("/")
+    if not folder:
+        return path == pipelines.FILE
+    if "/" in folder:
+        return False
+    return name in _COMPONENT_FILES or is_tokenizer(name) or name.endswith(pipelines.SUFFIX)
+
+
 def _is_allowed(path: str, *, base: bool) -> bool:
     refused = (*_PICKLE_SUFFIXES, *_CODE_SUFFIXES, *_ARCHIVE_SUFFIXES)
     return not path.lower().endswith(refused) and _is_known(path, base=base)
@@ -243,7 +257,7 @@ def _is_known(path: str, *, base: bool) -> bool:
 
 
 def _check_json(file: AdapterFile, read: ReadFile, report: CheckReport) -> None:
-    built = file.path not in _NOT_BUILT
+    built = file.path.rpartition("/")[2] not in _NOT_BUILT
     limit = MAX_BUILT_JSON if built else _MAX_SIDE_JSON
     if file.size > limit:
         report.add("file-too-large", f"{file.path} has {file.size} bytes; the maximum is {limit}.", file=file.path)
@@ -255,7 +269,7 @@ def _check_json(file: AdapterFile, read: ReadFile, report: CheckReport) -> None:
         else:
             keys = canonical.check_strict(text, what=file.path, max_bytes=limit, max_values=_MAX_SIDE_VALUES)
             found = None
-            if file.path == "tokenizer.json" and "auto_map" in {key.lower() for key in keys}:
+            if file.path.endswith("tokenizer.json") and "auto_map" in {key.lower() for key in keys}:
                 found = "auto_map", "it lets a loader run code that comes with the files"
     except RegistryError as error:
         report.add_error("bad-json", error, file=file.path)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Set
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
 from typing import Final
 
 import msgspec
@@ -41,6 +42,16 @@ class CheckReport:
     def __init__(self) -> None:
         self._causes: dict[tuple[object, ...], _Cause] = {}
         self._counts: dict[str, int] = {}
+        self._part = ""
+
+    @contextmanager
+    def within(self, part: str) -> Iterator[None]:
+        """Begin the messages of findings that are added in the block with a part of the adapter."""
+        self._part = f"{part}: " if part else ""
+        try:
+            yield
+        finally:
+            self._part = ""
 
     def add(
         self,
@@ -54,7 +65,7 @@ class CheckReport:
         expected: str | None = None,
         hint: str | None = None,
     ) -> None:
-        finding = Finding(code, severity, message, file, where, found, expected, hint)
+        finding = Finding(code, severity, self._part + message, file, where, found, expected, hint)
         key = (code, severity, file, hint, _cause(finding))
         known = self._causes.get(key)
         if known is not None:

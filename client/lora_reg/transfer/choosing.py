@@ -9,6 +9,7 @@ from typing import Final
 
 from lora_contract.adapter.report import CONFIG
 from lora_contract.errors import RegistryError
+from lora_contract.pipelines import FILE
 from lora_reg.transfer.selection import Of
 
 _MARKERS: Final[dict[Of, tuple[str, tuple[str, ...]]]] = {
@@ -27,7 +28,7 @@ def require_itself(folder: Path, of: Of) -> None:
     highest number.
     """
     marker, places = _MARKERS[of]
-    if not folder.is_dir() or os.path.lexists(folder / marker):
+    if not folder.is_dir() or os.path.lexists(folder / marker) or (of == "base" and os.path.lexists(folder / FILE)):
         return
     found = sorted({path.parent for place in places for path in folder.glob(f"{place}/{marker}")}, key=_order)
     if not found:

@@ -31,7 +31,11 @@ def snapshot_of(name: str) -> Path | None:
         return None
     folder = _cache() / f"models--{owner}--{repository}" / "snapshots"
     try:
-        found = [entry for entry in folder.iterdir() if (entry / "config.json").is_file()]
+        found = [
+            entry
+            for entry in folder.iterdir()
+            if (entry / "config.json").is_file() or (entry / "model_index.json").is_file()
+        ]
     except OSError:
         return None
     return found[0] if len(found) == 1 else None

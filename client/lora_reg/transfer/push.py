@@ -15,8 +15,9 @@ from lora_contract.base_weights import unusable_weights
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_contract.findings import Finding, refuse
-from lora_contract.fingerprint import INDEX, SINGLE, build_fingerprint, check_base_files, weights_in_use
+from lora_contract.fingerprint import SINGLE, build_fingerprint, check_base_files, weights_in_use
 from lora_contract.manifest import Kind
+from lora_contract.pipelines import INDEX_SUFFIX, SUFFIX
 from lora_contract.reference import Reference
 from lora_contract.wire.repositories import CommitRequest, CommitResult
 from lora_contract.wire.uploads import FileSpec, UploadRequest
@@ -214,7 +215,7 @@ def _scan_base(folder: Path, exclude: Sequence[str], *, strict: bool) -> Scan:
 def unused_weights(sizes: Mapping[str, int], read: Reader) -> frozenset[str]:
     """The weight files of a base that transformers would not load. Raises `rejected` for an unreadable index."""
     used = weights_in_use(sizes, read)
-    return frozenset(path for path in sizes if path.endswith((".safetensors", INDEX)) and path not in used)
+    return frozenset(path for path in sizes if path.endswith((SUFFIX, INDEX_SUFFIX)) and path not in used)
 
 
 def base_findings(files: Sequence[AdapterFile], read: Reader, left_out: Sequence[str]) -> list[Finding]:

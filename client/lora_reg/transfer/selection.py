@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
-from lora_contract.adapter.files import is_base_file
+from lora_contract import canonical, pipelines
+from lora_contract.adapter.files import is_base_file, is_pipeline_file
 from lora_contract.adapter.report import WEIGHTS
 from lora_contract.byproducts import is_byproduct, is_housekeeping
 from lora_contract.errors import RegistryError
@@ -50,6 +51,7 @@ class Selection:
         self._spec = _spec([*lines, *exclude])
         self._of = None if strict else of
         self._weights = os.path.lexists(folder / WEIGHTS)
+        self._components = _components(folder) if self._of == "base" else frozenset()
 
     def leaves_out(self, path: str, *, folder: bool, link: bool = False) -> bool:
         """path: relative to the root. folder: it is a folder. link: its target is not looked at."""
@@ -60,7 +62,25 @@ class Selection:
             return True
         if self._of == "adapter":
             return is_byproduct(name, folder=folder or link, weights=self._weights)
-        return self._of == "base" and (folder or not is_base_file(path))
+        if self._of != "base":
+            return False
+        if folder:
+            return path not in self._components
+        inside = path.partition("/")[0] in self._components or path == pipelines.FILE
+        return not (is_pipeline_file(path) if inside else is_base_file(path))
+
+
+def _components(folder: Path) -> frozenset[str]:
+    """The folders of a pipeline's components; empty if the folder holds no pipeline."""
+    place = folder / pipelines.FILE
+    if not place.is_file() or place.stat().st_size > MAX_BYTES:
+        return frozenset()
+    try:
+        return pipelines.folders_of(
+            canonical.loads_strict(place.read_bytes(), what=pipelines.FILE, max_bytes=MAX_BYTES)
+        )
+    except RegistryError:
+        return frozenset()  # the check says what is wrong with it
 
 
 def _ignored(folder: Path) -> list[str]:

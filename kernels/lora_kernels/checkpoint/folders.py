@@ -12,7 +12,8 @@ from lora_contract import canonical
 from lora_contract.adapter.config import AdapterConfig, parse_config
 from lora_contract.base import BaseFingerprint
 from lora_contract.errors import RegistryError
-from lora_contract.fingerprint import INDEX, SINGLE, build_fingerprint
+from lora_contract.fingerprint import INDEX, SINGLE, build_fingerprint, weights_in_use
+from lora_contract.pipelines import FILE, INDEX_SUFFIX, SUFFIX, folders_of, layout
 from lora_contract.tensors import Header, read_header
 from lora_kernels.checkpoint.sources import FolderSource
 
@@ -39,12 +40,33 @@ def read_base(folder: str | os.PathLike[str]) -> tuple[BaseFingerprint, dict[str
     The index is None if the weights are one file. Raises RegistryError `rejected` as `build_fingerprint` does.
     """
     with FolderSource(folder) as source:
-        index = _read_json(source, INDEX) if (Path(folder) / INDEX).exists() else None
-        weight_map = index.get("weight_map") if index is not None else {"": SINGLE}
-        shards = {str(file) for file in weight_map.values()} if isinstance(weight_map, dict) else set()
-        needed = ["config.json", *sorted(shards)] + ([INDEX] if index is not None else [])
-        sizes = {file: (source.size(file), "") for file in needed if "/" not in file}
-        return build_fingerprint(sizes, source.read), index
+        present = base_paths(folder)
+        needed = {weights.folder + "config.json" for weights in layout(present)}
+        if FILE in present:
+            needed.add(FILE)
+        names = {path: source.size(path) for path in present if path.endswith((SUFFIX, INDEX_SUFFIX))}
+        needed |= weights_in_use(names, source.read) or {SINGLE}
+        index = _read_json(source, INDEX) if INDEX in needed and FILE not in present else None
+        return build_fingerprint({path: (source.size(path), "") for path in needed}, source.read), index
+
+
+def base_paths(folder: str | os.PathLike[str]) -> frozenset[str]:
+    """The names of the files of a base, with those of a pipeline's components."""
+    root = Path(folder)
+    inner = [root / name for name in pipeline_folders(root)]
+    return frozenset(
+        entry.relative_to(root).as_posix() for place in (root, *inner) for entry in place.iterdir() if entry.is_file()
+    )
+
+
+def pipeline_folders(folder: str | os.PathLike[str]) -> tuple[str, ...]:
+    """The folders of a pipeline's components; empty for a folder of one model."""
+    root = Path(folder)
+    if not (root / FILE).is_file():
+        return ()
+    with FolderSource(root) as source:
+        named = folders_of(_read_json(source, FILE))
+    return tuple(sorted(name for name in named if (root / name).is_dir()))
 
 
 def read_adapter(folder: str | os.PathLike[str], weight: float = 1.0) -> AdapterInput:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from lora_contract.adapter.headed import labelled_config
-from lora_contract.fingerprint import INDEX
-from lora_kernels.checkpoint.folders import read_adapter, read_base
+from lora_contract.pipelines import is_of_diffusers, layout
+from lora_kernels.checkpoint.folders import base_paths, pipeline_folders, read_adapter, read_base
 from lora_kernels.checkpoint.records import Progress
 from lora_kernels.checkpoint.sources import FolderSource
 from lora_kernels.checkpoint.staging import Staging, identity_of, resumable_folder
@@ -57,7 +57,7 @@ def merge_folder(
     Raises RegistryError as `read_quantized`, `plan_merge`, `check_base_copies`, `stream_shard`, `check_kept` and
     `resumable_folder` do, and `not-found` for missing files.
     """
-    plan, index = _plan(base_dir, adapters, dtype=dtype, onto=onto, rounding=rounding, seed=seed)
+    plan = _plan(base_dir, adapters, dtype=dtype, onto=onto, rounding=rounding, seed=seed)
     folders = [folder for folder, _ in adapters]
     _check_copies(plan, base_dir, folders)
     identity = identity_of([plan, digests], [base_dir, *folders])
@@ -66,8 +66,7 @@ def merge_folder(
         stats = [tensor for done in staging.finished.values() for tensor in done.notes]
         files = [done.file for done in staging.finished.values()]
         check_kept(stats, min_kept=min_kept)
-        if index is not None:
-            _write_json(staging.folder / INDEX, merged_index(index, plan))
+        _write_indexes(Path(base_dir), staging.folder, plan)
         copy_side_files(Path(base_dir), staging.folder, lambda config: merged_config(config, plan))
     return merge_report(stats, files=files, ignored=[name for adapter in plan.adapters for name in adapter.ignored])
 
@@ -82,17 +81,17 @@ def plan_folder(
     seed: int = 0,
 ) -> MergePlan:
     """Plan what `merge_folder` would do, from the headers of its inputs alone."""
-    return _plan(base_dir, adapters, dtype=dtype, onto=onto, rounding=rounding, seed=seed)[0]
+    return _plan(base_dir, adapters, dtype=dtype, onto=onto, rounding=rounding, seed=seed)
 
 
 def _plan(
     base_dir: str | os.PathLike[str], adapters: Sequence[tuple[str | os.PathLike[str], float]], **options: Any
-) -> tuple[MergePlan, dict[str, Any] | None]:
-    base, index = read_base(base_dir)
+) -> MergePlan:
+    base, _ = read_base(base_dir)
     inputs = [read_adapter(folder, weight) for folder, weight in adapters]
     with FolderSource(base_dir) as source:
         quantized = read_quantized(base, source.read)
-    return plan_merge(base, inputs, quantized=quantized, **options), index
+    return plan_merge(base, inputs, quantized=quantized, **options)
 
 
 def _check_copies(
@@ -104,9 +103,14 @@ def _check_copies(
         check_base_copies(plan, base=base, adapters=adapters)
 
 
-def merged_index(index: dict[str, Any], plan: MergePlan) -> dict[str, Any]:
-    """The base's index, updated for the result."""
-    tensors = [(tensor, shard.file) for shard in plan.shards for tensor in shard.tensors]
+def merged_index(index: dict[str, Any], plan: MergePlan, folder: str = "") -> dict[str, Any]:
+    """The base's index, updated for the result. folder: of the component that it belongs to, with its '/'."""
+    tensors = [
+        (tensor, shard.file.removeprefix(folder))
+        for shard in plan.shards
+        if shard.file.startswith(folder)
+        for tensor in shard.tensors
+    ]
     metadata = dict(index.get("metadata") or {})
     metadata["total_size"] = sum(tensor.end - tensor.start for tensor, _ in tensors)
     weight_map = {name: file for tensor, file in tensors for name, _, _ in tensor.entries}
@@ -124,8 +128,8 @@ def merged_config(config: dict[str, Any], plan: MergePlan) -> dict[str, Any]:
         config = {key: value for key, value in config.items() if key != "quantization_config"}
         if plan.quantization is not None:
             config["quantization_config"] = plan.quantization
-    if plan.dtype is None or plan.dtype == "nf4":
-        return config
+    if plan.dtype is None or plan.dtype == "nf4" or is_of_diffusers(config):
+        return config  # configs of diffusers have no dtype
     key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
     return {**config, key: plan.dtype}
 
@@ -159,18 +163,33 @@ def _write_shards(
         )
 
 
+def _write_indexes(base: Path, staging: Path, plan: MergePlan) -> None:
+    for weights in layout(base_paths(base)):
+        place = base / weights.index
+        if not (base / weights.single).exists() and place.exists():
+            _write_json(staging / weights.index, merged_index(json.loads(place.read_bytes()), plan, weights.folder))
+
+
 def _write_json(path: Path, document: dict[str, Any]) -> None:
     path.write_text(json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def copy_side_files(base: Path, staging: Path, changed: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Copy config, tokenizer and licence files. changed: returns the result's config.json, or the same object."""
-    for entry in sorted(base.iterdir()):
+    """Copy config, tokenizer and licence files, and those of a pipeline's components. changed: returns the result's
+    config.json, or the same object."""
+    folders = pipeline_folders(base)
+    for entry in sorted([*base.iterdir(), *(entry for folder in folders for entry in (base / folder).iterdir())]):
         wanted = entry.suffix in _COPIED_SUFFIXES or entry.name.upper().startswith(_COPIED_PREFIXES)
-        if not entry.is_file() or not wanted or entry.name.endswith(".index.json"):
+        if not entry.is_file() or not wanted or _is_index(entry.name):
             continue
+        target = staging / entry.relative_to(base)
+        target.parent.mkdir(exist_ok=True)
         config = json.loads(entry.read_bytes()) if entry.name == "config.json" else None
         if config is not None and (merged := changed(config)) is not config:
-            _write_json(staging / entry.name, merged)
+            _write_json(target, merged)
         else:
-            shutil.copyfile(entry, staging / entry.name)
+            shutil.copyfile(entry, target)
+
+
+def _is_index(name: str) -> bool:
+    return name.endswith(".index.json") or ".index." in name

@@ -15,12 +15,13 @@ import msgspec
 from lora_contract.base import BaseFingerprint, BaseTensor
 from lora_contract.errors import RegistryError
 from lora_contract.modules import modules_of
+from lora_contract.pipelines import is_pipeline
 from lora_contract.tensors import write_header
 from lora_kernels.checkpoint.folders import AdapterInput
 from lora_kernels.merging.base_copies import Copy
 from lora_kernels.merging.delta import Delta
 from lora_kernels.merging.heads import merged_head
-from lora_kernels.merging.match import match_adapter
+from lora_kernels.merging.parts import match_parts, refuse_options
 from lora_kernels.merging.precision import Precision
 from lora_kernels.quantized.groups import logical_base
 from lora_kernels.quantized.layout import Entry, Nf4Form, Quantized, entries_size, nf4_entries
@@ -43,6 +44,7 @@ class TensorPlan(msgspec.Struct, frozen=True):
         through_nf4: updates are added to the weight's NF4-dequantized values.
         seed: of stochastic rounding; None for rounding to nearest.
         form: quantized form of the output, whose `dtype` is then NF4.
+        stored: its name in the files; None for `name`, in front of which a pipeline has the component.
     """
 
     name: str
@@ -60,6 +62,7 @@ class TensorPlan(msgspec.Struct, frozen=True):
     through_nf4: bool = False
     seed: int | None = None
     form: Nf4Form | None = None
+    stored: str | None = None
 
     @property
     def new(self) -> bool:
@@ -75,7 +78,7 @@ class TensorPlan(msgspec.Struct, frozen=True):
     @property
     def entries(self) -> list[Entry]:
         """The entries of the output file that store it: one, or several in sequence."""
-        return _entries(self.name, self.shape, self.dtype, self.form)
+        return _entries(self.stored or self.name, self.shape, self.dtype, self.form)
 
 
 class CopiedRange(NamedTuple):
@@ -172,6 +175,7 @@ def plan_merge(
     not fit the base or lack their other half, and `invalid-request` for options that are unknown or conflict.
     """
     quantized = quantized or {}
+    refuse_options(base, (dtype, onto))
     head = merged_head(base, adapters, quantized)
     if head is not None:
         base = head.base
@@ -184,7 +188,7 @@ def plan_merge(
     deltas: dict[str, list[Delta]] = {}
     plans = []
     for index, adapter in enumerate(adapters):
-        matched = match_adapter(index, adapter, base=base, modules=modules, tie=tie)
+        matched = match_parts(index, adapter, base=base, modules=modules, tie=tie)
         for change in matched.changes:
             deltas.setdefault(change.tensor, []).append(Delta.of(index, change))
         plans.append(
@@ -200,7 +204,8 @@ def plan_merge(
         files.setdefault(tensor.file, []).append(tensor)
     used = seed if rounding == "stochastic" else None
     shards = [
-        _shard(file, tensors, deltas=deltas, precision=precision, seed=used) for file, tensors in sorted(files.items())
+        _shard(file, tensors, deltas=deltas, precision=precision, seed=used, pipeline=is_pipeline(base.config))
+        for file, tensors in sorted(files.items())
     ]
     return MergePlan(
         shards=tuple(shards),
@@ -255,6 +260,7 @@ def _shard(
     deltas: Mapping[str, Sequence[Delta]],
     precision: Precision,
     seed: int | None,
+    pipeline: bool,
 ) -> ShardPlan:
     ordered = sorted(tensors, key=lambda tensor: (tensor.start, tensor.end, tensor.name))
     plans = []
@@ -277,6 +283,7 @@ def _shard(
                 through_nf4=precision.through_nf4(tensor.name),
                 seed=seed if touched else None,
                 form=precision.form(tensor),
+                stored=tensor.name.partition(".")[2] if pipeline else None,
             )
         )
     header = write_header([entry for plan in plans for entry in plan.entries], METADATA)

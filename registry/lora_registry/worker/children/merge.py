@@ -15,6 +15,7 @@ from lora_contract import decoding
 from lora_contract.adapter.config import parse_config
 from lora_contract.digest import Digest
 from lora_contract.fingerprint import build_fingerprint
+from lora_contract.pipelines import INDEX_SUFFIX
 from lora_contract.recipe import MergeRecipe
 from lora_contract.tensors import read_header
 from lora_kernels.merging import (
@@ -38,7 +39,6 @@ from lora_registry.worker.children import files
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
-INDEX = "model.safetensors.index.json"
 WEIGHTS_END = ".safetensors"
 
 
@@ -163,10 +163,12 @@ def _side_files(base: files.Files, merge_plan: MergePlan, blobs: JobStore) -> tu
     for path, stored in base.items():
         if path.endswith(WEIGHTS_END) or path.lower() == "readme.md":
             continue
-        if path == INDEX:
-            side.append(store_json(blobs, path, merged_index(json.loads(read(path, 0, stored.size)), merge_plan)))
+        folder, _, name = path.rpartition("/")
+        if name.endswith(INDEX_SUFFIX):
+            index = json.loads(read(path, 0, stored.size))
+            side.append(store_json(blobs, path, merged_index(index, merge_plan, f"{folder}/" if folder else "")))
             continue
-        config = json.loads(read(path, 0, stored.size)) if path == "config.json" else None
+        config = json.loads(read(path, 0, stored.size)) if name == "config.json" else None
         if config is not None and (merged := merged_config(config, merge_plan)) is not config:
             side.append(store_json(blobs, path, merged))
         else:
