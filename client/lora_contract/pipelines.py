@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
+LIBRARY: Final = "diffusers"
 FILE: Final = "model_index.json"
 COMPONENTS: Final = "_components"
 """Key of a fingerprint's config: the config.json of each component that has weights."""

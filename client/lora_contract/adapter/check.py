@@ -6,6 +6,7 @@ It reads through functions of the caller, reports all faults of the adapter, and
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from typing import Final
 
 import msgspec
 
@@ -36,6 +37,13 @@ from lora_contract.regex import Budget
 from lora_contract.tensors import MAX_ADAPTER_HEADER_BYTES, Header, read_header
 
 __all__ = ["AdapterFacts", "AdapterFile", "CheckResult", "ReadBase", "ReadFile", "check_adapter"]
+
+
+_DIFFUSERS: Final = "pytorch_lora_weights.safetensors"
+_IMPORT: Final = (
+    f"Import it: `lora-reg import FOLDER --base NAME` makes a version of {_DIFFUSERS}, which diffusers and its "
+    "training scripts write."
+)
 
 
 class CheckResult(msgspec.Struct, frozen=True):
@@ -82,7 +90,9 @@ def check_adapter(
                 f"{required} is missing; an adapter consists of {CONFIG} and {WEIGHTS}.",
                 file=required,
                 expected=required,
-                hint="Save the adapter with PEFT's save_pretrained and push that folder.",
+                hint=_IMPORT
+                if _DIFFUSERS in sizes
+                else "Save the adapter with PEFT's save_pretrained and push that folder.",
             )
     config = _read_config(sizes, read, report)
     header = _read_header(sizes, read, report)

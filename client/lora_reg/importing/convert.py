@@ -11,10 +11,12 @@ from typing import Any
 from lora_contract.adapter.report import CONFIG, WEIGHTS
 from lora_contract.errors import RegistryError
 from lora_contract.modules import modules_of
+from lora_contract.pipelines import is_pipeline
 from lora_reg.importing import pickles
 from lora_reg.importing.bases import Bases
-from lora_reg.importing.formats import adapterhub, kohya, mlx, tensors
+from lora_reg.importing.formats import adapterhub, kohya, mlx, pipeline, tensors
 from lora_reg.importing.formats.document import Converted
+from lora_reg.importing.formats.pipeline import layers_of
 from lora_reg.importing.recognise import NotAnAdapter, Recognised
 from lora_reg.transfer.pinning import ResolvedBase
 
@@ -80,11 +82,15 @@ def _diffusion(
 ) -> list[Ready]:
     if not kohya.is_diffusion(values):
         raise NotAnAdapter(f"it has no {CONFIG}, and its tensors are not named as in a LoRA of kohya or diffusers")
+    whole = _pipeline(bases, named)
+    if whole is not None:
+        made = pipeline.convert(values, metadata, base=whole.fingerprint, name=_name_in_config(whole, named))
+        return [Ready(_write(work / "adapter", made, beside), whole, notes=made.notes)]
     ready = []
     for index, component in enumerate(kohya.components(values)):
 
         def fits(base: ResolvedBase, component: str = component) -> bool:
-            return kohya.fits(component, values, modules_of(base.fingerprint).modules, _layers(base))
+            return kohya.fits(component, values, modules_of(base.fingerprint).modules, layers_of(base.fingerprint))
 
         try:
             base = bases.find(named, fits=fits)
@@ -92,15 +98,22 @@ def _diffusion(
             raise RegistryError(error.code, f"For the part {component}: {error.detail}", hint=error.hint) from error
         known = modules_of(base.fingerprint).modules
         name = _name_in_config(base, named)
-        made = kohya.convert(component, values, metadata, known=known, layers=_layers(base), base=name)
+        made = kohya.convert(component, values, metadata, known=known, layers=layers_of(base.fingerprint), base=name)
         suffix = "" if index == 0 else f"-{component.replace('_', '-')}"
         ready.append(Ready(_write(work / component, made, beside), base, suffix, made.notes))
     return ready
 
 
-def _layers(base: ResolvedBase) -> int | None:
-    found = base.fingerprint.config.get("layers_per_block")
-    return found if type(found) is int and 0 < found < 100 else None
+def _pipeline(bases: Bases, named: str | None) -> ResolvedBase | None:
+    """The pipeline that a LoRA file is for: the given one, or the one that its source names; None: single models."""
+    given = bases.given()
+    found = [base for base in given if is_pipeline(base.fingerprint.config)]
+    if len(found) == 1:
+        return found[0]
+    if found or given or named is None:
+        return None
+    base = bases.find(named)
+    return base if is_pipeline(base.fingerprint.config) else None
 
 
 def _name_in_config(base: ResolvedBase, named: str | None) -> str:
@@ -111,7 +124,7 @@ def _name_in_config(base: ResolvedBase, named: str | None) -> str:
 def _write(folder: Path, made: Converted, beside: Mapping[str, Path]) -> Path:
     folder.mkdir()
     (folder / CONFIG).write_bytes(made.config_bytes())
-    (folder / WEIGHTS).write_bytes(tensors.dump(made.tensors))
+    (folder / WEIGHTS).write_bytes(tensors.dump(made.tensors, made.metadata))
     return _copy(beside, folder)
 
 

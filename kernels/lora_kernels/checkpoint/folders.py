@@ -44,7 +44,7 @@ def read_base(folder: str | os.PathLike[str]) -> tuple[BaseFingerprint, dict[str
         needed = {weights.folder + "config.json" for weights in layout(present)}
         if FILE in present:
             needed.add(FILE)
-        names = {path: source.size(path) for path in present if path.endswith((SUFFIX, INDEX_SUFFIX))}
+        names = {path: source.size(path) for path in present if path.endswith((FILE, SUFFIX, INDEX_SUFFIX))}
         needed |= weights_in_use(names, source.read) or {SINGLE}
         index = _read_json(source, INDEX) if INDEX in needed and FILE not in present else None
         return build_fingerprint({path: (source.size(path), "") for path in needed}, source.read), index

@@ -21,7 +21,7 @@ from lora_registry.gates.evaluation import (
     GateOutcome,
     GateQuestion,
     evaluate,
-    require_weights,
+    require_measurable,
     resolve_inputs,
 )
 from lora_registry.jobs import service as jobs
@@ -44,7 +44,7 @@ def gate(caller: Caller, path: RepositoryPath, request: GateRequest) -> GateView
         outcome = evaluate(session, inputs, caller.principal.name)
         view = _view(inputs, outcome)
         if outcome.decision.allowed is None and request.start:
-            require_weights(session, caller.ctx.settings, outcome.missing)
+            require_measurable(session, caller.ctx.settings, outcome.missing)
             validations.start(caller, session, inputs.repo, outcome.missing, inputs.sets)
         elif outcome.decision.allowed is not None and request.document is None:
             decision = _record(session, caller.principal, inputs, outcome)
@@ -72,7 +72,7 @@ def promote(caller: Caller, path: RepositoryPath, request: PromoteRequest) -> Pr
         outcome = evaluate(session, inputs, caller.principal.name)
         view = _view(inputs, outcome)
         if outcome.decision.allowed is None and not request.force:
-            require_weights(session, caller.ctx.settings, outcome.missing)
+            require_measurable(session, caller.ctx.settings, outcome.missing)
             validations.start(caller, session, inputs.repo, outcome.missing, inputs.sets)
         else:
             decision = _record(session, caller.principal, inputs, outcome, forced=request.force, reason=request.reason)

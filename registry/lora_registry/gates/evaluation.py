@@ -15,6 +15,8 @@ from sqlmodel import Session
 
 from lora_contract import decoding, reference
 from lora_contract.adapter.facts import AdapterFacts
+from lora_contract.errors import RegistryError
+from lora_contract.pipelines import LIBRARY as DIFFUSERS
 from lora_contract.policy import DEFAULT, Decision, GateFacts, Policy, decide
 from lora_contract.signing import parse_public_key
 from lora_contract.validation import ValidationKey, parse_validation
@@ -187,12 +189,21 @@ def _names(sets: EvaluationSets, hidden: Set[str]) -> dict[str, dict[str, str]]:
     return {role: sets.names(role, hidden=hidden) for role in sets.by_role}
 
 
-def require_weights(session: Session, settings: ServiceSettings, required: Sequence[RequiredValidation]) -> None:
-    """Raise `unsupported` if a validation cannot have the weights of its base."""
-    for validation in required:
+def require_measurable(session: Session, settings: ServiceSettings, required: Sequence[RequiredValidation]) -> None:
+    """Raise `unsupported` if a validation cannot run: the base is no language model, or its weights cannot be had."""
+    for base in (validation.base for validation in required):
+        facts = {} if base.facts is None else json.loads(base.facts)
+        if facts.get("library") == DIFFUSERS:
+            repo = version_store.repositories_by_id(session, [base.repository_id])[base.repository_id]
+            raise RegistryError(
+                "unsupported",
+                f"{repo.label}:v{base.number} is a diffusion model ({facts['architecture']}): a validation measures "
+                "losses on texts, which it does not have.",
+                hint="Move the tag without a gate, with `lora-reg tag`; a protected one with `promote --force`.",
+            )
         weights.require(
             session,
             settings,
-            validation.base,
+            base,
             hint="Add the base with its weights and push the adapter with that base version.",
         )

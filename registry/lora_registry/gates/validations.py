@@ -13,7 +13,7 @@ from lora_contract.wire.jobs import JobView
 from lora_registry.auth.caller import Caller
 from lora_registry.context import Context
 from lora_registry.db.tables import Repository, Version
-from lora_registry.gates.evaluation import RequiredValidation, require_weights
+from lora_registry.gates.evaluation import RequiredValidation, require_measurable
 from lora_registry.jobs import enqueue
 from lora_registry.jobs import service as jobs
 from lora_registry.jobs.engine.lease_store import served_queues
@@ -34,7 +34,7 @@ def submit(caller: Caller, request: ValidateRequest) -> JobView:
         base = resolve.base_of(session, repo, version)
         sets = evaluation_sets(session, caller.principal, DEFAULT, request.data, request.general)
         required = RequiredValidation(version, base, sets.key(version, base, request.precision))
-        require_weights(session, caller.ctx.settings, [required])
+        require_measurable(session, caller.ctx.settings, [required])
         start(caller, session, repo, [required], sets)
     retry(caller.ctx, [required.job_id])
     return jobs.show(caller, required.job_id)

@@ -7,9 +7,10 @@ from typing import Any
 
 import msgspec
 
-from lora_contract import dataset
+from lora_contract import dataset, pipelines
 from lora_contract.adapter.check import AdapterFile, check_adapter
 from lora_contract.base import BaseFingerprint, BaseTensor, parse_fingerprint
+from lora_contract.components import component, component_names
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_contract.findings import Finding
@@ -185,6 +186,7 @@ def _found(findings: list[Finding], fingerprint: BaseFingerprint) -> ContentChec
         "chat_template": fingerprint.chat_template,
         "fingerprint": str(fingerprint.digest),
         "dtypes": sorted({tensor.dtype for tensor in fingerprint.tensors}),
+        **_of_diffusers(fingerprint),
     }
     return ContentCheck(
         findings,
@@ -192,3 +194,11 @@ def _found(findings: list[Finding], fingerprint: BaseFingerprint) -> ContentChec
         fingerprint=fingerprint.to_bytes().decode(),
         config={"architecture": fingerprint.architecture, "format": "safetensors"},
     )
+
+
+def _of_diffusers(fingerprint: BaseFingerprint) -> dict[str, object]:
+    """Facts of a diffusion model; components: the class of each model of a pipeline."""
+    if not pipelines.is_of_diffusers(fingerprint.config):
+        return {}
+    classes = {name: component(fingerprint, name).architecture for name in component_names(fingerprint)}
+    return {"library": pipelines.LIBRARY, **({"components": classes} if classes else {})}

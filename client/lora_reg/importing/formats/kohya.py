@@ -8,9 +8,15 @@ the base, never guessed. The update is alpha / rank * up @ down; without an alph
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Final
+from typing import Any, Final
+
+import msgspec
 
 from lora_contract import canonical
+from lora_contract.adapter.config import AdapterConfig, parse_config
+from lora_contract.adapter.parts import METADATA
+from lora_contract.adapter.pipeline_metadata import part_of
+from lora_contract.adapter.scaling import scales
 from lora_contract.errors import RegistryError
 from lora_contract.modules import BaseModule
 from lora_reg.importing.formats.document import PREFIX, Converted, Scaled, lora_config
@@ -35,8 +41,13 @@ _ENDS: Final = {
     "lora_linear_layer.up.weight": "B",
     "lora_A.weight": "A",
     "lora_B.weight": "B",
+    "lora_magnitude_vector": "M",
+    "lora_magnitude_vector.weight": "M",
     "alpha": "alpha",
 }
+_SUFFIXES: Final = {"A": "lora_A.weight", "B": "lora_B.weight", "M": "lora_magnitude_vector"}
+_TEXT: Final = "text_model."
+"""What transformers 4 has before the paths of a CLIP text encoder, and 5 has not."""
 _OTHER: Final = {
     "lora_mid.weight": "a third factor (LoCon with Tucker decomposition)",
     "dora_scale": "DoRA, whose norm kohya and PEFT take along different dimensions",
@@ -47,8 +58,7 @@ _OTHER: Final = {
     "diff": "full differences of weights",
     "diff_b": "differences of biases",
 }
-_METADATA: Final = "lora_adapter_metadata"
-"""Where diffusers writes PEFT's config of each part."""
+_MAX_METADATA: Final = 8 * 1024 * 1024
 
 
 def is_diffusion(names: Collection[str]) -> bool:
@@ -82,6 +92,29 @@ def convert(
 
     Raises RegistryError `rejected`, with the reason.
     """
+    found = read_part(component, tensors, metadata, known=known, layers=layers, base=base)
+    config = lora_config(found.modules, known=known, base=base, options=found.options)
+    return Converted(config, {f"{PREFIX}{name}": tensor for name, tensor in found.tensors.items()})
+
+
+class PartOfFile(msgspec.Struct, frozen=True):
+    """One part of a file. tensors: by path and PEFT's suffix. options: of PEFT's config."""
+
+    modules: dict[str, Scaled]
+    tensors: dict[str, Tensor]
+    options: dict[str, Any]
+
+
+def read_part(
+    component: str,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    *,
+    known: Mapping[str, BaseModule],
+    layers: int | None,
+    base: str,
+) -> PartOfFile:
+    """Read one part of a file; see `convert`."""
     flat = _flat(known)
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -91,18 +124,40 @@ def convert(
         owner, path, end, joined = split
         if owner == component:
             parts.setdefault(_path(name, _current(path, layers), joined, known, flat, base), {})[end] = tensor
-    stated = _stated(component, metadata)
+    stated = stated_config(component, metadata)
+    alphas = None if stated is None else scales(stated)
     modules: dict[str, Scaled] = {}
     written: dict[str, Tensor] = {}
     for path, part in parts.items():
         if not {"A", "B"} <= part.keys():
             raise refused(f"{path} has only one of its two factors")
         rank = part["A"].shape[0]
-        alpha = part["alpha"].number() if "alpha" in part else stated.get("lora_alpha", rank)
-        modules[path] = Scaled(rank, float(alpha))
-        written[f"{PREFIX}{path}.lora_A.weight"] = part["A"]
-        written[f"{PREFIX}{path}.lora_B.weight"] = part["B"]
-    return Converted(lora_config(modules, known=known, base=base), written)
+        default = float(rank) if alphas is None else alphas(path).alpha
+        modules[path] = Scaled(rank, part["alpha"].number() if "alpha" in part else default)
+        for end, suffix in _SUFFIXES.items():
+            if end in part:
+                written[f"{path}.{suffix}"] = _shaped(part[end], known.get(path)) if end in "AB" else part[end]
+    magnitudes = [path for path, part in parts.items() if "M" in part]
+    if magnitudes and len(magnitudes) < len(parts):
+        raise refused(
+            f"{magnitudes[0]} has a magnitude of DoRA, and {next(p for p in parts if p not in magnitudes)} none"
+        )
+    dora, rslora = bool(magnitudes), stated is not None and stated.use_rslora
+    if stated is not None and stated.use_dora != dora:
+        raise refused(f"{METADATA} sets use_dora to {stated.use_dora} for {component}, against its tensors")
+    return PartOfFile(modules, written, {"use_dora": dora, "use_rslora": rslora})
+
+
+def _shaped(tensor: Tensor, module: BaseModule | None) -> Tensor:
+    """The factor of a linear layer as a matrix, and that of a convolution of size 1 as a kernel: files have either."""
+    weight = None if module is None else module.weight
+    if weight is None or len(weight.shape) == len(tensor.shape):
+        return tensor
+    if len(weight.shape) == 2 and set(tensor.shape[2:]) == {1}:
+        return tensor.reshaped(*tensor.shape[:2])
+    if len(tensor.shape) == 2 and set(weight.shape[2:]) == {1}:
+        return tensor.reshaped(*tensor.shape, *weight.shape[2:])
+    return tensor
 
 
 def fits(component: str, names: Collection[str], known: Mapping[str, BaseModule], layers: int | None) -> bool:
@@ -111,7 +166,10 @@ def fits(component: str, names: Collection[str], known: Mapping[str, BaseModule]
     parts = [part for part in map(_split, names) if part is not None and part[0] == component]
     paths = [(_current(part[1], layers), part[3]) for part in parts]
     return all(
-        (path in flat and flat[path] is not None) if joined else _renamed(path) in known for path, joined in paths
+        bool(flat.get(path) or flat.get(path.removeprefix("text_model_")))
+        if joined
+        else _spelled(path, known) is not None or _spelled(_renamed(path), known) is not None
+        for path, joined in paths
     )
 
 
@@ -152,8 +210,8 @@ def _path(
     name: str, path: str, joined: bool, known: Mapping[str, BaseModule], flat: Mapping[str, str | None], base: str
 ) -> str:
     if not joined:
-        return path if path in known else _renamed(path)
-    found = flat.get(path, "")
+        return _spelled(path, known) or _spelled(_renamed(path), known) or _renamed(path)
+    found = flat.get(path) if path in flat else flat.get(path.removeprefix("text_model_"), "")
     if found is None:
         raise refused(f"{name} may mean several modules of {base}")
     if not found:
@@ -162,6 +220,11 @@ def _path(
             hint="Name its base with --base: the U-Net, transformer or text encoder as diffusers saves it.",
         )
     return found
+
+
+def _spelled(path: str, known: Mapping[str, BaseModule]) -> str | None:
+    """The path as the base has it, with the prefix of a text encoder or without; None if it has no such module."""
+    return next((found for found in (path, path.removeprefix(_TEXT), _TEXT + path) if found in known), None)
 
 
 def _flat(known: Mapping[str, BaseModule]) -> dict[str, str | None]:
@@ -173,19 +236,13 @@ def _flat(known: Mapping[str, BaseModule]) -> dict[str, str | None]:
     return flat
 
 
-def _stated(component: str, metadata: Mapping[str, str]) -> dict[str, float]:
-    """The default alpha that diffusers recorded for a part."""
-    if _METADATA not in metadata:
-        return {}
+def stated_config(component: str, metadata: Mapping[str, str]) -> AdapterConfig | None:
+    """PEFT's config that diffusers recorded for a part; None if it did not."""
+    if METADATA not in metadata:
+        return None
     try:
-        document = canonical.loads_strict(metadata[_METADATA].encode(), what=_METADATA, max_bytes=1 << 20)
-    except RegistryError:
-        return {}
-    if not isinstance(document, dict):
-        return {}
-    options = {key.removeprefix(f"{component}."): value for key, value in document.items()}
-    for key in ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern", "lora_bias"):
-        if options.get(key):
-            raise refused(f"{_METADATA} sets {key} for {component}, which is not converted")
-    alpha = options.get("lora_alpha")
-    return {"lora_alpha": float(alpha)} if isinstance(alpha, int | float) else {}
+        document = canonical.loads_strict(metadata[METADATA].encode(), what=METADATA, max_bytes=_MAX_METADATA)
+        own = part_of(document, component)
+        return parse_config(canonical.dumps({**own, "peft_type": "LORA"})) if own else None
+    except RegistryError as error:
+        raise refused(f"{METADATA} in its header cannot be read: {error.detail}") from error

@@ -82,10 +82,11 @@ def load(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, header.metadata
 
 
-def dump(tensors: Mapping[str, Tensor]) -> bytes:
+def dump(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
     """Encode tensors as a safetensors file, by name: the same tensors give the same bytes."""
     names = sorted(tensors)
-    header = write_header([(name, tensors[name].dtype, tensors[name].shape) for name in names], {"format": "pt"})
+    about = {"format": "pt", **(metadata or {})}
+    header = write_header([(name, tensors[name].dtype, tensors[name].shape) for name in names], about)
     return b"".join([header, *(tensors[name].data for name in names)])
 
 
