@@ -46,7 +46,8 @@ class Siege:
         self.lock = threading.Lock()
         self.versions: dict[tuple[str, int], dict[str, str]] = {}
         self.moves: set[int] = set()
-        self.jobs: set[str] = set()
+        self.jobs: dict[str, dict[str, Any]] = {}
+        """With the requests that they came from."""
         self.refused: Counter[str] = Counter()
         self.unclear: list[str] = []
 
@@ -96,7 +97,7 @@ class Siege:
             answer = client.post("/api/v1/merges", json=request)
             if self.noted(answer):
                 with self.lock:
-                    self.jobs.add(answer.json()["id"])
+                    self.jobs[answer.json()["id"]] = request
         time.sleep(2.0)
 
 
@@ -142,17 +143,22 @@ def judge(siege: Siege, victims: Victims) -> list[str]:
         if sorted(generations) != list(range(1, len(generations) + 1)) or not siege.moves <= set(generations):
             wrong.append(f"moves of the tag: {len(siege.moves - set(generations))} lost of {len(siege.moves)}")
         deadline = time.monotonic() + 600
-        open_jobs = set(siege.jobs)
+        open_jobs, again = set(siege.jobs), set[str]()
         while open_jobs and time.monotonic() < deadline:
             victims.tend()
             for job in sorted(open_jobs):
                 view = client.get(f"/api/v1/jobs/{job}").json()
                 if view["state"] in ("done", "failed", "cancelled"):
                     open_jobs.discard(job)
-                    if view["state"] != "done":
+                    # A job ends where its own process is killed, as if memory had run out, and can be asked for again.
+                    if "killed by SIGKILL" in (view.get("error") or "") and job not in again:
+                        again.add(job)
+                        open_jobs.add(client.post("/api/v1/merges", json=siege.jobs[job]).json()["id"])
+                    elif view["state"] != "done":
                         wrong.append(f"{job}: {view['state']} {view.get('error')}")
             time.sleep(0.5)
         wrong += [f"{job} does not end" for job in open_jobs]
+        print(f"merges asked for again, for their own processes had been killed: {len(again)}")
     return wrong
 
 
