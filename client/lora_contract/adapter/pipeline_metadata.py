@@ -7,7 +7,7 @@ must agree: a merge follows adapter_config.json.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Final
 
 from lora_contract import canonical
 from lora_contract.adapter.config import AdapterConfig, parse_config
@@ -17,7 +17,12 @@ from lora_contract.adapter.scaling import scales
 from lora_contract.adapter.sorting import sort_tensors
 from lora_contract.errors import RegistryError
 
-_MAX_BYTES = 8 * 1024 * 1024
+STATED: Final = (
+    *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "lora_dropout", "bias"),
+    *("use_dora", "use_rslora"),
+)
+"""Keys of PEFT's config that we write to the header."""
+_MAX_BYTES: Final = 8 * 1024 * 1024
 
 
 def check_metadata(parts: Collection[Part], report: CheckReport) -> None:

@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 
 from lora_contract.adapter.config import AdapterConfig
+from lora_contract.adapter.parts import held_components
 from lora_contract.adapter.scaling import scales
 from lora_contract.tensors import Header, TensorEntry
 from lora_kernels.adapters import products
@@ -35,7 +36,8 @@ class AdapterReader:
     """An adapter whose modules are read one at a time. Opening it reads no tensor. May be used from several threads if
     its source may.
 
-    modules: sorted paths, including modules of rank 0. extras: tensors that are not factors.
+    modules: sorted paths, including modules of rank 0. extras: tensors that are not factors. parts: it has a part for
+    each component of a pipeline.
     """
 
     def __init__(self, config: AdapterConfig, header: Header, source: Source, file: str) -> None:
@@ -44,6 +46,7 @@ class AdapterReader:
         found = contents(config, header)
         self.config = config
         self.extras: tuple[Extra, ...] = found.extras
+        self.parts = bool(held_components(header))
         self._factors = FactorReader(source, file)
         self._tensors = found.modules
         self._scale = scales(config)

@@ -16,6 +16,8 @@ import numpy as np
 
 from lora_contract.adapter.config import AdapterConfig
 from lora_contract.adapter.names import PREFIX
+from lora_contract.adapter.parts import METADATA
+from lora_contract.adapter.pipeline_metadata import STATED
 from lora_contract.errors import RegistryError
 from lora_contract.tensors import write_header
 from lora_kernels.adapters.low_rank import SUFFIXES, LowRankModule
@@ -31,18 +33,20 @@ _CHUNK: Final = 256 * 1024
 @dataclass(frozen=True)
 class AdapterIdentity:
     """The settings of an adapter config that do not depend on the factors. modules_to_save: names or paths, as in PEFT.
-    bias: which trained biases are stored, as in PEFT."""
+    bias: which trained biases are stored, as in PEFT. parts: paths begin with a component of a pipeline, and tensors get
+    the names of diffusers."""
 
     base_model: str | None = None
     task_type: str | None = None
     fan_in_fan_out: bool = False
     modules_to_save: tuple[str, ...] = ()
     bias: str = "none"
+    parts: bool = False
 
     @classmethod
-    def of(cls, config: AdapterConfig) -> AdapterIdentity:
+    def of(cls, config: AdapterConfig, *, parts: bool = False) -> AdapterIdentity:
         """The identity of an existing adapter, without its modules_to_save."""
-        return cls(config.base_model, config.task_type, config.fan_in_fan_out)
+        return cls(config.base_model, config.task_type, config.fan_in_fan_out, parts=parts)
 
 
 class AdapterWriter:
@@ -68,7 +72,7 @@ class AdapterWriter:
         if module.rank == 0:
             raise RegistryError("internal", f"{module.module} has rank 0; such a module cannot be stored.")
         b = module.b if module.scale == 1 else module.b * np.float32(module.scale)
-        stem = f"{PREFIX}{module.module}."
+        stem = f"{module.module}." if self.identity.parts else f"{PREFIX}{module.module}."
         for suffix, values, shape in zip(SUFFIXES[module.kind], (module.a, b), module.stored_shapes, strict=True):
             self._put(stem + suffix, self._dtype, shape, [self._encoded(stem + suffix, values)])
         self.ranks[module.module] = module.rank
@@ -113,7 +117,8 @@ class AdapterWriter:
 
     @property
     def header(self) -> bytes:
-        return write_header(self._entries, {"format": "pt"})
+        parts = {METADATA: _of_parts(self.ranks, self.identity)} if self.identity.parts else {}
+        return write_header(self._entries, {"format": "pt", **parts})
 
 
 @contextmanager
@@ -170,6 +175,21 @@ def adapter_config(ranks: dict[str, int], identity: AdapterIdentity) -> dict[str
         "use_dora": False,
         "use_rslora": False,
     }
+
+
+def _of_parts(ranks: dict[str, int], identity: AdapterIdentity) -> str:
+    """PEFT's config of each part of a pipeline, as diffusers keeps them."""
+    parts: dict[str, dict[str, int]] = {}
+    for module, rank in ranks.items():
+        component, _, path = module.partition(".")
+        parts.setdefault(component, {})[path] = rank
+    stated = {
+        f"{component}.{key}": value
+        for component, own in parts.items()
+        for key, value in adapter_config(own, identity).items()
+        if key in STATED
+    }
+    return json.dumps(stated, indent=2, sort_keys=True)
 
 
 def write_adapter(

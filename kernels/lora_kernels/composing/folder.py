@@ -180,7 +180,13 @@ def _inputs(readers: Sequence[AdapterReader]) -> dict[str, tuple[int, ...]]:
 
 def _identity(readers: Sequence[AdapterReader]) -> AdapterIdentity:
     """The identity of the first adapter; fields that it lacks come from the next one that has them."""
-    found = [AdapterIdentity.of(reader.config) for reader in readers]
+    found = [AdapterIdentity.of(reader.config, parts=reader.parts) for reader in readers]
+    if len({identity.parts for identity in found}) > 1:
+        raise RegistryError(
+            "unsupported",
+            "Some of the adapters have parts for the components of a pipeline, and others are of one component.",
+            hint="Compose adapters of one kind, or merge all of them into the pipeline.",
+        )
     return replace(
         found[0],
         base_model=next((identity.base_model for identity in found if identity.base_model), None),

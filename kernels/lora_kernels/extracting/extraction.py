@@ -19,6 +19,7 @@ from typing import Any, Final
 from lora_contract.base import BaseFingerprint, BaseTensor
 from lora_contract.errors import RegistryError
 from lora_contract.modules import modules_of
+from lora_contract.pipelines import is_pipeline
 from lora_kernels.adapters import AdapterIdentity, adapter_writer
 from lora_kernels.adapters.size import Size, stored_dtype
 from lora_kernels.checkpoint.folders import read_base
@@ -84,6 +85,12 @@ def extract(
     target changed.
     """
     size = Size(rank, keep_energy, max_rank)
+    if save_changed and is_pipeline(base.config):
+        raise RegistryError(
+            "unsupported",
+            f"The base is a pipeline ({base.architecture}): its adapters hold factors alone, no whole tensors.",
+            hint="Extract without --save-changed, or extract the adapter of one component.",
+        )
     extraction = _Extraction(tuned, tuned_source, base, base_source, size, targets, seed, stored_dtype(dtype))
     # The output size is not known in advance, but small compared with the checkpoints: the writer reports a full disk.
     with adapter_writer(out_dir, extraction.identity(base_name), dtype=stored_dtype(dtype)) as writer:
@@ -153,6 +160,7 @@ class _Extraction:
             base_model=base_name,
             task_type=next((task for end, task in _TASKS if self.base.architecture.endswith(end)), None),
             fan_in_fan_out=any(module.transposed for module in self._chosen.values()),
+            parts=is_pipeline(self.base.config),
         )
 
     def outcomes(self, threads: int | None, progress: Progress | None) -> Generator[Outcome, None, None]:

@@ -71,7 +71,8 @@ def rewriting(
     None for the narrowest that holds the adapter's factors exactly."""
     with open_adapter(adapter_dir) as reader:
         config = reader.config
-        identity = replace(AdapterIdentity.of(config), modules_to_save=tuple(config.modules_to_save), bias=config.bias)
+        identity = AdapterIdentity.of(config, parts=reader.parts)
+        identity = replace(identity, modules_to_save=tuple(config.modules_to_save), bias=config.bias)
         shapes = [reader.shape(module) for module in reader.modules]
         dtype = dtype or widest([shape.dtype for shape in shapes])
         needed = DTYPE_BYTES[dtype] * sum(shape.rank * (shape.columns + shape.outputs) for shape in shapes)

@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from lora_contract.adapter.parts import METADATA, of_part
+from lora_contract.adapter.pipeline_metadata import STATED
 from lora_contract.base import BaseFingerprint
 from lora_contract.components import component, component_names
 from lora_contract.modules import BaseModule, modules_of
@@ -20,11 +21,6 @@ from lora_reg.importing.formats import kohya
 from lora_reg.importing.formats.document import Converted, Scaled, lora_config, plain, verify
 from lora_reg.importing.formats.tensors import Tensor, refused
 
-_STATED: Final = (
-    *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "lora_dropout", "bias"),
-    *("use_dora", "use_rslora"),
-)
-"""Keys of PEFT's config that the header has."""
 _DENOISERS: Final = ("unet", "transformer")
 
 
@@ -114,7 +110,7 @@ def _header(configs: Mapping[str, dict[str, Any]]) -> str:
     and without its outer `text_model`."""
     stated: dict[str, Any] = {}
     for place, config in configs.items():
-        for key in _STATED:
+        for key in STATED:
             value = config[key]
             if isinstance(value, list):
                 value = [item.removeprefix("text_model.") for item in value]
