@@ -24,6 +24,7 @@ from lora_contract.errors import RegistryError
 from lora_contract.heads import class_for
 from lora_kernels.merging import merge_folder
 from tests.architectures.sweep import example_of, one_line, other_outputs, save
+from tests.support import diffusers
 from tests.support.adapters import base_reader, check_files, fingerprint_of, read_folder
 from tests.support.wild import WILD
 
@@ -69,10 +70,12 @@ def make(config: Path, folder: Path) -> tuple[Any, Any]:
     except RegistryError as error:
         raise Refused(error.detail) from error
     if (read.library or "").startswith("diffusers"):
-        raise Refused(f"not a model of transformers: {read.model_class}")
-    base_class, model_type = family(config.name)
-    save(getattr(transformers, base_class), model_type, folder / "base")
-    kind = getattr(transformers, class_for(read.task_type or "", model_type, base_class) or base_class)
+        kind = getattr(diffusers.load(), read.model_class or "")
+        diffusers.seeded(diffusers.unet).save_pretrained(folder / "base")
+    else:
+        base_class, model_type = family(config.name)
+        save(getattr(transformers, base_class), model_type, folder / "base")
+        kind = getattr(transformers, class_for(read.task_type or "", model_type, base_class) or base_class)
     (folder / "config").mkdir()
     (folder / "config" / "adapter_config.json").write_bytes(config.read_bytes())
     torch.default_generator.manual_seed(4)
@@ -172,7 +175,10 @@ def main() -> None:
                 except Exception as error:
                     outcome = f"PEFT: {type(error).__name__}: {one_line(error)}"
                 counts[outcome.partition(":")[0]] += 1
-                print(f"{config.stem:48} {family(config.name)[0]:34} {outcome}", flush=True)
+                read = json.loads(config.read_bytes()).get("auto_mapping") or {}
+                print(
+                    f"{config.stem:48} {read.get('base_model_class', family(config.name)[0]):34} {outcome}", flush=True
+                )
     print(dict(counts))
 
 

@@ -205,6 +205,10 @@ def _candidates(model: Any) -> Iterator[dict[str, Any]]:
         text["attention_mask"] = torch.ones_like(tokens)
     options: list[dict[str, Any]] = [text, {"input_ids": tokens}] if "input_ids" in taken else []
     config = model.config
+    if {"sample", "timestep", "encoder_hidden_states"} <= taken:
+        image = torch.randn(1, config.in_channels, config.sample_size, config.sample_size)
+        text = torch.randn(1, 4, config.cross_attention_dim)
+        yield {"sample": image, "timestep": 1, "encoder_hidden_states": text}
     size = (
         getattr(config, "image_size", None) or getattr(getattr(config, "vision_config", None), "image_size", 32) or 32
     )

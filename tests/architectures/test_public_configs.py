@@ -11,7 +11,8 @@ from tests.support.wild import require_wild
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-# Heads of two tasks, a rank per module, a pattern, embeddings among the targets, an encoder-decoder, and the refused.
+# Heads of two tasks, a rank per module, a pattern, embeddings among the targets, an encoder-decoder, a U-Net of diffusers,
+# and the refused.
 SHARE = {
     "adalora-bert-tiny.json": "equal logits",
     "lora-roberta-base.json": "equal logits",
@@ -19,6 +20,7 @@ SHARE = {
     "lora-gemma-3-4b-it.json": "equal logits",
     "lora-elyza-japanese-llama-2-7b-instruct.json": "equal logits",
     "lora-mt0-large.json": "equal logits",
+    "lora-none-6.json": "equal logits",
     "prefix-tuning-flan-t5-xl.json": "merge refused: ",
     "none-none.json": "refused: adapter_config.json is a config of mlx-lm",
 }

@@ -33,8 +33,8 @@ _CHUNK: Final = 256 * 1024
 @dataclass(frozen=True)
 class AdapterIdentity:
     """The settings of an adapter config that do not depend on the factors. modules_to_save: names or paths, as in PEFT.
-    bias: which trained biases are stored, as in PEFT. parts: paths begin with a component of a pipeline, and tensors get
-    the names of diffusers."""
+    bias: which trained biases are stored, as in PEFT. parts: paths begin with a component of a pipeline, and tensors
+    have the names of diffusers."""
 
     base_model: str | None = None
     task_type: str | None = None
