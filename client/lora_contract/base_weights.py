@@ -30,6 +30,14 @@ _KINDS: Final[tuple[tuple[tuple[str, ...], str, str], ...]] = (
         ),
     ),
     (
+        ("*model.*.safetensors",),
+        "which are a variant, loaded only on request; a base has the weights that are loaded without one",
+        (
+            "Save it without the variant, by `DiffusionPipeline.from_pretrained(DIR, variant=NAME).save_pretrained(OTHER)`, "
+            "and add that folder."
+        ),
+    ),
+    (
         ("consolidated*.safetensors", "*.safetensors"),
         _OTHER,
         "Add the folder that holds model.safetensors, or its shards and model.safetensors.index.json.",

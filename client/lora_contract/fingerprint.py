@@ -6,7 +6,7 @@ Pure functions over `read(path, offset, length)`; only headers and small JSON fi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, Final
 
 from lora_contract import canonical
@@ -17,7 +17,7 @@ from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_contract.findings import Finding
 from lora_contract.modules import BaseModule, input_embedding, modules_of
-from lora_contract.pipelines import CLASS, COMPONENTS, FILE, SUFFIX, Weights, is_pipeline, layout
+from lora_contract.pipelines import CLASS, COMPONENTS, FILE, STEMS, SUFFIX, Weights, folders_of, is_pipeline, layout
 from lora_contract.remote_code import code_in
 from lora_contract.tensors import read_header
 
@@ -135,6 +135,8 @@ def _tensors(files: Mapping[str, tuple[int, str]], read: ReadFile) -> dict[str, 
     if pickles:
         raise _bad(f"{pickles[0]} is not a safetensors file and is never opened")
     models = layout(files)
+    if FILE in files:
+        _check_components(_config(FILE, files, read), {weights.component for weights in models}, files)
     indexes = {weights: _index(weights, files, read) for weights in models if weights.index in files}
     shards = {weights: _shards(weights, indexes.get(weights)) for weights in models}
     known = [shard for each in shards.values() for shard in each]
@@ -147,6 +149,20 @@ def _tensors(files: Mapping[str, tuple[int, str]], read: ReadFile) -> dict[str, 
     if not tensors:
         raise _bad("the model has no tensors")
     return tensors
+
+
+def _check_components(index: dict[str, Any], models: Set[str], files: Iterable[str]) -> None:
+    """Check that every component of a pipeline is there, and that those with a model's config have weights."""
+    paths = frozenset(files)
+    present = {path.partition("/")[0] for path in paths if "/" in path}
+    for name in sorted(folders_of(index)):
+        if name not in present:
+            raise _bad(f"{FILE} names the component {name}, of which there is no file")
+        if f"{name}/config.json" in paths and name not in models:
+            raise _bad(
+                f"the component {name} has a config and no weights that diffusers loads without a variant, such as "
+                f"{name}/{STEMS[1]}{SUFFIX}"
+            )
 
 
 def _shards(weights: Weights, indexed: Mapping[str, str] | None) -> list[str]:

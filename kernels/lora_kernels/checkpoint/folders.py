@@ -43,7 +43,7 @@ def read_base(folder: str | os.PathLike[str]) -> tuple[BaseFingerprint, dict[str
         present = base_paths(folder)
         needed = {weights.folder + "config.json" for weights in layout(present)}
         if FILE in present:
-            needed.add(FILE)
+            needed |= {FILE, *(path for path in present if "/" in path and not path.endswith(SUFFIX))}
         names = {path: source.size(path) for path in present if path.endswith((FILE, SUFFIX, INDEX_SUFFIX))}
         needed |= weights_in_use(names, source.read) or {SINGLE}
         index = _read_json(source, INDEX) if INDEX in needed and FILE not in present else None
