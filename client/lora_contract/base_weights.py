@@ -33,8 +33,8 @@ _KINDS: Final[tuple[tuple[tuple[str, ...], str, str], ...]] = (
         ("*model.*.safetensors",),
         "which are a variant, loaded only on request; a base has the weights that are loaded without one",
         (
-            "Save it without the variant, by `DiffusionPipeline.from_pretrained(DIR, variant=NAME).save_pretrained(OTHER)`, "
-            "and add that folder."
+            "Save it without the variant: `DiffusionPipeline.from_pretrained(DIR, variant=V).save_pretrained(OTHER)`; "
+            "add that folder."
         ),
     ),
     (

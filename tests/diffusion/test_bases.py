@@ -99,3 +99,9 @@ def test_what_is_wrong_with_a_pipeline_is_named(
         place.write_text(json.dumps(json.loads(place.read_text()) | spoil))
     refused = home.run("base", "add", "spoiled", folder)
     assert refused.status == 6 and reason in " ".join(refused.err.split())
+
+
+def test_a_pipeline_of_a_hub_is_pinned_by_its_headers(home: Home) -> None:
+    """The same version as from the folder; no weight file is fetched whole that has a sha256 there."""
+    added = home.json("base", "add", "from-hub", "hf://default/sd", "--endpoint", f"{home.server}/hf")
+    assert added["version"]["digest"] == home.json("show", "sd")["digest"]

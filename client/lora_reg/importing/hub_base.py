@@ -16,7 +16,8 @@ from typing import Final
 
 import msgspec
 
-from lora_contract.adapter.files import AdapterFile, is_base_file
+from lora_contract import canonical, pipelines
+from lora_contract.adapter.files import AdapterFile, is_base_file, is_pipeline_file
 from lora_contract.errors import RegistryError
 from lora_contract.findings import refuse
 from lora_contract.fingerprint import build_fingerprint
@@ -36,6 +37,7 @@ _WEIGHTS: Final = ".safetensors"
 _HEAD: Final = 64 * 1024
 """Bytes of a weight file that are asked for at first: the header of most shards."""
 _PARALLEL: Final = 4
+_MAX_INDEX: Final = 64 * 1024
 _UNSTATED: Final = 64 << 20
 """Bytes of a weight file up to which it is fetched to compute its sha256; the Hub keeps at most 10 MB without one."""
 
@@ -134,7 +136,8 @@ def _chosen(found: HubRepository, ours: Fetched, *, whole: bool) -> tuple[list[S
 
     The small ones are fetched: an index says which weights are in use. whole: the weights will be fetched too.
     """
-    kept = {file.path: file for file in found.files if _may_be_part(file.path)}
+    components = _components(found, ours)
+    kept = {file.path: file for file in found.files if _may_be_part(file.path, components)}
     for file in kept.values():
         large = file.path.endswith(_WEIGHTS) and (file.sha256 is not None or whole or (file.size or 0) > _UNSTATED)
         if file.size is None or (large and file.sha256 is None and not whole):
@@ -154,7 +157,21 @@ def _chosen(found: HubRepository, ours: Fetched, *, whole: bool) -> tuple[list[S
     )
 
 
-def _may_be_part(path: str) -> bool:
+def _components(found: HubRepository, ours: Fetched) -> frozenset[str]:
+    """The folders of a pipeline's components; empty for a repository of one model."""
+    index = next((file for file in found.files if file.path == pipelines.FILE), None)
+    if index is None or index.size is None or index.size > _MAX_INDEX:
+        return frozenset()
+    ours.fetch(index)
+    document = canonical.loads_strict(
+        (ours.folder / index.path).read_bytes(), what=pipelines.FILE, max_bytes=_MAX_INDEX
+    )
+    return pipelines.folders_of(document)
+
+
+def _may_be_part(path: str, components: frozenset[str]) -> bool:
+    if components and (path == pipelines.FILE or path.partition("/")[0] in components):
+        return is_pipeline_file(path) and check_path(path) == path
     return "/" not in path and is_base_file(path) and check_path(path) == path
 
 
@@ -196,7 +213,7 @@ class Fetched:
             )
         finally:
             self._progress.end()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
         partial.rename(place)
         self.received += file.size or 0
 
