@@ -12,6 +12,7 @@ from typing import Final, Literal, TypeVar
 import msgspec
 
 from lora_contract.base import BaseFingerprint, BaseTensor
+from lora_contract.quantized import PACKED, packed_sizes
 from lora_contract.sharing import Sharing, sharing
 
 ModuleKind = Literal["linear", "embedding", "norm", "conv", "experts", "mha"]
@@ -162,10 +163,12 @@ def modules_of(fingerprint: BaseFingerprint) -> BaseModules:
         path, _, leaf = name.rpartition(".")
         if leaf == "weight" and path:
             has_bias = f"{path}.bias" in parameters
-            quantized = f"{path}.weight.absmax" in parameters
+            # Four bits a weight, two in a byte: of bitsandbytes, or NVFP4.
+            nvfp4 = tensor.dtype == "U8" and f"{path}.weight_scale" in parameters
+            quantized = f"{path}.weight.absmax" in parameters or nvfp4
             modules[path] = _module(path, tensor, has_bias=has_bias, conv1d=conv1d, quantized=quantized)
-        elif leaf == "qweight" and path:
-            modules[path] = BaseModule(path, "linear", None, None, f"{path}.bias" in parameters, None)
+        elif leaf in PACKED and path:
+            modules[path] = _packed(path, leaf, parameters)
         elif leaf == "in_proj_weight" and len(tensor.shape) == 2:
             rows, columns = tensor.shape
             modules[path] = BaseModule(path, "mha", rows, columns, f"{path}.in_proj_bias" in parameters, tensor)
@@ -208,6 +211,14 @@ def _module(path: str, tensor: BaseTensor, *, has_bias: bool, conv1d: bool, quan
     if conv1d and path.rpartition(".")[2] in _CONV1D:
         return BaseModule(path, "linear", shape[1], shape[0], has_bias, tensor, transposed=True)
     return BaseModule(path, "linear", shape[0], shape[1], has_bias, tensor)
+
+
+def _packed(path: str, leaf: str, parameters: Mapping[str, BaseTensor]) -> BaseModule:
+    """The module of a weight that is stored under another name. Fingerprints record the rows of embeddings, so those of
+    a quantized one, which they never had, stay unknown."""
+    embedding = is_embedding_name(path)
+    out, in_ = (None, None) if embedding else packed_sizes(path, leaf, parameters)
+    return BaseModule(path, "embedding" if embedding else "linear", out, in_, f"{path}.bias" in parameters, None)
 
 
 def _expert_containers(modules: Mapping[str, BaseModule]) -> dict[str, BaseModule]:

@@ -122,7 +122,16 @@ def _merge_by_job(
             )
         )
 
-    by_job(state, where, submit, schema="lora-reg/merge/1")
+    by_job(state, where, submit, schema="lora-reg/merge/1", shown=_dequantized)
+
+
+def _dequantized(client: Client, job: JobView) -> list[str]:
+    """What became of the base's quantized weights, by the report of the job."""
+    from lora_reg.formatting.views import name_of
+
+    reports = client.reports(name_of(job.result)).items if job.result is not None else []
+    found = next((report.body.get("dequantized") for report in reports if report.kind == job.kind), None)
+    return [f"  dequantized: {found}"] if found is not None else []
 
 
 def _merge_here(state: State, base_dir: Path, adapters: tuple[str, ...], output: Path, options: dict[str, Any]) -> None:
@@ -138,6 +147,9 @@ def _merge_here(state: State, base_dir: Path, adapters: tuple[str, ...], output:
     state.output().result(
         "lora-reg/merge-local/1",
         {"output": str(output), "report": report},
-        human=[f"{output}  {plural(len(report.files), 'file')}, {plural(len(report.tensors), 'tensor')} changed{kept}"],
+        human=[
+            f"{output}  {plural(len(report.files), 'file')}, {plural(len(report.tensors), 'tensor')} changed{kept}",
+            *([f"dequantized: {report.dequantized}"] if report.dequantized is not None else []),
+        ],
         quiet=[str(output)],
     )

@@ -9,7 +9,11 @@ from lora_reg.formatting.text import plural, size, table
 
 def lines(plan: dict[str, Any]) -> list[str]:
     tensors = [tensor for shard in plan["shards"] for tensor in shard["tensors"]]
-    changed = [tensor for tensor in tensors if tensor["deltas"] or tensor["dtype"] != tensor["source_dtype"]]
+    changed = [
+        tensor
+        for tensor in tensors
+        if tensor["deltas"] or tensor["quantized"] is not None or tensor["dtype"] != tensor["source_dtype"]
+    ]
     files = [
         (
             size(shard["size"]),
@@ -45,6 +49,8 @@ def lines(plan: dict[str, Any]) -> list[str]:
 
 def _types(tensor: dict[str, Any]) -> str:
     before, after = tensor["source_dtype"], tensor["dtype"]
+    if tensor["quantized"] is not None:
+        before = tensor["quantized"]["scheme"]
     return str(after) if before == after else f"{before} to {after}"
 
 

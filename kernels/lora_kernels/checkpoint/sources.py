@@ -14,7 +14,14 @@ from lora_contract.errors import RegistryError
 
 
 class Source(Protocol):
-    """Files addressed by the names in a plan."""
+    """Files addressed by the names in a plan.
+
+    scattered: bytes worth holding at once if what is needed lies in many short ranges. windowed: whether a short read
+    fetches far more, so that readers share what they read.
+    """
+
+    scattered: int
+    windowed: bool
 
     def read_into(self, path: str, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` (writable bytes) from `offset` of a file. Raises RegistryError `corrupt` if it ends early."""
@@ -22,6 +29,9 @@ class Source(Protocol):
 
 class FolderSource:
     """Files of a folder, kept open until the end of the `with` block. May be read from several threads."""
+
+    scattered = 2 << 20
+    windowed = False
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self._folder = Path(folder)
@@ -84,6 +94,9 @@ class RangeSource:
     sizes: length of each file, so that no request goes beyond the end. window: bytes per request; consecutive smaller
     reads are served from the last window. For one thread.
     """
+
+    scattered = 32 << 20
+    windowed = True
 
     def __init__(
         self, read: Callable[[str, int, int], bytes], *, sizes: dict[str, int], window: int = 8 * 1024 * 1024

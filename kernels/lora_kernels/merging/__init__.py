@@ -13,10 +13,11 @@ from lora_kernels.checkpoint.records import FileRecord
 from lora_kernels.checkpoint.sinks import FolderSink, Hashing, Sink
 from lora_kernels.checkpoint.sources import FolderSource, RangeSource, Source
 from lora_kernels.merging.base_copies import check_base_copies
+from lora_kernels.merging.dequantized import dequantized
 from lora_kernels.merging.folder import merge_folder, merged_config, merged_index, plan_folder
 from lora_kernels.merging.plan import MergePlan, plan_merge, shard_size
 from lora_kernels.merging.stats import MergeReport, TensorStats, check_kept, merge_report
-from lora_kernels.quantized.groups import read_quantized
+from lora_kernels.quantized.reading import read_quantized
 
 __all__ = [
     "AdapterInput",
@@ -32,6 +33,7 @@ __all__ = [
     "TensorStats",
     "check_base_copies",
     "check_kept",
+    "dequantized",
     "merge_folder",
     "merge_report",
     "merged_config",

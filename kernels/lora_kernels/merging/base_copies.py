@@ -16,17 +16,21 @@ from lora_contract.errors import RegistryError
 from lora_contract.tensors import TensorEntry
 from lora_kernels.checkpoint.records import Factor
 from lora_kernels.checkpoint.sources import Source
+from lora_kernels.quantized.layout import Quantized
 
 if TYPE_CHECKING:
+    from lora_kernels.checkpoint.factors import FactorReader
     from lora_kernels.merging.plan import MergePlan
 
 
 class Copy(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A tensor of an adapter, and the one that it must equal. file: of the base, that has it; None: the adapter's."""
+    """A tensor of an adapter, and the one that it must equal. file: of the base, that has it; None: the adapter's.
+    quantized: how the base stores it, if it is quantized; a copy then equals its dequantized values."""
 
     copy: Factor
     original: Factor
     file: str | None = None
+    quantized: Quantized | None = None
 
     @classmethod
     def of_base(cls, entry: TensorEntry, tensor: BaseTensor) -> Copy:
@@ -52,6 +56,8 @@ def _equal(known: Copy, *, base: Source, adapter: Source, weights: str) -> bool:
     from lora_kernels.numeric.blocks import BLOCK
 
     own = FactorReader(adapter, weights)
+    if known.quantized is not None:
+        return _equal_dequantized(known, known.quantized, base, own)
     other = own if known.file is None else FactorReader(base, known.file)
     elements = math.prod(known.copy.shape)
     one, two = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
@@ -60,6 +66,24 @@ def _equal(known: Copy, *, base: Source, adapter: Source, weights: str) -> bool:
         if not np.array_equal(
             own.values(known.copy, start, one[:size]), other.values(known.original, start, two[:size])
         ):
+            return False
+    return True
+
+
+def _equal_dequantized(known: Copy, stored: Quantized, base: Source, own: FactorReader) -> bool:
+    import numpy as np
+
+    from lora_kernels.merging.weights import open_quantized
+    from lora_kernels.numeric.blocks import blocks, matrix
+    from lora_kernels.numeric.dtypes import decode, encode, storage
+
+    weights = open_quantized(stored, base)()
+    rows, columns = matrix(stored.shape)
+    for block in blocks(0, rows, columns):
+        copied = own.values(known.copy, block.first, np.empty(block.elements, np.float32))
+        values = weights.read(block, np.empty(block.shape, np.float32)).reshape(-1)
+        rounded = encode(values, known.copy.dtype, np.empty(values.shape, storage(known.copy.dtype)))
+        if not np.array_equal(copied, decode(rounded, known.copy.dtype, values)):
             return False
     return True
 

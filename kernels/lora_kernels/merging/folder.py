@@ -6,21 +6,24 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
 from lora_contract.adapter.headed import labelled_config
 from lora_contract.pipelines import is_of_diffusers, layout
+from lora_contract.quantized import FILES as QUANTIZATION_FILES
+from lora_contract.quantized import without_quantization
 from lora_kernels.checkpoint.folders import base_paths, pipeline_folders, read_adapter, read_base
 from lora_kernels.checkpoint.records import Progress
 from lora_kernels.checkpoint.sources import FolderSource
 from lora_kernels.checkpoint.staging import Staging, identity_of, resumable_folder
 from lora_kernels.merging.base_copies import check_base_copies
+from lora_kernels.merging.dequantized import dequantized
 from lora_kernels.merging.plan import MergePlan, plan_merge
 from lora_kernels.merging.stats import MIN_KEPT, MergeReport, TensorStats, check_kept, merge_report
-from lora_kernels.quantized.groups import read_quantized
+from lora_kernels.quantized.reading import read_quantized
 from lora_kernels.types.matching.tied import untied_config
 
 # Model files other than weights. The README describes the base, not the result, and is not copied.
@@ -67,8 +70,14 @@ def merge_folder(
         files = [done.file for done in staging.finished.values()]
         check_kept(stats, min_kept=min_kept)
         _write_indexes(Path(base_dir), staging.folder, plan)
-        copy_side_files(Path(base_dir), staging.folder, lambda config: merged_config(config, plan))
-    return merge_report(stats, files=files, ignored=[name for adapter in plan.adapters for name in adapter.ignored])
+        copy_side_files(
+            Path(base_dir),
+            staging.folder,
+            lambda config: merged_config(config, plan),
+            without=QUANTIZATION_FILES if plan.quantization != "keep" else frozenset(),
+        )
+    ignored = [name for adapter in plan.adapters for name in adapter.ignored]
+    return merge_report(stats, files=files, ignored=ignored, dequantized=dequantized(plan))
 
 
 def plan_folder(
@@ -125,7 +134,7 @@ def merged_config(config: dict[str, Any], plan: MergePlan) -> dict[str, Any]:
     if plan.untied is not None:
         config = untied_config(config, plan.untied_configs)
     if plan.quantization != "keep":
-        config = {key: value for key, value in config.items() if key != "quantization_config"}
+        config = without_quantization(config)
         if plan.quantization is not None:
             config["quantization_config"] = plan.quantization
     if plan.dtype is None or plan.dtype == "nf4" or is_of_diffusers(config):
@@ -174,13 +183,19 @@ def _write_json(path: Path, document: dict[str, Any]) -> None:
     path.write_text(json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def copy_side_files(base: Path, staging: Path, changed: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+def copy_side_files(
+    base: Path,
+    staging: Path,
+    changed: Callable[[dict[str, Any]], dict[str, Any]],
+    *,
+    without: Collection[str] = (),
+) -> None:
     """Copy config, tokenizer and licence files, and those of a pipeline's components. changed: returns the result's
-    config.json, or the same object."""
+    config.json, or the same object. without: names of files to leave out."""
     folders = pipeline_folders(base)
     for entry in sorted([*base.iterdir(), *(entry for folder in folders for entry in (base / folder).iterdir())]):
         wanted = entry.suffix in _COPIED_SUFFIXES or entry.name.upper().startswith(_COPIED_PREFIXES)
-        if not entry.is_file() or not wanted or _is_index(entry.name):
+        if not entry.is_file() or not wanted or _is_index(entry.name) or entry.name in without:
             continue
         target = staging / entry.relative_to(base)
         target.parent.mkdir(exist_ok=True)

@@ -23,8 +23,8 @@ from lora_kernels.merging.delta import Delta
 from lora_kernels.merging.heads import merged_head
 from lora_kernels.merging.parts import match_parts, refuse_options
 from lora_kernels.merging.precision import Precision
-from lora_kernels.quantized.groups import logical_base
 from lora_kernels.quantized.layout import Entry, Nf4Form, Quantized, entries_size, nf4_entries
+from lora_kernels.quantized.reading import logical_base
 from lora_kernels.types.forms.replace import Replacement
 from lora_kernels.types.matching.tied import Tie, tie_of
 
@@ -176,10 +176,12 @@ def plan_merge(
     """
     quantized = quantized or {}
     refuse_options(base, (dtype, onto))
+    raw, base = base, logical_base(base, quantized)
     head = merged_head(base, adapters, quantized)
     if head is not None:
         base = head.base
-    raw, base = base, logical_base(base, quantized)
+        kept = base.by_name()
+        quantized = {name: weight for name, weight in quantized.items() if name in kept}
     modules = modules_of(base)
     precision = Precision.of(base, modules, quantized, dtype=dtype, onto=onto, rounding=rounding)
     if head is not None:
@@ -191,9 +193,13 @@ def plan_merge(
         matched = match_parts(index, adapter, base=base, modules=modules, tie=tie)
         for change in matched.changes:
             deltas.setdefault(change.tensor, []).append(Delta.of(index, change))
-        plans.append(
-            AdapterPlan(adapter.file, adapter.config.peft_type, adapter.weight, matched.ignored, matched.copies)
+        copies = tuple(
+            msgspec.structs.replace(copy, quantized=quantized.get(copy.original.name))
+            if copy.file is not None
+            else copy
+            for copy in matched.copies
         )
+        plans.append(AdapterPlan(adapter.file, adapter.config.peft_type, adapter.weight, matched.ignored, copies))
     untied = tie if tie is not None and _untie(deltas, tie) else None
     _refuse_conflicts(deltas)
     precision.check(deltas, base)

@@ -63,11 +63,16 @@ class Precision:
                 "trained on an NF4 copy of them.",
                 hint="Omit the option.",
             )
-        transposed = [module for _, module in sorted(modules.modules.items()) if module.transposed]
-        if transposed and (quantized or onto == "nf4" or dtype == "nf4"):
+        written = onto == "nf4" or dtype == "nf4"
+        transposed = [
+            module
+            for _, module in sorted(modules.modules.items())
+            if module.transposed and (written or (module.weight is not None and module.weight.name in quantized))
+        ]
+        if transposed:
             raise RegistryError(
                 "unsupported",
-                f"{transposed[0].path} is stored (in, out), as in GPT-2, and bitsandbytes quantizes its transpose.",
+                f"{transposed[0].path} is stored (in, out), as in GPT-2, and quantizers store its transpose.",
                 hint="Merge in full precision.",
                 module=transposed[0].path,
             )

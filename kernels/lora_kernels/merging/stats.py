@@ -37,7 +37,7 @@ class MergeReport(msgspec.Struct, frozen=True):
     """Report of a merge.
 
     kept, cosine: over all updates; replaced tensors do not count, since they would dominate. ignored: names of adapter
-    tensors that change nothing.
+    tensors that change nothing. dequantized: what became of the base's quantized weights; None if it has none.
     """
 
     kept: float | None
@@ -46,6 +46,7 @@ class MergeReport(msgspec.Struct, frozen=True):
     tensors: tuple[TensorStats, ...]
     files: tuple[FileRecord, ...]
     ignored: tuple[str, ...]
+    dequantized: str | None = None
 
 
 def total(tensors: Iterable[TensorStats]) -> UpdateSums:
@@ -59,7 +60,11 @@ def total(tensors: Iterable[TensorStats]) -> UpdateSums:
 
 
 def merge_report(
-    tensors: Sequence[TensorStats], *, files: Sequence[FileRecord] = (), ignored: Sequence[str] = ()
+    tensors: Sequence[TensorStats],
+    *,
+    files: Sequence[FileRecord] = (),
+    ignored: Sequence[str] = (),
+    dequantized: str | None = None,
 ) -> MergeReport:
     """Build the report of a merge, with tensors sorted by name and files by path."""
     sums = total(tensors)
@@ -70,6 +75,7 @@ def merge_report(
         tensors=tuple(sorted(tensors, key=lambda tensor: tensor.name)),
         files=tuple(sorted(files, key=lambda file: file.path)),
         ignored=tuple(ignored),
+        dequantized=dequantized,
     )
 
 

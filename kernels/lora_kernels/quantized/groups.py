@@ -1,19 +1,17 @@
-"""Find and validate the quantized weights of a base."""
+"""Weights of bitsandbytes: their tensors, found and validated."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Final, NoReturn
-
-import msgspec
+from typing import Any, Final
 
 from lora_contract import canonical
 from lora_contract.adapter.files import ReadFile
 from lora_contract.base import BaseFingerprint, BaseTensor
-from lora_contract.errors import RegistryError
 from lora_contract.tensors import DTYPE_NAMES, MAX_ELEMENTS
 from lora_kernels.quantized.layout import BLOCKSIZES, NestedParts, Quantized, StoredPart
+from lora_kernels.quantized.parts import as_part, reject
 
 _STATE: Final = ".quant_state.bitsandbytes__"
 _PARTS: Final = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
@@ -21,7 +19,7 @@ _MAX_STATE: Final = 4096
 _MAX_DIMENSIONS: Final = 8
 
 
-def read_quantized(base: BaseFingerprint, read: ReadFile) -> dict[str, Quantized]:
+def read_bitsandbytes(base: BaseFingerprint, read: ReadFile) -> dict[str, Quantized]:
     """The weights of the base that are stored in a format of bitsandbytes, by name. Empty for other bases.
 
     Reads only the JSON of a few hundred bytes of each weight. Raises RegistryError `rejected` for weights with missing
@@ -33,7 +31,7 @@ def read_quantized(base: BaseFingerprint, read: ReadFile) -> dict[str, Quantized
         weight, state, scheme = name.partition(_STATE)
         if state:
             if weight in found:
-                _reject(weight, "has two quant_state tensors")
+                reject(weight, "has two quant_state tensors")
             found[weight] = _four_bit(weight, scheme, tensor, tensors, read)
         elif name.endswith(".SCB"):
             weight = f"{name.removesuffix('.SCB')}.weight"
@@ -43,33 +41,19 @@ def read_quantized(base: BaseFingerprint, read: ReadFile) -> dict[str, Quantized
     return found
 
 
-def logical_base(base: BaseFingerprint, quantized: Mapping[str, Quantized]) -> BaseFingerprint:
-    """The base as a model sees it: each quantized weight is one tensor of its original shape and dtype, with the byte
-    range of its codes."""
-    if not quantized:
-        return base
-    used = frozenset().union(*(group.names for group in quantized.values()))
-    tensors = [tensor for tensor in base.tensors if tensor.name not in used]
-    tensors += [
-        BaseTensor(name, group.dtype, group.shape, group.packed.file, group.packed.start, group.packed.end)
-        for name, group in quantized.items()
-    ]
-    return msgspec.structs.replace(base, tensors=tuple(sorted(tensors, key=lambda tensor: tensor.name)))
-
-
 def _four_bit(
     name: str, scheme: str, state: BaseTensor, tensors: Mapping[str, BaseTensor], read: ReadFile
 ) -> Quantized:
     if scheme not in ("nf4", "fp4"):
-        _reject(name, f"is quantized as {scheme[:40]!r}; expected nf4 or fp4")
+        reject(name, f"is quantized as {scheme[:40]!r}; expected nf4 or fp4")
     if state.dtype != "U8" or not 2 <= state.end - state.start <= _MAX_STATE:
-        _reject(name, f"has a quant_state of {state.end - state.start} bytes of {state.dtype}; expected JSON in U8")
+        reject(name, f"has a quant_state of {state.end - state.start} bytes of {state.dtype}; expected JSON in U8")
     raw = read(state.file, state.start, state.end - state.start)
     facts = canonical.loads_strict(raw, what=state.name, max_bytes=_MAX_STATE, max_depth=3)
     if not isinstance(facts, dict):
-        _reject(name, "has a quant_state that is not a JSON object")
+        reject(name, "has a quant_state that is not a JSON object")
     if facts.get("quant_type") != scheme:
-        _reject(name, f"has a quant_state of {scheme} with quant_type {str(facts.get('quant_type'))[:40]!r}")
+        reject(name, f"has a quant_state of {scheme} with quant_type {str(facts.get('quant_type'))[:40]!r}")
     shape = _shape(name, facts.get("shape"))
     blocksize = _blocksize(name, facts.get("blocksize"))
     count = math.prod(shape)
@@ -93,10 +77,10 @@ def _four_bit(
 def _nested(name: str, facts: Mapping[str, Any], blocks: int, tensors: Mapping[str, BaseTensor]) -> NestedParts:
     blocksize = _blocksize(name, facts.get("nested_blocksize"))
     if facts.get("nested_dtype") != "float32":
-        _reject(name, f"has a nested_dtype of {str(facts.get('nested_dtype'))[:40]!r}; expected float32")
+        reject(name, f"has a nested_dtype of {str(facts.get('nested_dtype'))[:40]!r}; expected float32")
     offset = facts.get("nested_offset")
     if isinstance(offset, bool) or not isinstance(offset, int | float) or not abs(offset) <= 3.4e38:  # noqa: PLR2004
-        _reject(name, f"has a nested_offset of {str(offset)[:40]!r}; expected a number")
+        reject(name, f"has a nested_offset of {str(offset)[:40]!r}; expected a number")
     return NestedParts(
         absmax=_part(name, f"{name}.nested_absmax", tensors, count=-(-blocks // blocksize)),
         values=_part(name, f"{name}.nested_quant_map", tensors, count=256),
@@ -110,20 +94,20 @@ def _int8(
 ) -> Quantized:
     weight = tensors.get(name)
     if weight is None or weight.dtype != "I8" or len(weight.shape) != 2:
-        _reject(name, f"is not an I8 matrix, although the base has {scale.name}")
+        reject(name, f"is not an I8 matrix, although the base has {scale.name}")
     others = []
     layout = tensors.get(f"{name}_format")
     if layout is not None:
         others.append(layout.name)
         if layout.end - layout.start != 1 or read(layout.file, layout.start, 1) != b"\0":
-            _reject(name, f"is not stored row by row according to {layout.name}")
+            reject(name, f"is not stored row by row according to {layout.name}")
     configured = config.get("dtype", config.get("torch_dtype"))
     return Quantized(
         scheme="int8",
         shape=weight.shape,
         # bitsandbytes converts weights to float16 before it quantizes them.
         dtype=DTYPE_NAMES.get(configured, "F16") if isinstance(configured, str) else "F16",
-        packed=_as_part(weight),
+        packed=as_part(weight),
         absmax=_part(name, scale.name, tensors, count=weight.shape[0]),
         others=tuple(others),
     )
@@ -139,9 +123,9 @@ def _refuse_orphans(base: BaseFingerprint, used: frozenset[str], *, quantized: b
         for suffix in _PARTS:
             owner = tensor.name.removesuffix(suffix)
             if owner != tensor.name and owner in names:
-                _reject(owner, f"has {tensor.name}, but no quant_state")
+                reject(owner, f"has {tensor.name}, but no quant_state")
         if ours and tensor.dtype in ("U8", "I8") and tensor.name.endswith(".weight"):
-            _reject(
+            reject(
                 tensor.name,
                 f"has {tensor.dtype} codes, but no {'SCB' if tensor.dtype == 'I8' else 'quant_state'}",
             )
@@ -159,18 +143,14 @@ def _part(
     """A part of the weight `owner`. dtypes, count, size: dtypes, elements and bytes that it must have."""
     tensor = tensors.get(name)
     if tensor is None:
-        _reject(owner, f"has no {name}")
+        reject(owner, f"has no {name}")
     if tensor.dtype not in dtypes:
-        _reject(owner, f"has {name} of dtype {tensor.dtype}; expected {' or '.join(dtypes)}")
+        reject(owner, f"has {name} of dtype {tensor.dtype}; expected {' or '.join(dtypes)}")
     if count is not None and math.prod(tensor.shape) != count:
-        _reject(owner, f"has {math.prod(tensor.shape)} numbers in {name}; expected {count}")
+        reject(owner, f"has {math.prod(tensor.shape)} numbers in {name}; expected {count}")
     if size is not None and tensor.end - tensor.start != size:
-        _reject(owner, f"has {tensor.end - tensor.start} bytes of codes; the shape in its quant_state needs {size}")
-    return _as_part(tensor)
-
-
-def _as_part(tensor: BaseTensor) -> StoredPart:
-    return StoredPart(tensor.name, tensor.dtype, tensor.file, tensor.start, tensor.end)
+        reject(owner, f"has {tensor.end - tensor.start} bytes of codes; the shape in its quant_state needs {size}")
+    return as_part(tensor)
 
 
 def _shape(name: str, value: Any) -> tuple[int, ...]:
@@ -180,26 +160,17 @@ def _shape(name: str, value: Any) -> tuple[int, ...]:
         or not all(type(size) is int and 1 <= size <= MAX_ELEMENTS for size in value)
         or math.prod(value) > MAX_ELEMENTS
     ):
-        _reject(name, f"has a quant_state whose shape is not a list of 1 to {_MAX_DIMENSIONS} positive integers")
+        reject(name, f"has a quant_state whose shape is not a list of 1 to {_MAX_DIMENSIONS} positive integers")
     return tuple(value)
 
 
 def _blocksize(name: str, value: Any) -> int:
     if type(value) is not int or value not in BLOCKSIZES:
-        _reject(name, f"has the blocksize {str(value)[:40]}; expected one of {', '.join(map(str, BLOCKSIZES))}")
+        reject(name, f"has the blocksize {str(value)[:40]}; expected one of {', '.join(map(str, BLOCKSIZES))}")
     return int(value)
 
 
 def _dtype(name: str, value: Any) -> str:
     if not isinstance(value, str) or value not in DTYPE_NAMES:
-        _reject(name, f"has a quant_state with dtype {str(value)[:40]!r}; expected one of {', '.join(DTYPE_NAMES)}")
+        reject(name, f"has a quant_state with dtype {str(value)[:40]!r}; expected one of {', '.join(DTYPE_NAMES)}")
     return DTYPE_NAMES[value]
-
-
-def _reject(name: str, why: str) -> NoReturn:
-    raise RegistryError(
-        "rejected",
-        f"The quantized weight {name} of the base {why}.",
-        hint="Save the quantized model again with transformers, or merge onto the full-precision base.",
-        tensor=name,
-    )

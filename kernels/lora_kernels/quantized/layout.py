@@ -1,15 +1,16 @@
-"""The tensors that transformers and bitsandbytes store for a quantized weight.
+"""The tensors that a checkpoint stores for a quantized weight.
 
-A 4-bit weight `W` consists of `W` (the codes), `W.absmax`, `W.quant_map`, with double quantization `W.nested_absmax`
-and `W.nested_quant_map`, and `W.quant_state.bitsandbytes__nf4` (or fp4), which is JSON. An int8 weight consists of
-`M.weight` and `M.SCB`, sometimes `M.weight_format`.
+Of bitsandbytes: a 4-bit weight `W` consists of `W` (the codes), `W.absmax`, `W.quant_map`, with double quantization
+`W.nested_absmax` and `W.nested_quant_map`, and `W.quant_state.bitsandbytes__nf4` (or fp4), which is JSON. An int8
+weight consists of `M.weight` and `M.SCB`, sometimes `M.weight_format`. All other formats are codes with a grid of
+scales (`Grid`).
 """
 
 from __future__ import annotations
 
 import json
 import math
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -43,11 +44,54 @@ class NestedParts(msgspec.Struct, frozen=True):
     offset: float
 
 
-class Quantized(msgspec.Struct, frozen=True):
-    """A quantized weight of a base. scheme: `nf4`, `fp4` or `int8`. shape, dtype: of the weight before quantization.
+Codes = Literal["bits", "words", "down", "awq", "int8", "e4m3", "e5m2", "e2m1"]
+Scale = Literal["F32", "F16", "BF16", "E4M3", "E8M0"]
 
-    packed: the codes. absmax: one number per block, or per row for int8; 8-bit codes if `nested` is given. values: the
-    16 numbers of the codes. blocksize: in elements; 0 for int8. others: names of tensors without further information.
+
+class Grid(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What makes a weight of codes: (code - zero) * scale, with a scale and a zero for each cell of a grid.
+
+    Args:
+        codes: how they are stored. `bits`: a stream of bits along each row, lowest first. `words`: as many whole codes
+            as a word of 32 bits holds. `down`: a stream of bits along each column of the transposed matrix (GPTQ).
+            `awq`: eight interleaved codes a word of the transposed matrix. `e2m1`: two a byte, the first in the low
+            half. The others: one a byte.
+        bits: of a code.
+        cell: rows and columns of a cell.
+        shape: of the grid: rows and columns. A weight of several matrices has them below each other.
+        scale: dtype of the scales.
+        turned: scales are stored as (columns, rows).
+        zero: subtracted from every code.
+        zeros: further zeros, one for each cell; None for none.
+        zero_codes: how zeros are stored: `int8`; `bits` along the outputs in a matrix (columns, rows); `down` along
+            the outputs in a matrix (rows, columns); `awq`.
+        zero_step: added to every stored zero.
+        order: the column of the grid of each column of the weight; None if cells are contiguous.
+        factor: one number by which all scales are multiplied, or divided if `divided`.
+    """
+
+    codes: Codes
+    bits: int
+    cell: tuple[int, int]
+    shape: tuple[int, int]
+    scale: Scale
+    turned: bool = False
+    zero: int = 0
+    zeros: StoredPart | None = None
+    zero_codes: Literal["int8", "bits", "down", "awq"] = "int8"
+    zero_step: int = 0
+    order: StoredPart | None = None
+    factor: StoredPart | None = None
+    divided: bool = False
+
+
+class Quantized(msgspec.Struct, frozen=True):
+    """A quantized weight of a base. scheme: `nf4`, `fp4` or `int8` of bitsandbytes, or a format with a `grid`. shape,
+    dtype: of the weight before quantization.
+
+    packed: the codes. absmax: one number per block, or per row for int8; 8-bit codes if `nested` is given; the scales
+    of a grid. values: the 16 numbers of the codes. blocksize: in elements; 0 for int8 and grids. others: names of
+    tensors without further information, which the dequantized model does not have.
     """
 
     scheme: str
@@ -59,6 +103,7 @@ class Quantized(msgspec.Struct, frozen=True):
     values: StoredPart | None = None
     nested: NestedParts | None = None
     others: tuple[str, ...] = ()
+    grid: Grid | None = None
 
     @property
     def names(self) -> frozenset[str]:
@@ -66,6 +111,8 @@ class Quantized(msgspec.Struct, frozen=True):
         parts = [self.packed, self.absmax]
         parts += [self.values] if self.values is not None else []
         parts += [self.nested.absmax, self.nested.values] if self.nested is not None else []
+        if self.grid is not None:
+            parts += [part for part in (self.grid.zeros, self.grid.order, self.grid.factor) if part is not None]
         return frozenset([*(part.name for part in parts), *self.others])
 
 

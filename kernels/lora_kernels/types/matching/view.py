@@ -13,9 +13,11 @@ from lora_contract.adapter.sorting import ModuleTensors
 from lora_contract.base import BaseFingerprint, BaseTensor
 from lora_contract.errors import RegistryError
 from lora_contract.modules import BaseModule, BaseModules
+from lora_contract.quantized import method_of
 from lora_contract.tensors import FLOAT_DTYPES, TensorEntry
 from lora_kernels.checkpoint.folders import AdapterInput
 from lora_kernels.checkpoint.records import Factor
+from lora_kernels.quantized.reading import METHODS
 from lora_kernels.types.matching.change import Change, Matches, TiedCopy
 from lora_kernels.types.matching.tied import Tie
 
@@ -41,6 +43,12 @@ class View:
         return scale * self.adapter.weight
 
     @cached_property
+    def _unread(self) -> str | None:
+        """The base's method of quantization, if it has one that is not read."""
+        method = method_of(self.base.config)
+        return method if method and method not in METHODS else None
+
+    @cached_property
     def scale(self) -> Scales:
         return scales(self.config)
 
@@ -62,14 +70,23 @@ class View:
         Raises RegistryError `rejected` if it is missing, `unsupported` for other kinds and for quantized weights.
         """
         found = self.modules.resolve(path)
+        if found is None and self._unread is not None:
+            raise RegistryError(
+                "unsupported",
+                f"{entry.name} adapts {path}, of which the base has no plain weight: it is quantized by "
+                f"{self._unread}, which is not read here.",
+                hint=f"Merge onto the full-precision base; read are {', '.join(METHODS)}.",
+                module=path,
+            )
         if found is None:
             raise rejected(f"{entry.name} adapts {path}, which the base does not have", entry)
         if found.kind not in kinds:
             unsupported(f"{self.config.peft_type} on a module of kind {found.kind}", path)
         if found.weight is None:
+            by = f" by {self._unread}, which is not read here" if self._unread is not None else ""
             raise RegistryError(
                 "unsupported",
-                f"{path} is quantized in the base; only floating-point weights can be merged into.",
+                f"{path} is quantized in the base{by}; only floating-point weights can be merged into.",
                 hint="Merge onto the full-precision base.",
                 module=path,
             )

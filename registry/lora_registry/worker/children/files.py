@@ -148,6 +148,9 @@ class Verification:
 class ThreadSource:
     """Files of a version as a source for kernels, readable from any number of threads: each has its own window."""
 
+    scattered = RangeSource.scattered
+    windowed = True
+
     def __init__(self, store: BlobReader, files: Files) -> None:
         self._store = store
         self._files = files

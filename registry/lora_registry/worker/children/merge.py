@@ -16,6 +16,7 @@ from lora_contract.adapter.config import parse_config
 from lora_contract.digest import Digest
 from lora_contract.fingerprint import build_fingerprint
 from lora_contract.pipelines import INDEX_SUFFIX
+from lora_contract.quantized import FILES as QUANTIZATION_FILES
 from lora_contract.recipe import MergeRecipe
 from lora_contract.tensors import read_header
 from lora_kernels.merging import (
@@ -24,6 +25,7 @@ from lora_kernels.merging import (
     RangeSource,
     TensorStats,
     check_base_copies,
+    dequantized,
     merged_config,
     merged_index,
     plan_merge,
@@ -67,12 +69,14 @@ class PlannedMerge(msgspec.Struct, frozen=True):
         side_files: the other files, already stored.
         ignored: names of tensors of the adapters that change nothing.
         architecture: of the result, if an adapter brings the head of a task.
+        dequantized: what became of the base's quantized weights.
     """
 
     weights: tuple[PlannedFile, ...]
     side_files: tuple[files.ResultFile, ...]
     ignored: tuple[str, ...] = ()
     architecture: str | None = None
+    dequantized: str | None = None
 
 
 class ShardInput(msgspec.Struct, frozen=True):
@@ -108,10 +112,13 @@ def plan(data: MergeInput, reporter: ChildReporter) -> PlannedMerge:
         reporter.log(f"{shard.file}: {len(shard.tensors)} tensors, {touched} touched, {shard.size} bytes")
         verify = (*((shard.file,) if shard.file in data.base else ()), *(() if weights else others))
         weights.append(PlannedFile(shard.file, pack(msgspec.structs.replace(merge_plan, shards=(shard,))), verify))
+    plain = dequantized(merge_plan)
+    if plain is not None:
+        reporter.log(f"dequantized: {plain}")
     side = _side_files(data.base, merge_plan, blobs)
     reporter.log(f"{len(side)} files beside the weights")
     ignored = tuple(name for adapter in merge_plan.adapters for name in adapter.ignored)
-    return PlannedMerge(tuple(weights), side, ignored, merge_plan.architecture)
+    return PlannedMerge(tuple(weights), side, ignored, merge_plan.architecture, plain)
 
 
 def merge_shard(data: ShardInput, reporter: ChildReporter) -> MergedFile:
@@ -162,6 +169,8 @@ def _side_files(base: files.Files, merge_plan: MergePlan, blobs: JobStore) -> tu
     side = []
     for path, stored in base.items():
         if path.endswith(WEIGHTS_END) or path.lower() == "readme.md":
+            continue
+        if path in QUANTIZATION_FILES and merge_plan.quantization != "keep":
             continue
         folder, _, name = path.rpartition("/")
         if name.endswith(INDEX_SUFFIX):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from lora_contract.errors import RegistryError
 from lora_contract.recipe import MergeRecipe
 from lora_kernels.merging import MergeReport, check_kept, merge_report
@@ -25,6 +27,7 @@ def handler(ctx: Context) -> Handler[DeriveSpec]:
             "cosine": report.cosine,
             "tensors": len(report.tensors),
             **({"architecture": architecture} if architecture is not None else {}),
+            **({"dequantized": report.dequantized} if report.dequantized is not None else {}),
         }
         result = Result("model", files, facts, report_body(report), kept=report.kept)
         return job.transaction("commit", commit, ctx, job.job_id, spec, result)
@@ -46,6 +49,7 @@ def merge_files(job: JobContext, data: DeriveInput) -> tuple[tuple[ResultFile, .
         shard = child.ShardInput(weights, data.base, data.inputs)
         merged.append(job.child(f"merge {weights.file}", child.merge_shard, shard))
     report = job.step("judge", _check_kept, merged, planned.ignored, data.recipe.allow_loss)
+    report = msgspec.structs.replace(report, dequantized=planned.dequantized)
     return (*merged, *planned.side_files), report, planned.architecture
 
 
