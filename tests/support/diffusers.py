@@ -143,17 +143,32 @@ def stable_diffusion(folder: Path, work: Path) -> Any:
 def stable_diffusion_xl(folder: Path, work: Path) -> Any:
     """Save a pipeline of Stable Diffusion XL to a folder, and return it."""
     library = load()
-    wide = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4, "cross_attention_dim": 20}
+    wide: dict[str, Any] = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4, "cross_attention_dim": 20}
+    wide |= {"projection_class_embeddings_input_dim": 36, "use_linear_projection": True}
     pipeline = library.StableDiffusionXLPipeline(
         vae=seeded(vae, 1),
         text_encoder=seeded(text_encoder, 2),
         text_encoder_2=seeded(lambda: text_encoder(projection=True, width=12), 4),
         tokenizer=tokenizer(work / "tokenizer"),
         tokenizer_2=tokenizer(work / "tokenizer_2"),
-        unet=seeded(
-            lambda: unet(**wide, projection_class_embeddings_input_dim=36, transformer_layers_per_block=(1, 2)), 3
-        ),
+        unet=seeded(lambda: unet(**wide), 3),
         scheduler=library.EulerDiscreteScheduler(),
+    )
+    pipeline.save_pretrained(folder)
+    return pipeline
+
+
+def flux_pipeline(folder: Path, work: Path) -> Any:
+    """Save a pipeline of Flux to a folder, without its second text encoder, and return it."""
+    library = load()
+    pipeline = library.FluxPipeline(
+        vae=seeded(vae, 1),
+        text_encoder=seeded(text_encoder, 2),
+        tokenizer=tokenizer(work / "tokenizer"),
+        text_encoder_2=None,
+        tokenizer_2=None,
+        transformer=seeded(flux, 3),
+        scheduler=library.FlowMatchEulerDiscreteScheduler(),
     )
     pipeline.save_pretrained(folder)
     return pipeline

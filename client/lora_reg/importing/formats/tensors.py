@@ -51,6 +51,15 @@ class Tensor(msgspec.Struct, frozen=True, gc=False):
         """The same data under another shape of as many elements."""
         return Tensor(self.dtype, shape, self.data)
 
+    def rows(self, start: int, stop: int) -> Tensor:
+        """The part of the first dimension between two indices."""
+        size = len(self.data) // self.shape[0] if self.shape and self.shape[0] else 0
+        return Tensor(self.dtype, (stop - start, *self.shape[1:]), self.data[start * size : stop * size])
+
+    def followed_by(self, other: Tensor) -> Tensor:
+        """This tensor and another of the same dtype, along the first dimension."""
+        return Tensor(self.dtype, (self.shape[0] + other.shape[0], *self.shape[1:]), self.data + other.data)
+
     @property
     def elements(self) -> int:
         count = 1
