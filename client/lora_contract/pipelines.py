@@ -14,6 +14,8 @@ import msgspec
 
 LIBRARY: Final = "diffusers"
 FILE: Final = "model_index.json"
+LORA_FILE: Final = "pytorch_lora_weights.safetensors"
+"""What diffusers and its training scripts call a LoRA file."""
 COMPONENTS: Final = "_components"
 """Key of a fingerprint's config: the config.json of each component that has weights."""
 CLASS: Final = "_class_name"

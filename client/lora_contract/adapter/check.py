@@ -33,15 +33,15 @@ from lora_contract.base import BaseFingerprint
 from lora_contract.errors import RegistryError
 from lora_contract.findings import Finding
 from lora_contract.modules import BaseModules, modules_of
+from lora_contract.pipelines import LORA_FILE
 from lora_contract.regex import Budget
 from lora_contract.tensors import MAX_ADAPTER_HEADER_BYTES, Header, read_header
 
 __all__ = ["AdapterFacts", "AdapterFile", "CheckResult", "ReadBase", "ReadFile", "check_adapter"]
 
 
-_DIFFUSERS: Final = "pytorch_lora_weights.safetensors"
 _IMPORT: Final = (
-    f"Import it: `lora-reg import FOLDER --base NAME` makes a version of {_DIFFUSERS}, which diffusers and its "
+    f"Import it: `lora-reg import FOLDER --base NAME` makes a version of {LORA_FILE}, which diffusers and its "
     "training scripts write."
 )
 
@@ -91,7 +91,7 @@ def check_adapter(
                 file=required,
                 expected=required,
                 hint=_IMPORT
-                if _DIFFUSERS in sizes
+                if LORA_FILE in sizes
                 else "Save the adapter with PEFT's save_pretrained and push that folder.",
             )
     config = _read_config(sizes, read, report)

@@ -151,9 +151,9 @@ def _number(number: int | None) -> str:
 
 def fact(value: Any) -> str | None:
     """A fact in one line. Long tables are counted; `--json` prints them in full."""
+    if not value:
+        return None
     match value:
-        case None | False | 0 | [] | {} | "":
-            return None
         case True:
             return "yes"
         case float():

@@ -11,6 +11,7 @@ from lora_contract.adapter.files import is_adapter_file
 from lora_contract.adapter.report import CONFIG, WEIGHTS
 from lora_contract.byproducts import is_of_run
 from lora_contract.errors import RegistryError
+from lora_contract.pipelines import LORA_FILE
 from lora_reg.importing.formats import adapterhub, mlx
 
 Format = Literal["peft", "mlx-lm", "adapterhub", "diffusion"]
@@ -19,7 +20,7 @@ PICKLES: Final = (".bin", ".pt", ".pth")
 _PEFT_WEIGHTS: Final = (WEIGHTS, "adapter_model.bin", "adapter_model.pt")
 _MLX_WEIGHTS: Final = "adapters.safetensors"
 _ADAPTERHUB_WEIGHTS: Final = ("adapter.safetensors", "pytorch_adapter.bin")
-_DIFFUSERS_WEIGHTS: Final = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
+_DIFFUSERS_WEIGHTS: Final = (LORA_FILE, "pytorch_lora_weights.bin")
 
 
 class Recognised(msgspec.Struct, frozen=True):

@@ -13,6 +13,8 @@ from lora_contract.adapter.training import STATE as TRAINER_STATE
 from lora_contract.byproducts import is_byproduct, is_of_run
 from lora_contract.errors import RegistryError
 from lora_contract.manifest import Kind
+from lora_contract.pipelines import FILE as PIPELINE
+from lora_contract.pipelines import LORA_FILE
 
 MODEL_CONFIG: Final = "config.json"
 _SINGLE: Final = "model.safetensors"
@@ -61,6 +63,7 @@ def whole(paths: Collection[str], *, dataset_repository: bool, base: bool) -> Ki
             return "adapter"
         _refuse_pickles(paths)
         return None
+    _refuse_diffusers(paths)
     if MODEL_CONFIG in paths and _has_weights(paths):
         return "base" if base else "model"
     if MODEL_CONFIG in paths:
@@ -108,3 +111,19 @@ def _refuse_pickles(paths: Collection[str]) -> None:
                 f"{path} is a pickle, which is never opened.",
                 hint="Save the weights as safetensors (`safe_serialization=True`) and push again.",
             )
+
+
+def _refuse_diffusers(paths: Collection[str]) -> None:
+    """A version needs more than these files say: the base's modules, or which components a pipeline has."""
+    if LORA_FILE in paths:
+        raise RegistryError(
+            "rejected",
+            f"{LORA_FILE} is a file of diffusers, without {CONFIG}: it becomes an adapter by an import.",
+            hint=f"Run `lora-reg import FOLDER --base NAME` with the folder that holds {LORA_FILE}.",
+        )
+    if PIPELINE in paths:
+        raise RegistryError(
+            "rejected",
+            f"{PIPELINE} belongs to a pipeline of diffusers, which is not uploaded by this API.",
+            hint="Run `lora-reg base add NAME DIR` with the folder of the pipeline.",
+        )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 
 from lora_contract.validation import LayerResult, TaskMetric, TaskResult, Validation
 from lora_contract.wire.jobs import ReportView
 from lora_reg.formatting import reports as views
+from lora_reg.formatting.views import fact
 
 
 def test_a_report_shows_each_metric_of_its_tasks() -> None:
@@ -26,3 +28,18 @@ def test_a_report_shows_each_metric_of_its_tasks() -> None:
     assert ["pick", "word_perplexity", "-", "12.5", "8"] in lines
     without = msgspec.to_builtins(msgspec.structs.replace(body, tasks={}))
     assert "TASK" not in "".join(views.report(msgspec.structs.replace(view, body=without)))
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ({"text_encoder": 6, "unet": 41}, "text_encoder: 6, unet: 41"),
+        ({str(number): number for number in range(9)}, "9 entries"),
+        (["q_proj", "v_proj"], "q_proj, v_proj"),
+        (0.5, "0.5"),
+        (True, "yes"),
+        *((nothing, None) for nothing in (None, False, 0, [], {}, "")),
+    ],
+)
+def test_a_fact_is_one_line(value: object, shown: str | None) -> None:
+    assert fact(value) == shown

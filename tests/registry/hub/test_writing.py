@@ -106,6 +106,18 @@ def test_files_become_a_version_once_they_are_whole(
     }
 
 
+@pytest.mark.parametrize(
+    ("path", "command"), [("pytorch_lora_weights.safetensors", "lora-reg import"), ("model_index.json", "base add")]
+)
+def test_files_of_diffusers_are_refused_with_the_command(
+    world: World, api: HfApi, repo: str, path: str, command: str
+) -> None:
+    """What the training scripts and `push_to_hub` of diffusers upload becomes no version by itself."""
+    answer = refused(lambda: api.create_commit(repo, add({path: b"{}", "README.md": b"x"}), commit_message="x"))
+    assert path in answer.text and command in answer.headers["X-Error-Message"]
+    assert versions(world, repo) == []
+
+
 def _events(world: World, repo: str) -> list[dict[str, Any]]:
     items = world.client.get("/api/v1/events", params={"limit": 1000}).json()["items"]
     return [event for event in items if event["subject"].partition(":")[0] == repo]
