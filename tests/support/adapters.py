@@ -236,6 +236,7 @@ def check_files(
     *,
     aliases: Collection[str] = (BASE_ID,),
     accept_base: bool = False,
+    base_name: str = "",
     read_base: Callable[[BaseTensor, int, int], bytes] | None = None,
 ) -> CheckResult:
     """Check an adapter that is in memory."""
@@ -244,6 +245,7 @@ def check_files(
         reader(files),
         base,
         base_aliases=aliases,
+        base_name=base_name,
         accept_base=accept_base,
         read_base=read_base,
     )

@@ -6,6 +6,7 @@ It reads through functions of the caller, reports all faults of the adapter, and
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from shlex import quote
 from typing import Final
 
 import msgspec
@@ -97,7 +98,7 @@ def check_adapter(
     config = _read_config(sizes, read, report)
     header = _read_header(sizes, read, report)
     if config is not None:
-        _check_base_name(config, base_aliases, accept_base, report)
+        _check_base_name(config, base_aliases, base_name, accept_base, report)
         _check_init(config, report)
     if config is not None and header is not None:
         facts = _check_parts(config, header, read, base, read_base, base_name, report)
@@ -225,7 +226,9 @@ def _read_header(sizes: dict[str, int], read: ReadFile, report: CheckReport) -> 
     return header
 
 
-def _check_base_name(config: AdapterConfig, aliases: Collection[str], accept: bool, report: CheckReport) -> None:
+def _check_base_name(
+    config: AdapterConfig, aliases: Collection[str], base_name: str, accept: bool, report: CheckReport
+) -> None:
     name = (config.base_model or "").rstrip("/")
     if not name:
         report.add("base-unnamed", f"{CONFIG} names no base model.", severity="note", file=CONFIG)
@@ -243,13 +246,14 @@ def _check_base_name(config: AdapterConfig, aliases: Collection[str], accept: bo
     else:
         report.add(
             "base-mismatch",
-            f"{CONFIG} names the base {name[:200]!r}, which is not an alias of the given base.",
+            f"{CONFIG} names the base {name[:200]!r}, which is not an alias of {base_name or 'the given base'}.",
             severity="note" if accept else "error",
             file=CONFIG,
             where="base_model_name_or_path",
             found=name[:200],
             expected=", ".join(sorted(aliases)) or None,
-            hint=f"If it is this base: `lora-reg base alias NAME {name[:200]}`; for this push alone: `--accept-base`.",
+            hint=f"If it is this base: `lora-reg base alias {base_name or 'NAME'} {quote(name[:200])}`; for this push "
+            "alone: `--accept-base`.",
         )
 
 

@@ -11,6 +11,7 @@ from lora_contract.modules import BaseModules
 from lora_contract.tensors import Header
 
 _CONSEQUENCES: Final = frozenset({"shape-mismatch", "module-not-in-base", "missing-module", "vocabulary-rows"})
+_NAME: Final = "base-mismatch"
 _A: Final = "lora_A.weight"
 _B: Final = "lora_B.weight"
 
@@ -24,10 +25,13 @@ def report_other_width(config: AdapterConfig, header: Header, modules: BaseModul
     found = _width(config, header, modules, width)
     if found is None:
         return
-    report.forget(_CONSEQUENCES)
+    # To declare an alias, as the finding on the name suggests, would not help.
+    other = report.has(_NAME)
+    named = f", {(config.base_model or '')[:200]!r}" if other else ""
+    report.forget(_CONSEQUENCES | {_NAME} if other else _CONSEQUENCES)
     report.add(
         "shape-mismatch",
-        f"The adapter was trained on another model: its hidden size is {found}, the base has {width}.",
+        f"The adapter was trained on another model{named}: its hidden size is {found}, the base has {width}.",
         where="hidden_size",
         found=str(found),
         expected=str(width),

@@ -80,6 +80,10 @@ class CheckReport:
     def add_error(self, code: str, error: RegistryError, *, file: str, where: str | None = None) -> None:
         self.add(code, error.detail, file=file, where=where, hint=error.hint)
 
+    def has(self, code: str) -> bool:
+        """Whether there is an error with this code."""
+        return any((cause.first.code, cause.first.severity) == (code, "error") for cause in self._causes.values())
+
     def forget(self, codes: Set[str]) -> None:
         """Remove the findings with these codes, of which one that is about to be added is the cause."""
         self._causes = {key: cause for key, cause in self._causes.items() if cause.first.code not in codes}

@@ -131,7 +131,7 @@ def by_job(
         human += shown(client, job)
     output.result(schema, {"job": job, "version": job.result}, human=human, quiet=[name])
     if job.result:
-        output.next(f"lora-reg pull {name} -o DIR")
+        output.next(f"lora-reg push DIR --base {name}" if job.result.kind == "base" else f"lora-reg pull {name} -o DIR")
 
 
 class Counted:

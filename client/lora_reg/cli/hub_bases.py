@@ -44,10 +44,11 @@ def add_from_hub(
         )
     finally:
         opened.close()
-    output.note(f"{size(made.received)} fetched of {made.host}; the weights have {size(made.weights)}.")
+    output.note(f"{size(made.received)} fetched from {made.host}; the weights have {size(made.weights)}.")
     if made.pushed.result is not None and made.pushed.result.version.weights_absent:
+        elsewhere = "" if endpoint is None else f" --endpoint {endpoint}"
         output.note(
             f"note: The weights are not stored. The first job that reads them fetches them from {made.host}, if the "
-            f"service may; `lora-reg base add {name} {source} --weights` sends them now."
+            f"service may; `lora-reg base add {name} {source} --weights{elsewhere}` sends them now."
         )
     print_pushed(output, "lora-reg/base-add/1", made.pushed, then=f"lora-reg push DIR --base {name}")

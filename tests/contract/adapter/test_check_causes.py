@@ -22,6 +22,23 @@ def test_an_adapter_of_another_model_is_one_sentence(base, tmp_path):
         assert (found.where, found.found, found.expected) == ("hidden_size", "64", "32")
 
 
+def test_an_adapter_of_another_model_that_names_it_is_one_sentence(base, tmp_path):
+    draft = make_draft(fingerprint_of(make_base(tmp_path / "wide", hidden=64)))
+    draft.config["base_model_name_or_path"] = "acme/wide"
+    (found,) = errors(check_files(draft.files(), base))
+    assert found.message == (
+        "The adapter was trained on another model, 'acme/wide': its hidden size is 64, the base has 32."
+    )
+
+
+def test_a_base_that_is_not_named_so_gets_the_command_that_names_it(base):
+    draft = make_draft(base)
+    draft.config["base_model_name_or_path"] = "acme/other; rm"
+    (found,) = errors(check_files(draft.files(), base, base_name="default/tiny"))
+    assert "is not an alias of default/tiny" in found.message
+    assert "`lora-reg base alias default/tiny 'acme/other; rm'`" in found.hint
+
+
 def test_another_fault_beside_is_told_too(base, tmp_path):
     wide = fingerprint_of(make_base(tmp_path / "wide", hidden=64))
     draft = make_draft(wide)
