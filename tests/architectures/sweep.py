@@ -21,9 +21,11 @@ from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 
 from lora_contract.errors import RegistryError
 from lora_kernels.merging import merge_folder
+from tests.architectures.quantize import outcome as quantized_outcome
 from tests.architectures.tiny import VOCABULARY, config_class, tiny_config
 
 CASES: Final = ("linear", "embedding", "output", "saved")
+QUANTIZED: Final = "linear, quantized base"
 MAX_PARAMETERS: Final = 30_000_000
 Example: TypeAlias = tuple[dict[str, Any], torch.Tensor]
 
@@ -33,7 +35,8 @@ class NotCovered(Exception):
 
 
 def sweep(name: str, model_type: str, folder: Path) -> dict[str, str]:
-    """The outcome of each case: `equal`, `refused: …`, `wrong: …` or `not covered: …`."""
+    """The outcome of each case, and of the merge of linear layers into a quantized base: `equal`, `refused: …`,
+    `wrong: …` or `not covered: …`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -41,9 +44,13 @@ def sweep(name: str, model_type: str, folder: Path) -> dict[str, str]:
             save(kind, model_type, folder / "base")
             model = kind.from_pretrained(folder / "base", dtype=torch.float32).eval()
         except Exception as error:
-            return dict.fromkeys(CASES, f"not covered: {one_line(error)}")
+            return dict.fromkeys((*CASES, QUANTIZED), f"not covered: {one_line(error)}")
         example = example_of(model)
-        return {case: _outcome(case, kind, model, example, folder) for case in CASES}
+        found = {case: _outcome(case, kind, model, example, folder) for case in CASES}
+        known = found["linear"]
+        if not known.startswith("not covered"):
+            known = quantized_outcome(name, folder / "base", folder / "linear", folder)
+        return {**found, QUANTIZED: known}
 
 
 def save(kind: Any, model_type: str, folder: Path) -> None:

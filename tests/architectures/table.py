@@ -13,7 +13,7 @@ from typing import Final
 import torch
 import transformers
 
-from tests.architectures.sweep import CASES, sweep
+from tests.architectures.sweep import CASES, QUANTIZED, sweep
 from tests.architectures.tiny import FAMILIES, classes
 
 DOCUMENT: Final = Path(__file__).parents[2] / "docs" / "architectures.md"
@@ -39,7 +39,9 @@ embedding's output is normalized, and PEFT adds after that). *-*: there is no su
 model than the one trained is a bug; none is known.
 
 *linear*: LoRA on every linear layer but the output layer. *embedding*: LoRA on the input embedding. *output layer*:
-LoRA on it. *saved module*: the input embedding in `modules_to_save`, beside LoRA on a linear layer.
+LoRA on it. *saved module*: the input embedding in `modules_to_save`, beside LoRA on a linear layer. *linear, quantized base*: LoRA
+on the linear layers of a base quantized by GPTQ, AWQ, FP8 or compressed-tensors; each architecture by one of them; equal: bit for bit the
+merge into the same numbers stored plainly.
 
 {counts}
 """
@@ -51,6 +53,7 @@ _SHORT: Final = {
     "is never called by the model": "refused: a layer is never called",
     "returns more than the rows": "refused: more than its rows",
     "but target_parameters": "refused: parameters of experts differ",
+    "quantizers store its transpose": "refused: stored (in, out)",
 }
 
 
@@ -91,7 +94,7 @@ def render(found: Mapping[str, Mapping[str, str]]) -> str:
 
 def _counts(found: Mapping[str, Mapping[str, str]]) -> str:
     rows = [f"| {len(found)} architectures | equal | refused | not covered | no such layer |", "|---|---|---|---|---|"]
-    for case in CASES:
+    for case in (*CASES, QUANTIZED):
         kinds = Counter(cell(outcomes[case]).partition(":")[0].partition(" (")[0] for outcomes in found.values())
         rows.append(f"| {case} | {kinds['equal']} | {kinds['refused']} | {kinds['not covered']} | {kinds['-']} |")
     return "\n".join(rows)
