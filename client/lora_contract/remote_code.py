@@ -58,7 +58,7 @@ def _reason(key: str, value: Any) -> str | None:
         return "it lets a loader run code from the Hub"
     if any(part in key for part in _IMPLEMENTATIONS) and (named := _repository(value)) is not None:
         return f"it names the repository {named[:60]!r}, which a loader fetches and runs"
-    if key == "quant_method" and value not in QUANTIZATION_METHODS:
+    if key == "quant_method" and not (isinstance(value, str) and value in QUANTIZATION_METHODS):
         return f"its value {str(value)[:60]!r} is not a known quantization method"
     return None
 

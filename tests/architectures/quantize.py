@@ -101,7 +101,7 @@ def quantize(base: Path, form: str, quantized: Path, plain: Path) -> int:
         and module.weight.name == f"{path}.weight"
         and not modules.is_output(path)
         and "embed" not in path.rpartition(".")[2]
-        and all(size % 8 == 0 for size in module.weight.shape)
+        and all(size and size % 8 == 0 for size in module.weight.shape)
     }
     for folder in (quantized, plain):
         shutil.copytree(base, folder, ignore=shutil.ignore_patterns("*.safetensors*"))

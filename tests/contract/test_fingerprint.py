@@ -67,6 +67,7 @@ FAULTS = {
     "attention of a part": (lambda f: change_json(f, "config.json", attn_implementation={"text_config": "evil/kernel:x"}), "evil/kernel"),
     "generation from the Hub": (lambda f: change_json(f, "config.json", custom_generate="evil/generate"), "custom_generate"),
     "quantization of its own": (lambda f: change_json(f, "config.json", quantization_config={"quant_method": "evil"}), "quant_method"),
+    "quantization by a list": (lambda f: change_json(f, "config.json", quantization_config={"quant_method": ["gptq"]}), "quant_method"),
     "no shard": (lambda f: f.pop("model-00002-of-00002.safetensors"), "which model.safetensors.index.json lists"),
     "no index": (lambda f: f.pop("model.safetensors.index.json"), "not a shard"),
     "a pickle": (lambda f: f.update({"pytorch_model.bin": b"x"}), "never opened"),

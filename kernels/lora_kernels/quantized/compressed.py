@@ -56,7 +56,7 @@ def _refuse_others(known: QuantizedBase) -> None:
     if sparse not in (None, "dense"):
         unread(f"its weights are also sparse ({str(sparse)[:40]})")
     formats = [config.get("format"), *(group.get("format") for group in _groups(config))]
-    other = next((str(one) for one in formats if one is not None and one not in _READ), None)
+    other = next((str(one) for one in formats if one is not None and str(one) not in _READ), None)
     if other is not None:
         unread(f"its weights have the format {other[:40]!r} of compressed-tensors")
     transforms = config.get("transform_config")
@@ -69,11 +69,11 @@ def _groups(config: dict[str, Any]) -> list[dict[str, Any]]:
     return [group for group in groups.values() if isinstance(group, dict)] if isinstance(groups, dict) else []
 
 
-def _weights(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """How the config's groups quantize weights."""
+def _weights(config: dict[str, Any], kind: str | None = None) -> Iterator[dict[str, Any]]:
+    """How the config's groups quantize weights. kind: only to numbers of this type."""
     for group in _groups(config):
         weights = group.get("weights")
-        if isinstance(weights, dict):
+        if isinstance(weights, dict) and kind in (None, weights.get("type", "int")):
             yield weights
 
 
@@ -140,7 +140,7 @@ def _integers(known: QuantizedBase, path: str, codes: BaseTensor, cells: list[Ce
 def _floats(known: QuantizedBase, path: str, codes: BaseTensor) -> Quantized:
     """Floats of 4 bits, two a byte: NVFP4 with FP8 scales and one scale of all, MXFP4 with powers of two."""
     name = f"{path}.weight"
-    if {weights.get("num_bits") for weights in _weights(known.config) if weights.get("type") == "float"} - {_HALF, 8}:
+    if any(weights.get("num_bits") not in (_HALF, _BYTE) for weights in _weights(known.config, "float")):
         unread(f"{codes.name} holds floats of other than 4 bits")
     scales = _tensor(known, path, "weight_scale")
     shape = (*codes.shape[:-1], 2 * codes.shape[-1])
@@ -197,8 +197,8 @@ def _shape(known: QuantizedBase, path: str) -> tuple[int, ...]:
 
 def _bits(known: QuantizedBase, name: str, columns: int, words: int) -> tuple[int, Codes]:
     """Bits of a code and how they are packed: densely, or (before 0.13) as many whole codes as fit in a word."""
-    sizes = {weights.get("num_bits") for weights in _weights(known.config) if weights.get("type", "int") == "int"}
-    allowed = sorted(size for size in sizes if type(size) is int and 1 <= size <= _BYTE) or [4, 8]
+    sizes = [weights.get("num_bits") for weights in _weights(known.config, "int")]
+    allowed = sorted({size for size in sizes if type(size) is int and 1 <= size <= _BYTE}) or [4, 8]
     found: set[tuple[int, Codes]] = set()
     for bits in allowed:
         if -(-columns * bits // _WORD) == words:

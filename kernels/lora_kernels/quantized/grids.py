@@ -64,15 +64,18 @@ class TurnedRows:
         self._height = columns if self._awq else columns * grid.bits // 32
         self._at_once = max(source.scattered // (4 * max(self._height, 1)), 1)
         self._first, self._words = 0, np.empty((self._height, 0), np.uint32)
+        self._unpacked, self._codes = (0, 0), np.empty((0, columns), np.uint8)
 
     def read(self, r0: int, r1: int, out: F32) -> None:
         w0, w1 = r0 // self._per_word, -(-r1 // self._per_word)
-        words = self._held(w0, w1)
         if self._awq:
-            codes = unpack_awq(words)[:, r0 - w0 * _AWQ : r1 - w0 * _AWQ]
-            np.copyto(out, codes.T)
+            if (w0, w1) != self._unpacked:
+                self._unpacked = w0, w1
+                # Blocks of wide matrices are fewer rows than a word has.
+                self._codes = np.ascontiguousarray(unpack_awq(self._held(w0, w1)).T)
+            np.copyto(out, self._codes[r0 - w0 * _AWQ : r1 - w0 * _AWQ])
         else:
-            raw = np.ascontiguousarray(words.T).view(np.uint8)
+            raw = np.ascontiguousarray(self._held(w0, w1).T).view(np.uint8)
             decode_rows(raw, "bits", self._bits, out)
 
     def _held(self, w0: int, w1: int) -> npt.NDArray[np.uint32]:
@@ -105,7 +108,7 @@ class Scales:
     def __init__(self, known: Quantized, grid: Grid, source: Source) -> None:
         self._grid = grid
         self._rows, self._columns = known.shape[-2:]
-        self._high = grid.shape[0] // math.prod(known.shape[:-2])
+        self._high = grid.shape[0] // max(math.prod(known.shape[:-2]), 1)
         self._scales = self._stored(source, known.absmax)
         self._factor = _floats(source, grid.factor, "F32")[0] if grid.factor is not None else None
         self._zeros = _zeros(source, grid) if grid.zeros is not None else None

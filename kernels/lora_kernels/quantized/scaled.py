@@ -86,6 +86,8 @@ def grid_of(
     kind = scale or _SCALES.get(scales.dtype)
     if kind is None:
         reject(name, f"has {scales.name} of dtype {scales.dtype}; expected {', '.join(_SCALES)}")
+    if len(shape) < 2:  # noqa: PLR2004
+        reject(name, f"has codes of the shape {show(shape)}; expected a matrix")
     rows, columns = shape[-2:]
     count = math.prod(shape[:-2])
     if math.prod(scales.shape) == 1:

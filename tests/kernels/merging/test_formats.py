@@ -100,7 +100,8 @@ def test_merged_weights_are_float32_sums(case: str, bases: Path, adapter: Path, 
     assert report.dequantized.endswith(" as float32")
 
 
-def test_the_merged_model_is_that_of_transformers_and_peft(bases: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dora", [False, True])
+def test_the_merged_model_is_that_of_transformers_and_peft(dora: bool, bases: Path, tmp_path: Path) -> None:
     """transformers dequantizes FP8 itself where there is no GPU, into bfloat16: with scales that are powers of two this
     rounds nothing. The adapter is made and merged by PEFT."""
     import peft
@@ -108,7 +109,7 @@ def test_the_merged_model_is_that_of_transformers_and_peft(bases: Path, tmp_path
 
     base = transformers.AutoModelForCausalLM.from_pretrained(bases / "fp8-ue8m0", dtype=torch.bfloat16)
     assert base.model.layers[0].self_attn.q_proj.weight.dtype == torch.bfloat16
-    config = peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    config = peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, use_dora=dora)
     torch.manual_seed(0)
     model = peft.get_peft_model(base.float(), config)
     model.save_pretrained(tmp_path / "adapter")

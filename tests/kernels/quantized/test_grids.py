@@ -164,6 +164,25 @@ def test_codes_in_words_and_an_order_of_columns(bits: int, tmp_path: Path) -> No
     assert equal(values(plain)[f"{M}.weight"], signed * scales.float().repeat_interleave(32, 1))
 
 
+def test_modules_of_one_base_may_have_other_bits(tmp_path: Path) -> None:
+    """GPTQModel's `dynamic`: the config's bits and groups are those of most modules."""
+    tensors, wanted = {}, {}
+    for path, bits, groups in ((M, 4, 2), (M.replace("k_proj", "v_proj"), 8, 4)):
+        codes, zeros = random(64, 32, high=1 << bits), random(groups, 32, low=1, high=1 << bits, seed=1)
+        scales, group = torch.rand(groups, 32).half(), torch.arange(64) // (64 // groups)
+        parts = {"qweight": packed(codes.T, bits).T, "qzeros": packed(zeros - 1, bits), "scales": scales}
+        tensors |= {f"{path}.{leaf}": value for leaf, value in parts.items()}
+        wanted[f"{path}.weight"] = ((codes - zeros[group]) * scales.float()[group]).T
+    config = {
+        "quant_method": "gptq",
+        "bits": 4,
+        "group_size": 32,
+        "dynamic": {".*v_proj": {"bits": 8, "group_size": 16}},
+    }
+    read = values(base(tmp_path / "base", tensors, config))
+    assert set(read) == set(wanted) and all(equal(read[name], wanted[name]) for name in wanted)
+
+
 def test_groups_of_gptq_of_which_the_last_is_short(tmp_path: Path) -> None:
     codes, zeros = random(64, 8, high=16), random(3, 8, low=1, high=16, seed=1)
     scales = torch.rand(3, 8).half()
