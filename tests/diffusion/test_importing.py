@@ -77,6 +77,31 @@ def test_kernels_of_size_one_have_either_shape(sd: Saved, tmp_path: Path) -> Non
     compare(sd.load, sd.folder, adapter, [("unet", sd.unet, 1.5)], tmp_path / "merged")
 
 
+def test_dora_and_rslora_that_diffusers_saved(sd: Saved, tmp_path: Path) -> None:
+    """What the header says of a part is kept: `load_lora_weights` computes the same from our folder."""
+    options: dict[str, Any] = {"use_dora": True, "use_rslora": True, "r": 4, "rank_pattern": {"conv1": 2}}
+    model = diffusers.adapted(copy.deepcopy(sd.pipeline.unet), ["to_q", "conv1"], **options)
+    save = type(sd.pipeline).save_lora_weights
+    settings = model.peft_config["default"].to_dict()
+    save(tmp_path / "lora", unet_lora_layers=diffusers.factors(model), unet_lora_adapter_metadata=settings)
+    given, metadata = tensors.load((tmp_path / "lora" / "pytorch_lora_weights.safetensors").read_bytes())
+    made = pipeline.convert(given, metadata, base=read_base(sd.folder)[0], name="default/sd")
+    assert (made.config["use_dora"], made.config["use_rslora"]) == (True, True)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_bytes(made.config_bytes())
+    (adapter / "adapter_model.safetensors").write_bytes(tensors.dump(made.tensors, made.metadata))
+    found = check_files(read_folder(adapter), read_base(sd.folder)[0], accept_base=True)
+    assert found.accepted, found.findings
+    merge_folder(sd.folder, [(adapter, 1.0)], tmp_path / "merged", min_kept=None)
+    ours, theirs = sd.load(tmp_path / "merged"), sd.load()
+    theirs.load_lora_weights(str(adapter))
+    theirs.fuse_lora()
+    theirs.unload_lora_weights()
+    assert diffusers.difference(ours.unet, model.merge_and_unload()) < NEAR
+    assert diffusers.difference(ours.unet, theirs.unet) < NEAR
+
+
 def original(name: str) -> str:
     """A name of kohya's for a U-Net of diffusers with one layer in a block, as its SDXL scripts write it."""
     for pattern, blocks, first in (("down_blocks", "input_blocks", 1), ("up_blocks", "output_blocks", 0)):

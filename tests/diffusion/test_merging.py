@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from peft import LoHaConfig, LoraConfig, PeftConfig, PeftModel, get_peft_model
 
 from lora_contract.errors import RegistryError
 from lora_kernels.checkpoint.folders import read_base
@@ -54,6 +57,38 @@ def test_merged_as_peft_merges(sd: Saved, peft: Path, tmp_path: Path, of: str) -
     assert diffusers.difference(ours, sd.pipeline.unet) > 0.1
 
 
+TYPES: dict[str, Callable[[], PeftConfig]] = {
+    "all-linear": lambda: LoraConfig(r=2, target_modules="all-linear", use_rslora=True),
+    "dora": lambda: LoraConfig(r=2, target_modules=["to_q", "conv1", "proj_in", "proj_out"], use_dora=True),
+    "loha": lambda: LoHaConfig(r=2, target_modules=["to_k", "conv2", "proj_in", "norm_out.linear"]),
+    "saved": lambda: LoraConfig(
+        r=2, target_modules=r".*to_[qv]$", modules_to_save=["conv_out", "proj_out"], bias="lora_only"
+    ),
+}
+MODELS = {"unet": diffusers.unet, "sd3": diffusers.sd3, "flux": diffusers.flux}
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("of", MODELS)
+def test_types_of_adapters_on_kinds_of_models(quiet: None, tmp_path: Path, of: str, kind: str) -> None:
+    base = diffusers.seeded(MODELS[of], 3)
+    base.save_pretrained(tmp_path / "base")
+    model = get_peft_model(copy.deepcopy(base), TYPES[kind]())
+    torch.default_generator.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path / "adapter")
+    found = check_files(read_folder(tmp_path / "adapter"), read_base(tmp_path / "base")[0])
+    assert found.accepted, found.findings
+    merge_folder(tmp_path / "base", [(tmp_path / "adapter", 1.0)], tmp_path / "merged", min_kept=None)
+    loaded = PeftModel.from_pretrained(type(base).from_pretrained(tmp_path / "base"), str(tmp_path / "adapter"))
+    ours = type(base).from_pretrained(tmp_path / "merged")
+    assert diffusers.difference(ours, loaded.merge_and_unload()) < NEAR
+    assert diffusers.difference(ours, base) > 0.05
+
+
 def test_several_adapters_of_several_components(sd: Saved, peft: Path, tmp_path: Path) -> None:
     """Weights, and an adapter of the text encoder beside one of the U-Net and a file of both."""
     sd.text.save_pretrained(tmp_path / "text")
@@ -97,8 +132,6 @@ def test_a_file_of_both_parts_merges_as_diffusers_fuses_it(sd: Saved, tmp_path: 
 
 def test_shards_and_a_dtype(sd: Saved, peft: Path, tmp_path: Path) -> None:
     """Indexes of components are those of the result; configs of diffusers get no dtype, those of transformers do."""
-    import torch
-
     sd.pipeline.save_pretrained(tmp_path / "base", max_shard_size="20KB")
     index = "unet/diffusion_pytorch_model.safetensors.index.json"
     assert (tmp_path / "base" / index).exists()

@@ -67,6 +67,27 @@ def flux() -> Any:
     )
 
 
+def sd3() -> Any:
+    """The transformer of a pipeline of Stable Diffusion 3."""
+    return (
+        load()
+        .SD3Transformer2DModel(
+            sample_size=8,
+            patch_size=1,
+            in_channels=4,
+            num_layers=2,
+            attention_head_dim=4,
+            num_attention_heads=2,
+            joint_attention_dim=8,
+            caption_projection_dim=8,
+            pooled_projection_dim=8,
+            out_channels=4,
+            pos_embed_max_size=8,
+        )
+        .eval()
+    )
+
+
 def text_encoder(*, projection: bool = False, width: int = 8) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
