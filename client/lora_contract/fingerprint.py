@@ -87,6 +87,8 @@ def _config(path: str, files: Mapping[str, tuple[int, str]], read: ReadFile) -> 
     config = _json(path, files, read, _MAX_CONFIG)
     if not isinstance(config, dict):
         raise _bad(f"{path} is not a JSON object")
+    if COMPONENTS in config:
+        raise _bad(f"{path} has the key {COMPONENTS!r}, under which fingerprints keep the configs of components")
     if (found := code_in(config)) is not None:
         raise _bad(f"{path} has the key {found[0]!r}: {found[1]}")
     return config

@@ -17,6 +17,7 @@ from lora_contract.adapter.saved import unwrapped
 from lora_contract.base import BaseFingerprint, BaseTensor
 from lora_contract.errors import RegistryError
 from lora_contract.modules import is_output_name, modules_of
+from lora_contract.pipelines import is_of_diffusers
 from lora_contract.tensors import DTYPE_BYTES, FLOAT_DTYPES, Header, TensorEntry
 
 MAX_VOCABULARY: Final = 1 << 24
@@ -58,6 +59,12 @@ def vocabulary_tensors(base: BaseFingerprint) -> tuple[BaseTensor, ...]:
 
     Raises RegistryError `unsupported` if there is no embedding, or none that is stored in floating point.
     """
+    if is_of_diffusers(base.config):
+        raise RegistryError(
+            "unsupported",
+            f"The base is a diffusion model ({base.architecture}), which has no vocabulary to resize.",
+            hint="Resize its text encoder with transformers, and add the pipeline with `lora-reg base add`.",
+        )
     modules = modules_of(base)
     embedding = modules.input_embedding()
     weight = embedding.weight if embedding is not None else None

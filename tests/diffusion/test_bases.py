@@ -87,6 +87,8 @@ def test_structure_first_and_weights_later(home: Home, sd: Saved, folder: Path, 
         ("unet/diffusion_pytorch_model.safetensors", None, "the component unet has a config and no weights"),
         ("scheduler/scheduler_config.json", None, "names the component scheduler"),
         ("model_index.json", {"custom_pipelines": "acme/evil"}, "custom_pipelines"),
+        ("model_index.json", {"_components": {"unet": {}}}, "has the key '_components'"),
+        ("unet/config.json", {"_components": {"unet": {}}}, "has the key '_components'"),
     ],
 )
 def test_what_is_wrong_with_a_pipeline_is_named(
@@ -105,3 +107,8 @@ def test_a_pipeline_of_a_hub_is_pinned_by_its_headers(home: Home) -> None:
     """The same version as from the folder; no weight file is fetched whole that has a sha256 there."""
     added = home.json("base", "add", "from-hub", "hf://default/sd", "--endpoint", f"{home.server}/hf")
     assert added["version"]["digest"] == home.json("show", "sd")["digest"]
+
+
+def test_a_pipeline_has_no_vocabulary_to_resize(home: Home) -> None:
+    refused = home.run("base", "resize", "sd", "--vocab", "16", "--to", "resized")
+    assert refused.status != 0 and "no vocabulary to resize" in refused.err
