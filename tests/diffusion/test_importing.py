@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from lora_contract.errors import RegistryError
 from lora_kernels.checkpoint.folders import read_base
@@ -203,6 +204,23 @@ def test_flux_by_diffusers_and_by_kohya(quiet: None, tmp_path: Path) -> None:
         return type(made).from_pretrained(folder, text_encoder_2=None, tokenizer_2=None)
 
     compare(load, tmp_path / "base", adapter, [("transformer", expected, 5.0)], tmp_path / "merged")
+
+
+@pytest.fixture
+def older(sd: Saved, tmp_path: Path) -> Path:
+    """The pipeline as transformers 4 saved it: the text encoder has `text_model.` before its names."""
+    shutil.copytree(sd.folder, tmp_path / "older")
+    file = tmp_path / "older" / "text_encoder" / "model.safetensors"
+    save_file({f"text_model.{name}": value for name, value in load_file(file).items()}, file, {"format": "pt"})
+    return tmp_path / "older"
+
+
+def test_a_text_encoder_that_transformers_4_saved(sd: Saved, older: Path, tmp_path: Path) -> None:
+    """kohya's names lead to either; the version has the names of its base."""
+    values = diffusers.kohya(sd.text, "lora_te_text_model_", 3.0)
+    adapter = convert(older, values, tmp_path / "kohya")
+    assert all(name.startswith("text_encoder.text_model.") for name in load_file(adapter / "adapter_model.safetensors"))
+    compare(sd.load, older, adapter, [("text_encoder", sd.text, 3.0)], tmp_path / "merged")
 
 
 @pytest.mark.parametrize(
