@@ -55,6 +55,20 @@ def test_a_file_of_parts_is_one_version(home: Home, sd: Saved, tmp_path: Path) -
     assert diffusers.difference(merged.text_encoder, wanted.text_encoder) < NEAR
 
 
+def test_what_a_training_script_of_diffusers_leaves(home: Home, sd: Saved, tmp_path: Path) -> None:
+    """Checkpoints, logs and pictures beside the file are left out; the card comes along."""
+    folder = sd.save_lora(tmp_path / "trained")
+    (folder / "README.md").write_text("---\nlibrary_name: diffusers\n---\n")
+    for path in ("image_0.png", "logs/dreambooth/events.out.tfevents.1", "checkpoint-5/optimizer.bin"):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(b"x")
+    sd.save_lora(folder / "checkpoint-5")
+    (row,) = home.json("import", folder, "--base", "sd", "--to", "style/trained")["rows"]
+    assert row["outcome"] == "created"
+    files = {file["path"] for file in home.json("show", "style/trained")["files"]}
+    assert files == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+
+
 def test_a_pulled_folder_is_pushed_again_as_it_is(home: Home, sd: Saved, tmp_path: Path) -> None:
     home.ok("import", sd.save_lora(tmp_path / "lora"), "--base", "sd", "--to", "style/again")
     home.ok("pull", "style/again", "-o", tmp_path / "pulled")
