@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,6 +55,10 @@ def test_a_quantized_base_is_added_and_merged(case: str, home: Home, tmp_path: P
     facts = home.run("show", f"acme/{name}-merged", "--json").document["facts"]
     assert facts["dequantized"].startswith("14 weights of ")
     assert home.run("pull", f"acme/{name}-merged", "-o", tmp_path / "pulled").status == 0
+    planned = home.run("merge", "--local", "--base-dir", base, adapter, "-o", tmp_path / "x", "--dry-run")
+    assert planned.status == 0 and re.search(rf"(gptq|awq|fp8|compressed-tensors).* to \w+ +{Q}\.weight", planned.out)
+    here = home.run("merge", "--local", "--base-dir", base, adapter, "-o", tmp_path / "here")
+    assert here.status == 0 and f"dequantized: {facts['dequantized']}" in here.out
     report = merge_folder(base, [(adapter, 1.0)], tmp_path / "local")
     assert report.dequantized == facts["dequantized"]
     pulled, local = read_folder(tmp_path / "pulled"), read_folder(tmp_path / "local")

@@ -61,7 +61,7 @@ def compute_dtype(precision: Precision) -> Precision:
 
 def load_base(folder: Path, precision: Precision = "float32") -> Any:
     """Load a causal language model for evaluation, on `device`. A quantized checkpoint stays quantized; `precision` is
-    then its compute dtype."""
+    then its compute dtype. Raises RegistryError `unsupported` if transformers lacks the library of its quantization."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -70,15 +70,23 @@ def load_base(folder: Path, precision: Precision = "float32") -> Any:
     placed = target.type == "cuda" or precision == "nf4"
     # An explicit None would replace the checkpoint's own config.
     quantized = {"quantization_config": _nf4(dtype)} if precision == "nf4" else {}
-    with quiet():
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            device_map={"": target} if placed else None,
-            local_files_only=True,
-            trust_remote_code=False,
-            **quantized,
-        )
+    try:
+        with quiet():
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                device_map={"": target} if placed else None,
+                local_files_only=True,
+                trust_remote_code=False,
+                **quantized,
+            )
+    except ImportError as error:
+        raise RegistryError(
+            "unsupported",
+            f"transformers cannot load the base here: {str(error)[:300]}",
+            hint="Install what it names in the workers' environment, or merge the adapter, which needs no library, and "
+            "evaluate the merged model.",
+        ) from error
     return model.eval()
 
 

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from lora_contract.errors import RegistryError
 from lora_contract.validation import LARGE_BASE, Precision, Validation, default_precision
 from lora_kernels.merging import merge_folder
 from lora_kernels.validating import EvaluationSet, Subject, models, validate
 from tests.support.command import TINY
+from tests.support.quantizing import quantized_checkpoints
 from tests.support.testbed import require_testbed
 
 
@@ -60,3 +62,9 @@ def test_a_checkpoint_that_is_quantized_stays_so(tmp_path: Path) -> None:
     merge_folder(TINY / "base", [(TINY / "adapters" / "queries-v1", 1.0)], tmp_path / "nf4", dtype="nf4", min_kept=None)
     model = models.load_base(tmp_path / "nf4")
     assert type(model.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
+
+
+def test_a_base_whose_library_is_missing_is_refused_with_its_name() -> None:
+    with pytest.raises(RegistryError, match="compressed-tensors") as caught:
+        models.load_base(quantized_checkpoints() / "pack-4-group")
+    assert caught.value.code == "unsupported" and "merge the adapter" in caught.value.hint
