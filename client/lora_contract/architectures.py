@@ -77,6 +77,11 @@ def architecture(name: str) -> Architecture | None:
     return known.architectures.get(name) or (_UNTIED if name in _untied() else None)
 
 
+def is_known(name: str) -> bool:
+    """Whether a class is in the table."""
+    return name in table().architectures or name in _untied()
+
+
 @cache
 def _untied() -> frozenset[str]:
     return frozenset(table().untied)

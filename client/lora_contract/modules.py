@@ -6,12 +6,13 @@ embeddings and transposed layers, from its name. The model's code is not needed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, Literal, TypeVar
 
 import msgspec
 
 from lora_contract.base import BaseFingerprint, BaseTensor
+from lora_contract.naming import Naming, naming
 from lora_contract.quantized import PACKED, packed_sizes
 from lora_contract.sharing import Sharing, sharing
 
@@ -40,15 +41,6 @@ EMBEDDINGS: Final = frozenset(
 OUTPUTS: Final = ("lm_head", "embed_out", "output", "output_projection", "score", "classifier")
 _CONV1D_TYPES: Final = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 _CONV1D: Final = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
-# Prefixes of module paths in memory and on disk, for models whose checkpoint keys transformers renames on loading.
-_RENAMES: Final = (
-    ("model.language_model.", "language_model.model."),
-    ("model.language_model.", "model."),
-    ("model.visual.", "visual."),
-    ("model.vision_tower.", "vision_tower."),
-    ("model.multi_modal_projector.", "multi_modal_projector."),
-    ("lm_head", "language_model.lm_head"),
-)
 _SOLE_PREFIXES: Final = ("model", "transformer", "bert", "roberta", "deberta", "distilbert", "electra", "gpt_neox")
 
 
@@ -83,6 +75,7 @@ class BaseModules(msgspec.Struct, frozen=True):
         containers: paths that contain modules.
         sharing: the parameters that share a tensor.
         aliases: paths and names of the running model by those in the files, and vice versa, if the class defines them.
+        naming: the names in the files by those that transformers gives them.
     """
 
     modules: dict[str, BaseModule]
@@ -91,18 +84,25 @@ class BaseModules(msgspec.Struct, frozen=True):
     containers: frozenset[str]
     sharing: Sharing = Sharing()
     aliases: dict[str, str] = {}
+    naming: Naming = Naming()
 
     def resolve(self, path: str) -> BaseModule | None:
         """The module that an adapter's path refers to; None if the base has none.
 
-        Matches the exact path, a path with a model prefix on one side only (`transformer.h.0…` and `h.0…`), and the
-        checkpoint's name of a module that is renamed on loading.
+        Matches the exact path, any name that transformers has had for it, and a path with a model prefix on one side
+        only (`transformer.h.0…` and `h.0…`).
         """
-        return self._resolve(path, self.modules)
+        return self._resolve(path, self.modules, self.naming.module)
 
     def resolve_parameter(self, name: str) -> BaseTensor | None:
         """The base parameter that a name of the running model refers to; None if there is none."""
-        return self._resolve(name, self.parameters)
+        return self._resolve(name, self.parameters, self.naming.parameter)
+
+    def under(self, prefix: str, path: str) -> BaseModule | None:
+        """The module that is at a path of a model which the base has under a prefix; None if there is none."""
+        rest = path.partition(".")[2] if path.partition(".")[0] in _SOLE_PREFIXES else path
+        found = (self.resolve(f"{prefix}.{part}") for part in dict.fromkeys((rest, path)) if part)
+        return next((module for module in found if module is not None), None)
 
     def has_container(self, path: str) -> bool:
         """Whether a path contains modules of the base."""
@@ -134,29 +134,32 @@ class BaseModules(msgspec.Struct, frozen=True):
         block = self.resolve(parent) if leaf == "out_proj" else None
         return parent if block is not None and block.kind == "mha" else None
 
-    def _resolve(self, path: str, table: Mapping[str, _T]) -> _T | None:
-        found = table.get(path)
-        if found is None and path in self.aliases:
-            found = table.get(self.aliases[path])
-        if found is not None:
-            return found
-        for here, there in _RENAMES:
-            if path.startswith(here) and (found := table.get(there + path[len(here) :])) is not None:
+    def _resolve(self, path: str, table: Mapping[str, _T], names: Callable[[str], Iterable[str]]) -> _T | None:
+        for name in self._with_prefix(path):
+            if (found := table.get(name)) is not None:
                 return found
-        if ".mlp." in path:
-            found = table.get(path.replace(".mlp.", ".block_sparse_moe.", 1))
-            if found is not None:
+            if name in self.aliases and (found := table.get(self.aliases[name])) is not None:
                 return found
+            for other in names(name):
+                if (found := table.get(other)) is not None:
+                    return found
+        return None
+
+    def _with_prefix(self, path: str) -> Iterator[str]:
+        """The path, and with the prefix of the model where only one of base and adapter has it."""
+        yield path
+        prefixes = tuple(dict.fromkeys((*_SOLE_PREFIXES, self.naming.prefix or _SOLE_PREFIXES[0])))
         head, _, rest = path.partition(".")
-        if head in _SOLE_PREFIXES and head not in self.roots and (found := table.get(rest)) is not None:
-            return found
-        sole = [prefix for prefix in _SOLE_PREFIXES if prefix in self.roots and head != prefix]
-        return table.get(f"{sole[0]}.{path}") if len(sole) == 1 else None
+        if head in prefixes and head not in self.roots:
+            yield rest
+        sole = [prefix for prefix in prefixes if prefix in self.roots and head != prefix]
+        if len(sole) == 1:
+            yield f"{sole[0]}.{path}"
 
 
 def modules_of(fingerprint: BaseFingerprint) -> BaseModules:
     """Derive the modules from the tensors' names and shapes, adding those that have no tensor of their own."""
-    parameters = fingerprint.by_name()
+    parameters = dict(fingerprint.by_name())
     modules: dict[str, BaseModule] = {}
     conv1d = fingerprint.model_type in _CONV1D_TYPES
     for name, tensor in parameters.items():
@@ -176,14 +179,21 @@ def modules_of(fingerprint: BaseFingerprint) -> BaseModules:
             modules[path] = BaseModule(path, "experts", None, None, False, tensor, experts=tensor.shape[0])
     modules.update(_expert_containers(modules))
     roots = frozenset(name.partition(".")[0] for name in parameters)
-    plain = BaseModules(modules=modules, parameters=parameters, roots=roots, containers=frozenset())
+    named = naming(fingerprint.architecture, fingerprint.config, modules, parameters)
+    for today, name in named.moved():  # legacy experts: `experts.gate_up_proj`, once `input_linear.weight`
+        path, tensor = today.rpartition(".")[0], parameters[name]
+        if path not in modules and today not in parameters and len(tensor.shape) == 3:
+            modules[path] = BaseModule(path, "experts", None, None, False, tensor, experts=tensor.shape[0])
+        if path in modules and modules[path].kind == "experts":
+            parameters.setdefault(today, tensor)
+    plain = BaseModules(modules=modules, parameters=parameters, roots=roots, containers=frozenset(), naming=named)
     shared = sharing(fingerprint, plain.resolve_parameter)
     embedding = plain.resolve(shared.embedding.rpartition(".")[0]) if shared.embedding is not None else None
     if embedding is not None and embedding.kind == "linear":
         modules[embedding.path] = msgspec.structs.replace(embedding, kind="embedding", transposed=False)
     modules.update(_without_tensor(shared, modules) if shared.unknown is None else _tied(fingerprint, modules))
     containers = frozenset(path[:end] for path in modules for end in _dots(path))
-    return BaseModules(modules, parameters, roots, containers, shared, _aliases(shared))
+    return BaseModules(modules, parameters, roots, containers, shared, _aliases(shared), named)
 
 
 def is_embedding_name(path: str) -> bool:

@@ -97,6 +97,11 @@ def _adapted(case: str, model: Any, folder: Path, *, without: str = "no layer") 
         if embedding is None:
             raise NotCovered("no input embedding")
         settings["modules_to_save"] = [embedding]
+    return adapt(model, settings, folder)
+
+
+def adapt(model: Any, settings: dict[str, Any], folder: Path) -> Any:
+    """Save a random LoRA adapter of a model, and return the adapted copy of the model."""
     torch.default_generator.manual_seed(1)
     adapted = get_peft_model(copy.deepcopy(model), LoraConfig(**settings)).eval()
     for name, parameter in adapted.named_parameters():

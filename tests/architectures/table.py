@@ -33,7 +33,7 @@ What a merge into each architecture of transformers {version} gives, found by me
 of it (`python -m tests.architectures.table` writes this page; a test compares it). *equal*: the merged model, loaded
 from its files, has the outputs and the parameters of the adapted model that was not merged, in float32; *equal
 (weights)*: the parameters alone, because no inputs could be made up. *refused*: the merge ends with an error that names
-the layer (*names differ on disk*: transformers renames it on loading; *shared by more layers*: they cannot be separated;
+the layer (*joined or split on loading*: transformers makes it of other tensors in the files; *shared by more layers*: they cannot be separated;
 *a layer is never called*: the model reads its weight, and an adapter has no effect there; *more than its rows*: the
 embedding's output is normalized, and PEFT adds after that). *-*: there is no such layer. A merge that gives another
 model than the one trained is a bug; none is known.
@@ -46,6 +46,8 @@ merge into the same numbers stored plainly.
 {counts}
 """
 _SHORT: Final = {
+    "transformers makes it of": "refused: joined or split on loading",
+    "transformers joins it from": "refused: joined or split on loading",
     "which the base does not have": "refused: names differ on disk",
     "shares the weight": "refused: shared by more layers",
     "which the base ties to": "refused: shared by more layers",

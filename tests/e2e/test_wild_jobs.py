@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from lora_kernels.merging import merge_folder
 from lora_kernels.resizing import resize_vocabulary_folder
 from tests.support import service
-from tests.support.adapters import read_folder
+from tests.support.adapters import read_draft, read_folder
 from tests.support.command import Home
 from tests.support.wild import require_wild
 
@@ -124,3 +124,103 @@ def test_a_base_is_resized_with_rows_of_a_file(home: Home, tmp_path: Path) -> No
     assert json.loads(own["config.json"])["vocab_size"] == 67
     for wrong, status in ((("--vocab", "64"), 2), (("--vocab", "60", "--rows", rows), 6)):
         assert home.run("base", "resize", "acme/llama", *wrong, "--to", "acme/none").status == status
+
+
+def test_names_of_two_versions_of_transformers_meet(home: Home, tmp_path: Path) -> None:
+    folder = require_wild("transformers5-vision-names")
+    assert home.run("base", "add", "vision/vit", folder / "base", "--alias", "acme/base").status == 0
+    older = _with_older_names(folder / "adapter", tmp_path / "older-adapter")
+    made = {}
+    for name, adapter, warned in (("today", folder / "adapter", False), ("older", older, True)):
+        pushed = home.run("push", adapter, f"acme/vit-{name}", "--base", "vision/vit")
+        assert pushed.status == 0, pushed.err
+        assert ("names of an older transformers" in " ".join(pushed.err.split())) == warned
+        assert home.run("merge", f"acme/vit-{name}", "--to", f"acme/vit-{name}-merged").status == 0
+        assert home.run("pull", f"acme/vit-{name}-merged", "-o", tmp_path / name).status == 0
+        made[name] = (tmp_path / name / "model.safetensors").read_bytes()
+    assert made["today"] == made["older"]
+    merge_folder(folder / "base", [(folder / "adapter", 1.0)], tmp_path / "local")
+    assert (tmp_path / "local" / "model.safetensors").read_bytes() == made["today"]
+    assert home.run("pull", "acme/vit-today", "-o", tmp_path / "adapter").status == 0
+    load = transformers.ViTForImageClassification.from_pretrained
+    torch.manual_seed(0)
+    image = torch.randn(2, 3, 28, 28)
+    with torch.no_grad():
+        plain = load(folder / "base").eval()(image).logits
+        wanted = PeftModel.from_pretrained(load(folder / "base"), str(tmp_path / "adapter")).eval()(image).logits
+        found = load(tmp_path / "today").eval()(image).logits
+    assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max() < (plain - wanted).abs().max()
+
+
+def _with_older_names(adapter: Path, to: Path) -> Path:
+    draft = read_draft(adapter)
+    for new, old in (("vit.layers.", "vit.encoder.layer."), (".q_", ".attention.query_"), (".v_", ".attention.value_")):
+        draft.tensors = {name.replace(new, old): value for name, value in draft.tensors.items()}
+    draft.tensors = {name.replace("_proj", ""): value for name, value in draft.tensors.items()}
+    draft.config["target_modules"] = ["query", "value"]
+    return draft.write(to)
+
+
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "vocab_size": 96,
+}
+
+
+def test_an_adapter_of_the_language_model_alone_is_pushed_on_the_whole_model(home: Home, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tower = {"model_type": "clip_vision_model", "image_size": 28, "patch_size": 14, "projection_dim": 32, **SIZES}
+    config = transformers.LlavaConfig(
+        text_config={"model_type": "llama", **SIZES}, vision_config=tower, image_token_index=95
+    )
+    whole = transformers.LlavaForConditionalGeneration(config).eval()
+    whole.save_pretrained(tmp_path / "base")
+    text = transformers.LlamaForCausalLM(config.text_config).eval()
+    text.model.load_state_dict(whole.model.language_model.state_dict())
+    text.lm_head.load_state_dict(whole.lm_head.state_dict())
+    targets = ["q_proj", "v_proj", "down_proj"]
+    adapted = get_peft_model(
+        text, LoraConfig(r=3, lora_alpha=5, target_modules=targets, task_type="CAUSAL_LM", rank_pattern={"v_proj": 2})
+    )
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            parameter.data.normal_(0, 0.2)
+    adapted.peft_config["default"].base_model_name_or_path = "acme/llama-text"
+    adapted.save_pretrained(str(tmp_path / "adapter"))
+    tokens = torch.tensor([[1, 3, 5, 66, 0, 2]])
+    with torch.no_grad():
+        wanted, plain = adapted.eval()(tokens).logits, whole(tokens).logits
+    assert home.run("base", "add", "vision/llava", tmp_path / "base").status == 0
+    refused = home.run("push", tmp_path / "adapter", "acme/text-only", "--base", "vision/llava")
+    assert refused.status == 6
+    said = " ".join(refused.err.split())
+    assert "the base has its 6 modules, such as model.layers.0.mlp.down_proj, under model.language_model." in said
+    assert "--prefix model.language_model" in said
+    options = ("--base", "vision/llava", "--prefix", "model.language_model")
+    pushed = home.run("push", tmp_path / "adapter", "acme/text-only", *options)
+    assert pushed.status == 0, pushed.err
+    version = home.run("show", "acme/text-only", "--json").document
+    assert version["meta"] == {"prefix": "model.language_model"}
+    again = home.run("push", tmp_path / "adapter", "acme/text-only", *options, "--json")
+    assert again.document["created"] is False
+    assert home.run("merge", "acme/text-only", "--to", "acme/text-only-merged").status == 0
+    assert home.run("pull", "acme/text-only-merged", "-o", tmp_path / "merged").status == 0
+    assert home.run("pull", "acme/text-only", "-o", tmp_path / "pulled").status == 0
+    local = ("merge", "--local", "--base-dir", tmp_path / "base", tmp_path / "adapter")
+    lost = home.run(*local, "-o", tmp_path / "none")
+    assert lost.status == 6 and "under model.language_model" in " ".join(lost.err.split())
+    here = home.run(*local, "--prefix", "model.language_model", "-o", tmp_path / "local")
+    assert here.status == 0, here.err
+    weights = "model.safetensors"
+    assert (tmp_path / "local" / weights).read_bytes() == (tmp_path / "merged" / weights).read_bytes()
+    load = transformers.LlavaForConditionalGeneration.from_pretrained
+    with torch.no_grad():
+        merged = load(tmp_path / "merged").eval()(tokens).logits
+        served = PeftModel.from_pretrained(load(tmp_path / "base"), str(tmp_path / "pulled")).eval()(tokens).logits
+    assert (plain - wanted).abs().max() > 1e-2
+    for found in (merged, served):
+        assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()

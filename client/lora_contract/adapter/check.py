@@ -21,12 +21,14 @@ from lora_contract.adapter.files import AdapterFile, ReadFile, check_files, path
 from lora_contract.adapter.headed import headed
 from lora_contract.adapter.numbers import check_values
 from lora_contract.adapter.other_model import report_other_width
+from lora_contract.adapter.part_of_base import report_part
 from lora_contract.adapter.parts import held_components, parts_of
 from lora_contract.adapter.patterns import catastrophic_pattern, targets
 from lora_contract.adapter.pipeline_metadata import check_metadata
 from lora_contract.adapter.placing_saved import check_head, check_names, check_resized
 from lora_contract.adapter.report import CONFIG, WEIGHTS, CheckReport
 from lora_contract.adapter.scaling import ModuleScale, Scales, scales
+from lora_contract.adapter.spelling import report_older_names
 from lora_contract.adapter.spoiled import restore_names
 from lora_contract.adapter.structure import build
 from lora_contract.adapter.training import training_facts
@@ -174,6 +176,8 @@ def _check_together(
         check_names(config, structure, modules, report)
         check_coverage(config, structure, modules, targeted, report)
         report_other_width(config, header, modules, report)
+        report_part(config, header, modules, report)
+        report_older_names(config, header, base, modules, report)
         check_values(config, header, structure, scale, read, read_base, report)
         return gather_facts(config, header, structure, scale, head)
     except RegistryError as error:

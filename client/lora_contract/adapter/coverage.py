@@ -8,6 +8,7 @@ from lora_contract.adapter.config import AdapterConfig
 from lora_contract.adapter.patterns import ALL_LINEAR
 from lora_contract.adapter.placed import Structure
 from lora_contract.adapter.report import CONFIG, CheckReport
+from lora_contract.adapter.spelling import spelling
 from lora_contract.adapter.types import TYPES
 from lora_contract.modules import BaseModule, BaseModules
 
@@ -39,7 +40,8 @@ def check_coverage(
                 hint="Correct target_modules, or remove the module's tensors.",
             )
     if config.target_modules and (config.peft_type == "LORA" or any(slot.required for slot in kind.slots)):
-        _check_missing(config, held, modules, targeted, everything, report)
+        spelled = spelling(structure, modules)
+        _check_missing(config, held, modules, lambda path: targeted(spelled(path)), everything, report)
 
 
 def names(config: AdapterConfig, modules: BaseModules, targeted: Callable[[str], bool]) -> Callable[[str], bool]:

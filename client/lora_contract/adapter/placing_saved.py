@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 from lora_contract.adapter.config import AdapterConfig
@@ -12,6 +12,7 @@ from lora_contract.adapter.names import PREFIX
 from lora_contract.adapter.placed import Structure
 from lora_contract.adapter.report import CONFIG, CheckReport
 from lora_contract.adapter.saved import OWN_HEADS, is_saved, unwrapped
+from lora_contract.adapter.spelling import spelling
 from lora_contract.base import BaseFingerprint, BaseTensor
 from lora_contract.modules import BaseModules
 from lora_contract.tensors import TensorEntry
@@ -83,13 +84,36 @@ def check_saved_complete(modules: BaseModules, structure: Structure, report: Che
     """Check that saved modules are complete: PEFT fails if one of their parameters is missing in the file."""
     held = {tensor.name[len(PREFIX) :] for tensor in structure.saved}
     held |= {found.name for name in held if (found := modules.resolve_parameter(name)) is not None}
-    for name in modules.parameters:
-        if is_saved(name.rpartition(".")[0], structure.names) and name not in held:
+    spelled = spelling(structure, modules)
+    _check_saved_tied(modules, structure, spelled, held, report)
+    for name, tensor in modules.parameters.items():
+        if tensor.name == name and is_saved(spelled(name.rpartition(".")[0]), structure.names) and name not in held:
             report.add(
                 "missing-tensor",
                 f"modules_to_save of {CONFIG} covers {name}, which is missing in the file.",
                 where=name,
                 expected=f"{PREFIX}{name}",
+                hint="Save the adapter again; a part of it is missing.",
+            )
+
+
+def _check_saved_tied(
+    modules: BaseModules,
+    structure: Structure,
+    spelled: Callable[[str], str],
+    held: Collection[str],
+    report: CheckReport,
+) -> None:
+    """Check that saved modules that share the weight of another are in the file: PEFT saves and needs their copy."""
+    found = {owner.path for name in held if (owner := modules.resolve(name.rpartition(".")[0])) is not None}
+    for path, module in modules.modules.items():
+        own = module.weight is None or module.weight.name.rpartition(".")[0] == path
+        if not own and path not in found and is_saved(spelled(path), structure.names):
+            report.add(
+                "missing-tensor",
+                f"modules_to_save of {CONFIG} covers {path}, whose weight is missing in the file.",
+                where=path,
+                expected=f"{PREFIX}{path}.weight",
                 hint="Save the adapter again; a part of it is missing.",
             )
 

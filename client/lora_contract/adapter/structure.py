@@ -56,6 +56,7 @@ def build(
         if group.module is not None:
             check_group(group, config, kind, base, scale(group.path).r, report)
     check_saved_complete(modules, structure, report)
+    _check_twice(structure, report)
     if kind.prompt:
         embedding = modules.input_embedding()
         width = None if embedding is None else embedding.in_
@@ -103,9 +104,11 @@ def _place(
         if module is not None and _whole_model(config, base) and module.path.endswith(f".{path}"):
             module = None  # named as in the model without its head: on this base the loader would skip it in silence
         if module is None and not (kind.prefix and modules.has_container(path)):
+            why = modules.naming.why(path)
             report.add(
                 "module-not-in-base",
-                f"The tensor {tensor.name} adapts the module {path}, which the base does not have.",
+                f"The tensor {tensor.name} adapts the module {path}, which the base does not have"
+                + (f": {why}." if why is not None else "."),
                 where=tensor.name,
                 found=path,
                 expected="a module of the base",
@@ -123,6 +126,22 @@ def _place(
         check_saved(tensor, rest, config, modules, structure, new, report)
         return
     _place_base_parameter(tensor, rest, config, modules, structure, report)
+
+
+def _check_twice(structure: Structure, report: CheckReport) -> None:
+    """Report modules that the adapter has under two names: loaders know one of them."""
+    first: dict[tuple[str, int], str] = {}
+    for (path, nested), group in structure.groups.items():
+        known = path if group.module is None else first.setdefault((group.module.path, nested), path)
+        if known != path:
+            report.add(
+                "module-twice",
+                f"The file adapts one module of the base under two names, {known} and {path}.",
+                where=path,
+                found=known,
+                expected="one name for each module",
+                hint="Keep the tensors of one name; a composition needs adapters with names of one version.",
+            )
 
 
 def _whole_model(config: AdapterConfig, base: BaseFingerprint) -> bool:

@@ -55,6 +55,12 @@ if TYPE_CHECKING:
 )
 @click.option("--base-dir", metavar="DIR", help="With --local: folder of the base.")
 @click.option(
+    "--prefix",
+    metavar="PATH",
+    help="With --local: where the base has the model that an adapter was trained on alone, such as "
+    "model.language_model.",
+)
+@click.option(
     "--threads",
     type=click.IntRange(1),
     metavar="N",
@@ -75,6 +81,7 @@ def merge(
     seed: int | None,
     allow_loss: bool,
     base_dir: str | None,
+    prefix: str | None,
     threads: int | None,
     digests: bool,
     dry_run: bool,
@@ -84,7 +91,13 @@ def merge(
     W is the weight of the adapter in the sum (default: 1). The same merge requested again is the same job with the same
     result. To merge folders on this machine: --local --base-dir DIR ADAPTER_DIR[=W]... -o DIR.
     """
-    here = {"--base-dir": base_dir, "--threads": threads, "--digests": digests, "--dry-run": dry_run}
+    here = {
+        "--base-dir": base_dir,
+        "--prefix": prefix,
+        "--threads": threads,
+        "--digests": digests,
+        "--dry-run": dry_run,
+    }
     if not where.local:
         where.here()
         refuse(here, "a merge by a job")
@@ -94,7 +107,7 @@ def merge(
     refuse({"--base": base}, "--local")
     if base_dir is None:
         raise click.UsageError("--local needs --base-dir DIR, the folder of the base.")
-    given = {"dtype": dtype, "onto": onto, "rounding": rounding, "seed": seed}
+    given = {"dtype": dtype, "onto": onto, "rounding": rounding, "seed": seed, "prefix": prefix}
     numbers = {name: value for name, value in given.items() if value is not None}
     if dry_run:
         print_plan(state, Path(base_dir), weighted_folders(adapters), numbers)

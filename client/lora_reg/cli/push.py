@@ -37,6 +37,12 @@ if TYPE_CHECKING:
 )
 @click.option("--dry-run", is_flag=True, help="Check only; upload nothing.")
 @click.option("--accept-base", is_flag=True, help="Accept --base even if adapter_config.json names a different base.")
+@click.option(
+    "--prefix",
+    metavar="PATH",
+    help="Where the base has the model that the adapter was trained on alone, such as model.language_model: its "
+    "modules get the base's names.",
+)
 @pass_state
 def push(
     state: State,
@@ -51,6 +57,7 @@ def push(
     parents: tuple[str, ...],
     dry_run: bool,
     accept_base: bool,
+    prefix: str | None,
 ) -> None:
     """Check an adapter against its base and push it as a new version.
 
@@ -75,6 +82,7 @@ def push(
             meta=pairs_of(meta),
             parents=parents,
             accept_base=accept_base,
+            prefix=prefix,
             exclude=exclude,
             strict=strict,
             dry_run=dry_run,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
@@ -24,7 +26,8 @@ from lora_contract.wire.uploads import FileSpec, UploadRequest
 from lora_reg.client import Client
 from lora_reg.progress import SILENT, Progress
 from lora_reg.transfer.choosing import require_itself
-from lora_reg.transfer.pinning import base_reader, named_base, pin_base
+from lora_reg.transfer.moving import with_prefix
+from lora_reg.transfer.pinning import ResolvedBase, base_reader, named_base, pin_base
 from lora_reg.transfer.scan import LocalFile, Reader, Scan, scan_file, scan_folder
 from lora_reg.transfer.selection import Selection
 from lora_reg.transfer.upload import send_blobs
@@ -64,6 +67,7 @@ def push_adapter(
     meta: Mapping[str, str] | None = None,
     parents: Sequence[str] = (),
     accept_base: bool = False,
+    prefix: str | None = None,
     exclude: Sequence[str] = (),
     strict: bool = False,
     dry_run: bool = False,
@@ -82,6 +86,8 @@ def push_adapter(
         meta: metadata of the version.
         parents: versions that training continued from.
         accept_base: accept `base` even if the adapter's config names a different one.
+        prefix: of the part of the base that the adapter was trained on alone, such as `model.language_model`: the
+            version has the base's names for its modules, and `prefix` in its metadata.
         exclude: patterns of files to leave out, as in a .gitignore; the folder may have them in .loraregignore.
         strict: refuse every file that is not part of an adapter, also by-products of trainers.
         dry_run: check only.
@@ -98,6 +104,29 @@ def push_adapter(
         pinned = named_base(client, scan, target.namespace)
     else:
         pinned = pin_base(client, base)
+    with ExitStack() as stack:
+        if prefix is not None:
+            refuse(scan.findings)
+            work = Path(stack.enter_context(TemporaryDirectory(prefix="lora-reg-")))
+            scan = with_prefix(scan, pinned.fingerprint, prefix, work)
+            meta = {**(meta or {}), "prefix": prefix}
+            accept_base = True
+        return _push(client, target, scan, pinned, tags, message, meta or {}, parents, accept_base, dry_run, progress)
+
+
+def _push(
+    client: Client,
+    target: Reference,
+    scan: Scan,
+    pinned: ResolvedBase,
+    tags: Sequence[str],
+    message: str,
+    meta: Mapping[str, str],
+    parents: Sequence[str],
+    accept_base: bool,
+    dry_run: bool,
+    progress: Progress,
+) -> Pushed:
     result = check_adapter(
         [AdapterFile(file.path, file.size) for file in scan.files],
         scan.reader(),
@@ -123,7 +152,7 @@ def push_adapter(
         base=pinned.reference,
         tags=list(tags),
         message=message,
-        meta=dict(meta or {}),
+        meta=dict(meta),
         parents=[str(client.parse(parent)) for parent in parents],
         accept_base=accept_base,
     )

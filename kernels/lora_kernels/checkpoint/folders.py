@@ -10,9 +10,12 @@ import msgspec
 
 from lora_contract import canonical
 from lora_contract.adapter.config import AdapterConfig, parse_config
+from lora_contract.adapter.moving import moved
+from lora_contract.adapter.sorting import sort_tensors
 from lora_contract.base import BaseFingerprint
 from lora_contract.errors import RegistryError
 from lora_contract.fingerprint import INDEX, SINGLE, build_fingerprint, weights_in_use
+from lora_contract.modules import modules_of
 from lora_contract.pipelines import FILE, INDEX_SUFFIX, SUFFIX, folders_of, layout
 from lora_contract.tensors import Header, read_header
 from lora_kernels.checkpoint.sources import FolderSource
@@ -75,6 +78,17 @@ def read_adapter(folder: str | os.PathLike[str], weight: float = 1.0) -> Adapter
         config = parse_config(_read(source, ADAPTER_CONFIG, MAX_JSON))
         header = read_header(source.read, ADAPTER_WEIGHTS, source.size(ADAPTER_WEIGHTS))
         return AdapterInput(config=config, header=header, weight=weight, file=ADAPTER_WEIGHTS)
+
+
+def moved_input(adapter: AdapterInput, base: BaseFingerprint, prefix: str) -> AdapterInput:
+    """An adapter of a part of the base with the base's names; raises as `moved` does. One whose modules the base has
+    under their own names is returned as it is."""
+    modules = modules_of(base)
+    groups = sort_tensors(adapter.config.peft_type, adapter.header).modules
+    if all(modules.resolve(group.path) is not None for group in groups):
+        return adapter
+    config, header = moved(adapter.config, adapter.header, modules, prefix)
+    return msgspec.structs.replace(adapter, config=config, header=header)
 
 
 def _read(source: FolderSource, file: str, limit: int) -> bytes:

@@ -9,8 +9,9 @@ from lora_contract.adapter.patterns import ALL_LINEAR, names_module
 from lora_contract.base import BaseFingerprint
 from lora_contract.errors import RegistryError
 from lora_contract.modules import BaseModule, BaseModules, modules_of
+from lora_contract.renames import rename_table
 
-# Prefixes on disk that transformers renames while loading: the name in memory depends on its version.
+# Prefixes on disk that transformers renames in many classes: the name in memory is unknown if the class is.
 _RENAMED: Final = ("language_model.", "visual.", "vision_tower.", "multi_modal_projector.")
 # Model types whose oldest checkpoints were saved without the prefix that the module has in memory.
 _PREFIXES: Final = {"gpt2": "transformer", "bloom": "transformer", "opt": "model", "codegen": "transformer"}
@@ -38,8 +39,20 @@ def choose(base: BaseFingerprint, targets: Sequence[str] | str | None) -> dict[s
 def running_path(base: BaseFingerprint, modules: BaseModules, path: str) -> str:
     """The path of a module in the running model, which adapters use. path: in the checkpoint.
 
-    Raises RegistryError `unsupported` for checkpoints whose names a loader changes.
+    Raises RegistryError `unsupported` for names that a loader changes in an unknown way, and for weights that it joins
+    or splits.
     """
+    naming = modules.naming
+    made = naming.conversion(path)
+    if made is not None and not (made.stacks_experts and base.model_type in rename_table().peft.experts):
+        raise RegistryError(
+            "unsupported",
+            f"{path} is no module of the loaded model: transformers makes {' and '.join(made.made)} of it.",
+            hint="Remove it from the targets; its change is reported.",
+            module=path,
+        )
+    if naming.known:
+        return prefixed(base, modules, path if made is not None else naming.today(path))
     if path.startswith(_RENAMED):
         raise RegistryError(
             "unsupported",

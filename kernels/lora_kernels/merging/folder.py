@@ -15,7 +15,7 @@ from lora_contract.adapter.headed import labelled_config
 from lora_contract.pipelines import is_of_diffusers, layout
 from lora_contract.quantized import FILES as QUANTIZATION_FILES
 from lora_contract.quantized import without_quantization
-from lora_kernels.checkpoint.folders import base_paths, pipeline_folders, read_adapter, read_base
+from lora_kernels.checkpoint.folders import base_paths, moved_input, pipeline_folders, read_adapter, read_base
 from lora_kernels.checkpoint.records import Progress
 from lora_kernels.checkpoint.sources import FolderSource
 from lora_kernels.checkpoint.staging import Staging, identity_of, resumable_folder
@@ -40,6 +40,7 @@ def merge_folder(
     onto: str = "fp",
     rounding: str = "nearest",
     seed: int = 0,
+    prefix: str | None = None,
     min_kept: float | None = MIN_KEPT,
     digests: bool = False,
     threads: int | None = None,
@@ -52,6 +53,7 @@ def merge_folder(
 
     Args:
         dtype, onto, rounding, seed: see `plan_merge`.
+        prefix: of the part of the base that adapters were trained on alone, whose modules the base has there only.
         min_kept: see `check_kept`.
         digests: hash the weight files while writing, which takes longer than everything else.
         threads: None for one per processor; the bytes do not depend on it.
@@ -60,7 +62,7 @@ def merge_folder(
     Raises RegistryError as `read_quantized`, `plan_merge`, `check_base_copies`, `stream_shard`, `check_kept` and
     `resumable_folder` do, and `not-found` for missing files.
     """
-    plan = _plan(base_dir, adapters, dtype=dtype, onto=onto, rounding=rounding, seed=seed)
+    plan = _plan(base_dir, adapters, prefix, dtype=dtype, onto=onto, rounding=rounding, seed=seed)
     folders = [folder for folder, _ in adapters]
     _check_copies(plan, base_dir, folders)
     identity = identity_of([plan, digests], [base_dir, *folders])
@@ -88,16 +90,22 @@ def plan_folder(
     onto: str = "fp",
     rounding: str = "nearest",
     seed: int = 0,
+    prefix: str | None = None,
 ) -> MergePlan:
     """Plan what `merge_folder` would do, from the headers of its inputs alone."""
-    return _plan(base_dir, adapters, dtype=dtype, onto=onto, rounding=rounding, seed=seed)
+    return _plan(base_dir, adapters, prefix, dtype=dtype, onto=onto, rounding=rounding, seed=seed)
 
 
 def _plan(
-    base_dir: str | os.PathLike[str], adapters: Sequence[tuple[str | os.PathLike[str], float]], **options: Any
+    base_dir: str | os.PathLike[str],
+    adapters: Sequence[tuple[str | os.PathLike[str], float]],
+    prefix: str | None,
+    **options: Any,
 ) -> MergePlan:
     base, _ = read_base(base_dir)
     inputs = [read_adapter(folder, weight) for folder, weight in adapters]
+    if prefix is not None:
+        inputs = [moved_input(adapter, base, prefix) for adapter in inputs]
     with FolderSource(base_dir) as source:
         quantized = read_quantized(base, source.read)
     return plan_merge(base, inputs, quantized=quantized, **options)

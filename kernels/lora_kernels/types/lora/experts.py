@@ -30,11 +30,13 @@ _ORDER: Final = (
     "down_proj",
     "down_proj_bias",
 )
-# Parameter in memory -> the modules of one expert on disk whose rows it concatenates, by family of names (transformers
-# 5.23, `conversion_mapping`: mixtral, qwen2_moe and the models mapped to them).
-_FAMILIES: Final = (
-    {"gate_up_proj": ("w1", "w3"), "down_proj": ("w2",)},
-    {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)},
+# Parameter in memory, and the modules of one expert on disk whose rows it concatenates, for classes of which the table
+# of renames has none.
+_USUAL: Final = (
+    ("gate_up_proj", ("w1", "w3")),
+    ("down_proj", ("w2",)),
+    ("gate_up_proj", ("gate_proj", "up_proj")),
+    ("down_proj", ("down_proj",)),
 )
 # Models that store an expert's weight as (in, out) (`is_transposed` of transformers' expert modules).
 _TRANSPOSED_TYPES: Final = frozenset({"gpt_oss", "aria", "aria_text", "openai_privacy_filter"})
@@ -64,7 +66,7 @@ def match_stack(view: View, path: str, groups: Sequence[ModuleTensors]) -> Match
     found = view.modules.resolve(path)
     first = groups[0].first
     if found is None:
-        raise rejected(f"{first.name} adapts {path}, which the base does not have", first)
+        raise rejected(f"{first.name} adapts {path}, which the base does not have{view.why(path)}", first)
     if found.kind != "experts":
         unsupported(f"nested LoRA on a module of kind {found.kind}", path)
     levels = sorted(groups, key=lambda group: -group.nested)
@@ -93,11 +95,10 @@ def _parameters(view: View, module: BaseModule) -> dict[str, _Parameter]:
                 experts, rows, columns = tensor.shape
                 known[leaf] = _Parameter(leaf, experts, rows, columns, (_Part(tensor, (0, rows), None),))
         return known
-    for family in _FAMILIES:
-        for name, leaves in family.items():
-            joined = _concatenated(view, module, name, leaves)
-            if joined is not None:
-                known[name] = joined
+    for name, leaves in view.modules.naming.experts or _USUAL:
+        joined = _concatenated(view, module, name, leaves)
+        if joined is not None:
+            known[name] = joined
     return known
 
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import NoReturn
 
 from lora_contract.adapter.config import AdapterConfig
+from lora_contract.adapter.part_of_base import place_of_part
 from lora_contract.adapter.scaling import Scales, scales
 from lora_contract.adapter.sorting import ModuleTensors
 from lora_contract.base import BaseFingerprint, BaseTensor
@@ -79,7 +80,7 @@ class View:
                 module=path,
             )
         if found is None:
-            raise rejected(f"{entry.name} adapts {path}, which the base does not have", entry)
+            raise rejected(f"{entry.name} adapts {path}, which the base does not have{self.why(path)}", entry)
         if found.kind not in kinds:
             unsupported(f"{self.config.peft_type} on a module of kind {found.kind}", path)
         if found.weight is None:
@@ -91,6 +92,15 @@ class View:
                 module=path,
             )
         return found, self.untied(found, found.weight)
+
+    def why(self, path: str) -> str:
+        """The end of a sentence that says why the base lacks a module; empty if nothing is known of it."""
+        found = self.modules.naming.why(path)
+        if found is None and (prefix := place_of_part(path, self.modules)) is not None:
+            found = (
+                f"it has such a module under {prefix}; if the adapter was trained on that part, say so with --prefix"
+            )
+        return "" if found is None else f": {found}"
 
     def untied(self, module: BaseModule, weight: BaseTensor) -> BaseTensor:
         """The tensor to which a change of the module's weight applies: each of two tied layers has its own."""
