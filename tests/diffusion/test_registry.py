@@ -21,6 +21,10 @@ def fused(sd: Saved, source: str | Path) -> Saved:
     return theirs
 
 
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_a_folder_of_peft_on_a_pipeline(home: Home, sd: Saved, tmp_path: Path) -> None:
     sd.unet.save_pretrained(tmp_path / "unet-lora")
     home.ok("push", tmp_path / "unet-lora", "style/unet", "--base", "sd")
@@ -32,6 +36,8 @@ def test_a_folder_of_peft_on_a_pipeline(home: Home, sd: Saved, tmp_path: Path) -
     merged = sd.load(tmp_path / "merged")
     assert diffusers.difference(merged.unet, copy.deepcopy(sd.unet).merge_and_unload()) < NEAR
     assert diffusers.difference(merged.text_encoder, sd.pipeline.text_encoder) == 0
+    home.ok("merge", "--local", "--base-dir", sd.folder, tmp_path / "unet-lora", "-o", tmp_path / "local")
+    assert files_of(tmp_path / "local") == files_of(tmp_path / "merged")
     prompt = merged.tokenizer("a b c").input_ids
     assert prompt == sd.pipeline.tokenizer("a b c").input_ids
 
