@@ -38,6 +38,7 @@ def convert(base: Path, values: dict[str, torch.Tensor], folder: Path) -> Path:
     (adapter / "adapter_model.safetensors").write_bytes(tensors.dump(made.tensors, made.metadata))
     found = check_files(read_folder(adapter), read_base(base)[0], accept_base=True)
     assert found.accepted, found.findings
+    assert not [finding for finding in found.findings if finding.severity == "warning"]
     return adapter
 
 
@@ -213,6 +214,28 @@ def older(sd: Saved, tmp_path: Path) -> Path:
     file = tmp_path / "older" / "text_encoder" / "model.safetensors"
     save_file({f"text_model.{name}": value for name, value in load_file(file).items()}, file, {"format": "pt"})
     return tmp_path / "older"
+
+
+@pytest.mark.parametrize("of", ["pipeline", "component"])
+@pytest.mark.parametrize("saved_by", [4, 5])
+def test_an_adapter_of_a_text_encoder_has_either_names(
+    sd: Saved, older: Path, tmp_path: Path, saved_by: int, of: str
+) -> None:
+    """What PEFT saved with transformers 4 and 5, on a base that was saved with the other and with the same."""
+    sd.text.save_pretrained(tmp_path / "adapter")
+    if saved_by == 4:
+        file = tmp_path / "adapter" / "adapter_model.safetensors"
+        start = "base_model.model."
+        named = {f"{start}text_model.{name.removeprefix(start)}": value for name, value in load_file(file).items()}
+        save_file(named, file, {"format": "pt"})
+        assert all(name.startswith("base_model.model.text_model.encoder") for name in named)
+    wanted = copy.deepcopy(sd.text).merge_and_unload()
+    for number, base in enumerate((older, sd.folder)):
+        folder = base / "text_encoder" if of == "component" else base
+        assert check_files(read_folder(tmp_path / "adapter"), read_base(folder)[0]).accepted
+        merge_folder(folder, [(tmp_path / "adapter", 1.0)], tmp_path / f"merged-{number}", min_kept=None)
+        place = tmp_path / f"merged-{number}" / ("" if of == "component" else "text_encoder")
+        assert diffusers.difference(type(sd.pipeline.text_encoder).from_pretrained(place), wanted) < NEAR
 
 
 def test_a_text_encoder_that_transformers_4_saved(sd: Saved, older: Path, tmp_path: Path) -> None:

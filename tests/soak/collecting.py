@@ -77,7 +77,9 @@ class Soak:
                 except Exception as error:  # noqa: BLE001  counted and shown
                     with self.lock:
                         self.counts[work.__name__, 0] += 1
-                        self.problems.append(f"{time.ctime()} {work.__name__}: {error!r} {traceback.format_exc(limit=3)}")
+                        self.problems.append(
+                            f"{time.ctime()} {work.__name__}: {error!r} {traceback.format_exc(limit=3)}"
+                        )
 
     def some(self, random_: random.Random) -> tuple[str, str, dict[str, str]] | None:
         with self.lock:

@@ -135,6 +135,7 @@ def _check_parts(
     if len(facts) < len(parts):
         return None
     if held_components(header) and parts[0].component:
+        report.forget(frozenset({"older-names"}))  # diffusers reads either
         check_metadata(parts, report)
     return joined(facts, config) if parts[0].component else facts[""]
 
