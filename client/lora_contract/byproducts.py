@@ -115,6 +115,11 @@ BYPRODUCTS: Final[tuple[ByProduct, ...]] = (
         ("recipe_state.pt", "recipe_state/"),
     ),
     ByProduct(
+        "where the base was downloaded from",
+        "torchtune",
+        ("original_repo_id.json",),
+    ),
+    ByProduct(
         "templates for an inference program",
         "LLaMA-Factory, Unsloth",
         ("Modelfile",),
