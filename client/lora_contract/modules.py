@@ -200,6 +200,11 @@ def is_embedding_name(path: str) -> bool:
     return path.rpartition(".")[2] in EMBEDDINGS
 
 
+def is_transposed(model_type: str, path: str) -> bool:
+    """Whether a layer of a model is stored as (in, out), like those of GPT-2."""
+    return model_type in _CONV1D_TYPES and path.rpartition(".")[2] in _CONV1D
+
+
 def is_output_name(path: str) -> bool:
     return path.rpartition(".")[2] in OUTPUTS
 

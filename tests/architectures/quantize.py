@@ -90,9 +90,11 @@ def format_of(architecture: str) -> str:
 
 def quantize(base: Path, form: str, quantized: Path, plain: Path) -> int:
     """Write both checkpoints; return how many weights are quantized. Output layers and embeddings are left alone."""
-    config, make = FORMATS[form]
     fingerprint, _ = read_base(base)
     modules = modules_of(fingerprint)
+    if any(module.transposed for module in modules.modules.values()):
+        form = "gptq"  # the others quantize no layers that are stored as (in, out)
+    config, make = FORMATS[form]
     chosen = {
         f"{path}.weight": path
         for path, module in modules.modules.items()

@@ -67,7 +67,7 @@ class Precision:
         transposed = [
             module
             for _, module in sorted(modules.modules.items())
-            if module.transposed and (written or (module.weight is not None and module.weight.name in quantized))
+            if module.transposed and (written or _by_outputs(module, quantized))
         ]
         if transposed:
             raise RegistryError(
@@ -185,6 +185,12 @@ def _linear(modules: BaseModules, quantized: Mapping[str, Quantized]) -> tuple[f
         else:
             found.add(module.weight.name)
     return frozenset(found), tuple(sorted(skipped))
+
+
+def _by_outputs(module: BaseModule, quantized: Mapping[str, Quantized]) -> bool:
+    """Whether a module's weight is quantized by rows of outputs, as (out, in)."""
+    known = quantized.get(module.weight.name) if module.weight is not None else None
+    return known is not None and (known.grid is None or known.grid.codes != "up")
 
 
 def _linear_layer(path: str, module: BaseModule) -> bool:

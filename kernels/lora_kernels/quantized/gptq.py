@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from lora_contract.base import BaseTensor
+from lora_contract.modules import is_transposed
 from lora_kernels.quantized.layout import Grid, Quantized, Scale
 from lora_kernels.quantized.parts import QuantizedBase, as_part, reject, show, unread
 
@@ -62,21 +63,24 @@ def _weight(known: QuantizedBase, path: str, step: int) -> Quantized:
             reject(name, f"has no {path}.g_idx, although config.json says desc_act")
     elif order.dtype not in _CODES or order.shape != (inputs,):
         reject(name, f"has {order.name} of {order.dtype} and the shape {show(order.shape)}; expected I32 and {inputs}")
+    # Codes lie as (in, out): of a layer like those of GPT-2, as its weight does in a plain checkpoint.
+    own = is_transposed(known.base.model_type, path)
+    group = _group(known, name, inputs, groups)
     return Quantized(
         scheme=f"gptq of {bits} bits",
-        shape=(out, inputs),
+        shape=(inputs, out) if own else (out, inputs),
         dtype=known.dtype(scales.dtype),
         packed=as_part(codes),
         absmax=as_part(scales),
         grid=Grid(
-            codes="down",
+            codes="up" if own else "down",
             bits=bits,
-            cell=(1, _group(known, name, inputs, groups)),
-            shape=(out, groups),
+            cell=(group, 1) if own else (1, group),
+            shape=(groups, out) if own else (out, groups),
             scale=SCALES[scales.dtype],
-            turned=True,
+            turned=not own,
             zeros=as_part(zeros),
-            zero_codes="bits",
+            zero_codes="along" if own else "bits",
             zero_step=step,
             order=as_part(order) if order is not None else None,
         ),

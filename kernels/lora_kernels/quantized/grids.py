@@ -91,6 +91,24 @@ class TurnedRows:
         return self._words[:, w0 - self._first : w1 - self._first]
 
 
+class UpwardRows:
+    """Codes in words that run along the columns of the matrix: 32 rows are as many rows of words as a code has bits."""
+
+    def __init__(self, known: Quantized, grid: Grid, source: Source) -> None:
+        self._packed, self._source, self._bits = known.packed, source, grid.bits
+        self._rows, self._columns = known.shape
+
+    def read(self, r0: int, r1: int, out: F32) -> None:
+        bits, size = self._bits, 4 * self._columns
+        w0, w1 = r0 // WORD * bits, min(-(-r1 // WORD) * bits, self._rows * bits // WORD)
+        words = np.empty((w1 - w0, self._columns), np.uint32)
+        at = self._packed.start + w0 * size
+        self._source.read_into(self._packed.file, at, memoryview(words.view(np.uint8).reshape(-1).data))
+        first = r0 // WORD * WORD
+        codes = unpack(np.ascontiguousarray(words.T), bits, r1 - first)
+        np.copyto(out, codes[:, r0 - first :].T)
+
+
 class Locked:
     """Codes that several readers share, so that what one read serves the next."""
 
@@ -112,7 +130,8 @@ class Scales:
         self._scales = self._stored(source, known.absmax)
         self._factor = _floats(source, grid.factor, "F32")[0] if grid.factor is not None else None
         self._zeros = _zeros(source, grid) if grid.zeros is not None else None
-        self._order = self._columns_of(source, known.packed.name)
+        self._up = grid.codes == "up"
+        self._order = self._ordered(source, known.packed.name)
 
     def apply(self, r0: int, r1: int, codes: F32) -> None:
         """Turn the codes of rows into weights, in place."""
@@ -122,7 +141,7 @@ class Scales:
         if grid.zero:
             np.subtract(codes, np.float32(grid.zero), out=codes)
         wide = grid.shape[1]
-        if self._order is not None:
+        if self._order is not None and not self._up:
             if zeros is not None:
                 np.subtract(codes, np.take(zeros, self._order, axis=1), out=codes)
             np.multiply(codes, np.take(scales, self._order, axis=1), out=codes)
@@ -136,6 +155,8 @@ class Scales:
     def _cells(self, r0: int, r1: int) -> slice | npt.NDArray[np.intp]:
         """The rows of the grid of rows of the weight: one for each, or one for all."""
         height = self._grid.cell[0]
+        if self._up and self._order is not None:
+            return self._order[r0:r1]
         if self._grid.shape[0] == 1:
             return slice(0, 1)
         if height == 1:
@@ -160,10 +181,13 @@ class Scales:
                 (np.divide if grid.divided else np.multiply)(scales, self._factor, out=scales)
         return scales
 
-    def _columns_of(self, source: Source, name: str) -> npt.NDArray[np.intp] | None:
-        """The column of the grid of each column of the weight; None if they are contiguous and even."""
-        grid, columns = self._grid, self._columns
-        width, wide = grid.cell[1], grid.shape[1]
+    def _ordered(self, source: Source, name: str) -> npt.NDArray[np.intp] | None:
+        """The column of the grid of each column of the weight, or the row of each row; None if they are contiguous and
+        even."""
+        grid = self._grid
+        columns, width, wide = (
+            (self._rows, grid.cell[0], grid.shape[0]) if self._up else (self._columns, grid.cell[1], grid.shape[1])
+        )
         contiguous = np.arange(columns, dtype=np.intp) // width
         order = contiguous
         if grid.order is not None:
@@ -190,6 +214,8 @@ class GridWeights:
         grid = known.grid
         assert grid is not None
         scales = Scales(known, grid, source)
+        if grid.codes == "up":
+            return lambda: cls(known, UpwardRows(known, grid, source), scales)
         if grid.codes not in ("down", "awq"):
             return lambda: cls(known, StoredRows(known, grid, source), scales)
         if source.windowed:
@@ -231,6 +257,8 @@ def _zeros(source: Source, grid: Grid) -> Zeros:
         words, step = words + np.uint32(0xFFFFFFFF // ((1 << grid.bits) - 1) * step), 0
     if grid.zero_codes == "awq":
         found: U8 = unpack_awq(words.reshape(columns, -1)).T
+    elif grid.zero_codes == "along":
+        found = unpack(words.reshape(rows, -1), grid.bits, columns)
     elif grid.zero_codes == "bits":
         found = unpack(words.reshape(columns, -1), grid.bits, rows).T
     else:

@@ -44,7 +44,7 @@ class NestedParts(msgspec.Struct, frozen=True):
     offset: float
 
 
-Codes = Literal["bits", "words", "down", "awq", "int8", "e4m3", "e5m2", "e2m1"]
+Codes = Literal["bits", "words", "down", "up", "awq", "int8", "e4m3", "e5m2", "e2m1"]
 Scale = Literal["F32", "F16", "BF16", "E4M3", "E8M0"]
 
 
@@ -54,6 +54,7 @@ class Grid(msgspec.Struct, frozen=True, omit_defaults=True):
     Args:
         codes: how they are stored. `bits`: a stream of bits along each row, lowest first. `words`: as many whole codes
             as a word of 32 bits holds. `down`: a stream of bits along each column of the transposed matrix (GPTQ).
+            `up`: one along each column of the matrix itself, which is stored as (in, out).
             `awq`: eight interleaved codes a word of the transposed matrix. `e2m1`: two a byte, the first in the low
             half. The others: one a byte.
         bits: of a code.
@@ -63,10 +64,11 @@ class Grid(msgspec.Struct, frozen=True, omit_defaults=True):
         turned: scales are stored as (columns, rows).
         zero: subtracted from every code.
         zeros: further zeros, one for each cell; None for none.
-        zero_codes: how zeros are stored: `int8`; `bits` along the outputs in a matrix (columns, rows); `down` along
-            the outputs in a matrix (rows, columns); `awq`.
+        zero_codes: how zeros are stored: `int8`; `bits` along the rows in a matrix (columns, rows); `down` along the
+            rows in a matrix (rows, columns); `along` the columns in a matrix (rows, columns); `awq`.
         zero_step: added to every stored zero.
-        order: the column of the grid of each column of the weight; None if cells are contiguous.
+        order: the column of the grid of each column of the weight, or with `up` the row of each row; None if cells are
+            contiguous.
         factor: one number by which all scales are multiplied, or divided if `divided`.
     """
 
@@ -78,7 +80,7 @@ class Grid(msgspec.Struct, frozen=True, omit_defaults=True):
     turned: bool = False
     zero: int = 0
     zeros: StoredPart | None = None
-    zero_codes: Literal["int8", "bits", "down", "awq"] = "int8"
+    zero_codes: Literal["int8", "bits", "down", "along", "awq"] = "int8"
     zero_step: int = 0
     order: StoredPart | None = None
     factor: StoredPart | None = None

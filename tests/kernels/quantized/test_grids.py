@@ -164,6 +164,35 @@ def test_codes_in_words_and_an_order_of_columns(bits: int, tmp_path: Path) -> No
     assert equal(values(plain)[f"{M}.weight"], signed * scales.float().repeat_interleave(32, 1))
 
 
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_layers_that_are_stored_as_inputs_by_outputs(bits: int, ordered: bool, tmp_path: Path) -> None:
+    """GPT-2: GPTQ packs the transpose of its weights, which is the weight of a plain layer."""
+    inputs, out, path = 96, 32, "transformer.h.0.attn.c_attn"
+    codes, zeros = random(inputs, out, high=1 << bits), random(3, out, low=1, high=1 << bits, seed=1)
+    scales, group = torch.rand(3, out).half(), torch.arange(inputs) // 32
+    if ordered:
+        group = group[torch.randperm(inputs, generator=torch.Generator().manual_seed(2))]
+    tensors = {
+        f"{path}.qweight": stream(codes.T, bits).T,
+        f"{path}.qzeros": stream((zeros - 1) % (1 << bits), bits),
+        f"{path}.scales": scales,
+        f"{path}.g_idx": group.to(torch.int32),
+    }
+    config = {"quant_method": "gptq", "bits": bits, "group_size": 32, "desc_act": ordered}
+    folder = base(tmp_path / "base", tensors, config, model_type="gpt2", architectures=["GPT2LMHeadModel"])
+    wanted = (codes - zeros[group]) * scales.float()[group]
+    for step in (None, 7, 70, 1100):
+        assert equal(values(folder, step)[f"{path}.weight"], wanted)
+
+
+def stream(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Rows of codes as streams of bits in words of 32."""
+    places = (codes.long()[:, :, None] >> torch.arange(bits)) & 1
+    words = places.reshape(len(codes), -1, 32) << torch.arange(32)
+    return words.sum(2).to(torch.int32)
+
+
 def test_modules_of_one_base_may_have_other_bits(tmp_path: Path) -> None:
     """GPTQModel's `dynamic`: the config's bits and groups are those of most modules."""
     tensors, wanted = {}, {}
