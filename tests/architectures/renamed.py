@@ -95,13 +95,18 @@ def sweep_names(name: str, model_type: str, folder: Path) -> dict[str, str]:
         warnings.simplefilter("ignore")
         try:
             kind = getattr(transformers, name)
-            older = _save_both(kind, model_type, folder)
+            adapted = saved_in_both(kind, model_type, folder)
             model = kind.from_pretrained(folder / "today", dtype=torch.float32).eval()
-            adapted = _train(model, older, folder)
         except Exception as error:
             return dict.fromkeys(CASES, f"not covered: {one_line(error)}")
         example = example_of(model)
         return {case: _outcome(case, kind, model, adapted, example, folder) for case in CASES}
+
+
+def saved_in_both(kind: Any, model_type: str, folder: Path) -> dict[str, Any]:
+    """Save a base under both names and the adapters; return by their names the adapted models."""
+    older = _save_both(kind, model_type, folder)
+    return _train(kind.from_pretrained(folder / "today", dtype=torch.float32).eval(), older, folder)
 
 
 def _train(model: Any, older: Mapping[str, str], folder: Path) -> dict[str, Any]:
@@ -200,7 +205,7 @@ def _outcome(
     fault = other_parameters(adapted[adapter], merged, model)
     if fault is None and example is not None:
         fault = other_outputs(adapted[adapter], merged, *example)
-        jumps = fault and other_outputs(adapted[adapter], _merged_by_peft(adapted[adapter]), *example)
+        jumps = fault and other_outputs(adapted[adapter], merged_by_peft(adapted[adapter]), *example)
         if jumps:  # with the last bits of the weights, as in a detector that chooses the best of its proposals
             return "equal (weights)"
     if fault is not None:
@@ -208,7 +213,7 @@ def _outcome(
     return "equal" if example is not None else "equal (weights)"
 
 
-def _merged_by_peft(adapted: Any) -> Any:
+def merged_by_peft(adapted: Any) -> Any:
     merged = copy.deepcopy(adapted)
     for module in merged.modules():
         if isinstance(module, LoraLayer):

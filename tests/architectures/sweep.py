@@ -145,7 +145,7 @@ def _path(model: Any, getter: Callable[[], Any]) -> str | None:
     return next((path for path, other in model.named_modules() if other is module and path), None)
 
 
-def _effective(adapted: Any) -> dict[str, torch.Tensor]:
+def effective(adapted: Any) -> dict[str, torch.Tensor]:
     """What the adapted model computes with, by the names that the parameters have without an adapter."""
     found: dict[str, torch.Tensor] = {}
     for name, value in adapted.state_dict().items():
@@ -161,7 +161,7 @@ def _effective(adapted: Any) -> dict[str, torch.Tensor]:
 
 def other_parameters(adapted: Any, merged: Any, model: Any) -> str | None:
     """The first parameter that is not what it should be; None if all are."""
-    wanted, stored = _effective(adapted), merged.state_dict()
+    wanted, stored = effective(adapted), merged.state_dict()
     original = model.state_dict()
     if set(wanted) != set(stored):
         return f"parameters differ: {sorted(set(wanted) ^ set(stored))[:2]}"

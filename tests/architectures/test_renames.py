@@ -3,6 +3,7 @@ are of."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import msgspec
 import pytest
 import torch
 import transformers
+from peft import PeftModel
 from transformers import conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -20,9 +22,19 @@ from transformers.core_model_loading import (
 
 from lora_contract.renames import Converted, RenamedClass, Rule, rename_table, renaming
 from tests.architectures.generate_renames import converted_by_peft, rename_row, submodel_types
-from tests.architectures.renamed import DOCUMENT, forms, line, older_names, renamed_classes, sweep_names
+from tests.architectures.renamed import (
+    DOCUMENT,
+    forms,
+    line,
+    older_names,
+    renamed_classes,
+    saved_in_both,
+    sweep_names,
+)
 from tests.architectures.renames import meta_model, rules_of
+from tests.architectures.sweep import effective
 from tests.architectures.tiny import every_class
+from tests.support.adapters import check_files, fingerprint_of, read_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -95,3 +107,43 @@ def test_every_renamed_class_has_its_rules() -> None:
     table = rename_table()
     for name in renamed_classes():
         assert all(table.rules[part.rules] for part in table.classes[name].parts)
+
+
+@pytest.mark.parametrize(
+    ("name", "by_ends", "loads"),
+    [
+        ("LlavaForConditionalGeneration", True, False),  # but for its projector
+        ("LlavaForConditionalGeneration", False, False),
+        ("Gemma3ForConditionalGeneration", True, True),
+        ("Qwen2_5_VLForConditionalGeneration", True, False),
+        ("ViTForImageClassification", True, False),
+        ("NemotronHForCausalLM", True, True),
+    ],
+)
+def test_the_warning_of_older_names_is_true(tmp_path: Path, name: str, by_ends: bool, loads: bool) -> None:
+    """by_ends: the config names modules by the ends of their paths, as most do."""
+    kind = getattr(transformers, name)
+    adapted = saved_in_both(kind, renamed_classes()[name], tmp_path)["older"]
+    config = tmp_path / "older-adapter" / "adapter_config.json"
+    document = json.loads(config.read_text())
+    if by_ends:
+        document["target_modules"] = sorted({_end(path) for path in document["target_modules"]})
+        config.write_text(json.dumps(document))
+    found = check_files(read_folder(config.parent), fingerprint_of(tmp_path / "older"), accept_base=True)
+    codes = {finding.code for finding in found.findings} - {"missing-module"}  # ends name convolutions too
+    assert not codes & {"module-not-in-base", "not-targeted"}
+    assert ("older-names" in codes) == (not loads)
+    base = kind.from_pretrained(tmp_path / "today", dtype=torch.float32)
+    try:
+        served = PeftModel.from_pretrained(base, str(config.parent)).base_model.model
+    except ValueError as error:
+        assert "not found in the base model" in str(error)
+        assert not loads
+        return
+    wanted, computed = effective(adapted), effective(served)
+    assert all(torch.allclose(value, computed[name], atol=1e-5) for name, value in wanted.items()) == loads
+
+
+def _end(path: str) -> str:
+    parts = path.split(".")
+    return parts[-1] if not parts[-1].isdecimal() else ".".join(parts[-2:])

@@ -178,7 +178,7 @@ def _check_together(
         check_coverage(config, structure, modules, targeted, report)
         report_other_width(config, header, modules, report)
         report_part(config, header, modules, report)
-        report_older_names(config, header, base, modules, report)
+        report_older_names(config, header, base, modules, targeted, report)
         check_values(config, header, structure, scale, read, read_base, report)
         return gather_facts(config, header, structure, scale, head)
     except RegistryError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lora_contract.adapter.config import AdapterConfig
+from lora_contract.adapter.names import PREFIX
 from lora_contract.adapter.placed import Structure
 from lora_contract.adapter.report import CheckReport
 from lora_contract.adapter.sorting import sort_tensors
@@ -22,15 +23,21 @@ def spelling(structure: Structure, modules: BaseModules) -> Callable[[str], str]
 
 
 def report_older_names(
-    config: AdapterConfig, header: Header, base: BaseFingerprint, modules: BaseModules, report: CheckReport
+    config: AdapterConfig,
+    header: Header,
+    base: BaseFingerprint,
+    modules: BaseModules,
+    targeted: Callable[[str], bool],
+    report: CheckReport,
 ) -> None:
-    """Warn of names that PEFT no longer finds in the model that today's transformers makes of the base."""
+    """Warn of names that PEFT no longer finds in the model that today's transformers makes of the base. targeted: the
+    predicate of target_modules."""
     older = [
         (group.path, today)
         for group in sort_tensors(config.peft_type, header).modules
-        if (today := modules.naming.today(group.path)) != group.path and modules.resolve(group.path) is not None
+        if (today := _today(group.path, modules)) != group.path and modules.resolve(group.path) is not None
     ]
-    unread = [pair for pair in older if not _converted(*pair, config, base)]
+    unread = [pair for pair in older if not _converted(*pair, config, base, targeted)]
     if not unread:
         return
     path, today = unread[0]
@@ -48,11 +55,21 @@ def report_older_names(
     )
 
 
-def _converted(path: str, today: str, config: AdapterConfig, base: BaseFingerprint) -> bool:
+def _today(path: str, modules: BaseModules) -> str:
+    """What the running model has for a module: itself under today's name, or what transformers makes of it."""
+    made = modules.naming.conversion(path)
+    return modules.naming.today(path) if made is None else made.made[0].removesuffix(".weight")
+
+
+def _converted(
+    path: str, today: str, config: AdapterConfig, base: BaseFingerprint, targeted: Callable[[str], bool]
+) -> bool:
     """Whether PEFT renames the tensors of a module on loading, and finds it by the config's targets."""
     known = rename_table().peft
     if config.peft_type != "LORA" or base.model_type not in known.names:
         return False
+    if f"{PREFIX}{path}".endswith(today):
+        return False  # PEFT takes this for a prefix that it should not have removed, and undoes it
     if ".experts." in path:
         return base.model_type in known.experts
-    return path.rpartition(".")[2] == today.rpartition(".")[2]
+    return targeted(today)

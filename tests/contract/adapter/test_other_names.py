@@ -235,3 +235,33 @@ def test_a_saved_module_that_is_tied_must_be_in_the_file(tmp_path) -> None:
     assert (finding.code, finding.where) == ("missing-tensor", "lm_head")
     draft.tensors["base_model.model.lm_head.weight"] = values((96, 32))
     assert errors(check_files(draft.files(), base)) == []
+
+
+@pytest.mark.parametrize(
+    ("architecture", "model_type", "parent", "warned"),
+    [
+        ("MixtralForCausalLM", "mixtral", "block_sparse_moe", False),
+        ("PhimoeForCausalLM", "phimoe", "block_sparse_moe", True),
+        ("Qwen3MoeForCausalLM", "qwen3_moe", "mlp", False),
+        ("JambaForCausalLM", "jamba", "feed_forward", True),
+    ],
+)
+def test_pairs_on_single_experts_are_warned_of_where_peft_does_not_join_them(
+    architecture, model_type, parent, warned
+) -> None:
+    parts = ("w1", "w2", "w3") if parent == "block_sparse_moe" else ("gate_proj", "up_proj", "down_proj")
+    base = base_of(
+        architecture, model_type, *(f"model.layers.0.{parent}.experts.{i}.{p}" for i in (0, 1) for p in parts)
+    )
+    found = check_files(make_draft(base, targets=parts).files(), base)
+    assert errors(found) == []
+    assert [finding.code for finding in warnings(found)] == ["older-names"] * warned
+
+
+def test_pairs_on_single_experts_do_not_fit_a_base_whose_experts_are_one_tensor() -> None:
+    names = {f"model.layers.0.mlp.experts.{name}": (2, 32, 32) for name in ("gate_up_proj", "down_proj")}
+    base = base_of("MixtralForCausalLM", "mixtral", **names)
+    older = base_of("MixtralForCausalLM", "mixtral", "model.layers.0.block_sparse_moe.experts.0.w1")
+    (finding, *_) = errors(check_files(make_draft(older, targets=("w1",)).files(), base))
+    assert finding.code == "module-not-in-base"
+    assert "transformers now has model.layers.0.mlp.experts.gate_up_proj in its place" in finding.message
