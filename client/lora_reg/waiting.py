@@ -83,7 +83,7 @@ def require_done(job: JobView) -> JobView:
     raise RegistryError(
         code,
         detail,
-        hint=None
+        hint=job.error_hint
         if code != "job-failed"
         else f"Read `lora-reg job logs {job.id}`, fix the cause, then `lora-reg job retry {job.id}`.",
     )

@@ -31,6 +31,7 @@ class JobView(Response, frozen=True):
     waiting_for: str | None = None
     error: str | None = None
     error_code: str | None = None
+    error_hint: str | None = None
     result: VersionRef | None = None
     recipe: dict[str, Any] | None = None
 

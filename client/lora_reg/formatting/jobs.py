@@ -24,6 +24,7 @@ def job(view: JobView) -> list[str]:
         *fields(
             [
                 ("error", Word(view.error, "bad") if view.error else None),
+                ("hint", view.error_hint),
                 ("title", view.title),
                 ("id", view.id),
                 (

@@ -208,6 +208,7 @@ def _view(
         waiting_for=f"a worker that takes jobs from the queue {status.queue}; none is running" if unserved else None,
         error=None if status.error is None else names.redact(status.error, hidden),
         error_code=status.error_code,
+        error_hint=None if status.error_hint is None else names.redact(status.error_hint, hidden),
         result=result,
         recipe=recipe or None,
     )

@@ -200,12 +200,12 @@ class DbosEngine:
 
 
 def _status(found: Any) -> JobStatus:
-    error, code = None, None
+    error, code, hint = None, None, None
     if found.status == "MAX_RECOVERY_ATTEMPTS_EXCEEDED":
         error, code = f"Its worker died {found.recovery_attempts} times.", "job-failed"
     elif isinstance(found.error, PortableWorkflowError):
         failure = from_portable(found.error)
-        error, code = failure.detail, failure.code
+        error, code, hint = failure.detail, failure.code, failure.hint
     elif found.error is not None:
         error, code = str(found.error), "job-failed"
     return JobStatus(
@@ -218,6 +218,7 @@ def _status(found: Any) -> JobStatus:
         worker=found.executor_id,
         error=error,
         error_code=code,
+        error_hint=hint,
         attempts=found.recovery_attempts or 0,
         result=found.output,
     )

@@ -22,8 +22,8 @@ Queue = Literal["orchestrate", "cpu", "gpu"]
 class JobStatus(msgspec.Struct, frozen=True):
     """State of a job in the engine. Times are seconds since the epoch (UTC).
 
-    worker: the executor that runs or ran it. error: message of the last error; None unless failed. attempts: number of
-    starts (more than one after a crash).
+    worker: the executor that runs or ran it. error, error_hint: of the last error; None unless failed. attempts: number
+    of starts (more than one after a crash).
     """
 
     id: str
@@ -35,6 +35,7 @@ class JobStatus(msgspec.Struct, frozen=True):
     worker: str | None = None
     error: str | None = None
     error_code: str | None = None
+    error_hint: str | None = None
     attempts: int = 0
     result: Any = None
 

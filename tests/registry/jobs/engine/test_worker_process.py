@@ -91,6 +91,7 @@ def test_a_step_is_tried_again_where_the_error_may_pass(running: Site) -> None:
     for job, code, attempts in (("flaky-9", "storage-unavailable", 3), ("firm", "rejected", 1)):
         status = running.ended(job)
         assert (status.state, status.error_code, status.error) == ("failed", code, f"Attempt {attempts} failed.")
+        assert status.error_hint == "Wait."
         assert starts(running.journal(job), "flaky") == attempts
 
 
