@@ -64,5 +64,8 @@ def packed_sizes(path: str, leaf: str, tensors: Mapping[str, BaseTensor]) -> Siz
     out = scales.shape[1]
     if order is not None:
         return out, order.shape[0] if len(order.shape) == 1 else None
+    zeros = tensors.get(f"{path}.qzeros")
+    if zeros is not None and scales.shape[0] == codes.shape[0] and zeros.shape == (codes.shape[0], out // 8):
+        return codes.shape[0], 8 * codes.shape[1]  # the layout GEMV of AWQ
     # AWQ packs along the outputs, GPTQ along the inputs.
     return (out, codes.shape[0]) if codes.shape[1] * 8 == out else (out, None)

@@ -21,6 +21,7 @@ STORED: dict[str, Parts] = {
         "g_idx": ("I32", (32,)),
     },
     "awq": {"qweight": ("I32", (32, 8)), "qzeros": ("I32", (1, 8)), "scales": ("F16", (1, 64))},
+    "awq gemv": {"qweight": ("I32", (64, 4)), "qzeros": ("I32", (64, 4)), "scales": ("F16", (64, 32))},
     "fp8": {"weight": ("F8_E4M3", (64, 32)), "weight_scale_inv": ("F32", (1, 1)), "activation_scale": ("F32", ())},
     "e8m0": {"weight": ("F8_E4M3", (64, 32)), "weight_scale_inv": ("F8_E8M0", (1, 1))},
     "nvfp4": {

@@ -26,7 +26,7 @@ ADAPTER = {
 }
 CASES = (
     *("gptq-2", "gptq-3", "gptq-4", "gptq-8", "gptq-4-desc_act"),
-    *("gptqmodel-4-gptq", "gptqmodel-4-gptq_v2", "gptqmodel-8-gptq", "gptqmodel-3-gptq_v2", "awq"),
+    *("gptqmodel-4-gptq", "gptqmodel-4-gptq_v2", "gptqmodel-8-gptq", "gptqmodel-3-gptq_v2", "awq", "awq-gemv"),
     *("pack-4-group", "pack-4-group-asymmetric", "pack-4-channel", "pack-8-channel-asymmetric"),
     *("pack-3-group", "pack-5-group-asymmetric", "int-8-channel", "int-8-channel-asymmetric", "int-8-tensor"),
     *("naive-4-group", "float-8-channel", "float-8-tensor", "float-8-block", "nvfp4", "mxfp4", "mxfp8"),
@@ -196,7 +196,9 @@ REFUSED: dict[str, tuple[str, Change, str, str]] = {
         "rejected",
         "expected a matrix",
     ),
-    "gemv": ("awq", _say(version="gemv"), "unsupported", "layout 'gemv' of AWQ"),
+    "gemv fast": ("awq", _say(version="gemv_fast"), "unsupported", "layout 'gemv_fast' of AWQ"),
+    "gemm as gemv": ("awq", _say(version="gemv"), "rejected", "do not agree at 4 bits and groups of 32"),
+    "groups of gemv": ("awq-gemv", _say(group_size=7), "rejected", "groups of 7"),
     "awq of 3 bits": ("awq", _say(bits=3), "unsupported", "AWQ with 3 bits"),
     "scaled activation": (
         "awq",

@@ -173,6 +173,25 @@ def autoawq(group: int) -> Callable[[torch.Tensor], Layer]:
     return make
 
 
+def autoawq_gemv(group: int) -> Callable[[torch.Tensor], Layer]:
+    """AutoAWQ's layout GEMV. Only a GPU reads it there: here by the order in which it packs."""
+    bare("awq", "awq.modules", "awq.modules.linear", "awq.utils")
+    gemv = importlib.import_module("awq.modules.linear.gemv")
+
+    def make(weight: torch.Tensor) -> Layer:
+        scale, zero = (part.half() for part in affine(weight, 4, group, symmetric=False))
+        layer = gemv.WQLinear_GEMV.from_linear(linear(weight.half(), torch.float16), 4, group, scales=scale, zeros=zero)
+        shifts, groups = torch.arange(0, 32, 4), weight.shape[1] // group
+        codes, zeros = (
+            ((words[:, :, None] >> shifts) & 15).reshape(len(words), -1) for words in (layer.qweight, layer.qzeros)
+        )
+        spread = [part[:, :groups].repeat_interleave(group, 1) for part in (zeros, layer.scales)]
+        stored = {name: getattr(layer, name) for name in ("qweight", "qzeros", "scales")}
+        return stored, (codes - spread[0]) * spread[1]
+
+    return make
+
+
 def compressed(form: str, weights: dict[str, Any], dtype: torch.dtype) -> Callable[[torch.Tensor], Layer]:
     """compressed-tensors."""
     from compressed_tensors.compressors import BaseCompressor
@@ -256,6 +275,7 @@ def main(folder: Path) -> None:
         write(folder / f"gptqmodel-{bits}-{form}", config, half, gptqmodel(bits, 32, form))
     config = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}
     write(folder / "awq", config, half, autoawq(32))
+    write(folder / "awq-gemv", {**config, "version": "gemv"}, half, autoawq_gemv(32))
 
     four = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32}
     eight = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
