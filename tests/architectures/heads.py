@@ -36,7 +36,7 @@ from tests.architectures.sweep import (
 DOCUMENT: Final = Path(__file__).parents[2] / "docs" / "heads.md"
 LABELS: Final = 3
 _COMMON: Final = ("model", "transformer")
-_BASES: Final = ("PRETRAINING", "CAUSAL_LM", "MASKED_LM", "SEQ_TO_SEQ_CAUSAL_LM")
+_BASES: Final = ("PRETRAINING", "CAUSAL_LM", "MASKED_LM", "SEQ_TO_SEQ_CAUSAL_LM", "IMAGE_TEXT_TO_TEXT")
 _INTRODUCTION: Final = """\
 # Heads of tasks
 
@@ -77,11 +77,15 @@ def forms() -> dict[tuple[str, str], str]:
 
 
 def base_of(name: str, model_type: str) -> str:
-    """A class without the head; the class itself if there is none."""
+    """A class without the head and with the same kind of config; the class itself if there is none."""
+    wanted = getattr(transformers, name).config_class
     for mapping in _BASES:
         names = getattr(modeling_auto, f"MODEL_FOR_{mapping}_MAPPING_NAMES").get(model_type)
         if names:
-            return names if isinstance(names, str) else names[0]
+            found = names if isinstance(names, str) else names[0]
+            # From the config of a part, a model with several parts would have the others in their full size.
+            if getattr(transformers, found).config_class is wanted:
+                return found
     return name
 
 
