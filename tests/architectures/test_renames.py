@@ -38,9 +38,9 @@ from tests.support.adapters import check_files, fingerprint_of, read_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-SAMPLE = sorted(every_class())[5::24]
-RENAMED = sorted(forms().items())[::4]
-SHARE = sorted(forms().items())[::7]
+SAMPLE = sorted(every_class())[5::60]
+RENAMED = sorted(forms().items())[::8]
+SHARE = sorted(forms().items())[::14]
 
 
 @pytest.fixture(autouse=True)
