@@ -34,9 +34,9 @@ class NotCovered(Exception):
     """No such case, or none that can be made up: the reason."""
 
 
-def sweep(name: str, model_type: str, folder: Path) -> dict[str, str]:
-    """The outcome of each case, and of the merge of linear layers into a quantized base: `equal`, `refused: …`,
-    `wrong: …` or `not covered: …`."""
+def sweep(name: str, model_type: str, folder: Path, *, quantized: bool = True) -> dict[str, str]:
+    """The outcome of each case, and of the merge of linear layers into a quantized base if wanted: `equal`,
+    `refused: …`, `wrong: …` or `not covered: …`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -48,6 +48,8 @@ def sweep(name: str, model_type: str, folder: Path) -> dict[str, str]:
         example = example_of(model)
         found = {case: _outcome(case, kind, model, example, folder) for case in CASES}
         known = found["linear"]
+        if not quantized:
+            return found
         if not known.startswith("not covered"):
             known = quantized_outcome(name, folder / "base", folder / "linear", folder)
         return {**found, QUANTIZED: known}

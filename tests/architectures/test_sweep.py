@@ -16,13 +16,15 @@ from tests.architectures.tiny import every_class
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 ARCHITECTURES = every()
+# How a base is quantized depends little on its architecture. All of them: `python -m tests.architectures.table`.
+QUANTIZED = set(sorted(ARCHITECTURES)[::4])
 # Enough of the table to see that it is generated from these classes; all of it takes minutes.
 SAMPLE = sorted(every_class())[::16]
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 def test_merges_equal_the_adapted_model_or_are_refused(tmp_path: Path, name: str) -> None:
-    outcomes = sweep(name, ARCHITECTURES[name], tmp_path)
+    outcomes = sweep(name, ARCHITECTURES[name], tmp_path, quantized=name in QUANTIZED)
     assert not [f"{case}: {outcome}" for case, outcome in outcomes.items() if outcome.startswith("wrong")]
     assert line(name, outcomes) in DOCUMENT.read_text(encoding="utf-8").splitlines()
 

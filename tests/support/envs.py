@@ -50,7 +50,7 @@ def ensure_env(name: str, requirements: list[str], python: str = sys.executable)
         clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
         _run([python, "-m", "venv", str(folder)], clean)
         pip = [str(folder / "bin" / "python"), "-m", "pip", "--quiet", "--disable-pip-version-check"]
-        _run([*pip, "install", "--no-input", *requirements], clean)
+        _run([*pip, "install", "--no-input", "--no-compile", *requirements], clean)
         done.touch()
     return folder / "bin"
 
