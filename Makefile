@@ -20,9 +20,9 @@ $(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard kernels/lora_
 demo: setup
 	@$(BIN)/python examples/demo.py
 
-# Two processes more than there are cores, for some tests wait for kills and leases. tests/support/order.py says which
+# Three processes more than there are cores, for some tests wait for kills and leases. tests/support/order.py says which
 # tests run in one process, and which begin.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$(( $$(nproc) + 2 ))
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$(( $$(nproc) + 3 ))
 
 test: setup
 	$(PYTEST) --durations=20

@@ -22,7 +22,7 @@ from lora_contract import decoding
 from tests.registry.site import Site, problem
 
 CHECKS = (not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance)
-EXAMPLES = int(os.environ.get("LORA_REG_TEST_EXAMPLES", "16"))
+EXAMPLES = int(os.environ.get("LORA_REG_TEST_EXAMPLES", "12"))
 """Of each operation; 40 and more are for a change of the service's routes."""
 SAMPLES: dict[str, str] = {
     "namespace": "fuzzed",  # of its own: quotas and visibility are set too
