@@ -4,7 +4,6 @@ are of."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -41,16 +40,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 SAMPLE = sorted(every_class())[5::60]
 RENAMED = sorted(forms().items())[::8]
 SHARE = sorted(forms().items())[::14]
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    transformers.utils.logging.disable_progress_bar()
-    yield
-    transformers.utils.logging.enable_progress_bar()
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(("name", "model_type"), SHARE)
