@@ -88,13 +88,7 @@ def check_saved_complete(modules: BaseModules, structure: Structure, report: Che
     _check_saved_tied(modules, structure, spelled, held, report)
     for name, tensor in modules.parameters.items():
         if tensor.name == name and is_saved(spelled(name.rpartition(".")[0]), structure.names) and name not in held:
-            report.add(
-                "missing-tensor",
-                f"modules_to_save of {CONFIG} covers {name}, which is missing in the file.",
-                where=name,
-                expected=f"{PREFIX}{name}",
-                hint="Save the adapter again; a part of it is missing.",
-            )
+            _report_missing(report, name, "which is", parameter=name)
 
 
 def _check_saved_tied(
@@ -109,13 +103,17 @@ def _check_saved_tied(
     for path, module in modules.modules.items():
         own = module.weight is None or module.weight.name.rpartition(".")[0] == path
         if not own and path not in found and is_saved(spelled(path), structure.names):
-            report.add(
-                "missing-tensor",
-                f"modules_to_save of {CONFIG} covers {path}, whose weight is missing in the file.",
-                where=path,
-                expected=f"{PREFIX}{path}.weight",
-                hint="Save the adapter again; a part of it is missing.",
-            )
+            _report_missing(report, path, "whose weight is", parameter=f"{path}.weight")
+
+
+def _report_missing(report: CheckReport, where: str, what: str, *, parameter: str) -> None:
+    report.add(
+        "missing-tensor",
+        f"modules_to_save of {CONFIG} covers {where}, {what} missing in the file.",
+        where=where,
+        expected=f"{PREFIX}{parameter}",
+        hint="Save the adapter again; a part of it is missing.",
+    )
 
 
 def check_saved(
