@@ -6,7 +6,7 @@ STAMP := $(VENV)/.made
 
 .PHONY: setup demo test test-fast bench check format docs dist clean
 
-# Not compiled: of what is installed, a third is ever imported. The imports compile what every process of a run needs.
+# Compiling all that is installed takes 70 processor seconds; the imports compile what every process of a run needs, in 12.
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard kernels/lora_kernels/native/*.c)
