@@ -6,7 +6,7 @@ from typing import Final
 
 from lora_contract.adapter.config import AdapterConfig
 from lora_contract.adapter.report import CheckReport
-from lora_contract.adapter.sorting import sort_tensors
+from lora_contract.adapter.sorting import modules_in
 from lora_contract.modules import BaseModules
 from lora_contract.tensors import Header
 
@@ -43,7 +43,7 @@ def _width(config: AdapterConfig, header: Header, modules: BaseModules, width: i
     """The hidden size that all factors of the adapter agree on; None if they do not, or if it is that of the base."""
     ranks = {config.r, *config.rank_pattern.values()}
     seen: set[int] = set()
-    for group in sort_tensors(config.peft_type, header).modules:
+    for group in modules_in(config.peft_type, header):
         module = modules.resolve(group.path)
         a, b = group.tensors.get(_A), group.tensors.get(_B)
         if module is None or module.kind != "linear" or a is None or b is None:

@@ -8,7 +8,7 @@ from typing import Final
 
 from lora_contract.adapter.config import AdapterConfig
 from lora_contract.adapter.report import CheckReport
-from lora_contract.adapter.sorting import ModuleTensors, sort_tensors
+from lora_contract.adapter.sorting import ModuleTensors, modules_in
 from lora_contract.modules import BaseModule, BaseModules
 from lora_contract.tensors import Header
 
@@ -18,11 +18,16 @@ _MOST: Final = 64
 
 def report_part(config: AdapterConfig, header: Header, modules: BaseModules, report: CheckReport) -> None:
     """Replace the findings on missing modules by one if the base has all of them under one prefix."""
-    groups = sort_tensors(config.peft_type, header).modules
-    missing = [group for group in groups if modules.resolve(group.path) is None]
-    if not missing:
-        return
-    fitting = [prefix for prefix in _prefixes(missing[0].path, modules) if _fits(prefix, missing, modules)]
+    first, count, fitting = "", 0, list[str]()
+    for group in modules_in(config.peft_type, header):
+        if modules.resolve(group.path) is not None:
+            continue
+        if not count:
+            first, fitting = group.path, list(_prefixes(group.path, modules))
+        count += 1
+        fitting = [prefix for prefix in fitting if _fits(prefix, group, modules)]
+        if not fitting:
+            return
     if not fitting:
         return
     prefix, others = fitting[0], fitting[1:]
@@ -30,11 +35,11 @@ def report_part(config: AdapterConfig, header: Header, modules: BaseModules, rep
     report.forget(_CONSEQUENCES)
     report.add(
         "part-of-base",
-        f"The adapter was trained on a part of this base alone: the base has its {len(missing)} modules, such as "
-        f"{missing[0].path}, under {prefix}{also}.",
-        where=missing[0].path,
-        found=missing[0].path,
-        expected=_today(prefix, missing[0].path, modules),
+        f"The adapter was trained on a part of this base alone: the base has its {count} modules, such as "
+        f"{first}, under {prefix}{also}.",
+        where=first,
+        found=first,
+        expected=_today(prefix, first, modules),
         hint=f"Say so, and its names are changed to the base's: `lora-reg push DIR --prefix {prefix}`.",
     )
 
@@ -68,10 +73,9 @@ def _prefixes(path: str, modules: BaseModules) -> Iterator[str]:
     yield from sorted(found, key=lambda prefix: (not found[prefix], prefix))[:_MOST]
 
 
-def _fits(prefix: str, groups: list[ModuleTensors], modules: BaseModules) -> bool:
-    return all(
-        (module := modules.under(prefix, group.path)) is not None and _has_shape(group, module) for group in groups
-    )
+def _fits(prefix: str, group: ModuleTensors, modules: BaseModules) -> bool:
+    module = modules.under(prefix, group.path)
+    return module is not None and _has_shape(group, module)
 
 
 def _has_shape(group: ModuleTensors, module: BaseModule) -> bool:

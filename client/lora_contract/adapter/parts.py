@@ -15,7 +15,7 @@ import msgspec
 from lora_contract import canonical
 from lora_contract.adapter.config import AdapterConfig, parse_config
 from lora_contract.adapter.names import PREFIX
-from lora_contract.adapter.sorting import sort_tensors
+from lora_contract.adapter.sorting import modules_in
 from lora_contract.base import BaseFingerprint
 from lora_contract.components import component, component_names
 from lora_contract.errors import RegistryError
@@ -129,15 +129,16 @@ def _component_for(base: BaseFingerprint, names: Collection[str], config: Adapte
 
 def _fits(modules: BaseModules, config: AdapterConfig, header: Header) -> bool:
     """Whether a model has all modules of an adapter, with these widths."""
-    groups = sort_tensors(config.peft_type, header).modules
-    for group in groups:
+    some = False
+    for group in modules_in(config.peft_type, header):
         module = modules.resolve(group.path)
         if module is None:
             return False
         a = group.tensors.get("lora_A.weight")
         if a is not None and len(a.shape) > 1 and module.in_ is not None and a.shape[1] != module.in_:
             return False
-    return bool(groups)
+        some = True
+    return some
 
 
 def _refused(why: str) -> RegistryError:

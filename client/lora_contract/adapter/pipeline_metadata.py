@@ -14,7 +14,7 @@ from lora_contract.adapter.config import AdapterConfig, parse_config
 from lora_contract.adapter.parts import METADATA, Part
 from lora_contract.adapter.report import WEIGHTS, CheckReport
 from lora_contract.adapter.scaling import scales
-from lora_contract.adapter.sorting import sort_tensors
+from lora_contract.adapter.sorting import modules_in
 from lora_contract.errors import RegistryError
 
 STATED: Final = (
@@ -35,7 +35,7 @@ def check_metadata(parts: Collection[Part], report: CheckReport) -> None:
             return
         ours = scales(part.config)
         theirs = None if stated is None else scales(stated)
-        for group in sort_tensors(part.config.peft_type, part.header).modules:
+        for group in modules_in(part.config.peft_type, part.header):
             wanted = ours(group.path).scale
             found = 1.0 if theirs is None else theirs(group.path).scale
             if found != wanted or (stated is not None and stated.use_dora != part.config.use_dora):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from operator import attrgetter
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
 from lora_contract.adapter.names import PREFIX, global_name, split_suffix
 from lora_contract.adapter.types import TYPES
 from lora_contract.tensors import Header, TensorEntry
+
+_NAME: Final = attrgetter("name")
 
 
 class ModuleTensors(msgspec.Struct):
@@ -61,16 +65,35 @@ def place_of(name: str, peft_type: str) -> OwnTensor | Literal["shared", "other"
 
 def sort_tensors(peft_type: str, header: Header) -> SortedTensors:
     """Sort every tensor of a file of this type."""
-    modules: dict[tuple[str, int], ModuleTensors] = {}
-    found = SortedTensors()
-    for entry in sorted(header.tensors, key=lambda tensor: tensor.name):
+    found = SortedTensors(list(modules_in(peft_type, header)))
+    for entry in sorted(header.tensors, key=_NAME):
         place = place_of(entry.name, peft_type)
         if place == "shared":
             found.shared[entry.name.removeprefix("base_model.")] = entry
         elif place == "other":
             found.others.append(entry)
-        else:
-            key = place.path, place.nested
-            modules.setdefault(key, ModuleTensors(*key, {})).tensors[place.suffix] = entry
-    found.modules.extend(modules[key] for key in sorted(modules))
     return found
+
+
+def modules_in(peft_type: str, header: Header) -> Iterator[ModuleTensors]:
+    """Yield the modules that a file of this type adapts, in order of path and nesting, one at a time: all of them at
+    once take three times the memory of the header."""
+    entries = sorted(header.tensors, key=_NAME)
+    entries.sort(key=lambda entry: _module_order(place_of(entry.name, peft_type)))
+    module: ModuleTensors | None = None
+    for entry in entries:
+        place = place_of(entry.name, peft_type)
+        if not isinstance(place, OwnTensor):
+            continue
+        if module is None or module.path != place.path or module.nested != place.nested:
+            if module is not None:
+                yield module
+            module = ModuleTensors(place.path, place.nested, {})
+        module.tensors[place.suffix] = entry
+    if module is not None:
+        yield module
+
+
+def _module_order(place: OwnTensor | Literal["shared", "other"]) -> str:
+    """A text that sorts as path and nesting do: no name has the character NUL."""
+    return f"{place.path}\0{place.nested}" if isinstance(place, OwnTensor) else ""

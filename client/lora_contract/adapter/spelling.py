@@ -8,7 +8,7 @@ from lora_contract.adapter.config import AdapterConfig
 from lora_contract.adapter.names import PREFIX
 from lora_contract.adapter.placed import Structure
 from lora_contract.adapter.report import CheckReport
-from lora_contract.adapter.sorting import sort_tensors
+from lora_contract.adapter.sorting import modules_in
 from lora_contract.base import BaseFingerprint
 from lora_contract.modules import BaseModules
 from lora_contract.renames import rename_table
@@ -34,7 +34,7 @@ def report_older_names(
     predicate of target_modules."""
     older = [
         (group.path, today)
-        for group in sort_tensors(config.peft_type, header).modules
+        for group in modules_in(config.peft_type, header)
         if (today := _today(group.path, modules)) != group.path and modules.resolve(group.path) is not None
     ]
     unread = [pair for pair in older if not _converted(*pair, config, base, targeted)]

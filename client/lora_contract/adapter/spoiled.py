@@ -81,7 +81,8 @@ def _plain(name: str, wrappers: Set[str], suffixes: Set[str], removed: Counter[s
             removed[parts[place]] += 1
             del parts[place]
             break
-    return ".".join(parts)
+    # The same object if nothing is removed: a second copy of all names takes as much memory as they do.
+    return name if len(parts) == name.count(".") + 1 else ".".join(parts)
 
 
 def _command(parts: list[str]) -> str:
