@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextvars
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Concatenate
 
-from dbos import DBOS, PortableWorkflowError, SQLAlchemyDatasource
+from dbos import DBOS, PortableWorkflowError, SQLAlchemyDatasource, StepReservation
 from sqlmodel import Session
 
 from lora_contract.errors import RegistryError
 from lora_registry.db.session import raising_unavailable
-from lora_registry.jobs.engine.kinds import InputT, JobKind, P, ResultT
+from lora_registry.jobs.engine.kinds import InputT, JobKind, P, Part, ResultT
 from lora_registry.jobs.engine.names import ALIVE_EVENT, PROGRESS_STREAM, from_portable, to_portable
 from lora_registry.processes.child import ChildReporter
 from lora_registry.processes.children import Children
@@ -20,7 +23,7 @@ from lora_registry.runtime.typed import decode, encode, result_type, target_of
 
 
 class DbosContext:
-    """A `JobContext`: one per run of a job, used only by the thread that runs it."""
+    """A `JobContext`: one per run of a job, used by the thread that runs it and by those that wait for its parts."""
 
     def __init__(
         self, *, job_id: str, kind: JobKind[Any], datasource: SQLAlchemyDatasource, isolation: str, children: Children
@@ -46,8 +49,41 @@ class DbosContext:
         result: ResultT = decode(self._step(name, work), kind)
         return result
 
-    def _step(self, name: str, work: Callable[[], Any]) -> Any:
-        """work: returns a JSON value, which is checkpointed."""
+    def children(
+        self, name: str, fn: Callable[[InputT, ChildReporter], ResultT], parts: Sequence[Part[InputT]], *, at_once: int
+    ) -> list[ResultT]:
+        target, kind = target_of(fn), result_type(fn)
+        shared = _SharedProgress(self, name, sum(part.size for part in parts))
+        failed = threading.Event()
+
+        def run(part: Part[InputT], step: StepReservation) -> Any:
+            if failed.is_set():
+                return None
+            label = f"{name} {part.name}"
+            sink = _PartSink(shared, part.name)
+
+            def work() -> Any:
+                spec, timeout = encode(part.data), self.kind.timeout
+                return self._children.run(name=label, target=target, spec=spec, sink=sink, timeout=timeout)
+
+            try:
+                return self._step(label, work, step.run)
+            except BaseException:
+                failed.set()
+                raise
+
+        # Drawn here, in order: a step is found again by its number, whichever ends first.
+        steps = [DBOS.reserve_step() for _ in parts]
+        with ThreadPoolExecutor(max(1, at_once), "part") as pool:
+            running = [
+                pool.submit(contextvars.copy_context().run, run, part, step)
+                for part, step in zip(parts, steps, strict=True)
+            ]
+        found: list[ResultT] = [decode(future.result(), kind) for future in running]
+        return found
+
+    def _step(self, name: str, work: Callable[[], Any], run: Callable[..., Any] = DBOS.run_step) -> Any:
+        """work: returns a JSON value, which is checkpointed. run: the engine's function that runs a step."""
 
         def body() -> Any:
             fault_point(f"jobs.step.{name}.before")
@@ -56,7 +92,7 @@ class DbosContext:
             return result
 
         try:
-            result = DBOS.run_step({"name": name}, body)
+            result = run({"name": name}, body)
         except PortableWorkflowError as error:
             raise from_portable(error) from error
         fault_point(f"jobs.step.{name}.recorded")
@@ -138,6 +174,39 @@ class DbosContext:
         while (remaining := end - time.monotonic()) > 0:
             time.sleep(min(remaining, 1.0))
             self.alive()
+
+
+class _SharedProgress:
+    """The progress of children that run at the same time, as one. total: of all, in their unit."""
+
+    def __init__(self, context: DbosContext, step: str, total: int) -> None:
+        self.context = context
+        self._step = step
+        self._total = total
+        self._done: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def report(self, part: str, done: int, unit: str) -> None:
+        with self._lock:  # in the order of the sums
+            self._done[part] = done
+            self.context.progress(self._step, part, done=sum(self._done.values()), total=self._total, unit=unit)
+
+
+class _PartSink:
+    """Forwards the reports of one of several children."""
+
+    def __init__(self, shared: _SharedProgress, part: str) -> None:
+        self._shared = shared
+        self._part = part
+
+    def progress(self, record: dict[str, Any]) -> None:
+        self._shared.report(self._part, int(record["done"]), str(record["unit"]))
+
+    def log(self, text: str) -> None:
+        self._shared.context.log(text)
+
+    def alive(self) -> None:
+        self._shared.context.alive()
 
 
 class _StepSink:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeAlias, TypeVar
 
@@ -54,6 +54,15 @@ class JobKind(Generic[SpecT]):
     retry: RetryPolicy = field(default_factory=RetryPolicy)
 
 
+@dataclass(frozen=True, slots=True)
+class Part(Generic[InputT]):
+    """What one of several children works on. size: its share of the progress, in the unit that the child reports."""
+
+    name: str
+    data: InputT
+    size: int
+
+
 class JobContext(Protocol):
     """What a handler works with. A handler is a fixed sequence of named steps.
 
@@ -74,6 +83,16 @@ class JobContext(Protocol):
 
         The process is killed when the job is cancelled or its worker dies. If it dies itself, the step fails with a
         `job-failed` that names the signal or exit status.
+        """
+
+    def children(
+        self, name: str, fn: Callable[[InputT, ChildReporter], ResultT], parts: Sequence[Part[InputT]], *, at_once: int
+    ) -> list[ResultT]:
+        """Run `fn` on each part as `child` does, `at_once` of them at the same time. Return the results in order.
+
+        Each part is a step of its own, `name` with the part's name, so that after a crash only unfinished ones run
+        again. After a failure no further part starts; the error of the first part that failed is raised once the
+        running ones have ended.
         """
 
     def transaction(

@@ -53,10 +53,16 @@ class MergeInput(msgspec.Struct, frozen=True):
 
 
 class PlannedFile(msgspec.Struct, frozen=True):
-    """A weight file of the result. plan: of this file alone, packed by `pack`. verify: the files of the base whose
-    digests are compared while this one is merged; each file of the base is compared once."""
+    """A weight file of the result.
+
+    Args:
+        size: in bytes.
+        plan: of this file alone, packed by `pack`.
+        verify: files of the base whose digests are compared while this one is merged; each is compared once.
+    """
 
     file: str
+    size: int
     plan: str
     verify: tuple[str, ...] = ()
 
@@ -111,7 +117,9 @@ def plan(data: MergeInput, reporter: ChildReporter) -> PlannedMerge:
         touched = sum(bool(tensor.deltas) for tensor in shard.tensors)
         reporter.log(f"{shard.file}: {len(shard.tensors)} tensors, {touched} touched, {shard.size} bytes")
         verify = (*((shard.file,) if shard.file in data.base else ()), *(() if weights else others))
-        weights.append(PlannedFile(shard.file, pack(msgspec.structs.replace(merge_plan, shards=(shard,))), verify))
+        weights.append(
+            PlannedFile(shard.file, shard.size, pack(msgspec.structs.replace(merge_plan, shards=(shard,))), verify)
+        )
     plain = dequantized(merge_plan)
     if plain is not None:
         reporter.log(f"dequantized: {plain}")

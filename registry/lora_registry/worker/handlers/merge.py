@@ -1,6 +1,9 @@
-"""The merge job: plan, merge each output file in a step, commit the version with its lineage in one transaction."""
+"""The merge job: plan, merge the output files side by side, a step each, commit the version with its lineage in one
+transaction."""
 
 from __future__ import annotations
+
+import os
 
 import msgspec
 
@@ -8,7 +11,7 @@ from lora_contract.errors import RegistryError
 from lora_contract.recipe import MergeRecipe
 from lora_kernels.merging import MergeReport, check_kept, merge_report
 from lora_registry.context import Context
-from lora_registry.jobs.engine.kinds import Handler, JobContext
+from lora_registry.jobs.engine.kinds import Handler, JobContext, Part
 from lora_registry.jobs.specs import DeriveSpec
 from lora_registry.worker.children import merge as child
 from lora_registry.worker.children.derive import DeriveInput, report_body
@@ -43,11 +46,11 @@ def merge_files(job: JobContext, data: DeriveInput) -> tuple[tuple[ResultFile, .
     if not isinstance(data.recipe, MergeRecipe):
         raise RegistryError("internal", f"A recipe of {data.recipe.operation} is not a merge.")
     planned = job.child("plan", child.plan, child.MergeInput(data.recipe, data.base, data.inputs))
-    merged, count = [], len(planned.weights)
-    for number, weights in enumerate(planned.weights):
-        job.progress("merge", f"{weights.file} ({number + 1} of {count})", done=number, total=count, unit="files")
-        shard = child.ShardInput(weights, data.base, data.inputs)
-        merged.append(job.child(f"merge {weights.file}", child.merge_shard, shard))
+    shards = [
+        Part(weights.file, child.ShardInput(weights, data.base, data.inputs), weights.size)
+        for weights in planned.weights
+    ]
+    merged = job.children("merge", child.merge_shard, shards, at_once=len(os.sched_getaffinity(0)))
     report = job.step("judge", _check_kept, merged, planned.ignored, data.recipe.allow_loss)
     report = msgspec.structs.replace(report, dequantized=planned.dequantized)
     return (*merged, *planned.side_files), report, planned.architecture

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, func, select, update
+from sqlalchemy import Engine, func, select, text, update
 from sqlmodel import Session, col
 
 from lora_registry.db.engine import make_engine
@@ -101,6 +101,13 @@ class Site:
         status = self.jobs.status(job_id)
         assert status is not None
         return status
+
+    def recorded(self, job_id: str) -> set[str]:
+        """Names of the steps whose results or errors are recorded."""
+        table = "operation_outputs" if self.url.startswith("sqlite") else "dbos.operation_outputs"
+        ended = text(f"SELECT function_name FROM {table} WHERE workflow_uuid = :job")
+        with self.database.connect() as connection:
+            return set(connection.execute(ended.bindparams(job=job_id)).scalars())
 
     def rows(self, job_id: str) -> int:
         """Committed results of a job."""

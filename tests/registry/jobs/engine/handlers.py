@@ -13,7 +13,7 @@ from sqlalchemy.orm import registry
 from sqlmodel import Field, Session, SQLModel
 
 from lora_contract.errors import RegistryError
-from lora_registry.jobs.engine.kinds import JobContext, JobKind, RetryPolicy, handled
+from lora_registry.jobs.engine.kinds import JobContext, JobKind, Part, RetryPolicy, handled
 from lora_registry.processes.child import ChildReporter
 
 
@@ -127,6 +127,26 @@ def with_offspring(_spec: dict[str, Any], _report: ChildReporter) -> dict[str, A
     os._exit(4)
 
 
+def parts(ctx: JobContext, spec: dict[str, Any]) -> dict[str, Any]:
+    """Children side by side, one for each of `spec["parts"]`."""
+    given = [Part(name, {**spec, "part": name}, 10) for name in spec["parts"]]
+    return {"made": ctx.children("part", make_part, given, at_once=spec["at_once"])}
+
+
+def make_part(spec: dict[str, Any], report: ChildReporter) -> str:
+    """Waits until `spec["together"]` parts have begun, then for the journal's `.go`, if it is one of `spec["waits"]`."""
+    journal, part = Path(spec["journal"]), spec["part"]
+    note(spec["journal"], part)
+    report.progress(part, done=10, total=10, unit="bytes")
+    while len(notes(journal)) < spec["together"]:
+        time.sleep(0.01)
+    if part == spec.get("fails"):
+        raise RegistryError("rejected", f"The part {part} does not fit.")
+    while part in spec.get("waits", ()) and not Path(f"{journal}.go").exists():
+        time.sleep(0.01)
+    return f"made {part}"
+
+
 def flaky(ctx: JobContext, spec: dict[str, Any]) -> dict[str, Any]:
     """A step that fails as `spec["code"]` says until it was started `spec["until"]` times."""
 
@@ -167,6 +187,7 @@ HANDLERS = [
     handled(JobKind("full", dict[str, Any], timeout=30.0, retry=_QUICK), full),
     handled(JobKind("poison", dict[str, Any], max_attempts=2, retry=_QUICK), full),
     handled(JobKind("hasty", dict[str, Any], timeout=3.0, retry=_QUICK), full),
+    handled(JobKind("parts", dict[str, Any], timeout=60.0, retry=_QUICK), parts),
     handled(JobKind("flaky", dict[str, Any], retry=_QUICK), flaky),
     handled(JobKind("commits", dict[str, Any], retry=_QUICK), commits),
     handled(JobKind("broken", dict[str, Any]), broken),

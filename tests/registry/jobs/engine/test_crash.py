@@ -87,6 +87,21 @@ def test_killed_inside_each_step_while_another_worker_lives(site: Site) -> None:
         assert site.rows(step) == 1
 
 
+def test_killed_while_parts_run_only_the_unfinished_ones_are_done_again(site: Site) -> None:
+    names = ["a", "b", "c", "d"]
+    first = site.worker()
+    site.enqueue("job", kind="parts", parts=names, at_once=3, together=3, waits=["b", "d"])
+    journal = site.journal("job")
+    site.until(lambda: starts(journal, "d") == 1)
+    site.until(lambda: {"part a", "part c"} <= site.recorded("job"))
+    first.kill()
+    site.worker()
+    site.until(lambda: starts(journal, "b") == starts(journal, "d") == 2)
+    site.go("job")
+    assert site.ended("job").result == {"made": [f"made {name}" for name in names]}
+    assert [starts(journal, name) for name in names] == [1, 2, 1, 2]
+
+
 def test_a_frozen_worker_that_wakes_up_in_a_step_writes_nothing(site: Site) -> None:
     zombie = site.worker()
     site.enqueue("a", seconds={"check": 60.0})

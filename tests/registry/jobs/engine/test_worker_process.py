@@ -52,6 +52,26 @@ def test_progress_is_followed_live_and_taken_up_again(running: Site) -> None:
     assert list(running.jobs.follow("told", offset=len(whole))) == []
 
 
+def test_parts_run_side_by_side_and_their_progress_is_one(running: Site) -> None:
+    running.enqueue("parts", kind="parts", parts=["a", "b", "c"], at_once=2, together=2)
+    assert running.ended("parts").result == {"made": ["made a", "made b", "made c"]}
+    records = [record for record in running.jobs.follow("parts") if record.step == "part"]
+    assert [(record.done, record.total, record.unit) for record in records] == [
+        (10, 30, "bytes"),
+        (20, 30, "bytes"),
+        (30, 30, "bytes"),
+    ]
+
+
+def test_after_a_part_failed_no_other_begins(running: Site) -> None:
+    running.enqueue("unfit", kind="parts", parts=["a", "b", "c", "d"], at_once=2, together=2, fails="b", waits=["a"])
+    running.until(lambda: "part b" in running.recorded("unfit"))
+    running.go("unfit")
+    status = running.ended("unfit")
+    assert (status.state, status.error_code, status.error) == ("failed", "rejected", "The part b does not fit.")
+    assert {line["step"] for line in notes(running.journal("unfit"))} == {"a", "b"}
+
+
 def test_the_end_of_a_child_is_told_clearly(running: Site) -> None:
     for fate in FATES:
         running.enqueue(f"fate-{fate}", fate=fate)
@@ -143,6 +163,16 @@ def test_cancel_kills_the_child(running: Site, talks: bool) -> None:
     running.until(lambda: not Path(f"/proc/{pid}").exists(), within=3.0)
     assert time.monotonic() - begun < 3.0
     assert running.rows(job) == 0
+
+
+def test_cancel_kills_all_parts(running: Site) -> None:
+    running.enqueue("parted", kind="parts", parts=["a", "b", "c"], at_once=2, together=2, waits=["a", "b"])
+    journal = running.journal("parted")
+    running.until(lambda: len(notes(journal)) == 2)
+    running.jobs.cancel("parted")
+    processes = [Path(f"/proc/{line['pid']}") for line in notes(journal)]
+    running.until(lambda: not any(process.exists() for process in processes))
+    assert starts(journal, "c") == 0
 
 
 def test_a_cancelled_job_started_again_goes_on_where_it_was(running: Site) -> None:
