@@ -41,7 +41,7 @@ def _on_h200(share: str) -> str:
 
 MERGE_LOW_RANK: Final = LaunchConfig(64, 64, 16, 4, 1, 8, measured=_on_h200("58 %, 8 warps 37 %; four: 37 %"))
 MERGE_DORA: Final = LaunchConfig(64, 64, 16, 4, 2, 8, measured=_on_h200("47 %, two reads counted"))
-TENSOR_STATS: Final = LaunchConfig(1, 16384, 0, 4, 2, measured=_on_h200("50 %"))
+TENSOR_STATS: Final = LaunchConfig(1, 32768, 0, 4, 1)
 # Needs more registers per element than a merge.
 SPARSE: Final = LaunchConfig(32, 64, 16, 4, 2, 8, measured=_on_h200("10 %, 8 warps 8 %"))
 # The same tiles, since the counted deltas must be bitwise equal to the merged ones.

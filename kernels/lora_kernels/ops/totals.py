@@ -41,9 +41,9 @@ def totals_kernel(
     tl.store(totals + i_job * FIELDS + i_field, total)
 
 
-def totals(partials: torch.Tensor, counts: Sequence[int], *, maximum: int) -> list[list[float]]:
-    """Sum partials (programs, fields), float32 or float64. counts: number of programs of each job. maximum: see
-    MAXIMUM."""
+def totals(partials: torch.Tensor, counts: Sequence[int], *, maximum: int) -> torch.Tensor:
+    """Sum partials (programs, fields), float32 or float64, on their device, without waiting for it. Returns float64
+    (jobs, fields). counts: number of programs of each job. maximum: see MAXIMUM."""
     fields = partials.shape[1]
     found = torch.zeros((len(counts), fields), dtype=torch.float64, device=partials.device)
     if counts:
@@ -52,8 +52,7 @@ def totals(partials: torch.Tensor, counts: Sequence[int], *, maximum: int) -> li
             totals_kernel[(len(counts), fields)](
                 partials, starts, found, FIELDS=fields, MAXIMUM=maximum, BLOCK=TOTALS.columns, **options(TOTALS)
             )
-    rows: list[list[float]] = found.tolist()
-    return rows
+    return found
 
 
 def variants() -> list[aot.Variant]:

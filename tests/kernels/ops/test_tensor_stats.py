@@ -8,12 +8,12 @@ import torch
 from lora_contract.errors import RegistryError
 from lora_kernels.ops import tables, tensor_stats, tensor_stats_grouped
 from lora_kernels.ops.configs import TENSOR_STATS
-from lora_kernels.ops.launch import ELEMENTS, options
+from lora_kernels.ops.launch import options
 from lora_kernels.ops.tensor_stats import Summary
 from tests.kernels.ops.inputs import BF16, FP16, FP32, laid_out, normal
 
-# Sums of at most 2^14 squares in float64, each addition rounded.
-ERROR = 2.0**14 * 2.0**-53
+# Exact squares: seven additions in float32 of those of 16 bits, then at most 2^15 in float64.
+ERROR = {BF16: 7 * 2.0**-24 + 2.0**-38, FP16: 7 * 2.0**-24 + 2.0**-38, FP32: 2.0**-38}
 
 
 def expected(tensor: torch.Tensor) -> Summary:
@@ -22,7 +22,7 @@ def expected(tensor: torch.Tensor) -> Summary:
 
 def assert_same(got: Summary, tensor: torch.Tensor) -> None:
     right = expected(tensor)
-    assert got.sum_squares == pytest.approx(right.sum_squares, rel=ERROR, abs=0)
+    assert got.sum_squares == pytest.approx(right.sum_squares, rel=ERROR[tensor.dtype], abs=0)
     assert got[1:] == right[1:]
 
 
@@ -66,6 +66,22 @@ def test_largest_and_smallest_numbers_keep_their_squares(device):
     assert tensor_stats(subnormal, backend="triton") == Summary(10 * (2.0**-133) ** 2, 3 * 2.0**-133, 0)
 
 
+@pytest.mark.parametrize(
+    "size", [2.0**-133, 2.0**-70, 2.0**-62.5, 2.0**-55, 1.0, 2.0**61, 2.0**62, 2.0**70, 2.0**126]
+)
+def test_squares_that_float32_cannot_hold_are_as_exact_as_others(size, device):
+    """Of each size, with a stretch of another size beside it, zeros, and one small element among large ones."""
+    values = normal((3 * TENSOR_STATS.columns + 40,), seed=2).clamp(-1.9, 1.9).double() * size
+    values[: TENSOR_STATS.columns] *= min(1.0, 1 / size)
+    values[-40:-8], values[-1] = 0, 2.0**-130
+    tensor = values.to(BF16).to(device)
+    assert_same(tensor_stats(tensor, backend="triton"), tensor)
+
+
+def test_only_zeros(device):
+    assert tensor_stats(torch.zeros(9000, dtype=BF16, device=device), backend="triton") == Summary(0, 0, 0)
+
+
 def test_elements_past_31_bits(device):
     """The last stretch of a tensor of more than 2^31 elements, in memory of which only that stretch is ever touched."""
     from lora_kernels.ops.tensor_stats import kernel
@@ -78,8 +94,8 @@ def test_elements_past_31_bits(device):
     table.jobs[0, tables.FIELDS.index("start")] = 1 - table.programs
     partials = torch.zeros((1, kernel.PARTIALS), dtype=torch.float64, device=device)
     kernel.tensor_stats_kernel[(1,)](
-        table.jobs, table.owners, partials, ELEMENT=ELEMENTS[BF16], ALIGNED=True,
-        BLOCK_ROWS=TENSOR_STATS.rows, BLOCK_COLUMNS=TENSOR_STATS.columns, **options(TENSOR_STATS),
+        table.jobs, table.owners, partials,
+        **kernel.constants(BF16, TENSOR_STATS, aligned=True), **options(TENSOR_STATS),
     )  # fmt: skip
     assert partials.tolist() == [[9, 3, 0]]
 

@@ -46,5 +46,5 @@ def sums(partials: torch.Tensor, counts: Sequence[int]) -> list[MergeStats | Non
     """Sums over each job's tiles, in float64. counts: number of tiles of each job."""
     return [
         MergeStats(sums=UpdateSums(*found[:3]), max_delta=found[MAX_DELTA], non_finite=int(found[4]))
-        for found in totals(partials, counts, maximum=MAX_DELTA)
+        for found in totals(partials, counts, maximum=MAX_DELTA).tolist()
     ]

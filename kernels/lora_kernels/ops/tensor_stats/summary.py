@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 class Summary(NamedTuple):
     """sum_squares (in float64, so that no finite tensor overflows it) and max_abs are of the finite elements, 0 without
-    any. non_finite: number of elements that are NaN or infinite."""
+    any. sum_squares is within 2^-21 of the exact sum for bf16 and fp16, which a GPU adds in float32 by eights, and
+    within 2^-36 for fp32. non_finite: number of elements that are NaN or infinite."""
 
     sum_squares: float
     max_abs: float
