@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from benchmarks import compose, drift, drift_table, merge, sparse7b, table
 from benchmarks.exact import WrongResult
+from benchmarks.gpu import page as gpu_page
 from benchmarks.machine import OtherLoad, machine, versions
 from benchmarks.options import Options
 from benchmarks.process import ROOT, CommandFailed, environment, python
@@ -29,7 +30,11 @@ _ONCE: Final = ("sparse7b",)
 # Suites that measure outputs, not speed.
 _UNTIMED: Final = ("drift",)
 # Tables between the markers of each page.
-PAGES: Final = {"docs/benchmarks.md": table.tables, "docs/validation.md": drift_table.tables}
+PAGES: Final = {
+    "docs/benchmarks.md": table.tables,
+    "docs/validation.md": drift_table.tables,
+    "docs/kernels.md": gpu_page.tables,
+}
 # Share of the machine that other processes may use; beyond it, figures are noise and are not written.
 NOISE: Final = 0.1
 
@@ -48,12 +53,13 @@ def main() -> int:
     except (WrongResult, CommandFailed, sparse7b.NoSpace) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 1
+    status = 0
+    if arguments.suite in ("all", "gpu"):
+        status = subprocess.run(python("-m", "benchmarks.gpu"), env=environment(ours=True), check=False).returncode
     for page, tables in PAGES.items():
         path = ROOT / page
         path.write_text(table.with_tables(path.read_text("utf-8"), tables()), encoding="utf-8")
-    if arguments.suite in ("all", "gpu"):
-        return subprocess.run(python("-m", "benchmarks.gpu"), env=environment(ours=True), check=False).returncode
-    return 0
+    return status
 
 
 def measure(name: str, options: Options) -> None:

@@ -1,109 +1,176 @@
-"""Triton kernels against the copy bandwidth of the GPU they run on.
+"""Triton kernels against the bandwidth of the GPU they run on, in one run.
 
-    python -m benchmarks.gpu [--rounds N] [--results DIR]
+    python -m benchmarks.gpu [--limit SECONDS] [--results DIR] [--dry]
 
-Each case is first compared with float64; after a wrong result nothing is timed and the exit status is 1. Then the case,
-a plain copy and the case's peer run in turn, over tensors of many times the size of the L2 cache, so that no data is
-cached. `share of copy` is bytes per second, counting what the operation must read and write at least, over the copy's
-bytes per second in the same round. Reported is the median over the rounds, in GPU time, and the time of a whole call
-including the host's part. Low-rank merges process all tensors in one launch, as for a model; others launch once or a
-few times per tensor. Results go to `results/gpu-<device>.json`. Without a GPU nothing is measured or written.
+With the folders `kernels` and `client` on the path it needs Python, torch, Triton and numpy. In this order: what the
+device can reach; each case against float64 or to the byte; the time of those that are right, beside a copy, with clocks
+and power; hardware counters. Every line is on disk, in `results/gpu-<device>.jsonl`, before the next thing begins, and
+after 75 % of the limit nothing new begins. A wrong result is reported and not timed, and makes the exit status 1.
+
+Without a GPU nothing is measured. --dry goes through all stages in Triton's interpreter, on small shapes, without a
+clock.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import json
-import statistics
+import os
+import platform
 import sys
-from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from benchmarks.gpu.cases import Case, Shape, cases, normal, size
-from benchmarks.gpu.clock import on_device, whole_call
-
-SHAPES: Final[tuple[Shape, ...]] = ((4096, 4096), (8192, 28672))
-# About twenty times the L2 cache of an H200.
-ROTATION_BYTES: Final = 1 << 30
-
-
-def measure(case: Case, shape: Shape, rounds: int) -> dict[str, Any]:
-    items = [case.prepare()]
-    per_item = case.moved(items[0])
-    items += [case.prepare() for _ in range(max(2, ROTATION_BYTES // per_item) - 1)]
-    moved = per_item * len(items)
-    source = normal((max(2, ROTATION_BYTES // (4 * shape[0] * shape[1])), *shape), 0.02)
-    target = torch.empty_like(source)
-    copies, times, calls, peers = [], [], [], []
-    for _ in range(rounds + 1):
-        copies.append(2 * size(source) / on_device(lambda: target.copy_(source)))
-        times.append(on_device(lambda: case.run(items)))
-        calls.append(whole_call(lambda: case.run(items)))
-        if case.peer is not None:
-            peers.append(on_device(partial(case.peer, items)))
-    # The first round compiles.
-    copies, times, calls, peers = (values[1:] for values in (copies, times, calls, peers))
-    shares = [moved / taken / copied for taken, copied in zip(times, copies, strict=True)]
-    return {
-        "case": case.name,
-        "shape": list(shape),
-        "milliseconds": statistics.median(times) / len(items) * 1e3,
-        "call_milliseconds": statistics.median(calls) / len(items) * 1e3,
-        "copy_bytes_per_second": statistics.median(copies),
-        "share_of_copy": statistics.median(shares),
-        "lowest_share": min(shares),
-        "bar": case.bar,
-        "times_torch": statistics.median(peers) / statistics.median(times) if peers else None,
-        "rounds": rounds,
-    }
+if TYPE_CHECKING:
+    from benchmarks.gpu.cases import Case
+    from benchmarks.gpu.journal import Journal
+    from benchmarks.gpu.monitor import Monitor
+    from benchmarks.gpu.place import Place, Shape
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "results")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--limit", type=float, default=480, metavar="SECONDS", help="of the whole run (default: 480)")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parents[1] / "results", metavar="DIR")
+    parser.add_argument("--dry", action="store_true", help="interpret small shapes; for a machine without a GPU")
+    parser.add_argument("--once", metavar="CASE", help="run one case once, on the largest shape (for ncu)")
     arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("There is no GPU on this machine: nothing was measured.")
+    if arguments.dry:
+        # Before Triton is imported.
+        os.environ["TRITON_INTERPRET"] = "1"
+    import torch
+
+    from benchmarks.gpu import journal, place
+
+    if not (arguments.dry or torch.cuda.is_available()):
+        print("There is no GPU on this machine: nothing was measured. --dry goes through the stages without one.")
         return 0
-    device = torch.cuda.get_device_name()
     torch.manual_seed(0)
-    rows = []
-    for shape in SHAPES:
-        for case in cases(shape):
-            try:
-                if case.check is not None:
-                    case.check(case.prepare())
-            except AssertionError as error:
-                print(f"{case.name} on {shape} is wrong, so no speed is reported: {error}", file=sys.stderr)
-                return 1
-            rows.append(measure(case, shape, arguments.rounds))
-            print(_line(rows[-1]), flush=True)
-            torch.cuda.empty_cache()
+    where = place.Dry() if arguments.dry else place.Gpu()
+    if arguments.once is not None:
+        _once(where, arguments.once)
+        return 0
     arguments.results.mkdir(parents=True, exist_ok=True)
-    path = arguments.results / f"gpu-{device.lower().replace(' ', '-').replace('/', '-')}.json"
-    libraries = {"torch": torch.__version__, "triton": importlib.metadata.version("triton")}
-    record = {"device": device, **libraries, "cuda": torch.version.cuda, "rows": rows}
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(f"Written to {path}.")
-    return 0
+    path = arguments.results / f"gpu-{where.name().lower().replace(' ', '-').replace('/', '-')}.jsonl"
+    return _run(where, journal.Journal(path, arguments.limit))
 
 
-def _line(row: dict[str, Any]) -> str:
-    bar = (
-        ""
-        if row["bar"] is None
-        else f"  bar {row['bar']:.0%} {'met' if row['share_of_copy'] >= row['bar'] else 'NOT met'}"
-    )
-    torch_times = "" if row["times_torch"] is None else f"  {row['times_torch']:.1f} x torch"
-    return (
-        f"{row['case']:32} {row['shape']!s:14} {row['milliseconds']:8.4f} ms  call {row['call_milliseconds']:8.4f} ms  "
-        f"{row['share_of_copy']:6.1%} of copy{bar}{torch_times}"
-    )
+def _run(where: Place, lines: Journal) -> int:
+    from benchmarks.gpu.monitor import Monitor
+
+    with Monitor() as monitor:
+        lines.write("environment", device=where.name(), **_environment())
+        ceilings = _ceilings(where, lines, monitor)
+        right, wrong = _check(where, lines)
+        for shape in reversed(where.shapes):
+            _time(where, shape, lines, monitor, right, ceilings)
+        _count(where, lines, right)
+    lines.write("end", wrong=sorted(wrong))
+    return 1 if wrong else 0
+
+
+def _environment() -> dict[str, Any]:
+    import torch
+
+    libraries = {name: version(name) for name in ("torch", "triton")}
+    return {"python": platform.python_version(), **libraries, "cuda": torch.version.cuda}
+
+
+def _ceilings(where: Place, lines: Journal, monitor: Monitor) -> dict[str, float | None]:
+    from benchmarks.gpu.ceilings import bandwidths, matrix_unit_sums
+
+    found: dict[str, float | None] = {}
+    monitor.take()
+    for row in bandwidths(where):
+        found[row["mix"]] = row["bytes_per_second"]
+        lines.write("ceiling", **row, card=monitor.take())
+    for row in matrix_unit_sums(where):
+        lines.write("matrix unit sum", **row)
+    where.finish()
+    return found
+
+
+def _check(where: Place, lines: Journal) -> tuple[set[str], set[str]]:
+    """Check every case on an odd shape and on one of whole tiles, which also compiles the kernels. Returns the names of
+    those that are right on both, and of those that are wrong."""
+    from benchmarks.gpu.cases import cases
+
+    checked: set[str] = set()
+    wrong: set[str] = set()
+    for shape in (where.odd, where.shapes[0]):
+        for case in cases(where, shape):
+            checked.discard(case.name)
+            if not lines.may_begin(f"check of {case.name} on {shape}"):
+                continue
+            checked.add(case.name)
+            failure = None
+            try:
+                case.check()
+            except Exception as error:  # noqa: BLE001 - one broken case must not cost the run the others
+                failure = f"{type(error).__name__}: {error}"[:500]
+                wrong.add(case.name)
+            lines.write("check", case=case.name, shape=list(shape), right=failure is None, failure=failure)
+            where.finish()
+    return checked - wrong, wrong
+
+
+def _time(
+    where: Place, shape: Shape, lines: Journal, monitor: Monitor, right: set[str], ceilings: dict[str, float | None]
+) -> None:
+    from benchmarks.gpu.cases import cases
+    from benchmarks.gpu.timing import measure
+
+    listed = [case for case in cases(where, shape) if case.name in right]
+    # The first again at the end: what differs is noise, or a card that got warm.
+    for index, case in enumerate([*listed, *listed[:1]]):
+        if not lines.may_begin(f"{case.name} on {shape}"):
+            return
+        monitor.take()
+        try:
+            fields = measure(where, case, ceilings)
+        except Exception as error:  # noqa: BLE001 - as above
+            fields = {"failure": f"{type(error).__name__}: {error}"[:500]}
+        lines.write(
+            "time", case=case.name, shape=list(shape), again=index == len(listed), **fields,
+            **_beside(case, shape, where), card=monitor.take(),
+        )  # fmt: skip
+        where.finish()
+
+
+def _beside(case: Case, shape: Shape, where: Place) -> dict[str, Any]:
+    """What was known before: the prediction, for the shape it was made for."""
+    from benchmarks.gpu.predictions import PREDICTIONS
+
+    prediction = PREDICTIONS.get(case.name)
+    if prediction is None or shape != where.shapes[-1]:
+        return {}
+    return {"predicted_milliseconds": [prediction.low, prediction.high], "floor_milliseconds": prediction.floor}
+
+
+def _count(where: Place, lines: Journal, right: set[str]) -> None:
+    from benchmarks.gpu import counters
+    from benchmarks.gpu.cases import cases
+
+    ncu = counters.program()
+    if ncu is None:
+        lines.write("counters", failed="there is no ncu on this machine")
+        return
+    named = {case.name: case for case in cases(where, where.shapes[0])}
+    for name in counters.CHOSEN[: 1 if where.dry else None]:
+        if name in right and lines.may_begin(f"counters of {name}"):
+            limit = max(lines.left() - 10, 1)
+            lines.write("counters", case=name, **counters.read(ncu, named[name], dry=where.dry, limit=limit))
+
+
+def _once(where: Place, name: str) -> None:
+    from benchmarks.gpu.cases import cases
+
+    for case in cases(where, where.shapes[-1]):
+        if case.name == name:
+            case.run([case.prepare()])
+            where.finish()
 
 
 if __name__ == "__main__":

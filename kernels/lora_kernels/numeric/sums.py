@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
-import msgspec
 
-
-class UpdateSums(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class UpdateSums:
     """<dW, dW>, <realised, dW> and <realised, realised>, over the elements of one tensor or of several."""
 
     delta_delta: float

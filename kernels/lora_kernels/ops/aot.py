@@ -33,13 +33,15 @@ _SPILLS: Final = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads"
 @dataclass(frozen=True, slots=True)
 class Variant:
     """One way to compile a kernel. name: for users and tests. types: of the runtime arguments, in Triton's notation
-    (`*i64`, `fp32`). constants: the compile-time arguments."""
+    (`*i64`, `fp32`). constants: the compile-time arguments. offset_bits: width of the offsets in blocks; 32 if they
+    count from a 64-bit address within the matrix."""
 
     name: str
     kernel: Any
     types: dict[str, str]
     constants: dict[str, Any] = field(hash=False)
     config: LaunchConfig
+    offset_bits: int = 64
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from typing import Final, Protocol
 
 import numpy as np
 
+from lora_kernels.quantized.blocksizes import NESTED_BLOCKSIZE
 from lora_kernels.quantized.codes import F32, U8, dynamic_map
-from lora_kernels.quantized.layout import NESTED_BLOCKSIZE
 
 # Intermediate numbers take many times the memory of the absmax.
 _CHUNK: Final = 1024 * NESTED_BLOCKSIZE

@@ -10,7 +10,8 @@ from lora_contract import canonical
 from lora_contract.adapter.files import ReadFile
 from lora_contract.base import BaseFingerprint, BaseTensor
 from lora_contract.tensors import DTYPE_NAMES, MAX_ELEMENTS
-from lora_kernels.quantized.layout import BLOCKSIZES, NestedParts, Quantized, StoredPart
+from lora_kernels.quantized.blocksizes import BLOCKSIZES
+from lora_kernels.quantized.layout import NestedParts, Quantized, StoredPart
 from lora_kernels.quantized.parts import as_part, reject
 
 _STATE: Final = ".quant_state.bitsandbytes__"

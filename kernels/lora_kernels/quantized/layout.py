@@ -15,9 +15,8 @@ from typing import Any, Final, Literal
 import msgspec
 
 from lora_contract.tensors import DTYPE_BYTES, DTYPE_NAMES
+from lora_kernels.quantized.blocksizes import NESTED_BLOCKSIZE
 
-BLOCKSIZES: Final = (32, 64, 128, 256, 512, 1024, 2048, 4096)
-NESTED_BLOCKSIZE: Final = 256
 _LONG_NAMES: Final = {short: name for name, short in DTYPE_NAMES.items()}
 # No float64 has a longer decimal representation.
 _LONGEST_NUMBER: Final = -2.2250738585072014e-308

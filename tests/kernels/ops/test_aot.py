@@ -26,7 +26,7 @@ def test_compiles_without_spills(variant):
     # Offsets of blocks of elements, at which the tensors of a checkpoint may lie past 2^31.
     offsets = _offsets(cost.ir, r"\d+x\d+x") or _offsets(cost.ir, r"\d+x")
     assert offsets
-    assert set(offsets) == {"i64"}
+    assert set(offsets) == {f"i{variant.offset_bits}"}
 
 
 def _offsets(ir, shape):

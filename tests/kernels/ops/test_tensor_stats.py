@@ -66,9 +66,7 @@ def test_largest_and_smallest_numbers_keep_their_squares(device):
     assert tensor_stats(subnormal, backend="triton") == Summary(10 * (2.0**-133) ** 2, 3 * 2.0**-133, 0)
 
 
-@pytest.mark.parametrize(
-    "size", [2.0**-133, 2.0**-70, 2.0**-62.5, 2.0**-55, 1.0, 2.0**61, 2.0**62, 2.0**70, 2.0**126]
-)
+@pytest.mark.parametrize("size", [2.0**-133, 2.0**-70, 2.0**-62.5, 2.0**-55, 1.0, 2.0**61, 2.0**62, 2.0**70, 2.0**126])
 def test_squares_that_float32_cannot_hold_are_as_exact_as_others(size, device):
     """Of each size, with a stretch of another size beside it, zeros, and one small element among large ones."""
     values = normal((3 * TENSOR_STATS.columns + 40,), seed=2).clamp(-1.9, 1.9).double() * size

@@ -56,7 +56,7 @@ def test_the_limit_is_the_kth_largest_magnitude(density, device, monkeypatch):
     assert torch.equal(limits, kernel.limits(zero, adapters, density))
     for adapter, limit in zip(adapters, limits, strict=True):
         delta = torch.empty_like(zero)
-        merge_low_rank.merge([(zero, [adapter], delta)], stats=False, config=SPARSE)
+        merge_low_rank.launch([(zero, [adapter], delta)], stats=False, config=SPARSE)
         magnitudes = delta.abs().view(torch.int32).flatten()
         assert int((magnitudes >= limit).sum()) == int(density * zero.numel())
         assert int(limit) in magnitudes

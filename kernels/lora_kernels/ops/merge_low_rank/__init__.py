@@ -86,7 +86,7 @@ def merge_low_rank_grouped(
     return [result for result in results if result is not None]
 
 
-def _implementation(backend: Backend) -> Callable[..., list[MergeStats | None]]:
+def _implementation(backend: Backend) -> Callable[..., list[MergeStats] | list[None]]:
     if backend == "triton":
         from lora_kernels.ops.merge_low_rank import kernel
 

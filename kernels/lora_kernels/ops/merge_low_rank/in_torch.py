@@ -13,9 +13,10 @@ from lora_kernels.ops.merge_low_rank.stats import MergeStats
 Item = tuple[torch.Tensor, Sequence[LowRank], torch.Tensor]
 
 
-def merge(items: Sequence[Item], *, stats: bool, compute: torch.dtype = torch.float32) -> list[MergeStats | None]:
+def merge(items: Sequence[Item], *, stats: bool, compute: torch.dtype = torch.float32) -> list[MergeStats] | list[None]:
     """Merge checked items (W, adapters, output) into their outputs. compute: dtype of products and sums."""
-    return [_merge(w, adapters, out, stats=stats, compute=compute) for w, adapters, out in items]
+    found = [_merge(w, adapters, out, stats=stats, compute=compute) for w, adapters, out in items]
+    return [one for one in found if one is not None] if stats else [None] * len(items)
 
 
 def _merge(

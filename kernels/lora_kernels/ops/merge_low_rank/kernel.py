@@ -12,7 +12,7 @@ from lora_kernels.ops import aot, tables
 from lora_kernels.ops.configs import MERGE_LOW_RANK, LaunchConfig
 from lora_kernels.ops.launch import ELEMENTS, TABLE_TYPES, low_rank_constants, on, options
 from lora_kernels.ops.low_rank import LowRank
-from lora_kernels.ops.merge_low_rank.partials import PARTIALS, store_partials, sums
+from lora_kernels.ops.merge_low_rank.partials import PARTIALS, read, store_partials, sums
 from lora_kernels.ops.merge_low_rank.stats import MergeStats
 from lora_kernels.ops.rounding import store_rounded, widen
 from lora_kernels.ops.tiles import OUT, OUT_COLUMN, OUT_ROW, delta_sum, job_of, load_tile, offsets, tile_of
@@ -56,8 +56,14 @@ def merge_low_rank_kernel(
         store_partials(partials, i_program, b_w, b_delta, b_out, m_tile, OUTPUT)
 
 
-def merge(items: Sequence[Item], *, stats: bool, config: LaunchConfig = MERGE_LOW_RANK) -> list[MergeStats | None]:
+def merge(items: Sequence[Item], *, stats: bool) -> list[MergeStats] | list[None]:
     """Merge checked items (W, adapters, output), with one dtype of W and one of outputs, into their outputs."""
+    found = launch(items, stats=stats)
+    return [None] * len(items) if found is None else read(found)
+
+
+def launch(items: Sequence[Item], *, stats: bool, config: LaunchConfig = MERGE_LOW_RANK) -> torch.Tensor | None:
+    """As `merge`, without waiting for the device. Returns `partials.sums` if statistics are requested."""
     table = tables.build(
         [(w, out) for w, _, out in items], [group for _, group, _ in items], rows=config.rows, columns=config.columns
     )
@@ -70,7 +76,7 @@ def merge(items: Sequence[Item], *, stats: bool, config: LaunchConfig = MERGE_LO
                 **options(config.suited(factor=table.factor_dtype)), STATS=stats,
                 ELEMENT=ELEMENTS[items[0][0].dtype], OUTPUT=ELEMENTS[items[0][2].dtype],
             )  # fmt: skip
-    return sums(partials, table.tile_counts) if stats else [None] * len(items)
+    return sums(partials, table.tile_counts) if stats else None
 
 
 def variants() -> list[aot.Variant]:

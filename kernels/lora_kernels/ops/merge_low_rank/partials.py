@@ -42,9 +42,14 @@ def store_partials(
     tl.store(p_partials + 4, tl.sum(b_lost.to(tl.float32)))
 
 
-def sums(partials: torch.Tensor, counts: Sequence[int]) -> list[MergeStats | None]:
-    """Sums over each job's tiles, in float64. counts: number of tiles of each job."""
+def sums(partials: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+    """Sums over each job's tiles, float64 (jobs, 5), on the device. counts: number of tiles of each job."""
+    return totals(partials, counts, maximum=MAX_DELTA)
+
+
+def read(found: torch.Tensor) -> list[MergeStats]:
+    """Wait for the device and read the result of `sums`."""
     return [
-        MergeStats(sums=UpdateSums(*found[:3]), max_delta=found[MAX_DELTA], non_finite=int(found[4]))
-        for found in totals(partials, counts, maximum=MAX_DELTA).tolist()
+        MergeStats(sums=UpdateSums(*row[:3]), max_delta=row[MAX_DELTA], non_finite=int(row[4]))
+        for row in found.tolist()
     ]

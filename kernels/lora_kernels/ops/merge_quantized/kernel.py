@@ -12,7 +12,7 @@ from lora_kernels.ops import aot, tables
 from lora_kernels.ops.configs import MERGE_QUANTIZED, LaunchConfig
 from lora_kernels.ops.launch import ELEMENTS, TABLE_TYPES, low_rank_constants, on, options
 from lora_kernels.ops.low_rank import LowRank
-from lora_kernels.ops.merge_low_rank.partials import PARTIALS, store_partials, sums
+from lora_kernels.ops.merge_low_rank.partials import PARTIALS, read, store_partials, sums
 from lora_kernels.ops.merge_low_rank.stats import MergeStats
 from lora_kernels.ops.quantized import Quantized
 from lora_kernels.ops.quantized.kernel import FOUR_BIT, INT8, constants, fits, like, load_weight, parts, scheme, types
@@ -92,7 +92,7 @@ def merge(
                 **low_rank_constants(table.factor_dtype, config, aligned=aligned),
                 OUTPUT=ELEMENTS[out.dtype], STATS=stats,
             )  # fmt: skip
-    return sums(partials, table.tile_counts)[0] if stats else None
+    return read(sums(partials, table.tile_counts))[0] if stats else None
 
 
 def variants() -> list[aot.Variant]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from lora_contract.errors import RegistryError
-from lora_kernels.quantized.layout import BLOCKSIZES, NESTED_BLOCKSIZE
+from lora_kernels.quantized.blocksizes import BLOCKSIZES, NESTED_BLOCKSIZE
 
 
 @dataclass(frozen=True, slots=True)

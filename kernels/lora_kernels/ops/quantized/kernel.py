@@ -17,8 +17,8 @@ from lora_kernels.ops.quantized import FourBit, Int8Rows, Quantized
 from lora_kernels.ops.rounding import load_typed, widen
 from lora_kernels.ops.tables import ALIGNED_BYTES
 from lora_kernels.ops.tiles import W_COLUMN, W_ROW, W, load_tile, offsets, place_of
+from lora_kernels.quantized.blocksizes import BLOCKSIZES
 from lora_kernels.quantized.int8 import UNIT
-from lora_kernels.quantized.layout import BLOCKSIZES
 
 DENSE: Final = tl.constexpr(0)
 FOUR_BIT: Final = tl.constexpr(1)

@@ -22,8 +22,8 @@ from lora_kernels.ops.quantized import (
     check_quantized,
     refused,
 )
+from lora_kernels.quantized.blocksizes import NESTED_BLOCKSIZE
 from lora_kernels.quantized.codes import NF4, dynamic_map
-from lora_kernels.quantized.layout import NESTED_BLOCKSIZE
 
 __all__ = ["empty_nf4", "requantize_nf4"]
 

@@ -170,6 +170,7 @@ def variants() -> list[aot.Variant]:
             types={"jobs": "*i64", "owners": "*i32", "partials": "*fp64"},
             constants=constants(element, TENSOR_STATS, aligned=aligned),
             config=TENSOR_STATS,
+            offset_bits=32 if aligned else 64,
         )
         for element in ELEMENTS
         for aligned in (True, False)
