@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from docs.generate import cli, errors, left_out, merging_types, python_api, rest
+from docs.generate import cli, errors, kernel_costs, left_out, merging_types, python_api, rest
 from lora_contract.methods.page import methods_page
 
 DOCS: Final = Path(__file__).resolve().parents[1]
 PAGES: Final[dict[str, Callable[[], str]]] = {
+    "kernels.md": kernel_costs.page,
     "left-out.md": left_out.page,
     "merging-types.md": merging_types.page,
     "methods.md": methods_page,

@@ -168,8 +168,10 @@ def variants() -> list[aot.Variant]:
             name=f"tensor_stats {ELEMENTS[element]}, {'aligned' if aligned else 'any'}",
             kernel=tensor_stats_kernel,
             types={"jobs": "*i64", "owners": "*i32", "partials": "*fp64"},
-            constants=constants(element, TENSOR_STATS, aligned=aligned),
+            constants=(given := constants(element, TENSOR_STATS, aligned=aligned)),
             config=TENSOR_STATS,
+            steps=TENSOR_STATS.columns // (given["BLOCK"] * UNROLL.value),
+            elements=given["BLOCK"] * UNROLL.value,
             offset_bits=32 if aligned else 64,
         )
         for element in ELEMENTS
