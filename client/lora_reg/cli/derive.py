@@ -26,6 +26,19 @@ F = TypeVar("F", bound=Callable[..., Any])
 DTYPES = click.Choice(OUTPUT_DTYPES)
 
 
+DEVICES: tuple[str, ...] = ("cpu", "cuda", "auto")
+
+
+def device_option(command: F) -> F:
+    """Add `--device` to a command that works on this machine; None if it is not given."""
+    option = click.option(
+        "--device",
+        type=click.Choice(DEVICES),
+        help="With --local: device that computes, or the one predicted to be faster (default: cpu).",
+    )
+    return option(command)
+
+
 @dataclass(frozen=True, slots=True)
 class Where:
     """Destination of the result. Of a job: to, tags, message, detach, timeout; on this machine: local and output."""

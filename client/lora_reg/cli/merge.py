@@ -12,6 +12,7 @@ from lora_reg.cli.derive import (
     Counted,
     Where,
     by_job,
+    device_option,
     kernels,
     need_folders,
     refuse,
@@ -20,7 +21,9 @@ from lora_reg.cli.derive import (
     where_options,
 )
 from lora_reg.cli.merge_plan import print_plan
+from lora_reg.cli.output import to_object
 from lora_reg.cli.state import Command, State, pass_state
+from lora_reg.formatting.devices import device_line
 from lora_reg.formatting.text import plural
 
 if TYPE_CHECKING:
@@ -66,6 +69,7 @@ if TYPE_CHECKING:
     metavar="N",
     help="With --local: number of threads (default: one per processor).",
 )
+@device_option
 @click.option("--digests", is_flag=True, help="With --local: compute SHA-256 of the output files.")
 @click.option("--dry-run", is_flag=True, help="With --local: print the plan and write nothing.")
 @where_options
@@ -83,6 +87,7 @@ def merge(
     base_dir: str | None,
     prefix: str | None,
     threads: int | None,
+    device: str | None,
     digests: bool,
     dry_run: bool,
 ) -> None:
@@ -95,6 +100,7 @@ def merge(
         "--base-dir": base_dir,
         "--prefix": prefix,
         "--threads": threads,
+        "--device": device,
         "--digests": digests,
         "--dry-run": dry_run,
     }
@@ -110,11 +116,25 @@ def merge(
     given = {"dtype": dtype, "onto": onto, "rounding": rounding, "seed": seed, "prefix": prefix}
     numbers = {name: value for name, value in given.items() if value is not None}
     if dry_run:
-        print_plan(state, Path(base_dir), weighted_folders(adapters), numbers)
+        print_plan(
+            state,
+            Path(base_dir),
+            weighted_folders(adapters),
+            numbers,
+            device=device or "cpu",
+            digests=digests,
+            threads=threads,
+        )
         return
     output = where.here()
     assert output is not None
-    options = {**numbers, "digests": digests, "threads": threads, **({"min_kept": None} if allow_loss else {})}
+    options = {
+        **numbers,
+        "digests": digests,
+        "threads": threads,
+        "device": device or "cpu",
+        **({"min_kept": None} if allow_loss else {}),
+    }
     _merge_here(state, Path(base_dir), adapters, output, options)
 
 
@@ -163,6 +183,7 @@ def _merge_here(state: State, base_dir: Path, adapters: tuple[str, ...], output:
         human=[
             f"{output}  {plural(len(report.files), 'file')}, {plural(len(report.tensors), 'tensor')} changed{kept}",
             *([f"dequantized: {report.dequantized}"] if report.dequantized is not None else []),
+            *([device_line(to_object(report.execution))] if options["device"] != "cpu" else []),
         ],
         quiet=[str(output)],
     )

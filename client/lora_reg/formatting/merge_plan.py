@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from lora_reg.formatting.devices import device_line
 from lora_reg.formatting.text import plural, size, table
 
 
-def lines(plan: dict[str, Any]) -> list[str]:
+def lines(plan: dict[str, Any], execution: dict[str, Any]) -> list[str]:
     tensors = [tensor for shard in plan["shards"] for tensor in shard["tensors"]]
     changed = [
         tensor
@@ -43,6 +44,7 @@ def lines(plan: dict[str, Any]) -> list[str]:
             + (f"; {plural(len(adapter['ignored']), 'tensor')} without effect ignored" if adapter["ignored"] else "")
             for number, adapter in enumerate(plan["adapters"], 1)
         ),
+        device_line(execution),
         f"{size(total - computed)} copied, {size(computed)} computed, {size(total)} in total; nothing was written",
     ]
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import errno
 import hashlib
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from lora_contract.errors import RegistryError
 
 Chunk = bytes | bytearray | memoryview
+# Handing a shorter chunk to a thread takes longer than hashing it.
+_LONG: Final = 1 << 20
 
 
 class Sink(Protocol):
@@ -39,6 +42,22 @@ class Hashing:
     def hexdigest(self) -> str:
         """SHA-256 of the chunks so far, 64 hex digits."""
         return self._sha256.hexdigest()
+
+
+class HashingBeside(Hashing):
+    """Hash long chunks in a thread, while the consumer writes them."""
+
+    def __iter__(self) -> Iterator[Chunk]:
+        with ThreadPoolExecutor(1) as thread:
+            for chunk in self._chunks:
+                self.size += len(chunk)
+                if len(chunk) < _LONG:
+                    self._sha256.update(chunk)
+                    yield chunk
+                    continue
+                hashed = thread.submit(self._sha256.update, chunk)
+                yield chunk
+                hashed.result()
 
 
 class FolderSink:

@@ -1,4 +1,5 @@
-"""Execute a plan in a folder: threads write ranges of rows and of untouched bytes in place.
+"""Execute a plan in a folder. On the CPU, threads write ranges of rows and of untouched bytes in place; with digests,
+and on a device, each file is a stream.
 
 Tasks depend on the plan alone and their sums are added in its order, so neither the bytes nor the report depend on the
 number of threads.
@@ -9,17 +10,17 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 from lora_kernels.checkpoint.records import FileRecord
-from lora_kernels.checkpoint.sinks import FolderSink, Hashing, disk_full
+from lora_kernels.checkpoint.sinks import FolderSink, HashingBeside, disk_full
 from lora_kernels.checkpoint.sources import FolderSource
 from lora_kernels.checkpoint.staging import FinishedFile, Staging
 from lora_kernels.merging.plan import MergePlan
 from lora_kernels.merging.stats import TensorStats
-from lora_kernels.merging.stream import stream_shard
+from lora_kernels.merging.stream import Chunk as StreamedChunk
 from lora_kernels.merging.tasks import Count, MergeContext, Shard, Task, stopped
 from lora_kernels.merging.tensor import Buffers
 from lora_kernels.numeric.blas import one_thread
@@ -89,25 +90,29 @@ def execute(
         )
 
 
-def execute_hashing(
+def execute_streams(
     plan: MergePlan,
     staging: Staging[tuple[TensorStats, ...]],
     *,
-    base: FolderSource,
-    adapters: Sequence[FolderSource],
+    stream: Callable[[str, Callable[[TensorStats], None]], Generator[StreamedChunk, None, None]],
+    digests: bool,
     threads: int | None,
     count: Count,
 ) -> None:
-    """Like `execute`, with digests: one thread writes each file from start to end."""
+    """Like `execute`, from a stream of each file: one thread writes a file from start to end.
+
+    stream: of `shard_stream`. digests: hash the files, each in a thread of its own beside the one that writes.
+    threads: files at a time.
+    """
     sink, stop = FolderSink(staging.folder), threading.Event()
     waiting = deque(shard for shard in plan.shards if shard.file not in staging.finished)
 
-    def counted(chunks: Iterator[memoryview]) -> Iterator[memoryview]:
+    def counted(chunks: Iterator[StreamedChunk]) -> Iterator[memoryview]:
         for chunk in chunks:
             if stop.is_set():
                 raise stopped()
-            yield chunk
-            count(len(chunk))
+            yield chunk.view
+            count(len(chunk.view))
 
     def run() -> None:
         while waiting and not stop.is_set():
@@ -116,10 +121,11 @@ def execute_hashing(
             except IndexError:
                 return
             stats: list[TensorStats] = []
-            stream = stream_shard(plan, shard.file, base=base, adapters=adapters, on_tensor=stats.append)
-            chunks = Hashing(counted(stream))
-            sink.write(shard.file, shard.size, chunks)
-            staging.finish(FinishedFile(FileRecord(shard.file, shard.size, chunks.hexdigest), tuple(stats)))
+            with closing(stream(shard.file, stats.append)) as chunks:
+                hashing = HashingBeside(counted(chunks))
+                sink.write(shard.file, shard.size, hashing if digests else counted(chunks))
+            digest = hashing.hexdigest if digests else None
+            staging.finish(FinishedFile(FileRecord(shard.file, shard.size, digest), tuple(stats)))
 
     _in_threads([run] * min(threads or os.cpu_count() or 1, len(waiting)), stop)
 

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from lora_contract.adapter.headed import labelled_config
 from lora_contract.pipelines import is_of_diffusers, layout
@@ -19,12 +19,18 @@ from lora_kernels.checkpoint.folders import base_paths, moved_input, pipeline_fo
 from lora_kernels.checkpoint.records import Progress
 from lora_kernels.checkpoint.sources import FolderSource
 from lora_kernels.checkpoint.staging import Staging, identity_of, resumable_folder
+from lora_kernels.devices.choice import Device, Execution
 from lora_kernels.merging.base_copies import check_base_copies
 from lora_kernels.merging.dequantized import dequantized
+from lora_kernels.merging.device.cost import choose_device
 from lora_kernels.merging.plan import MergePlan, plan_merge
+from lora_kernels.merging.shards import shard_stream
 from lora_kernels.merging.stats import MIN_KEPT, MergeReport, TensorStats, check_kept, merge_report
 from lora_kernels.quantized.reading import read_quantized
 from lora_kernels.types.matching.tied import untied_config
+
+if TYPE_CHECKING:
+    from lora_kernels.devices.accelerator import Accelerator
 
 # Model files other than weights. The README describes the base, not the result, and is not copied.
 _COPIED_SUFFIXES: Final = frozenset({".json", ".jinja", ".txt", ".model", ".tiktoken"})
@@ -45,6 +51,7 @@ def merge_folder(
     digests: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
+    device: Device | Accelerator = "cpu",
 ) -> MergeReport:
     """Merge adapter folders, each with its weight, into a copy of a base model's folder.
 
@@ -58,16 +65,30 @@ def merge_folder(
         digests: hash the weight files while writing, which takes longer than everything else.
         threads: None for one per processor; the bytes do not depend on it.
         progress: called with bytes written and bytes in total, from several threads.
+        device: `cpu`, `cuda`, `auto` for the one that is predicted to be faster, or an open device. Bytes of the two
+            are equal only as far as `docs/devices.md` says, so that a merge resumes on the same device only.
 
-    Raises RegistryError as `read_quantized`, `plan_merge`, `check_base_copies`, `stream_shard`, `check_kept` and
-    `resumable_folder` do, and `not-found` for missing files.
+    Raises RegistryError as `read_quantized`, `plan_merge`, `check_base_copies`, `stream_shard`, `check_kept`,
+    `resumable_folder` and `devices.choose` do, and `not-found` for missing files.
     """
     plan = _plan(base_dir, adapters, prefix, dtype=dtype, onto=onto, rounding=rounding, seed=seed)
     folders = [folder for folder, _ in adapters]
     _check_copies(plan, base_dir, folders)
-    identity = identity_of([plan, digests], [base_dir, *folders])
+    execution = (
+        choose_device(plan, device, digests=digests, threads=threads) if isinstance(device, str) else device.execution
+    )
+    identity = identity_of([plan, digests, execution.backend, execution.processor], [base_dir, *folders])
     with resumable_folder(Path(out_dir), needed=plan.size, identity=identity, notes=tuple[TensorStats, ...]) as staging:
-        _write_shards(plan, base_dir, folders, staging, digests=digests, threads=threads, progress=progress)
+        _write_shards(
+            plan,
+            base_dir,
+            folders,
+            staging,
+            device=execution if isinstance(device, str) else device,
+            digests=digests,
+            threads=threads,
+            progress=progress,
+        )
         stats = [tensor for done in staging.finished.values() for tensor in done.notes]
         files = [done.file for done in staging.finished.values()]
         check_kept(stats, min_kept=min_kept)
@@ -79,7 +100,7 @@ def merge_folder(
             without=QUANTIZATION_FILES if plan.quantization != "keep" else frozenset(),
         )
     ignored = [name for adapter in plan.adapters for name in adapter.ignored]
-    return merge_report(stats, files=files, ignored=ignored, dequantized=dequantized(plan))
+    return merge_report(stats, files=files, ignored=ignored, dequantized=dequantized(plan), execution=execution)
 
 
 def plan_folder(
@@ -157,11 +178,12 @@ def _write_shards(
     adapter_dirs: Sequence[str | os.PathLike[str]],
     staging: Staging[tuple[TensorStats, ...]],
     *,
+    device: Execution | Accelerator,
     digests: bool,
     threads: int | None,
     progress: Progress | None,
 ) -> None:
-    from lora_kernels.merging.execute import execute, execute_hashing
+    from lora_kernels.merging.execute import execute, execute_streams
 
     lock, written = threading.Lock(), sum(done.file.size for done in staging.finished.values())
 
@@ -175,9 +197,11 @@ def _write_shards(
     with ExitStack() as stack:
         base = stack.enter_context(FolderSource(base_dir))
         adapters = [stack.enter_context(FolderSource(folder)) for folder in adapter_dirs]
-        (execute_hashing if digests else execute)(
-            plan, staging, base=base, adapters=adapters, threads=threads, count=count
-        )
+        stream = shard_stream(plan, base=base, adapters=adapters, device=device)
+        if stream.on_device or digests:
+            execute_streams(plan, staging, stream=stream.chunks, digests=digests, threads=threads, count=count)
+        else:
+            execute(plan, staging, base=base, adapters=adapters, threads=threads, count=count)
 
 
 def _write_indexes(base: Path, staging: Path, plan: MergePlan) -> None:

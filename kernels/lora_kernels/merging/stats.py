@@ -13,6 +13,8 @@ import msgspec
 
 from lora_contract.errors import RegistryError
 from lora_kernels.checkpoint.records import FileRecord
+from lora_kernels.devices.choice import Execution
+from lora_kernels.merging.plan import TensorPlan
 from lora_kernels.numeric.sums import UpdateSums
 
 MIN_KEPT = 0.5
@@ -38,6 +40,7 @@ class MergeReport(msgspec.Struct, frozen=True):
 
     kept, cosine: over all updates; replaced tensors do not count, since they would dominate. ignored: names of adapter
     tensors that change nothing. dequantized: what became of the base's quantized weights; None if it has none.
+    execution: the device that computed it.
     """
 
     kept: float | None
@@ -47,6 +50,19 @@ class MergeReport(msgspec.Struct, frozen=True):
     files: tuple[FileRecord, ...]
     ignored: tuple[str, ...]
     dequantized: str | None = None
+    execution: Execution = Execution()
+
+
+def tensor_stats(tensor: TensorPlan, sums: UpdateSums, max_delta: float, *, replaces: bool) -> TensorStats:
+    """Statistics of a planned tensor. sums, max_delta: over all of its rows."""
+    return TensorStats(
+        name=tensor.name,
+        kind="replace" if replaces else "update",
+        adapters=tuple(delta.adapter for delta in tensor.deltas),
+        elements=math.prod(tensor.shape),
+        max_delta=max_delta,
+        sums=sums,
+    )
 
 
 def total(tensors: Iterable[TensorStats]) -> UpdateSums:
@@ -65,6 +81,7 @@ def merge_report(
     files: Sequence[FileRecord] = (),
     ignored: Sequence[str] = (),
     dequantized: str | None = None,
+    execution: Execution | None = None,
 ) -> MergeReport:
     """Build the report of a merge, with tensors sorted by name and files by path."""
     sums = total(tensors)
@@ -76,6 +93,7 @@ def merge_report(
         files=tuple(sorted(files, key=lambda file: file.path)),
         ignored=tuple(ignored),
         dequantized=dequantized,
+        execution=execution or Execution(),
     )
 
 

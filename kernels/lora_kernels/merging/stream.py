@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from lora_kernels.checkpoint.factors import FactorReader
@@ -31,7 +31,7 @@ def stream_chunks(
     base: Source,
     adapters: Sequence[Source],
     on_tensor: Callable[[TensorStats], None] | None = None,
-) -> Iterator[Chunk]:
+) -> Generator[Chunk, None, None]:
     """Yield the bytes of an output file, `shard_size(plan, file)` in total.
 
     Each chunk is a view of a buffer that the next one overwrites: use or copy it first.

@@ -17,7 +17,7 @@ from lora_contract.errors import RegistryError
 from lora_kernels.checkpoint.factors import FactorReader
 from lora_kernels.checkpoint.sources import Source
 from lora_kernels.merging.plan import TensorPlan
-from lora_kernels.merging.stats import TensorStats
+from lora_kernels.merging.stats import TensorStats, tensor_stats
 from lora_kernels.merging.updates import Updates, load_updates
 from lora_kernels.merging.weights import open_weights
 from lora_kernels.merging.writers import Nf4, Rounded, Writer
@@ -105,6 +105,10 @@ class Sums:
         self.realised_realised += realised_realised
         self.max_delta = max(self.max_delta, max_delta)
 
+    @property
+    def total(self) -> UpdateSums:
+        return UpdateSums(self.delta_delta, self.realised_delta, self.realised_realised)
+
     def join(self, other: Sums) -> None:
         """Add the sums of the rows that follow."""
         self.delta_delta += other.delta_delta
@@ -132,6 +136,11 @@ class TensorMerge:
             self._row_group = _aligned(self._row_group, tensor.form.blocksize, self.columns)
             merged = self.merged(0, self.rows, Buffers())
             self._writer = Nf4(tensor, tensor.form, ((block, new) for block, _, _, new in merged))
+
+    @property
+    def replaces(self) -> bool:
+        """Whether an adapter replaces the tensor."""
+        return self.updates is not None and self.updates.replaces
 
     @property
     def step(self) -> int:
@@ -218,14 +227,7 @@ class TensorMerge:
 
     def stats(self, sums: Sums) -> TensorStats:
         """How much of the update survived rounding. sums: over all rows."""
-        return TensorStats(
-            name=self.tensor.name,
-            kind="replace" if self.updates is not None and self.updates.replaces else "update",
-            adapters=tuple(delta.adapter for delta in self.tensor.deltas),
-            elements=math.prod(self.tensor.shape),
-            max_delta=sums.max_delta,
-            sums=UpdateSums(sums.delta_delta, sums.realised_delta, sums.realised_realised),
-        )
+        return tensor_stats(self.tensor, sums.total, sums.max_delta, replaces=self.replaces)
 
 
 def _aligned(row_group: int, blocksize: int, columns: int) -> int:

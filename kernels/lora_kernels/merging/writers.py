@@ -80,23 +80,7 @@ class Nf4:
         self._form = form
         self._key = stream_key(tensor.seed, tensor.name) if tensor.seed is not None else None
         self._absmax = compress(absmax) if form.nested else PlainAbsmax(absmax)
-        self.head = self._head(tensor)
-
-    def _head(self, tensor: TensorPlan) -> bytes:
-        known = self._absmax
-        parts = [NF4.values.astype("<f4").tobytes()]
-        offset = 0.0
-        if isinstance(known, NestedAbsmax):
-            offset = float(known.offset)
-            parts += [
-                known.nested.astype("<f4").tobytes(),
-                dynamic_map().astype("<f4").tobytes(),
-                known.codes.tobytes(),
-            ]
-        else:
-            parts.append(known.values.astype("<f4").tobytes())
-        size = next(shape[0] for name, _, shape in tensor.entries if name.endswith("bitsandbytes__nf4"))
-        return b"".join(parts) + nf4_state(tensor.shape, self._form, offset, size)
+        self.head = nf4_head(tensor, form, self._absmax)
 
     def size(self, elements: int) -> int:
         return -(-elements // 2)
@@ -117,3 +101,20 @@ class Nf4:
 
     def _of(self, block: Block) -> F32:
         return self._absmax.of(*blockwise.block_range(block.first, block.elements, self._form.blocksize))
+
+
+def nf4_head(tensor: TensorPlan, form: Nf4Form, absmax: PlainAbsmax | NestedAbsmax) -> bytes:
+    """The bytes of a weight written as NF4 that precede its codes."""
+    parts = [NF4.values.astype("<f4").tobytes()]
+    offset = 0.0
+    if isinstance(absmax, NestedAbsmax):
+        offset = float(absmax.offset)
+        parts += [
+            absmax.nested.astype("<f4").tobytes(),
+            dynamic_map().astype("<f4").tobytes(),
+            absmax.codes.tobytes(),
+        ]
+    else:
+        parts.append(absmax.values.astype("<f4").tobytes())
+    size = next(shape[0] for name, _, shape in tensor.entries if name.endswith("bitsandbytes__nf4"))
+    return b"".join(parts) + nf4_state(tensor.shape, form, offset, size)

@@ -38,16 +38,7 @@ class FourBitWeights:
     @classmethod
     def open(cls, known: Quantized, source: Source) -> Callable[[], FourBitWeights]:
         """Read the scales. Raises RegistryError `rejected` if the codebook is not that of the scheme."""
-        assert known.values is not None
-        values = _part(source, known.values, np.dtype("<f4"))
-        if values.tobytes() != CODEBOOKS[known.scheme].values.tobytes():
-            raise RegistryError(
-                "rejected",
-                f"{known.values.name} is not the codebook of {known.scheme}.",
-                hint="Save the quantized model again with transformers, or merge onto the full-precision base.",
-                tensor=known.values.name,
-            )
-        return partial(cls, known, _absmax(known, source), source)
+        return partial(cls, known, read_absmax(known, source), source)
 
     def read(self, block: Block, out: F32) -> F32:
         known = self._known
@@ -68,7 +59,7 @@ class Int8Weights:
 
     @classmethod
     def open(cls, known: Quantized, source: Source) -> Callable[[], Int8Weights]:
-        return partial(cls, known, _part(source, known.absmax, np.dtype("<f4")), source)
+        return partial(cls, known, read_part(source, known.absmax, np.dtype("<f4")), source)
 
     def read(self, block: Block, out: F32) -> F32:
         raw = np.empty(block.shape, np.int8)
@@ -131,16 +122,27 @@ def _row(first: int, stop: int, elements: int) -> Block:
     return Block(0, 1, first, stop, elements)
 
 
-def _absmax(known: Quantized, source: Source) -> Absmax:
+def read_absmax(known: Quantized, source: Source) -> PlainAbsmax | NestedAbsmax:
+    """The scales of 4-bit codes. Raises RegistryError `rejected` if the codebook is not that of the scheme."""
+    assert known.values is not None
+    book = read_part(source, known.values, np.dtype("<f4"))
+    if book.tobytes() != CODEBOOKS[known.scheme].values.tobytes():
+        raise RegistryError(
+            "rejected",
+            f"{known.values.name} is not the codebook of {known.scheme}.",
+            hint="Save the quantized model again with transformers, or merge onto the full-precision base.",
+            tensor=known.values.name,
+        )
     if known.nested is None:
-        return PlainAbsmax(_part(source, known.absmax, np.dtype("<f4")))
+        return PlainAbsmax(read_part(source, known.absmax, np.dtype("<f4")))
     nested = known.nested
-    codes: U8 = _part(source, known.absmax, np.dtype("u1"))
-    scales, values = (_part(source, part, np.dtype("<f4")) for part in (nested.absmax, nested.values))
+    codes: U8 = read_part(source, known.absmax, np.dtype("u1"))
+    scales, values = (read_part(source, part, np.dtype("<f4")) for part in (nested.absmax, nested.values))
     return NestedAbsmax(codes, scales, values, np.float32(nested.offset), nested.blocksize)
 
 
-def _part(source: Source, part: StoredPart, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+def read_part(source: Source, part: StoredPart, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """The elements of a part, flat. Raises RegistryError `corrupt` if the file is too short."""
     raw = bytearray(part.end - part.start)
     source.read_into(part.file, part.start, memoryview(raw))
     return np.frombuffer(raw, dtype)

@@ -54,10 +54,32 @@ def test_the_plan_is_what_is_done(alone: Home, tmp_path: Path) -> None:
         }
 
 
+def test_the_device_is_in_the_plan_and_in_the_report(alone: Home, tmp_path: Path) -> None:
+    """Without a GPU: `auto` says why it takes the CPU. What a GPU gives is tested in tests/kernels."""
+    merge = ("merge", "--local", "--base-dir", BASE, QUERIES)
+    planned = alone.json(*merge, "--dry-run", "--device", "auto")["execution"]
+    made = alone.json(*merge, "--device", "auto", "-o", tmp_path / "out")["report"]["execution"]
+    assert planned == made and planned["device"] in ("cpu", "cuda")
+    assert "libcuda" in planned["reason"] or "predicted" in planned["reason"] or "driver" in planned["reason"]
+    lines = alone.ok(*merge, "--dry-run", "--device", "auto").out.splitlines()
+    assert lines[-2] == f"device: {planned['device']}, by numpy; {planned['reason']}"
+    assert alone.json(*merge, "--dry-run")["execution"]["reason"] == "requested"
+
+
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a GPU")
+def test_cuda_without_a_gpu_is_refused_before_anything_is_written(alone: Home, tmp_path: Path) -> None:
+    for further in (("--dry-run",), ("-o", tmp_path / "out")):
+        said = alone.run("merge", "--local", "--base-dir", BASE, QUERIES, "--device", "cuda", *further)
+        assert said.status == 6
+        assert "The device `cuda` was requested, and" in said.err and "hint: Use --device cpu" in said.err
+    assert list(tmp_path.glob("*out*")) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["a/b", "--to", "a/c", "--dry-run"], "--dry-run cannot be used with a merge by a job"),
+        (["a/b", "--to", "a/c", "--device", "cpu"], "--device cannot be used with a merge by a job"),
         (["a/b", "--to", "a/c", "--threads", "2"], "--threads cannot be used with a merge by a job"),
         (["a/b", "--local", "--dry-run"], "--local needs --base-dir"),
         (["a/b", "--local", "--base-dir", str(BASE)], "--local needs -o DIR"),

@@ -25,9 +25,12 @@ def _merge(
     before = w.to(compute)
     delta = delta_sum(w, adapters, compute)
     result = (before + delta).to(out.dtype)
-    out.copy_(result)
-    if not stats:
-        return None
+    found = _stats(before, delta, result) if stats else None
+    out.copy_(result)  # last: in place, `before` may be the same memory
+    return found
+
+
+def _stats(before: torch.Tensor, delta: torch.Tensor, result: torch.Tensor) -> MergeStats:
     delta = delta.double()
     realised = result.double() - before.double()
     return MergeStats(

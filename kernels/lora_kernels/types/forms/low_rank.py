@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from lora_kernels.checkpoint.records import Factor
 from lora_kernels.numeric.late import np
@@ -12,6 +12,14 @@ from lora_kernels.types.updates import Inputs, UpdateSpec
 if TYPE_CHECKING:
     from lora_kernels.numeric.dtypes import F32
     from lora_kernels.types.forms.products import LowRankAddition
+
+
+class LowRankFactors(NamedTuple):
+    """scale * left @ right, left (rows, r), right (r, columns) of the tensor; both float32, any strides."""
+
+    left: F32
+    right: F32
+    scale: float
 
 
 class LowRankProduct(UpdateSpec, frozen=True, tag="low-rank"):
@@ -39,6 +47,10 @@ class LowRankProduct(UpdateSpec, frozen=True, tag="low-rank"):
     cut: tuple[int, int, int] | None = None
 
     def load(self, inputs: Inputs) -> LowRankAddition:
+        return addition(self.read(inputs))
+
+    def read(self, inputs: Inputs) -> LowRankFactors:
+        """The factors in memory. Raises RegistryError `rejected` if a value is not finite."""
         a = _block_diagonal(_matrix(inputs.reader.load(self.a)), self.a_blocks)
         b = _block_diagonal(_matrix(inputs.reader.load(self.b)), self.b_blocks)
         if self.cut is not None:
@@ -49,7 +61,14 @@ class LowRankProduct(UpdateSpec, frozen=True, tag="low-rank"):
             a = a * inputs.reader.load(self.columns).reshape(1, -1)
         if self.rows is not None:
             b = b * inputs.reader.load(self.rows).reshape(-1, 1)
-        return product(a, b, self.scale, transposed=self.transposed)
+        return _factors(a, b, self.scale, transposed=self.transposed)
+
+    @property
+    def stored_dtype(self) -> str | None:
+        """The dtype that holds `left` and `right` exactly, if they are the stored factors; None if they are products of
+        several tensors, or have two dtypes."""
+        plain = self.rank is None and self.rows is None and self.columns is None
+        return self.a.dtype if plain and self.a.dtype == self.b.dtype else None
 
 
 def cut(a: F32, b: F32, sizes: tuple[int, int, int]) -> tuple[F32, F32]:
@@ -60,9 +79,18 @@ def cut(a: F32, b: F32, sizes: tuple[int, int, int]) -> tuple[F32, F32]:
 
 def product(a: F32, b: F32, scale: float, *, transposed: bool) -> LowRankAddition:
     """The update scale * B @ A, for A (r, in) and B (out, r). transposed: the tensor is stored (in, out)."""
+    return addition(_factors(a, b, scale, transposed=transposed))
+
+
+def addition(factors: LowRankFactors) -> LowRankAddition:
+    """The update in the form that the CPU adds."""
     from lora_kernels.types.forms.products import LowRankAddition
 
-    return LowRankAddition(a.T, b.T, scale) if transposed else LowRankAddition(b, a, scale)
+    return LowRankAddition(*factors)
+
+
+def _factors(a: F32, b: F32, scale: float, *, transposed: bool) -> LowRankFactors:
+    return LowRankFactors(a.T, b.T, scale) if transposed else LowRankFactors(b, a, scale)
 
 
 def _matrix(values: F32) -> F32:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from lora_kernels.checkpoint.records import Factor
 from lora_kernels.numeric.blocks import Block
 from lora_kernels.numeric.late import np
+from lora_kernels.types.forms.low_rank import LowRankFactors, addition
 from lora_kernels.types.updates import Additive, Inputs, UpdateSpec
 
 if TYPE_CHECKING:
@@ -50,16 +51,24 @@ class ExpertPart(UpdateSpec, frozen=True, tag="expert"):
         return self.stack.factors
 
     def load(self, inputs: Inputs) -> LowRankAddition:
-        from lora_kernels.types.forms.products import LowRankAddition
+        return addition(self.read(inputs))
 
+    def read(self, inputs: Inputs) -> LowRankFactors:
+        """The factors in memory. Raises RegistryError `rejected` if a value is not finite."""
         stack = self.stack
         a, b = inputs.reader.load_cached(stack.a), inputs.reader.load_cached(stack.b)
         down, up = (half[self.expert] for half in _stacks(a, b, stack.experts))
         up = np.ascontiguousarray(up)
         rows = slice(*self.rows)
         if stack.transposed:
-            return LowRankAddition(down.T[rows], up.T, stack.scale)
-        return LowRankAddition(up[rows], down, stack.scale)
+            return LowRankFactors(down.T[rows], up.T, stack.scale)
+        return LowRankFactors(up[rows], down, stack.scale)
+
+    @property
+    def stored_dtype(self) -> str | None:
+        """See `LowRankProduct.stored_dtype`."""
+        stack = self.stack
+        return stack.a.dtype if stack.a.dtype == stack.b.dtype else None
 
 
 class Experts(Additive):

@@ -1,0 +1,10 @@
+"""The device that an operation runs on: which one, why, and how tensors reach it.
+
+A device is a part of an operation's execution, not of its plan. `choice` and `cuda` load neither numpy nor torch.
+"""
+
+from __future__ import annotations
+
+from lora_kernels.devices.choice import DEVICES, Device, Estimate, Execution, choose
+
+__all__ = ["DEVICES", "Device", "Estimate", "Execution", "choose"]

@@ -1,0 +1,164 @@
+"""A wave on the device: one launch for its low-rank updates, one call of an operation for each other tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+
+from lora_kernels import ops
+from lora_kernels.merging.device.operands import DTYPES, Operands
+from lora_kernels.merging.device.work import Part
+from lora_kernels.merging.plan import TensorPlan
+from lora_kernels.merging.writers import nf4_head
+from lora_kernels.numeric.blocks import matrix
+from lora_kernels.numeric.sums import UpdateSums
+from lora_kernels.ops import FourBit, LowRank, MergeJob
+from lora_kernels.quantized.absmax import NestedAbsmax, PlainAbsmax
+from lora_kernels.quantized.layout import Nf4Form
+from lora_kernels.quantized.weights import QLORA
+
+# Below it, 2^-40, squares of an update underflow float32: the host sums them in float64.
+_SMALLEST: Final = 2.0**-40
+_CHUNK: Final = 1 << 24
+
+
+class Uploaded(NamedTuple):
+    """A part with the bytes of its weights, or of their codes, on the device."""
+
+    part: Part
+    raw: torch.Tensor
+
+
+class Computed(NamedTuple):
+    """The bytes of a part: `head`, then the uint8 tensor `body` on the device; and the sums of its update, without
+    those of an update if it has none."""
+
+    head: bytes
+    body: torch.Tensor
+    sums: UpdateSums
+    max_delta: float
+
+
+class _Measured(NamedTuple):
+    """As `ops.merge_low_rank.MergeStats`."""
+
+    sums: UpdateSums
+    max_delta: float
+    non_finite: int
+
+
+def compute_wave(wave: Sequence[Uploaded], operands: Operands, backend: Any) -> list[Computed | None]:
+    """Compute parts, in their order. None for a part that the host is to compute again, since values are not finite or
+    squares leave float32's range: it raises the precise error, or sums in float64.
+
+    Raises RegistryError as `Operands` does.
+    """
+    found: dict[int, Computed | None] = {}
+    low_rank = [index for index, item in enumerate(wave) if item.part.kind == "low-rank"]
+    found |= zip(low_rank, _low_rank([wave[index] for index in low_rank], operands, backend), strict=True)
+    for index, item in enumerate(wave):
+        if index not in found:
+            one = _dora if item.part.kind == "dora" else _quantized
+            found[index] = one(item, operands, backend)
+    return [found[index] for index in range(len(wave))]
+
+
+def _low_rank(wave: Sequence[Uploaded], operands: Operands, backend: Any) -> list[Computed | None]:
+    jobs = [_job(item, operands) for item in wave]
+    merged = ops.merge_low_rank_grouped(jobs, stats=True, backend=backend)
+    return [_checked(b"", result.weight, result.stats) for result in merged]
+
+
+def _job(item: Uploaded, operands: Operands) -> MergeJob:
+    part, tensor = item.part, item.part.tensor
+    columns = matrix(tensor.shape, tensor.columns)[1]
+    weight = item.raw.view(DTYPES[tensor.source_dtype]).reshape(part.r1 - part.r0, columns)
+    out = weight if part.in_place else torch.empty_like(weight, dtype=DTYPES[tensor.dtype])
+    return MergeJob(weight, operands.adapters(part), out, tensor.name)
+
+
+def _quantized(item: Uploaded, operands: Operands, backend: Any) -> Computed | None:
+    tensor, form = item.part.tensor, item.part.tensor.form
+    weight = operands.weight(tensor, item.raw)
+    adapters = operands.adapters(item.part)
+    if tensor.through_nf4:
+        weight = ops.requantize_nf4(weight, blocksize=QLORA.blocksize, nested=QLORA.nested, backend=backend)
+    if form is not None:
+        return _written_nf4(tensor, form, weight, adapters, backend)
+    assert not isinstance(weight, torch.Tensor)
+    merged = ops.merge_quantized(weight, adapters, dtype=DTYPES[tensor.dtype], stats=True, backend=backend)
+    return _checked(b"", merged.weight, merged.stats)
+
+
+def _written_nf4(
+    tensor: TensorPlan, form: Nf4Form, weight: Any, adapters: Sequence[LowRank], backend: Any
+) -> Computed | None:
+    written = ops.requantize_nf4(weight, adapters, blocksize=form.blocksize, nested=form.nested, backend=backend)
+    before = _wide(weight, backend)
+    change = None
+    if adapters:
+        zeros = torch.zeros_like(before)
+        change = ops.merge_low_rank(zeros, adapters, out=zeros, backend=backend).weight
+    measured = _measure(before, change, _wide(written, backend))
+    if not _trusted(measured):
+        return None
+    return _checked(nf4_head(tensor, form, _absmax(written)), written.packed, measured)
+
+
+def _dora(item: Uploaded, operands: Operands, backend: Any) -> Computed | None:
+    tensor = item.part.tensor
+    weight = operands.weight(tensor, item.raw)
+    dense = weight if isinstance(weight, torch.Tensor) else _wide(weight, backend)
+    adapter, magnitude = operands.dora(tensor)
+    # Float32 first: the report needs the update before its rounding.
+    new = ops.merge_dora(dense, adapter, magnitude, dtype=torch.float32, backend=backend)
+    before, stored = dense.float(), new.to(DTYPES[tensor.dtype])
+    return _checked(b"", stored, _measure(before, new - before, stored.float()))
+
+
+def _wide(weight: Any, backend: Any) -> torch.Tensor:
+    """A weight in float32."""
+    if isinstance(weight, torch.Tensor):
+        return weight.float()
+    return ops.dequant_blockwise(weight, dtype=torch.float32, backend=backend)
+
+
+def _measure(before: torch.Tensor, change: torch.Tensor | None, stored: torch.Tensor) -> _Measured:
+    """How much of an update a reader sees; float32 (rows, columns) each. change: None if there is no update."""
+    sums = torch.zeros(3, dtype=torch.float64, device=before.device)
+    largest = torch.zeros((), dtype=torch.float64, device=before.device)
+    rows = max(_CHUNK // max(before.shape[1], 1), 1)
+    for start in range(0, before.shape[0], rows):
+        part = slice(start, start + rows)
+        realised = (stored[part] - before[part]).double().reshape(-1)
+        dw = torch.zeros_like(realised) if change is None else change[part].double().reshape(-1)
+        sums += torch.stack([dw.dot(dw), realised.dot(dw), realised.dot(realised)])
+        largest = torch.maximum(largest, dw.abs().max())
+    dd, rd, rr, max_delta = torch.cat((sums, largest[None])).tolist()
+    # A sum of squares of float32 numbers does not overflow float64.
+    lost = not (math.isfinite(dd) and math.isfinite(rr))
+    return _Measured(UpdateSums(dd, rd, rr), max_delta, int(lost))
+
+
+def _trusted(found: Any) -> bool:
+    sums = (found.sums.delta_delta, found.sums.realised_delta, found.sums.realised_realised)
+    return not found.non_finite and all(map(math.isfinite, sums)) and not 0 < found.max_delta < _SMALLEST
+
+
+def _checked(head: bytes, body: torch.Tensor, found: Any) -> Computed | None:
+    if not _trusted(found):
+        return None
+    return Computed(head, body.reshape(-1).view(torch.uint8), found.sums, found.max_delta)
+
+
+def _absmax(written: FourBit) -> PlainAbsmax | NestedAbsmax:
+    """The scales that the operation wrote, copied to the host."""
+    nested = written.nested
+    if nested is None:
+        return PlainAbsmax(written.absmax.cpu().numpy())
+    codes, scales, values = (part.cpu().numpy() for part in (written.absmax, nested.absmax, nested.values))
+    return NestedAbsmax(codes, scales, values, np.float32(nested.offset.item()), nested.blocksize)

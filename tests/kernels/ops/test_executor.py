@@ -1,0 +1,31 @@
+"""A merge by the executor of a device, with the kernels: its files are those of the CPU's executor, byte for byte.
+
+The factors are such that sums are exact in float32: in any order, on any processor, they are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lora_kernels.devices.accelerator import Accelerator
+from lora_kernels.merging import merge_folder
+from tests.kernels.merging.device_models import exact_adapter, exact_base
+
+
+@pytest.mark.parametrize("options", [{}, {"dtype": "float32"}, {"onto": "nf4"}, {"dtype": "nf4"}], ids=str)
+def test_same_files_as_on_the_cpu(device: torch.device, tmp_path: Path, options: dict[str, Any]) -> None:
+    base, adapter = exact_base(tmp_path / "base", rows=70), exact_adapter(tmp_path / "adapter", rows=70)
+    files, kept = [], []
+    for name, chosen in (("cpu", "cpu"), ("device", Accelerator(device.type, "triton"))):
+        out = tmp_path / name
+        report = merge_folder(base, [(adapter, 0.5)], out, device=chosen, min_kept=None, **options)  # type: ignore[arg-type]
+        files.append({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(out.iterdir())})
+        kept.append(report.kept)
+    assert files[0] == files[1]
+    assert kept[0] == pytest.approx(kept[1], rel=1e-5)
+    assert report.execution.backend == "triton"
