@@ -15,7 +15,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 from lora_contract.tensors import DTYPE_BYTES
 from lora_kernels.merging.plan import CopiedRange, ShardPlan, TensorPlan, coalesced
 from lora_kernels.numeric.blocks import block_rows, matrix
-from lora_kernels.quantized.layout import BLOCKSIZES
+from lora_kernels.quantized.blocksizes import BLOCKSIZES
 from lora_kernels.types.forms.low_rank import LowRankProduct
 from lora_kernels.types.lora.dora import DoraProduct
 from lora_kernels.types.lora.stacks import ExpertPart
