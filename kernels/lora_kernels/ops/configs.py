@@ -45,10 +45,10 @@ TENSOR_STATS: Final = LaunchConfig(1, 32768, 0, 4, 1)
 # Needs more registers per element than a merge.
 SPARSE: Final = LaunchConfig(32, 64, 16, 4, 2, 8, measured=_on_h200("10 %, 8 warps 8 %"))
 # The same tiles, since the counted deltas must be bitwise equal to the merged ones.
-RADIX: Final = SPARSE
+COUNT: Final = SPARSE
 # Programs per adapter: a few for each of the 132 multiprocessors of an H200, so that each sums many tiles before it
 # writes.
-RADIX_PROGRAMS: Final = 528
+COUNT_PROGRAMS: Final = 528
 DEQUANTIZE: Final = LaunchConfig(64, 64, 0, 4, 2, 8, measured=_on_h200("49 %, 8 warps 40 %"))
 MERGE_QUANTIZED: Final = LaunchConfig(64, 64, 16, 4, 2, 8, measured=_on_h200("27 %, 8 warps 21 %"))
 # 64 columns are whole blocks of the blocksize of nearly all NF4 checkpoints.

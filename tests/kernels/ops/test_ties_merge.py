@@ -6,6 +6,7 @@ deltas and so the result are the same bytes.
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,8 @@ from lora_kernels.ops.configs import SPARSE
 from lora_kernels.ops.sparse.in_torch import combine
 from lora_kernels.ops.testing import Guarded
 from lora_kernels.ops.ties_merge import in_torch as reference
+from lora_kernels.ops.ties_merge import limits
+from lora_kernels.ops.ties_merge.limits import Search
 from tests.kernels.ops.inputs import BF16, FP16, FP32, laid_out, loras, normal, whole
 
 WEIGHTS = [1.0, 0.5, -2.0, 0.7]
@@ -50,16 +53,65 @@ def test_the_limit_is_the_kth_largest_magnitude(density, device, monkeypatch):
 
     shape = (70, 72)
     zero, adapters = torch.zeros(shape, device=device), loras(shape, (16, 5), dtype=FP32, device=device)
-    limits = kernel.limits(zero, adapters, density)
+    found = kernel.limits(zero, adapters, density)
     # Counting in two programs or in many gives the same: integers.
-    monkeypatch.setattr(kernel, "RADIX_PROGRAMS", 2)
-    assert torch.equal(limits, kernel.limits(zero, adapters, density))
-    for adapter, limit in zip(adapters, limits, strict=True):
+    monkeypatch.setattr(kernel, "COUNT_PROGRAMS", 2)
+    assert torch.equal(found, kernel.limits(zero, adapters, density))
+    for adapter, limit in zip(adapters, found, strict=True):
         delta = torch.empty_like(zero)
         merge_low_rank.launch([(zero, [adapter], delta)], stats=False, config=SPARSE)
         magnitudes = delta.abs().view(torch.int32).flatten()
         assert int((magnitudes >= limit).sum()) == int(density * zero.numel())
         assert int(limit) in magnitudes
+
+
+# Bits of the lowest bin, and the width of a bin: all magnitudes, below the limit, above it, near it, wide bins.
+BRACKETS = [(0, 13), (0, 0), (2**31 - 1, 0), (0x3F000000, 0), (0x3F000000, 5), (0x3E000000, 13)]
+
+
+@pytest.mark.parametrize("density", [0.001, 0.2, 0.999])
+def test_a_bracket_that_misses_costs_passes_and_changes_nothing(density, device, monkeypatch):
+    """A sample may mislead: whatever the first bracket, the limit is the same. One delta for each bracket."""
+    from lora_kernels.ops.ties_merge import kernel
+
+    shape = (31, 40)
+    zero, (adapter,) = torch.zeros(shape, device=device), loras(shape, (16,), dtype=FP32, device=device)
+    expected = kernel.limits(zero, [adapter], density)
+    low, shift = torch.tensor(BRACKETS, device=device).T.contiguous()
+    monkeypatch.setattr(kernel, "start", lambda *_: Search(low, shift, low * 0))
+    assert torch.equal(kernel.limits(zero, [adapter] * len(BRACKETS), density), expected.expand(len(BRACKETS)))
+
+
+def test_the_sample_brackets_the_limit(device):
+    """Of a matrix that is large enough for it, in one pass and with bins of a few patterns."""
+    shape, density = (1024, 1024), 0.2
+    adapters = loras(shape, (16, 4), dtype=FP32, device=device)
+    keep = int(density * shape[0] * shape[1])
+    search = limits.start(shape, adapters, keep)
+    assert max(search.shift) <= 1
+    for adapter, low, shift in zip(adapters, search.low, search.shift, strict=True):
+        magnitudes = ((adapter.b @ adapter.a) * adapter.scale).abs().view(torch.int32).flatten()
+        above = magnitudes >= low + (limits.BINS << shift)
+        within = (magnitudes >= low) & ~above
+        assert int(above.sum()) < keep <= int(above.sum()) + int(within.sum())
+        assert int(within.sum()) < 0.03 * len(magnitudes)
+
+
+def test_the_ptx_of_a_tally_is_its_plain_form():
+    """The instructions of `kernel.tally`, one by one on 32 bits, against the form that the interpreter runs."""
+    edges = [0, 1, 2, 0x3F000000, 0x7F800000, 0x7FFFFFFF, limits.BINS - 1, limits.BINS, limits.BINS + 1]
+    lows = np.array(edges, np.int64)
+    for shift in (0, 1, 5, limits.COARSE):
+        near = (lows[:, None] + (np.array([-1, 0, 1, limits.BINS - 1, limits.BINS, limits.BINS + 1]) << shift)).ravel()
+        bits = np.unique(np.concatenate((near, near + (1 << shift) - 1, lows, [-1])))
+        bits = bits[(bits >= -1) & (bits < 2**31)].astype(np.int32)
+        for low in lows.astype(np.int32):
+            moved = (bits - low) >> np.int32(shift)  # sub.s32, shr.s32
+            inside = moved.view(np.uint32) < np.uint32(limits.BINS)  # setp.lt.u32
+            above = moved >= np.int32(limits.BINS)  # setp.ge.s32
+            bins = (bits.astype(np.int64) - int(low)) >> shift
+            np.testing.assert_array_equal(inside, (bins >= 0) & (bins < limits.BINS))
+            np.testing.assert_array_equal(above, bins >= limits.BINS)
 
 
 def test_infinite_elements_are_counted_once_and_those_outside_not_at_all(device):
