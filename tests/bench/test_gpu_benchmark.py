@@ -88,6 +88,8 @@ def test_the_dry_run_goes_through_every_stage(tmp_path: Path) -> None:
         assert "failure" not in line, line
         assert line["milliseconds"] is None
         assert line["bytes"] > 0
+        assert line["costs"]
+        assert all(row["instructions"] > 0 for row in line["costs"].values())
         assert len(line["predicted_milliseconds"]) == 2
     cards = [line["card"] for line in of_kind["time"] if line["card"]]
     assert cards[0] == {

@@ -140,13 +140,15 @@ def _time(
 
 
 def _beside(case: Case, shape: Shape, where: Place) -> dict[str, Any]:
-    """What was known before: the prediction, for the shape it was made for."""
-    from benchmarks.gpu.predictions import PREDICTIONS
+    """What was known before: the costs in the machine code of the kernels, and the prediction, for the shape that it
+    was made for."""
+    from benchmarks.gpu.predictions import PREDICTIONS, costs
 
+    known: dict[str, Any] = {"costs": costs(case.variants, version("triton"))}
     prediction = PREDICTIONS.get(case.name)
     if prediction is None or shape != where.shapes[-1]:
-        return {}
-    return {"predicted_milliseconds": [prediction.low, prediction.high], "floor_milliseconds": prediction.floor}
+        return known
+    return known | {"predicted_milliseconds": [prediction.low, prediction.high], "floor_milliseconds": prediction.floor}
 
 
 def _count(where: Place, lines: Journal, right: set[str]) -> None:

@@ -6,8 +6,13 @@ work on the integer pipe at 60 to 70 % of its rate. A miss shows what the model 
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
+
+TABLE: Final = Path(__file__).parents[1] / "results" / "sass.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +44,11 @@ PREDICTIONS: Final = {
     "TIES of 4 x rank 16": Prediction(0.220, 1.5, 2.2, 56.0),
     "DARE of 4 x rank 16": Prediction(0.220, 0.55, 0.8, 2.0),
 }
+
+
+def costs(variants: Sequence[str], triton: str) -> dict[str, Any]:
+    """Rows of the committed table of machine code, by name, without those it does not have. triton: a version; of
+    another than the table has, the newest is taken."""
+    table = json.loads(TABLE.read_text("utf-8"))
+    rows = {name: table[name] for name in variants if name in table}
+    return {name: versions.get(triton) or versions[max(versions)] for name, versions in rows.items()}

@@ -10,6 +10,7 @@ import triton.language as tl
 
 from lora_kernels.ops import aot, tables
 from lora_kernels.ops.configs import COUNT, COUNT_PROGRAMS, LaunchConfig
+from lora_kernels.ops.dispatch import interpreted
 from lora_kernels.ops.launch import TABLE_TYPES, low_rank_constants, on, options
 from lora_kernels.ops.low_rank import LowRank
 from lora_kernels.ops.sparse import MajoritySign
@@ -21,12 +22,12 @@ from lora_kernels.ops.tiles import adapter_delta, job_of, tile_of
 
 @triton.jit
 def tally(
-    b_bits: tl.tensor, low: tl.tensor, shift: tl.tensor, counts: tl.tensor, BINS: tl.constexpr, NATIVE: tl.constexpr
+    b_bits: tl.tensor, low: tl.tensor, shift: tl.tensor, counts: tl.tensor, BINS: tl.constexpr, PTX: tl.constexpr
 ) -> tl.tensor:
     """Add 1 to the bin of each element that has one, and return int32 1 for those above the last bin. b_bits: int32,
-    negative for elements that do not count. counts: int64 pointer. NATIVE: in PTX, since `tl.atomic_add` on a block
-    passes each element through shared memory."""
-    if NATIVE:
+    negative for elements that do not count. counts: int64 pointer. PTX: False in the interpreter; `tl.atomic_add` on a
+    block passes each element through shared memory."""
+    if PTX:
         return tl.inline_asm_elementwise(
             """{ .reg .pred inside, above; .reg .b32 bin; .reg .b64 place;
             sub.s32 bin, $1, $2; shr.s32 bin, bin, $3; setp.lt.u32 inside, bin, $5; setp.ge.s32 above, bin, $5;
@@ -39,7 +40,7 @@ def tally(
             pack=1,
         )
     else:
-        b_bins = (b_bits - low) >> shift
+        b_bins = ((b_bits - low) >> shift).to(tl.int64)
         tl.atomic_add(counts + b_bins, 1, mask=(b_bins >= 0) & (b_bins < BINS), sem="relaxed")
         return (b_bins >= BINS).to(tl.int32)
 
@@ -60,6 +61,7 @@ def count_kernel(
     NATIVE: tl.constexpr,
     ALIGNED: tl.constexpr,
     BINS: tl.constexpr,
+    PTX: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_RANK: tl.constexpr,
@@ -82,7 +84,7 @@ def count_kernel(
             )  # fmt: skip
             b_bits = magnitude_bits(b_delta * scale).to(tl.int32)
             b_bits = tl.where(m_rows[:, None] & m_columns[None, :], b_bits, -1)
-            b_above += tally(b_bits, low_bits, bits_per_bin, counts + i_adapter * BINS, BINS, NATIVE)
+            b_above += tally(b_bits, low_bits, bits_per_bin, counts + i_adapter * BINS, BINS, PTX)
         tl.atomic_add(above + i_adapter, tl.sum(b_above).to(tl.int64), sem="relaxed")
 
 
@@ -104,7 +106,7 @@ def limits(
                 table.jobs, table.factors, table.scales, table.owners,
                 search.low, search.shift, search.done, above, counts, table.programs,
                 **low_rank_constants(table.factor_dtype, config, aligned=table.aligned),
-                **options(config.suited(factor=table.factor_dtype)), BINS=BINS,
+                **options(config.suited(factor=table.factor_dtype)), BINS=BINS, PTX=not interpreted(),
             )  # fmt: skip
         search = advance(search, keep, above, counts)
     return search.low
@@ -137,7 +139,7 @@ def variants() -> list[aot.Variant]:
             f"{'aligned' if aligned else 'any'}",
             kernel=count_kernel,
             types=TABLE_TYPES | search,
-            constants=low_rank_constants(factor, COUNT, aligned=aligned) | {"BINS": BINS},
+            constants=low_rank_constants(factor, COUNT, aligned=aligned) | {"BINS": BINS, "PTX": True},
             config=COUNT.suited(factor=factor),
         )
         for factor, aligned in ((torch.bfloat16, True), (torch.float32, False))
