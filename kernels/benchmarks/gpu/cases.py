@@ -162,7 +162,7 @@ def _merge(inputs: Inputs, name: str, adapters: list[LowRank], *, stats: bool = 
             inputs.unusual(), inputs.empty(), lambda w, out: run([(w, out)]),
             lambda w, out, compute: merge_reference.merge([(w, adapters, out)], stats=False, compute=compute),
         ),
-        (f"merge_low_rank bf16 to bf16, factors {factor}, aligned" + (", stats" if stats or factor == "fp32" else ""),),
+        (f"merge_low_rank bf16 to bf16, factors {factor}, aligned" + (", stats" if stats else ""),),
         ("merge_low_rank_kernel",),
         peer=peer,
     )  # fmt: skip

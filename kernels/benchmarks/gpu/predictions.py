@@ -47,8 +47,8 @@ PREDICTIONS: Final = {
 
 
 def costs(variants: Sequence[str], triton: str) -> dict[str, Any]:
-    """Rows of the committed table of machine code, by name, without those it does not have. triton: a version; of
+    """Rows of the committed table of machine code, by name. variants: beginnings of names. triton: a version; of
     another than the table has, the newest is taken."""
     table = json.loads(TABLE.read_text("utf-8"))
-    rows = {name: table[name] for name in variants if name in table}
+    rows = {name: row for name, row in table.items() if name.startswith(tuple(variants))}
     return {name: versions.get(triton) or versions[max(versions)] for name, versions in rows.items()}
