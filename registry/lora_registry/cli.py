@@ -50,9 +50,7 @@ def serve(data: Path | None, host: str | None, port: int | None, workers: int) -
 
 @command
 @data_option
-@click.option(
-    "--queues", default="orchestrate,cpu", show_default=True, help="Comma-separated queues to take jobs from."
-)
+@click.option("--queues", default="cpu", show_default=True, help="Comma-separated queues to take jobs from.")
 @click.option("--name", help="Worker name; after a restart, a worker of this name resumes its jobs at once.")
 @click.option("--parent", type=int, hidden=True, help="Stop when this process ends.")
 def worker(data: Path | None, queues: str, name: str | None, parent: int | None) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 import transformers
+
+# Threads that load the weights of a tiny model take longer than the weights.
+os.environ.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")
 
 
 @pytest.fixture(autouse=True)

@@ -105,7 +105,7 @@ def _adapted(case: str, model: Any, folder: Path, *, without: str = "no layer") 
 def adapt(model: Any, settings: dict[str, Any], folder: Path) -> Any:
     """Save a random LoRA adapter of a model, and return the adapted copy of the model."""
     torch.default_generator.manual_seed(1)
-    adapted = get_peft_model(copy.deepcopy(model), LoraConfig(**settings)).eval()
+    adapted = get_peft_model(_copy(model), LoraConfig(**settings)).eval()
     for name, parameter in adapted.named_parameters():
         if parameter.requires_grad:
             with torch.no_grad():
@@ -113,6 +113,13 @@ def adapt(model: Any, settings: dict[str, Any], folder: Path) -> Any:
     adapted.create_or_update_model_card = lambda _folder: None  # a third of the time of saving
     adapted.save_pretrained(folder, save_embedding_layers=False)
     return adapted.base_model.model
+
+
+def _copy(model: Any) -> Any:
+    """The model's modules anew. Weights and configs are shared, since an adapter changes neither."""
+    shared = [*model.parameters(), *model.buffers()]
+    shared += [module.config for module in model.modules() if hasattr(module, "config")]
+    return copy.deepcopy(model, {id(each): each for each in shared})
 
 
 def _targets(case: str, model: Any) -> list[str]:

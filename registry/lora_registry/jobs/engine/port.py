@@ -16,7 +16,7 @@ from lora_registry.jobs.engine.kinds import JobKind, SpecT
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 TERMINAL: tuple[State, ...] = ("done", "failed", "cancelled")
-Queue = Literal["orchestrate", "cpu", "gpu"]
+Queue = Literal["cpu", "gpu"]
 
 
 class JobStatus(msgspec.Struct, frozen=True):

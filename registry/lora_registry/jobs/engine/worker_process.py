@@ -43,14 +43,14 @@ SPARE_CONNECTIONS: Final = 8
 PRELOAD_AFTER: Final = 2.0
 """Seconds after a worker's start: jobs that already wait come first."""
 
-DEFAULT_CONCURRENCY: Final[Mapping[str, int]] = {"orchestrate": 8, "cpu": 2, "gpu": 1}
+DEFAULT_CONCURRENCY: Final[Mapping[str, int]] = {"cpu": 2, "gpu": 1}
 
 
 def run_worker(
     engine: Engine,
     handlers: Sequence[Handled],
     *,
-    queues: Sequence[str] = ("orchestrate", "cpu"),
+    queues: Sequence[str] = ("cpu",),
     executor_id: str | None = None,
     concurrency: Mapping[str, int] = DEFAULT_CONCURRENCY,
     lease_seconds: float = 30.0,

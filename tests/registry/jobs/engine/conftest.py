@@ -194,5 +194,5 @@ def running(
 ) -> Iterator[Site]:
     """A site with one healthy worker, shared by the tests of a module."""
     with fresh_site(template, request, tmp_path_factory.mktemp("site")) as site:
-        site.worker(concurrency={"cpu": 4, "gpu": 1}, queues=["orchestrate", "cpu"])
+        site.worker(concurrency={"cpu": 4, "gpu": 1}, queues=["cpu"])
         yield site

@@ -80,10 +80,10 @@ def test_a_released_lease_is_free_at_once(site: Site) -> None:
 
 def test_queues_are_served_by_those_who_live(site: Site) -> None:
     assert _claim(site, "dead", "one", lease=0.2, queues="gpu")
-    assert _claim(site, "live", "two", queues="orchestrate,cpu")
+    assert _claim(site, "live", "two", queues="gpu,cpu")
     time.sleep(0.4)
     with Session(site.database) as session:
-        assert store.served_queues(session) == {"orchestrate", "cpu"}
+        assert store.served_queues(session) == {"gpu", "cpu"}
 
 
 def test_a_large_base_is_run_where_there_are_gpus(site: Site) -> None:
