@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from lora_contract.methods import DEFAULT_METHOD, METHODS, Method, Parameter, check_parameters, find_method
-from lora_reg.cli.derive import DTYPES, Counted, F, Where, by_job, kernels, weighted, weighted_folders, where_options
+from lora_reg.cli.derive import (
+    DTYPES,
+    Counted,
+    F,
+    Where,
+    by_job,
+    device_option,
+    kernels,
+    refuse,
+    weighted,
+    weighted_folders,
+    where_options,
+)
 from lora_reg.cli.losses import of_job, print_local
 from lora_reg.cli.state import Command, State, pass_state
 from lora_reg.formatting.text import plural, table
@@ -95,6 +107,7 @@ def _default(parameter: Parameter) -> str:
 @parameter_options
 @click.option("--seed", type=click.IntRange(0), help="Seed of methods that draw random numbers (default: 0).")
 @click.option("--dtype", type=DTYPES, help="Output dtype of the factors (default: the widest of the inputs).")
+@device_option
 @where_options
 @pass_state
 def compose(
@@ -106,6 +119,7 @@ def compose(
     listing: bool,
     seed: int | None,
     dtype: str | None,
+    device: str | None,
     **given: Any,
 ) -> None:
     """Compose adapters of one base into one adapter.
@@ -124,6 +138,7 @@ def compose(
     parameters = check_parameters(method, {name: value for name, value in given.items() if value is not None})
     output = where.here()
     if output is None:
+        refuse({"--device": device}, "a job")
         _by_job(state, where, adapters, chosen, parameters, seed or 0, dtype)
         return
     folders = weighted_folders(adapters)
@@ -137,11 +152,12 @@ def compose(
             parameters=parameters,
             seed=seed or 0,
             dtype=dtype,
+            device=device or "cpu",
             progress=Counted(progress, f"Composing {plural(len(folders), 'adapter')}", "modules"),
         )
     finally:
         progress.end()
-    print_local(state, "compose", output, report)
+    print_local(state, "compose", output, report, device=device)
 
 
 def _by_job(

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lora_contract.errors import RegistryError
-from lora_reg.cli.derive import DTYPES, Counted, Where, by_job, kernels, need_folders, where_options
+from lora_reg.cli.derive import (
+    DTYPES,
+    Counted,
+    Where,
+    by_job,
+    device_option,
+    kernels,
+    need_folders,
+    refuse,
+    where_options,
+)
 from lora_reg.cli.losses import of_job, print_local
 from lora_reg.cli.state import Command, State, pass_state
 
@@ -51,6 +61,7 @@ if TYPE_CHECKING:
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the randomized SVD.")
 @click.option("--dtype", type=DTYPES, default="float32", show_default=True, help="Output dtype of the factors.")
+@device_option
 @where_options
 @pass_state
 def extract(
@@ -65,6 +76,7 @@ def extract(
     save_changed: bool,
     seed: int,
     dtype: str,
+    device: str | None,
 ) -> None:
     """Extract an adapter from a fine-tune and its base.
 
@@ -86,16 +98,19 @@ def extract(
     }
     output = where.here()
     if output is None:
+        refuse({"--device": device}, "a job")
         _by_job(state, where, tuned, base, options)
         return
     need_folders(Path(tuned), Path(base))
     extracting = kernels("extracting", "Extracting")
     progress = state.progress()
     try:
-        report = extracting.extract_folders(tuned, base, output, progress=Counted(progress, "Extracting"), **options)
+        report = extracting.extract_folders(
+            tuned, base, output, progress=Counted(progress, "Extracting"), device=device or "cpu", **options
+        )
     finally:
         progress.end()
-    print_local(state, "extract", output, report)
+    print_local(state, "extract", output, report, device=device)
 
 
 def _by_job(state: State, where: Where, tuned: str, base: str, options: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_reg.formatting.devices import device_line
 from lora_reg.formatting.losses import lines
 from lora_reg.formatting.text import plural
 
@@ -24,14 +25,18 @@ def of_job(client: Client, job: JobView) -> list[str]:
     return next((lines(report.body) for report in reports if report.kind == job.kind), [])
 
 
-def print_local(state: State, operation: str, output: Path, report: Any) -> None:
-    """Print the result of an operation on this machine. report: a struct of the kernels."""
+def print_local(state: State, operation: str, output: Path, report: Any, *, device: str | None = None) -> None:
+    """Print the result of an operation on this machine. report: a struct of the kernels. device: as requested."""
     from lora_reg.cli.output import to_object
 
     body = to_object(report)
     state.output().result(
         f"lora-reg/{operation}-local/1",
         {"output": str(output), "report": body},
-        human=[f"{output}  {plural(len(body['files']), 'file')}", *lines(body)],
+        human=[
+            f"{output}  {plural(len(body['files']), 'file')}",
+            *lines(body),
+            *([device_line(body["execution"])] if device not in (None, "cpu") else []),
+        ],
         quiet=[str(output)],
     )

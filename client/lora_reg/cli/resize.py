@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lora_reg.cli.derive import DTYPES, Counted, Where, by_job, kernels, need_folders, where_options
+from lora_reg.cli.derive import (
+    DTYPES,
+    Counted,
+    Where,
+    by_job,
+    device_option,
+    kernels,
+    need_folders,
+    refuse,
+    where_options,
+)
 from lora_reg.cli.losses import of_job, print_local
 from lora_reg.cli.state import Command, State, pass_state
 
@@ -40,6 +50,7 @@ if TYPE_CHECKING:
 )
 @click.option("--uniform-rank", is_flag=True, help="With --plain: one rank for all modules, padded with zeros.")
 @click.option("--dtype", type=DTYPES, help="Output dtype of the factors (default: unchanged).")
+@device_option
 @where_options
 @pass_state
 def resize(
@@ -51,6 +62,7 @@ def resize(
     plain: bool,
     uniform_rank: bool,
     dtype: str | None,
+    device: str | None,
 ) -> None:
     """Change the rank of an adapter, or convert it to plain LoRA.
 
@@ -63,7 +75,10 @@ def resize(
     options: dict[str, Any] = {"dtype": dtype}
     options |= {"uniform_rank": uniform_rank} if plain else {"rank": rank, "keep_energy": keep_energy}
     output = where.here()
+    if plain:
+        refuse({"--device": device}, "--plain")
     if output is None:
+        refuse({"--device": device}, "a job")
         _by_job(state, where, adapter, plain, options)
         return
     need_folders(Path(adapter))
@@ -74,11 +89,15 @@ def resize(
             report = resizing.convert_folder(adapter, output, **options)
         else:
             report = resizing.resize_folder(
-                adapter, output, progress=Counted(progress, "Resizing", "modules"), **options
+                adapter,
+                output,
+                progress=Counted(progress, "Resizing", "modules"),
+                device=device or "cpu",
+                **options,
             )
     finally:
         progress.end()
-    print_local(state, "convert" if plain else "resize", output, report)
+    print_local(state, "convert" if plain else "resize", output, report, device=device)
 
 
 def _by_job(state: State, where: Where, adapter: str, plain: bool, options: dict[str, Any]) -> None:

@@ -24,7 +24,8 @@ from lora_kernels.composing.elements import (
     weighted_sum,
 )
 from lora_kernels.composing.module import Compose, Composed, ComposeSettings, Summands, from_triplets
-from lora_kernels.linalg.krylov import dense_triplets
+from lora_kernels.linalg.krylov import dense_triplets, host_rows
+from lora_kernels.linalg.operators import MakeOperator
 from lora_kernels.numeric import philox
 from lora_kernels.numeric.dtypes import F32, Indices
 
@@ -179,36 +180,53 @@ def _dropped(deltas: Deltas, settings: ComposeSettings) -> Callable[[int, int], 
     ]
 
 
-def _dense(method: Callable[[Deltas, ComposeSettings], Merged]) -> Compose:
+METHODS: Final[dict[str, Callable[[Deltas, ComposeSettings], Merged]]] = {
+    "ties_svd": _ties,
+    "dare_linear_svd": _dare_linear,
+    "dare_ties_svd": _dare_ties,
+    "magnitude_prune_svd": _magnitude_prune,
+    "breadcrumbs": _breadcrumbs,
+    "della": _della,
+    "sce": _sce,
+}
+"""The merged update of each method, by ranges of rows."""
+
+
+def merged_update(method: str, deltas: Deltas, settings: ComposeSettings) -> F32:
+    """The merged update (rows, columns) of a method."""
+    merged = METHODS[method](deltas, settings)
+    out = np.empty((deltas.rows, deltas.columns), np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for r0, r1 in deltas.ranges():
+            out[r0:r1] = merged(r0, r1)
+    return out
+
+
+def truncate(
+    update: F32, summands: Summands, settings: ComposeSettings, *, operator: MakeOperator = host_rows
+) -> Composed:
+    """The leading triplets of a merged update. operator: see `dense_triplets`. Raises RegistryError `rejected` if the
+    update exceeds the range of float32."""
+    name = summands[0].module.module
+    try:
+        found = dense_triplets(update, settings.rank, name=name, operator=operator)
+    except ValueError as error:
+        raise RegistryError(
+            "rejected",
+            f"The composed update of {name} exceeds the range of float32.",
+            hint="Choose smaller weights.",
+            module=name,
+        ) from error
+    return from_triplets(found.left, found.singular, found.right, found.energy, settings.clamp)
+
+
+def _dense(method: str) -> Compose:
     def compose(summands: Summands, settings: ComposeSettings) -> Composed:
         deltas = Deltas(summands)
         with _large_lock if deltas.size > _LARGE else nullcontext():
-            merged = method(deltas, settings)
-            out = np.empty((deltas.rows, deltas.columns), np.float32)
-            with np.errstate(over="ignore", invalid="ignore"):
-                for r0, r1 in deltas.ranges():
-                    out[r0:r1] = merged(r0, r1)
-            name = summands[0].module.module
-            try:
-                found = dense_triplets(out, settings.rank, name=name)
-            except ValueError as error:
-                raise RegistryError(
-                    "rejected",
-                    f"The composed update of {name} exceeds the range of float32.",
-                    hint="Choose smaller weights.",
-                    module=name,
-                ) from error
-            return from_triplets(found.left, found.singular, found.right, found.energy, settings.clamp)
+            return truncate(merged_update(method, deltas, settings), summands, settings)
 
     return compose
 
 
-DENSE: Final[dict[str, Compose]] = {
-    "ties_svd": _dense(_ties),
-    "dare_linear_svd": _dense(_dare_linear),
-    "dare_ties_svd": _dense(_dare_ties),
-    "magnitude_prune_svd": _dense(_magnitude_prune),
-    "breadcrumbs": _dense(_breadcrumbs),
-    "della": _dense(_della),
-    "sce": _dense(_sce),
-}
+DENSE: Final[dict[str, Compose]] = {method: _dense(method) for method in METHODS}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
@@ -19,12 +19,17 @@ from lora_contract.tensors import DTYPE_BYTES
 from lora_kernels.adapters import AdapterIdentity, AdapterReader, LowRankModule, adapter_writer, open_adapter, widest
 from lora_kernels.adapters.size import stored_dtype
 from lora_kernels.checkpoint.records import Progress
+from lora_kernels.composing.cost import choose_device
 from lora_kernels.composing.dense import DENSE
 from lora_kernels.composing.factorwise import FACTORWISE
 from lora_kernels.composing.module import Compose, Composed, ComposeSettings, Summand
 from lora_kernels.composing.report import ComposedModule, ComposeReport
 from lora_kernels.composing.spectral import SPECTRAL
+from lora_kernels.devices.choice import Device, Execution
 from lora_kernels.numeric.blas import one_thread
+
+if TYPE_CHECKING:
+    from lora_kernels.devices.accelerator import Accelerator
 
 METHOD_FUNCTIONS: Final[dict[str, Compose]] = {**FACTORWISE, **SPECTRAL, **DENSE}
 
@@ -41,6 +46,7 @@ def compose_folders(
     dtype: str | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    device: Device | Accelerator = "cpu",
 ) -> ComposeReport:
     """Compose adapter folders, each with its weight, into the folder `out_dir`, which appears complete or not at all.
 
@@ -50,9 +56,12 @@ def compose_folders(
         dtype: `float32`, `bfloat16` or `float16`; None for the narrowest that holds all factors of the inputs exactly.
         threads: modules composed at a time, None for one per processor; the bytes do not depend on it.
         progress: called with modules done and modules in total.
+        device: `cpu`, `cuda`, `auto` for the one that is predicted to be faster, or an open device. A GPU computes
+            dense methods; its result agrees with the CPU's to rounding.
 
-    Raises RegistryError as `check_parameters`, `open_adapter` and `adapter_writer` do; `rejected` if the inputs do not
-    fit each other, `unsupported` if one contains more than factors, `invalid-request` for weights that are not finite.
+    Raises RegistryError as `check_parameters`, `open_adapter`, `adapter_writer` and `choose_device` do; `rejected` if
+    the inputs do not fit each other, `unsupported` if one contains more than factors, `invalid-request` for weights
+    that are not finite.
     """
     with ExitStack() as stack:
         readers = [(stack.enter_context(open_adapter(folder)), weight) for folder, weight in adapters]
@@ -65,6 +74,7 @@ def compose_folders(
             dtype=dtype,
             threads=threads,
             progress=progress,
+            device=device,
         )
 
 
@@ -78,6 +88,7 @@ def compose_adapters(
     dtype: str | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    device: Device | Accelerator = "cpu",
 ) -> ComposeReport:
     """Like `compose_folders`, for open adapters."""
     checked = check_parameters(method, parameters or {})
@@ -87,6 +98,11 @@ def compose_adapters(
     shapes = [adapters[index][0].shape(path) for path, indices in inputs.items() for index in indices]
     settings = ComposeSettings(checked, seed, max((shape.rank for shape in shapes), default=1))
     stored = widest([shape.dtype for shape in shapes]) if dtype is None else stored_dtype(dtype)
+    modules = [[adapters[index][0].shape(path) for index in indices] for path, indices in inputs.items()]
+    execution = (
+        choose_device(method, modules, settings, device, threads) if isinstance(device, str) else device.execution
+    )
+    function = _function(method, execution if isinstance(device, str) else device)
 
     def compose(path: str) -> tuple[Composed, LowRankModule] | None:
         summands = [Summand(index, adapters[index][1], adapters[index][0].load(path)) for index in inputs[path]]
@@ -94,7 +110,7 @@ def compose_adapters(
         if not summands:
             return None
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # the writer refuses non-finite values
-            composed = METHOD_FUNCTIONS[method](summands, settings)
+            composed = function(summands, settings)
         like = summands[0].module
         return composed, LowRankModule(path, like.kind, composed.a, composed.b, inputs=like.inputs)
 
@@ -129,7 +145,18 @@ def compose_adapters(
         modules=tuple(composed),
         ignored=tuple(ignored),
         files=writer.files,
+        execution=execution,
     )
+
+
+def _function(method: str, device: Execution | Accelerator) -> Compose:
+    """The method's function on a device. Loads torch for a device other than the CPU only."""
+    if isinstance(device, Execution) and device.device == "cpu":
+        return METHOD_FUNCTIONS[method]
+    from lora_kernels.composing.on_device import on_device
+    from lora_kernels.devices.accelerator import Accelerator
+
+    return on_device(method, Accelerator(execution=device) if isinstance(device, Execution) else device)
 
 
 def _check_weights(weights: Sequence[float]) -> None:

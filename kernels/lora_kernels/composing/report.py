@@ -6,6 +6,7 @@ import msgspec
 
 from lora_contract.methods import Value
 from lora_kernels.checkpoint.records import FileRecord
+from lora_kernels.devices.choice import Execution
 
 
 class ComposedModule(msgspec.Struct, frozen=True):
@@ -33,6 +34,7 @@ class ComposeReport(msgspec.Struct, frozen=True):
         rank: the largest of all modules.
         kept: over all modules; see `ComposedModule`.
         ignored: tensors that change nothing, as `index:name`.
+        execution: the device that computed it.
     """
 
     method: str
@@ -44,3 +46,4 @@ class ComposeReport(msgspec.Struct, frozen=True):
     modules: tuple[ComposedModule, ...]
     ignored: tuple[str, ...]
     files: tuple[FileRecord, ...]
+    execution: Execution = Execution()

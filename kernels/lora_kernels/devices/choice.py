@@ -84,3 +84,17 @@ def choose(
     if predicted.cuda < _CLEARLY * predicted.cpu:
         return Execution("cuda", "triton", found.name, reason)
     return Execution(reason=reason)
+
+
+def choose_cpu(device: Device, what: str) -> Execution:
+    """The choice of an operation of which nothing is computed on a GPU. what: why, as a sentence without its stop.
+
+    Raises RegistryError `invalid-request` for another device, `unsupported` for `cuda`.
+    """
+    if device == "cuda":
+        raise RegistryError(
+            "unsupported",
+            f"The device `cuda` was requested, and {what}; nothing of it is computed on a GPU.",
+            hint="Use --device cpu or --device auto.",
+        )
+    return choose(device, lambda: Estimate(0.0, None, what))

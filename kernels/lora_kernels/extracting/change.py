@@ -13,7 +13,7 @@ from lora_contract.errors import RegistryError
 from lora_contract.tensors import DTYPE_BYTES, FLOAT_DTYPES
 from lora_kernels.checkpoint.sources import Source
 from lora_kernels.extracting.pairs import Pair
-from lora_kernels.linalg.randomized import F64
+from lora_kernels.linalg.operators import F64
 from lora_kernels.numeric.blocks import matrix
 from lora_kernels.numeric.dtypes import F32, decode, storage
 
@@ -40,6 +40,11 @@ class WeightChange:
         self.pair = pair
         self.rows, self.columns = matrix(pair.base.shape)
         self._sources = (tuned, base)
+
+    @property
+    def stored(self) -> list[tuple[BaseTensor, Source]]:
+        """The tensors of the fine-tune and of the base, each with its source."""
+        return list(zip(self.pair, self._sources, strict=True))
 
     def identical(self) -> bool:
         """Whether both tensors have the same bytes. False for equal numbers of different dtypes."""

@@ -10,11 +10,11 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from lora_contract.base import BaseFingerprint, BaseTensor
 from lora_contract.errors import RegistryError
@@ -25,13 +25,20 @@ from lora_kernels.adapters.size import Size, stored_dtype
 from lora_kernels.checkpoint.folders import read_base
 from lora_kernels.checkpoint.records import Progress
 from lora_kernels.checkpoint.sources import FolderSource, Source
+from lora_kernels.devices.choice import Device, Execution
 from lora_kernels.extracting.change import WeightChange
+from lora_kernels.extracting.cost import choose_device
 from lora_kernels.extracting.factors import Extracted, extract_module
 from lora_kernels.extracting.leftovers import reason, save_whole
 from lora_kernels.extracting.pairs import Pair, Pairs, pair_tensors
 from lora_kernels.extracting.report import ExtractedModule, ExtractReport, UnheldChange
 from lora_kernels.extracting.targets import choose, running_path
+from lora_kernels.linalg.operators import Operator, Streamed
+from lora_kernels.linalg.randomized import FIRST_WIDTH
 from lora_kernels.numeric.blas import one_thread
+
+if TYPE_CHECKING:
+    from lora_kernels.devices.accelerator import Accelerator
 
 _COPIED: Final = 1 << 18
 _TASKS: Final = (("ForCausalLM", "CAUSAL_LM"), ("LMHeadModel", "CAUSAL_LM"))
@@ -67,6 +74,7 @@ def extract(
     base_name: str | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    device: Device | Accelerator = "cpu",
 ) -> ExtractReport:
     """Write the adapter folder `out_dir`, which appears complete or not at all.
 
@@ -79,10 +87,12 @@ def extract(
         base_name: for the adapter's config.
         threads: tensors processed at a time, None for one per processor; the bytes do not depend on it.
         progress: called with bytes compared and bytes in total, from several threads.
+        device: `cpu`, `cuda`, `auto` for the one that is predicted to be faster, or an open device. A GPU decomposes;
+            its result agrees with the CPU's to rounding.
 
-    Raises RegistryError as `pair_tensors`, `choose` and `adapter_writer` do; `rejected`, with the name of the tensor,
-    if values are not finite, `corrupt` if a file is too short, `invalid-request` for inconsistent options and if no
-    target changed.
+    Raises RegistryError as `pair_tensors`, `choose`, `devices.choose` and `adapter_writer` do; `rejected`, with the
+    name of the tensor, if values are not finite, `corrupt` if a file is too short, `invalid-request` for inconsistent
+    options and if no target changed.
     """
     size = Size(rank, keep_energy, max_rank)
     if save_changed and is_pipeline(base.config):
@@ -92,6 +102,7 @@ def extract(
             hint="Extract without --save-changed, or extract the adapter of one component.",
         )
     extraction = _Extraction(tuned, tuned_source, base, base_source, size, targets, seed, stored_dtype(dtype))
+    extraction.use(device, threads)
     # The output size is not known in advance, but small compared with the checkpoints: the writer reports a full disk.
     with adapter_writer(out_dir, extraction.identity(base_name), dtype=stored_dtype(dtype)) as writer:
         modules: list[ExtractedModule] = []
@@ -128,6 +139,7 @@ def extract(
         identical=identical,
         derived=extraction.paired.derived,
         files=writer.files,
+        execution=extraction.execution,
     )
 
 
@@ -153,6 +165,24 @@ class _Extraction:
         self._size = size
         self._seed = seed
         self._dtype = dtype
+        self.execution = Execution()
+        self._operator: Callable[[WeightChange], AbstractContextManager[Operator]] = _streamed
+
+    def use(self, device: Device | Accelerator, threads: int | None) -> None:
+        """Choose the device. Raises as `devices.choose` does."""
+        if isinstance(device, str):
+            rank = self._size.rank or self._size.max_rank or FIRST_WIDTH
+            pairs = self.paired.pairs
+            targets = [pairs[name].base for name in self._chosen if name in pairs]
+            self.execution = choose_device(targets, [pair.base for pair in pairs.values()], rank, device, threads)
+            if self.execution.device == "cpu":
+                return
+        from lora_kernels.devices.accelerator import Accelerator
+        from lora_kernels.extracting.on_device import DeviceChanges
+
+        accelerator = Accelerator(execution=self.execution) if isinstance(device, str) else device
+        self.execution = accelerator.execution
+        self._operator = DeviceChanges(accelerator).operator
 
     def identity(self, base_name: str | None) -> AdapterIdentity:
         """The adapter's identity, as far as it is known in advance."""
@@ -193,7 +223,14 @@ class _Extraction:
             why = reason(pair.name, self.modules)
             return UnheldChange(pair.name, why, False, norms.change, norms.relative)
         path = running_path(self.base, self.modules, module.path)
-        return extract_module(change, norms, module, path, size=self._size, seed=self._seed, dtype=self._dtype)
+        with self._operator(change) as operator:
+            return extract_module(
+                change, operator, norms, module, path, size=self._size, seed=self._seed, dtype=self._dtype
+            )
+
+
+def _streamed(change: WeightChange) -> AbstractContextManager[Operator]:
+    return nullcontext(Streamed(change))
 
 
 class _Counter:

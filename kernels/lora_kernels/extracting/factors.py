@@ -12,6 +12,7 @@ from lora_kernels.adapters.rounding import stored_values
 from lora_kernels.adapters.size import Size
 from lora_kernels.extracting.change import ChangeNorms, WeightChange
 from lora_kernels.extracting.report import ExtractedModule
+from lora_kernels.linalg.operators import Operator
 from lora_kernels.linalg.randomized import leading_triplets, residual
 
 
@@ -23,16 +24,25 @@ class Extracted(NamedTuple):
 
 
 def extract_module(
-    change: WeightChange, norms: ChangeNorms, module: BaseModule, path: str, *, size: Size, seed: int, dtype: str
+    change: WeightChange,
+    operator: Operator,
+    norms: ChangeNorms,
+    module: BaseModule,
+    path: str,
+    *,
+    size: Size,
+    seed: int,
+    dtype: str,
 ) -> Extracted:
-    """Decompose the change of a module. path: in the running model. dtype: stored dtype, such as BF16."""
+    """Decompose the change of a module. operator: of the change. path: in the running model. dtype: stored dtype, such
+    as BF16."""
     name = change.pair.name
     found = leading_triplets(
-        change, name=name, rank=size.rank, keep_energy=size.keep_energy, max_rank=size.max_rank, seed=seed
+        operator, name=name, rank=size.rank, keep_energy=size.keep_energy, max_rank=size.max_rank, seed=seed
     )
     root = np.sqrt(found.singular)
     left, right = stored_values(found.left * root, dtype), stored_values(root[:, None] * found.right, dtype)
-    rest = residual(change, left, right)
+    rest = residual(operator, left, right)
     kind: LowRankKind = "embedding" if module.kind == "embedding" else "conv" if module.kind == "conv" else "linear"
     # Embeddings add (B A)^T, and so do layers stored (in, out).
     a, b = (left.T, right.T) if kind == "embedding" or module.transposed else (right, left)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from lora_kernels.checkpoint.records import FileRecord
+from lora_kernels.devices.choice import Execution
 
 
 class ExtractedModule(msgspec.Struct, frozen=True):
@@ -42,7 +43,7 @@ class ExtractReport(msgspec.Struct, frozen=True):
     """Report of `extract`.
 
     kept_energy: over all modules; None if no module changed. unheld: sorted by tensor. identical: number of unchanged
-    tensors. derived: tensors of one checkpoint only that are computed from the config.
+    tensors. derived: tensors of one checkpoint only that are computed from the config. execution: the device.
     """
 
     rank: int
@@ -52,6 +53,7 @@ class ExtractReport(msgspec.Struct, frozen=True):
     identical: int
     derived: tuple[str, ...]
     files: tuple[FileRecord, ...]
+    execution: Execution = Execution()
 
     @property
     def dropped(self) -> tuple[UnheldChange, ...]:

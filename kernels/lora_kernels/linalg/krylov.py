@@ -13,9 +13,10 @@ from typing import Final
 
 import numpy as np
 
-from lora_kernels.linalg.randomized import EXACT_SIDE, LeadingTriplets, leading_triplets, square_norm
+from lora_kernels.linalg.operators import F64, MakeOperator, Operator, Streamed
+from lora_kernels.linalg.randomized import EXACT_SIDE, LeadingTriplets, leading_triplets
 from lora_kernels.numeric import philox
-from lora_kernels.numeric.dtypes import F32, F64
+from lora_kernels.numeric.dtypes import F32
 
 OVERSAMPLING: Final = 10
 # Relative error of the Gram matrix of a matrix rounded to float32; the residuals of the wanted vectors end below it.
@@ -38,11 +39,23 @@ class DenseRows:
             yield row, self._values[row : row + step].astype(np.float64)
 
 
-def dense_triplets(values: F32, rank: int, *, name: str) -> LeadingTriplets:
-    """At most `rank` triplets of values (rows, columns). name: key of the random start. Raises ValueError if a value is
-    not finite."""
+def host_rows(values: F32) -> Streamed:
+    """The operator of a matrix in memory."""
+    return Streamed(DenseRows(values))
+
+
+def dense_triplets(values: F32, rank: int, *, name: str, operator: MakeOperator = host_rows) -> LeadingTriplets:
+    """At most `rank` triplets of values (rows, columns).
+
+    Args:
+        name: key of the random start.
+        operator: of `values` or its transpose; another array that it takes, such as a tensor on a device, may be
+            `values`.
+
+    Raises ValueError if a value is not finite.
+    """
     wide = values.shape[0] < values.shape[1]
-    found = _tall_triplets(DenseRows(values.T if wide else values), rank, name)
+    found = _tall_triplets(operator(values.T if wide else values), rank, name)
     if not wide:
         return found
     return LeadingTriplets(
@@ -50,22 +63,21 @@ def dense_triplets(values: F32, rank: int, *, name: str) -> LeadingTriplets:
     )
 
 
-def _tall_triplets(matrix: DenseRows, rank: int, name: str) -> LeadingTriplets:
+def _tall_triplets(matrix: Operator, rank: int, name: str) -> LeadingTriplets:
     side = matrix.columns
     if side <= EXACT_SIDE or rank + OVERSAMPLING > WIDEST * side:
         return leading_triplets(matrix, name=name, rank=rank, exact_side=side)
-    energy = sum(square_norm(block) for _, block in matrix.blocks())
+    energy = matrix.energy()
     if energy == 0:
         return leading_triplets(matrix, name=name, rank=rank, exact_side=side)
     vectors, passes = _krylov(matrix, rank, name)
     if vectors is None:
         return leading_triplets(matrix, name=name, rank=rank, exact_side=side)
-    image = np.concatenate([block @ vectors for _, block in matrix.blocks()])
-    left, singular, rotation = np.linalg.svd(image, full_matrices=False)
+    left, singular, rotation = np.linalg.svd(matrix.times(vectors), full_matrices=False)
     return LeadingTriplets(left, singular, rotation @ vectors.T, energy, exact=False, passes=passes + 2)
 
 
-def _krylov(matrix: DenseRows, rank: int, name: str) -> tuple[F64 | None, int]:
+def _krylov(matrix: Operator, rank: int, name: str) -> tuple[F64 | None, int]:
     """Orthonormal vectors (columns, rank) that span the leading right subspace, or None if they would need too many
     directions; and the number of passes over the matrix."""
     side, width = matrix.columns, rank + OVERSAMPLING
@@ -77,9 +89,7 @@ def _krylov(matrix: DenseRows, rank: int, name: str) -> tuple[F64 | None, int]:
     for step in range(max_steps):
         old, known = slice(step * width, (step + 1) * width), (step + 1) * width
         spanned = basis[:, :known]
-        image = np.zeros((side, width))
-        for _, block in matrix.blocks():
-            image += block.T @ (block @ basis[:, old])
+        _, image = matrix.gram(basis[:, old])
         inside = spanned.T @ image
         gram[:known, old], gram[old, :known] = inside, inside.T
         image -= spanned @ inside

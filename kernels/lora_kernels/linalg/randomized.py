@@ -13,17 +13,15 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from lora_kernels.linalg.operators import F64, Operator
 from lora_kernels.numeric import philox
-
-F64 = npt.NDArray[np.float64]
 
 # Columns of the sketch beyond the rank: Halko et al. find 5 to 10 enough; more of them save passes.
 OVERSAMPLING: Final = 10
@@ -44,19 +42,6 @@ SEARCH_PASSES: Final = 2
 
 # A large Gram matrix and its eigenvectors dominate the memory of a process: only one at a time, across all threads.
 _LARGE_GRAM: Final = threading.Lock()
-
-
-class RowStream(Protocol):
-    """A matrix D (rows, columns) that can be read repeatedly."""
-
-    @property
-    def rows(self) -> int: ...
-
-    @property
-    def columns(self) -> int: ...
-
-    def blocks(self) -> Iterator[tuple[int, F64]]:
-        """(first row, block of whole rows) in order; the same blocks each time. A block is valid until the next."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +65,7 @@ class LeadingTriplets:
 
 
 def leading_triplets(
-    matrix: RowStream,
+    matrix: Operator,
     *,
     name: str,
     rank: int | None = None,
@@ -102,7 +87,7 @@ def leading_triplets(
     side = min(matrix.rows, matrix.columns)
     limit = min(side, side if max_rank is None else max_rank) if rank is None else min(side, rank)
     if limit == 0:
-        return _no_triplets(matrix, _energy(matrix), 1)
+        return _no_triplets(matrix, matrix.energy(), 1)
     widest = 0 if side <= exact_side else int(WIDEST_SKETCH * side)
     found = limit if keep_energy is None else min(limit, FIRST_WIDTH)
     sketch = _Sketch(matrix, philox.stream_key(seed, name))
@@ -132,14 +117,9 @@ def kept_energy(singular: F64, energy: float) -> float:
     return min(float(np.dot(singular, singular)) / energy, 1.0) if energy > 0 else 1.0
 
 
-def residual(matrix: RowStream, left: npt.NDArray[np.floating], right: npt.NDArray[np.floating]) -> float:
+def residual(matrix: Operator, left: npt.NDArray[np.floating], right: npt.NDArray[np.floating]) -> float:
     """||D - left @ right||, by another pass over the matrix: exact even if the factors were rounded for storage."""
-    left, right = left.astype(np.float64), right.astype(np.float64)
-    parts = []
-    for row, block in matrix.blocks():
-        rest = block - left[row : row + len(block)] @ right
-        parts.append(float(np.vdot(rest, rest)))
-    return math.sqrt(math.fsum(parts))
+    return matrix.residual(left.astype(np.float64), right.astype(np.float64))
 
 
 def _sufficient(energies: F64, energy: float, limit: int, keep_energy: float | None) -> int | None:
@@ -162,7 +142,7 @@ def _next_rank(energies: F64, target: float) -> int:
 class _Sketch:
     """An orthonormal basis (columns, width) that converges to the leading row space; ||D||^2; passes so far."""
 
-    def __init__(self, matrix: RowStream, key: int) -> None:
+    def __init__(self, matrix: Operator, key: int) -> None:
         self._matrix = matrix
         self._key = key
         self.basis: F64 = np.empty((matrix.columns, 0))
@@ -180,12 +160,7 @@ class _Sketch:
         last pass, descending."""
         before = 0.0
         for _ in range(max_passes):
-            image = np.zeros_like(self.basis)
-            parts = []
-            for _, block in self._matrix.blocks():
-                parts.append(square_norm(block))
-                image += block.T @ (block @ self.basis)
-            self.energy = math.fsum(parts)
+            self.energy, image = self._matrix.gram(self.basis)
             self.passes += 1
             # The eigenvalues of V^T D^T D V are the energies of the directions of V, available in each pass for free.
             energies: F64 = np.maximum(np.linalg.eigvalsh(self.basis.T @ image)[::-1], 0)
@@ -197,66 +172,30 @@ class _Sketch:
         return energies
 
 
-def _project(matrix: RowStream, basis: F64) -> tuple[F64, F64, F64]:
+def _project(matrix: Operator, basis: F64) -> tuple[F64, F64, F64]:
     """The SVD of D V V^T."""
-    image = np.empty((matrix.rows, basis.shape[1]))
-    for row, block in matrix.blocks():
-        np.matmul(block, basis, out=image[row : row + len(block)])
-    left, singular, rotation = np.linalg.svd(image, full_matrices=False)
+    left, singular, rotation = np.linalg.svd(matrix.times(basis), full_matrices=False)
     return left, singular, rotation @ basis.T
 
 
-def _by_gram(matrix: RowStream, limit: int, keep_energy: float | None, passes: int) -> LeadingTriplets:
+def _by_gram(matrix: Operator, limit: int, keep_energy: float | None, passes: int) -> LeadingTriplets:
     """Exact: the eigenvectors of the smaller Gram matrix, then the other side by one more pass.
 
-    Squaring loses singular values below 1e-8 of the largest, which float32 factors could not represent either. If the
-    matrix has fewer rows than columns it is kept in memory as float32: D D^T needs all pairs of its rows.
+    Squaring loses singular values below 1e-8 of the largest, which float32 factors could not represent either.
     """
-    wide = matrix.rows < matrix.columns
-    gram = np.zeros((min(matrix.rows, matrix.columns),) * 2)
-    parts, kept = [], []
-    for _, block in matrix.blocks():
-        parts.append(square_norm(block))
-        if wide:
-            kept.append(block.astype(np.float32))
-        else:
-            gram += block.T @ block
-    energy = math.fsum(parts)
+    energy, values, vectors = matrix.spectrum()
     if energy == 0:
         return _no_triplets(matrix, energy, passes + 1)
-    if wide:
-        step = max(1, (1 << 20) // matrix.rows)
-        for column in range(0, matrix.columns, step):
-            part = np.concatenate([block[:, column : column + step] for block in kept]).astype(np.float64)
-            gram += part @ part.T
-        kept.clear()
-    values, vectors = np.linalg.eigh(gram)
-    del gram
     count = _sufficient(np.maximum(values[::-1], 0), energy, limit, keep_energy) or limit
     vectors = np.ascontiguousarray(vectors[:, ::-1][:, :count])
-    if wide:
-        image = np.zeros((count, matrix.columns))
-        for row, block in matrix.blocks():
-            image += vectors[row : row + len(block)].T @ block
-        rotation, singular, right = np.linalg.svd(image, full_matrices=False)
+    if matrix.rows < matrix.columns:
+        rotation, singular, right = np.linalg.svd(matrix.projected(vectors), full_matrices=False)
         left = vectors @ rotation
     else:
         left, singular, right = _project(matrix, vectors)
     return LeadingTriplets(left, singular, right, energy, True, passes + 2)
 
 
-def _energy(matrix: RowStream) -> float:
-    return math.fsum(square_norm(block) for _, block in matrix.blocks())
-
-
-def square_norm(block: F64) -> float:
-    """The sum of squares. Raises ValueError if it is not finite."""
-    square = float(np.vdot(block, block))
-    if not math.isfinite(square):
-        raise ValueError("the matrix has NaN, infinity or values whose squares overflow float64")
-    return square
-
-
-def _no_triplets(matrix: RowStream, energy: float, passes: int) -> LeadingTriplets:
+def _no_triplets(matrix: Operator, energy: float, passes: int) -> LeadingTriplets:
     nothing = np.empty((matrix.rows, 0)), np.empty(0), np.empty((0, matrix.columns))
     return LeadingTriplets(*nothing, energy, True, passes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from lora_kernels.checkpoint.records import FileRecord
+from lora_kernels.devices.choice import Execution
 
 
 class ResizedModule(msgspec.Struct, frozen=True):
@@ -20,7 +21,7 @@ class ResizedModule(msgspec.Struct, frozen=True):
 
 class ResizeReport(msgspec.Struct, frozen=True):
     """rank: the largest. kept_energy, relative_error: over all modules. dropped: modules with a zero update, which got
-    no factors. extras: tensors other than factors, copied unchanged."""
+    no factors. extras: tensors other than factors, copied unchanged. execution: the device that computed it."""
 
     rank: int
     kept_energy: float
@@ -29,6 +30,7 @@ class ResizeReport(msgspec.Struct, frozen=True):
     dropped: tuple[str, ...]
     extras: tuple[str, ...]
     files: tuple[FileRecord, ...]
+    execution: Execution = Execution()
 
 
 class ConvertedModule(msgspec.Struct, frozen=True):

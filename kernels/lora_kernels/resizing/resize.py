@@ -9,6 +9,7 @@ from contextlib import closing
 from lora_kernels.adapters.low_rank import LowRankModule
 from lora_kernels.adapters.size import Size, stored_dtype
 from lora_kernels.checkpoint.records import Progress
+from lora_kernels.devices.choice import Device, choose_cpu
 from lora_kernels.linalg.factored import balanced, product_norm, product_svd, rank_for_energy
 from lora_kernels.resizing.report import ResizedModule, ResizeReport
 from lora_kernels.resizing.rewrite import Rewrite, relative_error, rewriting, wide
@@ -23,6 +24,7 @@ def resize_folder(
     dtype: str | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    device: Device = "cpu",
 ) -> ResizeReport:
     """Write the adapter folder `out_dir`, which appears complete or not at all: plain LoRA with alpha = r.
 
@@ -32,11 +34,13 @@ def resize_folder(
         dtype: `float32`, `bfloat16` or `float16`; None for the adapter's own.
         threads: modules processed at a time, None for one per processor; the bytes do not depend on it.
         progress: called with modules done and modules in total.
+        device: `cpu`, or `auto`, which takes it: factors are thin, and a GPU would wait for them.
 
-    Raises RegistryError as `open_adapter`, `Size` and `adapter_writer` do, and `rejected` if values are not finite,
-    before or after rounding.
+    Raises RegistryError as `open_adapter`, `Size` and `adapter_writer` do, `rejected` if values are not finite, before
+    or after rounding, and `unsupported` for the device `cuda`.
     """
     size = Size(rank, keep_energy)
+    execution = choose_cpu(device, "a resize decomposes factors alone")
     modules: list[ResizedModule] = []
     dropped: list[str] = []
     with rewriting(adapter_dir, out_dir, stored_dtype(dtype) if dtype is not None else None) as rewrite:
@@ -58,6 +62,7 @@ def resize_folder(
         dropped=tuple(dropped),
         extras=extras,
         files=rewrite.writer.files,
+        execution=execution,
     )
 
 

@@ -40,6 +40,10 @@ def name(home: Home) -> str:
         (["compose", "a/b", "--seed", "1", "--to", "a/c"], "--seed has no effect on svd"),
         (["compose", "a/b"], "--to REF"),
         (["compose", "nowhere", "--local", "-o", "y"], "There is no folder 'nowhere'"),
+        (["resize", "x", "--rank", "2", "--to", "y", "--device", "auto"], "--device cannot be used with a job"),
+        (["resize", "x", "--plain", "--device", "auto", "--local", "-o", "y"], "--device cannot be used with --plain"),
+        (["compose", "x", "--to", "y", "--device", "auto"], "--device cannot be used with a job"),
+        (["extract", "x", "--base", "z", "--rank", "2", "--to", "y", "--device", "cpu"], "cannot be used with a job"),
         (["extract", "a/b", "--base", "c", "--to", "a/c"], "either --rank R or --keep-energy X"),
         (["extract", "a/b", "--base", "c", "--rank", "1", "--keep-energy", "0.5", "--to", "a/c"], "either --rank R"),
         (["extract", "a/b", "--base", "c", "--rank", "1", "--max-rank", "2", "--to", "a/c"], "--max-rank needs"),
@@ -115,6 +119,10 @@ def test_on_this_machine(home: Home, tmp_path: Path) -> None:
     assert said["schema"] == "lora-reg/convert-local/1"
     assert said["output"] == str(tmp_path / "plain")
     assert home.ok("resize", "--local", LOGS, "--rank", "1", "-o", tmp_path / "one", "-q").out == f"{tmp_path}/one\n"
+    chosen = home.json("resize", "--local", LOGS, "--rank", "1", "--device", "auto", "-o", tmp_path / "auto")
+    assert chosen["report"]["execution"]["device"] == "cpu"
+    refused = home.run("resize", "--local", LOGS, "--rank", "1", "--device", "cuda", "-o", tmp_path / "cuda")
+    assert refused.status == 6 and "a resize decomposes factors alone" in refused.err
     again = home.run("resize", "--local", LOGS, "--rank", "1", "-o", tmp_path / "one")
     assert again.status == 5
     assert (

@@ -1,4 +1,4 @@
-"""A merge by the executor of a device, with the kernels: its files are those of the CPU's executor, byte for byte.
+"""Merges and compositions on a device, with the kernels. Merged files are those of the CPU's executor, byte for byte.
 
 The factors are such that sums are exact in float32: in any order, on any processor, they are the same.
 """
@@ -9,11 +9,15 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from lora_kernels.composing import compose_folders
 from lora_kernels.devices.accelerator import Accelerator
 from lora_kernels.merging import merge_folder
+from tests.kernels.checkpoints import pair, write_adapter
+from tests.kernels.composing.peft_models import products
 from tests.kernels.merging.device_models import exact_adapter, exact_base
 
 
@@ -28,4 +32,19 @@ def test_same_files_as_on_the_cpu(device: torch.device, tmp_path: Path, options:
         kept.append(report.kept)
     assert files[0] == files[1]
     assert kept[0] == pytest.approx(kept[1], rel=1e-5)
+    assert report.execution.backend == "triton"
+
+
+@pytest.mark.parametrize("method", ["ties_svd", "dare_linear_svd", "dare_ties_svd"])
+def test_same_compositions_as_on_the_cpu(device: torch.device, tmp_path: Path, method: str) -> None:
+    module = "model.layers.0.self_attn.q_proj"
+    adapters = [
+        (write_adapter(tmp_path / str(seed), pair(module, out=40, in_=24, r=4, seed=seed)), weight)
+        for seed, weight in enumerate((1.0, 0.5, -0.3))
+    ]
+    compose_folders(adapters, tmp_path / "cpu", method=method, seed=3)
+    chosen = Accelerator(device.type, "triton")
+    report = compose_folders(adapters, tmp_path / "device", method=method, seed=3, device=chosen)
+    expected, found = products(tmp_path / "cpu")[module], products(tmp_path / "device")[module]
+    assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected)
     assert report.execution.backend == "triton"
