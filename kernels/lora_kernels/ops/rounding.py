@@ -1,14 +1,24 @@
 """Conversion of elements to float32 and back in kernels, each with at most one rounding (to nearest, ties to even).
 
-bf16 is loaded and stored as integers, and widened and rounded by integer operations. Triton's interpreter truncates in
-casts to bf16, gets subnormal numbers wrong in casts from it, and computes garbage on bf16 operands; a GPU runs the same
-integer operations, so that NaN becomes 0x7FC0 there too, as in `lora_kernels.numeric.dtypes`.
+bf16 is loaded and stored as integers. Compiled kernels round with the processor's own conversion, which gives NaN and
+nothing else 0x7FFF; the minimum with 0x7FC0, as signed integers, makes it the NaN of `lora_kernels.numeric.dtypes` and
+changes no other number. Triton's interpreter truncates in casts to bf16, gets subnormal numbers wrong in casts from it,
+and computes garbage on bf16 operands, so it runs integer operations instead. `COMPILED` chooses.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from lora_kernels.ops.dispatch import interpreted
+
+# False in a process whose kernels are interpreted, which stays so.
+COMPILED = tl.constexpr(not interpreted())
+# NaN as bf16, as a signed integer above infinity.
+_NAN = tl.constexpr(0x7FC0)
+# Two elements of a register, each in the upper half of its own.
+_WIDEN_PAIR = tl.constexpr("shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;")
 
 
 @triton.jit
@@ -39,7 +49,10 @@ def load_typed(
 @triton.jit
 def widen(stored: tl.tensor, ELEMENT: tl.constexpr) -> tl.tensor:
     """Convert the result of `load` to float32, exactly."""
-    if ELEMENT == tl.bfloat16:
+    if ELEMENT == tl.bfloat16 and COMPILED:
+        # One instruction an element; the compiler makes two of the shift for each second one.
+        return tl.inline_asm_elementwise(_WIDEN_PAIR, "=f,=f,r", [stored], dtype=tl.float32, is_pure=True, pack=2)
+    elif ELEMENT == tl.bfloat16:
         return (stored.to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     else:
         return stored.to(tl.float32)
@@ -48,11 +61,20 @@ def widen(stored: tl.tensor, ELEMENT: tl.constexpr) -> tl.tensor:
 @triton.jit
 def bf16_bits(values: tl.tensor) -> tl.tensor:
     """The uint16 bits of the bf16 numbers nearest to float32 `values`."""
+    if COMPILED:
+        rounded = values.to(tl.bfloat16).to(tl.int16, bitcast=True)
+        return tl.minimum(rounded, tl.full([], _NAN, tl.int16)).to(tl.uint16, bitcast=True)
+    else:
+        return _bf16_bits_in_integers(values)
+
+
+@triton.jit
+def _bf16_bits_in_integers(values: tl.tensor) -> tl.tensor:
     bits = values.to(tl.uint32, bitcast=True)
     # Adding 0x7fff, and one more if the kept half is odd, carries into the kept half exactly when nearest-even rounds
     # up.
     rounded = (bits + (((bits >> 16) & 1) + 0x7FFF)) >> 16
-    return tl.where(values == values, rounded, 0x7FC0).to(tl.uint16)
+    return tl.where(values == values, rounded, _NAN).to(tl.uint16)
 
 
 @triton.jit

@@ -3,6 +3,9 @@
 A launch has one dtype for all W, one for all outputs and one for all factors; everything else is data. Addresses and
 strides are 64 bits wide, so that matrices of more than 2^31 elements and any strides work. A column-major matrix is
 transposed first, (W + B A)^T = W^T + A^T B^T: rows in kernels are contiguous if any dimension is.
+
+Factors are stored in one of two ways: row by row, for tiles at any place (`tiles.adapter_delta`), or in the order in
+which the matrix units take them (`fragments`), for kernels that walk along a block of rows.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from lora_kernels.ops import fragments
 from lora_kernels.ops.low_rank import LowRank
 
 # Fields of a job, int64; addresses in bytes, strides and sizes in elements. start: its first program. first, count: its
@@ -29,12 +33,27 @@ ALIGNED_ELEMENTS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
+class Arrangement:
+    """Factors in the order of `fragments`: all adapters of a job have one rank, a multiple of 16, filled with zeros.
+
+    rank: of each adapter, at least its own. rows: of a block of W. width: columns of a group. slice_rank: rank that the
+    kernel multiplies at once.
+    """
+
+    rank: int
+    rows: int
+    width: int
+    slice_rank: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tables:
     """Arguments of a launch.
 
     Args:
         jobs: int64 (n, len(FIELDS)).
-        factors: int64 (adapters, 3), addresses of B and A, and the rank.
+        factors: int64 (adapters, 3), addresses of B and A, and the rank. Of an `Arrangement`, B of the first block and
+            A of the first group; those of the next block and group follow after those of all adapters of the job.
         scales: float32 (adapters,).
         owners: int32 (programs,), the job of each program.
         aligned: rows of all matrices are contiguous, and addresses, strides and numbers of columns allow 16-byte
@@ -67,6 +86,7 @@ def build(
     columns: int,
     transpose: bool = True,
     device: torch.device | None = None,
+    arrangement: Arrangement | None = None,
 ) -> Tables:
     """Build the tables of a launch.
 
@@ -77,6 +97,7 @@ def build(
         transpose: False if a kernel must not transpose matrices.
         device: None for that of the first matrix; required if that is a meta tensor, whose memory the kernel gets as a
             separate argument.
+        arrangement: None to store factors row by row.
     """
     device = matrices[0][0].device if device is None else device
     dtypes = {factor.dtype for group in adapters for adapter in group for factor in (adapter.a, adapter.b)}
@@ -85,6 +106,7 @@ def build(
     factors: list[list[int]] = []
     scales: list[float] = []
     counts: list[int] = []
+    weights: list[Tensor] = []
     keep: list[Tensor] = []
     for (given, result), group in zip(matrices, adapters, strict=True):
         present = [adapter for adapter in group if adapter.rank]
@@ -95,13 +117,12 @@ def build(
             w.data_ptr(), out.data_ptr(), *w.shape, *w.stride(), *out.stride(),
             sum(counts), len(factors), len(present), *elements,
         ])  # fmt: skip
-        keep += (w, out)
-        for adapter in present:
-            b, a = (adapter.a.T, adapter.b.T) if swap else (adapter.b, adapter.a)
-            b, a = _row_major(b, factor_dtype, dim=1), _row_major(a, factor_dtype, dim=0)
-            factors.append([b.data_ptr(), a.data_ptr(), a.shape[0]])
-            scales.append(adapter.scale)
+        weights += (w, out)
+        pairs = [(adapter.a.T, adapter.b.T) if swap else (adapter.b, adapter.a) for adapter in present]
+        for b, a, rank in _stored(pairs, factor_dtype, arrangement):
+            factors.append([b.data_ptr(), a.data_ptr(), rank])
             keep += (b, a)
+        scales += [adapter.scale for adapter in present]
         counts.append(-(-w.shape[0] // rows) * -(-w.shape[1] // columns))
     # One copy for all tables: for small tensors separate copies took longer than the kernels.
     parts = [torch.tensor(part, dtype=torch.int64).reshape(-1) for part in (jobs, factors, counts)]
@@ -114,10 +135,25 @@ def build(
         owners=_owners(on_device[2], counts),
         factor_dtype=factor_dtype,
         numbered_along_rows=all(job[E_COLUMN] == 1 for job in jobs),
-        aligned=all(_aligned(tensor) for tensor in keep),
+        aligned=all(is_aligned(tensor) for tensor in weights),
         tile_counts=tuple(counts),
-        keep=tuple(keep),
+        keep=(*weights, *keep),
     )
+
+
+def _stored(
+    pairs: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype, arrangement: Arrangement | None
+) -> list[tuple[Tensor, Tensor, int]]:
+    """B, A and the rank of each adapter of a job, as kernels read them."""
+    if arrangement is None or not pairs:
+        rows = [(_row_major(b, dtype, dim=1), _row_major(a, dtype, dim=0)) for b, a in pairs]
+        return [(b, a, a.shape[0]) for b, a in rows]
+    rank = arrangement.rank
+    b = fragments.arrange_b(
+        [b.to(dtype) for b, _ in pairs], rank=rank, rows=arrangement.rows, slice_rank=arrangement.slice_rank
+    )
+    a = fragments.arrange_a([a.to(dtype) for _, a in pairs], rank=rank, width=arrangement.width)
+    return [(b[:, index], a[:, index], rank) for index in range(len(pairs))]
 
 
 def _as_words(scales: Sequence[float]) -> Tensor:
@@ -150,7 +186,8 @@ def _row_major(factor: Tensor, dtype: torch.dtype, *, dim: int) -> Tensor:
     return factor.clone() if factor.data_ptr() % ALIGNED_BYTES else factor
 
 
-def _aligned(tensor: Tensor) -> bool:
+def is_aligned(tensor: Tensor) -> bool:
+    """Whether rows are contiguous, and address, stride and number of columns allow 16-byte accesses."""
     return tensor.numel() == 0 or (
         tensor.data_ptr() % ALIGNED_BYTES == 0
         and tensor.stride(1) == 1

@@ -1,0 +1,73 @@
+"""Factors in the order of the matrix units: their layout against the documented one, and the products in the
+interpreter. The layout of a warp's registers is what `test_aot.py` finds no exchange for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from lora_kernels.ops import fragments
+from lora_kernels.ops.fragments import factor_pointer, in_columns, load_a, load_b, multiply
+from tests.kernels.ops.inputs import BF16, FP16, normal
+
+
+@triton.jit
+def product_kernel(
+    p_b: tl.tensor, p_a: tl.tensor, p_out: tl.tensor, FACTOR: tl.constexpr,
+    ROWS: tl.constexpr, RANK: tl.constexpr, WIDTH: tl.constexpr,
+) -> None:  # fmt: skip
+    """Program (block, group)."""
+    p_b = factor_pointer(tl.load(p_b), FACTOR) + tl.program_id(0) * ROWS * RANK + tl.arange(0, ROWS * RANK)
+    p_a = factor_pointer(tl.load(p_a), FACTOR) + tl.program_id(1) * RANK * WIDTH + tl.arange(0, RANK * WIDTH)
+    b_zero = tl.zeros((ROWS, WIDTH), tl.float32)
+    b_product = multiply(load_b(p_b, ROWS, RANK, FACTOR), load_a(p_a, RANK, WIDTH, FACTOR), b_zero)
+    o_rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    o_columns = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    width = tl.num_programs(1) * WIDTH
+    tl.store(p_out + o_rows[:, None] * width + o_columns[None, :], in_columns(b_product, ROWS, WIDTH))
+
+
+@pytest.mark.parametrize(("dtype", "element"), [(BF16, tl.bfloat16), (FP16, tl.float16)], ids=["bf16", "fp16"])
+@pytest.mark.parametrize(("rows", "rank", "width"), [(32, 16, 32), (16, 64, 32), (32, 32, 16)])
+def test_the_product_has_its_columns_in_the_order_of_w(dtype, element, rows, rank, width, device):
+    b, a = normal((2 * rows - 3, rank - 5), seed=1), normal((rank - 5, 3 * width - 8), seed=2)
+    b, a = ((10 * factor).round().to(dtype).to(device) for factor in (b, a))
+    arranged_b = fragments.arrange_b([b], rank=rank, rows=rows, slice_rank=rank)
+    arranged_a = fragments.arrange_a([a], rank=rank, width=width)
+    addresses = torch.tensor([arranged_b.data_ptr(), arranged_a.data_ptr()], device=device)
+    out = torch.full((2 * rows, 3 * width), -1.0, device=device)
+    product_kernel[(2, 3)](
+        addresses[:1], addresses[1:], out, FACTOR=element, ROWS=rows, RANK=rank, WIDTH=width, num_warps=1
+    )
+    expected = torch.zeros_like(out)
+    expected[: b.shape[0], : a.shape[1]] = b.float() @ a.float()
+    assert torch.equal(out, expected)
+
+
+def test_a_lane_finds_its_elements_side_by_side():
+    """Lane 4 g + q of mma.m16n8k16 has A[2q .. 2q + 1 and 2q + 8 .. 2q + 9, g] of each 8 columns, and B at rows g and
+    g + 8 (PTX ISA, matrix fragments). Here the MMA's A is our B, and its B our A."""
+    a = torch.arange(16 * 32).reshape(16, 32)
+    lanes = fragments.arrange_a([a], rank=16, width=32).reshape(2, 32, 2, 2, 2)  # n4, lane, n3, k3, k0
+    for n4, lane, n3, k3, k0 in ((0, 0, 0, 0, 0), (1, 5, 1, 1, 1), (0, 31, 1, 0, 1), (1, 14, 0, 1, 0)):
+        g, q = divmod(lane, 4)
+        column = 8 * (g // 2) + 4 * n4 + 2 * n3 + g % 2
+        assert lanes[n4, lane, n3, k3, k0] == a[8 * k3 + 2 * q + k0, column]
+    b = torch.arange(16 * 16).reshape(16, 16)
+    lanes = fragments.arrange_b([b], rank=16, rows=16, slice_rank=16).reshape(32, 2, 2, 2)  # lane, k3, m3, k0
+    for lane, k3, m3, k0 in ((0, 0, 0, 0), (5, 1, 0, 1), (31, 0, 1, 1), (14, 1, 1, 0)):
+        g, q = divmod(lane, 4)
+        assert lanes[lane, k3, m3, k0] == b[8 * m3 + g, 8 * k3 + 2 * q + k0]
+
+
+def test_adapters_and_slices_of_a_block_follow_each_other():
+    factors = [normal((20, 40), seed=seed) for seed in (1, 2)]
+    one = [
+        fragments.arrange_b([factor[:, 32 * i : 32 * i + 32]], rank=32, rows=32, slice_rank=32)
+        for factor in factors
+        for i in (0, 1)
+    ]
+    both = fragments.arrange_b(factors, rank=64, rows=32, slice_rank=32)
+    assert torch.equal(both.flatten(), torch.cat([part.flatten() for part in one]))
