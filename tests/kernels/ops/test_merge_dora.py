@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -85,3 +87,22 @@ def test_a_magnitude_of_another_length_is_refused():
         merge_dora(w, adapter, magnitude[:3])
     with pytest.raises(RegistryError, match="magnitude of W has the dtype"):
         merge_dora(w, adapter, torch.arange(4))
+
+
+@pytest.mark.parametrize(("dtype", "rank"), [(BF16, 5), (FP16, 40)], ids=str)
+def test_chunks_of_rows_and_segments_of_columns(dtype, rank, device):
+    """More rows than a chunk has, more columns than a segment, the last of both not full, into a padded output."""
+    from lora_kernels.ops.configs import DORA_ROWS
+    from lora_kernels.ops.merge_dora import aligned
+    from lora_kernels.ops.single import single
+
+    shape = (83, 1096)
+    w, adapter, magnitude = inputs(shape, dtype, dtype, device, rank=rank)
+    whole, cut = (Guarded(shape, dtype, device, padding=8) for _ in range(2))
+    for guarded, rows in ((whole, 8192), (cut, 32)):
+        given = single(w, guarded.tensor, [adapter], most=1, unroll=aligned.UNROLL, transpose=False)
+        aligned.merge(given, magnitude, config=replace(DORA_ROWS, rows=rows))
+        guarded.check()
+    assert torch.equal(whole.tensor, cut.tensor)
+    as_torch = merge_dora(w, adapter, magnitude, backend="torch")
+    assert_close(whole.tensor, exact(w, adapter, magnitude), as_torch=as_torch, factor=2.0)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lora_kernels.ops import LowRank, tables
+from lora_kernels.ops.single import single
 from tests.kernels.ops.inputs import BF16, FP16, FP32, laid_out, lora, normal
 
 CPU = torch.device("cpu")
@@ -68,3 +69,28 @@ def test_programs_cover_each_matrix_once():
     assert table.tile_counts == (2, 0, 1, 4, 0)
     assert table.owners.tolist() == [0, 0, 2, 3, 3, 3, 3]
     assert table.jobs[:, tables.FIELDS.index("start")].tolist() == [0, 2, 2, 3, 7]
+
+
+def test_what_is_laid_out_for_blocks_of_rows_and_what_is_not():
+    w, one, two = normal(SHAPE, seed=1, dtype=BF16), *(lora(SHAPE, 17, seed=seed, device=CPU) for seed in (0, 1))
+    given = single(w, w, [one, two], most=2, unroll=2)
+    assert (given.rank, given.blocks, given.groups) == (32, 4, 3)
+    # Two adapters; blocks of 16 rows; 72 columns filled up to 128, two pairs of groups.
+    assert given.a.shape == (4, 2, 32 * 32)
+    assert given.b.shape == (4, 2, 32 * 16)
+    assert given.row_stride == 72
+    by_columns = single(laid_out(w, "transposed"), laid_out(w, "transposed"), [one], most=1)
+    assert by_columns.row_stride is None
+    assert by_columns.w.shape == (72, 64)
+    wide = lora(SHAPE, 4, seed=0, device=CPU, dtype=FP32)
+    tall = lora(SHAPE, 129, seed=0, device=CPU)
+    refused = [
+        (w.float(), w, [one]),
+        (w, w.float(), [one]),
+        (w, w, [wide]),
+        (w, w, [tall]),
+        (w, w, []),
+        (w, w, [one] * 3),
+    ]
+    for matrix, out, adapters in (*refused, (laid_out(w, "odd"), w, [one]), (w, laid_out(w, "stepped"), [one])):
+        assert single(matrix, out, adapters, most=2) is None

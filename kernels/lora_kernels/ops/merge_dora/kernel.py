@@ -1,4 +1,5 @@
-"""The merge of a DoRA adapter as two Triton kernels: sums of squares of rows, tile by tile, then scaling of rows."""
+"""The merge of a DoRA adapter as two Triton kernels, for any dtypes and layouts: sums of squares of rows, tile by tile,
+then scaling of rows. `aligned` has those for aligned matrices of 16 bits."""
 
 from __future__ import annotations
 
@@ -10,7 +11,9 @@ from lora_kernels.ops import aot, tables
 from lora_kernels.ops.configs import MERGE_DORA, LaunchConfig
 from lora_kernels.ops.launch import ELEMENTS, TABLE_TYPES, low_rank_constants, on, options
 from lora_kernels.ops.low_rank import LowRank
+from lora_kernels.ops.merge_dora import aligned
 from lora_kernels.ops.rounding import store_rounded, widen
+from lora_kernels.ops.single import single
 from lora_kernels.ops.tiles import OUT, OUT_COLUMN, OUT_ROW, delta_sum, job_of, load_tile, offsets, place_of, tile_of
 
 
@@ -82,6 +85,10 @@ def merge(
     w: torch.Tensor, adapter: LowRank, magnitude: torch.Tensor, out: torch.Tensor, *, config: LaunchConfig = MERGE_DORA
 ) -> None:
     """Merge checked arguments into `out`."""
+    given = single(w, out, [adapter], most=1, unroll=aligned.UNROLL, transpose=False)
+    if given is not None:
+        aligned.merge(given, magnitude)
+        return
     table = tables.build([(w, out)], [[adapter]], rows=config.rows, columns=config.columns, transpose=False)
     if not table.programs:
         return
@@ -97,12 +104,12 @@ def merge(
 
 
 def variants() -> list[aot.Variant]:
-    """Both passes, for all dtypes of W, dtypes of the factors and layouts."""
-    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
+    """Both passes of both forms."""
+    bf16, fp32 = torch.bfloat16, torch.float32
     variants = []
-    for w, factor, aligned in ((bf16, bf16, True), (bf16, fp32, False), (fp16, fp16, True), (fp32, fp32, True)):
-        name = f"{ELEMENTS[w]}, factors {ELEMENTS[factor]}, {'aligned' if aligned else 'any'}"
-        constants = low_rank_constants(factor, MERGE_DORA, aligned=aligned) | {"ELEMENT": ELEMENTS[w]}
+    for w, factor, wide in ((bf16, bf16, False), (bf16, fp32, True), (fp32, fp32, True)):
+        name = f"{ELEMENTS[w]}, factors {ELEMENTS[factor]}, {'aligned' if wide else 'any'}"
+        constants = low_rank_constants(factor, MERGE_DORA, aligned=wide) | {"ELEMENT": ELEMENTS[w]}
         config = MERGE_DORA.suited(factor=factor)
         variants += [
             aot.Variant(
@@ -116,4 +123,4 @@ def variants() -> list[aot.Variant]:
                 config,
             ),
         ]
-    return variants
+    return aligned.variants() + variants
