@@ -193,7 +193,7 @@ def _passes(inputs: Inputs) -> list[Case]:
                 inputs.weight(), inputs.empty(), dora,
                 lambda w, out, compute: dora_reference.merge(w, one, magnitude, out, compute=compute),
             ),
-            ("merge_dora norms bf16, factors bf16, aligned", "merge_dora scale bf16, factors bf16, aligned"),
+            ("merge_dora rows norms bf16, rank 16", "merge_dora rows scale bf16, rank 16"),
             ("row_squares_kernel", "scale_rows_kernel"),
         ),
         Case(

@@ -32,7 +32,7 @@ class Single:
     Args:
         a, b: of all adapters, of `arrange_a` and `arrange_b`.
         scales: float32 (adapters,).
-        rank: of all adapters, filled with zeros; a multiple of 16.
+        rank: of all adapters, filled with zeros; 16 times a power of two.
         row_stride: distance of two rows in the numbers of elements; those of a row follow each other. None if the
             matrix was transposed.
     """
@@ -91,10 +91,12 @@ def single(
         w, out = w.T, out.T
     pairs = [(adapter.a.T, adapter.b.T) if swap else (adapter.b, adapter.a) for adapter in adapters]
     factors = {factor.dtype for pair in pairs for factor in pair}
-    rank = -(-max((adapter.rank for adapter in adapters), default=0) // UNIT) * UNIT
+    highest = max((adapter.rank for adapter in adapters), default=0)
+    rank = max(UNIT, 1 << (highest - 1).bit_length())
     fits = (
         0 < len(adapters) <= most
-        and 0 < rank <= MOST_RANK
+        and 0 < highest
+        and rank <= MOST_RANK
         and len(factors) == 1
         and {w.dtype, out.dtype, *factors} <= set(_HALF)
         and tables.is_aligned(w)

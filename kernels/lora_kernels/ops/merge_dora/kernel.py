@@ -85,9 +85,9 @@ def merge(
     w: torch.Tensor, adapter: LowRank, magnitude: torch.Tensor, out: torch.Tensor, *, config: LaunchConfig = MERGE_DORA
 ) -> None:
     """Merge checked arguments into `out`."""
-    given = single(w, out, [adapter], most=1, unroll=aligned.UNROLL, transpose=False)
-    if given is not None:
-        aligned.merge(given, magnitude)
+    laid_out = single(w, out, [adapter], most=1, unroll=aligned.UNROLL, transpose=False)
+    if laid_out is not None:
+        aligned.merge(laid_out, magnitude)
         return
     table = tables.build([(w, out)], [[adapter]], rows=config.rows, columns=config.columns, transpose=False)
     if not table.programs:
