@@ -18,7 +18,8 @@ NOT_MEASURED: Final = "not measured on a GPU; every variant compiles for sm_90 w
 @dataclass(frozen=True, slots=True)
 class LaunchConfig:
     """Tile of W per program (rows, columns), slice of the rank per step, warps and pipeline stages. wide_warps: for
-    variants that need more registers per element; None if `warps` suffice."""
+    variants that need more registers per element; None if `warps` suffice. registers: the most per thread; None for
+    what the compiler takes."""
 
     rows: int
     columns: int
@@ -27,6 +28,7 @@ class LaunchConfig:
     stages: int
     wide_warps: int | None = None
     measured: str = NOT_MEASURED
+    registers: int | None = None
 
     def suited(self, *, factor: torch.dtype | None = None, aligned: bool = True) -> LaunchConfig:
         """The configuration for a dtype of the factors and for aligned or other rows."""
@@ -51,10 +53,17 @@ COUNT: Final = SPARSE
 # Programs per adapter: a few for each of the 132 multiprocessors of an H200, so that each sums many tiles before it
 # writes.
 COUNT_PROGRAMS: Final = 528
-DEQUANTIZE: Final = LaunchConfig(64, 64, 0, 4, 2, 8, measured=_on_h200("49 %, 8 warps 40 %"))
-MERGE_QUANTIZED: Final = LaunchConfig(64, 64, 16, 4, 2, 8, measured=_on_h200("27 %, 8 warps 21 %"))
-# 64 columns are whole blocks of the blocksize of nearly all NF4 checkpoints.
-REQUANTIZE: Final = LaunchConfig(64, 64, 16, 4, 2, 8, measured=_on_h200("5.6 %, 32 x 64 in 8 warps 3.5 %"))
+# Elements in a row; 32 registers, so that 64 warps fit on a multiprocessor.
+DEQUANTIZE: Final = LaunchConfig(1, 8192, 0, 4, 1)
+# Quantized weights in aligned layouts: rows of a band, the most columns of a program, one warp. With these registers 28
+# warps fit on a multiprocessor; with those of an NF4 output 21, for several adapters 16 to 21.
+BANDS: Final = LaunchConfig(16, 4096, 16, 1, 1, registers=72)
+BANDS_TO_NF4: Final = LaunchConfig(16, 4096, 16, 1, 1, registers=96)
+BANDS_OF_MANY: Final = LaunchConfig(16, 4096, 16, 1, 1)
+# Programs of a large matrix: two for each warp that an H200 with its 132 multiprocessors holds.
+BAND_PROGRAMS: Final = 2 * 25 * 132
+# Quantized weights in other layouts.
+MERGE_QUANTIZED: Final = LaunchConfig(64, 64, 16, 4, 2, 8, measured=_on_h200("27 %, 8 warps 21 %, aligned"))
 # Elements per program, as rows of whole blocks; the largest block is 4096.
 QUANTIZE_BLOCKS: Final = LaunchConfig(rows=1, columns=4096, rank=0, warps=8, stages=2)
 # Rows of 256 absmax per program.

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from lora_contract.errors import RegistryError
-from lora_kernels.ops import FourBit, Int8Rows, Nested, dequant_blockwise, tables
-from lora_kernels.ops.configs import DEQUANTIZE
-from lora_kernels.ops.dequant_blockwise.kernel import dequant_blockwise_kernel
-from lora_kernels.ops.launch import ELEMENTS, options
+from lora_kernels.ops import FourBit, Int8Rows, Nested, dequant_blockwise
+from lora_kernels.ops.dequant_blockwise import kernel
+from lora_kernels.ops.dispatch import interpreted
+from lora_kernels.ops.merge_quantized import kernel as merge_kernel
+from lora_kernels.ops.quantized import bands_launch
 from lora_kernels.ops.quantized import in_torch as reference
-from lora_kernels.ops.quantized.kernel import constants, parts
 from lora_kernels.ops.testing import Guarded, assert_close
 from tests.kernels.ops.inputs import BF16, FP16, FP32, bits, laid_out
 from tests.kernels.ops.quantized_inputs import decoded, four_bit, int8_rows
@@ -40,7 +41,7 @@ def test_four_bit_has_the_bits_of_the_codec(shape, kind, blocksize, nested, devi
 
 
 @pytest.mark.parametrize("layout", ["rows", "transposed", "padded", "odd", "stepped"])
-@pytest.mark.parametrize("shape", [(1, 1), (7, 13), (70, 96)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (7, 13), (70, 96), (37, 192)], ids=str)
 def test_int8_has_the_bits_of_the_codec(shape, layout, device):
     weight = int8_rows(shape, device)
     strided = Int8Rows(laid_out(weight.codes, layout), weight.scb)
@@ -81,31 +82,57 @@ def test_an_absmax_below_zero_and_one_that_is_not_finite(device):
     assert got[2].isnan().all()
 
 
-@pytest.mark.parametrize("aligned", [True, False])
-def test_elements_past_31_bits(aligned, device):
-    """The last tile of a matrix of 2^31 + 4,096 elements, of which only its pages are ever touched."""
+@pytest.mark.parametrize("kind", ["4-bit", "int8", "4-bit by columns"])
+def test_elements_past_31_bits(kind, device, monkeypatch):
+    """The end of a matrix of 2^31 + 4,096 elements, of which only its pages are ever touched."""
     rows, first = 2**25 + 64, 2**25
-    tile = four_bit((64, 64), device, nested=False)
-    weight = replace(
-        tile,
-        packed=torch.empty(rows * 32, dtype=torch.uint8, device=device),
-        absmax=torch.empty(rows, device=device),
-        shape=(rows, 64),
-    )
-    weight.packed[first * 32 :] = tile.packed
-    weight.absmax[first:] = tile.absmax
-    guarded = Guarded((64, 64), BF16, device)
-    job = dict.fromkeys(tables.FIELDS, 0) | {"rows": rows, "columns": 64, "out_row": 64, "out_column": 1}
-    # The program is the last of the matrix, and its output the memory of the tile.
-    job |= {"start": -(first // 64), "out": guarded.tensor.data_ptr() - first * 64 * 2}
-    dequant_blockwise_kernel[(1,)](
-        torch.tensor([[job[field] for field in tables.FIELDS]], device=device),
-        torch.zeros(1, dtype=torch.int32, device=device),
-        **parts(weight), **constants(weight), **options(DEQUANTIZE),
-        OUTPUT=ELEMENTS[BF16], ALIGNED=aligned, BLOCK_ROWS=64, BLOCK_COLUMNS=64,
-    )  # fmt: skip
-    guarded.check()
-    assert_bits(guarded.tensor, decoded(tile))
+    end = int8_rows((64, 64), device) if kind == "int8" else four_bit((64, 64), device, nested=False)
+    weight = _ending_with(end, rows)
+    if kind == "4-bit by columns":
+        out = torch.empty((64, rows), dtype=BF16, device=device).T
+        last = LastPrograms(monkeypatch, merge_kernel, "merge_quantized_kernel")
+    else:
+        out = torch.empty((rows, 64), dtype=BF16, device=device)
+        module, name = (bands_launch, "bands_kernel") if kind == "int8" else (kernel, "dequant_blockwise_kernel")
+        last = LastPrograms(monkeypatch, module, name)
+    tail = out[first - 64 :]
+    tail.view(torch.int16).fill_(-1)
+    dequant_blockwise(weight, out=out, backend="triton")
+    assert last.launched
+    assert_bits(out[first:], decoded(end))
+
+
+def _ending_with(end: FourBit | Int8Rows, rows: int) -> FourBit | Int8Rows:
+    """A weight of so many rows of 64, of which the last 64 are those of `end`."""
+
+    def grown(part: torch.Tensor, count: int) -> torch.Tensor:
+        found = torch.empty((count, *part.shape[1:]), dtype=part.dtype, device=part.device)
+        found[-len(part) :] = part
+        return found
+
+    if isinstance(end, Int8Rows):
+        return Int8Rows(grown(end.codes, rows), grown(end.scb, rows))
+    return replace(end, packed=grown(end.packed, rows * 32), absmax=grown(end.absmax, rows), shape=(rows, 64))
+
+
+class LastPrograms:
+    """A kernel of which, in the interpreter, only the last programs of a launch run: those of 64 rows of 64."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> None:
+        self._kernel, self._monkeypatch, self.launched = getattr(module, name), monkeypatch, False
+        monkeypatch.setattr(module, name, self)
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        self.launched = True
+        if not interpreted():
+            return self._kernel[grid]
+        from triton.runtime.interpreter import interpreter_builder as builder
+
+        few = min(grid[0], 4)
+        place = builder.set_grid_idx
+        self._monkeypatch.setattr(builder, "set_grid_idx", lambda x, y, z: place(x + grid[0] - few, y, z))
+        self._monkeypatch.setattr(builder, "set_grid_dim", lambda *_: setattr(builder, "grid_dim", (*grid, 1, 1)[:3]))
+        return self._kernel[(few, *grid[1:])]
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0, 0)], ids=str)

@@ -8,8 +8,9 @@ import torch
 from lora_contract.errors import RegistryError
 from lora_kernels.ops import LowRank, merge_low_rank, merge_quantized
 from lora_kernels.ops.merge_quantized import in_torch as reference
+from lora_kernels.ops.quantized import fragments
 from lora_kernels.ops.testing import Guarded, assert_close
-from tests.kernels.ops.inputs import BF16, FP16, FP32, laid_out, loras
+from tests.kernels.ops.inputs import BF16, FP16, FP32, laid_out, loras, normal
 from tests.kernels.ops.quantized_inputs import decoded, four_bit, int8_rows
 
 WEIGHTS = {
@@ -18,7 +19,8 @@ WEIGHTS = {
     "fp4": lambda shape, device: four_bit(shape, device, kind="fp4"),
     "int8": int8_rows,
 }
-SHAPES = [(1, 1), (7, 13), (63, 65), (130, 96), (3, 513)]
+# Only rows of whole steps of 64 columns go to the kernel on bands.
+SHAPES = [(1, 1), (7, 13), (63, 65), (130, 96), (3, 513), (37, 192)]
 
 
 @pytest.fixture(params=WEIGHTS)
@@ -56,9 +58,9 @@ def test_the_bits_and_statistics_of_dequantizing_first(shape, make, device):
     assert torch.equal(plain.weight, got.weight)
 
 
+@pytest.mark.parametrize("shape", [(40, 96), (40, 128)], ids=str)
 @pytest.mark.parametrize("layout", ["transposed", "padded", "stepped"])
-def test_any_layout_of_the_output_and_the_factors(layout, make, device):
-    shape = (40, 96)
+def test_any_layout_of_the_output_and_the_factors(layout, shape, make, device):
     weight, adapters = make(shape, device), loras(shape, (8,), device=device)
     strided = [LowRank(laid_out(one.b, "transposed"), laid_out(one.a, "odd"), one.scale) for one in adapters]
     out = laid_out(torch.zeros(shape, dtype=BF16, device=device), layout)
@@ -66,14 +68,15 @@ def test_any_layout_of_the_output_and_the_factors(layout, make, device):
     assert torch.equal(got, merge_quantized(weight, adapters, backend="triton").weight)
 
 
-def test_no_adapter_is_the_dequantized_weight(make, device):
-    weight = make((40, 96), device)
-    nothing = LowRank(torch.zeros(40, 0, device=device), torch.zeros(0, 96, device=device))
+@pytest.mark.parametrize(("columns", "dtype"), [(96, FP32), (128, FP16)])
+def test_no_adapter_is_the_dequantized_weight(columns, dtype, make, device):
+    weight = make((40, columns), device)
+    nothing = LowRank(torch.zeros(40, 0, device=device), torch.zeros(0, columns, device=device))
     for adapters in ([], [nothing]):
-        got = merge_quantized(weight, adapters, dtype=FP32, backend="triton").weight
+        got = merge_quantized(weight, adapters, dtype=dtype, backend="triton").weight
         # What is added is +0, which turns -0 into +0.
         kind = "fp4" if make is WEIGHTS["fp4"] else "nf4"
-        assert torch.equal(got.cpu(), decoded(weight, kind=kind) + 0)
+        assert torch.equal(got.cpu(), (decoded(weight, kind=kind) + 0).to(dtype))
 
 
 def test_what_is_not_finite_is_counted(make, device):
@@ -95,6 +98,14 @@ def test_empty(shape, make, device):
     assert merged.shape == shape
     assert stats is not None
     assert stats.non_finite == 0
+
+
+def test_planes_hold_float32_factors_exactly():
+    factor = normal((64, 64), seed=0)
+    factor[0, :4] = torch.tensor([torch.inf, torch.nan, 2.0**-100, -(1 - 2.0**-24)])
+    large, middle, small = fragments.planes(factor)
+    whole = large.double() + middle.double() + small.double()
+    assert torch.equal(whole.nan_to_num(nan=7.0), factor.double().nan_to_num(nan=7.0))
 
 
 def test_on_a_cpu_torch_merges():

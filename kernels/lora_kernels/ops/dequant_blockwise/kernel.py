@@ -1,4 +1,8 @@
-"""Dequantization as one Triton kernel, with one program per tile of the matrix."""
+"""Dequantization in Triton.
+
+4-bit codes whose output is contiguous are read as a flat row of words, each of eight codes; aligned int8 goes to the
+kernel on bands (`quantized.bands`), all other layouts to that of `merge_quantized`.
+"""
 
 from __future__ import annotations
 
@@ -6,87 +10,104 @@ import torch
 import triton
 import triton.language as tl
 
-from lora_kernels.ops import aot, tables
+from lora_kernels.ops import aot
 from lora_kernels.ops.configs import DEQUANTIZE, LaunchConfig
 from lora_kernels.ops.launch import ELEMENTS, on, options
-from lora_kernels.ops.quantized import Quantized
-from lora_kernels.ops.quantized.kernel import FOUR_BIT, INT8, constants, fits, like, load_weight, parts, scheme, types
-from lora_kernels.ops.rounding import store_rounded
-from lora_kernels.ops.tiles import OUT, OUT_COLUMN, OUT_ROW, job_of, offsets, tile_of
+from lora_kernels.ops.merge_quantized.kernel import merge_any
+from lora_kernels.ops.quantized import FourBit, Int8Rows, Quantized, bands_launch
+from lora_kernels.ops.quantized.bands import rounded
+from lora_kernels.ops.quantized.fragments import as_stored
+from lora_kernels.ops.quantized.kernel import INT8, load_absmax, parts, types
+from lora_kernels.ops.quantized.lanes import decode8, lane_table
+from lora_kernels.ops.tables import ALIGNED_BYTES
+
+_WORD = tl.constexpr(8)
 
 
 @triton.jit
 def dequant_blockwise_kernel(
-    jobs: tl.tensor,
-    owners: tl.tensor,
     packed: tl.tensor,
     absmax: tl.tensor,
     values: tl.tensor,
     nested_absmax: tl.tensor,
     nested_values: tl.tensor,
     offset: tl.tensor,
-    OUTPUT: tl.constexpr,
-    SCHEME: tl.constexpr,
-    ELEMENT: tl.constexpr,
+    out: tl.tensor,
+    words: tl.tensor,
     BLOCKSIZE: tl.constexpr,
     NESTED: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
+    WHOLE: tl.constexpr,
+    BLOCK_WORDS: tl.constexpr,
 ) -> None:
-    """packed ... offset: see `load_weight`. jobs, owners: `tables.Tables` of one job."""
-    i_program = tl.program_id(0)
-    job = job_of(jobs, owners, i_program)
-    o_rows, o_columns, rows, columns = tile_of(job, i_program, BLOCK_ROWS, BLOCK_COLUMNS, ALIGNED)
-    b_w = load_weight(
-        job, packed, absmax, values, nested_absmax, nested_values, offset,
-        i_program, o_rows, o_columns, rows, columns,
-        SCHEME, ELEMENT, BLOCKSIZE, NESTED, ALIGNED, BLOCK_ROWS, BLOCK_COLUMNS,
+    """Decode BLOCK_WORDS words. packed: uint32, `words` of them, a multiple of BLOCK_WORDS if WHOLE. absmax ... offset:
+    see `load_weight`. out: flat; bf16 as uint16."""
+    table = lane_table(values, 16)
+    first = tl.program_id(0).to(tl.int64) * BLOCK_WORDS
+    left = BLOCK_WORDS if WHOLE else tl.minimum(words - first, BLOCK_WORDS).to(tl.int32)
+    # One word a thread, whose eight elements are the 16 bytes that it writes.
+    o_words = tl.max_contiguous(tl.arange(0, BLOCK_WORDS), 1)
+    b_words = tl.load(packed + first + o_words, o_words < left)
+    blocks: tl.constexpr = BLOCK_WORDS * _WORD // BLOCKSIZE
+    o_blocks = tl.arange(0, blocks)
+    b_scale = load_absmax(
+        (first // (BLOCKSIZE // _WORD) + o_blocks).to(tl.uint64), o_blocks * (BLOCKSIZE // _WORD) < left,
+        absmax, nested_absmax, nested_values, offset, NESTED,
     )  # fmt: skip
-    m_tile = (o_rows < rows)[:, None] & (o_columns < columns)[None, :]
-    o_out = offsets(job, o_rows, o_columns, OUT_ROW, OUT_COLUMN, ALIGNED)
-    store_rounded(tl.load(job + OUT), o_out, b_w, m_tile, OUTPUT, ALIGNED)
+    b_values = tl.reshape(decode8(b_words, table), (blocks, BLOCKSIZE // _WORD, _WORD)) * b_scale[:, None, None]
+    o_out = tl.arange(0, BLOCK_WORDS * _WORD)
+    b_values = rounded(tl.reshape(b_values, (BLOCK_WORDS * _WORD,)), out.dtype.element_ty)
+    tl.store(out + first * _WORD + o_out, b_values, o_out < left * _WORD)
 
 
 def dequantize(weight: Quantized, out: torch.Tensor, *, config: LaunchConfig = DEQUANTIZE) -> None:
     """Dequantize a checked weight into `out`."""
-    table = tables.build(
-        [(like(weight), out)], [()],
-        rows=config.rows, columns=config.columns, transpose=False, device=weight.device,
-    )  # fmt: skip
-    if table.programs:
-        aligned = table.aligned and fits(weight)
+    if isinstance(weight, FourBit) and _flat(weight, out):
+        given = parts(weight) | {"packed": weight.packed.view(torch.uint32)}
         with on(weight.device):
-            dequant_blockwise_kernel[(table.programs,)](
-                table.jobs, table.owners, **parts(weight), **constants(weight),
-                **options(config.suited(aligned=aligned)),
-                OUTPUT=ELEMENTS[out.dtype], ALIGNED=aligned,
-                BLOCK_ROWS=config.rows, BLOCK_COLUMNS=config.columns,
+            dequant_blockwise_kernel[(triton.cdiv(weight.elements, config.columns),)](
+                **given, out=as_stored(out), words=weight.elements // _WORD.value,
+                **_constants(weight.blocksize, weight.nested.blocksize if weight.nested else 0, config),
+                WHOLE=weight.elements % config.columns == 0,
+                **options(config),
             )  # fmt: skip
+    elif isinstance(weight, Int8Rows) and bands_launch.fits(weight, out):
+        bands_launch.run(weight, None, out)
+    else:
+        merge_any(weight, None, out)
+
+
+def _flat(weight: FourBit, out: torch.Tensor) -> bool:
+    return (
+        weight.elements > 0
+        and weight.elements % _WORD.value == 0
+        and out.is_contiguous()
+        and not (weight.packed.data_ptr() % ALIGNED_BYTES or out.data_ptr() % ALIGNED_BYTES)
+    )
+
+
+def _constants(blocksize: int, nested: int, config: LaunchConfig) -> dict[str, int]:
+    return {
+        "BLOCKSIZE": blocksize,
+        "NESTED": nested,
+        "BLOCK_WORDS": config.columns // _WORD.value,
+    }
 
 
 def variants() -> list[aot.Variant]:
-    """All schemes and layouts, with and without double quantization."""
-    return [
+    """4-bit codes to each dtype, with and without double quantization, and int8."""
+    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
+    kinds = {bf16: "*u16", fp16: "*fp16", fp32: "*fp32"}
+    four_bit = [
         aot.Variant(
-            name=f"dequant_blockwise {'int8' if which is INT8 else '4-bit'}{', nested' if nested else ''} to "
-            f"{ELEMENTS[out]}, {'aligned' if aligned else 'any'}",
+            name=f"dequant_blockwise 4-bit{', nested' if nested else ''} to {ELEMENTS[out]}, aligned",
             kernel=dequant_blockwise_kernel,
-            types={"jobs": "*i64", "owners": "*i32"} | types(nested=bool(nested)),
-            constants=scheme(which, nested=nested)
-            | {
-                "OUTPUT": ELEMENTS[out],
-                "ALIGNED": aligned,
-                "BLOCK_ROWS": DEQUANTIZE.rows,
-                "BLOCK_COLUMNS": DEQUANTIZE.columns,
-            },
-            config=DEQUANTIZE.suited(aligned=aligned),
+            types=types(nested=bool(nested)) | {"packed": "*u32", "out": kinds[out], "words": "i64"},
+            constants=_constants(64, nested, DEQUANTIZE) | {"WHOLE": True},
+            config=DEQUANTIZE,
         )
-        for which, nested, out, aligned in (
-            (FOUR_BIT, 256, torch.bfloat16, True),
-            (FOUR_BIT, 0, torch.float16, True),
-            (FOUR_BIT, 256, torch.float32, False),
-            (INT8, 0, torch.bfloat16, True),
-            (INT8, 0, torch.float32, False),
-        )
+        for nested, out in ((256, bf16), (0, fp16), (256, fp32))
+    ]
+    return [
+        *four_bit,
+        bands_launch.variant("dequant_blockwise int8 to bf16, aligned", INT8, fp32, out=bf16, adapters=0),
     ]

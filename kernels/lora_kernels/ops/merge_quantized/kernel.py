@@ -1,4 +1,8 @@
-"""Dequantizing and merging as one Triton kernel, with one program per tile of the matrix."""
+"""Dequantizing and merging in Triton.
+
+Aligned layouts go to the kernel on bands (`quantized.bands`); this one, with one program per tile of the matrix, takes
+any layout, and statistics.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +18,8 @@ from lora_kernels.ops.launch import ELEMENTS, TABLE_TYPES, low_rank_constants, o
 from lora_kernels.ops.low_rank import LowRank
 from lora_kernels.ops.merge_low_rank.partials import PARTIALS, read, store_partials, sums
 from lora_kernels.ops.merge_low_rank.stats import MergeStats
-from lora_kernels.ops.quantized import Quantized
-from lora_kernels.ops.quantized.kernel import FOUR_BIT, INT8, constants, fits, like, load_weight, parts, scheme, types
+from lora_kernels.ops.quantized import Quantized, bands_launch
+from lora_kernels.ops.quantized.kernel import FOUR_BIT, INT8, constants, like, load_weight, parts, scheme, types
 from lora_kernels.ops.rounding import store_rounded
 from lora_kernels.ops.tiles import OUT, OUT_COLUMN, OUT_ROW, delta_sum, job_of, offsets, tile_of
 
@@ -34,9 +38,9 @@ def merge_quantized_kernel(
     nested_values: tl.tensor,
     offset: tl.tensor,
     OUTPUT: tl.constexpr,
+    ADD: tl.constexpr,
     STATS: tl.constexpr,
     SCHEME: tl.constexpr,
-    ELEMENT: tl.constexpr,
     BLOCKSIZE: tl.constexpr,
     NESTED: tl.constexpr,
     FACTOR: tl.constexpr,
@@ -46,51 +50,60 @@ def merge_quantized_kernel(
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_RANK: tl.constexpr,
 ) -> None:
-    """partials: see `store_partials`; used only with STATS. packed ... offset: see `load_weight`. For the rest see
-    `tables.Tables`, of one job, and `tiles`."""
+    """partials: see `store_partials`; used only with STATS. packed ... offset: see `load_weight`. ADD: False to write W
+    itself. For the rest see `tables.Tables`, of one job, and `tiles`."""
     i_program = tl.program_id(0)
     job = job_of(jobs, owners, i_program)
     o_rows, o_columns, rows, columns = tile_of(job, i_program, BLOCK_ROWS, BLOCK_COLUMNS, ALIGNED)
     m_rows, m_columns = o_rows < rows, o_columns < columns
     m_tile = m_rows[:, None] & m_columns[None, :]
-    b_delta = delta_sum(
-        job, factors, scales, o_rows, o_columns, m_rows, m_columns, columns,
-        FACTOR, NATIVE, ALIGNED, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_RANK,
-    )  # fmt: skip
     b_w = load_weight(
         job, packed, absmax, values, nested_absmax, nested_values, offset,
-        i_program, o_rows, o_columns, rows, columns,
-        SCHEME, ELEMENT, BLOCKSIZE, NESTED, ALIGNED, BLOCK_ROWS, BLOCK_COLUMNS,
+        o_rows, o_columns, rows, columns, SCHEME, BLOCKSIZE, NESTED,
     )  # fmt: skip
-    b_out = b_w + b_delta
+    b_out = b_w
+    if ADD:
+        b_delta = delta_sum(
+            job, factors, scales, o_rows, o_columns, m_rows, m_columns, columns,
+            FACTOR, NATIVE, ALIGNED, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_RANK,
+        )  # fmt: skip
+        b_out += b_delta
     o_out = offsets(job, o_rows, o_columns, OUT_ROW, OUT_COLUMN, ALIGNED)
     store_rounded(tl.load(job + OUT), o_out, b_out, m_tile, OUTPUT, ALIGNED)
     if STATS:
         store_partials(partials, i_program, b_w, b_delta, b_out, m_tile, OUTPUT)
 
 
-def merge(
+def merge(weight: Quantized, adapters: Sequence[LowRank], out: torch.Tensor, *, stats: bool) -> MergeStats | None:
+    """Merge checked arguments into `out`."""
+    if bands_launch.fits(weight, out) and not stats:
+        bands_launch.run(weight, adapters, out)
+        return None
+    return merge_any(weight, adapters, out, stats=stats)
+
+
+def merge_any(
     weight: Quantized,
-    adapters: Sequence[LowRank],
+    adapters: Sequence[LowRank] | None,
     out: torch.Tensor,
     *,
-    stats: bool,
+    stats: bool = False,
     config: LaunchConfig = MERGE_QUANTIZED,
 ) -> MergeStats | None:
-    """Merge checked arguments into `out`."""
+    """Merge into an output of any layout. adapters: None to write the weight itself."""
     table = tables.build(
-        [(like(weight), out)], [adapters],
+        [(like(weight), out)], [adapters or ()],
         rows=config.rows, columns=config.columns, transpose=False, device=weight.device,
     )  # fmt: skip
     partials = torch.empty((table.programs if stats else 0, PARTIALS), device=weight.device)
     if table.programs:
-        aligned = table.aligned and fits(weight)
         with on(weight.device):
             merge_quantized_kernel[(table.programs,)](
                 table.jobs, table.factors, table.scales, table.owners, partials,
-                **parts(weight), **constants(weight), **options(config.suited(factor=table.factor_dtype)),
-                **low_rank_constants(table.factor_dtype, config, aligned=aligned),
-                OUTPUT=ELEMENTS[out.dtype], STATS=stats,
+                **parts(weight), **constants(weight),
+                **options(config.suited(factor=table.factor_dtype, aligned=False)),
+                **low_rank_constants(table.factor_dtype, config, aligned=False),
+                OUTPUT=ELEMENTS[out.dtype], ADD=adapters is not None, STATS=stats,
             )  # fmt: skip
     return read(sums(partials, table.tile_counts))[0] if stats else None
 
@@ -98,24 +111,35 @@ def merge(
 def variants() -> list[aot.Variant]:
     """All schemes and layouts, with and without double quantization and statistics."""
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
-    return [
+    aligned = [
+        bands_launch.variant(
+            f"merge_quantized {'int8' if which is INT8 else '4-bit'}{', nested' if nested else ''} to {ELEMENTS[out]}, "
+            f"factors {ELEMENTS[factor]}, {bands_launch.named(adapters, slices)}aligned",
+            which, fp32, out=out, factor=factor, adapters=adapters, slices=slices, nested=nested,
+        )
+        for which, nested, out, factor, adapters, slices in (
+            (FOUR_BIT, 256, bf16, bf16, 1, 1),
+            (FOUR_BIT, 256, bf16, bf16, 1, 4),
+            (FOUR_BIT, 256, bf16, bf16, 4, 1),
+            (FOUR_BIT, 256, bf16, bf16, 4, 4),
+            (FOUR_BIT, 0, fp16, fp16, 1, 1),
+            (INT8, 0, bf16, bf16, 1, 1),
+        )
+    ]  # fmt: skip
+    return aligned + [
         aot.Variant(
             name=f"merge_quantized {'int8' if which is INT8 else '4-bit'}{', nested' if nested else ''} to "
-            f"{ELEMENTS[out]}, factors {ELEMENTS[factor]}, {'aligned' if aligned else 'any'}"
-            f"{', stats' if stats else ''}",
+            f"{ELEMENTS[out]}, factors {ELEMENTS[factor]}, any{', stats' if stats else ''}",
             kernel=merge_quantized_kernel,
             types=TABLE_TYPES | {"partials": "*fp32"} | types(nested=bool(nested)),
-            constants=low_rank_constants(factor, MERGE_QUANTIZED, aligned=aligned)
+            constants=low_rank_constants(factor, MERGE_QUANTIZED, aligned=False)
             | scheme(which, nested=nested)
-            | {"OUTPUT": ELEMENTS[out], "STATS": stats},
-            config=MERGE_QUANTIZED.suited(factor=factor),
+            | {"OUTPUT": ELEMENTS[out], "ADD": True, "STATS": stats},
+            config=MERGE_QUANTIZED.suited(factor=factor, aligned=False),
         )
-        for which, nested, out, factor, aligned, stats in (
-            (FOUR_BIT, 256, bf16, bf16, True, False),
-            (FOUR_BIT, 256, bf16, bf16, True, True),
-            (FOUR_BIT, 0, fp16, fp32, True, True),
-            (FOUR_BIT, 256, bf16, fp32, False, True),
-            (INT8, 0, bf16, bf16, True, True),
-            (INT8, 0, fp32, fp32, False, True),
+        for which, nested, out, factor, stats in (
+            (FOUR_BIT, 256, bf16, fp32, True),
+            (FOUR_BIT, 0, fp32, bf16, False),
+            (INT8, 0, fp32, fp32, True),
         )
     ]

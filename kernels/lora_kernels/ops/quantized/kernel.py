@@ -1,4 +1,4 @@
-"""Tiles of quantized weights in kernels, as float32.
+"""Tiles of quantized weights of any layout in kernels, as float32; aligned ones are read by `bands`.
 
 A launch has one scheme. Parts that a scheme does not have are passed as empty tensors, which are not read. The offsets
 of 4-bit codes follow from the shape, so the job of such a weight has no address (`like`).
@@ -12,20 +12,15 @@ import torch
 import triton
 import triton.language as tl
 
-from lora_kernels.ops.launch import ELEMENTS
 from lora_kernels.ops.quantized import FourBit, Int8Rows, Quantized
-from lora_kernels.ops.rounding import load_typed, widen
-from lora_kernels.ops.tables import ALIGNED_BYTES
-from lora_kernels.ops.tiles import W_COLUMN, W_ROW, W, load_tile, offsets, place_of
-from lora_kernels.quantized.blocksizes import BLOCKSIZES
+from lora_kernels.ops.rounding import load_typed
+from lora_kernels.ops.tiles import W_COLUMN, W_ROW, W, offsets
 from lora_kernels.quantized.int8 import UNIT
 
 DENSE: Final = tl.constexpr(0)
 FOUR_BIT: Final = tl.constexpr(1)
 INT8: Final = tl.constexpr(2)
-_UNIT: Final = tl.constexpr(float(UNIT))
-# Elements that share an absmax for every blocksize, if rows start at block boundaries.
-GROUP: Final = tl.constexpr(min(BLOCKSIZES))
+INT8_UNIT: Final = tl.constexpr(float(UNIT))
 # In addition to `launch.TABLE_TYPES`; absmax is uint8 with double quantization.
 PART_TYPES: Final = {
     "packed": "*u8", "absmax": "*fp32", "values": "*fp32",
@@ -43,10 +38,10 @@ def load_absmax(
     offset: tl.tensor,
     NESTED: tl.constexpr,
 ) -> tl.tensor:
-    """The absmax of blocks by index, int64; 0 if masked. NESTED: elements of a nested block, 0 for none."""
-    b_absmax = tl.load(absmax + blocks, mask, other=0)
+    """The absmax of blocks by index, unsigned; 0 if masked. NESTED: elements of a nested block, 0 for none."""
+    b_absmax = tl.load(absmax + blocks.to(tl.int64), mask, other=0)
     if NESTED:
-        b_scale = tl.load(nested_absmax + blocks // NESTED, mask, other=0.0)
+        b_scale = tl.load(nested_absmax + (blocks // NESTED).to(tl.int64), mask, other=0.0)
         b_value = tl.load(nested_values + b_absmax.to(tl.int64)) * b_scale + tl.load(offset)
         return tl.where(mask, b_value, 0.0)
     else:
@@ -62,58 +57,34 @@ def load_weight(
     nested_absmax: tl.tensor,
     nested_values: tl.tensor,
     offset: tl.tensor,
-    i_program: tl.tensor,
     o_rows: tl.tensor,
     o_columns: tl.tensor,
     rows: tl.tensor,
     columns: tl.tensor,
     SCHEME: tl.constexpr,
-    ELEMENT: tl.constexpr,
     BLOCKSIZE: tl.constexpr,
     NESTED: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_COLUMNS: tl.constexpr,
 ) -> tl.tensor:
     """The tile of W, float32, 0 outside the matrix. packed ... offset: the parts of a `FourBit`; absmax: the scb of an
-    `Int8Rows`. ELEMENT: dtype of a dense W. ALIGNED: of the tables; for 4-bit codes also that rows are whole groups."""
-    m_rows, m_columns = o_rows < rows, o_columns < columns
-    m_tile = m_rows[:, None] & m_columns[None, :]
-    if SCHEME == DENSE:
-        return widen(load_tile(job, o_rows, o_columns, m_tile, ELEMENT, ALIGNED), ELEMENT)
-    elif SCHEME == INT8:
-        o_codes = offsets(job, o_rows, o_columns, W_ROW, W_COLUMN, ALIGNED)
-        b_codes = load_typed(tl.load(job + W), o_codes, m_tile, tl.int8, ALIGNED)
+    `Int8Rows`."""
+    m_rows = o_rows < rows
+    m_tile = m_rows[:, None] & (o_columns < columns)[None, :]
+    if SCHEME == INT8:
+        o_codes = offsets(job, o_rows, o_columns, W_ROW, W_COLUMN, False)
+        b_codes = load_typed(tl.load(job + W), o_codes, m_tile, tl.int8, False)
         b_scb = tl.load(absmax + o_rows, m_rows, other=0.0)
-        return (b_codes.to(tl.float32) * b_scb[:, None]) * _UNIT
-    elif ALIGNED:
-        _, i_column = place_of(job, i_program, BLOCK_COLUMNS)
-        o_bytes = i_column * (BLOCK_COLUMNS // 2) + tl.arange(0, BLOCK_COLUMNS // 2)
-        row_bytes = tl.multiple_of(columns // 2, 16)
-        m_bytes = m_rows[:, None] & (o_bytes < row_bytes)[None, :]
-        p_bytes = tl.multiple_of(packed, 16) + (o_rows[:, None] * row_bytes + o_bytes[None, :])
-        b_bytes = tl.load(p_bytes, m_bytes, other=0)
-        b_codes = tl.reshape(tl.join(b_bytes >> 4, b_bytes & 15), (BLOCK_ROWS, BLOCK_COLUMNS))
-        groups: tl.constexpr = BLOCK_COLUMNS // GROUP
-        o_groups = (i_column * groups + tl.arange(0, groups)) * GROUP
-        m_groups = m_rows[:, None] & (o_groups < columns)[None, :]
-        b_blocks = (o_rows[:, None] * columns + o_groups[None, :]) // BLOCKSIZE
-        b_scale = load_absmax(b_blocks, m_groups, absmax, nested_absmax, nested_values, offset, NESTED)
-        b_wide = tl.broadcast_to(b_scale[:, :, None], (BLOCK_ROWS, groups, GROUP))
-        return tl.load(values + b_codes.to(tl.int64)) * tl.reshape(b_wide, (BLOCK_ROWS, BLOCK_COLUMNS))
+        return (b_codes.to(tl.float32) * b_scb[:, None]) * INT8_UNIT
     else:
-        elements = o_rows[:, None] * columns + o_columns[None, :]
-        b_bytes = tl.load(packed + elements // 2, m_tile, other=0)
+        elements = (o_rows[:, None] * columns + o_columns[None, :]).to(tl.uint64)
+        b_bytes = tl.load(packed + (elements // 2).to(tl.int64), m_tile, other=0)
         b_codes = tl.where(elements % 2 == 0, b_bytes >> 4, b_bytes & 15)
         b_scale = load_absmax(elements // BLOCKSIZE, m_tile, absmax, nested_absmax, nested_values, offset, NESTED)
         return tl.load(values + b_codes.to(tl.int64)) * b_scale
 
 
-def like(weight: torch.Tensor | Quantized) -> torch.Tensor:
+def like(weight: Quantized) -> torch.Tensor:
     """The tensor that stands for W in `tables.build`: for 4-bit codes only a shape."""
-    if isinstance(weight, Int8Rows):
-        return weight.codes
-    return torch.empty(weight.shape, device="meta") if isinstance(weight, FourBit) else weight
+    return weight.codes if isinstance(weight, Int8Rows) else torch.empty(weight.shape, device="meta")
 
 
 def parts(weight: torch.Tensor | Quantized) -> dict[str, torch.Tensor]:
@@ -135,23 +106,14 @@ def constants(weight: torch.Tensor | Quantized) -> dict[str, Any]:
     if isinstance(weight, FourBit):
         nested = weight.nested.blocksize if weight.nested is not None else 0
         return scheme(FOUR_BIT, blocksize=weight.blocksize, nested=nested)
-    return scheme(INT8) if isinstance(weight, Int8Rows) else scheme(DENSE, element=weight.dtype)
+    return scheme(INT8 if isinstance(weight, Int8Rows) else DENSE)
 
 
-def scheme(
-    which: tl.constexpr, *, element: torch.dtype = torch.float32, blocksize: int = 64, nested: int = 0
-) -> dict[str, Any]:
+def scheme(which: tl.constexpr, *, blocksize: int = 64, nested: int = 0) -> dict[str, Any]:
     """The compile-time arguments of `load_weight` for a scheme. nested: elements of a nested block, 0 for none."""
-    return {"SCHEME": which.value, "ELEMENT": ELEMENTS[element], "BLOCKSIZE": blocksize, "NESTED": nested}
+    return {"SCHEME": which.value, "BLOCKSIZE": blocksize, "NESTED": nested}
 
 
 def types(*, nested: bool) -> dict[str, str]:
     """The types of the parts, in Triton's notation."""
     return PART_TYPES | ({"absmax": "*u8"} if nested else {})
-
-
-def fits(weight: torch.Tensor | Quantized) -> bool:
-    """Whether `load_weight` may use ALIGNED if the tables are aligned."""
-    if not isinstance(weight, FourBit):
-        return True
-    return weight.shape[1] % GROUP.value == 0 and weight.packed.data_ptr() % ALIGNED_BYTES == 0

@@ -1,0 +1,189 @@
+"""One kernel for quantized weights in aligned layouts: decode, add B @ A, and round or encode again, in registers.
+
+A program is one warp and has no barrier: a band of 16 rows of W, a number of steps of 64 columns. In a step a thread
+holds 8 neighbouring columns of rows g and g + 8 of two tiles of 32 columns, which is at once the accumulator of the
+matrix units (`fragments`), 16 bytes of a bf16 W, and a word of eight 4-bit codes. Tiles are 2-D: Triton 3.6 and 3.7
+order larger ones differently, and one of them then moves data through shared memory.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from lora_kernels.ops.quantized.fragments import BAND, GROUP, SLICE_A, SLICE_B, STEP, delta
+from lora_kernels.ops.quantized.kernel import DENSE, FOUR_BIT, INT8, INT8_UNIT
+from lora_kernels.ops.quantized.lanes import (
+    decode8,
+    decode_int8,
+    divisor,
+    encode8,
+    lane_table,
+    split8,
+)
+from lora_kernels.ops.rounding import bf16_bits, widen
+
+
+@triton.jit
+def rejoin(b_upper: tl.tensor, b_lower: tl.tensor) -> tl.tensor:
+    """A tile of 16 rows and 32 columns from what the words of its upper and its lower 8 rows hold."""
+    b_upper, b_lower = tl.reshape(b_upper, (BAND // 2, GROUP)), tl.reshape(b_lower, (BAND // 2, GROUP))
+    return tl.reshape(tl.permute(tl.join(b_upper, b_lower), (2, 0, 1)), (BAND, GROUP))
+
+
+@triton.jit
+def halves(b_words: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+    """The upper and the lower 8 of 16 rows of words."""
+    upper, lower = tl.split(tl.permute(tl.reshape(b_words, (2, BAND // 2, b_words.shape[1])), (1, 2, 0)))
+    return upper, lower
+
+
+@triton.jit
+def largest8(b: tl.tensor) -> tl.tensor:
+    """The bits, int32, of the largest magnitude along a last dimension of 8. NaN is the largest."""
+    e0, e1, e2, e3, e4, e5, e6, e7 = split8(tl.abs(b))
+    low, high = larger(larger(e0, e1), larger(e2, e3)), larger(larger(e4, e5), larger(e6, e7))
+    return larger(low, high).to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def larger(b_one: tl.tensor, b_other: tl.tensor) -> tl.tensor:
+    return tl.maximum(b_one, b_other, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def rounded(values: tl.tensor, STORED: tl.constexpr) -> tl.tensor:
+    """float32 `values` rounded once: to bf16, as its bits, for uint16."""
+    if STORED == tl.uint16:
+        return bf16_bits(values)
+    else:
+        return values.to(STORED)
+
+
+# Numbers stay numbers: a stride or count of 1 would be a constant, and one kernel become many.
+@triton.jit(do_not_specialize=["rows", "steps", "w_octets", "out_octets", "steps_each", "adapters", "slices"])
+def bands_kernel(
+    w: tl.tensor,
+    absmax: tl.tensor,
+    values: tl.tensor,
+    nested_absmax: tl.tensor,
+    nested_values: tl.tensor,
+    offset: tl.tensor,
+    out: tl.tensor,
+    new_absmax: tl.tensor,
+    encoding: tl.tensor,
+    factors_b: tl.tensor,
+    factors_a: tl.tensor,
+    scales: tl.tensor,
+    rows: tl.tensor,
+    steps: tl.tensor,
+    w_octets: tl.tensor,
+    out_octets: tl.tensor,
+    steps_each: tl.tensor,
+    adapters: tl.tensor,
+    slices: tl.tensor,
+    SCHEME: tl.constexpr,
+    ELEMENT: tl.constexpr,
+    BLOCKSIZE: tl.constexpr,
+    NESTED: tl.constexpr,
+    ENCODE: tl.constexpr,
+    FACTOR: tl.constexpr,
+    ADD: tl.constexpr,
+    MANY: tl.constexpr,
+    LONG: tl.constexpr,
+) -> None:
+    """Program (band, segment).
+
+    Args:
+        w: words of codes, uint32; or a dense W (bf16 as uint16, fp16).
+        absmax ... offset: as in `load_weight`.
+        out: uint32 words of NF4 codes if ENCODE, else bf16 as uint16, or fp16.
+        new_absmax: float32, if ENCODE.
+        encoding: see `lanes.encoding`.
+        factors_b, factors_a, scales, adapters, slices: see `fragments`, if ADD.
+        rows, steps: of W. steps_each: of a program.
+        w_octets, out_octets: strides of rows of a W and an output by rows, in 8 elements.
+    """
+    i_band, i_segment = tl.program_id(0), tl.program_id(1)
+    first_step = i_segment * steps_each
+    columns = (steps * STEP).to(tl.int64)
+    first = first_step * STEP
+    o_rows = i_band * BAND + tl.arange(0, BAND)
+    m_rows = o_rows < rows
+    # Words of the upper and the lower 8 rows are separate blocks, each with one word or two a thread.
+    o_upper = i_band * BAND + tl.arange(0, BAND // 2)
+    m_upper, m_lower = (o_upper < rows)[:, None], (o_upper + BAND // 2 < rows)[:, None]
+    o_wide, o_upper_wide = o_rows.to(tl.int64)[:, None], o_upper.to(tl.int64)[:, None]
+    if SCHEME == DENSE:
+        p_w = w + (o_wide * (w_octets * 8) + first + tl.arange(0, GROUP)[None, :])
+    else:
+        words: tl.constexpr = 4 if SCHEME == FOUR_BIT else 8
+        row_words = columns // 8 if SCHEME == FOUR_BIT else w_octets * 2
+        p_w = w + (o_upper_wide * row_words + first // STEP * (2 * words) + tl.arange(0, words)[None, :])
+        below = row_words.to(tl.int64) * (BAND // 2)
+    if SCHEME == FOUR_BIT:
+        table = lane_table(values, 16)
+        groups = (o_rows * (2 * steps) + 2 * first_step).to(tl.uint32)
+        if NESTED:
+            mean = tl.load(offset)
+    elif SCHEME == INT8:
+        b_scale = tl.load(absmax + o_rows.to(tl.int64), m_rows, other=0.0)[:, None]
+    if ENCODE:
+        codes = lane_table(encoding, 32)
+        p_out = out + (o_upper_wide * (columns // 8) + first // 8 + tl.arange(0, 4)[None, :])
+        p_absmax = new_absmax + (o_rows.to(tl.int64) * steps + first_step)
+    else:
+        p_out = out + (o_wide * (out_octets * 8) + first + tl.arange(0, GROUP)[None, :])
+    if ADD:
+        p_b = factors_b + (i_band.to(tl.int64) * (adapters * slices * SLICE_B) + tl.arange(0, SLICE_B))
+        p_a = factors_a + (first_step.to(tl.int64) * (2 * adapters * slices * SLICE_A) + tl.arange(0, SLICE_A))
+    for _ in range(tl.minimum(steps_each, steps - first_step)):
+        if SCHEME == DENSE:
+            b_w0 = tl.load(p_w, m_rows[:, None], other=0)
+            b_w1 = tl.load(p_w + GROUP, m_rows[:, None], other=0)
+            p_w += STEP
+        else:
+            b_upper_0, b_lower_0 = tl.load(p_w, m_upper, other=0), tl.load(p_w + below, m_lower, other=0)
+            b_upper_1 = tl.load(p_w + words, m_upper, other=0)
+            b_lower_1 = tl.load(p_w + (below + words), m_lower, other=0)
+            p_w += 2 * words
+        if SCHEME == FOUR_BIT:
+            blocks = groups // (BLOCKSIZE // GROUP)
+            b_scale = tl.load(absmax + blocks.to(tl.int64), m_rows, other=0)
+            if NESTED:
+                b_nested = tl.load(nested_absmax + (blocks // NESTED).to(tl.int64), m_rows, other=0.0)
+                b_scale = tl.load(nested_values + b_scale.to(tl.int64)) * b_nested + mean
+            b_scale = b_scale[:, None]
+            groups += STEP // GROUP
+        if ADD:
+            b_delta_0, b_delta_1 = delta(p_b, p_a, scales, adapters, slices, FACTOR, MANY, LONG)
+            p_a += 2 * adapters * slices * SLICE_A
+        if SCHEME == DENSE:
+            b_0, b_1 = widen(b_w0, ELEMENT), widen(b_w1, ELEMENT)
+        elif SCHEME == FOUR_BIT:
+            b_0 = rejoin(decode8(b_upper_0, table), decode8(b_lower_0, table)) * b_scale
+            b_1 = rejoin(decode8(b_upper_1, table), decode8(b_lower_1, table)) * b_scale
+        else:
+            b_0 = rejoin(decode_int8(b_upper_0), decode_int8(b_lower_0)) * b_scale * INT8_UNIT
+            b_1 = rejoin(decode_int8(b_upper_1), decode_int8(b_lower_1)) * b_scale * INT8_UNIT
+        if ADD:
+            b_0 += b_delta_0
+            b_1 += b_delta_1
+        if ENCODE:
+            b_0 = tl.reshape(b_0, (BAND, 4, 8))
+            b_1 = tl.reshape(b_1, (BAND, 4, 8))
+            b_bits = tl.max(tl.maximum(largest8(b_0), largest8(b_1)), axis=1)
+            tl.store(p_absmax, b_bits.to(tl.float32, bitcast=True), m_rows)
+            p_absmax += 1
+            b_factor = tl.math.div_rn(1.0, divisor(b_bits))[:, None, None]
+            b_upper_0, b_lower_0 = halves(encode8(b_0 * b_factor, codes))
+            b_upper_1, b_lower_1 = halves(encode8(b_1 * b_factor, codes))
+            tl.store(p_out, b_upper_0, m_upper)
+            tl.store(p_out + columns, b_lower_0, m_lower)
+            tl.store(p_out + 4, b_upper_1, m_upper)
+            tl.store(p_out + (columns + 4), b_lower_1, m_lower)
+            p_out += STEP // 8
+        else:
+            tl.store(p_out, rounded(b_0, out.dtype.element_ty), m_rows[:, None])
+            tl.store(p_out + GROUP, rounded(b_1, out.dtype.element_ty), m_rows[:, None])
+            p_out += STEP
