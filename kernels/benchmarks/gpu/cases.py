@@ -292,7 +292,7 @@ def _sparse(inputs: Inputs) -> list[Case]:
                 inputs.weight(), inputs.empty(), inputs.empty(), into(ties_merge, whole, ties),
                 lambda w, out: ties_reference.merge(w, whole, out, method="total", **ties),
             ),
-            ("ties total bf16, factors bf16, aligned",), ("sparse_merge_kernel",),
+            ("ties rows total 4 x rank 16, bf16", "ties count"), ("sparse_rows_kernel", "count_kernel"),
         ),
         Case(
             "DARE of 4 x rank 16", inputs.dense, each(into(dare_merge, four, dare)), both,
@@ -300,7 +300,7 @@ def _sparse(inputs: Inputs) -> list[Case]:
                 inputs.weight(), inputs.empty(), inputs.empty(), into(dare_merge, whole, dare),
                 lambda w, out: dare_reference.merge(w, whole, out, method=None, **dare),
             ),
-            ("dare linear bf16, factors bf16, aligned",), ("sparse_merge_kernel",),
+            ("dare rows linear 4 x rank 16, bf16",), ("sparse_rows_kernel",),
         ),
     ]  # fmt: skip
 

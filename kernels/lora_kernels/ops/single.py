@@ -131,7 +131,7 @@ def product(
     b: tl.tensor,
     i_block: tl.tensor,
     i_group: tl.tensor,
-    i_adapter: tl.constexpr,
+    i_adapter: tl.tensor,
     COUNT: tl.constexpr,
     FACTOR: tl.constexpr,
     RANK: tl.constexpr,

@@ -15,9 +15,11 @@ from lora_contract.errors import RegistryError
 from lora_kernels.numeric.philox import keep_mask, random_bits, stream_key
 from lora_kernels.ops import LowRank, dare_merge
 from lora_kernels.ops.sparse.kernel import random_words
+from lora_kernels.ops.sparse.philox import first_round
+from lora_kernels.ops.sparse.philox import random_words as shared_words
 from lora_kernels.ops.tables import FIELDS
 from lora_kernels.ops.testing import Guarded
-from tests.kernels.ops.inputs import BF16, FP16, FP32, laid_out, normal, whole
+from tests.kernels.ops.inputs import BF16, FP16, FP32, bits, laid_out, normal, whole
 
 KEYS = [stream_key(3, "a"), 2**64 - 1, 0]
 FORMS = [None, "total", "frequency"]
@@ -32,6 +34,38 @@ def test_the_mask_is_the_streams(shape, layout, device):
         got = dare_merge(w, [ones], weights=[0.25], density=0.25, keys=[key], backend="triton")
         expected = keep_mask(key, 0, w.numel(), 0.25).reshape(shape)
         np.testing.assert_array_equal(got.cpu().numpy(), expected.astype(np.float32))
+
+
+@pytest.mark.parametrize("shape", [(1, 8), (33, 136), (2, 2120)], ids=str)
+def test_the_mask_of_an_aligned_matrix_of_16_bits_is_the_streams(shape, device):
+    """Blocks of 16 rows, groups of 32 columns, segments of 2048, none of them full."""
+    w = torch.zeros(shape, dtype=BF16, device=device)
+    ones = LowRank(w.new_ones(shape[0], 1), w.new_ones(1, shape[1]))
+    # Each adapter adds a power of two, so that the sum shows all masks.
+    weights = [0.25, 0.5, 1.0]
+    got = dare_merge(w, [ones] * 3, weights=weights, density=0.25, keys=KEYS, backend="triton")
+    kept = [keep_mask(key, 0, w.numel(), 0.25).reshape(shape) for key in KEYS]
+    expected = sum(mask * 2.0**power for power, mask in enumerate(kept))
+    np.testing.assert_array_equal(got.float().cpu().numpy(), expected)
+
+
+@triton.jit
+def shared_words_kernel(out, counters, key):
+    high, low = first_round(tl.load(counters + tl.arange(0, 4)).to(tl.uint32))
+    key_0, key_1 = tl.load(key).to(tl.uint32), (tl.load(key) >> 32).to(tl.uint32)
+    words = shared_words(high, low, key_0, key_1)
+    for index in tl.static_range(4):
+        tl.store(out + tl.arange(0, 4) * 4 + index, words[index].to(tl.int32, bitcast=True))
+
+
+def test_words_for_shared_counters_are_the_streams(device):
+    counters = [0, 1, 2**31, 2**32 - 1]
+    for key in (0, stream_key(1, "w"), 2**64 - 1):
+        signed = key - 2**64 if key >= 2**63 else key
+        out = torch.zeros((4, 4), dtype=torch.int32, device=device)
+        shared_words_kernel[(1,)](out, torch.tensor(counters, device=device), torch.tensor([signed], device=device))
+        expected = np.stack([random_bits(key, 4 * counter, 4) for counter in counters])
+        np.testing.assert_array_equal(out.cpu().numpy().view(np.uint32), expected)
 
 
 @triton.jit
@@ -80,6 +114,19 @@ def test_any_type_and_layout(kinds, layout, device):
     }
     got = dare_merge(laid_out(w, layout), adapters, backend="triton", **recipe)
     assert torch.equal(got, dare_merge(w, adapters, backend="torch", **recipe))
+
+
+@pytest.mark.parametrize("method", FORMS)
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_aligned_matrices_of_16_bits_equal_to_the_twin(count, method, device):
+    w = normal((35, 72), seed=1, dtype=BF16).to(device)
+    adapters = whole((35, 72), (3, 17, 16, 33)[:count], dtype=BF16, device=device)
+    recipe = {"weights": [1.0, 0.7, -2.0, 0.3][:count], "density": 0.6, "keys": [*KEYS, 5][:count]}
+    guarded = Guarded((35, 72), BF16, device, padding=8)
+    dare_merge(w, adapters, out=guarded.tensor, majority_sign_method=method, backend="triton", **recipe)
+    guarded.check()
+    expected = dare_merge(w, adapters, majority_sign_method=method, backend="torch", **recipe)
+    np.testing.assert_array_equal(bits(guarded.tensor), bits(expected))
 
 
 def test_density_one_is_the_weighted_sum(device):

@@ -6,6 +6,8 @@ deltas and so the result are the same bytes.
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,7 @@ from lora_kernels.ops.testing import Guarded
 from lora_kernels.ops.ties_merge import in_torch as reference
 from lora_kernels.ops.ties_merge import limits
 from lora_kernels.ops.ties_merge.limits import Search
-from tests.kernels.ops.inputs import BF16, FP16, FP32, laid_out, loras, normal, whole
+from tests.kernels.ops.inputs import BF16, FP16, FP32, bits, laid_out, loras, normal, whole
 
 WEIGHTS = [1.0, 0.5, -2.0, 0.7]
 
@@ -125,6 +127,63 @@ def test_infinite_elements_are_counted_once_and_those_outside_not_at_all(device)
     rest = LowRank(adapter.b, finite[:, [column for column in range(72) if column != 3]].contiguous(), adapter.scale)
     (expected,) = kernel.limits(torch.zeros(70, 71, device=device), [rest], (504 - 70 + 0.5) / (70 * 71))
     assert int(limit) == int(expected)
+
+
+@pytest.mark.parametrize("method", ["total", "frequency"])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+def test_aligned_matrices_of_16_bits_equal_to_the_twin(count, method, device):
+    """Up to four adapters stay in registers; W has both zeros, whose signs show what was added."""
+    shape = (35, 72)
+    w = normal(shape, seed=1, dtype=BF16).to(device)
+    w[:, 3], w[:, 4] = 0.0, -0.0
+    adapters = whole(shape, (3, 17, 16, 33, 4)[:count], dtype=BF16, device=device)
+    for density in (1e-9, 0.3, 1.0):
+        recipe = {"weights": [*WEIGHTS, -1.5][:count], "density": density, "majority_sign_method": method}
+        guarded = Guarded(shape, BF16, device, padding=8)
+        ties_merge(w, adapters, out=guarded.tensor, backend="triton", **recipe)
+        guarded.check()
+        np.testing.assert_array_equal(bits(guarded.tensor), bits(ties_merge(w, adapters, backend="torch", **recipe)))
+
+
+def test_infinite_and_missing_numbers_of_16_bits(device):
+    """Rows and columns of NaN and of both infinities, in the elected sum and in the trimmed deltas."""
+    shape = (20, 40)
+    w, adapters = normal(shape, seed=1, dtype=BF16).to(device), whole(shape, (3, 4, 2), dtype=BF16, device=device)
+    adapters[0].a[1, 5], adapters[1].a[0, 6], adapters[2].b[3, 1] = torch.nan, torch.inf, -torch.inf
+    for method in ("total", "frequency"):
+        for density in (0.01, 0.2, 1.0):
+            recipe = {"weights": WEIGHTS[:3], "density": density, "majority_sign_method": method}
+            got, expected = (ties_merge(w, adapters, backend=backend, **recipe) for backend in ("triton", "torch"))
+            assert got.isnan().any()
+            torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def _nearest(value: Fraction) -> np.float32:
+    """The float32 nearest to an exact number, ties to even: by way of float64, unless that lies between two."""
+    near = np.float32(float(value))
+    candidates = [np.nextafter(near, np.float32(-np.inf)), near, np.nextafter(near, np.float32(np.inf))]
+    return min(candidates, key=lambda one: (abs(Fraction(float(one)) - value), int(one.view(np.uint32)) & 1))
+
+
+def test_the_quotient_of_compiled_kernels_is_rounded_correctly():
+    """`sparse.aligned.quotient` in exact arithmetic, with every reciprocal that the processor may give: its error is at
+    most a unit in the last place."""
+    rng = np.random.default_rng(0)
+    ordinary = (rng.integers(0, 1 << 23, 200) + (rng.integers(40, 250, 200) << 23)).astype(np.uint32).view(np.float32)
+    edges = np.array([0x3F800000, 0x3F800001, 0x3FFFFFFF, 0x40400000, 0x40400001, 0x7F000000], np.uint32)
+    for count in (1, 2, 3, 4):
+        for step in (-1, 0, 1):
+            given = np.float32(1) / np.float32(count)
+            given = np.uint32(int(given.view(np.uint32)) + step).view(np.float32)
+            exact = Fraction(float(given))
+            left = _nearest(1 - count * exact)
+            reciprocal = Fraction(float(_nearest(Fraction(float(left)) * exact + exact)))
+            assert reciprocal == Fraction(float(np.float32(1) / np.float32(count)))
+            for total in (*ordinary, *edges.view(np.float32), *-edges.view(np.float32), np.float32(0)):
+                first = Fraction(float(_nearest(Fraction(float(total)) * reciprocal)))
+                left = _nearest(Fraction(float(total)) - first * count)
+                better = _nearest(Fraction(float(left)) * reciprocal + first)
+                assert better == total / np.float32(count), (count, step, total)
 
 
 def test_all_of_the_least_magnitude_that_is_kept_stay(device):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -13,7 +14,8 @@ from lora_kernels.ops.configs import COUNT, COUNT_PROGRAMS, LaunchConfig
 from lora_kernels.ops.dispatch import interpreted
 from lora_kernels.ops.launch import TABLE_TYPES, low_rank_constants, on, options
 from lora_kernels.ops.low_rank import LowRank
-from lora_kernels.ops.sparse import MajoritySign
+from lora_kernels.ops.single import single
+from lora_kernels.ops.sparse import MajoritySign, aligned
 from lora_kernels.ops.sparse import kernel as sparse
 from lora_kernels.ops.sparse.kernel import magnitude_bits
 from lora_kernels.ops.ties_merge.limits import BINS, KEEP_ALL, KEEP_NONE, MAX_PASSES, advance, start
@@ -124,10 +126,17 @@ def merge(
     """Merge checked arguments into `out`."""
     present = [index for index, adapter in enumerate(adapters) if adapter.rank]
     chosen = [adapters[index] for index in present]
-    sparse.merge(
-        w, chosen, out,
-        weights=[weights[index] for index in present], limits=limits(w, chosen, density), keys=None, method=method,
-    )  # fmt: skip
+    recipe: dict[str, Any] = {
+        "weights": [weights[index] for index in present],
+        "limits": limits(w, chosen, density),
+        "keys": None,
+        "method": method,
+    }
+    laid_out = single(w, out, chosen, most=aligned.MOST_ADAPTERS)
+    if laid_out is not None and int(density * w.numel()):
+        aligned.merge(laid_out, **recipe)
+    else:
+        sparse.merge(w, chosen, out, **recipe)
 
 
 def variants() -> list[aot.Variant]:
@@ -144,4 +153,4 @@ def variants() -> list[aot.Variant]:
         )
         for factor, aligned in ((torch.bfloat16, True), (torch.float32, False))
     ]
-    return counting + sparse.variants(random=False)
+    return counting + aligned.variants(random=False) + sparse.variants(random=False)
