@@ -292,7 +292,8 @@ def _sparse(inputs: Inputs) -> list[Case]:
                 inputs.weight(), inputs.empty(), inputs.empty(), into(ties_merge, whole, ties),
                 lambda w, out: ties_reference.merge(w, whole, out, method="total", **ties),
             ),
-            ("ties rows total 4 x rank 16, bf16", "ties count"), ("sparse_rows_kernel", "count_kernel"),
+            ("ties rows count rank 16, bf16", "ties rows total 4 x rank 16, bf16"),
+            ("count_rows_kernel", "sparse_rows_kernel"),
         ),
         Case(
             "DARE of 4 x rank 16", inputs.dense, each(into(dare_merge, four, dare)), both,

@@ -39,7 +39,8 @@ class Variant:
         constants: the compile-time arguments.
         steps: passes of the main loop in a program with its full share of work; 1 if there is no such loop.
         elements: that a program processes in one pass, or in all if there is no loop; None for the tile of `config`.
-        offset_bits: width of the offsets in blocks; 32 if they count from a 64-bit address within the matrix.
+        offset_bits: width of the offsets in blocks; 32 if they count from a 64-bit address within the matrix, None if
+            the kernel reads and writes no matrix.
     """
 
     name: str
@@ -49,7 +50,7 @@ class Variant:
     config: LaunchConfig
     steps: int = 1
     elements: int | None = None
-    offset_bits: int = 64
+    offset_bits: int | None = 64
 
     @property
     def elements_per_thread(self) -> float:

@@ -22,6 +22,8 @@ ROWS: Final = 16
 WIDTH: Final = 32
 # Ranks above it take more registers than one warp has.
 MOST_RANK: Final = 128
+# Kernels may count elements in 32 bits.
+MOST_ELEMENTS: Final = 2**31
 _HALF: Final = (torch.bfloat16, torch.float16)
 
 
@@ -101,7 +103,7 @@ def single(
         and {w.dtype, out.dtype, *factors} <= set(_HALF)
         and tables.is_aligned(w)
         and tables.is_aligned(out)
-        and w.numel() > 0
+        and 0 < w.numel() < MOST_ELEMENTS
         # Offsets in factors have 32 bits.
         and (max(w.shape) + unroll * WIDTH) * len(adapters) * rank < 2**31
     )

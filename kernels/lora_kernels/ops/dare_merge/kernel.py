@@ -36,7 +36,7 @@ def merge(
     }
     # The numbers of four elements in a row share a counter: rows stay rows.
     laid_out = single(w, out, chosen, most=aligned.MOST_ADAPTERS, transpose=False)
-    if laid_out is not None and w.numel() < aligned.MOST_NUMBERED:
+    if laid_out is not None:
         aligned.merge(laid_out, **recipe)
     else:
         sparse.merge(w, chosen, out, **recipe)

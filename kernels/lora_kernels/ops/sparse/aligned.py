@@ -20,8 +20,6 @@ from lora_kernels.ops.single import PLAIN, ROWS, TYPES, WIDTH, Single, constants
 from lora_kernels.ops.sparse.philox import first_round, random_words
 
 MOST_ADAPTERS: Final = 4
-# Four elements share a counter of 32 bits.
-MOST_NUMBERED: Final = 2**34
 METHODS: Final = {None: 0, "total": 1, "frequency": 2}
 SUM = tl.constexpr(METHODS[None])
 TOTAL = tl.constexpr(METHODS["total"])

@@ -77,11 +77,12 @@ def _magnitudes(adapter: LowRank, o_rows: torch.Tensor, o_columns: torch.Tensor)
     return products.sum(0).mul_(adapter.scale).view(torch.int32) & 0x7FFFFFFF
 
 
-def advance(search: Search, keep: int, above: torch.Tensor, counts: torch.Tensor) -> Search:
-    """The search after a pass. above: int64 (adapters,), elements above the last bin. counts: int64 (adapters, BINS),
-    elements in each bin."""
-    at_least = counts.flip(1).cumsum(1).flip(1) + above[:, None]
-    inside = (above < keep) & (at_least[:, 0] >= keep)
+def advance(search: Search, keep: int, reached: torch.Tensor, counts: torch.Tensor) -> Search:
+    """The search after a pass. reached: int64 (adapters,), elements in the bins or above them. counts: (adapters,
+    BINS), elements in each bin."""
+    before = counts.cumsum(1, dtype=torch.int64) - counts
+    at_least = reached[:, None] - before
+    inside = (reached >= keep) & (at_least[:, -1] - counts[:, -1] < keep)
     found = search.low + (((at_least >= keep).sum(1) - 1) << search.shift)
     open_ = search.done == 0
     return Search(
