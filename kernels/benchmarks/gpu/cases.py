@@ -25,6 +25,7 @@ from lora_kernels.ops import (
 )
 from lora_kernels.ops.dare_merge import in_torch as dare_reference
 from lora_kernels.ops.merge_dora import in_torch as dora_reference
+from lora_kernels.ops.merge_low_rank import forms
 from lora_kernels.ops.merge_low_rank import in_torch as merge_reference
 from lora_kernels.ops.merge_low_rank import kernel as merge_kernel
 from lora_kernels.ops.merge_quantized import in_torch as quantized_reference
@@ -152,7 +153,9 @@ def _merge(inputs: Inputs, name: str, adapters: list[LowRank], *, stats: bool = 
     def peer(items: Sequence[Item]) -> object:
         return [out.copy_(w).add_(_delta(adapters)) for w, out in items]
 
-    factor = "fp32" if adapters[0].a.dtype == torch.float32 else "bf16"
+    shape_of = torch.empty(inputs.shape, dtype=torch.bfloat16, device="meta")
+    form = forms.form_of((shape_of, adapters, shape_of), stats=stats)
+    assert form is not None, "the shape is not aligned"
     return Case(
         name,
         inputs.dense,
@@ -162,8 +165,8 @@ def _merge(inputs: Inputs, name: str, adapters: list[LowRank], *, stats: bool = 
             inputs.unusual(), inputs.empty(), lambda w, out: run([(w, out)]),
             lambda w, out, compute: merge_reference.merge([(w, adapters, out)], stats=False, compute=compute),
         ),
-        (f"merge_low_rank bf16 to bf16, factors {factor}, aligned" + (", stats" if stats else ""),),
-        ("merge_low_rank_kernel",),
+        (forms.name(replace(form, whole=True)),),
+        ("merge_rows_kernel",),
         peer=peer,
     )  # fmt: skip
 

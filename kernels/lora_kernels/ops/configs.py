@@ -41,7 +41,11 @@ def _on_h200(share: str) -> str:
     return f"NVIDIA H200, 8192 x 28672: {share} of the copy's bandwidth"
 
 
+# For layouts that `MERGE_ROWS` cannot walk along.
 MERGE_LOW_RANK: Final = LaunchConfig(64, 64, 16, 4, 1, 8, measured=_on_h200("58 %, 8 warps 37 %; four: 37 %"))
+# A warp for a block of 16 or 32 rows (`merge_low_rank.forms`) and so many columns, 16 or 32 K elements: fewer, longer
+# walks leave processors idle at the end, more of them read job and B more often.
+MERGE_ROWS: Final = LaunchConfig(rows=32, columns=1024, rank=64, warps=1, stages=1)
 MERGE_DORA: Final = LaunchConfig(64, 64, 16, 4, 2, 8, measured=_on_h200("47 %, two reads counted"))
 TENSOR_STATS: Final = LaunchConfig(1, 32768, 0, 4, 1)
 # One warp for 16 rows and 512 columns: short segments, since the rows of a chunk are few.

@@ -33,10 +33,10 @@ UNIT: Final = 16
 WIDTHS: Final = {2: 32, 4: 16}
 
 
-def arrange_a(factors: Sequence[torch.Tensor], *, rank: int, width: int) -> torch.Tensor:
+def arrange_a(factors: Sequence[torch.Tensor], *, rank: int, width: int, groups: int = 1) -> torch.Tensor:
     """A of a job's adapters, each (r, i), as (groups, adapters, rank * width), filled with zeros. rank: a multiple of
-    16 and at least each r. width: columns of a group."""
-    groups = -(-factors[0].shape[1] // width)
+    16 and at least each r. width: columns of a group. groups: the number of groups is a multiple of it."""
+    groups *= -(-factors[0].shape[1] // (width * groups))
     filled = _filled(factors, rank, groups * width)
     # rank = (slice, k3, k2 k1, k0), columns = (group, n2 n1, n4, n3, n0); without n4 in groups of 16.
     parts = filled.reshape(len(factors), rank // UNIT, 2, 4, 2, groups, 4, width // 16, 2, 2)
@@ -51,6 +51,17 @@ def arrange_b(factors: Sequence[torch.Tensor], *, rank: int, rows: int, slice_ra
     # rows = (block, unit, m3, m2 m1 m0), rank = (slice, unit, k3, k2 k1, k0).
     parts = filled.reshape(len(factors), blocks, rows // UNIT, 2, 8, rank // slice_rank, slice_rank // UNIT, 2, 4, 2)
     return parts.permute(1, 0, 5, 2, 6, 4, 8, 7, 3, 9).reshape(blocks, len(factors), rank * rows)
+
+
+def planes(factor: torch.Tensor) -> list[torch.Tensor]:
+    """Three matrices of bf16 whose sum is a float32 matrix, the largest first. Elements below 2^-110 lose bits, and
+    infinite ones become NaN."""
+    left = factor.float()
+    found = []
+    for _ in range(3):
+        found.append(left.bfloat16())
+        left = left - found[-1].float()
+    return found
 
 
 def _filled(factors: Sequence[torch.Tensor], rows: int, columns: int) -> torch.Tensor:

@@ -97,13 +97,16 @@ def check_adapters(w: Matrix, adapters: Sequence[LowRank], *, name: str = "W") -
 
 
 def delta_sum(w: Matrix, adapters: Sequence[LowRank], compute: torch.dtype) -> torch.Tensor:
-    """dW (o, i) in plain torch: the reference implementation of `tiles.delta_sum`. compute: dtype of all products and
-    sums."""
-    total = torch.zeros(w.shape, dtype=compute, device=w.device)
+    """dW (o, i) in plain torch: the reference implementation of `tiles.delta_sum`. The sum begins with the first
+    adapter of a rank above 0, so that a product of -0 stays one. compute: dtype of all products and sums."""
+    total = None
     for adapter in adapters:
+        if not adapter.rank:
+            continue
         scale = torch.tensor(adapter.scale, dtype=torch.float32, device=w.device)
-        total += (adapter.b.to(compute) @ adapter.a.to(compute)) * scale.to(compute)
-    return total
+        product = (adapter.b.to(compute) @ adapter.a.to(compute)) * scale.to(compute)
+        total = product if total is None else total.add_(product)
+    return torch.zeros(w.shape, dtype=compute, device=w.device) if total is None else total
 
 
 def _invalid(message: str) -> RegistryError:

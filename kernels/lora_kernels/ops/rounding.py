@@ -47,6 +47,36 @@ def load_typed(
 
 
 @triton.jit
+def element_pointer(address: tl.tensor, ELEMENT: tl.constexpr) -> tl.tensor:
+    """An address, a multiple of 16 bytes, as a pointer for `load_elements` and `store_elements`."""
+    if ELEMENT == tl.bfloat16:
+        return tl.multiple_of(address.to(tl.pointer_type(tl.uint16)), 16)
+    else:
+        return tl.multiple_of(address.to(tl.pointer_type(ELEMENT)), 16)
+
+
+@triton.jit
+def load_elements(pointers: tl.tensor, mask: tl.tensor, WHOLE: tl.constexpr) -> tl.tensor:
+    """Load elements for `widen` that are not read again soon; 0 if masked. WHOLE: nothing is masked, so that no mask is
+    computed."""
+    if WHOLE:
+        return tl.load(pointers, eviction_policy="evict_first")
+    else:
+        return tl.load(pointers, mask, other=0, eviction_policy="evict_first")
+
+
+@triton.jit
+def store_elements(
+    pointers: tl.tensor, values: tl.tensor, mask: tl.tensor, WHOLE: tl.constexpr, ELEMENT: tl.constexpr
+) -> None:
+    """Store float32 `values` rounded once to ELEMENT. WHOLE: see `load_elements`."""
+    if WHOLE:
+        tl.store(pointers, rounded(values, ELEMENT))
+    else:
+        tl.store(pointers, rounded(values, ELEMENT), mask)
+
+
+@triton.jit
 def widen(stored: tl.tensor, ELEMENT: tl.constexpr) -> tl.tensor:
     """Convert the result of `load` to float32, exactly."""
     if ELEMENT == tl.bfloat16 and COMPILED:
@@ -62,8 +92,8 @@ def widen(stored: tl.tensor, ELEMENT: tl.constexpr) -> tl.tensor:
 def bf16_bits(values: tl.tensor) -> tl.tensor:
     """The uint16 bits of the bf16 numbers nearest to float32 `values`."""
     if COMPILED:
-        rounded = values.to(tl.bfloat16).to(tl.int16, bitcast=True)
-        return tl.minimum(rounded, tl.full([], _NAN, tl.int16)).to(tl.uint16, bitcast=True)
+        b_converted = values.to(tl.bfloat16).to(tl.int16, bitcast=True)
+        return tl.minimum(b_converted, tl.full([], _NAN, tl.int16)).to(tl.uint16, bitcast=True)
     else:
         return _bf16_bits_in_integers(values)
 
@@ -73,8 +103,17 @@ def _bf16_bits_in_integers(values: tl.tensor) -> tl.tensor:
     bits = values.to(tl.uint32, bitcast=True)
     # Adding 0x7fff, and one more if the kept half is odd, carries into the kept half exactly when nearest-even rounds
     # up.
-    rounded = (bits + (((bits >> 16) & 1) + 0x7FFF)) >> 16
-    return tl.where(values == values, rounded, _NAN).to(tl.uint16)
+    upper = (bits + (((bits >> 16) & 1) + 0x7FFF)) >> 16
+    return tl.where(values == values, upper, _NAN).to(tl.uint16)
+
+
+@triton.jit
+def rounded(values: tl.tensor, ELEMENT: tl.constexpr) -> tl.tensor:
+    """Round float32 `values` once to ELEMENT, as they are stored: bf16 as its bits."""
+    if ELEMENT == tl.bfloat16:
+        return bf16_bits(values)
+    else:
+        return values.to(ELEMENT)
 
 
 @triton.jit

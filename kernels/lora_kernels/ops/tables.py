@@ -36,14 +36,21 @@ ALIGNED_ELEMENTS: Final = 8
 class Arrangement:
     """Factors in the order of `fragments`: all adapters of a job have one rank, a multiple of 16, filled with zeros.
 
-    rank: of each adapter, at least its own. rows: of a block of W. width: columns of a group. slice_rank: rank that the
-    kernel multiplies at once.
+    Args:
+        rank: of each adapter, at least its own.
+        rows: of a block of W.
+        width: columns of a group.
+        slice_rank: rank that the kernel multiplies at once.
+        groups: A is filled up to a multiple of so many groups.
+        planes: 3 to store a float32 factor as three matrices of bf16 (`fragments.planes`), one after another.
     """
 
     rank: int
     rows: int
     width: int
     slice_rank: int
+    groups: int = 1
+    planes: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +59,8 @@ class Tables:
 
     Args:
         jobs: int64 (n, len(FIELDS)).
-        factors: int64 (adapters, 3), addresses of B and A, and the rank. Of an `Arrangement`, B of the first block and
-            A of the first group; those of the next block and group follow after those of all adapters of the job.
+        factors: int64 (adapters, 3), addresses of B and A, and the rank. With an `Arrangement`, (adapters * planes, 3):
+            B of the first block and A of the first group; those of the next follow after those of the whole job.
         scales: float32 (adapters,).
         owners: int32 (programs,), the job of each program.
         aligned: rows of all matrices are contiguous, and addresses, strides and numbers of columns allow 16-byte
@@ -110,12 +117,12 @@ def build(
     keep: list[Tensor] = []
     for (given, result), group in zip(matrices, adapters, strict=True):
         present = [adapter for adapter in group if adapter.rank]
-        swap = transpose and given.stride(1) != 1 and given.stride(0) == 1
+        swap = transpose and lies_by_columns(given)
         w, out = (given.T, result.T) if swap else (given, result)
         elements = (1, given.shape[1]) if swap else (given.shape[1], 1)
         jobs.append([
             w.data_ptr(), out.data_ptr(), *w.shape, *w.stride(), *out.stride(),
-            sum(counts), len(factors), len(present), *elements,
+            sum(counts), len(scales), len(present), *elements,
         ])  # fmt: skip
         weights += (w, out)
         pairs = [(adapter.a.T, adapter.b.T) if swap else (adapter.b, adapter.a) for adapter in present]
@@ -148,12 +155,16 @@ def _stored(
     if arrangement is None or not pairs:
         rows = [(_row_major(b, dtype, dim=1), _row_major(a, dtype, dim=0)) for b, a in pairs]
         return [(b, a, a.shape[0]) for b, a in rows]
-    rank = arrangement.rank
+    split = fragments.planes if arrangement.planes > 1 else lambda factor: [factor.to(dtype)]
     b = fragments.arrange_b(
-        [b.to(dtype) for b, _ in pairs], rank=rank, rows=arrangement.rows, slice_rank=arrangement.slice_rank
-    )
-    a = fragments.arrange_a([a.to(dtype) for _, a in pairs], rank=rank, width=arrangement.width)
-    return [(b[:, index], a[:, index], rank) for index in range(len(pairs))]
+        [part for factor, _ in pairs for part in split(factor)],
+        rank=arrangement.rank, rows=arrangement.rows, slice_rank=arrangement.slice_rank,
+    )  # fmt: skip
+    a = fragments.arrange_a(
+        [part for _, factor in pairs for part in split(factor)],
+        rank=arrangement.rank, width=arrangement.width, groups=arrangement.groups,
+    )  # fmt: skip
+    return [(b[:, index], a[:, index], arrangement.rank) for index in range(b.shape[1])]
 
 
 def _as_words(scales: Sequence[float]) -> Tensor:
@@ -184,6 +195,11 @@ def _row_major(factor: Tensor, dtype: torch.dtype, *, dim: int) -> Tensor:
         factor = torch.cat((factor, factor.new_zeros(shape)), dim=dim)
     factor = factor.to(dtype).contiguous()
     return factor.clone() if factor.data_ptr() % ALIGNED_BYTES else factor
+
+
+def lies_by_columns(w: Tensor) -> bool:
+    """Whether `build` transposes the matrix."""
+    return w.stride(1) != 1 and w.stride(0) == 1
 
 
 def is_aligned(tensor: Tensor) -> bool:

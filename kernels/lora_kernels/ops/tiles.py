@@ -134,6 +134,13 @@ def adapter_delta(
 
 
 @triton.jit
+def no_sum(adds: tl.tensor, ROWS: tl.constexpr, COLUMNS: tl.constexpr) -> tl.tensor:
+    """-0, to which a sum may be added without a change, since -0 + x is x for every x; +0 if none is. float32 (ROWS,
+    COLUMNS). By its bits: Triton takes the number -0.0 for 0."""
+    return tl.full((ROWS, COLUMNS), adds.to(tl.uint32) << 31, tl.uint32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def delta_sum(
     job: tl.tensor,
     factors: tl.tensor,
@@ -150,10 +157,11 @@ def delta_sum(
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_RANK: tl.constexpr,
 ) -> tl.tensor:
-    """dW of the tile: scale * (B @ A) of each of the job's adapters, in float32, added in order."""
-    b_sum = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), dtype=tl.float32)
+    """dW of the tile: scale * (B @ A) of each of the job's adapters, in float32, added in order; +0 without any."""
     first = tl.load(job + FIRST)
-    for i_adapter in range(first, first + tl.load(job + COUNT)):
+    count = tl.load(job + COUNT)
+    b_sum = no_sum(count > 0, BLOCK_ROWS, BLOCK_COLUMNS)
+    for i_adapter in range(first, first + count):
         b_delta = adapter_delta(
             factors, i_adapter, o_rows, o_columns, m_rows, m_columns, columns,
             FACTOR, NATIVE, ALIGNED, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_RANK,

@@ -3,6 +3,7 @@ interpreter. The layout of a warp's registers is what `test_aot.py` finds no exc
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import triton
@@ -71,3 +72,17 @@ def test_adapters_and_slices_of_a_block_follow_each_other():
     ]
     both = fragments.arrange_b(factors, rank=64, rows=32, slice_rank=32)
     assert torch.equal(both.flatten(), torch.cat([part.flatten() for part in one]))
+
+
+def test_planes_are_a_float32_matrix_and_eight_of_their_products_almost_its_products():
+    rng = np.random.default_rng(0)
+    values = rng.uniform(1, 2, (4, 100_000)).astype(np.float32)
+    # The middle plane is largest close to half a unit in the last place of the first.
+    values[2:] = 1 + 2.0**-8 - rng.uniform(0, 2.0**-14, (2, 100_000))
+    values *= np.exp2(rng.integers(-100, 100, (4, 1)))
+    split = [part.double().numpy() for part in fragments.planes(torch.from_numpy(values))]
+    np.testing.assert_array_equal(sum(split), values)
+    for b, a in ((0, 1), (2, 3), (0, 2)):
+        product = values[b].astype(np.float64) * values[a]
+        eight = sum(split[i][b] * split[j][a] for i in range(3) for j in range(3) if (i, j) != (2, 2))
+        assert np.abs(eight / product - 1).max() <= 2.0**-33

@@ -12,7 +12,7 @@ from lora_kernels.ops import LowRank, MergeJob, merge_low_rank, merge_low_rank_g
 from lora_kernels.ops.dispatch import interpreted
 from lora_kernels.ops.merge_low_rank import in_torch as reference
 from lora_kernels.ops.testing import Guarded, assert_close
-from tests.kernels.ops.inputs import BF16, FP16, FP32, bits, laid_out, lora, loras, normal
+from tests.kernels.ops.inputs import BF16, FP16, FP32, bits, laid_out, lora, loras, normal, whole
 from tests.support.oracle import round_bf16
 
 SHAPES = [(1, 1), (7, 13), (63, 65), (64, 128), (130, 72), (257, 3)]
@@ -45,6 +45,60 @@ def test_close_to_float64_as_torch_is(shape, kinds, device):
     guarded.check()
     # The order of summation along the rank differs from torch's: a factor of two on its largest error.
     assert_close(guarded.tensor, exact(w, adapters), as_torch=twin(w, adapters, out_dtype), factor=2.0)
+
+
+# Ranks for each way in which an aligned merge holds factors: one adapter, several, too many, too high a rank.
+FORMS = [(16,), (5, 16), (3, 8, 16, 1), (33,), (60, 64), (2,) * 6, (70, 5)]
+
+
+# One dtype of W and of factors for each form, and all for the first; blocks that divide the matrix, and others.
+CASES = [
+    *(((64, 64), ranks, (BF16, BF16)) for ranks in FORMS),
+    *(((33, 72), ranks, (BF16, FP32)) for ranks in FORMS),
+    *(((33, 40), (5, 16), kinds) for kinds in ((FP16, FP16), (FP32, BF16), (FP32, FP32))),
+    ((5, 1096), (3,), (BF16, BF16)),
+]
+
+
+@pytest.mark.parametrize(("shape", "ranks", "kinds"), CASES, ids=str)
+def test_aligned_merges_of_whole_numbers_have_the_bits_of_torch(shape, ranks, kinds, device):
+    w_dtype, factor_dtype = kinds
+    w = normal(shape, seed=1, dtype=w_dtype, scale=4.0).to(device)
+    adapters = whole(shape, ranks, dtype=factor_dtype, device=device)
+    guarded = Guarded(shape, w_dtype, device, padding=8)
+    plain = merge_low_rank(w, adapters, out=guarded.tensor, backend="triton").weight
+    guarded.check()
+    merged, got = merge_low_rank(w, adapters, stats=True, backend="triton")
+    expected, known = merge_low_rank(w, adapters, stats=True, backend="torch")
+    assert torch.equal(plain.cpu(), expected.cpu())
+    assert torch.equal(merged, plain)
+    assert got is not None
+    assert known is not None
+    assert got.sums.delta_delta == pytest.approx(known.sums.delta_delta, rel=STATS_ERROR)
+    assert got.sums.realised_realised == pytest.approx(known.sums.realised_realised, rel=STATS_ERROR)
+    assert (got.max_delta, got.non_finite) == (known.max_delta, 0)
+
+
+@pytest.mark.parametrize("ranks", [(16,), (3, 8, 16, 1), (70, 5)], ids=str)
+@pytest.mark.parametrize("kinds", [(BF16, BF16, BF16), (FP32, FP32, FP32)], ids=str)
+def test_aligned_merges_are_close_to_float64_as_torch_is(ranks, kinds, device):
+    w_dtype, out_dtype, factor_dtype = kinds
+    w = normal((48, 72), seed=1, dtype=w_dtype).to(device)
+    adapters = loras(w.shape, ranks, dtype=factor_dtype, device=device)
+    guarded = Guarded(w.shape, out_dtype, device, padding=8)
+    merge_low_rank(w, adapters, out=guarded.tensor, backend="triton")
+    guarded.check()
+    assert_close(guarded.tensor, exact(w, adapters), as_torch=twin(w, adapters, out_dtype), factor=2.0)
+
+
+@pytest.mark.parametrize("shape", [(32, 64), (31, 63)], ids=["aligned", "any"])
+@pytest.mark.parametrize("ranks", [(), (0,), (4,), (0, 4), (4, 4), (2,) * 6], ids=str)
+def test_signs_of_zeros_are_those_of_torch(shape, ranks, device):
+    """W + product, and + product: the sum begins with the first, and is +0 without any."""
+    w = torch.full(shape, -0.0, dtype=BF16, device=device)
+    adapters = [LowRank(one.b * 0, one.a, -1.0) for one in whole(shape, ranks, device=device, dtype=BF16)]
+    got = merge_low_rank(w, adapters, backend="triton").weight
+    np.testing.assert_array_equal(bits(got), bits(merge_low_rank(w, adapters, backend="torch").weight))
 
 
 def test_bf16_is_the_correct_rounding_but_for_one_element_in_ten_thousand(device):
@@ -120,13 +174,16 @@ def test_fp16_rounds_to_nearest_even_and_to_infinity(device):
         np.testing.assert_array_equal(got[0], np.array(values, np.float32).astype(np.float16))
 
 
-def test_what_is_not_finite_spreads_no_further_than_it_must(device):
-    w, (adapter,) = normal((70, 70), seed=1, dtype=BF16).to(device), loras((70, 70), (8,), device=device)
+@pytest.mark.parametrize("columns", [70, 72], ids=["any", "aligned"])
+@pytest.mark.parametrize("factor_dtype", [BF16, FP32], ids=str)
+def test_what_is_not_finite_spreads_no_further_than_it_must(columns, factor_dtype, device):
+    w = normal((70, columns), seed=1, dtype=BF16).to(device)
+    (adapter,) = loras((70, columns), (8,), dtype=factor_dtype, device=device)
     w[3, 4] = torch.inf
     adapter.a[2, 69] = torch.nan
     adapter.b[69, 1] = -torch.inf
     merged, stats = merge_low_rank(w, [adapter], stats=True, backend="triton")
-    expected = torch.zeros(70, 70, dtype=torch.bool)
+    expected = torch.zeros(70, columns, dtype=torch.bool)
     expected[3, 4], expected[:, 69], expected[69, :] = True, True, True
     assert torch.equal(~merged.isfinite().cpu(), expected)
     assert stats is not None
@@ -134,11 +191,12 @@ def test_what_is_not_finite_spreads_no_further_than_it_must(device):
     assert stats.max_delta == torch.inf
 
 
+@pytest.mark.parametrize("shape", [(130, 100), (130, 104)], ids=["any", "aligned"])
 @pytest.mark.parametrize("kinds", [(BF16, BF16, BF16), (FP32, FP16, FP32)], ids=str)
-def test_statistics(kinds, device):
+def test_statistics(kinds, shape, device):
     w_dtype, out_dtype, factor_dtype = kinds
-    w = normal((130, 100), seed=1, dtype=w_dtype).to(device)
-    adapters = loras((130, 100), (16, 3), dtype=factor_dtype, device=device)
+    w = normal(shape, seed=1, dtype=w_dtype).to(device)
+    adapters = loras(shape, (16, 3), dtype=factor_dtype, device=device)
     # So small an update that much of it is lost in the rounding.
     adapters = [LowRank(one.b, one.a, one.scale * 2.0**-9) for one in adapters]
     plain, none = merge_low_rank(w, adapters, dtype=out_dtype, backend="triton")

@@ -1,7 +1,12 @@
-"""`MergeStats` of a merge kernel: sums over each tile, which are then added in order."""
+"""`MergeStats` of a merge kernel: sums over each program's share, which are then added in order.
+
+A kernel may leave out the number of elements that are not finite. The sum of squares of what was realised tells whether
+there is one: only then are the results counted, in a launch of their own.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -12,9 +17,12 @@ import triton.language as tl
 from lora_kernels.numeric.sums import UpdateSums
 from lora_kernels.ops.merge_low_rank.stats import MergeStats
 from lora_kernels.ops.rounding import round_to
+from lora_kernels.ops.tensor_stats import kernel as tensor_stats
 from lora_kernels.ops.totals import totals
 
 PARTIALS: Final = 5
+SUMS: Final = 4
+REALISED: Final = 2
 MAX_DELTA: Final = 3
 
 
@@ -47,9 +55,23 @@ def sums(partials: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
     return totals(partials, counts, maximum=MAX_DELTA)
 
 
-def read(found: torch.Tensor) -> list[MergeStats]:
-    """Wait for the device and read the result of `sums`."""
+def sums_without_count(partials: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+    """The same of float32 (programs, 4), with NaN for the number of elements that are not finite."""
+    found = totals(partials, counts, maximum=MAX_DELTA)
+    return torch.nn.functional.pad(found, (0, 1), value=math.nan)
+
+
+def read(found: torch.Tensor, outs: Sequence[torch.Tensor] = ()) -> list[MergeStats]:
+    """Wait for the device and read the result of `sums` or `sums_without_count`. outs: the results of the jobs, needed
+    for the latter."""
+    rows: list[list[float]] = found.tolist()
+    unknown = [index for index, row in enumerate(rows) if math.isnan(row[-1])]
+    lost = dict.fromkeys(unknown, 0.0)
+    again = [index for index in unknown if not math.isfinite(rows[index][REALISED])]
+    if again:
+        counted: list[list[float]] = tensor_stats.sums([outs[index] for index in again]).tolist()
+        lost |= {index: row[tensor_stats.NON_FINITE] for index, row in zip(again, counted, strict=True)}
     return [
-        MergeStats(sums=UpdateSums(*row[:3]), max_delta=row[MAX_DELTA], non_finite=int(row[4]))
-        for row in found.tolist()
+        MergeStats(sums=UpdateSums(*row[:3]), max_delta=row[MAX_DELTA], non_finite=int(lost.get(index, row[-1])))
+        for index, row in enumerate(rows)
     ]

@@ -24,6 +24,7 @@ from lora_kernels.ops.tiles import COLUMNS, W_COLUMN, W_ROW, W, job_of, place_of
 from lora_kernels.ops.totals import totals
 
 PARTIALS: Final = 3
+NON_FINITE: Final = 2
 # Loads of a step: enough bytes in flight to hide the latency of memory.
 UNROLL = tl.constexpr(8)
 # Bytes that a thread reads in one load.

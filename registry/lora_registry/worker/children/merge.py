@@ -7,7 +7,6 @@ import base64
 import json
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import msgspec
@@ -23,7 +22,7 @@ from lora_contract.tensors import read_header
 from lora_kernels.merging import (
     AdapterInput,
     MergePlan,
-    Source,
+    RangeSource,
     TensorStats,
     check_base_copies,
     dequantized,
@@ -33,7 +32,6 @@ from lora_kernels.merging import (
     read_quantized,
     shard_size,
 )
-from lora_kernels.merging.stream import Chunk as MergedChunk
 from lora_kernels.merging.stream import stream_chunks
 from lora_registry.blobs.keys import address, new_life
 from lora_registry.blobs.protocols import Chunk, JobStore, Stored
@@ -109,8 +107,9 @@ def plan(data: MergeInput, reporter: ChildReporter) -> PlannedMerge:
     files.verify_all(blobs, {path: file for path, file in data.base.items() if not path.endswith(WEIGHTS_END)})
     with files.blaming_the_store(blobs, data.base):
         merge_plan = _plan(data, blobs)
-        with _opened(blobs, data) as (base, adapters):
-            check_base_copies(merge_plan, base=base, adapters=adapters)
+        check_base_copies(
+            merge_plan, base=_source(blobs, data.base), adapters=[_source(blobs, adapter) for adapter in data.inputs]
+        )
     weights: list[PlannedFile] = []
     shards = {shard.file for shard in merge_plan.shards}
     others = tuple(sorted(path for path in data.base if path.endswith(WEIGHTS_END) and path not in shards))
@@ -141,19 +140,25 @@ def merge_shard(data: ShardInput, reporter: ChildReporter) -> MergedFile:
     places = {path: stored.where for path, stored in data.base.items()}
     verification = files.Verification(blobs, {path: data.base[path] for path in data.planned.verify})
     tensors: list[TensorStats] = []
+    stream = stream_chunks(
+        merge_plan,
+        file,
+        base=_source(blobs, data.base),
+        adapters=[_source(blobs, adapter) for adapter in data.inputs],
+        on_tensor=tensors.append,
+    )
 
-    def pieces(stream: Iterator[MergedChunk]) -> Iterator[Chunk]:
+    def pieces() -> Iterator[Chunk]:
         done = 0
         for view, origin in stream:
-            yield view if origin is None else Stored(view, places[origin[0]], origin[1])
+            yield bytes(view) if origin is None else Stored(view, places[origin[0]], origin[1])
             done += len(view)
             fault_point("merge.piece")
             reporter.progress(file, done=done, total=total, unit="bytes")
         verification.finish()
 
-    with files.blaming_the_store(blobs, data.base, *data.inputs), _opened(blobs, data) as (base, adapters):
-        stream = stream_chunks(merge_plan, file, base=base, adapters=adapters, on_tensor=tensors.append)
-        where, size = blobs.put_unknown(pieces(stream), life=new_life())
+    with files.blaming_the_store(blobs, data.base, *data.inputs):
+        where, size = blobs.put_unknown(pieces(), life=new_life())
     return MergedFile(file, size, str(where), getattr(where, "life", ""), tensors=tuple(tensors))
 
 
@@ -209,12 +214,8 @@ def _plan(data: MergeInput, blobs: JobStore) -> MergePlan:
     )
 
 
-@contextmanager
-def _opened(blobs: JobStore, data: MergeInput | ShardInput) -> Iterator[tuple[Source, list[Source]]]:
-    """The base and the adapters as sources."""
-    with ExitStack() as stack:
-        base, *adapters = [stack.enter_context(files.opened(blobs, each)) for each in (data.base, *data.inputs)]
-        yield base, adapters
+def _source(blobs: JobStore, stored: files.Files) -> RangeSource:
+    return RangeSource(files.reader(blobs, stored), sizes=files.sizes(stored))
 
 
 def store_json(blobs: JobStore, path: str, document: dict[str, Any]) -> files.ResultFile:
