@@ -256,21 +256,21 @@ def _quantized(inputs: Inputs) -> list[Case]:
         ),
         Case(
             "NF4 to bf16, merge 1 x rank 16", lambda: (inputs.nf4(), inputs.empty()), merge_all, both,
-            merged(inputs.nf4), ("merge_quantized 4-bit, nested to bf16, factors bf16, aligned",), ("bands_kernel",),
-            mix="read 1, write 4",
+            merged(inputs.nf4), ("merge_quantized 4-bit, nested to bf16, factors bf16, 1 x 16, aligned",),
+            ("bands_kernel",), mix="read 1, write 4",
         ),
         Case(
             "int8 to bf16, merge 1 x rank 16", lambda: (inputs.int8(), inputs.empty()), merge_all, both,
-            merged(inputs.int8), ("merge_quantized int8 to bf16, factors bf16, aligned",), ("bands_kernel",),
+            merged(inputs.int8), ("merge_quantized int8 to bf16, factors bf16, 1 x 16, aligned",), ("bands_kernel",),
         ),
         Case(
             "bf16 to NF4, merge 1 x rank 16", lambda: (inputs.weight(), inputs.empty_nf4()), requantize, both,
-            requantized(inputs.weight), ("requantize_nf4 bf16 to blocks of 64, factors bf16, aligned",),
+            requantized(inputs.weight), ("requantize_nf4 bf16 to blocks of 64, factors bf16, 1 x 16, aligned",),
             ("bands_kernel",), mix="read",
         ),
         Case(
             "NF4 to NF4, merge 1 x rank 16", lambda: (inputs.nf4(), inputs.empty_nf4()), requantize, both,
-            requantized(inputs.nf4), ("requantize_nf4 4-bit, nested to blocks of 64, factors bf16, aligned",),
+            requantized(inputs.nf4), ("requantize_nf4 4-bit, nested to blocks of 64, factors bf16, 1 x 16, aligned",),
             ("bands_kernel",),
         ),
     ]  # fmt: skip

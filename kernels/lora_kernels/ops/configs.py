@@ -18,8 +18,7 @@ NOT_MEASURED: Final = "not measured on a GPU; every variant compiles for sm_90 w
 @dataclass(frozen=True, slots=True)
 class LaunchConfig:
     """Tile of W per program (rows, columns), slice of the rank per step, warps and pipeline stages. wide_warps: for
-    variants that need more registers per element; None if `warps` suffice. registers: the most per thread; None for
-    what the compiler takes."""
+    variants that need more registers per element; None if `warps` suffice."""
 
     rows: int
     columns: int
@@ -28,7 +27,6 @@ class LaunchConfig:
     stages: int
     wide_warps: int | None = None
     measured: str = NOT_MEASURED
-    registers: int | None = None
 
     def suited(self, *, factor: torch.dtype | None = None, aligned: bool = True) -> LaunchConfig:
         """The configuration for a dtype of the factors and for aligned or other rows."""
@@ -63,11 +61,9 @@ COUNT: Final = SPARSE
 COUNT_PROGRAMS: Final = 528
 # Elements in a row; 32 registers, so that 64 warps fit on a multiprocessor.
 DEQUANTIZE: Final = LaunchConfig(1, 8192, 0, 4, 1)
-# Quantized weights in aligned layouts: rows of a band, the most columns of a program, one warp. With these registers 28
-# warps fit on a multiprocessor; with those of an NF4 output 21, for several adapters 16 to 21.
-BANDS: Final = LaunchConfig(16, 4096, 16, 1, 1, registers=72)
-BANDS_TO_NF4: Final = LaunchConfig(16, 4096, 16, 1, 1, registers=96)
-BANDS_OF_MANY: Final = LaunchConfig(16, 4096, 16, 1, 1)
+# Quantized weights in aligned layouts: rows of a band, the most columns of a program, one warp. 64 to 96 registers let
+# 21 to 32 of them run on a multiprocessor, the 128 for several adapters of higher ranks 16.
+BANDS: Final = LaunchConfig(16, 4096, 16, 1, 1)
 # Programs of a large matrix: two for each warp that an H200 with its 132 multiprocessors holds.
 BAND_PROGRAMS: Final = 2 * 25 * 132
 # Quantized weights in other layouts.

@@ -48,5 +48,4 @@ def on(device: torch.device) -> AbstractContextManager[object]:
 def options(config: LaunchConfig) -> dict[str, Any]:
     """Compiler options. Fused multiply-add is disabled: each product and sum is rounded as on a CPU, and results do not
     depend on Triton's default."""
-    given = {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": False}
-    return given if config.registers is None else given | {"maxnreg": config.registers}
+    return {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": False}

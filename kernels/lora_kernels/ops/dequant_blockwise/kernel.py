@@ -15,10 +15,10 @@ from lora_kernels.ops.configs import DEQUANTIZE, LaunchConfig
 from lora_kernels.ops.launch import ELEMENTS, on, options
 from lora_kernels.ops.merge_quantized.kernel import merge_any
 from lora_kernels.ops.quantized import FourBit, Int8Rows, Quantized, bands_launch
-from lora_kernels.ops.quantized.bands import rounded
-from lora_kernels.ops.quantized.fragments import as_stored
+from lora_kernels.ops.quantized.bands_launch import Form, as_stored
 from lora_kernels.ops.quantized.kernel import INT8, load_absmax, parts, types
 from lora_kernels.ops.quantized.lanes import decode8, lane_table
+from lora_kernels.ops.rounding import rounded
 from lora_kernels.ops.tables import ALIGNED_BYTES
 
 _WORD = tl.constexpr(8)
@@ -34,6 +34,7 @@ def dequant_blockwise_kernel(
     offset: tl.tensor,
     out: tl.tensor,
     words: tl.tensor,
+    OUTPUT: tl.constexpr,
     BLOCKSIZE: tl.constexpr,
     NESTED: tl.constexpr,
     WHOLE: tl.constexpr,
@@ -55,7 +56,7 @@ def dequant_blockwise_kernel(
     )  # fmt: skip
     b_values = tl.reshape(decode8(b_words, table), (blocks, BLOCKSIZE // _WORD, _WORD)) * b_scale[:, None, None]
     o_out = tl.arange(0, BLOCK_WORDS * _WORD)
-    b_values = rounded(tl.reshape(b_values, (BLOCK_WORDS * _WORD,)), out.dtype.element_ty)
+    b_values = rounded(tl.reshape(b_values, (BLOCK_WORDS * _WORD,)), OUTPUT)
     tl.store(out + first * _WORD + o_out, b_values, o_out < left * _WORD)
 
 
@@ -65,7 +66,7 @@ def dequantize(weight: Quantized, out: torch.Tensor, *, config: LaunchConfig = D
         given = parts(weight) | {"packed": weight.packed.view(torch.uint32)}
         with on(weight.device):
             dequant_blockwise_kernel[(triton.cdiv(weight.elements, config.columns),)](
-                **given, out=as_stored(out), words=weight.elements // _WORD.value,
+                **given, out=as_stored(out), OUTPUT=ELEMENTS[out.dtype], words=weight.elements // _WORD.value,
                 **_constants(weight.blocksize, weight.nested.blocksize if weight.nested else 0, config),
                 WHOLE=weight.elements % config.columns == 0,
                 **options(config),
@@ -102,12 +103,12 @@ def variants() -> list[aot.Variant]:
             name=f"dequant_blockwise 4-bit{', nested' if nested else ''} to {ELEMENTS[out]}, aligned",
             kernel=dequant_blockwise_kernel,
             types=types(nested=bool(nested)) | {"packed": "*u32", "out": kinds[out], "words": "i64"},
-            constants=_constants(64, nested, DEQUANTIZE) | {"WHOLE": True},
+            constants=_constants(64, nested, DEQUANTIZE) | {"OUTPUT": ELEMENTS[out], "WHOLE": True},
             config=DEQUANTIZE,
         )
         for nested, out in ((256, bf16), (0, fp16), (256, fp32))
     ]
     return [
         *four_bit,
-        bands_launch.variant("dequant_blockwise int8 to bf16, aligned", INT8, fp32, out=bf16, adapters=0),
+        bands_launch.variant("dequant_blockwise", INT8, 0, Form(None, bf16, add=False)),
     ]

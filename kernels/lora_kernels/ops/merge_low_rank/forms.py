@@ -48,7 +48,7 @@ class Form:
 
     @property
     def planes(self) -> int:
-        return 3 if self.factor == torch.float32 else 1
+        return planes_of(self.factor)
 
     @property
     def width(self) -> int:
@@ -94,15 +94,25 @@ def form_of(item: Item, *, stats: bool) -> Form | None:
         w, out = w.T, out.T
     if not present or w.itemsize != out.itemsize or not (tables.is_aligned(w) and tables.is_aligned(out)):
         return None
-    factors = {factor.dtype for adapter in present for factor in (adapter.a, adapter.b)}
-    factor = factors.pop() if len(factors) == 1 else torch.float32
-    rank = _filled(max(adapter.rank for adapter in present))
-    planes = 3 if factor == torch.float32 else 1
-    held = len(present) if len(present) <= _MOST_ADAPTERS and len(present) * rank * planes <= _HELD else 0
+    factor, held, rank = form_of_factors(present)
     form = Form(w.dtype, out.dtype, factor, held, rank, stats, whole=True)
     if w.shape[0] % form.block_rows or w.shape[1] % (form.groups * form.width):
         form = Form(w.dtype, out.dtype, factor, held, rank, stats, whole=False)
     return form
+
+
+def form_of_factors(present: Sequence[LowRank]) -> tuple[torch.dtype, int, int]:
+    """The dtype, `held` and `rank` of a form, for at least one adapter of a rank above 0."""
+    dtypes = {factor.dtype for adapter in present for factor in (adapter.a, adapter.b)}
+    factor = dtypes.pop() if len(dtypes) == 1 else torch.float32
+    rank = _filled(max(adapter.rank for adapter in present))
+    size = len(present) * rank * planes_of(factor)
+    return factor, len(present) if len(present) <= _MOST_ADAPTERS and size <= _HELD else 0, rank
+
+
+def planes_of(factor: torch.dtype) -> int:
+    """Matrices of 16-bit elements that a factor consists of."""
+    return 3 if factor == torch.float32 else 1
 
 
 def _filled(rank: int) -> int:

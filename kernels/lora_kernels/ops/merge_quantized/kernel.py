@@ -16,9 +16,10 @@ from lora_kernels.ops import aot, tables
 from lora_kernels.ops.configs import MERGE_QUANTIZED, LaunchConfig
 from lora_kernels.ops.launch import ELEMENTS, TABLE_TYPES, low_rank_constants, on, options
 from lora_kernels.ops.low_rank import LowRank
-from lora_kernels.ops.merge_low_rank.partials import PARTIALS, read, store_partials, sums
+from lora_kernels.ops.merge_low_rank.partials import PARTIALS, read, store_partials, sums, sums_without_count
 from lora_kernels.ops.merge_low_rank.stats import MergeStats
 from lora_kernels.ops.quantized import Quantized, bands_launch
+from lora_kernels.ops.quantized.bands_launch import Form
 from lora_kernels.ops.quantized.kernel import FOUR_BIT, INT8, constants, like, load_weight, parts, scheme, types
 from lora_kernels.ops.rounding import store_rounded
 from lora_kernels.ops.tiles import OUT, OUT_COLUMN, OUT_ROW, delta_sum, job_of, offsets, tile_of
@@ -76,9 +77,9 @@ def merge_quantized_kernel(
 
 def merge(weight: Quantized, adapters: Sequence[LowRank], out: torch.Tensor, *, stats: bool) -> MergeStats | None:
     """Merge checked arguments into `out`."""
-    if bands_launch.fits(weight, out) and not stats:
-        bands_launch.run(weight, adapters, out)
-        return None
+    if bands_launch.fits(weight, out):
+        partials = bands_launch.run(weight, adapters, out, stats=stats)
+        return read(sums_without_count(partials, [len(partials)]), [out])[0] if stats else None
     return merge_any(weight, adapters, out, stats=stats)
 
 
@@ -112,20 +113,19 @@ def variants() -> list[aot.Variant]:
     """All schemes and layouts, with and without double quantization and statistics."""
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
     aligned = [
-        bands_launch.variant(
-            f"merge_quantized {'int8' if which is INT8 else '4-bit'}{', nested' if nested else ''} to {ELEMENTS[out]}, "
-            f"factors {ELEMENTS[factor]}, {bands_launch.named(adapters, slices)}aligned",
-            which, fp32, out=out, factor=factor, adapters=adapters, slices=slices, nested=nested,
+        bands_launch.variant("merge_quantized", which, nested, form)
+        for which, nested, form in (
+            (FOUR_BIT, 256, Form(None, bf16)),
+            (FOUR_BIT, 256, Form(None, bf16, rank=64)),
+            (FOUR_BIT, 256, Form(None, bf16, held=4)),
+            (FOUR_BIT, 256, Form(None, bf16, stats=True)),
+            (FOUR_BIT, 256, Form(None, bf16, held=0, rank=64, stats=True)),
+            (FOUR_BIT, 256, Form(None, bf16, fp32, stats=True)),
+            (FOUR_BIT, 0, Form(None, fp16, fp16)),
+            (INT8, 0, Form(None, bf16)),
+            (INT8, 0, Form(None, bf16, stats=True)),
         )
-        for which, nested, out, factor, adapters, slices in (
-            (FOUR_BIT, 256, bf16, bf16, 1, 1),
-            (FOUR_BIT, 256, bf16, bf16, 1, 4),
-            (FOUR_BIT, 256, bf16, bf16, 4, 1),
-            (FOUR_BIT, 256, bf16, bf16, 4, 4),
-            (FOUR_BIT, 0, fp16, fp16, 1, 1),
-            (INT8, 0, bf16, bf16, 1, 1),
-        )
-    ]  # fmt: skip
+    ]
     return aligned + [
         aot.Variant(
             name=f"merge_quantized {'int8' if which is INT8 else '4-bit'}{', nested' if nested else ''} to "

@@ -2,16 +2,19 @@
 
 A program is one warp and has no barrier: a band of 16 rows of W, a number of steps of 64 columns. In a step a thread
 holds 8 neighbouring columns of rows g and g + 8 of two tiles of 32 columns, which is at once the accumulator of the
-matrix units (`fragments`), 16 bytes of a bf16 W, and a word of eight 4-bit codes. Tiles are 2-D: Triton 3.6 and 3.7
+matrix units (`ops.fragments`), 16 bytes of a bf16 W, and a word of eight 4-bit codes. Tiles are 2-D: Triton 3.6 and 3.7
 order larger ones differently, and one of them then moves data through shared memory.
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 import triton
 import triton.language as tl
 
-from lora_kernels.ops.quantized.fragments import BAND, GROUP, SLICE_A, SLICE_B, STEP, delta
+from lora_kernels.ops.fragments import load_b
+from lora_kernels.ops.merge_low_rank.rows import delta_of_group
 from lora_kernels.ops.quantized.kernel import DENSE, FOUR_BIT, INT8, INT8_UNIT
 from lora_kernels.ops.quantized.lanes import (
     decode8,
@@ -21,7 +24,13 @@ from lora_kernels.ops.quantized.lanes import (
     lane_table,
     split8,
 )
-from lora_kernels.ops.rounding import bf16_bits, widen
+from lora_kernels.ops.rounding import round_to, rounded, widen
+
+BAND: Final = tl.constexpr(16)
+STEP: Final = tl.constexpr(64)
+GROUP: Final = tl.constexpr(STEP.value // 2)
+# As the bits of float32.
+INFINITY: Final = tl.constexpr(0x7F800000)
 
 
 @triton.jit
@@ -39,6 +48,21 @@ def halves(b_words: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
 
 
 @triton.jit
+def eights(b_tile: tl.tensor) -> tl.tensor:
+    """A tile with the elements of a thread in a row as a last dimension."""
+    return tl.reshape(b_tile, (BAND, 4, 8))
+
+
+@triton.jit
+def dot8(b: tl.tensor, c: tl.tensor) -> tl.tensor:
+    """The sum of products along a last dimension of 8, in its order."""
+    b0, b1, b2, b3, b4, b5, b6, b7 = split8(b)
+    c0, c1, c2, c3, c4, c5, c6, c7 = split8(c)
+    low = tl.fma(b3, c3, tl.fma(b2, c2, tl.fma(b1, c1, b0 * c0)))
+    return tl.fma(b7, c7, tl.fma(b6, c6, tl.fma(b5, c5, tl.fma(b4, c4, low))))
+
+
+@triton.jit
 def largest8(b: tl.tensor) -> tl.tensor:
     """The bits, int32, of the largest magnitude along a last dimension of 8. NaN is the largest."""
     e0, e1, e2, e3, e4, e5, e6, e7 = split8(tl.abs(b))
@@ -51,17 +75,8 @@ def larger(b_one: tl.tensor, b_other: tl.tensor) -> tl.tensor:
     return tl.maximum(b_one, b_other, propagate_nan=tl.PropagateNan.ALL)
 
 
-@triton.jit
-def rounded(values: tl.tensor, STORED: tl.constexpr) -> tl.tensor:
-    """float32 `values` rounded once: to bf16, as its bits, for uint16."""
-    if STORED == tl.uint16:
-        return bf16_bits(values)
-    else:
-        return values.to(STORED)
-
-
 # Numbers stay numbers: a stride or count of 1 would be a constant, and one kernel become many.
-@triton.jit(do_not_specialize=["rows", "steps", "w_octets", "out_octets", "steps_each", "adapters", "slices"])
+@triton.jit(do_not_specialize=["rows", "steps", "w_octets", "out_octets", "steps_each", "adapters", "rank"])
 def bands_kernel(
     w: tl.tensor,
     absmax: tl.tensor,
@@ -75,22 +90,26 @@ def bands_kernel(
     factors_b: tl.tensor,
     factors_a: tl.tensor,
     scales: tl.tensor,
+    partials: tl.tensor,
     rows: tl.tensor,
     steps: tl.tensor,
     w_octets: tl.tensor,
     out_octets: tl.tensor,
     steps_each: tl.tensor,
     adapters: tl.tensor,
-    slices: tl.tensor,
+    rank: tl.tensor,
     SCHEME: tl.constexpr,
     ELEMENT: tl.constexpr,
+    OUTPUT: tl.constexpr,
     BLOCKSIZE: tl.constexpr,
     NESTED: tl.constexpr,
     ENCODE: tl.constexpr,
     FACTOR: tl.constexpr,
+    PLANES: tl.constexpr,
     ADD: tl.constexpr,
-    MANY: tl.constexpr,
-    LONG: tl.constexpr,
+    HELD: tl.constexpr,
+    RANK: tl.constexpr,
+    STATS: tl.constexpr,
 ) -> None:
     """Program (band, segment).
 
@@ -100,8 +119,11 @@ def bands_kernel(
         out: uint32 words of NF4 codes if ENCODE, else bf16 as uint16, or fp16.
         new_absmax: float32, if ENCODE.
         encoding: see `lanes.encoding`.
-        factors_b, factors_a, scales, adapters, slices: see `fragments`, if ADD.
+        factors_b, factors_a: see `ops.fragments`, in bands of 16 rows and groups of 32 columns, if ADD.
+        scales: float32 (adapters,).
+        partials: float32 (programs, 4), see `partials.sums_without_count`, if STATS, which needs ADD.
         rows, steps: of W. steps_each: of a program.
+        adapters, rank: their number and rank, unless HELD. HELD, RANK, PLANES: as in `merge_rows_kernel`.
         w_octets, out_octets: strides of rows of a W and an output by rows, in 8 elements.
     """
     i_band, i_segment = tl.program_id(0), tl.program_id(1)
@@ -135,8 +157,22 @@ def bands_kernel(
     else:
         p_out = out + (o_wide * (out_octets * 8) + first + tl.arange(0, GROUP)[None, :])
     if ADD:
-        p_b = factors_b + (i_band.to(tl.int64) * (adapters * slices * SLICE_B) + tl.arange(0, SLICE_B))
-        p_a = factors_a + (first_step.to(tl.int64) * (2 * adapters * slices * SLICE_A) + tl.arange(0, SLICE_A))
+        count = HELD if HELD else adapters
+        whole_rank = RANK if HELD else rank
+        a_group = count * PLANES * whole_rank * GROUP
+        p_a = factors_a + (first_step.to(tl.int64) * (2 * a_group) + tl.arange(0, RANK * GROUP))
+        p_b = factors_b + (i_band.to(tl.int64) * (count * PLANES * whole_rank * BAND) + tl.arange(0, RANK * BAND))
+        b_held: tl.tuple = ()
+        b_scales: tl.tuple = ()
+        for i_held in tl.static_range(HELD * PLANES):
+            b_held += (load_b(p_b + i_held * RANK * BAND, BAND, RANK, FACTOR),)
+        for i_held in tl.static_range(HELD):
+            b_scales += (tl.load(scales + i_held),)
+    if STATS:
+        b_delta2 = tl.zeros((BAND, 4), tl.float32)
+        b_real_delta = tl.zeros((BAND, 4), tl.float32)
+        b_real2 = tl.zeros((BAND, 4), tl.float32)
+        b_largest = tl.zeros((BAND, 4), tl.int32)
     for _ in range(tl.minimum(steps_each, steps - first_step)):
         if SCHEME == DENSE:
             b_w0 = tl.load(p_w, m_rows[:, None], other=0)
@@ -153,11 +189,21 @@ def bands_kernel(
             if NESTED:
                 b_nested = tl.load(nested_absmax + (blocks // NESTED).to(tl.int64), m_rows, other=0.0)
                 b_scale = tl.load(nested_values + b_scale.to(tl.int64)) * b_nested + mean
+            if STATS:
+                # Below the matrix too, what is added is then 0.
+                b_scale = tl.where(m_rows, b_scale, 0.0)
             b_scale = b_scale[:, None]
             groups += STEP // GROUP
         if ADD:
-            b_delta_0, b_delta_1 = delta(p_b, p_a, scales, adapters, slices, FACTOR, MANY, LONG)
-            p_a += 2 * adapters * slices * SLICE_A
+            b_delta_0 = delta_of_group(
+                p_a, p_b, scales, b_held, b_scales, count, whole_rank,
+                FACTOR, PLANES, HELD, RANK, BAND, GROUP,
+            )  # fmt: skip
+            b_delta_1 = delta_of_group(
+                p_a + a_group, p_b, scales, b_held, b_scales, count, whole_rank,
+                FACTOR, PLANES, HELD, RANK, BAND, GROUP,
+            )  # fmt: skip
+            p_a += 2 * a_group
         if SCHEME == DENSE:
             b_0, b_1 = widen(b_w0, ELEMENT), widen(b_w1, ELEMENT)
         elif SCHEME == FOUR_BIT:
@@ -166,12 +212,21 @@ def bands_kernel(
         else:
             b_0 = rejoin(decode_int8(b_upper_0), decode_int8(b_lower_0)) * b_scale * INT8_UNIT
             b_1 = rejoin(decode_int8(b_upper_1), decode_int8(b_lower_1)) * b_scale * INT8_UNIT
+        if STATS:
+            b_before_0, b_before_1 = b_0, b_1
         if ADD:
             b_0 += b_delta_0
             b_1 += b_delta_1
+        if STATS:
+            b_delta_0, b_delta_1 = eights(b_delta_0), eights(b_delta_1)
+            b_real_0 = eights(round_to(b_0, OUTPUT) - b_before_0)
+            b_real_1 = eights(round_to(b_1, OUTPUT) - b_before_1)
+            b_delta2 += dot8(b_delta_0, b_delta_0) + dot8(b_delta_1, b_delta_1)
+            b_real_delta += dot8(b_real_0, b_delta_0) + dot8(b_real_1, b_delta_1)
+            b_real2 += dot8(b_real_0, b_real_0) + dot8(b_real_1, b_real_1)
+            b_largest = tl.maximum(b_largest, tl.maximum(largest8(b_delta_0), largest8(b_delta_1)))
         if ENCODE:
-            b_0 = tl.reshape(b_0, (BAND, 4, 8))
-            b_1 = tl.reshape(b_1, (BAND, 4, 8))
+            b_0, b_1 = eights(b_0), eights(b_1)
             b_bits = tl.max(tl.maximum(largest8(b_0), largest8(b_1)), axis=1)
             tl.store(p_absmax, b_bits.to(tl.float32, bitcast=True), m_rows)
             p_absmax += 1
@@ -184,6 +239,13 @@ def bands_kernel(
             tl.store(p_out + (columns + 4), b_lower_1, m_lower)
             p_out += STEP // 8
         else:
-            tl.store(p_out, rounded(b_0, out.dtype.element_ty), m_rows[:, None])
-            tl.store(p_out + GROUP, rounded(b_1, out.dtype.element_ty), m_rows[:, None])
+            tl.store(p_out, rounded(b_0, OUTPUT), m_rows[:, None])
+            tl.store(p_out + GROUP, rounded(b_1, OUTPUT), m_rows[:, None])
             p_out += STEP
+    if STATS:
+        p_partials = partials + (i_segment * tl.num_programs(0) + i_band).to(tl.int64) * 4
+        tl.store(p_partials, tl.sum(b_delta2))
+        tl.store(p_partials + 1, tl.sum(b_real_delta))
+        tl.store(p_partials + 2, tl.sum(b_real2))
+        # NaN counts as infinity, which is below it.
+        tl.store(p_partials + 3, tl.minimum(tl.max(b_largest), INFINITY).to(tl.float32, bitcast=True))

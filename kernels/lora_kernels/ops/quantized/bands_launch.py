@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 import triton.language as tl
 
 from lora_kernels.ops import aot
-from lora_kernels.ops.configs import BAND_PROGRAMS, BANDS, BANDS_OF_MANY, BANDS_TO_NF4, LaunchConfig
+from lora_kernels.ops.configs import BAND_PROGRAMS, BANDS
+from lora_kernels.ops.dispatch import interpreted
+from lora_kernels.ops.fragments import UNIT, arrange_a, arrange_b, planes
 from lora_kernels.ops.launch import ELEMENTS, on, options
 from lora_kernels.ops.low_rank import LowRank
+from lora_kernels.ops.merge_low_rank.forms import form_of_factors, planes_of
+from lora_kernels.ops.merge_low_rank.partials import SUMS
 from lora_kernels.ops.quantized import FourBit, Int8Rows, Quantized
-from lora_kernels.ops.quantized.bands import bands_kernel
-from lora_kernels.ops.quantized.fragments import BAND, STEP, arrange, as_factor, as_stored
-from lora_kernels.ops.quantized.kernel import DENSE, constants, parts, scheme, types
+from lora_kernels.ops.quantized.bands import BAND, GROUP, STEP, bands_kernel
+from lora_kernels.ops.quantized.kernel import FOUR_BIT, constants, parts, scheme, types
 from lora_kernels.ops.quantized.lanes import encoding
 from lora_kernels.ops.tables import ALIGNED_BYTES, ALIGNED_ELEMENTS
 
@@ -58,27 +62,42 @@ def run(
     weight: torch.Tensor | Quantized,
     adapters: Sequence[LowRank] | None,
     out: torch.Tensor | FourBit,
+    *,
     absmax: torch.Tensor | None = None,
-) -> None:
-    """Decode, merge and round or encode what `fits`. adapters: None to add nothing. absmax: float32, of an NF4
-    output."""
+    stats: bool = False,
+) -> torch.Tensor:
+    """Decode, merge and round or encode what `fits`. Returns partial statistics (programs, 4), for
+    `partials.sums_without_count`.
+
+    Args:
+        adapters: None to add nothing.
+        absmax: float32, of an NF4 output.
+        stats: of a merge into an output that is not NF4; False to return no programs.
+    """
     (rows, columns), device = weight.shape, weight.device
     bands, steps = -(-rows // BAND.value), columns // STEP.value
     each = min(max(bands * steps // BAND_PROGRAMS, 4), BANDS.columns // STEP.value)
-    factors = arrange(adapters, (rows, columns), device)
-    encode = absmax is not None
-    element = weight.dtype if isinstance(weight, torch.Tensor) else torch.float32
+    segments = -(-steps // each)
+    present = [adapter for adapter in adapters or () if adapter.rank]
+    factor, held, rank = form_of_factors(present) if present else (torch.bfloat16, 0, UNIT)
+    form = Form(
+        weight.dtype if isinstance(weight, torch.Tensor) else None, None if isinstance(out, FourBit) else out.dtype,
+        factor, held, rank, add=adapters is not None, stats=stats,
+    )  # fmt: skip
+    factors_b, factors_a = _arranged(present, form) if present else (torch.empty(0, device=device).bfloat16(),) * 2
+    scales = torch.tensor([adapter.scale for adapter in present], dtype=torch.float32).to(device, non_blocking=True)
+    partials = torch.empty((bands * segments if stats else 0, SUMS), device=device)
     given = parts(weight)
     given.pop("packed")
     with on(device):
-        bands_kernel[(bands, -(-steps // each))](
+        bands_kernel[(bands, segments)](
             **_words(weight, "w"), **given, **_words(out, "out"),
-            new_absmax=absmax if encode else factors.scales, encoding=encoding(device),
-            factors_b=as_factor(factors.b), factors_a=as_factor(factors.a), scales=factors.scales,
-            rows=rows, steps=steps, steps_each=each, adapters=factors.adapters, slices=factors.slices,
-            **constants(weight), **_mode(element, factors.b.dtype, factors.adapters, factors.slices, encode=encode),
-            **options(_config(factors.adapters, encode=encode)),
+            new_absmax=partials if absmax is None else absmax, encoding=encoding(device),
+            factors_b=_as_factor(factors_b), factors_a=_as_factor(factors_a), scales=scales, partials=partials,
+            rows=rows, steps=steps, steps_each=each, adapters=len(present), rank=rank,
+            **constants(weight), **form.constants(), **options(BANDS),
         )  # fmt: skip
+    return partials
 
 
 def _words(matrix: torch.Tensor | Quantized, name: str) -> dict[str, Any]:
@@ -90,54 +109,96 @@ def _words(matrix: torch.Tensor | Quantized, name: str) -> dict[str, Any]:
     return {name: codes, f"{name}_octets": stride // ALIGNED_ELEMENTS}
 
 
-def _mode(element: torch.dtype, factor: torch.dtype, adapters: int, slices: int, *, encode: bool) -> dict[str, Any]:
-    return {
-        "ELEMENT": ELEMENTS[element],
-        "FACTOR": ELEMENTS[factor],
-        "ENCODE": encode,
-        "ADD": adapters > 0,
-        "MANY": adapters > 1,
-        "LONG": slices > 1,
-    }
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How the kernel is compiled, but for the scheme of W.
+
+    Args:
+        element: of a dense W; None for codes.
+        out: None for NF4.
+        factor, held, rank: of the adapters, see `form_of_factors`.
+        add: False to add nothing.
+        stats: as in `run`.
+    """
+
+    element: torch.dtype | None
+    out: torch.dtype | None
+    factor: torch.dtype = torch.bfloat16
+    held: int = 1
+    rank: int = 16
+    add: bool = True
+    stats: bool = False
+
+    @property
+    def slice_rank(self) -> int:
+        """Rank that is multiplied at once. Factors that are read again for each step leave few registers."""
+        return self.rank if self.held else UNIT
+
+    @property
+    def stored_factor(self) -> torch.dtype:
+        return torch.bfloat16 if planes_of(self.factor) > 1 else self.factor
+
+    def constants(self) -> dict[str, Any]:
+        """The compile-time arguments."""
+        return {
+            "ELEMENT": ELEMENTS[self.element or torch.float32],
+            "OUTPUT": ELEMENTS[self.out or torch.float32],
+            "FACTOR": ELEMENTS[self.stored_factor],
+            "PLANES": planes_of(self.factor),
+            "ENCODE": self.out is None,
+            "ADD": self.add,
+            "HELD": self.held if self.add else 0,
+            "RANK": self.slice_rank,
+            "STATS": self.stats,
+        }
 
 
-def _config(adapters: int, *, encode: bool) -> LaunchConfig:
-    if adapters > 1:
-        return BANDS_OF_MANY
-    return BANDS_TO_NF4 if encode else BANDS
+def _arranged(adapters: Sequence[LowRank], form: Form) -> tuple[torch.Tensor, torch.Tensor]:
+    """B and A in the order of the matrix units."""
 
+    def stored(factor: torch.Tensor) -> Sequence[torch.Tensor]:
+        return planes(factor) if planes_of(form.factor) > 1 else [factor]
 
-def variant(
-    name: str,
-    which: tl.constexpr,
-    element: torch.dtype,
-    *,
-    out: torch.dtype | None,
-    factor: torch.dtype = torch.bfloat16,
-    adapters: int = 1,
-    slices: int = 1,
-    nested: int = 0,
-) -> aot.Variant:
-    """A variant to compile. element: of a dense W. out: None for NF4. slices: of the rank, of 16 each."""
-    kinds = {torch.bfloat16: "*u16", torch.float16: "*fp16"}
-    numbers = ("rows", "steps", "w_octets", "out_octets", "steps_each", "adapters", "slices")
-    parted = types(nested=bool(nested))
-    parted.pop("packed")
-    return aot.Variant(
-        name=name,
-        kernel=bands_kernel,
-        types={"w": kinds[element] if which is DENSE else "*u32", "out": "*u32" if out is None else kinds[out]}
-        | parted
-        | dict.fromkeys(("factors_b", "factors_a"), f"*{ELEMENTS[factor]}")
-        | dict.fromkeys(("new_absmax", "encoding", "scales"), "*fp32")
-        | dict.fromkeys(numbers, "i32"),
-        constants=scheme(which, nested=nested) | _mode(element, factor, adapters, slices, encode=out is None),
-        config=_config(adapters, encode=out is None),
-        steps=BANDS.columns // STEP.value,
-        elements=BAND.value * STEP.value,
+    b = [part for adapter in adapters for part in stored(adapter.b)]
+    a = [part for adapter in adapters for part in stored(adapter.a)]
+    return (
+        arrange_b(b, rank=form.rank, rows=BAND.value, slice_rank=form.slice_rank),
+        arrange_a(a, rank=form.rank, width=GROUP.value),
     )
 
 
-def named(adapters: int, slices: int) -> str:
-    """What the name of a variant says of more than one adapter of rank 16."""
-    return f"{f'{adapters} adapters, ' if adapters > 1 else ''}{'higher ranks, ' if slices > 1 else ''}"
+def _as_factor(tensor: torch.Tensor) -> torch.Tensor:
+    """Factors as they are, for the matrix units; for the interpreter, which misreads bf16, as bits."""
+    return as_stored(tensor) if interpreted() else tensor
+
+
+def as_stored(tensor: torch.Tensor) -> torch.Tensor:
+    """A matrix of elements as kernels take it: bf16 as its bits."""
+    return tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
+
+
+def variant(operation: str, which: tl.constexpr, nested: int, form: Form) -> aot.Variant:
+    """A variant to compile. operation: the beginning of its name. nested: elements of a nested block, 0 for none."""
+    kinds = {torch.bfloat16: "*u16", torch.float16: "*fp16", None: "*u32"}
+    source = ELEMENTS[form.element] if form.element else "4-bit" if which is FOUR_BIT else "int8"
+    more = [
+        f"factors {ELEMENTS[form.factor]}, {form.held or 'any number'} x {form.rank}" if form.add else "",
+        "stats" if form.stats else "",
+        "aligned",
+    ]
+    target = ELEMENTS[form.out] if form.out else "blocks of 64"
+    parted = types(nested=bool(nested))
+    parted.pop("packed")
+    return aot.Variant(
+        name=f"{operation} {source}{', nested' if nested else ''} to {target}, {', '.join(filter(None, more))}",
+        kernel=bands_kernel,
+        types={"w": kinds[form.element], "out": kinds[form.out]}
+        | parted
+        | dict.fromkeys(("factors_b", "factors_a"), f"*{ELEMENTS[form.stored_factor]}")
+        | dict.fromkeys(("new_absmax", "encoding", "scales", "partials"), "*fp32")
+        | dict.fromkeys(("rows", "steps", "w_octets", "out_octets", "steps_each", "adapters", "rank"), "i32"),
+        constants=scheme(which, nested=nested) | form.constants(),
+        config=BANDS,
+        steps=BANDS.columns // STEP.value,
+        elements=BAND.value * STEP.value,
+    )

@@ -14,11 +14,12 @@ import triton
 
 from lora_kernels.ops import aot, tables
 from lora_kernels.ops.configs import COMPRESS_ROWS, QUANTIZE_BLOCKS, LaunchConfig
-from lora_kernels.ops.launch import ELEMENTS, on, options
+from lora_kernels.ops.launch import on, options
 from lora_kernels.ops.low_rank import LowRank
 from lora_kernels.ops.merge_low_rank import kernel as merge_low_rank
 from lora_kernels.ops.merge_quantized.kernel import merge_any
 from lora_kernels.ops.quantized import FourBit, Nested, Quantized, bands_launch
+from lora_kernels.ops.quantized.bands_launch import Form
 from lora_kernels.ops.quantized.kernel import DENSE, FOUR_BIT, INT8
 from lora_kernels.ops.quantized.lanes import encoding
 from lora_kernels.ops.requantize_nf4.blocks import compress_kernel, quantize_blocks_kernel
@@ -34,7 +35,7 @@ def requantize(weight: torch.Tensor | Quantized, adapters: Sequence[LowRank], ou
     nested = out.nested
     absmax = out.absmax if nested is None else torch.empty(out.blocks, device=out.device)
     if bands_launch.fits(weight, out):
-        bands_launch.run(weight, adapters or None, out, absmax)
+        bands_launch.run(weight, adapters or None, out, absmax=absmax)
     else:
         _through_memory(weight, adapters, out, absmax)
     if nested is not None:
@@ -77,21 +78,17 @@ def variants() -> list[aot.Variant]:
     """The kernel on bands for all kinds of W, with and without adapters; the others for several blocksizes."""
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
     bands = [
-        bands_launch.variant(
-            f"requantize_nf4 {kind}{', nested' if nested else ''} to blocks of 64, "
-            f"{f'factors {ELEMENTS[factor]}, ' if adapters else ''}{bands_launch.named(adapters, slices)}aligned",
-            which, element, out=None, factor=factor, adapters=adapters, slices=slices, nested=nested,
+        bands_launch.variant("requantize_nf4", which, nested, form)
+        for which, nested, form in (
+            (FOUR_BIT, 256, Form(None, None)),
+            (FOUR_BIT, 0, Form(None, None, rank=64)),
+            (FOUR_BIT, 256, Form(None, None, fp32, held=0, rank=64)),
+            (INT8, 0, Form(None, None)),
+            (DENSE, 0, Form(bf16, None)),
+            (DENSE, 0, Form(bf16, None, add=False)),
+            (DENSE, 0, Form(fp16, None, fp16)),
         )
-        for kind, which, element, nested, factor, adapters, slices in (
-            ("4-bit", FOUR_BIT, fp32, 256, bf16, 1, 1),
-            ("4-bit", FOUR_BIT, fp32, 0, bf16, 1, 4),
-            ("4-bit", FOUR_BIT, fp32, 256, bf16, 4, 4),
-            ("int8", INT8, fp32, 0, bf16, 1, 1),
-            ("bf16", DENSE, bf16, 0, bf16, 1, 1),
-            ("bf16", DENSE, bf16, 0, bf16, 0, 0),
-            ("fp16", DENSE, fp16, 0, fp16, 1, 1),
-        )
-    ]  # fmt: skip
+    ]
     return [*bands, *(_blocks_variant(blocksize) for blocksize in (32, 64, 4096)), _compress_variant()]
 
 
