@@ -1,7 +1,7 @@
 """Recipes: everything that determines a derived artifact. The digest of a recipe is the identity of its job.
 
-A recipe excludes the requester, the time, the machine and the backend: two requests with equal recipes share one job
-and one result.
+A recipe excludes the requester, the time and the machine: two requests with equal recipes share one job and one result.
+It includes the device, since a GPU's sums may differ in their last bits.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Final, Literal, TypeAlias, get_args
 import msgspec
 
 from lora_contract import canonical, decoding
+from lora_contract.devices import RecipeDevice
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_contract.vocabulary import NewRows
@@ -82,9 +83,10 @@ class MergeRecipe(Derived, frozen=True, tag="merge"):
         dtype: of every merged tensor, and of the other tensors that have the checkpoint's main dtype; None: unchanged.
         seed: for stochastic rounding.
         allow_loss: allow a merge in which rounding discards more than half of the update.
+        device: that computes.
     """
 
-    LATER: ClassVar[dict[str, Any]] = {"onto": "fp", "rounding": "nearest"}
+    LATER: ClassVar[dict[str, Any]] = {"onto": "fp", "rounding": "nearest", "device": "cpu"}
 
     inputs: tuple[RecipeInput, ...]
     dtype: MergedDtype | None = None
@@ -92,6 +94,7 @@ class MergeRecipe(Derived, frozen=True, tag="merge"):
     allow_loss: bool = False
     onto: Onto = "fp"
     rounding: Rounding = "nearest"
+    device: RecipeDevice = "cpu"
 
 
 class ComposeRecipe(Derived, frozen=True, tag="compose"):
@@ -101,13 +104,17 @@ class ComposeRecipe(Derived, frozen=True, tag="compose"):
         inputs: in the order of the sum.
         method, parameters: of `lora_contract.methods`, with defaults filled in.
         dtype: of the result's factors; None: the widest dtype of the inputs.
+        device: that computes.
     """
+
+    LATER: ClassVar[dict[str, Any]] = {"device": "cpu"}
 
     inputs: tuple[RecipeInput, ...]
     method: str
     parameters: dict[str, ParameterValue | None]
     seed: int = 0
     dtype: OutputDtype | None = None
+    device: RecipeDevice = "cpu"
 
 
 class ExtractRecipe(Derived, frozen=True, tag="extract"):
@@ -120,7 +127,10 @@ class ExtractRecipe(Derived, frozen=True, tag="extract"):
         keep_energy: for each module the smallest rank that keeps this share of its energy, up to `max_rank`.
         targets: names of modules, or a pattern; None: all linear layers.
         save_changed: store changed tensors that cannot be factorized in full.
+        device: that computes.
     """
+
+    LATER: ClassVar[dict[str, Any]] = {"device": "cpu"}
 
     tuned: str
     base_name: str
@@ -131,6 +141,7 @@ class ExtractRecipe(Derived, frozen=True, tag="extract"):
     save_changed: bool
     seed: int
     dtype: OutputDtype
+    device: RecipeDevice = "cpu"
 
 
 class ResizeRecipe(Derived, frozen=True, tag="resize"):
@@ -172,6 +183,15 @@ class ResizeBaseRecipe(Derived, frozen=True, tag="resize-base"):
 
 
 Recipe: TypeAlias = MergeRecipe | ComposeRecipe | ExtractRecipe | ResizeRecipe | ConvertRecipe | ResizeBaseRecipe
+
+
+def device_of(recipe: Recipe) -> RecipeDevice:
+    """The device that computes a recipe; the CPU for operations without a choice."""
+    match recipe:
+        case MergeRecipe() | ComposeRecipe() | ExtractRecipe():
+            return recipe.device
+        case _:
+            return "cpu"
 
 
 def parse_recipe(data: bytes) -> Recipe:

@@ -413,6 +413,7 @@ RECIPES = st.one_of(
         allow_loss=st.booleans(),
         onto=st.sampled_from(["fp", "nf4"]),
         rounding=st.sampled_from(["nearest", "stochastic"]),
+        device=st.sampled_from(["cpu", "cuda"]),
     ),
     recipes(
         recipe.ComposeRecipe,
@@ -476,9 +477,23 @@ def test_merges_of_before_keep_their_digest():
     assert recipe.parse_recipe(MERGE_BYTES) == made
     assert (made.onto, made.rounding) == ("fp", "nearest")
     digests = {made.digest}
-    for change in ({"onto": "nf4"}, {"rounding": "stochastic"}, {"rounding": "stochastic", "seed": 1}):
+    changes = ({"onto": "nf4"}, {"rounding": "stochastic"}, {"rounding": "stochastic", "seed": 1}, {"device": "cuda"})
+    for change in changes:
         digests.add(msgspec.structs.replace(made, **change).digest)
-    assert len(digests) == 4
+    assert len(digests) == 1 + len(changes)
+
+
+def test_a_device_is_in_the_recipe_if_it_is_not_the_cpu():
+    compose = recipe.ComposeRecipe(
+        operation_version=1, base="sha256:" + "a" * 64, inputs=(), target="a/b", method="ties_svd", parameters={}
+    )
+    assert b"device" not in compose.to_bytes() and recipe.device_of(compose) == "cpu"
+    gpu = msgspec.structs.replace(compose, device="cuda")
+    assert b'"device":"cuda"' in gpu.to_bytes() and recipe.device_of(recipe.parse_recipe(gpu.to_bytes())) == "cuda"
+    resize = recipe.ResizeRecipe(
+        operation_version=1, base="b", target="a/b", adapter="c", rank=1, keep_energy=None, dtype=None
+    )
+    assert recipe.device_of(resize) == "cpu"
 
 
 def test_a_recipe_of_one_operation_is_none_of_another():

@@ -93,6 +93,7 @@ class Method(msgspec.Struct, frozen=True):
         version: part of every recipe; incremented when the same inputs give other numbers.
         seeded: the method draws random numbers, so the seed matters.
         peft: PEFT's `add_weighted_adapter` has a combination_type of this name.
+        dense: it works on the elements of the updates, which a GPU computes as well.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Method(msgspec.Struct, frozen=True):
     version: int = 1
     seeded: bool = False
     peft: bool = False
+    dense: bool = False
 
     def checked(self, given: Mapping[str, Any]) -> dict[str, Value]:
         """Validate parameters and fill in defaults, in the order of the table. Raises RegistryError

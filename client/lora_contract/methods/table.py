@@ -95,6 +95,7 @@ _ALL: Final = (
         _TIES,
         (_TRIM, _MAJORITY, _RANK, _CLAMP),
         peft=True,
+        dense=True,
     ),
     Method(
         "dare_linear",
@@ -119,6 +120,7 @@ _ALL: Final = (
         (_KEEP, _RANK, _CLAMP),
         seeded=True,
         peft=True,
+        dense=True,
     ),
     Method(
         "dare_ties_svd",
@@ -127,6 +129,7 @@ _ALL: Final = (
         (_KEEP, _MAJORITY, _RANK, _CLAMP),
         seeded=True,
         peft=True,
+        dense=True,
     ),
     Method("magnitude_prune", f"trim, then weighted sums {_FACTORS}", _PEFT, (_PRUNE,), peft=True),
     Method(
@@ -135,6 +138,7 @@ _ALL: Final = (
         _PEFT,
         (_PRUNE, _RANK, _CLAMP),
         peft=True,
+        dense=True,
     ),
     Method(
         "task_arithmetic",
@@ -163,6 +167,7 @@ _ALL: Final = (
             _RANK,
         ),
         seeded=True,
+        dense=True,
     ),
     Method(
         "breadcrumbs",
@@ -181,6 +186,7 @@ _ALL: Final = (
             _SCALING,
             _RANK,
         ),
+        dense=True,
     ),
     Method(
         "sce",
@@ -189,6 +195,7 @@ _ALL: Final = (
         "mean of the others; then svd",
         "Wan et al., FuseChat (SCE), arXiv 2408.07990",
         (_density("fraction of the elements of a module to select", 0.1), _SCALING, _RANK),
+        dense=True,
     ),
     Method(
         "knots",

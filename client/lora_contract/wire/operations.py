@@ -6,6 +6,7 @@ from typing import Annotated, TypeAlias
 
 from msgspec import Meta
 
+from lora_contract.devices import Device
 from lora_contract.recipe import MergedDtype, Onto, OutputDtype, Rounding
 from lora_contract.vocabulary import MAX_VOCABULARY, NewRows
 from lora_contract.wire.common import Request, Text
@@ -35,7 +36,8 @@ class MergeRequest(DeriveRequest, frozen=True, kw_only=True):
     """Merge adapters into their base, as a version of kind `model`.
 
     base None: the base that the first adapter pins. dtype None: unchanged. onto: `nf4` merges onto the base's
-    NF4-dequantized weights (QLoRA). seed: for stochastic rounding.
+    NF4-dequantized weights (QLoRA). seed: for stochastic rounding. device: that computes; `auto` takes a GPU if a
+    worker has one and the operation is likely to be faster there.
     """
 
     adapters: list[WeightedAdapter]
@@ -45,17 +47,20 @@ class MergeRequest(DeriveRequest, frozen=True, kw_only=True):
     onto: Onto = "fp"
     rounding: Rounding = "nearest"
     seed: Seed = 0
+    device: Device = "cpu"
 
 
 class ComposeRequest(DeriveRequest, frozen=True, kw_only=True):
     """Compose adapters of one base into one adapter. method, parameters: of `lora_contract.methods`; missing parameters
-    get their defaults. dtype None: the widest dtype of the inputs."""
+    get their defaults. dtype None: the widest dtype of the inputs. device: see `MergeRequest`; `cuda` is for dense
+    methods."""
 
     adapters: list[WeightedAdapter]
     method: Text
     parameters: dict[Text, bool | int | float | Text] = {}
     seed: Seed = 0
     dtype: OutputDtype | None = None
+    device: Device = "cpu"
 
 
 class ExtractRequest(DeriveRequest, frozen=True, kw_only=True):
@@ -63,6 +68,7 @@ class ExtractRequest(DeriveRequest, frozen=True, kw_only=True):
 
     tuned: a version of kind `model` or `base`. rank, or keep_energy (0 to 1) with max_rank: one of the two. targets:
     names of modules, or a pattern; None: all linear layers. save_changed: store what cannot be factorized in full.
+    device: see `MergeRequest`.
     """
 
     tuned: Text
@@ -74,6 +80,7 @@ class ExtractRequest(DeriveRequest, frozen=True, kw_only=True):
     save_changed: bool = False
     seed: Seed = 0
     dtype: OutputDtype = "float32"
+    device: Device = "cpu"
 
 
 class ResizeRequest(DeriveRequest, frozen=True, kw_only=True):

@@ -18,7 +18,6 @@ from lora_reg.cli.derive import (
     by_job,
     device_option,
     kernels,
-    refuse,
     weighted,
     weighted_folders,
     where_options,
@@ -138,8 +137,7 @@ def compose(
     parameters = check_parameters(method, {name: value for name, value in given.items() if value is not None})
     output = where.here()
     if output is None:
-        refuse({"--device": device}, "a job")
-        _by_job(state, where, adapters, chosen, parameters, seed or 0, dtype)
+        _by_job(state, where, adapters, chosen, parameters, seed or 0, dtype, device)
         return
     folders = weighted_folders(adapters)
     composing = kernels("composing", "Composing")
@@ -168,6 +166,7 @@ def _by_job(
     parameters: dict[str, Any],
     seed: int,
     dtype: Any,
+    device: Any,
 ) -> None:
     from lora_contract.wire.operations import ComposeRequest, WeightedAdapter
 
@@ -181,6 +180,7 @@ def _by_job(
                 parameters={name: value for name, value in parameters.items() if value is not None},
                 seed=seed,
                 dtype=dtype,
+                device=device or "cpu",
                 **target,
             )
         )

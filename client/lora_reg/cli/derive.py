@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from lora_contract.devices import DEVICES
 from lora_contract.errors import RegistryError
 from lora_contract.recipe import OUTPUT_DTYPES
 from lora_reg.cli.state import State
@@ -26,15 +27,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 DTYPES = click.Choice(OUTPUT_DTYPES)
 
 
-DEVICES: tuple[str, ...] = ("cpu", "cuda", "auto")
-
-
 def device_option(command: F) -> F:
-    """Add `--device` to a command that works on this machine; None if it is not given."""
+    """Add `--device` to a command; None if it is not given."""
     option = click.option(
         "--device",
         type=click.Choice(DEVICES),
-        help="With --local: device that computes, or the one predicted to be faster (default: cpu).",
+        help="Device that computes; auto: the one that is likely to be faster (default: cpu).",
     )
     return option(command)
 

@@ -16,7 +16,6 @@ from lora_reg.cli.derive import (
     device_option,
     kernels,
     need_folders,
-    refuse,
     where_options,
 )
 from lora_reg.cli.losses import of_job, print_local
@@ -95,19 +94,17 @@ def extract(
         "save_changed": save_changed,
         "seed": seed,
         "dtype": dtype,
+        "device": device or "cpu",
     }
     output = where.here()
     if output is None:
-        refuse({"--device": device}, "a job")
         _by_job(state, where, tuned, base, options)
         return
     need_folders(Path(tuned), Path(base))
     extracting = kernels("extracting", "Extracting")
     progress = state.progress()
     try:
-        report = extracting.extract_folders(
-            tuned, base, output, progress=Counted(progress, "Extracting"), device=device or "cpu", **options
-        )
+        report = extracting.extract_folders(tuned, base, output, progress=Counted(progress, "Extracting"), **options)
     finally:
         progress.end()
     print_local(state, "extract", output, report, device=device)

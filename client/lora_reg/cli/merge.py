@@ -100,14 +100,20 @@ def merge(
         "--base-dir": base_dir,
         "--prefix": prefix,
         "--threads": threads,
-        "--device": device,
         "--digests": digests,
         "--dry-run": dry_run,
     }
     if not where.local:
         where.here()
         refuse(here, "a merge by a job")
-        options = {"dtype": dtype, "allow_loss": allow_loss, "onto": onto, "rounding": rounding, "seed": seed}
+        options = {
+            "dtype": dtype,
+            "allow_loss": allow_loss,
+            "onto": onto,
+            "rounding": rounding,
+            "seed": seed,
+            "device": device,
+        }
         _merge_by_job(state, where, adapters, base, options)
         return
     refuse({"--base": base}, "--local")

@@ -10,10 +10,11 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
+from lora_contract.devices import Device
 from lora_kernels.adapters.low_rank import ModuleShape
 from lora_kernels.composing.dense import DENSE
 from lora_kernels.composing.module import ComposeSettings
-from lora_kernels.devices.choice import Device, Estimate, Execution, choose, choose_cpu
+from lora_kernels.devices.choice import Estimate, Execution, choose, choose_cpu
 
 # Nanoseconds of one core per element of a module: of each adapter, and of the triplets per unit of the result's rank.
 _ADAPTER: Final = 20.0

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
+from lora_contract.devices import Device
 from lora_contract.errors import RegistryError
 from lora_contract.methods import DEFAULT_METHOD, check_parameters, find_method
 from lora_contract.tensors import DTYPE_BYTES
@@ -25,7 +26,7 @@ from lora_kernels.composing.factorwise import FACTORWISE
 from lora_kernels.composing.module import Compose, Composed, ComposeSettings, Summand
 from lora_kernels.composing.report import ComposedModule, ComposeReport
 from lora_kernels.composing.spectral import SPECTRAL
-from lora_kernels.devices.choice import Device, Execution
+from lora_kernels.devices.choice import Execution
 from lora_kernels.numeric.blas import one_thread
 
 if TYPE_CHECKING:

@@ -7,15 +7,14 @@ each operation states beside its own; those of a GPU are assumed and not measure
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Literal, NamedTuple, get_args
+from typing import Final, NamedTuple
 
 import msgspec
 
+from lora_contract.devices import DEVICES, Device
 from lora_contract.errors import RegistryError
 from lora_kernels.devices.cuda import CudaDevice, find_device
 
-Device = Literal["cpu", "cuda", "auto"]
-DEVICES: Final[tuple[Device, ...]] = get_args(Device)
 # A prediction is no better than this: the CPU, whose bytes do not depend on a GPU, is left for a clear gain only.
 _CLEARLY: Final = 0.8
 
@@ -94,7 +93,7 @@ def choose_cpu(device: Device, what: str) -> Execution:
     if device == "cuda":
         raise RegistryError(
             "unsupported",
-            f"The device `cuda` was requested, and {what}; nothing of it is computed on a GPU.",
+            f"The device `cuda` was requested, and {what}; nothing of it runs on a GPU.",
             hint="Use --device cpu or --device auto.",
         )
     return choose(device, lambda: Estimate(0.0, None, what))

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from lora_contract.base import BaseTensor
+from lora_contract.devices import Device
 from lora_contract.tensors import DTYPE_BYTES
-from lora_kernels.devices.choice import Device, Estimate, Execution, choose
+from lora_kernels.devices.choice import Estimate, Execution, choose
 
 # Nanoseconds of one core per element: constant, and per direction of the sketch.
 _CONSTANT: Final = 80.0

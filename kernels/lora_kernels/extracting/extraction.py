@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from lora_contract.base import BaseFingerprint, BaseTensor
+from lora_contract.devices import Device
 from lora_contract.errors import RegistryError
 from lora_contract.modules import modules_of
 from lora_contract.pipelines import is_pipeline
@@ -25,7 +26,7 @@ from lora_kernels.adapters.size import Size, stored_dtype
 from lora_kernels.checkpoint.folders import read_base
 from lora_kernels.checkpoint.records import Progress
 from lora_kernels.checkpoint.sources import FolderSource, Source
-from lora_kernels.devices.choice import Device, Execution
+from lora_kernels.devices.choice import Execution
 from lora_kernels.extracting.change import WeightChange
 from lora_kernels.extracting.cost import choose_device
 from lora_kernels.extracting.factors import Extracted, extract_module

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from lora_contract.adapter.headed import labelled_config
+from lora_contract.devices import Device
 from lora_contract.pipelines import is_of_diffusers, layout
 from lora_contract.quantized import FILES as QUANTIZATION_FILES
 from lora_contract.quantized import without_quantization
@@ -19,12 +20,12 @@ from lora_kernels.checkpoint.folders import base_paths, moved_input, pipeline_fo
 from lora_kernels.checkpoint.records import Progress
 from lora_kernels.checkpoint.sources import FolderSource
 from lora_kernels.checkpoint.staging import Staging, identity_of, resumable_folder
-from lora_kernels.devices.choice import Device, Execution
+from lora_kernels.devices.choice import Execution
 from lora_kernels.merging.base_copies import check_base_copies
 from lora_kernels.merging.dequantized import dequantized
 from lora_kernels.merging.device.cost import choose_device
 from lora_kernels.merging.plan import MergePlan, plan_merge
-from lora_kernels.merging.shards import shard_stream
+from lora_kernels.merging.shards import DEVICE_FILES, shard_stream
 from lora_kernels.merging.stats import MIN_KEPT, MergeReport, TensorStats, check_kept, merge_report
 from lora_kernels.quantized.reading import read_quantized
 from lora_kernels.types.matching.tied import untied_config
@@ -199,7 +200,8 @@ def _write_shards(
         adapters = [stack.enter_context(FolderSource(folder)) for folder in adapter_dirs]
         stream = shard_stream(plan, base=base, adapters=adapters, device=device)
         if stream.on_device or digests:
-            execute_streams(plan, staging, stream=stream.chunks, digests=digests, threads=threads, count=count)
+            at_once = min(threads or os.cpu_count() or 1, DEVICE_FILES) if stream.on_device else threads
+            execute_streams(plan, staging, stream=stream.chunks, digests=digests, threads=at_once, count=count)
         else:
             execute(plan, staging, base=base, adapters=adapters, threads=threads, count=count)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from lora_kernels.checkpoint.sources import Source
 from lora_kernels.devices.choice import Execution
@@ -15,8 +15,13 @@ if TYPE_CHECKING:
     from lora_kernels.merging.stream import Chunk
 
 
+# Each file has its own buffers: 384 MiB of pinned memory, and two waves on the device.
+DEVICE_FILES: Final = 4
+
+
 class ShardStream(NamedTuple):
-    """chunks: (file, on_tensor), see `lora_kernels.merging.stream.stream_chunks`. on_device: not on the CPU."""
+    """chunks: (file, on_tensor), see `lora_kernels.merging.stream.stream_chunks`. on_device: not on the CPU; then at
+    most DEVICE_FILES are streamed at a time."""
 
     chunks: Callable[[str, Callable[[TensorStats], None]], Generator[Chunk, None, None]]
     on_device: bool

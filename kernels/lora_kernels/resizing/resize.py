@@ -6,10 +6,11 @@ import math
 import os
 from contextlib import closing
 
+from lora_contract.devices import Device
 from lora_kernels.adapters.low_rank import LowRankModule
 from lora_kernels.adapters.size import Size, stored_dtype
 from lora_kernels.checkpoint.records import Progress
-from lora_kernels.devices.choice import Device, choose_cpu
+from lora_kernels.devices.choice import choose_cpu
 from lora_kernels.linalg.factored import balanced, product_norm, product_svd, rank_for_energy
 from lora_kernels.resizing.report import ResizedModule, ResizeReport
 from lora_kernels.resizing.rewrite import Rewrite, relative_error, rewriting, wide

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlmodel import Session
 
 from lora_contract.errors import RegistryError
-from lora_contract.recipe import sources
+from lora_contract.recipe import parse_recipe, sources
 from lora_contract.wire.jobs import JobView
 from lora_contract.wire.operations import DiffRequest, ReproduceRequest
 from lora_registry.auth.caller import Caller
@@ -14,6 +14,7 @@ from lora_registry.db.tables import Repository, Version
 from lora_registry.jobs import enqueue
 from lora_registry.jobs import service as jobs
 from lora_registry.jobs import store as job_store
+from lora_registry.jobs.queues import queue_of
 from lora_registry.jobs.specs import DIFF, REPRODUCE, DiffSpec, ReproduceSpec
 from lora_registry.repositories import resolve, store
 
@@ -55,7 +56,8 @@ def reproduce(caller: Caller, request: ReproduceRequest) -> JobView:
         title = f"reproduce {repo.label}:v{version.number}"
         assert version.base_version_id is not None, "derived versions have a base"
         spec = ReproduceSpec(recipe=row.digest, base=version.base_version_id, inputs=inputs, version=version.id)
-        enqueue.examine(caller, session, repo, version, REPRODUCE, spec, job_id=job_id, title=title)
+        queue = queue_of(parse_recipe(row.body))
+        enqueue.examine(caller, session, repo, version, REPRODUCE, spec, job_id=job_id, title=title, queue=queue)
     jobs.restart_ended(caller.ctx, job_id)
     return jobs.show(caller, job_id)
 

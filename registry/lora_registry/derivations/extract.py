@@ -6,12 +6,14 @@ from typing import Final
 
 from sqlmodel import Session
 
+from lora_contract.devices import RecipeDevice
 from lora_contract.errors import RegistryError
 from lora_contract.recipe import ExtractRecipe
 from lora_contract.wire.jobs import JobView
 from lora_contract.wire.operations import ExtractRequest
 from lora_registry.auth.caller import Caller
 from lora_registry.bases import weights
+from lora_registry.derivations import devices
 from lora_registry.derivations import recipe_job as derive
 from lora_registry.repositories import resolve
 
@@ -37,20 +39,25 @@ def submit(caller: Caller, request: ExtractRequest) -> JobView:
             raise RegistryError("conflict", f"{request.base} is of kind {base_repo.kind}; expected a base.")
         for checkpoint in (tuned, base):
             weights.require(session, caller.ctx.settings, checkpoint, hint=ADD_WEIGHTS)
-        recipe = ExtractRecipe(
-            operation_version=EXTRACT_VERSION,
-            base=base.digest,
-            target=target,
-            tuned=tuned.digest,
-            base_name=f"{base_repo.label}",
-            rank=request.rank,
-            keep_energy=request.keep_energy,
-            max_rank=request.max_rank,
-            targets=tuple(request.targets) if isinstance(request.targets, list) else request.targets,
-            save_changed=request.save_changed,
-            seed=request.seed,
-            dtype=request.dtype,
-        )
+
+        def on(device: RecipeDevice) -> ExtractRecipe:
+            return ExtractRecipe(
+                operation_version=EXTRACT_VERSION,
+                base=base.digest,
+                target=target,
+                tuned=tuned.digest,
+                base_name=f"{base_repo.label}",
+                rank=request.rank,
+                keep_energy=request.keep_energy,
+                max_rank=request.max_rank,
+                targets=tuple(request.targets) if isinstance(request.targets, list) else request.targets,
+                save_changed=request.save_changed,
+                seed=request.seed,
+                dtype=request.dtype,
+                device=device,
+            )
+
+        recipe = devices.choose(session, request.device, on, base=base, suited=True)
         mentions = ((tuned.id, request.tuned), (base.id, request.base))
         return derive.ResolvedRecipe(recipe, base.id, (tuned.id,), f"{request.tuned} - {request.base}", mentions)
 

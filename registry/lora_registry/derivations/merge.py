@@ -6,13 +6,14 @@ from typing import Final
 
 from sqlmodel import Session
 
+from lora_contract.devices import RecipeDevice
 from lora_contract.errors import RegistryError
 from lora_contract.recipe import MergeRecipe
 from lora_contract.wire.jobs import JobView
 from lora_contract.wire.operations import MergeRequest
 from lora_registry.auth.caller import Caller
 from lora_registry.bases import weights
-from lora_registry.derivations import inputs
+from lora_registry.derivations import devices, inputs
 from lora_registry.derivations import recipe_job as derive
 from lora_registry.repositories import resolve
 
@@ -39,17 +40,24 @@ def submit(caller: Caller, request: MergeRequest) -> JobView:
             found.base,
             hint="Add the base with its weights, or use `lora-reg merge --local --base-dir`.",
         )
-        recipe = MergeRecipe(
-            operation_version=MERGE_VERSION,
-            base=found.base.digest,
-            inputs=found.inputs,
-            target=target,
-            dtype=request.dtype,
-            allow_loss=request.allow_loss,
-            onto=request.onto,
-            rounding=request.rounding,
-            seed=request.seed,
-        )
+
+        def on(device: RecipeDevice) -> MergeRecipe:
+            return MergeRecipe(
+                operation_version=MERGE_VERSION,
+                base=found.base.digest,
+                inputs=found.inputs,
+                target=target,
+                dtype=request.dtype,
+                allow_loss=request.allow_loss,
+                onto=request.onto,
+                rounding=request.rounding,
+                seed=request.seed,
+                device=device,
+            )
+
+        # Reading and writing files takes longer than the sums of a plain merge.
+        suited = "nf4" in (request.onto, request.dtype) and request.rounding == "nearest"
+        recipe = devices.choose(session, request.device, on, base=found.base, suited=suited)
         return derive.ResolvedRecipe(recipe, found.base.id, found.ids, found.title, found.mentions)
 
     return derive.submit(caller, request, "model", resolve_recipe)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final
 
 from sqlmodel import Session
 
@@ -16,14 +15,11 @@ from lora_registry.db.tables import Repository, Version
 from lora_registry.gates.evaluation import RequiredValidation, require_measurable
 from lora_registry.jobs import enqueue
 from lora_registry.jobs import service as jobs
-from lora_registry.jobs.engine.lease_store import served_queues
 from lora_registry.jobs.engine.port import Queue
+from lora_registry.jobs.queues import gpu_pays
 from lora_registry.jobs.specs import EvaluationSetSpec
 from lora_registry.policies.datasets import EvaluationSets, evaluation_sets
 from lora_registry.repositories import resolve
-
-SMALL_BASE: Final = 10**9
-"""Largest base, in bytes, that a CPU validates in acceptable time."""
 
 
 def submit(caller: Caller, request: ValidateRequest) -> JobView:
@@ -59,8 +55,8 @@ def start(
 
 
 def queue(session: Session, base: Version) -> Queue:
-    """Return the queue of a validation: `gpu` if a GPU worker is alive and the base is large enough to benefit."""
-    return "gpu" if base.size > SMALL_BASE and "gpu" in served_queues(session) else "cpu"
+    """Return the queue of a validation."""
+    return "gpu" if gpu_pays(session, base) else "cpu"
 
 
 def retry(ctx: Context, job_ids: Iterable[str]) -> None:

@@ -17,6 +17,7 @@ from lora_registry.db.tables import JobRow, RecipeRow, Repository, Version
 from lora_registry.jobs import quota
 from lora_registry.jobs.engine.kinds import JobKind, SpecT
 from lora_registry.jobs.engine.port import Queue
+from lora_registry.jobs.queues import queue_of
 from lora_registry.jobs.specs import DERIVE, INSPECT, VALIDATE, DeriveSpec, EvaluationSetSpec, InspectSpec, ValidateSpec
 from lora_registry.runtime.clock import now
 
@@ -68,10 +69,11 @@ def examine(
     job_id: str,
     title: str,
     mentions: Mentions = (),
+    queue: Queue = "cpu",
 ) -> None:
     """Enqueue a job that reports on `version`; the same id again is a no-op."""
     _insert_row(session, caller, job_id, kind.name, repo.namespace, title, mentions, subject=version.id)
-    _enqueue(caller.ctx, session, kind, spec, job_id)
+    _enqueue(caller.ctx, session, kind, spec, job_id, queue)
 
 
 def derived_job_id(recipe: Recipe, attempt: int = 1) -> str:
@@ -110,7 +112,7 @@ def derive(
         author=caller.principal.name,
         spelling=spelling,
     )
-    _enqueue(caller.ctx, session, DERIVE[recipe.operation], spec, job_id)
+    _enqueue(caller.ctx, session, DERIVE[recipe.operation], spec, job_id, queue_of(recipe))
 
 
 def _insert_row(

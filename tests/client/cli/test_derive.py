@@ -42,8 +42,6 @@ def name(home: Home) -> str:
         (["compose", "nowhere", "--local", "-o", "y"], "There is no folder 'nowhere'"),
         (["resize", "x", "--rank", "2", "--to", "y", "--device", "auto"], "--device cannot be used with a job"),
         (["resize", "x", "--plain", "--device", "auto", "--local", "-o", "y"], "--device cannot be used with --plain"),
-        (["compose", "x", "--to", "y", "--device", "auto"], "--device cannot be used with a job"),
-        (["extract", "x", "--base", "z", "--rank", "2", "--to", "y", "--device", "cpu"], "cannot be used with a job"),
         (["extract", "a/b", "--base", "c", "--to", "a/c"], "either --rank R or --keep-energy X"),
         (["extract", "a/b", "--base", "c", "--rank", "1", "--keep-energy", "0.5", "--to", "a/c"], "either --rank R"),
         (["extract", "a/b", "--base", "c", "--rank", "1", "--max-rank", "2", "--to", "a/c"], "--max-rank needs"),

@@ -79,7 +79,6 @@ def test_cuda_without_a_gpu_is_refused_before_anything_is_written(alone: Home, t
     ("arguments", "said"),
     [
         (["a/b", "--to", "a/c", "--dry-run"], "--dry-run cannot be used with a merge by a job"),
-        (["a/b", "--to", "a/c", "--device", "cpu"], "--device cannot be used with a merge by a job"),
         (["a/b", "--to", "a/c", "--threads", "2"], "--threads cannot be used with a merge by a job"),
         (["a/b", "--local", "--dry-run"], "--local needs --base-dir"),
         (["a/b", "--local", "--base-dir", str(BASE)], "--local needs -o DIR"),

@@ -12,7 +12,8 @@ import math
 import os
 from typing import Final
 
-from lora_kernels.devices.choice import Device, Estimate, Execution, choose
+from lora_contract.devices import Device
+from lora_kernels.devices.choice import Estimate, Execution, choose
 from lora_kernels.merging.device.work import kind_of
 from lora_kernels.merging.plan import MergePlan, TensorPlan
 from lora_kernels.numeric.blocks import matrix

@@ -25,6 +25,7 @@ from lora_kernels.merging.device.operands import Operands
 from lora_kernels.merging.device.work import WAVE_BYTES, HostTensor, Part, Wave, waves
 from lora_kernels.merging.plan import CopiedRange, MergePlan, TensorPlan, shard_header
 from lora_kernels.merging.row_ranges import row_ranges
+from lora_kernels.merging.shards import DEVICE_FILES
 from lora_kernels.merging.stats import TensorStats, tensor_stats
 from lora_kernels.merging.stream import Chunk
 from lora_kernels.merging.tensor import Buffers, Sums, TensorMerge
@@ -107,7 +108,7 @@ class _Pipeline:
         self._plan, self._shard = plan, plan.shard(file)
         self._base, self._adapters = base, adapters
         self._accelerator = accelerator
-        self._waves = list(waves(self._shard, min(wave_bytes, accelerator.memory() // _WAVES)))
+        self._waves = list(waves(self._shard, min(wave_bytes, accelerator.memory() // (_WAVES * DEVICE_FILES))))
         self._up, self._compute, self._down = (accelerator.stream() for _ in range(3))
         size = max(min(buffer_bytes, self._shard.size), 1)
         self.threads = Threads()

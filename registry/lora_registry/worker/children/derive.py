@@ -124,6 +124,7 @@ def _compose(recipe: ComposeRecipe, data: DeriveInput, reporter: ChildReporter) 
             parameters=recipe.parameters,
             seed=recipe.seed,
             dtype=recipe.dtype,
+            device=recipe.device,
             progress=work.progress("compose", "modules"),
         )
         return work.store_result(made)
@@ -174,6 +175,7 @@ def _extract(recipe: ExtractRecipe, data: DeriveInput, reporter: ChildReporter) 
             seed=recipe.seed,
             dtype=recipe.dtype,
             base_name=recipe.base_name,
+            device=recipe.device,
             progress=work.progress("extract", "bytes"),
         )
         verification.finish()

@@ -7,24 +7,28 @@ import base64
 import json
 import zlib
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import msgspec
 
 from lora_contract import decoding
 from lora_contract.adapter.config import parse_config
+from lora_contract.devices import RecipeDevice
 from lora_contract.digest import Digest
 from lora_contract.fingerprint import build_fingerprint
 from lora_contract.pipelines import INDEX_SUFFIX
 from lora_contract.quantized import FILES as QUANTIZATION_FILES
 from lora_contract.recipe import MergeRecipe
 from lora_contract.tensors import read_header
+from lora_kernels.devices import Execution
 from lora_kernels.merging import (
     AdapterInput,
     MergePlan,
     RangeSource,
     TensorStats,
     check_base_copies,
+    choose_device,
     dequantized,
     merged_config,
     merged_index,
@@ -32,7 +36,7 @@ from lora_kernels.merging import (
     read_quantized,
     shard_size,
 )
-from lora_kernels.merging.stream import stream_chunks
+from lora_kernels.merging.shards import shard_stream
 from lora_registry.blobs.keys import address, new_life
 from lora_registry.blobs.protocols import Chunk, JobStore, Stored
 from lora_registry.processes.child import ChildReporter
@@ -86,15 +90,19 @@ class PlannedMerge(msgspec.Struct, frozen=True):
 
 
 class ShardInput(msgspec.Struct, frozen=True):
+    """device: of the recipe."""
+
     planned: PlannedFile
     base: files.Files
     inputs: tuple[files.Files, ...]
+    device: RecipeDevice = "cpu"
 
 
 class MergedFile(files.ResultFile, frozen=True, kw_only=True):
-    """tensors: those that the adapters change."""
+    """tensors: those that the adapters change. execution: the device that computed it."""
 
     tensors: tuple[TensorStats, ...]
+    execution: Execution = Execution()
 
 
 def plan(data: MergeInput, reporter: ChildReporter) -> PlannedMerge:
@@ -140,13 +148,15 @@ def merge_shard(data: ShardInput, reporter: ChildReporter) -> MergedFile:
     places = {path: stored.where for path, stored in data.base.items()}
     verification = files.Verification(blobs, {path: data.base[path] for path in data.planned.verify})
     tensors: list[TensorStats] = []
-    stream = stream_chunks(
+    execution = choose_device(merge_plan, data.device)
+    if execution.device != "cpu":
+        reporter.log(f"{file}: on {execution.processor}")
+    stream = shard_stream(
         merge_plan,
-        file,
-        base=_source(blobs, data.base),
-        adapters=[_source(blobs, adapter) for adapter in data.inputs],
-        on_tensor=tensors.append,
-    )
+        base=files.ThreadSource(blobs, data.base),
+        adapters=[files.ThreadSource(blobs, adapter) for adapter in data.inputs],
+        device=execution,
+    ).chunks(file, tensors.append)
 
     def pieces() -> Iterator[Chunk]:
         done = 0
@@ -157,9 +167,9 @@ def merge_shard(data: ShardInput, reporter: ChildReporter) -> MergedFile:
             reporter.progress(file, done=done, total=total, unit="bytes")
         verification.finish()
 
-    with files.blaming_the_store(blobs, data.base, *data.inputs):
+    with files.blaming_the_store(blobs, data.base, *data.inputs), closing(stream):
         where, size = blobs.put_unknown(pieces(), life=new_life())
-    return MergedFile(file, size, str(where), getattr(where, "life", ""), tensors=tuple(tensors))
+    return MergedFile(file, size, str(where), getattr(where, "life", ""), tensors=tuple(tensors), execution=execution)
 
 
 def pack(merge_plan: MergePlan) -> str:

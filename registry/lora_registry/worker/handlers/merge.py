@@ -4,6 +4,7 @@ transaction."""
 from __future__ import annotations
 
 import os
+from typing import Final
 
 import msgspec
 
@@ -17,6 +18,9 @@ from lora_registry.worker.children import merge as child
 from lora_registry.worker.children.derive import DeriveInput, report_body
 from lora_registry.worker.children.files import ResultFile
 from lora_registry.worker.handlers.derive import Committed, Result, commit, gather
+
+# Files on one GPU at a time: each process holds a context and two waves in its memory.
+_ON_A_GPU: Final = 4
 
 
 def handler(ctx: Context) -> Handler[DeriveSpec]:
@@ -46,11 +50,13 @@ def merge_files(job: JobContext, data: DeriveInput) -> tuple[tuple[ResultFile, .
     if not isinstance(data.recipe, MergeRecipe):
         raise RegistryError("internal", f"A recipe of {data.recipe.operation} is not a merge.")
     planned = job.child("plan", child.plan, child.MergeInput(data.recipe, data.base, data.inputs))
+    device = data.recipe.device
     shards = [
-        Part(weights.file, child.ShardInput(weights, data.base, data.inputs), weights.size)
+        Part(weights.file, child.ShardInput(weights, data.base, data.inputs, device), weights.size)
         for weights in planned.weights
     ]
-    merged = job.children("merge", child.merge_shard, shards, at_once=len(os.sched_getaffinity(0)))
+    at_once = len(os.sched_getaffinity(0)) if device == "cpu" else _ON_A_GPU
+    merged = job.children("merge", child.merge_shard, shards, at_once=at_once)
     report = job.step("judge", _check_kept, merged, planned.ignored, data.recipe.allow_loss)
     report = msgspec.structs.replace(report, dequantized=planned.dequantized)
     return (*merged, *planned.side_files), report, planned.architecture
@@ -60,4 +66,4 @@ def _check_kept(merged: list[child.MergedFile], ignored: tuple[str, ...], allow_
     """Raise RegistryError `rejected` if the adapter is lost in rounding."""
     stats = [tensor for file in merged for tensor in file.tensors]
     check_kept(stats, **({"min_kept": None} if allow_loss else {}))
-    return merge_report(stats, files=[], ignored=ignored)
+    return merge_report(stats, files=[], ignored=ignored, execution=merged[0].execution if merged else None)

@@ -9,6 +9,7 @@ from sqlmodel import Session
 
 from lora_registry.db.tables import Version
 from lora_registry.gates import validations
+from lora_registry.jobs import queues
 from lora_registry.jobs.engine import lease_store as store
 from lora_registry.runtime import faults
 from tests.registry.jobs.engine.conftest import ROOT, Site
@@ -87,7 +88,7 @@ def test_queues_are_served_by_those_who_live(site: Site) -> None:
 
 
 def test_a_large_base_is_run_where_there_are_gpus(site: Site) -> None:
-    small, large = (Version(size=size) for size in (validations.SMALL_BASE, validations.SMALL_BASE + 1))
+    small, large = (Version(size=size) for size in (queues.SMALL_BASE, queues.SMALL_BASE + 1))
     with Session(site.database) as session:
         assert [validations.queue(session, base) for base in (small, large)] == ["cpu", "cpu"]
     assert _claim(site, "w", "one", queues="cpu,gpu")

@@ -13,14 +13,19 @@ import numpy as np
 import pytest
 
 from lora_contract.digest import Digest
+from lora_contract.errors import RegistryError
 from lora_contract.recipe import MergeRecipe, RecipeInput
+from lora_kernels.devices import Execution, accelerator
+from lora_kernels.devices.accelerator import Accelerator
 from lora_kernels.merging import merge_folder
 from lora_registry.blobs.local import LocalStore
 from lora_registry.blobs.protocols import BlobStore
 from lora_registry.processes.child import ChildReporter
+from lora_registry.worker.children import files as files_module
 from lora_registry.worker.children import merge as merge_child
 from lora_registry.worker.children.files import Files, StoredFile, ThreadSource
 from tests.kernels.checkpoints import write_base
+from tests.kernels.merging.device_models import exact_adapter, exact_base
 from tests.support.adapters import fingerprint_of_files, make_draft, read_folder
 from tests.support.faults import FaultProxy
 from tests.support.s3 import BUCKET, S3Server
@@ -109,6 +114,45 @@ def test_a_merge_sends_the_touched_tensors_alone(
     assert len(expected) > 14 * MIB
     # A part has at least 5 MiB, so a short header before a long run takes so much of the run with it.
     assert sent < 7.5 * MIB, f"{sent} of {len(expected)} bytes were sent"
+
+
+def on_a_gpu(folder: Path) -> tuple[merge_child.MergeInput, Path]:
+    """A merge that asks for a GPU, in a store in a folder, and what the CPU makes of it."""
+    base, adapter = exact_base(folder / "base", rows=70), exact_adapter(folder / "adapter", rows=70)
+    merge_folder(base, [(adapter, 1.0)], folder / "merged")
+    nothing = str(Digest.of(b""))
+    recipe = MergeRecipe(
+        operation_version=1, base=nothing, inputs=(RecipeInput(nothing, 1.0),), target="a/b", device="cuda"
+    )
+    store = LocalStore(folder / "store")
+    return merge_child.MergeInput(recipe, put(store, read_folder(base)), (put(store, read_folder(adapter)),)), folder
+
+
+def test_a_shard_on_a_device_has_the_bytes_of_the_cpu_and_names_the_device(
+    silent: ChildReporter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The device is the CPU's memory, with the reference implementations; factors are such that sums are exact."""
+    data, folder = on_a_gpu(tmp_path)
+    found = Execution("cuda", "triton", "NVIDIA X", "requested")
+    monkeypatch.setattr(files_module, "blobs", lambda: LocalStore(folder / "store"))
+    monkeypatch.setattr(merge_child, "choose_device", lambda plan, device: found if device == "cuda" else None)
+    monkeypatch.setattr(accelerator, "Accelerator", lambda execution: Accelerator("cpu", "torch", execution=execution))
+    for planned in merge_child.plan(data, silent).weights:
+        made = merge_child.merge_shard(
+            merge_child.ShardInput(planned, data.base, data.inputs, data.recipe.device), silent
+        )
+        assert LocalStore(folder / "store").read(made.where) == (folder / "merged" / planned.file).read_bytes()
+        assert made.execution == found and all(tensor.sums.delta_delta > 0 for tensor in made.tensors)
+
+
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a GPU")
+def test_a_worker_without_a_gpu_says_so(silent: ChildReporter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    data, folder = on_a_gpu(tmp_path)
+    monkeypatch.setattr(files_module, "blobs", lambda: LocalStore(folder / "store"))
+    planned = merge_child.plan(data, silent).weights[0]
+    with pytest.raises(RegistryError, match="The device `cuda` was requested") as caught:
+        merge_child.merge_shard(merge_child.ShardInput(planned, data.base, data.inputs, "cuda"), silent)
+    assert caught.value.code == "unsupported"
 
 
 def test_one_source_for_many_threads(tmp_path: Path) -> None:

@@ -1,0 +1,33 @@
+"""The device of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sqlmodel import Session
+
+from lora_contract.devices import Device, RecipeDevice
+from lora_contract.recipe import Recipe
+from lora_registry.db.tables import Version
+from lora_registry.jobs import enqueue
+from lora_registry.jobs import store as job_store
+from lora_registry.jobs.queues import gpu_pays
+
+
+def choose(
+    session: Session, requested: Device, recipe: Callable[[RecipeDevice], Recipe], *, base: Version, suited: bool
+) -> Recipe:
+    """Return the recipe on the device that was requested.
+
+    `auto` takes the job that exists already on either device, so that a request gives the same job whichever workers
+    are alive; else a GPU, if the operation is suited to one, a worker has one and the base is large.
+
+    recipe: returns the recipe on a device. suited: whether the operation computes much more than it reads and writes.
+    """
+    if requested != "auto":
+        return recipe(requested)
+    for device in ("cpu", "cuda"):
+        found = recipe(device)
+        if job_store.job(session, enqueue.derived_job_id(found)) is not None:
+            return found
+    return recipe("cuda" if suited and gpu_pays(session, base) else "cpu")
