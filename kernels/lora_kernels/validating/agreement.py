@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
 from lora_contract.errors import RegistryError
 from lora_contract.findings import Finding, Severity
 from lora_contract.validation import LayerResult, Precision
-from lora_kernels.merging import merge_folder
+from lora_kernels.merging import MergeReport, merge_folder
 from lora_kernels.validating.losses import probe_logits
-from lora_kernels.validating.models import compute_dtype, load_base
+from lora_kernels.validating.models import compute_dtype, load_base, load_resident
+
+if TYPE_CHECKING:
+    from lora_kernels.devices.accelerator import Accelerator
 
 Probes = Sequence[np.ndarray[Any, np.dtype[np.float64]]]
 
@@ -72,26 +75,33 @@ def agreement(
     progress: Callable[[str], None],
     *,
     precision: Precision = "float32",
+    kind: type[Any] | None = None,
+    accelerator: Accelerator | None = None,
 ) -> LayerResult:
-    """Merge in each form and compare with the unmerged adapter. Types without a merged form pass. precision: of the
-    unmerged model."""
+    """Merge in each form and compare with the unmerged adapter. Types without a merged form pass.
+
+    Args:
+        precision: of the unmerged model.
+        kind: class of the base's model.
+        accelerator: a GPU, in whose memory merges stay; None to merge into a folder and load that.
+    """
     findings: list[Finding] = []
     forms: dict[str, Any] = {}
     # A merge is dense: instead of NF4 it runs in NF4's compute dtype.
     loaded = compute_dtype(precision)
     for name, dtype, onto, bound, severity in FORMS[precision]:
         progress(name)
-        with TemporaryDirectory(prefix="lora-reg-merged-") as folder:
-            try:
-                report = merge_folder(
-                    base, [(adapter, 1.0)], Path(folder) / "merged", dtype=dtype, onto=onto, min_kept=None
-                )
-            except RegistryError as error:
-                forms[name] = {"refused": error.detail}
-                if error.code != "unsupported":
-                    findings.append(Finding("merge-refused", "warning", f"Merged to {name}: {error.detail}"))
-                continue
-            merged = probe_logits(load_base(Path(folder) / "merged", loaded), ids)
+        try:
+            if kind is not None and accelerator is not None:
+                merged, report = _resident(base, adapter, ids, Loaded(kind, loaded, accelerator), dtype, onto)
+            else:
+                merged, report = _by_folder(base, adapter, ids, loaded, dtype, onto)
+        except MergeRefused as refused:
+            error = refused.error
+            forms[name] = {"refused": error.detail}
+            if error.code != "unsupported":
+                findings.append(Finding("merge-refused", "warning", f"Merged to {name}: {error.detail}"))
+            continue
         found = {"divergence": divergence(unmerged, merged), "top_agreement": top_agreement(unmerged, merged)}
         forms[name] = {**found, "kept": report.kept, "cosine": report.cosine}
         if bound is not None and not found["divergence"] <= bound:
@@ -106,3 +116,43 @@ def agreement(
     return LayerResult(
         "failed" if any(f.severity == "error" for f in findings) else "passed", findings, {"forms": forms}
     )
+
+
+class MergeRefused(Exception):
+    """A merge that cannot be made. Other errors are those of loading its result."""
+
+    def __init__(self, error: RegistryError) -> None:
+        super().__init__(error.detail)
+        self.error = error
+
+
+class Loaded(NamedTuple):
+    """Class, compute dtype and device of a merged model."""
+
+    kind: type[Any]
+    precision: Precision
+    accelerator: Accelerator
+
+
+def _by_folder(
+    base: Path, adapter: Path, ids: Sequence[Sequence[int]], loaded: Precision, dtype: str, onto: str
+) -> tuple[Probes, MergeReport]:
+    with TemporaryDirectory(prefix="lora-reg-merged-") as folder:
+        merged = Path(folder) / "merged"
+        try:
+            report = merge_folder(base, [(adapter, 1.0)], merged, dtype=dtype, onto=onto, min_kept=None)
+        except RegistryError as error:
+            raise MergeRefused(error) from error
+        return probe_logits(load_base(merged, loaded), ids), report
+
+
+def _resident(
+    base: Path, adapter: Path, ids: Sequence[Sequence[int]], loaded: Loaded, dtype: str, onto: str
+) -> tuple[Probes, MergeReport]:
+    from lora_kernels.merging.device.resident import merge_resident
+
+    try:
+        merged = merge_resident(base, [(adapter, 1.0)], accelerator=loaded.accelerator, dtype=dtype, onto=onto)
+    except RegistryError as error:
+        raise MergeRefused(error) from error
+    return probe_logits(load_resident(loaded.kind, merged, base, loaded.precision), ids), merged.report

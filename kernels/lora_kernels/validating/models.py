@@ -12,16 +12,22 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
 from lora_contract.errors import RegistryError
 from lora_contract.validation import Precision
-from lora_kernels.merging.folder import plan_folder
+from lora_kernels.merging.folder import merged_config, plan_folder
 from lora_kernels.types.vera import DrawnProduct
 
 if TYPE_CHECKING:
     import torch
 
+    from lora_kernels.devices.accelerator import Accelerator
+    from lora_kernels.merging.device.resident import Resident
+
+# Half of the free memory, in sizes of a bfloat16 checkpoint.
+_RESIDENT: Final = 2.5
 _ROUNDED: Final = {"BF16": "bfloat16", "F16": "float16"}
 
 
@@ -87,6 +93,40 @@ def load_base(folder: Path, precision: Precision = "float32") -> Any:
             hint="Install what it names in the workers' environment, or merge the adapter, which needs no library, and "
             "evaluate the merged model.",
         ) from error
+    return model.eval()
+
+
+def accelerator(base: Path) -> Accelerator | None:
+    """The GPU for merges that stay in its memory; None to merge into a folder: on a CPU, and if the memory may not hold
+    a merged model beside the tensors that it is loaded from, both in float32."""
+    if device().type == "cpu":
+        return None
+    from lora_kernels.devices.accelerator import Accelerator
+
+    found = Accelerator("cuda")
+    size = sum(path.stat().st_size for path in base.rglob("*.safetensors"))
+    return found if _RESIDENT * size <= found.memory() else None
+
+
+def load_resident(kind: type[Any], merged: Resident, base: Path, precision: Precision) -> Any:
+    """Load a merged model from tensors in memory.
+
+    kind: class of the base's model. base: its folder, for the config. precision: compute dtype.
+    """
+    import torch
+
+    with TemporaryDirectory(prefix="lora-reg-config-") as folder:
+        config = json.loads((base / "config.json").read_bytes())
+        (Path(folder) / "config.json").write_text(json.dumps(merged_config(config, merged.plan)))
+        parsed = kind.config_class.from_pretrained(folder, local_files_only=True)
+    with quiet():
+        model: Any = kind.from_pretrained(
+            None,
+            config=parsed,
+            state_dict=merged.tensors,
+            dtype=getattr(torch, compute_dtype(precision)),
+            device_map={"": next(iter(merged.tensors.values())).device},
+        )
     return model.eval()
 
 

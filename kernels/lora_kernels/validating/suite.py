@@ -156,6 +156,7 @@ def _measure(
         ]
 
     model = models.load_base(subject.base, subject.precision)
+    kind = type(model)
     before, base_nats = known.get(
         (subject.base, subject.base_digest, subject.precision, tuple(one for one, _ in sets)),
         partial(measured, model, "base"),
@@ -193,6 +194,8 @@ def _measure(
             after,
             lambda form: progress(f"merged to {form}", 0, 1),
             precision=subject.precision,
+            kind=kind,
+            accelerator=models.accelerator(subject.base),
         )
     for (one, items), mine, theirs in zip(sets, nats, base_nats, strict=True):
         tokens = [item.tokens for item in items]

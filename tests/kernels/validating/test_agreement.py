@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 
+from lora_kernels.devices.accelerator import Accelerator  # noqa: E402
 from lora_kernels.validating import agreement as layer  # noqa: E402
 from lora_kernels.validating import losses, models  # noqa: E402
 from tests.support.command import TINY  # noqa: E402
@@ -63,3 +66,40 @@ def test_beside_weights_in_nf4_they_stay_as_they_are_drawn(tmp_path: Path) -> No
     adapter = drawn(tmp_path / "adapter", peft.VeraConfig)
     ours = models.attach(models.load_base(BASE, "nf4"), adapter).base_model.vera_A["default"]
     assert not torch.equal(ours, ours.bfloat16().float())
+
+
+def test_merges_that_stay_in_memory_are_those_of_a_folder(tmp_path: Path) -> None:
+    """Where there is a GPU, merges stay in its memory; here it is the CPU's, with the reference implementations."""
+    adapter = TINY / "adapters" / "queries-v1"
+    base = models.load_base(BASE)
+    kind = type(base)
+    after = losses.probe_logits(models.attach(base, adapter), PROBES)
+    by_folder = layer.agreement(BASE, adapter, PROBES, after, lambda _form: None)
+    resident = layer.agreement(
+        BASE, adapter, PROBES, after, lambda _form: None, kind=kind, accelerator=Accelerator("cpu", "torch")
+    )
+    assert resident.findings == by_folder.findings == []
+    assert resident.facts["forms"].keys() == by_folder.facts["forms"].keys()
+    for name, form in by_folder.facts["forms"].items():
+        found = resident.facts["forms"][name]
+        assert found["divergence"] == pytest.approx(form["divergence"], rel=1e-3, abs=1e-12), name
+        assert found["kept"] == pytest.approx(form["kept"], rel=1e-5), name
+
+
+def test_a_merge_in_memory_that_is_refused_is_reported_like_one_in_a_folder(tmp_path: Path) -> None:
+    adapter = tmp_path / "large"
+    shutil.copytree(TINY / "adapters" / "queries-v1", adapter)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 1e30}))
+    base = models.load_base(BASE)
+    after = losses.probe_logits(base, PROBES)
+    found = [
+        layer.agreement(BASE, adapter, PROBES, after, lambda _form: None, kind=type(base), accelerator=device)
+        for device in (None, Accelerator("cpu", "torch"))
+    ]
+    for one in found:
+        refused = {name: form["refused"] for name, form in one.facts["forms"].items() if "refused" in form}
+        assert list(refused) == ["float16"]
+        # Which of the tensors is first depends on threads.
+        assert refused["float16"].endswith("exceed the range of F16 (largest finite: 65504).")
+    assert [finding.code for finding in found[0].findings] == [finding.code for finding in found[1].findings]
