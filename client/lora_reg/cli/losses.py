@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_reg.formatting.devices import device_line
+from lora_reg.formatting.devices import device_line, device_lines
 from lora_reg.formatting.losses import lines
 from lora_reg.formatting.text import plural
 
@@ -22,7 +22,8 @@ def of_job(client: Client, job: JobView) -> list[str]:
     if job.result is None:
         return []
     reports = client.reports(name_of(job.result)).items
-    return next((lines(report.body) for report in reports if report.kind == job.kind), [])
+    body = next((report.body for report in reports if report.kind == job.kind), None)
+    return [] if body is None else [*lines(body), *device_lines(body)]
 
 
 def print_local(state: State, operation: str, output: Path, report: Any, *, device: str | None = None) -> None:

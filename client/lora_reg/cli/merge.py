@@ -23,7 +23,7 @@ from lora_reg.cli.derive import (
 from lora_reg.cli.merge_plan import print_plan
 from lora_reg.cli.output import to_object
 from lora_reg.cli.state import Command, State, pass_state
-from lora_reg.formatting.devices import device_line
+from lora_reg.formatting.devices import device_line, device_lines
 from lora_reg.formatting.text import plural
 
 if TYPE_CHECKING:
@@ -161,16 +161,18 @@ def _merge_by_job(
             )
         )
 
-    by_job(state, where, submit, schema="lora-reg/merge/1", shown=_dequantized)
+    by_job(state, where, submit, schema="lora-reg/merge/1", shown=_reported)
 
 
-def _dequantized(client: Client, job: JobView) -> list[str]:
-    """What became of the base's quantized weights, by the report of the job."""
+def _reported(client: Client, job: JobView) -> list[str]:
+    """What became of the base's quantized weights, and which device computed, by the report of the job."""
     from lora_reg.formatting.views import name_of
 
     reports = client.reports(name_of(job.result)).items if job.result is not None else []
-    found = next((report.body.get("dequantized") for report in reports if report.kind == job.kind), None)
-    return [f"  dequantized: {found}"] if found is not None else []
+    body: dict[str, Any] = next((report.body for report in reports if report.kind == job.kind), {})
+    plain = body.get("dequantized")
+    shown = [f"dequantized: {plain}"] if plain is not None else []
+    return [f"  {line}" for line in (*shown, *device_lines(body))]
 
 
 def _merge_here(state: State, base_dir: Path, adapters: tuple[str, ...], output: Path, options: dict[str, Any]) -> None:

@@ -78,6 +78,8 @@ class Accelerator:
                 f"The device `{device}` was requested, and torch {torch.__version__} finds no CUDA device.",
                 hint="Install a torch that is built for CUDA and for the driver of this machine, or use --device cpu.",
             )
+        if device == "cuda":
+            self.device = torch.device("cuda", torch.cuda.current_device())
         self.backend = backend
         self.execution = execution or Execution(
             self.device.type, backend or ("triton" if self.device.type == "cuda" else "torch"), reason="requested"

@@ -136,6 +136,7 @@ class _Pipeline:
                     yield Chunk(memoryview(item), None)
                 elif isinstance(item, _Ended):
                     ended += 1
+                    del item  # frees the wave's memory before the next one takes its room
                     self._room.put(None)
                 elif on_tensor is not None:
                     on_tensor(item)
