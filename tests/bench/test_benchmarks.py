@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import exact, fixtures, table
+from benchmarks import devices, exact, fixtures, table
 from benchmarks.process import ROOT, CommandFailed, measure
 from lora_kernels.merging import merge_folder
 
@@ -130,3 +130,26 @@ def test_peak_memory_is_the_process_own(tmp_path: Path) -> None:
     assert 200 < large.peak_mb < 250
     with pytest.raises(CommandFailed, match="boom"):
         measure([sys.executable, "-S", "-c", "raise SystemExit('boom')"], tmp_path)
+
+
+def test_whole_operations_on_a_device_are_run_and_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a GPU it measures nothing; a dry run goes through every operation on the CPU's memory."""
+    monkeypatch.setenv(fixtures.ENVIRONMENT, str(tmp_path))
+    lines = tmp_path / "lines"
+    assert devices.main(["--model", "tiny", "--dry", "--rounds", "1", "--out", str(lines)]) == 0
+    head, *rows = map(json.loads, lines.read_text().splitlines())
+    assert head["dry"] and head["model"] == "tiny"
+    assert [row["operation"] for row in rows] == [
+        "merge", "merge onto NF4", "merge to NF4", "compose by TIES", "extract",
+    ]  # fmt: skip
+    assert all(row["backend"] == "torch" and row["bytes"] > 0 for row in rows)
+    # One element in a thousand, at most, is rounded the other way.
+    assert all(row["differing"] < row["bytes"] / 1000 for row in rows[:3])
+    monkeypatch.setattr(devices, "find_device", lambda: "this machine has no NVIDIA driver")
+    assert devices.main(["--model", "tiny"]) == 1
+    assert "Nothing was measured: this machine has no NVIDIA driver." in capsys.readouterr().err
+    late = ["--model", "tiny", "--dry", "--rounds", "1", "--deadline", "-1", "--out", str(lines)]
+    assert devices.main(late) == 0
+    assert all("skipped" in row for row in map(json.loads, lines.read_text().splitlines()[1:]))
