@@ -46,7 +46,7 @@ def submit(caller: Caller, request: ComposeRequest) -> JobView:
                 device=device,
             )
 
-        recipe = devices.choose(session, request.device, on, base=found.base, suited=method.dense)
+        recipe = devices.choose(caller.ctx.jobs, session, request.device, on, base=found.base, suited=method.dense)
         return derive.ResolvedRecipe(recipe, found.base.id, found.ids, found.title, found.mentions)
 
     return derive.submit(caller, request, "adapter", resolve_recipe)

@@ -57,7 +57,7 @@ def submit(caller: Caller, request: ExtractRequest) -> JobView:
                 device=device,
             )
 
-        recipe = devices.choose(session, request.device, on, base=base, suited=True)
+        recipe = devices.choose(caller.ctx.jobs, session, request.device, on, base=base, suited=True)
         mentions = ((tuned.id, request.tuned), (base.id, request.base))
         return derive.ResolvedRecipe(recipe, base.id, (tuned.id,), f"{request.tuned} - {request.base}", mentions)
 

@@ -57,7 +57,7 @@ def submit(caller: Caller, request: MergeRequest) -> JobView:
 
         # Reading and writing files takes longer than the sums of a plain merge.
         suited = "nf4" in (request.onto, request.dtype) and request.rounding == "nearest"
-        recipe = devices.choose(session, request.device, on, base=found.base, suited=suited)
+        recipe = devices.choose(caller.ctx.jobs, session, request.device, on, base=found.base, suited=suited)
         return derive.ResolvedRecipe(recipe, found.base.id, found.ids, found.title, found.mentions)
 
     return derive.submit(caller, request, "model", resolve_recipe)
