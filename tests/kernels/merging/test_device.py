@@ -26,6 +26,7 @@ from lora_kernels.checkpoint.folders import read_adapter, read_base
 from lora_kernels.checkpoint.sources import FolderSource
 from lora_kernels.devices.accelerator import Accelerator
 from lora_kernels.merging import merge_folder, plan_folder, plan_merge
+from lora_kernels.merging.device import compute
 from lora_kernels.merging.device import stream as on_device
 from lora_kernels.merging.device.work import HostTensor, Part, kind_of, waves
 from lora_kernels.merging.stream import stream_chunks
@@ -171,7 +172,8 @@ def cases(folder: Path) -> Iterator[tuple[str, Path, Path, dict[str, Any], float
     )
 
 
-def test_every_kind_that_a_device_computes(tmp_path: Path) -> None:
+def test_every_kind_that_a_device_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compute, "_BLOCK", 1000)  # several blocks of rows are measured
     for name, base, adapter, options, bound in cases(tmp_path):
         plan = plan_folder(base, [(adapter, 1.0)], **options)
         touched = [tensor for shard in plan.shards for tensor in shard.tensors if tensor.deltas]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -23,7 +23,8 @@ from lora_kernels.quantized.weights import QLORA
 
 # Below it, 2^-40, squares of an update underflow float32: the host sums them in float64.
 _SMALLEST: Final = 2.0**-40
-_CHUNK: Final = 1 << 24
+# Elements that are measured at a time, in float64.
+_BLOCK: Final = 1 << 23
 
 
 class Uploaded(NamedTuple):
@@ -98,12 +99,14 @@ def _written_nf4(
     tensor: TensorPlan, form: Nf4Form, weight: Any, adapters: Sequence[LowRank], backend: Any
 ) -> Computed | None:
     written = ops.requantize_nf4(weight, adapters, blocksize=form.blocksize, nested=form.nested, backend=backend)
-    before = _wide(weight, backend)
-    change = None
-    if adapters:
-        zeros = torch.zeros_like(before)
-        change = ops.merge_low_rank(zeros, adapters, out=zeros, backend=backend).weight
-    measured = _measure(before, change, _wide(written, backend))
+    before, stored = _values(weight, backend), _values(written, backend)
+
+    def update(r0: int, r1: int) -> torch.Tensor:
+        zeros = torch.zeros((r1 - r0, before.shape[1]), device=before.device)
+        rows = [LowRank(adapter.b[r0:r1], adapter.a, adapter.scale) for adapter in adapters]
+        return ops.merge_low_rank(zeros, rows, out=zeros, backend=backend).weight
+
+    measured = _measure(before, update if adapters else None, stored)
     if not _trusted(measured):
         return None
     return _checked(nf4_head(tensor, form, _absmax(written)), written.packed, measured)
@@ -111,31 +114,33 @@ def _written_nf4(
 
 def _dora(item: Uploaded, operands: Operands, backend: Any) -> Computed | None:
     tensor = item.part.tensor
-    weight = operands.weight(tensor, item.raw)
-    dense = weight if isinstance(weight, torch.Tensor) else _wide(weight, backend)
+    before = _values(operands.weight(tensor, item.raw), backend)
     adapter, magnitude = operands.dora(tensor)
     # Float32 first: the report needs the update before its rounding.
-    new = ops.merge_dora(dense, adapter, magnitude, dtype=torch.float32, backend=backend)
-    before, stored = dense.float(), new.to(DTYPES[tensor.dtype])
-    return _checked(b"", stored, _measure(before, new - before, stored.float()))
+    new = ops.merge_dora(before, adapter, magnitude, dtype=torch.float32, backend=backend)
+    stored = new.to(DTYPES[tensor.dtype])
+    return _checked(b"", stored, _measure(before, lambda r0, r1: new[r0:r1] - before[r0:r1].float(), stored))
 
 
-def _wide(weight: Any, backend: Any) -> torch.Tensor:
-    """A weight in float32."""
+def _values(weight: Any, backend: Any) -> torch.Tensor:
+    """A weight as numbers: as stored, or dequantized to float32."""
     if isinstance(weight, torch.Tensor):
-        return weight.float()
+        return weight
     return ops.dequant_blockwise(weight, dtype=torch.float32, backend=backend)
 
 
-def _measure(before: torch.Tensor, change: torch.Tensor | None, stored: torch.Tensor) -> _Measured:
-    """How much of an update a reader sees; float32 (rows, columns) each. change: None if there is no update."""
+def _measure(
+    before: torch.Tensor, update: Callable[[int, int], torch.Tensor] | None, stored: torch.Tensor
+) -> _Measured:
+    """How much of an update a reader sees, by blocks of rows. before, stored: (rows, columns). update: returns dW of
+    rows r0:r1, float32; None if there is none."""
     sums = torch.zeros(3, dtype=torch.float64, device=before.device)
     largest = torch.zeros((), dtype=torch.float64, device=before.device)
-    rows = max(_CHUNK // max(before.shape[1], 1), 1)
-    for start in range(0, before.shape[0], rows):
-        part = slice(start, start + rows)
-        realised = (stored[part] - before[part]).double().reshape(-1)
-        dw = torch.zeros_like(realised) if change is None else change[part].double().reshape(-1)
+    step = max(_BLOCK // max(before.shape[1], 1), 1)
+    for r0 in range(0, before.shape[0], step):
+        r1 = min(r0 + step, before.shape[0])
+        realised = (stored[r0:r1].float() - before[r0:r1].float()).double().reshape(-1)
+        dw = torch.zeros_like(realised) if update is None else update(r0, r1).double().reshape(-1)
         sums += torch.stack([dw.dot(dw), realised.dot(dw), realised.dot(realised)])
         largest = torch.maximum(largest, dw.abs().max())
     dd, rd, rr, max_delta = torch.cat((sums, largest[None])).tolist()

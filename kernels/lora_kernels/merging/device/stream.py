@@ -108,7 +108,8 @@ class _Pipeline:
         self._plan, self._shard = plan, plan.shard(file)
         self._base, self._adapters = base, adapters
         self._accelerator = accelerator
-        self._waves = list(waves(self._shard, min(wave_bytes, accelerator.memory() // (_WAVES * DEVICE_FILES))))
+        largest = accelerator.memory() // (_WAVES * DEVICE_FILES)
+        self._waves = list(waves(self._shard, min(wave_bytes, largest), largest))
         self._up, self._compute, self._down = (accelerator.stream() for _ in range(3))
         size = max(min(buffer_bytes, self._shard.size), 1)
         self.threads = Threads()

@@ -26,8 +26,6 @@ Kind = Literal["low-rank", "dora", "quantized"]
 WAVE_BYTES: Final = 512 << 20
 _FLOATS: Final = frozenset({"BF16", "F16", "F32"})
 _BITSANDBYTES: Final = frozenset({"nf4", "fp4", "int8"})
-# A merge into or from quantized weights holds float32 copies of the tensor: before, update, after, as a reader sees it.
-_WIDE_COPIES: Final = 4
 _F32: Final = 4
 _ALIGNMENT: Final = 256
 
@@ -104,13 +102,19 @@ def kind_of(tensor: TensorPlan) -> Kind | None:
     return "low-rank" if plain else "quantized"
 
 
-def waves(shard: ShardPlan, limit: int = WAVE_BYTES) -> Iterator[Wave]:
-    """The items of a file in order. limit: bytes of a wave on the device; a tensor that exceeds it goes by rows if its
-    rows are independent, else it is computed by the host."""
+def waves(shard: ShardPlan, limit: int = WAVE_BYTES, largest: int | None = None) -> Iterator[Wave]:
+    """The items of a file in order.
+
+    Args:
+        limit: bytes of a wave on the device. A tensor that exceeds it goes by rows if they are independent; else it is
+            a wave of its own.
+        largest: bytes of such a wave, beyond which the host computes the tensor; None for `limit`.
+    """
     items: list[Item] = []
     size = 0
     for item in coalesced(shard):
-        for part in [item] if isinstance(item, CopiedRange) else _parts(item, limit):
+        parts = [item] if isinstance(item, CopiedRange) else _parts(item, limit, limit if largest is None else largest)
+        for part in parts:
             needed = part.device_bytes if isinstance(part, Part) else 0
             if items and size + needed > limit:
                 yield Wave(tuple(items))
@@ -121,12 +125,13 @@ def waves(shard: ShardPlan, limit: int = WAVE_BYTES) -> Iterator[Wave]:
         yield Wave(tuple(items))
 
 
-def _parts(tensor: TensorPlan, limit: int) -> list[Part] | list[HostTensor]:
+def _parts(tensor: TensorPlan, limit: int, largest: int) -> list[Part] | list[HostTensor]:
     kind = kind_of(tensor)
     rows, columns = matrix(tensor.shape, tensor.columns)
     if kind is None:
         return [HostTensor(tensor)]
-    if _device_bytes(tensor, kind, rows) <= limit:
+    needed = _device_bytes(tensor, kind, rows)
+    if needed <= limit or (kind != "low-rank" and needed <= largest):
         return [Part(tensor, kind, 0, rows, last=True)]
     if kind != "low-rank":
         return [HostTensor(tensor)]
@@ -142,8 +147,10 @@ def _device_bytes(tensor: TensorPlan, kind: Kind, rows: int) -> int:
     stored = elements * DTYPE_BYTES[tensor.source_dtype]
     if tensor.quantized is not None:
         stored = tensor.quantized.packed.end - tensor.quantized.packed.start
+    written = tensor.end - tensor.start
     if kind == "low-rank":
         written = 0 if tensor.dtype == tensor.source_dtype else elements * DTYPE_BYTES[tensor.dtype]
-    else:
-        written = tensor.end - tensor.start + _WIDE_COPIES * _F32 * elements
-    return sum(size + -size % _ALIGNMENT for size in (stored, written))
+    # Copies in float32: dequantized weights, what a reader of the result sees, what DoRA returns.
+    dequantized = tensor.quantized is not None or tensor.through_nf4
+    copies = int(kind == "dora" or tensor.form is not None) + int(dequantized)
+    return sum(size + -size % _ALIGNMENT for size in (stored, written, copies * _F32 * elements))
