@@ -5,6 +5,6 @@ A device is a part of an operation's execution, not of its plan. `choice` and `c
 
 from __future__ import annotations
 
-from lora_kernels.devices.choice import Estimate, Execution, choose
+from lora_kernels.devices.choice import Estimate, Execution, choose, require
 
-__all__ = ["Estimate", "Execution", "choose"]
+__all__ = ["Estimate", "Execution", "choose", "require"]

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from lora_contract.devices import DEVICES, Device
+from lora_contract.devices import DEVICES, Device, RecipeDevice
 from lora_contract.errors import RegistryError
 from lora_kernels.devices.cuda import CudaDevice, find_device
 
@@ -97,3 +97,9 @@ def choose_cpu(device: Device, what: str) -> Execution:
             hint="Use --device cpu or --device auto.",
         )
     return choose(device, lambda: Estimate(0.0, None, what))
+
+
+def require(device: RecipeDevice) -> Execution:
+    """The execution on the device of a recipe, which was chosen already. Raises RegistryError `unsupported` if it is
+    `cuda` and there is none."""
+    return choose(device, lambda: Estimate(0.0, None, "the recipe names the device"))

@@ -14,7 +14,7 @@ from lora_kernels.checkpoint.sinks import FolderSink, Hashing, Sink
 from lora_kernels.checkpoint.sources import FolderSource, RangeSource, Source
 from lora_kernels.merging.base_copies import check_base_copies
 from lora_kernels.merging.dequantized import dequantized
-from lora_kernels.merging.device.cost import choose_device
+from lora_kernels.merging.device.cost import check_device, choose_device
 from lora_kernels.merging.folder import merge_folder, merged_config, merged_index, plan_folder
 from lora_kernels.merging.plan import MergePlan, plan_merge, shard_size
 from lora_kernels.merging.stats import MergeReport, TensorStats, check_kept, merge_report
@@ -33,6 +33,7 @@ __all__ = [
     "Source",
     "TensorStats",
     "check_base_copies",
+    "check_device",
     "check_kept",
     "choose_device",
     "dequantized",

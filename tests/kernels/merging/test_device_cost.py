@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from lora_contract.errors import RegistryError
 from lora_kernels.merging import MergePlan, plan_folder
-from lora_kernels.merging.device.cost import estimate
+from lora_kernels.merging.device.cost import choose_device, estimate
 from tests.kernels.checkpoints import pair, write_adapter
 from tests.kernels.merging.test_folder import sparse_base
 
@@ -46,3 +49,6 @@ def test_rank_digests_and_threads_count(tmp_path: Path) -> None:
 def test_what_the_gpu_does_not_compute_is_not_sent_there(tmp_path: Path) -> None:
     options = {"dtype": "bfloat16", "rounding": "stochastic"}
     assert estimate(plan(tmp_path, **options), digests=False, threads=2).cuda is None
+    with pytest.raises(RegistryError, match=r"LORA, stochastic rounding\) has a kernel") as caught:
+        choose_device(plan(tmp_path, **options), "cuda")
+    assert caught.value.code == "unsupported" and "--device cpu" in (caught.value.hint or "")

@@ -13,7 +13,7 @@ import os
 from typing import Final
 
 from lora_contract.devices import Device
-from lora_kernels.devices.choice import Estimate, Execution, choose
+from lora_kernels.devices.choice import Estimate, Execution, choose, choose_cpu
 from lora_kernels.merging.device.work import kind_of
 from lora_kernels.merging.plan import MergePlan, TensorPlan
 from lora_kernels.numeric.blocks import matrix
@@ -39,8 +39,20 @@ _START: Final = 6.0
 
 
 def choose_device(plan: MergePlan, device: Device, *, digests: bool = False, threads: int | None = None) -> Execution:
-    """Choose where a plan is executed; see `devices.choose`. digests, threads: of the execution."""
+    """Choose where a plan is executed; see `devices.choose`.
+
+    digests, threads: of the execution. Raises RegistryError as `check_device` does as well.
+    """
+    check_device(plan, device)
     return choose(device, lambda: estimate(plan, digests=digests, threads=threads or os.cpu_count() or 1))
+
+
+def check_device(plan: MergePlan, device: Device) -> None:
+    """Raise RegistryError `unsupported` if `cuda` is requested and no tensor of the merge is computed there."""
+    computed = [tensor for shard in plan.shards for tensor in shard.tensors if not tensor.copied]
+    if device == "cuda" and not any(kind_of(tensor) for tensor in computed):
+        types = ", ".join(sorted({adapter.type for adapter in plan.adapters}))
+        choose_cpu(device, f"no change of this merge ({types}, {plan.rounding} rounding) has a kernel")
 
 
 def estimate(plan: MergePlan, *, digests: bool, threads: int) -> Estimate:

@@ -21,14 +21,14 @@ from lora_contract.pipelines import INDEX_SUFFIX
 from lora_contract.quantized import FILES as QUANTIZATION_FILES
 from lora_contract.recipe import MergeRecipe
 from lora_contract.tensors import read_header
-from lora_kernels.devices import Execution
+from lora_kernels.devices import Execution, require
 from lora_kernels.merging import (
     AdapterInput,
     MergePlan,
     RangeSource,
     TensorStats,
     check_base_copies,
-    choose_device,
+    check_device,
     dequantized,
     merged_config,
     merged_index,
@@ -115,6 +115,7 @@ def plan(data: MergeInput, reporter: ChildReporter) -> PlannedMerge:
     files.verify_all(blobs, {path: file for path, file in data.base.items() if not path.endswith(WEIGHTS_END)})
     with files.blaming_the_store(blobs, data.base):
         merge_plan = _plan(data, blobs)
+        check_device(merge_plan, data.recipe.device)
         check_base_copies(
             merge_plan, base=_source(blobs, data.base), adapters=[_source(blobs, adapter) for adapter in data.inputs]
         )
@@ -148,7 +149,7 @@ def merge_shard(data: ShardInput, reporter: ChildReporter) -> MergedFile:
     places = {path: stored.where for path, stored in data.base.items()}
     verification = files.Verification(blobs, {path: data.base[path] for path in data.planned.verify})
     tensors: list[TensorStats] = []
-    execution = choose_device(merge_plan, data.device)
+    execution = require(data.device)
     if execution.device != "cpu":
         reporter.log(f"{file}: on {execution.processor}")
     stream = shard_stream(

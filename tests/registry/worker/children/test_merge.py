@@ -135,7 +135,7 @@ def test_a_shard_on_a_device_has_the_bytes_of_the_cpu_and_names_the_device(
     data, folder = on_a_gpu(tmp_path)
     found = Execution("cuda", "triton", "NVIDIA X", "requested")
     monkeypatch.setattr(files_module, "blobs", lambda: LocalStore(folder / "store"))
-    monkeypatch.setattr(merge_child, "choose_device", lambda plan, device: found if device == "cuda" else None)
+    monkeypatch.setattr(merge_child, "require", lambda device: found if device == "cuda" else None)
     monkeypatch.setattr(accelerator, "Accelerator", lambda execution: Accelerator("cpu", "torch", execution=execution))
     for planned in merge_child.plan(data, silent).weights:
         made = merge_child.merge_shard(
