@@ -27,14 +27,17 @@ class Source(Protocol):
         """Fill `buffer` (writable bytes) from `offset` of a file. Raises RegistryError `corrupt` if it ends early."""
 
 
-class FolderSource:
-    """Files of a folder, kept open until the end of the `with` block. May be read from several threads."""
+class FileSource:
+    """Files of this machine, kept open until the end of the `with` block. May be read from several threads.
+
+    place: returns where a file of the plan is.
+    """
 
     scattered = 2 << 20
     windowed = False
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self._folder = Path(folder)
+    def __init__(self, place: Callable[[str], Path]) -> None:
+        self._place = place
         self._descriptors: dict[str, int] = {}
         self._open = ExitStack()
 
@@ -52,16 +55,15 @@ class FolderSource:
         known = self._descriptors.get(path)
         if known is not None:
             return known
+        place = self._place(path)
         try:
             # O_NONBLOCK: opening a named pipe must not hang.
-            descriptor = os.open(self._folder / path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
-            raise RegistryError(
-                "not-found", f"{self._folder / path} cannot be opened: {error.strerror}.", path=path
-            ) from error
+            raise RegistryError("not-found", f"{place} cannot be opened: {error.strerror}.", path=path) from error
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
-            raise RegistryError("not-found", f"{self._folder / path} is not a regular file.", path=path)
+            raise RegistryError("not-found", f"{place} is not a regular file.", path=path)
         kept = self._descriptors.setdefault(path, descriptor)
         if kept != descriptor:
             os.close(descriptor)
@@ -86,6 +88,13 @@ class FolderSource:
         buffer = bytearray(length)
         self.read_into(path, offset, memoryview(buffer))
         return bytes(buffer)
+
+
+class FolderSource(FileSource):
+    """Files of a folder, by their paths in it."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        super().__init__(Path(folder).joinpath)
 
 
 class RangeSource:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from typing import overload
 
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
@@ -22,23 +21,23 @@ class Tally:
     def digest(self) -> Digest:
         return Digest(self._sha256.hexdigest())
 
-    def add(self, data: bytes) -> None:
+    def add(self, data: bytes | memoryview) -> None:
         self._sha256.update(data)
         self.size += len(data)
 
-    @overload
-    def over(self, chunks: Iterable[bytes]) -> Iterator[bytes]: ...
-
-    @overload
-    def over(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]: ...
-
     def over(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-        """Yield each chunk, hashed and copied to bytes, since the producer may reuse its buffer."""
+        """Yield each chunk, hashed."""
         for chunk in chunks:
-            raw = chunk.data if isinstance(chunk, Stored) else chunk
-            data = raw if type(raw) is bytes else bytes(raw)
-            self.add(data)
-            yield chunk._replace(data=data) if isinstance(chunk, Stored) else data
+            self.add(chunk.data if isinstance(chunk, Stored) else chunk)
+            yield chunk
+
+
+def kept(chunks: Iterable[Chunk]) -> Iterator[bytes | Stored]:
+    """Yield each chunk with bytes of its own, for a reader that holds several of them."""
+    for chunk in chunks:
+        raw = chunk.data if isinstance(chunk, Stored) else chunk
+        data = raw if type(raw) is bytes else bytes(raw)
+        yield chunk._replace(data=data) if isinstance(chunk, Stored) else data
 
 
 class Verifier:

@@ -56,7 +56,7 @@ class LocalStore:
     def size(self, digest: Digest) -> int | None:
         with disk():
             try:
-                return self._path(digest).stat().st_size
+                return self.place(digest).stat().st_size
             except FileNotFoundError:
                 return None
 
@@ -144,7 +144,7 @@ class LocalStore:
 
     def delete(self, digest: Digest) -> None:
         with disk():
-            self._path(digest).unlink(missing_ok=True)
+            self.place(digest).unlink(missing_ok=True)
 
     def list(self) -> Iterator[tuple[Digest, int]]:
         base = self._root / keys.BLOBS
@@ -176,8 +176,12 @@ class LocalStore:
             write(descriptor, (bytes(CHUNK),))  # a full disk still creates empty files
 
     def local_path(self, digest: Digest) -> str | None:
-        path = self._path(digest)
+        path = self.place(digest)
         return str(path) if path.exists() else None
+
+    def place(self, digest: Digest) -> Path:
+        """Return where a blob is, or would be."""
+        return self._root / keys.blob_key(digest)
 
     def sweep(self, *, older_than: float) -> int:
         """Remove unlocked files of dead writers at once, and upload sessions after `older_than` seconds."""
@@ -196,7 +200,7 @@ class LocalStore:
     def _chunks(self, digest: Digest, offset: int, length: int | None, chunk: int) -> Iterator[bytes]:
         with disk():
             try:
-                file = self._path(digest).open("rb", buffering=0)
+                file = self.place(digest).open("rb", buffering=0)
             except FileNotFoundError:
                 raise RegistryError("not-found", f"There is no blob {digest}.") from None
         with file:
@@ -220,13 +224,10 @@ class LocalStore:
                     yield chunk
                     continue
                 if chunk.digest not in sources:
-                    sources[chunk.digest] = source = open_or_none(self._path(chunk.digest))
+                    sources[chunk.digest] = source = open_or_none(self.place(chunk.digest))
                     if source is not None:
                         stack.callback(os.close, source)
                 yield memoryview(chunk.data)[copy_range(sources[chunk.digest], descriptor, chunk) :]
-
-    def _path(self, digest: Digest) -> Path:
-        return self._root / keys.blob_key(digest)
 
     @contextmanager
     def _temporary(self) -> Iterator[tuple[Path, int]]:
@@ -244,7 +245,7 @@ class LocalStore:
 
     def _publish(self, path: Path, descriptor: int, digest: Digest) -> None:
         """Sync the content, rename the file, sync the folder: a power failure leaves the whole blob or none."""
-        target = self._path(digest)
+        target = self.place(digest)
         with disk():
             os.fchmod(descriptor, _READ_ONLY)
             os.fsync(descriptor)

@@ -29,7 +29,7 @@ class Presigned(msgspec.Struct, frozen=True):
 class Stored(NamedTuple):
     """Bytes of a stream that a blob of the same store contains at `offset`, so that the store may copy them.
 
-    data: these bytes, from which the stream's digest is computed.
+    data: these bytes, from which the stream's digest is computed; it may be overwritten when the next chunk is taken.
     """
 
     data: bytes | memoryview
@@ -37,7 +37,8 @@ class Stored(NamedTuple):
     offset: int
 
 
-Chunk: TypeAlias = bytes | Stored
+Chunk: TypeAlias = bytes | memoryview | Stored
+"""A view may be overwritten when the next chunk is taken."""
 
 
 class BlobReader(Protocol):

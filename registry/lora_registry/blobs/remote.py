@@ -20,6 +20,7 @@ import msgspec
 from lora_contract import decoding
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError, known_code
+from lora_registry.blobs.hashing import kept
 from lora_registry.blobs.keys import address, life_of
 from lora_registry.blobs.protocols import BlobReader, Chunk, ChunkWriter, Stored
 from lora_registry.blobs.streams import primed
@@ -206,7 +207,7 @@ def _address(digest: str, life: str) -> Digest:
 
 
 def _plain(chunks: Iterator[Chunk]) -> Iterator[bytes]:
-    for chunk in chunks:
+    for chunk in kept(chunks):
         yield bytes(chunk.data) if isinstance(chunk, Stored) else chunk
 
 

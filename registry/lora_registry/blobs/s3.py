@@ -19,7 +19,7 @@ from urllib.parse import quote, urlsplit
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
 from lora_registry.blobs import keys
-from lora_registry.blobs.hashing import Tally, Verifier, checked
+from lora_registry.blobs.hashing import Tally, Verifier, checked, kept
 from lora_registry.blobs.protocols import Chunk, Presigned, Reception, Stored
 from lora_registry.blobs.receptions import LongReception, ShortReception
 from lora_registry.blobs.s3_client import StoreResponseError, make_client
@@ -97,7 +97,7 @@ class S3Store:
 
     def put_unknown(self, chunks: Iterable[Chunk], *, life: str = "") -> tuple[Digest, int]:
         tally = Tally()
-        counted = tally.over(chunks)
+        counted = tally.over(kept(chunks))
         head: list[Chunk] = []
         for chunk in counted:
             head.append(chunk)

@@ -12,10 +12,11 @@ import msgspec
 
 from lora_contract.digest import Digest
 from lora_contract.errors import RegistryError
-from lora_kernels.merging import RangeSource
+from lora_kernels.checkpoint.sources import FileSource, RangeSource, Source
 from lora_registry.blobs.damage import damaged, verify
 from lora_registry.blobs.hashing import checked
 from lora_registry.blobs.keys import address
+from lora_registry.blobs.local import LocalStore
 from lora_registry.blobs.protocols import BlobReader, JobStore
 from lora_registry.blobs.remote import RemoteStore
 from lora_registry.blobs.window import Window
@@ -77,6 +78,17 @@ def reader(store: BlobReader, files: Files) -> Callable[[str, int, int], bytes]:
             raise damaged(files[path].where, path, error) from error
 
     return read
+
+
+@contextmanager
+def opened(store: BlobReader, files: Files) -> Iterator[Source]:
+    """Open the files of a version as a source for kernels that several threads may read. Those of a folder are read in
+    place, without the two copies that a window takes."""
+    if isinstance(store, LocalStore):
+        with FileSource(lambda path: store.place(files[path].where)) as source:
+            yield source
+    else:
+        yield ThreadSource(store, files)
 
 
 def sizes(files: Files) -> dict[str, int]:

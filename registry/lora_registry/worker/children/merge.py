@@ -7,7 +7,7 @@ import base64
 import json
 import zlib
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 import msgspec
@@ -25,7 +25,7 @@ from lora_kernels.devices import Execution, require
 from lora_kernels.merging import (
     AdapterInput,
     MergePlan,
-    RangeSource,
+    Source,
     TensorStats,
     check_base_copies,
     check_device,
@@ -37,6 +37,7 @@ from lora_kernels.merging import (
     shard_size,
 )
 from lora_kernels.merging.shards import shard_stream
+from lora_kernels.merging.stream import Chunk as MergedChunk
 from lora_registry.blobs.keys import address, new_life
 from lora_registry.blobs.protocols import Chunk, JobStore, Stored
 from lora_registry.processes.child import ChildReporter
@@ -116,9 +117,8 @@ def plan(data: MergeInput, reporter: ChildReporter) -> PlannedMerge:
     with files.blaming_the_store(blobs, data.base):
         merge_plan = _plan(data, blobs)
         check_device(merge_plan, data.recipe.device)
-        check_base_copies(
-            merge_plan, base=_source(blobs, data.base), adapters=[_source(blobs, adapter) for adapter in data.inputs]
-        )
+        with _opened(blobs, data) as (base, adapters):
+            check_base_copies(merge_plan, base=base, adapters=adapters)
     weights: list[PlannedFile] = []
     shards = {shard.file for shard in merge_plan.shards}
     others = tuple(sorted(path for path in data.base if path.endswith(WEIGHTS_END) and path not in shards))
@@ -152,24 +152,20 @@ def merge_shard(data: ShardInput, reporter: ChildReporter) -> MergedFile:
     execution = require(data.device)
     if execution.device != "cpu":
         reporter.log(f"{file}: on {execution.processor}")
-    stream = shard_stream(
-        merge_plan,
-        base=files.ThreadSource(blobs, data.base),
-        adapters=[files.ThreadSource(blobs, adapter) for adapter in data.inputs],
-        device=execution,
-    ).chunks(file, tensors.append)
 
-    def pieces() -> Iterator[Chunk]:
+    def pieces(stream: Iterator[MergedChunk]) -> Iterator[Chunk]:
         done = 0
         for view, origin in stream:
-            yield bytes(view) if origin is None else Stored(view, places[origin[0]], origin[1])
+            yield view if origin is None else Stored(view, places[origin[0]], origin[1])
             done += len(view)
             fault_point("merge.piece")
             reporter.progress(file, done=done, total=total, unit="bytes")
         verification.finish()
 
-    with files.blaming_the_store(blobs, data.base, *data.inputs), closing(stream):
-        where, size = blobs.put_unknown(pieces(), life=new_life())
+    with files.blaming_the_store(blobs, data.base, *data.inputs), _opened(blobs, data) as (base, adapters):
+        shards = shard_stream(merge_plan, base=base, adapters=adapters, device=execution)
+        with closing(shards.chunks(file, tensors.append)) as stream:
+            where, size = blobs.put_unknown(pieces(stream), life=new_life())
     return MergedFile(file, size, str(where), getattr(where, "life", ""), tensors=tuple(tensors), execution=execution)
 
 
@@ -225,8 +221,12 @@ def _plan(data: MergeInput, blobs: JobStore) -> MergePlan:
     )
 
 
-def _source(blobs: JobStore, stored: files.Files) -> RangeSource:
-    return RangeSource(files.reader(blobs, stored), sizes=files.sizes(stored))
+@contextmanager
+def _opened(blobs: JobStore, data: MergeInput | ShardInput) -> Iterator[tuple[Source, list[Source]]]:
+    """The base and the adapters as sources."""
+    with ExitStack() as stack:
+        base, *adapters = [stack.enter_context(files.opened(blobs, each)) for each in (data.base, *data.inputs)]
+        yield base, adapters
 
 
 def store_json(blobs: JobStore, path: str, document: dict[str, Any]) -> files.ResultFile:

@@ -20,7 +20,6 @@ from lora_registry.worker.children.merge import store_json
 
 def resize(data: DeriveInput, reporter: ChildReporter) -> DerivedFiles:
     """Resize the vocabulary of a base. Raises RegistryError as `plan_vocabulary` does."""
-    from lora_kernels.merging import RangeSource
     from lora_kernels.resizing.vocabulary import (
         VocabularyFile,
         plan_vocabulary,
@@ -35,17 +34,16 @@ def resize(data: DeriveInput, reporter: ChildReporter) -> DerivedFiles:
     blobs, base = files.blobs(), data.base
     verification = files.Verification(blobs, base)
     read = files.reader(blobs, base)
-    with files.blaming_the_store(blobs, base):
+    with files.blaming_the_store(blobs, base), files.opened(blobs, base) as source:
         fingerprint = build_fingerprint({path: (file.size, file.digest) for path, file in base.items()}, read)
         plan = plan_vocabulary(fingerprint, recipe.vocab, recipe.rows)
         changed = {file.file: file for file in plan.files}
-        source = RangeSource(files.reader(blobs, base), sizes=files.sizes(base))
 
         def pieces(file: VocabularyFile) -> Iterator[Chunk]:
             done = 0
             for view, origin in stream_vocabulary(plan, file, source):
                 place = None if origin is None else (base[origin[0]].where, origin[1])
-                yield bytes(view) if place is None else Stored(view, *place)
+                yield view if place is None else Stored(view, *place)
                 done += len(view)
                 fault_point("resize.piece")
                 reporter.progress(file.file, done=done, total=file.size, unit="bytes")
