@@ -122,6 +122,7 @@ def variants() -> list[aot.Variant]:
             (FOUR_BIT, 256, Form(None, bf16, held=0, rank=64, stats=True)),
             (FOUR_BIT, 256, Form(None, bf16, fp32, stats=True)),
             (FOUR_BIT, 0, Form(None, fp16, fp16)),
+            (FOUR_BIT, 256, Form(None, fp32)),
             (INT8, 0, Form(None, bf16)),
             (INT8, 0, Form(None, bf16, stats=True)),
         )

@@ -114,9 +114,9 @@ def bands_kernel(
     """Program (band, segment).
 
     Args:
-        w: words of codes, uint32; or a dense W (bf16 as uint16, fp16).
+        w: words of codes, uint32; or a dense W, bf16 as uint16.
         absmax ... offset: as in `load_weight`.
-        out: uint32 words of NF4 codes if ENCODE, else bf16 as uint16, or fp16.
+        out: uint32 words of NF4 codes if ENCODE, else elements, bf16 as uint16.
         new_absmax: float32, if ENCODE.
         encoding: see `lanes.encoding`.
         factors_b, factors_a: see `ops.fragments`, in bands of 16 rows and groups of 32 columns, if ADD.

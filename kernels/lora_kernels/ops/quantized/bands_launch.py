@@ -30,7 +30,7 @@ _MOST_ELEMENTS: Final = 2**35
 
 def fits(weight: torch.Tensor | Quantized, out: torch.Tensor | FourBit) -> bool:
     """Whether `run` takes a weight and an output: rows of whole steps of 64 columns, aligned; blocks of 64 elements or
-    more, of an NF4 output just 64; a dense weight or output in bf16 or fp16."""
+    more, of an NF4 output just 64."""
     rows, columns = weight.shape
     small = 0 < rows * columns <= _MOST_ELEMENTS and columns <= _MOST_COLUMNS
     return small and columns % STEP.value == 0 and _read(weight) and _written(out)
@@ -50,8 +50,7 @@ def _written(out: torch.Tensor | FourBit) -> bool:
 
 def _aligned(tensor: torch.Tensor) -> bool:
     return (
-        tensor.dtype != torch.float32
-        and tensor.data_ptr() % ALIGNED_BYTES == 0
+        tensor.data_ptr() % ALIGNED_BYTES == 0
         and tensor.stride(1) == 1
         and tensor.stride(0) % ALIGNED_ELEMENTS == 0
         and tensor.stride(0) <= _MOST_COLUMNS
@@ -179,7 +178,7 @@ def as_stored(tensor: torch.Tensor) -> torch.Tensor:
 
 def variant(operation: str, which: tl.constexpr, nested: int, form: Form) -> aot.Variant:
     """A variant to compile. operation: the beginning of its name. nested: elements of a nested block, 0 for none."""
-    kinds = {torch.bfloat16: "*u16", torch.float16: "*fp16", None: "*u32"}
+    kinds = {torch.bfloat16: "*u16", torch.float16: "*fp16", torch.float32: "*fp32", None: "*u32"}
     source = ELEMENTS[form.element] if form.element else "4-bit" if which is FOUR_BIT else "int8"
     more = [
         f"factors {ELEMENTS[form.factor]}, {form.held or 'any number'} x {form.rank}" if form.add else "",

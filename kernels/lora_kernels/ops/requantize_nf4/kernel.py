@@ -17,7 +17,7 @@ from lora_kernels.ops.configs import COMPRESS_ROWS, QUANTIZE_BLOCKS, LaunchConfi
 from lora_kernels.ops.launch import on, options
 from lora_kernels.ops.low_rank import LowRank
 from lora_kernels.ops.merge_low_rank import kernel as merge_low_rank
-from lora_kernels.ops.merge_quantized.kernel import merge_any
+from lora_kernels.ops.merge_quantized import kernel as merge_quantized
 from lora_kernels.ops.quantized import FourBit, Nested, Quantized, bands_launch
 from lora_kernels.ops.quantized.bands_launch import Form
 from lora_kernels.ops.quantized.kernel import DENSE, FOUR_BIT, INT8
@@ -50,10 +50,12 @@ def _through_memory(
     config: LaunchConfig = QUANTIZE_BLOCKS,
 ) -> None:
     merged = torch.empty(out.shape, device=out.device)
-    if isinstance(weight, torch.Tensor):
+    if isinstance(weight, torch.Tensor) and not adapters:
+        merged.copy_(weight)
+    elif isinstance(weight, torch.Tensor):
         merge_low_rank.merge([(weight, adapters, merged)], stats=False)
     else:
-        merge_any(weight, adapters, merged)
+        merge_quantized.merge(weight, adapters, merged, stats=False)
     rows = config.columns // out.blocksize
     with on(out.device):
         quantize_blocks_kernel[(triton.cdiv(out.blocks, rows),)](
@@ -87,6 +89,7 @@ def variants() -> list[aot.Variant]:
             (DENSE, 0, Form(bf16, None)),
             (DENSE, 0, Form(bf16, None, add=False)),
             (DENSE, 0, Form(fp16, None, fp16)),
+            (DENSE, 0, Form(fp32, None, add=False)),
         )
     ]
     return [*bands, *(_blocks_variant(blocksize) for blocksize in (32, 64, 4096)), _compress_variant()]
