@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lora_kernels.ops import totals
+from lora_kernels.ops import arrange, totals
 from lora_kernels.ops.aot import Variant
 from lora_kernels.ops.dare_merge import kernel as dare_merge
 from lora_kernels.ops.dequant_blockwise import kernel as dequant_blockwise
@@ -14,6 +14,7 @@ from lora_kernels.ops.tensor_stats import kernel as tensor_stats
 from lora_kernels.ops.ties_merge import kernel as ties_merge
 
 KERNELS = (
+    arrange,
     merge_low_rank,
     merge_dora,
     tensor_stats,

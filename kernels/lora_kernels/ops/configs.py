@@ -72,5 +72,7 @@ MERGE_QUANTIZED: Final = LaunchConfig(64, 64, 16, 4, 2, 8, measured=_on_h200("27
 QUANTIZE_BLOCKS: Final = LaunchConfig(rows=1, columns=4096, rank=0, warps=8, stages=2)
 # Rows of 256 absmax per program.
 COMPRESS_ROWS: Final = 8
+# A group of A or a block of B.
+ARRANGE: Final = LaunchConfig(rows=32, columns=32, rank=64, warps=1, stages=1)
 # Programs whose results are summed in one step.
 TOTALS: Final = LaunchConfig(rows=1, columns=1024, rank=0, warps=8, stages=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
@@ -49,3 +50,9 @@ def options(config: LaunchConfig) -> dict[str, Any]:
     """Compiler options. Fused multiply-add is disabled: each product and sum is rounded as on a CPU, and results do not
     depend on Triton's default."""
     return {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": False}
+
+
+def upload(values: Sequence[object] | torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Copy values to the device, from pinned memory for a GPU, so that the host does not wait for it."""
+    host = torch.as_tensor(values, dtype=dtype)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)

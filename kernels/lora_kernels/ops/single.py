@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lora_kernels.ops import tables
 from lora_kernels.ops.fragments import UNIT, arrange_a, arrange_b, factor_pointer, in_columns, load_a, load_b, multiply
-from lora_kernels.ops.launch import ELEMENTS
+from lora_kernels.ops.launch import ELEMENTS, upload
 from lora_kernels.ops.low_rank import LowRank
 
 # Rows of a block: of one warp.
@@ -114,7 +114,7 @@ def single(
         w, out,
         a=arrange_a([torch.nn.functional.pad(a, (0, wide - a.shape[1])) for _, a in pairs], rank=rank, width=WIDTH),
         b=arrange_b([b for b, _ in pairs], rank=rank, rows=ROWS, slice_rank=rank),
-        scales=tables.upload([adapter.scale for adapter in adapters], torch.float32, w.device),
+        scales=upload([adapter.scale for adapter in adapters], torch.float32, w.device),
         rank=rank,
         row_stride=None if swap else w.shape[1],
     )  # fmt: skip

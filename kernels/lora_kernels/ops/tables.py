@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from lora_kernels.ops import fragments
+from lora_kernels.ops.arrange import Arrangement, arrange
+from lora_kernels.ops.launch import upload
 from lora_kernels.ops.low_rank import LowRank
 
 # Fields of a job, int64; addresses in bytes, strides and sizes in elements. start: its first program. first, count: its
@@ -30,27 +32,6 @@ E_COLUMN: Final = FIELDS.index("e_column")
 # Aligned addresses, strides, numbers of columns and ranks are multiples of these; kernels pass them as hints.
 ALIGNED_BYTES: Final = 16
 ALIGNED_ELEMENTS: Final = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Arrangement:
-    """Factors in the order of `fragments`: all adapters of a job have one rank, a multiple of 16, filled with zeros.
-
-    Args:
-        rank: of each adapter, at least its own.
-        rows: of a block of W.
-        width: columns of a group.
-        slice_rank: rank that the kernel multiplies at once.
-        groups: A is filled up to a multiple of so many groups.
-        planes: 3 to store a float32 factor as three matrices of bf16 (`fragments.planes`), one after another.
-    """
-
-    rank: int
-    rows: int
-    width: int
-    slice_rank: int
-    groups: int = 1
-    planes: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +91,10 @@ def build(
     dtypes = {factor.dtype for group in adapters for adapter in group for factor in (adapter.a, adapter.b)}
     factor_dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
     jobs: list[list[int]] = []
-    factors: list[list[int]] = []
     scales: list[float] = []
     counts: list[int] = []
     weights: list[Tensor] = []
-    keep: list[Tensor] = []
+    pairs: list[list[tuple[Tensor, Tensor]]] = []
     for (given, result), group in zip(matrices, adapters, strict=True):
         present = [adapter for adapter in group if adapter.rank]
         swap = transpose and lies_by_columns(given)
@@ -125,12 +105,20 @@ def build(
             sum(counts), len(scales), len(present), *elements,
         ])  # fmt: skip
         weights += (w, out)
-        pairs = [(adapter.a.T, adapter.b.T) if swap else (adapter.b, adapter.a) for adapter in present]
-        for b, a, rank in _stored(pairs, factor_dtype, arrangement):
-            factors.append([b.data_ptr(), a.data_ptr(), rank])
-            keep += (b, a)
+        pairs.append([(adapter.a.T, adapter.b.T) if swap else (adapter.b, adapter.a) for adapter in present])
         scales += [adapter.scale for adapter in present]
         counts.append(-(-w.shape[0] // rows) * -(-w.shape[1] // columns))
+    if arrangement is None:
+        stored = [(_row_major(b, factor_dtype, dim=1), _row_major(a, factor_dtype, dim=0)) for b, a in chain(*pairs)]
+        keep = [factor for pair in stored for factor in pair]
+        factors = [[b.data_ptr(), a.data_ptr(), a.shape[0]] for b, a in stored]
+    else:
+        arranged, keep = arrange(pairs, factor_dtype, arrangement, device)
+        factors = [
+            [b[:, index].data_ptr(), a[:, index].data_ptr(), arrangement.rank]
+            for b, a in arranged
+            for index in range(b.shape[1])
+        ]
     # One copy for all tables: for small tensors separate copies took longer than the kernels.
     parts = [torch.tensor(part, dtype=torch.int64).reshape(-1) for part in (jobs, factors, counts)]
     parts.append(_as_words(scales))
@@ -148,25 +136,6 @@ def build(
     )
 
 
-def _stored(
-    pairs: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype, arrangement: Arrangement | None
-) -> list[tuple[Tensor, Tensor, int]]:
-    """B, A and the rank of each adapter of a job, as kernels read them."""
-    if arrangement is None or not pairs:
-        rows = [(_row_major(b, dtype, dim=1), _row_major(a, dtype, dim=0)) for b, a in pairs]
-        return [(b, a, a.shape[0]) for b, a in rows]
-    split = fragments.planes if arrangement.planes > 1 else lambda factor: [factor.to(dtype)]
-    b = fragments.arrange_b(
-        [part for factor, _ in pairs for part in split(factor)],
-        rank=arrangement.rank, rows=arrangement.rows, slice_rank=arrangement.slice_rank,
-    )  # fmt: skip
-    a = fragments.arrange_a(
-        [part for _, factor in pairs for part in split(factor)],
-        rank=arrangement.rank, width=arrangement.width, groups=arrangement.groups,
-    )  # fmt: skip
-    return [(b[:, index], a[:, index], arrangement.rank) for index in range(b.shape[1])]
-
-
 def _as_words(scales: Sequence[float]) -> Tensor:
     """float32 numbers, two per int64, the last padded with zero."""
     return torch.tensor([*scales, *[0.0] * (len(scales) % 2)], dtype=torch.float32).view(torch.int64)
@@ -177,12 +146,6 @@ def _owners(on_device: Tensor, counts: Sequence[int]) -> Tensor:
     if len(counts) == 1:
         return torch.zeros(counts[0], dtype=torch.int32, device=on_device.device)
     return torch.repeat_interleave(on_device, output_size=sum(counts)).int()
-
-
-def upload(values: Sequence[object] | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Copy values to the device, from pinned memory for a GPU, so that the host does not wait for it."""
-    host = torch.as_tensor(values, dtype=dtype)
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
 def _row_major(factor: Tensor, dtype: torch.dtype, *, dim: int) -> Tensor:

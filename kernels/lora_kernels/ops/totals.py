@@ -13,9 +13,9 @@ import torch
 import triton
 import triton.language as tl
 
-from lora_kernels.ops import aot, tables
+from lora_kernels.ops import aot
 from lora_kernels.ops.configs import TOTALS
-from lora_kernels.ops.launch import on, options
+from lora_kernels.ops.launch import on, options, upload
 
 
 @triton.jit
@@ -47,7 +47,7 @@ def totals(partials: torch.Tensor, counts: Sequence[int], *, maximum: int) -> to
     fields = partials.shape[1]
     found = torch.zeros((len(counts), fields), dtype=torch.float64, device=partials.device)
     if counts:
-        starts = tables.upload([0, *accumulate(counts)], torch.int64, partials.device)
+        starts = upload([0, *accumulate(counts)], torch.int64, partials.device)
         with on(partials.device):
             totals_kernel[(len(counts), fields)](
                 partials, starts, found, FIELDS=fields, MAXIMUM=maximum, BLOCK=TOTALS.columns, **options(TOTALS)

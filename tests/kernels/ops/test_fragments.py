@@ -10,8 +10,9 @@ import triton
 import triton.language as tl
 
 from lora_kernels.ops import fragments
+from lora_kernels.ops.arrange import Arrangement, arrange
 from lora_kernels.ops.fragments import factor_pointer, in_columns, load_a, load_b, multiply
-from tests.kernels.ops.inputs import BF16, FP16, normal
+from tests.kernels.ops.inputs import BF16, FP16, FP32, laid_out, normal
 
 
 @triton.jit
@@ -86,3 +87,32 @@ def test_planes_are_a_float32_matrix_and_eight_of_their_products_almost_its_prod
         product = values[b].astype(np.float64) * values[a]
         eight = sum(split[i][b] * split[j][a] for i in range(3) for j in range(3) if (i, j) != (2, 2))
         assert np.abs(eight / product - 1).max() <= 2.0**-33
+
+
+@pytest.mark.parametrize("layout", ["rows", "transposed", "odd"])
+@pytest.mark.parametrize(
+    ("dtype", "planes", "rank", "width"), [(BF16, 1, 16, 32), (FP16, 1, 128, 16), (FP32, 3, 32, 32)]
+)
+def test_the_kernels_arrange_as_torch_does(layout, dtype, planes, rank, width, device):
+    """Several jobs, of different shapes and numbers of adapters."""
+    arrangement = Arrangement(rank, rows=32, width=width, slice_rank=min(rank, 64), groups=2, planes=planes)
+    jobs = []
+    for seed, (rows, columns, ranks) in enumerate([(40, 72, (rank, 3)), (5, 5, ()), (33, 8, (rank - 1,))]):
+        pairs = [
+            (normal((rows, r), seed=seed, dtype=dtype), normal((r, columns), seed=9 + seed, dtype=dtype)) for r in ranks
+        ]
+        jobs.append([(laid_out(b, layout).to(device), laid_out(a, layout).to(device)) for b, a in pairs])
+    got, _ = arrange(jobs, dtype, arrangement, device)
+    split = fragments.planes if planes > 1 else lambda factor: [factor]
+    for (b, a), pairs in zip(got, jobs, strict=True):
+        if not pairs:
+            assert (b.numel(), a.numel()) == (0, 0)
+            continue
+        expected_b = fragments.arrange_b(
+            [part for factor, _ in pairs for part in split(factor)], rank=rank, rows=32, slice_rank=min(rank, 64)
+        )
+        expected_a = fragments.arrange_a(
+            [part for _, factor in pairs for part in split(factor)], rank=rank, width=width, groups=2
+        )
+        assert torch.equal(b.cpu(), expected_b.cpu())
+        assert torch.equal(a.cpu(), expected_a.cpu())

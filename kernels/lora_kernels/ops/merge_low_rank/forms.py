@@ -9,6 +9,7 @@ from typing import Any, Final
 import torch
 
 from lora_kernels.ops import aot, tables
+from lora_kernels.ops.arrange import Arrangement
 from lora_kernels.ops.configs import MERGE_ROWS
 from lora_kernels.ops.fragments import UNIT, WIDTHS
 from lora_kernels.ops.launch import ELEMENTS, TABLE_TYPES, on, options
@@ -126,7 +127,7 @@ def launch(items: Sequence[Item], form: Form) -> torch.Tensor | None:
     table = tables.build(
         [(w, out) for w, _, out in items], [group for _, group, _ in items],
         rows=form.block_rows, columns=MERGE_ROWS.columns,
-        arrangement=tables.Arrangement(
+        arrangement=Arrangement(
             rank=form.rank, rows=form.block_rows, width=form.width, slice_rank=constants["RANK"],
             groups=form.groups, planes=form.planes,
         ),

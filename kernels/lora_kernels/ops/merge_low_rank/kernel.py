@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from lora_kernels.ops import aot, tables
+from lora_kernels.ops import aot
+from lora_kernels.ops.launch import upload
 from lora_kernels.ops.merge_low_rank import any_layout, forms
 from lora_kernels.ops.merge_low_rank.forms import Form, Item
 from lora_kernels.ops.merge_low_rank.partials import PARTIALS, read
@@ -33,7 +34,7 @@ def launch(items: Sequence[Item], *, stats: bool) -> torch.Tensor | None:
             continue
         if found is None:
             found = torch.empty((len(items), PARTIALS), dtype=torch.float64, device=sums.device)
-        found[tables.upload(indices, torch.int64, sums.device)] = sums
+        found[upload(indices, torch.int64, sums.device)] = sums
     return found
 
 

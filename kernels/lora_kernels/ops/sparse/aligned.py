@@ -12,9 +12,9 @@ import torch
 import triton
 import triton.language as tl
 
-from lora_kernels.ops import aot, tables
+from lora_kernels.ops import aot
 from lora_kernels.ops.configs import SPARSE_ROWS
-from lora_kernels.ops.launch import ELEMENTS, on, options
+from lora_kernels.ops.launch import ELEMENTS, on, options, upload
 from lora_kernels.ops.rounding import COMPILED, load, store_rounded, widen
 from lora_kernels.ops.single import PLAIN, ROWS, TYPES, WIDTH, Single, constants, offsets_of, product, tile_mask
 from lora_kernels.ops.sparse.philox import first_round, random_words
@@ -180,9 +180,9 @@ def merge(
     with on(device):
         sparse_rows_kernel[(given.blocks, -(-given.groups // _steps()))](
             *given.arguments(),
-            tables.upload(weights, torch.float32, device),
+            upload(weights, torch.float32, device),
             limits,
-            tables.upload(signed, torch.int64, device),
+            upload(signed, torch.int64, device),
             torch.arange(8, device=device).repeat(ROWS),
             (given.row_stride or 0) // 8,
             **given.constants(), **_form(len(weights), random=keys is not None, method=method),

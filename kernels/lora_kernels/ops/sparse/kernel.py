@@ -12,7 +12,7 @@ import triton.language as tl
 
 from lora_kernels.ops import aot, tables
 from lora_kernels.ops.configs import SPARSE, LaunchConfig
-from lora_kernels.ops.launch import ELEMENTS, TABLE_TYPES, low_rank_constants, on, options
+from lora_kernels.ops.launch import ELEMENTS, TABLE_TYPES, low_rank_constants, on, options, upload
 from lora_kernels.ops.low_rank import LowRank
 from lora_kernels.ops.rounding import store_rounded, widen
 from lora_kernels.ops.sparse import MajoritySign
@@ -164,8 +164,8 @@ def merge(
     with on(w.device):
         sparse_merge_kernel[(table.programs,)](
             table.jobs, table.factors, table.scales, table.owners,
-            tables.upload(weights, torch.float32, w.device), limits,
-            tables.upload(signed, torch.int64, w.device),
+            upload(weights, torch.float32, w.device), limits,
+            upload(signed, torch.int64, w.device),
             **low_rank_constants(table.factor_dtype, config, aligned=table.aligned),
                 **options(config.suited(factor=table.factor_dtype)),
             ELEMENT=ELEMENTS[w.dtype], OUTPUT=ELEMENTS[out.dtype], RANDOM=keys is not None,
