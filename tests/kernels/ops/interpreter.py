@@ -11,14 +11,31 @@ import sys
 
 import pytest
 import torch  # noqa: F401
-import triton  # noqa: F401
+from triton.runtime import interpreter
 
 import lora_kernels.ops  # noqa: F401
 
 REPORT = "LORA_KERNELS_TEST_REPORT"
 
 
+_patched: set[str] = set()
+
+
+def call(function: interpreter.InterpretedFunction, *args: object, **kwargs: object) -> object:
+    """Call a function from a kernel. Triton's own patches triton.language again on each such call, half of all its
+    time. Once is enough for the modules of Triton, which it never undoes; ours share what the launch has patched."""
+    module = function.fn.__module__
+    if module.startswith("triton.") and module not in _patched:
+        interpreter._patch_lang(function.fn)
+        _patched.add(module)
+    try:
+        return function.rewrite()(*args, **kwargs)
+    except Exception as error:
+        raise interpreter.InterpreterError(repr(error)) from error
+
+
 def main() -> None:
+    interpreter.InterpretedFunction.__call__ = call
     for line in sys.stdin:
         request = json.loads(line)
         child = os.fork()
