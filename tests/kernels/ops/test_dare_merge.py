@@ -5,6 +5,8 @@ As in `test_ties_merge.py`, factors of small integers make the deltas exact, so 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ import triton.language as tl
 from lora_contract.errors import RegistryError
 from lora_kernels.numeric.philox import keep_mask, random_bits, stream_key
 from lora_kernels.ops import LowRank, dare_merge
+from lora_kernels.ops.sparse import aligned
 from lora_kernels.ops.sparse.kernel import random_words
 from lora_kernels.ops.sparse.philox import first_round
 from lora_kernels.ops.sparse.philox import random_words as shared_words
@@ -36,9 +39,10 @@ def test_the_mask_is_the_streams(shape, layout, device):
         np.testing.assert_array_equal(got.cpu().numpy(), expected.astype(np.float32))
 
 
-@pytest.mark.parametrize("shape", [(1, 8), (33, 136), (2, 2120)], ids=str)
-def test_the_mask_of_an_aligned_matrix_of_16_bits_is_the_streams(shape, device):
-    """Blocks of 16 rows, groups of 32 columns, segments of 2048, none of them full."""
+@pytest.mark.parametrize("shape", [(1, 8), (19, 136)], ids=str)
+def test_the_mask_of_an_aligned_matrix_of_16_bits_is_the_streams(shape, device, monkeypatch):
+    """Blocks of 16 rows, groups of 32 columns, here segments of 64, none of them full."""
+    monkeypatch.setattr(aligned, "SPARSE_ROWS", replace(aligned.SPARSE_ROWS, columns=64))
     w = torch.zeros(shape, dtype=BF16, device=device)
     ones = LowRank(w.new_ones(shape[0], 1), w.new_ones(1, shape[1]))
     # Each adapter adds a power of two, so that the sum shows all masks.
@@ -117,12 +121,12 @@ def test_any_type_and_layout(kinds, layout, device):
 
 
 @pytest.mark.parametrize("method", FORMS)
-@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("count", [1, 4])
 def test_aligned_matrices_of_16_bits_equal_to_the_twin(count, method, device):
-    w = normal((35, 72), seed=1, dtype=BF16).to(device)
-    adapters = whole((35, 72), (3, 17, 16, 33)[:count], dtype=BF16, device=device)
+    w = normal((19, 40), seed=1, dtype=BF16).to(device)
+    adapters = whole((19, 40), (3, 17, 16, 33)[:count], dtype=BF16, device=device)
     recipe = {"weights": [1.0, 0.7, -2.0, 0.3][:count], "density": 0.6, "keys": [*KEYS, 5][:count]}
-    guarded = Guarded((35, 72), BF16, device, padding=8)
+    guarded = Guarded((19, 40), BF16, device, padding=8)
     dare_merge(w, adapters, out=guarded.tensor, majority_sign_method=method, backend="triton", **recipe)
     guarded.check()
     expected = dare_merge(w, adapters, majority_sign_method=method, backend="torch", **recipe)

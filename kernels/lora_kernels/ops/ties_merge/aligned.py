@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import torch
 import triton
@@ -14,8 +14,6 @@ from lora_kernels.ops.launch import ELEMENTS, on, options
 from lora_kernels.ops.single import PLAIN, ROWS, TYPES, WIDTH, Single, constants, product, tile_mask
 from lora_kernels.ops.ties_merge.limits import BINS, Search
 from lora_kernels.ops.ties_merge.tally import magnitudes, tally
-
-_PER_SEGMENT: Final = COUNT_ROWS.columns // WIDTH
 
 
 @triton.jit(do_not_specialize=PLAIN)
@@ -67,7 +65,7 @@ def count_rows_kernel(
 
 def count(given: Single, search: Search, reached: torch.Tensor, counts: torch.Tensor) -> None:
     """Add to reached and counts: see `limits.advance`."""
-    grid = (given.blocks, -(-given.groups // _PER_SEGMENT), len(reached))
+    grid = (given.blocks, -(-given.groups // _steps()), len(reached))
     with on(given.w.device):
         count_rows_kernel[grid](
             *given.arguments(), search.low, search.shift, search.done, reached, counts,
@@ -75,8 +73,12 @@ def count(given: Single, search: Search, reached: torch.Tensor, counts: torch.Te
         )  # fmt: skip
 
 
+def _steps() -> int:
+    return COUNT_ROWS.columns // WIDTH
+
+
 def _form(count: int) -> dict[str, Any]:
-    return {"COUNT": count, "BINS": BINS, "STEPS": _PER_SEGMENT}
+    return {"COUNT": count, "BINS": BINS, "STEPS": _steps()}
 
 
 def variants() -> list[aot.Variant]:
@@ -90,7 +92,7 @@ def variants() -> list[aot.Variant]:
             types=TYPES | search,
             constants=constants(bf16, bf16, bf16, rank=rank) | _form(4),
             config=COUNT_ROWS,
-            steps=_PER_SEGMENT,
+            steps=_steps(),
             elements=ROWS * WIDTH,
             offset_bits=None,
         )
