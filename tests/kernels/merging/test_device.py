@@ -154,6 +154,8 @@ def cases(folder: Path) -> Iterator[tuple[str, Path, Path, dict[str, Any], float
     yield "dora", base, dora, {"dtype": "float32"}, 1e-5
     merge_folder(base, [(lora, 0.0)], folder / "nf4", dtype="nf4")
     yield "from nf4", folder / "nf4", lora, {"dtype": "float32"}, 1e-6
+    one = write_adapter(folder / "one", pair(Q, out=64, in_=96, r=4, seed=3))
+    yield "from nf4, one untouched", folder / "nf4", one, {"dtype": "bfloat16"}, 0.0
     yield "from nf4 with dora", folder / "nf4", dora, {"dtype": "float32"}, 1e-5
     yield "nf4 to nf4", folder / "nf4", lora, {"dtype": "nf4"}, 0.0
     codes = np.random.default_rng(7).integers(-127, 128, (64, 96))
