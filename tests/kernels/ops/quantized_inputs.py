@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
 
 from lora_kernels.ops import FourBit, Int8Rows, Nested, empty_nf4
+from lora_kernels.ops.dispatch import interpreted
 from lora_kernels.ops.quantized import Quantized
 from lora_kernels.ops.testing import GUARD
 from lora_kernels.quantized import absmax, blockwise, int8
@@ -123,3 +128,36 @@ class GuardedNf4:
         for storage in self._storages:
             outside = torch.cat((storage[:GUARD], storage[-GUARD:]))
             assert bool((outside == self._poison).all()), "written outside of the output"
+
+
+def ending_with(end: Quantized, rows: int) -> Quantized:
+    """A weight of so many rows of 64, of which the last 64 are those of `end`."""
+
+    def grown(part: torch.Tensor, count: int) -> torch.Tensor:
+        found = torch.empty((count, *part.shape[1:]), dtype=part.dtype, device=part.device)
+        found[-len(part) :] = part
+        return found
+
+    if isinstance(end, Int8Rows):
+        return Int8Rows(grown(end.codes, rows), grown(end.scb, rows))
+    return replace(end, packed=grown(end.packed, rows * 32), absmax=grown(end.absmax, rows), shape=(rows, 64))
+
+
+class LastPrograms:
+    """A kernel of which, in the interpreter, only the last programs of a launch run: those of 64 rows of 64."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> None:
+        self._kernel, self._monkeypatch, self.launched = getattr(module, name), monkeypatch, False
+        monkeypatch.setattr(module, name, self)
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        self.launched = True
+        if not interpreted():
+            return self._kernel[grid]
+        from triton.runtime.interpreter import interpreter_builder as builder
+
+        few = min(grid[0], 4)
+        place = builder.set_grid_idx
+        self._monkeypatch.setattr(builder, "set_grid_idx", lambda x, y, z: place(x + grid[0] - few, y, z))
+        self._monkeypatch.setattr(builder, "set_grid_dim", lambda *_: setattr(builder, "grid_dim", (*grid, 1, 1)[:3]))
+        return self._kernel[(few, *grid[1:])]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -11,13 +10,12 @@ import torch
 from lora_contract.errors import RegistryError
 from lora_kernels.ops import FourBit, Int8Rows, Nested, dequant_blockwise
 from lora_kernels.ops.dequant_blockwise import kernel
-from lora_kernels.ops.dispatch import interpreted
 from lora_kernels.ops.merge_quantized import kernel as merge_kernel
 from lora_kernels.ops.quantized import bands_launch
 from lora_kernels.ops.quantized import in_torch as reference
 from lora_kernels.ops.testing import Guarded, assert_close
 from tests.kernels.ops.inputs import BF16, FP16, FP32, bits, laid_out
-from tests.kernels.ops.quantized_inputs import decoded, four_bit, int8_rows
+from tests.kernels.ops.quantized_inputs import LastPrograms, decoded, ending_with, four_bit, int8_rows
 from tests.support.bnb import dequantized
 
 SHAPES = [(1, 1), (7, 13), (33, 65), (70, 96), (64, 128), (3, 4096)]
@@ -87,7 +85,7 @@ def test_elements_past_31_bits(kind, device, monkeypatch):
     """The end of a matrix of 2^31 + 4,096 elements, of which only its pages are ever touched."""
     rows, first = 2**25 + 64, 2**25
     end = int8_rows((64, 64), device) if kind == "int8" else four_bit((64, 64), device, nested=False)
-    weight = _ending_with(end, rows)
+    weight = ending_with(end, rows)
     if kind == "4-bit by columns":
         out = torch.empty((64, rows), dtype=BF16, device=device).T
         last = LastPrograms(monkeypatch, merge_kernel, "merge_quantized_kernel")
@@ -100,39 +98,6 @@ def test_elements_past_31_bits(kind, device, monkeypatch):
     dequant_blockwise(weight, out=out, backend="triton")
     assert last.launched
     assert_bits(out[first:], decoded(end))
-
-
-def _ending_with(end: FourBit | Int8Rows, rows: int) -> FourBit | Int8Rows:
-    """A weight of so many rows of 64, of which the last 64 are those of `end`."""
-
-    def grown(part: torch.Tensor, count: int) -> torch.Tensor:
-        found = torch.empty((count, *part.shape[1:]), dtype=part.dtype, device=part.device)
-        found[-len(part) :] = part
-        return found
-
-    if isinstance(end, Int8Rows):
-        return Int8Rows(grown(end.codes, rows), grown(end.scb, rows))
-    return replace(end, packed=grown(end.packed, rows * 32), absmax=grown(end.absmax, rows), shape=(rows, 64))
-
-
-class LastPrograms:
-    """A kernel of which, in the interpreter, only the last programs of a launch run: those of 64 rows of 64."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> None:
-        self._kernel, self._monkeypatch, self.launched = getattr(module, name), monkeypatch, False
-        monkeypatch.setattr(module, name, self)
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        self.launched = True
-        if not interpreted():
-            return self._kernel[grid]
-        from triton.runtime.interpreter import interpreter_builder as builder
-
-        few = min(grid[0], 4)
-        place = builder.set_grid_idx
-        self._monkeypatch.setattr(builder, "set_grid_idx", lambda x, y, z: place(x + grid[0] - few, y, z))
-        self._monkeypatch.setattr(builder, "set_grid_dim", lambda *_: setattr(builder, "grid_dim", (*grid, 1, 1)[:3]))
-        return self._kernel[(few, *grid[1:])]
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0, 0)], ids=str)

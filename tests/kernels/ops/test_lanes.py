@@ -68,6 +68,11 @@ def test_a_bin_has_at_most_one_bound():
     assert (NF4_BOUNDS.view(np.uint32) & 0x3C000000 == 0x3C000000).all()
 
 
+def test_the_table_on_a_device_keeps_the_bits_of_both_parts():
+    table = lanes.encoding(torch.device("cpu")).numpy()
+    np.testing.assert_array_equal(table.view(np.uint32), np.concatenate((BINS, NF4_BOUNDS.view(np.uint32))))
+
+
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 def test_every_byte_of_4_bit_codes(kind):
     words = (

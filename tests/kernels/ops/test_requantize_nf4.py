@@ -14,15 +14,18 @@ import torch
 
 from lora_contract.errors import RegistryError
 from lora_kernels.ops import dequant_blockwise, empty_nf4, merge_low_rank, requantize_nf4
+from lora_kernels.ops.quantized import bands_launch
 from lora_kernels.ops.requantize_nf4 import in_torch as reference
 from lora_kernels.ops.testing import assert_close
 from lora_kernels.quantized.codes import NF4_BOUNDS
 from tests.kernels.ops.inputs import BF16, FP16, FP32, laid_out, loras, normal, whole
 from tests.kernels.ops.quantized_inputs import (
     GuardedNf4,
+    LastPrograms,
     assert_same,
     decoded,
     encoded,
+    ending_with,
     four_bit,
     int8_rows,
     written,
@@ -139,6 +142,18 @@ def test_what_is_not_finite_shows_in_its_absmax_alone(damage, blocksize, device)
     got = requantize_nf4(w, nested=False, blocksize=blocksize, backend="triton")
     block = (3 * 128 + 70) // blocksize
     assert torch.equal(torch.nonzero(~got.absmax.isfinite()).cpu(), torch.tensor([[block]]))
+
+
+def test_elements_past_31_bits(device, monkeypatch):
+    """The end of a matrix of 2^31 + 4,096 elements, of which only its pages are ever touched."""
+    end = four_bit((64, 64), device, nested=False)
+    weight = ending_with(end, 2**25 + 64)
+    last = LastPrograms(monkeypatch, bands_launch, "bands_kernel")
+    got = requantize_nf4(weight, nested=False, backend="triton")
+    assert last.launched
+    expected = requantize_nf4(end, nested=False, backend="torch")
+    assert torch.equal(got.packed[-64 * 32 :], expected.packed)
+    assert torch.equal(got.absmax[-64:], expected.absmax)
 
 
 @pytest.mark.parametrize("nested", [False, True], ids=["plain", "nested"])

@@ -9,11 +9,11 @@ from typing import Any, Final
 import torch
 import triton.language as tl
 
-from lora_kernels.ops import aot
+from lora_kernels.ops import aot, tables
 from lora_kernels.ops.configs import BAND_PROGRAMS, BANDS
 from lora_kernels.ops.dispatch import interpreted
 from lora_kernels.ops.fragments import UNIT, arrange_a, arrange_b, planes
-from lora_kernels.ops.launch import ELEMENTS, on, options
+from lora_kernels.ops.launch import ELEMENTS, on, options, upload
 from lora_kernels.ops.low_rank import LowRank
 from lora_kernels.ops.merge_low_rank.forms import form_of_factors, planes_of
 from lora_kernels.ops.merge_low_rank.partials import SUMS
@@ -23,8 +23,8 @@ from lora_kernels.ops.quantized.kernel import FOUR_BIT, constants, parts, scheme
 from lora_kernels.ops.quantized.lanes import encoding
 from lora_kernels.ops.tables import ALIGNED_BYTES, ALIGNED_ELEMENTS
 
-# Columns and strides, and groups of 32 elements, are numbered with 32 bits in the kernel.
-_MOST_COLUMNS: Final = 2**31 - 1
+# Columns and groups of 32 elements are numbered with 32 bits in the kernel, and a launch has at most 65,535 segments.
+_MOST_COLUMNS: Final = 2**27
 _MOST_ELEMENTS: Final = 2**35
 
 
@@ -49,12 +49,7 @@ def _written(out: torch.Tensor | FourBit) -> bool:
 
 
 def _aligned(tensor: torch.Tensor) -> bool:
-    return (
-        tensor.data_ptr() % ALIGNED_BYTES == 0
-        and tensor.stride(1) == 1
-        and tensor.stride(0) % ALIGNED_ELEMENTS == 0
-        and tensor.stride(0) <= _MOST_COLUMNS
-    )
+    return tables.is_aligned(tensor) and tensor.stride(0) <= _MOST_COLUMNS
 
 
 def run(
@@ -84,7 +79,7 @@ def run(
         factor, held, rank, add=adapters is not None, stats=stats,
     )  # fmt: skip
     factors_b, factors_a = _arranged(present, form) if present else (torch.empty(0, device=device).bfloat16(),) * 2
-    scales = torch.tensor([adapter.scale for adapter in present], dtype=torch.float32).to(device, non_blocking=True)
+    scales = upload([adapter.scale for adapter in present], torch.float32, device)
     partials = torch.empty((bands * segments if stats else 0, SUMS), device=device)
     given = parts(weight)
     given.pop("packed")
