@@ -152,6 +152,8 @@ def cases(folder: Path) -> Iterator[tuple[str, Path, Path, dict[str, Any], float
         folder / "dora", {**both, **{name: ("F32", values) for name, values in magnitudes.items()}}, use_dora=True
     )
     yield "dora", base, dora, {"dtype": "float32"}, 1e-5
+    yield "dora onto nf4", base, dora, {"dtype": "float32", "onto": "nf4"}, 1e-5
+    yield "dora to nf4", base, dora, {"dtype": "nf4"}, 1e-5
     merge_folder(base, [(lora, 0.0)], folder / "nf4", dtype="nf4")
     yield "from nf4", folder / "nf4", lora, {"dtype": "float32"}, 1e-6
     one = write_adapter(folder / "one", pair(Q, out=64, in_=96, r=4, seed=3))

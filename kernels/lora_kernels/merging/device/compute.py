@@ -26,6 +26,9 @@ _SMALLEST: Final = 2.0**-40
 # Elements that are measured at a time, in float64.
 _BLOCK: Final = 1 << 23
 
+Update = Callable[[int, int], torch.Tensor]
+"""Returns dW of the rows r0:r1, float32."""
+
 
 class Uploaded(NamedTuple):
     """A part with the bytes of its weights, or of their codes, on the device."""
@@ -83,43 +86,56 @@ def _job(item: Uploaded, operands: Operands) -> MergeJob:
 
 
 def _quantized(item: Uploaded, operands: Operands, backend: Any) -> Computed | None:
-    tensor, form = item.part.tensor, item.part.tensor.form
-    weight = operands.weight(tensor, item.raw)
-    adapters = operands.adapters(item.part)
-    if tensor.through_nf4:
-        weight = ops.requantize_nf4(weight, blocksize=QLORA.blocksize, nested=QLORA.nested, backend=backend)
-    if form is not None:
-        return _written_nf4(tensor, form, weight, adapters, backend)
-    assert not isinstance(weight, torch.Tensor)
-    merged = ops.merge_quantized(weight, adapters, dtype=DTYPES[tensor.dtype], stats=True, backend=backend)
-    return _checked(b"", merged.weight, merged.stats)
-
-
-def _written_nf4(
-    tensor: TensorPlan, form: Nf4Form, weight: Any, adapters: Sequence[LowRank], backend: Any
-) -> Computed | None:
+    tensor, weight, adapters = item.part.tensor, _weight(item, operands, backend), operands.adapters(item.part)
+    form = tensor.form
+    if form is None:
+        merged = ops.merge_quantized(weight, adapters, dtype=DTYPES[tensor.dtype], stats=True, backend=backend)
+        return _checked(b"", merged.weight, merged.stats)
     written = ops.requantize_nf4(weight, adapters, blocksize=form.blocksize, nested=form.nested, backend=backend)
-    before, stored = _values(weight, backend), _values(written, backend)
+    before = _values(weight, backend)
 
     def update(r0: int, r1: int) -> torch.Tensor:
         zeros = torch.zeros((r1 - r0, before.shape[1]), device=before.device)
         rows = [LowRank(adapter.b[r0:r1], adapter.a, adapter.scale) for adapter in adapters]
         return ops.merge_low_rank(zeros, rows, out=zeros, backend=backend).weight
 
-    measured = _measure(before, update if adapters else None, stored)
-    if not _trusted(measured):
-        return None
-    return _checked(nf4_head(tensor, form, _absmax(written)), written.packed, measured)
+    return _nf4(tensor, form, written, before, update if adapters else None, backend)
 
 
 def _dora(item: Uploaded, operands: Operands, backend: Any) -> Computed | None:
-    tensor = item.part.tensor
-    before = _values(operands.weight(tensor, item.raw), backend)
+    tensor, form = item.part.tensor, item.part.tensor.form
+    before = _values(_weight(item, operands, backend), backend)
     adapter, magnitude = operands.dora(tensor)
     # Float32 first: the report needs the update before its rounding.
     new = ops.merge_dora(before, adapter, magnitude, dtype=torch.float32, backend=backend)
+
+    def update(r0: int, r1: int) -> torch.Tensor:
+        return new[r0:r1] - before[r0:r1].float()
+
+    if form is not None:
+        written = ops.requantize_nf4(new, blocksize=form.blocksize, nested=form.nested, backend=backend)
+        return _nf4(tensor, form, written, before, update, backend)
     stored = new.to(DTYPES[tensor.dtype])
-    return _checked(b"", stored, _measure(before, lambda r0, r1: new[r0:r1] - before[r0:r1].float(), stored))
+    return _checked(b"", stored, _measure(before, update, stored))
+
+
+def _weight(item: Uploaded, operands: Operands, backend: Any) -> Any:
+    """The weight to merge onto: as stored, or quantized to NF4."""
+    tensor = item.part.tensor
+    weight = operands.weight(tensor, item.raw)
+    if not tensor.through_nf4:
+        return weight
+    return ops.requantize_nf4(weight, blocksize=QLORA.blocksize, nested=QLORA.nested, backend=backend)
+
+
+def _nf4(
+    tensor: TensorPlan, form: Nf4Form, written: FourBit, before: torch.Tensor, update: Update | None, backend: Any
+) -> Computed | None:
+    """A weight that is written as NF4. before, update: see `_measure`."""
+    measured = _measure(before, update, _values(written, backend))
+    if not _trusted(measured):
+        return None
+    return _checked(nf4_head(tensor, form, _absmax(written)), written.packed, measured)
 
 
 def _values(weight: Any, backend: Any) -> torch.Tensor:
@@ -129,11 +145,9 @@ def _values(weight: Any, backend: Any) -> torch.Tensor:
     return ops.dequant_blockwise(weight, dtype=torch.float32, backend=backend)
 
 
-def _measure(
-    before: torch.Tensor, update: Callable[[int, int], torch.Tensor] | None, stored: torch.Tensor
-) -> _Measured:
-    """How much of an update a reader sees, by blocks of rows. before, stored: (rows, columns). update: returns dW of
-    rows r0:r1, float32; None if there is none."""
+def _measure(before: torch.Tensor, update: Update | None, stored: torch.Tensor) -> _Measured:
+    """How much of an update a reader sees, by blocks of rows. before, stored: (rows, columns). update: None if there is
+    none."""
     sums = torch.zeros(3, dtype=torch.float64, device=before.device)
     largest = torch.zeros((), dtype=torch.float64, device=before.device)
     step = max(_BLOCK // max(before.shape[1], 1), 1)

@@ -95,7 +95,7 @@ def kind_of(tensor: TensorPlan) -> Kind | None:
     updates = [delta.update for delta in tensor.deltas]
     if len(updates) == 1 and isinstance(updates[0], DoraProduct):
         alone = tensor.deltas[0].weight == 1 and not updates[0].product.transposed
-        return "dora" if alone and tensor.form is None and not tensor.through_nf4 else None
+        return "dora" if alone else None
     if not all(isinstance(update, LowRankProduct | ExpertPart) for update in updates):
         return None
     plain = known is None and tensor.form is None and not tensor.through_nf4
@@ -152,5 +152,5 @@ def _device_bytes(tensor: TensorPlan, kind: Kind, rows: int) -> int:
         written = 0 if tensor.dtype == tensor.source_dtype else elements * DTYPE_BYTES[tensor.dtype]
     # Copies in float32: dequantized weights, what a reader of the result sees, what DoRA returns.
     dequantized = tensor.quantized is not None or tensor.through_nf4
-    copies = int(kind == "dora" or tensor.form is not None) + int(dequantized)
+    copies = int(kind == "dora") + int(tensor.form is not None) + int(dequantized)
     return sum(size + -size % _ALIGNMENT for size in (stored, written, copies * _F32 * elements))
