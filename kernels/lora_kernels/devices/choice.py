@@ -13,7 +13,7 @@ import msgspec
 
 from lora_contract.devices import DEVICES, Device, RecipeDevice
 from lora_contract.errors import RegistryError
-from lora_kernels.devices.cuda import CudaDevice, find_device
+from lora_kernels.devices.cuda import PACKAGES, CudaDevice, find_device
 
 # A prediction is no better than this: the CPU, whose bytes do not depend on a GPU, is left for a clear gain only.
 _CLEARLY: Final = 0.8
@@ -27,13 +27,20 @@ class Execution(msgspec.Struct, frozen=True):
         backend: `numpy`, with its inner loops in C, on the CPU; else `triton`, or `torch` for its reference
             implementation.
         processor: name of the GPU; None for the CPU.
+        versions: of the packages whose kernels ran, which may change last bits; None for the CPU.
         reason: why this device, as a sentence.
     """
 
     device: str = "cpu"
     backend: str = "numpy"
     processor: str | None = None
+    versions: str | None = None
     reason: str = ""
+
+    @property
+    def identity(self) -> tuple[str | None, ...]:
+        """What may change the last bits of a result."""
+        return self.backend, self.processor, self.versions
 
 
 class Estimate(NamedTuple):
@@ -74,15 +81,24 @@ def choose(
             hint="Use --device cpu, or a machine with an NVIDIA GPU, its driver, and lora-reg with the extra `worker`.",
         )
     if device == "cuda":
-        return Execution("cuda", "triton", found.name, "requested")
+        return _on(found, "requested")
     predicted = estimate()
     if predicted.cuda is None:
         return Execution(reason=f"{predicted.what}: nothing of it is computed on a GPU")
     times = f"{predicted.cpu:.1f} s on the CPU and {predicted.cuda:.1f} s on {found.name} are predicted"
     reason = f"{predicted.what}: {times}"
     if predicted.cuda < _CLEARLY * predicted.cpu:
-        return Execution("cuda", "triton", found.name, reason)
+        return _on(found, reason)
     return Execution(reason=reason)
+
+
+def _on(found: CudaDevice, reason: str) -> Execution:
+    # By distribution: some builds of torch bring Triton under another name.
+    from importlib.metadata import packages_distributions, version
+
+    known = packages_distributions()
+    versions = [f"{name} {version(known[name][0])}" for name in PACKAGES if name in known]
+    return Execution("cuda", "triton", found.name, ", ".join(versions), reason)
 
 
 def choose_cpu(device: Device, what: str) -> Execution:

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 _LIBRARY: Final = "libcuda.so.1"
 _LONGEST_NAME: Final = 256
 # What computes on a device, besides the driver.
-_PACKAGES: Final = ("torch", "triton")
+PACKAGES: Final = ("torch", "triton")
 
 
 class CudaDevice(NamedTuple):
@@ -34,7 +34,7 @@ def find_device() -> CudaDevice | str:
     count = ctypes.c_int()
     if driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
         return "the NVIDIA driver shows no device to this process"
-    missing = [name for name in _PACKAGES if find_spec(name) is None]
+    missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         return f"{' and '.join(missing)} is not installed"
     device, memory, name = ctypes.c_int(), ctypes.c_size_t(), ctypes.create_string_buffer(_LONGEST_NAME)

@@ -78,7 +78,7 @@ def merge_folder(
     execution = (
         choose_device(plan, device, digests=digests, threads=threads) if isinstance(device, str) else device.execution
     )
-    identity = identity_of([plan, digests, execution.backend, execution.processor], [base_dir, *folders])
+    identity = identity_of([plan, digests, execution.identity], [base_dir, *folders])
     with resumable_folder(Path(out_dir), needed=plan.size, identity=identity, notes=tuple[TensorStats, ...]) as staging:
         _write_shards(
             plan,

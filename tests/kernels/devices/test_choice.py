@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -54,6 +55,7 @@ def test_auto_takes_what_is_clearly_faster(cpu: float, cuda: float | None, devic
     if cuda is not None:
         assert f"{cpu:.1f} s on the CPU and {cuda:.1f} s on NVIDIA X are predicted" in chosen.reason
     assert (chosen.backend, chosen.processor) == (("triton", "NVIDIA X") if device == "cuda" else ("numpy", None))
+    assert chosen.versions == (f"torch {version('torch')}, triton {version('triton')}" if device == "cuda" else None)
 
 
 def test_another_device_is_refused() -> None:

@@ -133,7 +133,7 @@ def test_a_shard_on_a_device_has_the_bytes_of_the_cpu_and_names_the_device(
 ) -> None:
     """The device is the CPU's memory, with the reference implementations; factors are such that sums are exact."""
     data, folder = on_a_gpu(tmp_path)
-    found = Execution("cuda", "triton", "NVIDIA X", "requested")
+    found = Execution("cuda", "triton", "NVIDIA X", "triton 3", "requested")
     monkeypatch.setattr(files_module, "blobs", lambda: LocalStore(folder / "store"))
     monkeypatch.setattr(merge_child, "require", lambda device: found if device == "cuda" else None)
     monkeypatch.setattr(accelerator, "Accelerator", lambda execution: Accelerator("cpu", "torch", execution=execution))
