@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -29,6 +30,7 @@ from lora_kernels.merging import merge_folder, plan_folder, plan_merge
 from lora_kernels.merging.device import compute
 from lora_kernels.merging.device import stream as on_device
 from lora_kernels.merging.device.work import HostTensor, Part, kind_of, waves
+from lora_kernels.merging.plan import shard_header
 from lora_kernels.merging.stream import stream_chunks
 from tests.kernels.checkpoints import Tensors, matrix, pair, read_model, write_adapter, write_base
 from tests.kernels.merging.device_models import EXACT, K, Q, V, exact_adapter, exact_base, whole
@@ -124,6 +126,38 @@ def test_origins_are_the_ranges_that_no_adapter_changes(base: Path, adapter: Pat
                     copied += len(chunk.view)
                     assert bytes(chunk.view) == source.read(*chunk.origin, len(chunk.view))
             assert copied == sum(tensor.end - tensor.start for tensor in shard.tensors if tensor.copied)
+
+
+class Counting(FolderSource):
+    """Counts the bytes that are read."""
+
+    count = 0
+
+    def read_into(self, path: str, offset: int, buffer: memoryview) -> None:
+        super().read_into(path, offset, buffer)
+        self.count += len(buffer)
+
+
+def test_waves_are_read_ahead_and_no_more_than_memory_holds(base: Path, adapter: Path) -> None:
+    """While the consumer holds the header, the next two waves come up; the others wait."""
+    plan = plan_folder(base, [(adapter, 1.0)])
+    shard = plan.shards[1]
+    parts = [wave.parts for wave in waves(shard, 1) if wave.parts]
+    assert len(parts) == 5
+    sizes = [sum(part.source[2] - part.source[1] for part in found) for found in parts]
+    with Counting(base) as source, FolderSource(adapter) as factors:
+        chunks = on_device.stream_chunks(
+            plan, shard.file, base=source, adapters=[factors], accelerator=DEVICE, wave_bytes=1, buffer_bytes=5000
+        )
+        next(chunks)
+        deadline = time.monotonic() + 10
+        while source.count < sum(sizes[:1]) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        # Copied bytes fill the other ring meanwhile.
+        assert sizes[0] <= source.count <= sum(sizes[:2]) + 3 * 5000
+        assert len(whole(chunks)) == shard.size - len(shard_header(shard))
+    assert source.count == sum(tensor.source_end - tensor.source_start for tensor in shard.tensors)
 
 
 def test_random_factors_are_within_the_bound(base: Path, tmp_path: Path) -> None:
