@@ -96,23 +96,25 @@ def _check(where: Place, lines: Journal) -> tuple[set[str], set[str]]:
     """Check every case on an odd shape and on one of whole tiles, which also compiles the kernels. Returns the names of
     those that are right on both, and of those that are wrong."""
     from benchmarks.gpu.cases import cases
+    from benchmarks.gpu.choices import choices
 
     checked: set[str] = set()
     wrong: set[str] = set()
-    for shape in (where.odd, where.shapes[0]):
-        for case in cases(where, shape):
-            checked.discard(case.name)
-            if not lines.may_begin(f"check of {case.name} on {shape}"):
-                continue
-            checked.add(case.name)
-            failure = None
-            try:
-                case.check()
-            except Exception as error:  # noqa: BLE001 - one broken case must not cost the run the others
-                failure = f"{type(error).__name__}: {error}"[:500]
-                wrong.add(case.name)
-            lines.write("check", case=case.name, shape=list(shape), right=failure is None, failure=failure)
-            where.finish()
+    listed = [(where.odd, case) for case in cases(where, where.odd)]
+    listed += [(where.shapes[0], case) for case in cases(where, where.shapes[0])]
+    for shape, case in [*listed, *((where.odd, case) for case in choices(where, where.odd))]:
+        checked.discard(case.name)
+        if not lines.may_begin(f"check of {case.name} on {shape}"):
+            continue
+        checked.add(case.name)
+        failure = None
+        try:
+            case.check()
+        except Exception as error:  # noqa: BLE001 - one broken case must not cost the run the others
+            failure = f"{type(error).__name__}: {error}"[:500]
+            wrong.add(case.name)
+        lines.write("check", case=case.name, shape=list(shape), right=failure is None, failure=failure)
+        where.finish()
     return checked - wrong, wrong
 
 
@@ -120,11 +122,16 @@ def _time(
     where: Place, shape: Shape, lines: Journal, monitor: Monitor, right: set[str], ceilings: dict[str, float | None]
 ) -> None:
     from benchmarks.gpu.cases import cases
+    from benchmarks.gpu.choices import choices
     from benchmarks.gpu.timing import measure
 
     listed = [case for case in cases(where, shape) if case.name in right]
     # The first again at the end: what differs is noise, or a card that got warm.
-    for index, case in enumerate([*listed, *listed[:1]]):
+    again = len(listed)
+    listed += listed[:1]
+    if shape == where.shapes[-1]:
+        listed += [case for case in choices(where, shape) if case.name in right]
+    for index, case in enumerate(listed):
         if not lines.may_begin(f"{case.name} on {shape}"):
             return
         monitor.take()
@@ -133,7 +140,7 @@ def _time(
         except Exception as error:  # noqa: BLE001 - as above
             fields = {"failure": f"{type(error).__name__}: {error}"[:500]}
         lines.write(
-            "time", case=case.name, shape=list(shape), again=index == len(listed), **fields,
+            "time", case=case.name, shape=list(shape), again=index == again, **fields,
             **_beside(case, shape, where), card=monitor.take(),
         )  # fmt: skip
         where.finish()

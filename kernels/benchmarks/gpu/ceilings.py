@@ -70,8 +70,8 @@ def bandwidths(place: Place) -> Iterator[dict[str, Any]]:
         ("read from the L2 cache", 4 * cached.numel() * _REPEATS, from_cache),
     ]
     for name, moved, run in mixes:
-        host = place.warm(run)
-        known = [taken for taken in (place.time(run, host) for _ in range(place.rounds)) if taken is not None]
+        warm = place.warm(run)
+        known = [taken for taken in (place.time(run, warm) for _ in range(place.rounds)) if taken is not None]
         yield {
             "mix": name,
             "bytes": moved,

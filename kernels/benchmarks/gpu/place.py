@@ -6,8 +6,8 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Final
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Final, NamedTuple
 
 import torch
 
@@ -19,8 +19,16 @@ _AHEAD: Final = 1.5
 _LONGEST_WAIT: Final = 0.1
 
 
-class Synchronised(Exception):
-    """The host waited for the device within what is timed."""
+class Warm(NamedTuple):
+    """What a first call showed. host: seconds in which it was queued. waits: the host waited for the device, why; None
+    if it did not."""
+
+    host: float
+    waits: str | None
+
+
+class _Waited(Exception):
+    pass
 
 
 class Place(ABC):
@@ -47,13 +55,13 @@ class Place(ABC):
     def name(self) -> str: ...
 
     @abstractmethod
-    def warm(self, run: Callable[[], object]) -> float:
-        """Compile what a call needs, and return the seconds in which the host queues it. Raises Synchronised if the
-        call waits for the device."""
+    def warm(self, run: Callable[[], object]) -> Warm:
+        """Compile what a call needs, and call it once more."""
 
     @abstractmethod
-    def time(self, run: Callable[[], object], host: float) -> float | None:
-        """Seconds of a call on the device; None in a dry run. host: from `warm`. Raises as `warm`."""
+    def time(self, run: Callable[[], object], warm: Warm) -> float | None:
+        """Seconds of a call on the device, with the host's where it waits; None in a dry run. warm: of the same
+        call."""
 
     @abstractmethod
     def finish(self) -> None:
@@ -73,22 +81,20 @@ class Gpu(Place):
     def name(self) -> str:
         return torch.cuda.get_device_name()
 
-    def warm(self, run: Callable[[], object]) -> float:
+    def warm(self, run: Callable[[], object]) -> Warm:
         run()
         torch.cuda.synchronize()
         began = time.perf_counter()
-        with _no_waiting():
-            run()
-        return time.perf_counter() - began
+        waits = _waits(run, _no_waiting())
+        return Warm(time.perf_counter() - began, waits)
 
-    def time(self, run: Callable[[], object], host: float) -> float | None:
+    def time(self, run: Callable[[], object], warm: Warm) -> float | None:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        wait = min(_AHEAD * host + 1e-3, _LONGEST_WAIT)
+        wait = min(_AHEAD * warm.host + 1e-3, _LONGEST_WAIT)
         torch.cuda.synchronize()
         torch.cuda._sleep(int(wait * _CYCLES_PER_SECOND))  # type: ignore[no-untyped-call]
         start.record()
-        with _no_waiting():
-            run()
+        run()
         end.record()
         end.synchronize()
         return float(start.elapsed_time(end)) / 1e3
@@ -96,6 +102,15 @@ class Gpu(Place):
     def finish(self) -> None:
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
+
+
+def _waits(run: Callable[[], object], watched: AbstractContextManager[None]) -> str | None:
+    try:
+        with watched:
+            run()
+    except _Waited as error:
+        return str(error)
+    return None
 
 
 @contextmanager
@@ -106,7 +121,7 @@ def _no_waiting() -> Iterator[None]:
         yield
     except RuntimeError as error:
         if "synchroniz" in str(error):
-            raise Synchronised(str(error)) from error
+            raise _Waited(str(error)) from error
         raise
     finally:
         torch.cuda.set_sync_debug_mode(before)
@@ -127,13 +142,12 @@ class Dry(Place):
     def name(self) -> str:
         return "interpreter"
 
-    def warm(self, run: Callable[[], object]) -> float:
+    def warm(self, run: Callable[[], object]) -> Warm:
         began = time.perf_counter()
-        with _no_reading():
-            run()
-        return time.perf_counter() - began
+        waits = _waits(run, _no_reading())
+        return Warm(time.perf_counter() - began, waits)
 
-    def time(self, run: Callable[[], object], host: float) -> float | None:  # noqa: ARG002
+    def time(self, run: Callable[[], object], warm: Warm) -> float | None:  # noqa: ARG002
         return None
 
     def finish(self) -> None:
@@ -145,7 +159,7 @@ def _no_reading() -> Iterator[None]:
     """Refuse what would wait for a GPU: reading a tensor's elements into Python."""
 
     def refuse(*_: Any, **__: Any) -> Any:
-        raise Synchronised("elements of a tensor were read by the host")
+        raise _Waited("elements of a tensor were read by the host")
 
     readers = ("tolist", "item", "__bool__", "__int__", "__float__", "__index__")
     kept = {name: getattr(torch.Tensor, name) for name in readers}

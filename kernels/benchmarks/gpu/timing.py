@@ -18,7 +18,7 @@ _PEER_ROUNDS: Final = 5
 
 def measure(place: Place, case: Case, ceilings: dict[str, float | None]) -> dict[str, Any]:
     """Times of one item, and shares: of the copy's bandwidth in the same rounds, and of the ceiling of the case's own
-    mix. Times are None without a clock. Raises Synchronised if the case waits for the device."""
+    mix. Times are None without a clock. `waits` says why a time includes the host's."""
     items = [case.prepare()]
     per_item = case.moved(items[0])
     items += [case.prepare() for _ in range(max(place.items, place.rotation // per_item) - 1)]
@@ -31,13 +31,14 @@ def measure(place: Place, case: Case, ceilings: dict[str, float | None]) -> dict
     def copy() -> object:
         return target.copy_(source)
 
-    host, copy_host = place.warm(run), place.warm(copy)
+    warm, copy_warm = place.warm(run), place.warm(copy)
     copies, times = [], []
     for _ in range(place.rounds):
-        copies.append(place.time(copy, copy_host))
-        times.append(place.time(run, host))
+        copies.append(place.time(copy, copy_warm))
+        times.append(place.time(run, warm))
     each = [None if taken is None else taken / len(items) for taken in times]
-    fields: dict[str, Any] = {"bytes": per_item, "items": len(items), "host_milliseconds": host / len(items) * 1e3}
+    fields: dict[str, Any] = {"bytes": per_item, "items": len(items)}
+    fields |= {"host_milliseconds": warm.host / len(items) * 1e3, "waits": warm.waits}
     fields |= _figures(case, per_item, size(source), copies, each, ceilings)
     if case.peer is not None:
         fields["times_torch"] = _peer(place, partial(case.peer, items), times)
@@ -69,7 +70,7 @@ def _figures(
 
 
 def _peer(place: Place, peer: Callable[[], object], times: list[float | None]) -> float | None:
-    host = place.warm(peer)
-    taken = [place.time(peer, host) for _ in range(min(place.rounds, _PEER_ROUNDS))]
+    warm = place.warm(peer)
+    taken = [place.time(peer, warm) for _ in range(min(place.rounds, _PEER_ROUNDS))]
     ours, theirs = ([one for one in values if one is not None] for values in (times, taken))
     return statistics.median(theirs) / statistics.median(ours) if ours and theirs else None

@@ -47,7 +47,7 @@ MERGE_ROWS: Final = LaunchConfig(rows=32, columns=1024, rank=64, warps=1, stages
 MERGE_DORA: Final = LaunchConfig(64, 64, 16, 4, 2, 8, measured=_on_h200("47 %, two reads counted"))
 TENSOR_STATS: Final = LaunchConfig(1, 32768, 0, 4, 1)
 # One warp for 16 rows and 512 columns: short segments, since the rows of a chunk are few.
-DORA_ROWS: Final = LaunchConfig(rows=8192, columns=512, rank=0, warps=1, stages=1)
+DORA_ROWS: Final = LaunchConfig(rows=16, columns=512, rank=0, warps=1, stages=1)
 # One warp for 16 rows and 4096 columns: the sums are few.
 COUNT_ROWS: Final = LaunchConfig(rows=16, columns=4096, rank=0, warps=1, stages=1)
 # One warp for 16 rows and 2048 columns.

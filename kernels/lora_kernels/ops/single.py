@@ -109,10 +109,9 @@ def single(
     )
     if not fits:
         return None
-    wide = -(-w.shape[1] // (WIDTH * unroll)) * unroll * WIDTH
     return Single(
         w, out,
-        a=arrange_a([torch.nn.functional.pad(a, (0, wide - a.shape[1])) for _, a in pairs], rank=rank, width=WIDTH),
+        a=arrange_a([a for _, a in pairs], rank=rank, width=WIDTH, groups=unroll),
         b=arrange_b([b for b, _ in pairs], rank=rank, rows=ROWS, slice_rank=rank),
         scales=upload([adapter.scale for adapter in adapters], torch.float32, w.device),
         rank=rank,

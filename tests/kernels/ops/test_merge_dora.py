@@ -99,9 +99,9 @@ def test_chunks_of_rows_and_segments_of_columns(dtype, rank, device):
     shape = (35, 136)
     w, adapter, magnitude = inputs(shape, dtype, dtype, device, rank=rank)
     whole, cut = (Guarded(shape, dtype, device, padding=8) for _ in range(2))
-    for guarded, rows in ((whole, 8192), (cut, 16)):
+    for guarded, chunk in ((whole, aligned.CHUNK_BYTES), (cut, 32 * 2 * shape[1])):
         given = single(w, guarded.tensor, [adapter], most=1, unroll=aligned.UNROLL, transpose=False)
-        aligned.merge(given, magnitude, config=replace(DORA_ROWS, rows=rows, columns=64))
+        aligned.merge(given, magnitude, config=replace(DORA_ROWS, columns=64), chunk_bytes=chunk)
         guarded.check()
     assert torch.equal(whole.tensor, cut.tensor)
     as_torch = merge_dora(w, adapter, magnitude, backend="torch")

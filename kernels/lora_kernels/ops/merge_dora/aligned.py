@@ -15,7 +15,7 @@ import triton.language as tl
 from lora_kernels.ops import aot
 from lora_kernels.ops.configs import DORA_ROWS, LaunchConfig
 from lora_kernels.ops.launch import ELEMENTS, on, options
-from lora_kernels.ops.rounding import load, store_rounded, widen
+from lora_kernels.ops.rounding import element_pointer, load_elements, store_rounded, widen
 from lora_kernels.ops.single import PLAIN, ROWS, TYPES, WIDTH, Single, constants, offsets_of, product, tile_mask
 
 # Bytes of W whose second read comes from the L2 cache: half of an H200's, which also takes the result.
@@ -51,12 +51,13 @@ def row_squares_kernel(
     start = i_segment * (STEPS * 32)
     o_rows = i_block * 16 + tl.arange(0, 16)
     o_w = offsets_of(i_block, w_eighths, start)
-    scale = tl.load(scales)
+    scale, p_w = tl.load(scales), element_pointer(w, ELEMENT)
     b_squares = tl.zeros((16, 32), dtype=tl.float32)
     for i_group in range(i_segment * STEPS, tl.minimum((i_segment + 1) * STEPS, tl.cdiv(column_eighths, 4)), UNROLL):
         for i_part in tl.static_range(UNROLL):
             m_tile = tile_mask(o_rows, i_group + i_part, rows, column_eighths)
-            b_w = load(w, o_w + i_part * 32, m_tile, ELEMENT, True)
+            # To be read again by the second pass.
+            b_w = tl.load(p_w + (o_w + i_part * 32), m_tile, other=0, eviction_policy="evict_last")
             b_v = widen(b_w, ELEMENT) + product(a, b, i_block, i_group + i_part, 0, 1, FACTOR, RANK) * scale
             # 0 outside the matrix; NaN if a factor is infinite, but then so is the row.
             b_squares = tl.fma(b_v, b_v, b_squares)
@@ -98,25 +99,27 @@ def scale_rows_kernel(
     b_scale = tl.load(magnitude + o_rows, m_rows, other=0.0).to(tl.float64) / tl.sqrt(b_squares)
     b_scale = b_scale.to(tl.float32)[:, None]
     o_w, o_out = offsets_of(i_block, w_eighths, start), offsets_of(i_block, out_eighths, start)
-    scale = tl.load(scales)
+    scale, p_w = tl.load(scales), element_pointer(w, ELEMENT)
     for i_group in range(i_segment * STEPS, tl.minimum((i_segment + 1) * STEPS, tl.cdiv(column_eighths, 4)), UNROLL):
         for i_part in tl.static_range(UNROLL):
             m_tile = tile_mask(o_rows, i_group + i_part, rows, column_eighths)
-            b_w = load(w, o_w + i_part * 32, m_tile, ELEMENT, True)
+            b_w = load_elements(p_w + (o_w + i_part * 32), m_tile, False)
             b_v = widen(b_w, ELEMENT) + product(a, b, i_block, i_group + i_part, 0, 1, FACTOR, RANK) * scale
             store_rounded(out, o_out + i_part * 32, b_scale * b_v, m_tile, OUTPUT, True)
         o_w += 32 * UNROLL
         o_out += 32 * UNROLL
 
 
-def merge(given: Single, magnitude: torch.Tensor, *, config: LaunchConfig = DORA_ROWS) -> None:
-    """Merge into `given.out`. config: columns of a segment, and rows of a chunk, if it is to have fewer than fit the
-    cache."""
+def merge(
+    given: Single, magnitude: torch.Tensor, *, config: LaunchConfig = DORA_ROWS, chunk_bytes: int = CHUNK_BYTES
+) -> None:
+    """Merge into `given.out`. config: columns of a segment. chunk_bytes: of W, which both passes read before the
+    next."""
     rows, columns = given.w.shape
     segments = -(-columns // config.columns)
     squares = torch.empty((segments, rows), device=given.w.device)
     magnitude = magnitude.float().contiguous()
-    blocks = max(1, min(config.rows, CHUNK_BYTES // (2 * columns)) // ROWS)
+    blocks = max(1, chunk_bytes // (2 * columns * ROWS))
     form = given.constants() | _form(config) | options(config)
     with on(given.w.device):
         for first in range(0, given.blocks, blocks):
