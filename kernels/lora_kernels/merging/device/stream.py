@@ -91,7 +91,7 @@ def stream_chunks(
     try:
         yield from pipeline.chunks(on_tensor)
     finally:
-        pipeline.threads.stop()
+        pipeline.close()
 
 
 class _Pipeline:
@@ -144,6 +144,12 @@ class _Pipeline:
         except Stopped:
             assert self.threads.error is not None
             raise self.threads.error from None
+
+    def close(self) -> None:
+        """End the threads, and wait for the work that they left on the device: its memory is freed afterwards."""
+        self.threads.stop()
+        for stream in (self._up, self._compute, self._down):
+            stream.record().wait()
 
     def up(self) -> None:
         """Read the weights of each wave, and copy them to the device."""
