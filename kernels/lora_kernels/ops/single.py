@@ -12,7 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from lora_kernels.ops import tables
-from lora_kernels.ops.fragments import UNIT, arrange_a, arrange_b, factor_pointer, in_columns, load_a, load_b, multiply
+from lora_kernels.ops.arrange import Arrangement, arrange
+from lora_kernels.ops.fragments import UNIT, factor_pointer, in_columns, load_a, load_b, multiply
 from lora_kernels.ops.launch import ELEMENTS, upload
 from lora_kernels.ops.low_rank import LowRank
 
@@ -22,6 +23,7 @@ ROWS: Final = 16
 WIDTH: Final = 32
 # Ranks above it take more registers than one warp has.
 MOST_RANK: Final = 128
+_MOST_SLICE: Final = 64
 # Kernels may count elements in 32 bits.
 MOST_ELEMENTS: Final = 2**31
 _HALF: Final = (torch.bfloat16, torch.float16)
@@ -32,11 +34,12 @@ class Single:
     """Rows of w and out are contiguous and aligned; both are transposed if they were stored by columns.
 
     Args:
-        a, b: of all adapters, of `arrange_a` and `arrange_b`.
+        a, b: of all adapters, of `arrange`.
         scales: float32 (adapters,).
         rank: of all adapters, filled with zeros; 16 times a power of two.
         row_stride: distance of two rows in the numbers of elements; those of a row follow each other. None if the
             matrix was transposed.
+        keep: tensors that own memory which launches read.
     """
 
     w: Tensor
@@ -46,6 +49,7 @@ class Single:
     scales: Tensor
     rank: int
     row_stride: int | None
+    keep: tuple[Tensor, ...]
 
     @property
     def blocks(self) -> int:
@@ -109,13 +113,15 @@ def single(
     )
     if not fits:
         return None
+    # Of blocks of 16 rows, slices follow each other as the whole rank does.
+    order = Arrangement(rank, rows=ROWS, width=WIDTH, slice_rank=min(rank, _MOST_SLICE), groups=unroll)
+    ((b, a),), keep = arrange([pairs], factors.pop(), order, w.device)
     return Single(
-        w, out,
-        a=arrange_a([a for _, a in pairs], rank=rank, width=WIDTH, groups=unroll),
-        b=arrange_b([b for b, _ in pairs], rank=rank, rows=ROWS, slice_rank=rank),
+        w, out, a, b,
         scales=upload([adapter.scale for adapter in adapters], torch.float32, w.device),
         rank=rank,
         row_stride=None if swap else w.shape[1],
+        keep=tuple(keep),
     )  # fmt: skip
 
 

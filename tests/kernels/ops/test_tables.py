@@ -71,8 +71,9 @@ def test_programs_cover_each_matrix_once():
     assert table.jobs[:, tables.FIELDS.index("start")].tolist() == [0, 2, 2, 3, 7]
 
 
-def test_what_is_laid_out_for_blocks_of_rows_and_what_is_not():
-    w, one, two = normal(SHAPE, seed=1, dtype=BF16), *(lora(SHAPE, 17, seed=seed, device=CPU) for seed in (0, 1))
+def test_what_is_laid_out_for_blocks_of_rows_and_what_is_not(device):
+    w = normal(SHAPE, seed=1, dtype=BF16).to(device)
+    one, two = (lora(SHAPE, 17, seed=seed, device=device) for seed in (0, 1))
     given = single(w, w, [one, two], most=2, unroll=2)
     assert (given.rank, given.blocks, given.groups) == (32, 4, 3)
     # Two adapters; blocks of 16 rows; 72 columns filled up to 128, two pairs of groups.
@@ -82,8 +83,8 @@ def test_what_is_laid_out_for_blocks_of_rows_and_what_is_not():
     by_columns = single(laid_out(w, "transposed"), laid_out(w, "transposed"), [one], most=1)
     assert by_columns.row_stride is None
     assert by_columns.w.shape == (72, 64)
-    wide = lora(SHAPE, 4, seed=0, device=CPU, dtype=FP32)
-    tall = lora(SHAPE, 129, seed=0, device=CPU)
+    wide = lora(SHAPE, 4, seed=0, device=device, dtype=FP32)
+    tall = lora(SHAPE, 129, seed=0, device=device)
     refused = [
         (w.float(), w, [one]),
         (w, w.float(), [one]),
