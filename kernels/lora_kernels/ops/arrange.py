@@ -44,7 +44,8 @@ class Arrangement:
         width: columns of a group.
         slice_rank: rank that the kernel multiplies at once, at most 64; it divides the rank.
         groups: A is filled up to a multiple of so many groups.
-        planes: 3 to store a float32 factor as three matrices of bf16 (`fragments.planes`), one after another.
+        planes: 3 to store a float32 factor as three matrices of bf16 whose sum it is, the largest first, one after
+            another. Elements below 2^-110 lose bits, and infinite ones become NaN.
     """
 
     rank: int
@@ -83,7 +84,7 @@ def arrange_kernel(
 
     k = tl.arange(0, SLICE)
     s = tl.arange(0, SIDE)
-    # The places of `fragments.arrange_a` and `arrange_b` within 16 of the rank.
+    # rank = (unit, k3, k2 k1, k0), rows = (unit, m3, m2 m1 m0), columns = (n2 n1, n4, n3, n0): see `fragments`.
     k_place = (k % 8 // 2) * 8 + k % 2
     if IS_A:
         k_place += (k // 16) * (SIDE * 16) + (k // 8 % 2) * 2

@@ -3,7 +3,7 @@
 A thread reads 16 bytes of W: 8 neighbouring columns of 16 bits, or 4 of 32. The matrix units leave a thread columns 2q
 and 2q + 1 of each 8 of their result. With the columns of A permuted within a group of 32 (16), these are neighbours:
 column bits n4 n3 n2 n1 n0 of the product hold column n2 n1 n4 n3 n0 of W; of 16, n3 n2 n1 n0 hold n2 n1 n3 n0. Both
-factors are stored once, by `arrange_a` and `arrange_b`, in the order in which the 32 lanes of a warp take them, so that
+factors are stored once, by `arrange`, in the order in which the 32 lanes of a warp take them, so that
 a lane reads its share of 16 x 16 elements in one access.
 
 A kernel of one warp then walks along a block of rows, one group of columns after another:
@@ -18,10 +18,8 @@ a conversion comes back. `tests/kernels/ops/test_aot.py` counts exchanges of bot
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
-import torch
 import triton
 import triton.language as tl
 
@@ -31,45 +29,6 @@ from lora_kernels.ops.rounding import COMPILED, widen
 UNIT: Final = 16
 # Columns of a group, by bytes of an element of W.
 WIDTHS: Final = {2: 32, 4: 16}
-
-
-def arrange_a(factors: Sequence[torch.Tensor], *, rank: int, width: int, groups: int = 1) -> torch.Tensor:
-    """A of a job's adapters, each (r, i), as (groups, adapters, rank * width), filled with zeros. rank: a multiple of
-    16 and at least each r. width: columns of a group. groups: the number of groups is a multiple of it."""
-    groups *= -(-factors[0].shape[1] // (width * groups))
-    filled = _filled(factors, rank, groups * width)
-    # rank = (slice, k3, k2 k1, k0), columns = (group, n2 n1, n4, n3, n0); without n4 in groups of 16.
-    parts = filled.reshape(len(factors), rank // UNIT, 2, 4, 2, groups, 4, width // 16, 2, 2)
-    return parts.permute(5, 0, 1, 7, 6, 9, 3, 8, 2, 4).reshape(groups, len(factors), rank * width)
-
-
-def arrange_b(factors: Sequence[torch.Tensor], *, rank: int, rows: int, slice_rank: int) -> torch.Tensor:
-    """B of a job's adapters, each (o, r), as (blocks, adapters, rank * rows), filled with zeros. rows: of a block, a
-    multiple of 16. slice_rank: rank that a kernel multiplies at once; a block is stored slice by slice."""
-    blocks = -(-factors[0].shape[0] // rows)
-    filled = _filled(factors, blocks * rows, rank)
-    # rows = (block, unit, m3, m2 m1 m0), rank = (slice, unit, k3, k2 k1, k0).
-    parts = filled.reshape(len(factors), blocks, rows // UNIT, 2, 8, rank // slice_rank, slice_rank // UNIT, 2, 4, 2)
-    return parts.permute(1, 0, 5, 2, 6, 4, 8, 7, 3, 9).reshape(blocks, len(factors), rank * rows)
-
-
-def planes(factor: torch.Tensor) -> list[torch.Tensor]:
-    """Three matrices of bf16 whose sum is a float32 matrix, the largest first. Elements below 2^-110 lose bits, and
-    infinite ones become NaN."""
-    left = factor.float()
-    found = []
-    for _ in range(3):
-        found.append(left.bfloat16())
-        left = left - found[-1].float()
-    return found
-
-
-def _filled(factors: Sequence[torch.Tensor], rows: int, columns: int) -> torch.Tensor:
-    """Matrices (adapters, rows, columns) with zeros behind each."""
-    filled = factors[0].new_zeros((len(factors), rows, columns))
-    for place, factor in zip(filled, factors, strict=True):
-        place[: factor.shape[0], : factor.shape[1]] = factor
-    return filled
 
 
 @triton.jit

@@ -10,9 +10,10 @@ import torch
 import triton.language as tl
 
 from lora_kernels.ops import aot, tables
+from lora_kernels.ops.arrange import Arrangement, arrange
 from lora_kernels.ops.configs import BAND_PROGRAMS, BANDS
 from lora_kernels.ops.dispatch import interpreted
-from lora_kernels.ops.fragments import UNIT, arrange_a, arrange_b, planes
+from lora_kernels.ops.fragments import UNIT
 from lora_kernels.ops.launch import ELEMENTS, on, options, upload
 from lora_kernels.ops.low_rank import LowRank
 from lora_kernels.ops.merge_low_rank.forms import form_of_factors, planes_of
@@ -149,16 +150,12 @@ class Form:
 
 def _arranged(adapters: Sequence[LowRank], form: Form) -> tuple[torch.Tensor, torch.Tensor]:
     """B and A in the order of the matrix units."""
-
-    def stored(factor: torch.Tensor) -> Sequence[torch.Tensor]:
-        return planes(factor) if planes_of(form.factor) > 1 else [factor]
-
-    b = [part for adapter in adapters for part in stored(adapter.b)]
-    a = [part for adapter in adapters for part in stored(adapter.a)]
-    return (
-        arrange_b(b, rank=form.rank, rows=BAND.value, slice_rank=form.slice_rank),
-        arrange_a(a, rank=form.rank, width=GROUP.value),
+    arrangement = Arrangement(
+        form.rank, rows=BAND.value, width=GROUP.value, slice_rank=form.slice_rank, planes=planes_of(form.factor)
     )
+    pairs = [(adapter.b, adapter.a) for adapter in adapters]
+    (found,), _ = arrange([pairs], form.factor, arrangement, pairs[0][0].device)
+    return found
 
 
 def _as_factor(tensor: torch.Tensor) -> torch.Tensor:
