@@ -75,7 +75,7 @@ def test_the_dry_run_goes_through_every_stage(tmp_path: Path) -> None:
     of_kind: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
         of_kind.setdefault(line["kind"], []).append(line)
-    assert list(of_kind) == ["environment", "ceiling", "matrix unit sum", "check", "time", "counters", "end"]
+    assert list(of_kind) == ["environment", "ceiling", "matrix unit sum", "rate", "check", "time", "counters", "end"]
     assert {line["mix"] for line in of_kind["ceiling"]} >= {"copy", "read", "write", "read 1, write 4"}
     names = list(PREDICTIONS)
     checked = {name: [line["right"] for line in of_kind["check"] if line["case"] == name] for name in names}

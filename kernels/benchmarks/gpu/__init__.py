@@ -4,6 +4,7 @@ place.py        where a run happens: a GPU, or Triton's interpreter with small s
 journal.py      the lines of a run, each on disk before the next thing begins; the deadline
 monitor.py      clocks, power and temperature from nvidia-smi, while a case runs
 ceilings.py     what the device can reach: copies, reads, writes, mixes; how its matrix units sum
+rates.py        instructions per second of some kinds
 cases.py        each operation: inputs, the bytes it must move, its kernels
 choices.py      other launch configurations of a few operations
 checks.py       the result of a case against float64, or to the byte

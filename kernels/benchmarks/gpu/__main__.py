@@ -80,6 +80,7 @@ def _environment() -> dict[str, Any]:
 
 def _ceilings(where: Place, lines: Journal, monitor: Monitor) -> dict[str, float | None]:
     from benchmarks.gpu.ceilings import bandwidths, matrix_unit_sums
+    from benchmarks.gpu.rates import rates
 
     found: dict[str, float | None] = {}
     monitor.take()
@@ -88,6 +89,8 @@ def _ceilings(where: Place, lines: Journal, monitor: Monitor) -> dict[str, float
         lines.write("ceiling", **row, card=monitor.take())
     for row in matrix_unit_sums(where):
         lines.write("matrix unit sum", **row)
+    for row in rates(where):
+        lines.write("rate", **row, card=monitor.take())
     where.finish()
     return found
 
