@@ -24,6 +24,10 @@ def run(assembly: str, inputs: Sequence[U32], *, outputs: int) -> list[U32]:
         words = statement.split(None, 1)
         if not words or words[0] == ".reg":
             continue
+        if words[0] == "mov.b64":  # {low, high}, of a register of 64 bits
+            low, high, both = re.findall(r"[$\w]+", words[1])
+            registers[low], registers[high] = np.asarray(registers[both]).view(np.uint32).reshape(-1, 2).T
+            continue
         target, *operands = (operand.strip() for operand in words[1].split(","))
         registers[target] = _OPERATIONS[words[0]](*(_value(one, registers) for one in operands if one != _ALL_LANES))
     return [registers[f"${index}"] for index in range(outputs)]
@@ -71,5 +75,7 @@ _OPERATIONS: Final[dict[str, Callable[..., Any]]] = {
     "shfl.sync.idx.b32": lambda table, lane, clamp: table[lane & clamp],
     "prmt.b32": _permute,
     "fma.rn.f32": _fma,
+    "mul.wide.u32": lambda a, b: a.astype(np.uint64) * b.astype(np.uint64),
+    "set.gt.f32.f32": lambda a, b: _bits(_float(a) > _float(b)),
     "sub.rn.f32": lambda a, b: _bits(_float(a) - _float(b)),
 }

@@ -16,12 +16,13 @@ import triton.language as tl
 from lora_contract.errors import RegistryError
 from lora_kernels.numeric.philox import keep_mask, random_bits, stream_key
 from lora_kernels.ops import LowRank, dare_merge
-from lora_kernels.ops.sparse import aligned
+from lora_kernels.ops.sparse import aligned, philox
 from lora_kernels.ops.sparse.kernel import random_words
 from lora_kernels.ops.sparse.philox import first_round
 from lora_kernels.ops.sparse.philox import random_words as shared_words
 from lora_kernels.ops.tables import FIELDS
 from lora_kernels.ops.testing import Guarded
+from tests.kernels.ops import ptx
 from tests.kernels.ops.inputs import BF16, FP16, FP32, bits, laid_out, normal, whole
 
 KEYS = [stream_key(3, "a"), 2**64 - 1, 0]
@@ -51,6 +52,15 @@ def test_the_mask_of_an_aligned_matrix_of_16_bits_is_the_streams(shape, device, 
     kept = [keep_mask(key, 0, w.numel(), 0.25).reshape(shape) for key in KEYS]
     expected = sum(mask * 2.0**power for power, mask in enumerate(kept))
     np.testing.assert_array_equal(got.float().cpu().numpy(), expected)
+
+
+def test_the_ptx_of_a_product_of_64_bits_is_its_plain_form():
+    edges = np.array([0, 1, 2, 2**16 - 1, 2**31, 2**32 - 1, 0xD2511F53, 0xCD9E8D57], np.uint32)
+    one, other = (part.ravel() for part in np.meshgrid(edges, edges))
+    high, low = ptx.run(philox.PRODUCT.value, [one, other], outputs=2)
+    products = one.astype(np.uint64) * other
+    np.testing.assert_array_equal(high, products >> np.uint64(32))
+    np.testing.assert_array_equal(low, products & np.uint64(2**32 - 1))
 
 
 @triton.jit

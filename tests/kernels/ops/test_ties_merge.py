@@ -23,6 +23,7 @@ from lora_kernels.ops.ties_merge import aligned as count_rows
 from lora_kernels.ops.ties_merge import in_torch as reference
 from lora_kernels.ops.ties_merge import limits
 from lora_kernels.ops.ties_merge.limits import Search
+from tests.kernels.ops import ptx
 from tests.kernels.ops.inputs import BF16, FP16, FP32, bits, laid_out, loras, normal, whole
 
 WEIGHTS = [1.0, 0.5, -2.0, 0.7]
@@ -162,6 +163,14 @@ def test_infinite_and_missing_numbers_of_16_bits(device):
             got, expected = (ties_merge(w, adapters, backend=backend, **recipe) for backend in ("triton", "torch"))
             assert got.isnan().any()
             torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_the_ptx_of_the_vote_is_its_plain_form():
+    edges = np.array([0, 1, 0x7FFFFF, 0x800000, 0x3F800000, 0x7F7FFFFF, 0x7F800000, 0x7FC00000, 0x7FFFFFFF], np.uint32)
+    both = np.concatenate((edges, edges | np.uint32(1 << 31)))
+    (found,) = ptx.run(sparse_rows.IS_POSITIVE.value, [both], outputs=1)
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_array_equal(found.view(np.float32), (both.view(np.float32) > 0).astype(np.float32))
 
 
 def _nearest(value: Fraction) -> np.float32:
