@@ -8,6 +8,7 @@ import pytest
 from lora_kernels.ops.all_kernels import variants
 from lora_kernels.ops.aot import compile_variants
 from lora_kernels.ops.dispatch import interpreted
+from lora_kernels.ops.merge_low_rank.rows import merge_rows_kernel
 from lora_kernels.ops.quantized.kernel import DENSE, FOUR_BIT, INT8
 from tests.kernels.ops import costs
 
@@ -61,6 +62,28 @@ def test_costs_what_the_table_says(variant, version, measured):
     assert found["widest"] >= known["widest"]
     assert found["instructions"] <= MORE * known["instructions"]
     assert found["instructions"] >= LESS * known["instructions"], f"the table no longer tells what was gained: {WRITE}"
+
+
+# Instructions an element that a merge may take, by the end of its variant's name.
+AIMS = {
+    "bf16, factors bf16, 1 x 16": 6,
+    "bf16, factors bf16, 1 x 64": 7,
+    "bf16, factors bf16, 4 x 16": 13,
+    "bf16, factors bf16, 1 x 16, stats": 13,
+    "bf16, factors fp32, 1 x 16": 8,
+}
+
+
+def test_merges_of_aligned_matrices_are_short_and_exchange_nothing(measured):
+    merges = [variant for variant in variants() if variant.kernel is merge_rows_kernel]
+    for version, costs_of in measured.items():
+        for variant in merges:
+            if variant.name in costs_of:
+                cost = costs_of[variant.name]
+                assert (cost.exchanges, cost.shared) == (0, 0), (version, variant.name)
+                assert {size for kind, size in cost.accesses if kind == "st"} <= {4, 16}, "results, and statistics"
+        for name, most in AIMS.items():
+            assert costs_of[f"merge_low_rank {name}"].instructions <= most, (version, name)
 
 
 def test_the_table_has_no_other_variants():
