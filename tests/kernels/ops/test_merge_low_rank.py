@@ -88,7 +88,9 @@ def test_aligned_merges_are_close_to_float64_as_torch_is(ranks, kinds, device):
     guarded = Guarded(w.shape, out_dtype, device, padding=8)
     merge_low_rank(w, adapters, out=guarded.tensor, backend="triton")
     guarded.check()
-    assert_close(guarded.tensor, exact(w, adapters), as_torch=twin(w, adapters, out_dtype), factor=2.0)
+    # The matrix units truncate where they add, in 40 steps for planes of rank 70.
+    tiny = 2.0**-24 if device.type == "cpu" else 2.0**-20
+    assert_close(guarded.tensor, exact(w, adapters), as_torch=twin(w, adapters, out_dtype), factor=2.0, tiny=tiny)
 
 
 @pytest.mark.parametrize("shape", [(32, 64), (31, 63)], ids=["aligned", "any"])
