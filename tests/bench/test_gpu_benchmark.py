@@ -17,7 +17,14 @@ from benchmarks.gpu.journal import Journal
 from benchmarks.gpu.predictions import PREDICTIONS
 from benchmarks.process import ROOT
 
-SMI = "#!/bin/sh\nwhile :; do echo '1755, 3201, 512.25, 45, 0x0000000000000001'; sleep 0.05; done\n"
+SMI = """#!/bin/sh
+case "$*" in
+  *clocks_throttle*) exit 6 ;;
+  *driver_version*) echo '580.159.03' ;;
+  *--loop-ms*) while :; do echo '1755, 3201, 512.25, 45, 0x0000000000000001'; sleep 0.05; done ;;
+  *clocks_event*) echo '0x0000000000000001' ;;
+esac
+"""
 NCU = """#!/bin/sh
 while [ "$1" != "{python}" ]; do shift; done
 "$@" || exit 3
@@ -76,6 +83,7 @@ def test_the_dry_run_goes_through_every_stage(tmp_path: Path) -> None:
     for line in lines:
         of_kind.setdefault(line["kind"], []).append(line)
     assert list(of_kind) == ["environment", "ceiling", "matrix unit sum", "rate", "check", "time", "counters", "end"]
+    assert of_kind["environment"][0]["driver"] == "580.159.03"
     assert {line["mix"] for line in of_kind["ceiling"]} >= {"copy", "read", "write", "read 1, write 4"}
     names = list(PREDICTIONS)
     checked = {name: [line["right"] for line in of_kind["check"] if line["case"] == name] for name in names}

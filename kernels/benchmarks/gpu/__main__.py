@@ -74,8 +74,10 @@ def _run(where: Place, lines: Journal) -> int:
 def _environment() -> dict[str, Any]:
     import torch
 
+    from benchmarks.gpu.monitor import driver
+
     libraries = {name: version(name) for name in ("torch", "triton")}
-    return {"python": platform.python_version(), **libraries, "cuda": torch.version.cuda}
+    return {"driver": driver(), "python": platform.python_version(), **libraries, "cuda": torch.version.cuda}
 
 
 def _ceilings(where: Place, lines: Journal, monitor: Monitor) -> dict[str, float | None]:

@@ -9,7 +9,10 @@ from collections import deque
 from types import TracebackType
 from typing import Final
 
-_FIELDS: Final = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu", "clocks_throttle_reasons.active")
+_FIELDS: Final = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
+# Newer and older drivers name it differently, and reject a query with the other name as a whole.
+_REASONS: Final = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")
+_OPTIONS: Final = "--format=csv,noheader,nounits"
 _SHORT: Final = ("sm_mhz", "memory_mhz", "watts", "celsius", "throttle")
 _EVERY_MS: Final = 100
 # Samples of about two minutes.
@@ -26,8 +29,9 @@ class Monitor:
     def __enter__(self) -> Monitor:
         program = shutil.which("nvidia-smi")
         if program is not None:
-            query = [f"--query-gpu={','.join(_FIELDS)}", "--format=csv,noheader,nounits", f"--loop-ms={_EVERY_MS}"]
-            self._process = subprocess.Popen([program, *query], stdout=subprocess.PIPE, text=True)
+            fields = [*_FIELDS, *(name for name in _REASONS if _answer(program, name))][: len(_SHORT)]
+            query = [program, f"--query-gpu={','.join(fields)}", _OPTIONS, f"--loop-ms={_EVERY_MS}"]
+            self._process = subprocess.Popen(query, stdout=subprocess.PIPE, text=True)
             threading.Thread(target=self._read, daemon=True).start()
         return self
 
@@ -43,7 +47,7 @@ class Monitor:
         sample."""
         rows = [self._samples.popleft() for _ in range(len(self._samples))]
         found: dict[str, list[float] | list[str]] = {}
-        for name, values in zip(_SHORT, zip(*rows, strict=True), strict=False):
+        for name, values in zip(_SHORT, zip(*rows, strict=False), strict=False):
             if name == "throttle":
                 found[name] = sorted(set(values))
                 continue
@@ -57,8 +61,24 @@ class Monitor:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             values = tuple(part.strip() for part in line.split(","))
-            if len(values) == len(_FIELDS):
+            if len(values) >= len(_FIELDS):
                 self._samples.append(values)
+
+
+def driver() -> str | None:
+    """Version of the GPU's driver; None without nvidia-smi."""
+    program = shutil.which("nvidia-smi")
+    return None if program is None else _answer(program, "driver_version")
+
+
+def _answer(program: str, field: str) -> str | None:
+    """A field of the first GPU; None if the driver rejects it."""
+    query = [program, f"--query-gpu={field}", _OPTIONS]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=10, check=False)
+    except subprocess.TimeoutExpired:
+        return None
+    return None if done.returncode else done.stdout.partition("\n")[0].strip()
 
 
 def _number(text: str) -> float | None:
