@@ -1,8 +1,8 @@
 """Launch configurations, as data. Nothing is tuned at run time: the same call launches the same code everywhere.
 
-`measured` states on which device and by which result a configuration was chosen; `python -m benchmarks.gpu.tune`
-measures, and `kernels/benchmarks/results/tune-nvidia-h200.json` has its results. Every variant must compile for sm_90
-without spills; float32 factors need more registers and therefore get more warps.
+`measured` states on which device and by which result a configuration was chosen; those of kernels on tiles come
+from `kernels/benchmarks/results/tune-nvidia-h200.json`. Every variant must compile for sm_90 without spills; on tiles,
+float32 factors need more registers and therefore get more warps.
 """
 
 from __future__ import annotations
