@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Final
 
 import torch
@@ -89,10 +89,15 @@ class Accelerator:
         return Stream(self.device)
 
     @contextmanager
-    def launching(self, stream: Stream) -> Iterator[None]:
-        """Launch operations on a stream, one thread of this process at a time."""
-        with _launches, stream.current():
+    def launching(self, stream: Stream | None = None) -> Iterator[None]:
+        """Launch operations on a stream, one thread of this process at a time. stream: None for the caller's."""
+        with _launches, stream.current() if stream is not None else nullcontext():
             yield
+
+    def finish(self) -> None:
+        """Block this thread until the caller's stream has done its work. Raises what the device found wrong there."""
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
 
     def host_buffer(self, size: int) -> torch.Tensor:
         """uint8 (size,) in memory of the host, pinned for a GPU: other memory would be copied once more, by the CPU."""

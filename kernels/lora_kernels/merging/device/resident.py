@@ -55,26 +55,43 @@ def merge_resident(
         sources = [stack.enter_context(FolderSource(folder)) for folder, _ in adapters]
         check_base_copies(plan, base=base, adapters=sources)
         readers = [FactorReader(source, known.file) for source, known in zip(sources, plan.adapters, strict=True)]
-        merging = _Merging(base, readers, accelerator)
+        merging = ResidentMerge(base, readers, accelerator)
         tensors = {
-            tensor.stored or tensor.name: merging.tensor(tensor) for shard in plan.shards for tensor in shard.tensors
+            tensor.stored or tensor.name: merging.tensor(tensor).values
+            for shard in plan.shards
+            for tensor in shard.tensors
         }
     ignored = [name for adapter in plan.adapters for name in adapter.ignored]
     return Resident(plan, tensors, merge_report(merging.stats, ignored=ignored, execution=accelerator.execution))
 
 
-class _Merging:
+class MergedTensor(NamedTuple):
+    """values: the tensor in its own shape, on the device. part: what an operation computed; None if nothing was to be
+    computed, or the host did it."""
+
+    values: torch.Tensor
+    part: Part | None
+
+
+class ResidentMerge:
+    """Merges tensor by tensor, into memory of the device. For one thread.
+
+    Attributes:
+        operands: the factors of the adapters, on the device.
+        stats: of the touched tensors so far.
+    """
+
     def __init__(self, base: FolderSource, readers: Sequence[FactorReader], accelerator: Accelerator) -> None:
         self._base, self._readers, self._accelerator = base, readers, accelerator
-        self._operands = Operands(base, readers, accelerator.device)
+        self.operands = Operands(base, readers, accelerator.device)
         self._stream = accelerator.stream()
         self._buffers = Buffers()
         self.stats: list[TensorStats] = []
 
-    def tensor(self, tensor: TensorPlan) -> torch.Tensor:
-        """The merged tensor, in its own shape."""
+    def tensor(self, tensor: TensorPlan) -> MergedTensor:
+        """Merge one tensor of the plan. Raises as `merge_resident` does."""
         kind = kind_of(tensor)
-        body = None
+        body, computed = None, None
         if tensor.copied:
             body = self._up(tensor.source_file, tensor.source_start, tensor.source_end)
         elif kind is not None:
@@ -82,15 +99,16 @@ class _Merging:
             part = Part(tensor, kind, 0, rows, last=True)
             raw = self._up(*part.source)
             with self._accelerator.launching(self._stream):
-                (found,) = compute_wave([Uploaded(part, raw)], self._operands, self._accelerator.backend)
+                (found,) = compute_wave([Uploaded(part, raw)], self.operands, self._accelerator.backend)
             if found is not None:
-                body = found.body
+                body, computed = found.body, part
                 if tensor.deltas:
                     self.stats.append(tensor_stats(tensor, found.sums, found.max_delta, replaces=False))
         if body is None:
             body = self._by_host(tensor)
         self._stream.record().wait()
-        return body.view(DTYPES.get(tensor.dtype) or _OTHERS[tensor.dtype]).reshape(tensor.shape)
+        values = body.view(DTYPES.get(tensor.dtype) or _OTHERS[tensor.dtype]).reshape(tensor.shape)
+        return MergedTensor(values, computed)
 
     def _up(self, file: str, start: int, end: int) -> torch.Tensor:
         host = self._accelerator.host_buffer(end - start)
